@@ -1,0 +1,57 @@
+# Everything runs in one virtual environment, made here from Python alone: `make train` is all a fresh clone needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+# Byte-compiling every installed file takes longer than compiling the few that a run really imports.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
+
+.PHONY: help train test test-slow format clean
+
+help:
+	@echo 'make train       install into $(VENV) and train on the lego scene (ARGS="..." is passed on)'
+	@echo 'make test        lint, types and the quick tests'
+	@echo 'make test-slow   the slow tests'
+	@echo 'make format      format the code and mend what the linter can mend'
+	@echo 'make clean       remove $(VENV) and all caches; runs/ and data/ are kept'
+	@echo 'Another interpreter: make PYTHON=python3.12 train'
+
+train: $(VENV)/.installed
+	$(BIN)/python train_lego.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# runs/ and data/ cost hours to make again, so they are never removed here.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written last, so an interrupted step is begun again; --clear makes a half-made environment new.
+# A recent pip is worth its download: it resolves and unpacks much faster than those that come with Python 3.11.
+$(VENV)/.created:
+	@command -v '$(PYTHON)' >/dev/null || { echo "No '$(PYTHON)' here. Name a Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@'$(PYTHON)' -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("jaxrf needs Python 3.11 or newer, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" % v[:2])'
+	'$(PYTHON)' -m venv --clear $(VENV)
+	$(INSTALL) --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/.created
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: requirements.txt requirements-dev.txt pyproject.toml | $(VENV)/.created
+	$(INSTALL) --editable '.[dev]'
+	touch $@ $(VENV)/.installed

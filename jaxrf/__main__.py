@@ -1,0 +1,8 @@
+"""`python -m jaxrf` is `jaxrf`."""
+
+import sys
+
+from jaxrf.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Checkpoints through orbax: written atomically, the last few and the best kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxrf.errors import InputError
+
+
+def open_checkpoints(folder: Path, keep: int) -> ocp.CheckpointManager:
+    """A manager of the checkpoints in a folder, which keeps the last `keep` and the best by PSNR."""
+    policy = ocp.checkpoint_managers.AnyPreservationPolicy(
+        [
+            ocp.checkpoint_managers.LatestN(keep),
+            ocp.checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics["psnr"],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, Any], psnr: float | None
+) -> None:
+    """Starts writing a checkpoint; `meta` is what must be known before `state` can be restored."""
+    manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+        metrics=None if psnr is None else {"psnr": psnr},
+    )
+
+
+def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """What was saved beside the state of a step."""
+    restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    return restored["meta"]
+
+
+def restore(manager: ocp.CheckpointManager, step: int, target: Any) -> Any:
+    """The state of a step, in the shapes and types of `target` (arrays or `eval_shape`'s result).
+
+    Raises InputError if it holds something else.
+    """
+    try:
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )
+    except (ValueError, KeyError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise InputError(
+            f"The checkpoint of step {step} in {manager.directory} does not fit its configuration "
+            f"({reason}): it is damaged or of another version; resume from another checkpoint or "
+            "train anew."
+        ) from error
+    state = restored["state"]
+    mismatched = [
+        f"{jax.tree_util.keystr(path)} is {found.shape}, not {wanted.shape}"
+        for (path, wanted), found in zip(
+            jax.tree_util.tree_leaves_with_path(target), jax.tree.leaves(state), strict=True
+        )
+        if found.shape != wanted.shape
+    ]
+    if mismatched:
+        raise InputError(
+            f"The checkpoint of step {step} in {manager.directory} is of another configuration: "
+            f"{mismatched[0]}; use the config.json that it was trained with."
+        )
+    return state

@@ -1,0 +1,226 @@
+"""The command line: parses, then hands over. Heavy modules are imported only once it is needed."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxrf import config as configs
+from jaxrf.cli_options import EvalOptions, RenderOptions
+from jaxrf.config import TrainConfig
+from jaxrf.errors import InputError
+
+USAGE = """usage: jaxrf COMMAND [OPTIONS]   (jaxrf COMMAND --help explains every option)
+
+commands:
+  train   train a radiance field from pictures with cameras (same as train_lego.py)
+  eval    score a trained run on a split and write its metrics.json
+  render  render a 360-degree orbit as MP4, GIF and PNG (same as render_360.py)
+"""
+
+# What may differ when a run is resumed, because no bit of the parameters depends on it.
+OPERATIONAL = frozenset(
+    {
+        "data",
+        "run_dir",
+        "resume",
+        "render_samples",
+        "steps_per_dispatch",
+        "validate_every",
+        "validation_views",
+        "checkpoint_seconds",
+        "keep_checkpoints",
+        "video",
+    }
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `jaxrf`; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": train, "eval": evaluate, "render": render}
+    if arguments and arguments[0] in commands:
+        return commands[arguments[0]](arguments[1:], f"jaxrf {arguments[0]}")
+    if arguments in (["--help"], ["-h"]):
+        print(USAGE, end="")
+        return 0
+    if arguments:
+        print(f"jaxrf: {arguments[0]!r} is no command.", file=sys.stderr)
+    print(USAGE, end="", file=sys.stderr)
+    return 2
+
+
+def train(argv: Sequence[str] | None = None, prog: str = "train_lego.py") -> int:
+    """Parses options and trains; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        config, preset = parse_training(arguments, prog)
+        from jaxrf.commands import run_training
+
+        return run_training(config, preset)
+
+    return _guard(command)
+
+
+def evaluate(argv: Sequence[str] | None = None, prog: str = "jaxrf eval") -> int:
+    """Parses options and scores a run; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        options = tyro.cli(EvalOptions, prog=prog, args=_name_run(arguments))
+        from jaxrf.commands import run_evaluation
+
+        return run_evaluation(options)
+
+    return _guard(command)
+
+
+def render(argv: Sequence[str] | None = None, prog: str = "render_360.py") -> int:
+    """Parses options and renders an orbit; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        options = tyro.cli(RenderOptions, prog=prog, args=_name_run(arguments))
+        _check_positive(options, "frames", "fps", "size", "radius")
+        from jaxrf.commands import run_rendering
+
+        return run_rendering(options)
+
+    return _guard(command)
+
+
+def parse_training(arguments: Sequence[str], prog: str) -> tuple[TrainConfig, str]:
+    """The training configuration, and the name of the preset that it starts from.
+
+    The preset and --resume are looked for first, because they decide what the defaults are. A
+    resumed run has its own configuration; an option that contradicts it is an InputError.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset", default=None)
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--run-dir", "--run_dir", type=Path, default=None)
+    try:
+        known, _ = first.parse_known_args(arguments)
+        rest = _drop_option(arguments, "--preset")
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}: see --help.") from error
+    if known.resume and not {"-h", "--help"} & set(arguments):
+        if known.preset:
+            raise InputError("--preset and --resume exclude each other: a run keeps its settings.")
+        return _parse_resumed(rest, prog, known.run_dir), "the run's own"
+    preset = known.preset or configs.default_preset()
+    config = tyro.cli(
+        TrainConfig,
+        prog=prog,
+        args=rest,
+        default=configs.make_preset(preset),
+        description=_describe_presets(preset),
+    )
+    _check(config)
+    return config, preset
+
+
+def _parse_resumed(arguments: Sequence[str], prog: str, run_dir: Path | None) -> TrainConfig:
+    from jaxrf import runs
+
+    folder = run_dir or runs.find_newest(Path("runs"))
+    stored = dataclasses.replace(runs.read_config(folder), resume=True, run_dir=folder)
+    config = tyro.cli(TrainConfig, prog=prog, args=arguments, default=stored)
+    for field in dataclasses.fields(TrainConfig):
+        given, own = getattr(config, field.name), getattr(stored, field.name)
+        if field.name not in OPERATIONAL and given != own:
+            option = "--" + field.name.replace("_", "-")
+            raise InputError(
+                f"{option} {given} contradicts {folder / runs.CONFIG_FILE}, which has {own}: leave "
+                "it out, as a run is resumed with its own settings, or train a new run."
+            )
+    return config
+
+
+def _drop_option(arguments: Sequence[str], option: str) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == option:
+            skip = True
+        elif not argument.startswith(f"{option}="):
+            kept.append(argument)
+    return kept
+
+
+def _name_run(arguments: Sequence[str]) -> list[str]:
+    """Lets the run be given without --run: `jaxrf eval RUN`."""
+    if arguments and not arguments[0].startswith("-"):
+        return ["--run", *arguments]
+    return list(arguments)
+
+
+def _describe_presets(chosen: str) -> str:
+    lines = [
+        f"  {configs.preset_name(preset)}: {(preset.__doc__ or '').strip()}"
+        for preset in configs.PRESETS
+    ]
+    return (
+        "Train a radiance field from pictures with known cameras.\n\n"
+        "--preset NAME chooses what is trained and all defaults below (those shown are of "
+        f"{chosen}); without it, the choice fits this machine:\n" + "\n".join(lines)
+    )
+
+
+def _check(config: TrainConfig) -> None:
+    _check_positive(
+        config, "downscale", "steps", "batch_samples", "batch_rays", "render_samples",
+        "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
+    )  # fmt: skip
+    _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
+    if config.video.frames:
+        _check_positive(config.video, "frames", "size", prefix="video.")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed is {config.seed}: give a number from 0 to 2^32 - 1.")
+
+
+def _check_positive(options: Any, *names: str, prefix: str = "") -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            option = "--" + prefix + name.replace("_", "-")
+            raise InputError(f"{option} is {value}: give a number above 0.")
+
+
+def _guard(command: Callable[[], int]) -> int:
+    """Runs a command; what a user can mend is printed as one sentence, not as a traceback."""
+    try:
+        return command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted before there was anything to save.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        sentence = _explain(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return 1
+
+
+def _explain(error: Exception) -> str | None:
+    """A sentence for failures of training and of memory; None for our own faults."""
+    from jaxrf.train import DivergedError
+
+    if isinstance(error, DivergedError):
+        return str(error)
+    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+        return (
+            "Memory ran out: lower --batch-samples while training or --render-samples while "
+            "rendering, shrink the pictures with --downscale, or let other programs on the device "
+            "have less (XLA_PYTHON_CLIENT_MEM_FRACTION sets JAX's share)."
+        )
+    return None

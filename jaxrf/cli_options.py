@@ -1,0 +1,49 @@
+"""Options of the commands that work on a run. Imports no jax, so that --help is quick."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+Channel = Literal["rgb", "depth", "opacity"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Score a trained run on a split and write its metrics.json."""
+
+    run: Path | None = None
+    """Folder of the run. Default: the newest in ./runs."""
+    data: Path | None = None
+    """Folder of the data set. Default: the one that the run was trained on."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which pictures."""
+    downscale: int | None = None
+    """Shrink the pictures by this factor. Default: as in training."""
+    background: Literal["white", "black"] | None = None
+    """Behind transparent pixels. Default: as in training."""
+    step: int | None = None
+    """Which checkpoint. Default: the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderOptions:
+    """Render a 360-degree orbit around a trained scene as MP4, GIF and PNG frames."""
+
+    run: Path | None = None
+    """Folder of the run. Default: the newest in ./runs."""
+    output: Path | None = None
+    """Folder to write to. Default: orbit (orbit-2, ...) in the run's folder."""
+    channels: tuple[Channel, ...] = ("rgb", "depth", "opacity")
+    """What to render: rgb, depth (colour-mapped, near is warm), opacity."""
+    frames: int = 60
+    """Number of frames of the full circle."""
+    fps: float = 24.0
+    """Frames per second."""
+    size: int = 400
+    """Width of a frame in pixels; the height follows the training pictures."""
+    elevation: float = 30.0
+    """Degrees above the horizon."""
+    radius: float | None = None
+    """Distance from the scene's centre, in scene units. Default: that of the training cameras."""
+    step: int | None = None
+    """Which checkpoint. Default: the last."""

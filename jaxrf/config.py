@@ -1,0 +1,350 @@
+"""Configurations: frozen dataclasses and named presets. Imports no jax, so that --help is quick."""
+
+import dataclasses
+import glob
+import importlib.util
+import json
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxrf.errors import InputError
+
+Background = Literal["white", "black", "random"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensoRFConfig:
+    """TensoRF-VM and how its grid grows. Times are fractions of all steps."""
+
+    kind: Annotated[Literal["tensorf"], tyro.conf.Suppress] = "tensorf"
+    density_components: int = 16
+    """Rank of the density, per axis."""
+    feature_components: int = 48
+    """Rank of the features, per axis."""
+    feature_dim: int = 27
+    """Channels of the features that the colour MLP sees."""
+    width: int = 128
+    """Width of the colour MLP's hidden layers."""
+    layers: int = 2
+    """Number of the colour MLP's hidden layers."""
+    feature_octaves: int = 2
+    """Fourier octaves of the features."""
+    direction_octaves: int = 2
+    """Fourier octaves of the view direction."""
+    density_shift: float = -10.0
+    """Added to the raw density before its softplus: lower starts emptier."""
+    density_scale: float = 25.0
+    """Factor of the density."""
+    initial_voxels: int = 128**3
+    """Number of voxels at the start."""
+    final_voxels: int = 300**3
+    """Number of voxels after the last upsampling."""
+    upsample_at: tuple[float, ...] = (2 / 30, 3 / 30, 4 / 30, 5.5 / 30, 7 / 30)
+    """When the grid is upsampled, log-spaced in the number of voxels."""
+    prune_at: tuple[float, ...] = (2 / 30, 4 / 30)
+    """When empty cells are dropped, the box is shrunk and rays that hit nothing are left out."""
+    occupancy_voxels: int = 128**3
+    """Cells of the occupancy grid."""
+    prune_threshold: float = 1e-4
+    """A cell is kept if one step through it has at least this alpha."""
+    step_ratio: float = 0.5
+    """Length of a step in voxels."""
+    shading: Literal["per_sample", "per_ray"] = "per_sample"
+    """Colour every sample that matters, or once per ray from composited features (much faster)."""
+    color_threshold: float = 1e-4
+    """Samples of less weight are not coloured."""
+    l1_weight: float = 8e-5
+    """Weight of the density factors' L1 norm."""
+    l1_weight_pruned: float = 4e-5
+    """The same after the first pruning."""
+    density_tv_weight: float = 0.0
+    """Weight of the density planes' total variation."""
+    feature_tv_weight: float = 0.0
+    """Weight of the feature planes' total variation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NeRFConfig:
+    """The original NeRF: a coarse and a fine MLP."""
+
+    kind: Annotated[Literal["nerf"], tyro.conf.Suppress] = "nerf"
+    layers: int = 8
+    """Layers of the trunk."""
+    width: int = 256
+    """Width of the trunk."""
+    skip: int = 5
+    """Index of the layer that takes the encoded position again."""
+    color_width: int = 128
+    """Width of the colour head."""
+    position_octaves: int = 10
+    """Fourier octaves of the position."""
+    direction_octaves: int = 4
+    """Fourier octaves of the view direction."""
+    coarse_samples: int = 64
+    """Stratified samples per ray."""
+    fine_samples: int = 128
+    """Importance samples per ray, in addition; 0 trains the coarse network alone."""
+
+
+FieldConfig = TensoRFConfig | NeRFConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with one learning rate for grids and one for networks."""
+
+    grid_rate: float = 0.02
+    """Learning rate of grids: planes, lines, tables."""
+    network_rate: float = 1e-3
+    """Learning rate of networks."""
+    final_fraction: float = 0.1
+    """Both rates decay exponentially to this fraction at the last step."""
+    warmup: float = 0.0
+    """Fraction of all steps over which the rates rise from a hundredth to full."""
+    beta1: float = 0.9
+    """Decay of Adam's first moment."""
+    beta2: float = 0.99
+    """Decay of Adam's second moment."""
+    epsilon: float = 1e-8
+    """Adam's epsilon."""
+    clip_norm: float = 10.0
+    """Gradients are scaled down to this global norm if it is larger."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BricksConfig:
+    """The built-in scene `bricks`, used when there is no data set."""
+
+    size: int = 128
+    """Width and height of its pictures, in pixels."""
+    train_views: int = 100
+    """Number of training pictures."""
+    test_views: int = 25
+    """Number of test pictures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoConfig:
+    """The 360 video rendered at the end."""
+
+    frames: int = 60
+    """Number of frames; 0 renders no video."""
+    size: int = 200
+    """Width and height of a frame, in pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a radiance field from pictures with known cameras."""
+
+    field: tyro.conf.AvoidSubcommands[FieldConfig]
+    """What is trained; --preset chooses its kind."""
+    data: Path | None = None
+    """Folder with a data set in the NeRF-synthetic (Blender) layout. Without: ./data/nerf_synthetic/lego
+    or the same under the folder in JAXRF_DATA, if present, else the built-in scene `bricks`."""
+    downscale: int = 1
+    """Shrink the pictures by this whole factor, averaging areas."""
+    background: Background = "white"
+    """Behind transparent pixels. `random` trains with a random colour per ray and evaluates on
+    white."""
+    run_dir: Path | None = None
+    """Folder to write the run to. Default: runs/<dataset>-<field>-<time>."""
+    resume: bool = False
+    """Continue the run in --run-dir (default: the newest run) from its last checkpoint, bit for
+    bit as if it had never stopped. All settings come from the run itself."""
+    steps: int = 30_000
+    """Number of optimiser steps; all schedules scale with it."""
+    seed: int = 0
+    """Seed of initialisation, ray order and jitter."""
+    batch_samples: int = 1 << 20
+    """Samples evaluated per step; the number of rays per step follows from it."""
+    batch_rays: int = 4096
+    """Most rays per step."""
+    render_samples: int = 1 << 20
+    """Samples evaluated at once when rendering; lower it if memory runs out."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How parameters are updated."""
+    steps_per_dispatch: int = 25
+    """Steps that run on the device between two looks from outside; does not change results."""
+    validate_every: float = 0.1
+    """Fraction of all steps between validations on a few val views; 0 never validates."""
+    validation_views: int = 4
+    """Number of val views that are rendered at each validation."""
+    checkpoint_seconds: float = 30.0
+    """Seconds between checkpoints."""
+    keep_checkpoints: int = 2
+    """Number of latest checkpoints kept; the best is kept in addition."""
+    matmul_precision: Literal["default", "high", "highest"] = "highest"
+    """Precision of float32 matrix products on accelerators."""
+    bricks: BricksConfig = BricksConfig()
+    """The built-in scene."""
+    video: VideoConfig = VideoConfig()
+    """The video at the end."""
+
+
+def tensorf_small() -> TrainConfig:
+    """TensoRF-VM for a CPU: few components, a grid up to 128^3, one colour per ray."""
+    return TrainConfig(
+        field=TensoRFConfig(
+            density_components=5,
+            feature_components=8,
+            feature_dim=24,
+            width=64,
+            layers=1,
+            density_shift=-4.0,
+            density_scale=25.0,
+            initial_voxels=64**3,
+            final_voxels=128**3,
+            upsample_at=(0.15, 0.35),
+            prune_at=(0.05, 0.15, 0.35),
+            occupancy_voxels=64**3,
+            prune_threshold=1e-2,
+            step_ratio=1.0,
+            shading="per_ray",
+            color_threshold=1e-3,
+            l1_weight=0.0,
+            l1_weight_pruned=0.0,
+        ),
+        steps=1500,
+        batch_samples=1 << 16,
+        render_samples=1 << 17,
+        optimizer=OptimizerConfig(grid_rate=0.03, network_rate=4e-3, final_fraction=0.05),
+    )
+
+
+def tensorf_vm48() -> TrainConfig:
+    """TensoRF VM-48 as published: 30,000 steps, final grid 300^3 (32.39 dB mean, V100 14 min)."""
+    return TrainConfig(field=TensoRFConfig(density_components=8, feature_components=8))
+
+
+def tensorf_vm192() -> TrainConfig:
+    """TensoRF VM-192 as published: 30,000 steps, final grid 300^3 (33.14 dB mean, V100 17 min)."""
+    return TrainConfig(field=TensoRFConfig())
+
+
+def nerf_small() -> TrainConfig:
+    """A small NeRF (4 layers of 128, 32 + 32 samples) that shows something on a CPU."""
+    return TrainConfig(
+        field=NeRFConfig(
+            layers=4, width=128, skip=2, color_width=64, coarse_samples=32, fine_samples=32
+        ),
+        steps=2000,
+        batch_rays=1024,
+        optimizer=OptimizerConfig(network_rate=1e-3, beta2=0.999, warmup=0.02),
+        render_samples=1 << 17,
+    )
+
+
+def nerf_original() -> TrainConfig:
+    """The NeRF of the paper: 8 layers of 256, 64 + 128 samples, 200,000 steps of 4096 rays."""
+    return TrainConfig(
+        field=NeRFConfig(),
+        steps=200_000,
+        optimizer=OptimizerConfig(network_rate=5e-4, beta2=0.999),
+    )
+
+
+PRESETS = (tensorf_small, tensorf_vm48, tensorf_vm192, nerf_small, nerf_original)
+
+
+def preset_name(preset: Any) -> str:
+    """Name of a preset as given to --preset: that of its constructor with dashes."""
+    return preset.__name__.replace("_", "-")
+
+
+def make_preset(name: str) -> TrainConfig:
+    """The preset of this name; InputError if there is none."""
+    for preset in PRESETS:
+        if preset_name(preset) == name:
+            return preset()
+    known = ", ".join(preset_name(p) for p in PRESETS)
+    raise InputError(f"--preset {name} is unknown: choose one of {known}.")
+
+
+def expects_accelerator() -> bool:
+    """Whether JAX will find a GPU or TPU, judged without starting JAX.
+
+    Needs an accelerator's device file and a JAX plugin for it; the variable JAX_PLATFORMS decides
+    where it is set.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.split(",")[0] != "cpu"
+    cuda = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin")
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1"):
+        devices = glob.glob("/dev/nvidia[0-9]*") + glob.glob("/dev/kfd")
+        if devices and any(importlib.util.find_spec(name) for name in cuda):
+            return True
+    tpu = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(tpu and importlib.util.find_spec("libtpu"))
+
+
+def default_preset() -> str:
+    """The preset that fits the machine: the full recipe on an accelerator, a small one without."""
+    return preset_name(tensorf_vm192 if expects_accelerator() else tensorf_small)
+
+
+def to_json(config: Any) -> str:
+    """A configuration as readable text, from which `from_json` makes it again."""
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        raise TypeError(f"cannot write {value!r} as JSON")
+
+    return json.dumps(dataclasses.asdict(config), indent=2, default=encode) + "\n"
+
+
+def from_json(text: str) -> TrainConfig:
+    """The training configuration that `to_json` wrote; ValueError says what does not fit."""
+    return _build(TrainConfig, json.loads(text), "config")
+
+
+def _build(expected: Any, value: Any, where: str) -> Any:
+    """A value of the expected type out of parsed JSON."""
+    origin = typing.get_origin(expected)
+    if origin is Annotated:
+        return _build(typing.get_args(expected)[0], value, where)
+    if origin in (typing.Union, UnionType):
+        return _build_union(typing.get_args(expected), value, where)
+    if origin is Literal:
+        if value not in typing.get_args(expected):
+            raise ValueError(f"{where} is {value!r}, not one of {typing.get_args(expected)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {value!r}, not a list")
+        return tuple(_build(typing.get_args(expected)[0], v, where) for v in value)
+    if dataclasses.is_dataclass(expected):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is {value!r}, not an object")
+        hints = typing.get_type_hints(expected, include_extras=True)
+        if unknown := set(value) - set(hints):
+            raise ValueError(f"{where} has the unknown key {sorted(unknown)[0]!r}")
+        return expected(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+    if expected is Path:
+        return Path(value)
+    if expected is float and isinstance(value, int):
+        return float(value)
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ValueError(f"{where} is {value!r}, not a value of type {expected.__name__}")
+    return value
+
+
+def _build_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in members:
+        return None
+    members = tuple(m for m in members if m is not type(None))
+    if len(members) == 1:
+        return _build(members[0], value, where)
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    for member in members:
+        if kind == next(f.default for f in dataclasses.fields(member) if f.name == "kind"):
+            return _build(member, value, where)
+    raise ValueError(f"{where}.kind is {kind!r}, which is no field of this version")

@@ -1,0 +1,1 @@
+"""Data sets: every reader gives the same `Scene`."""

@@ -1,0 +1,1 @@
+"""Radiance fields: each a frozen spec of numbers and pure functions of explicit parameters."""

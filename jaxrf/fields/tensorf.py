@@ -1,0 +1,210 @@
+"""TensoRF-VM: density and features as sums of products of planes and lines.
+
+Chen, Xu, Geiger, Yu, Su: TensoRF, tensorial radiance fields (ECCV 2022), section 4.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrf import encodings, grids
+from jaxrf.fields.mlp import MLP
+
+Params = dict[str, Any]
+
+# A plane spans two axes (across, down), its line the third.
+PLANE_AXES = ((0, 1), (0, 2), (1, 2))
+LINE_AXES = (2, 1, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensoRF:
+    """Spec of a vector-matrix factorised field.
+
+    Attributes:
+      resolution: grid points along x, y, z.
+      aabb: corners of the box that the grid spans; the density outside it is zero.
+      density_components, feature_components: rank per axis.
+      feature_dim: channels of the features.
+      width, layers: of the colour MLP.
+      feature_octaves, direction_octaves: of its inputs' Fourier encodings.
+      density_shift: added before the softplus that makes the density.
+      density_scale: factor of the density (the paper's distance scale).
+      init_scale: standard deviation of the factors at the start.
+    """
+
+    resolution: tuple[int, int, int]
+    aabb: tuple[tuple[float, float, float], tuple[float, float, float]]
+    density_components: int = 16
+    feature_components: int = 48
+    feature_dim: int = 27
+    width: int = 128
+    layers: int = 2
+    feature_octaves: int = 2
+    direction_octaves: int = 2
+    density_shift: float = -10.0
+    density_scale: float = 25.0
+    init_scale: float = 0.1
+
+    def _mlp(self) -> MLP:
+        return MLP(self.width, self.layers, 3)
+
+    def init(self, key: jax.Array) -> Params:
+        """Factors from a normal distribution, the basis and the MLP as usual for linear layers.
+
+        Returns:
+          {"density", "features": {"planes": 3 x (height, width, c), "lines": 3 x (size, c)},
+          "basis": (3 c, feature_dim), "mlp"}.
+        """
+        key_density, key_features, key_basis, key_mlp = jax.random.split(key, 4)
+        inputs = jnp.zeros((1, self.feature_dim))
+        basis_bound = 1.0 / math.sqrt(3 * self.feature_components)
+        return {
+            "density": self._init_factors(key_density, self.density_components),
+            "features": self._init_factors(key_features, self.feature_components),
+            "basis": jax.random.uniform(
+                key_basis,
+                (3 * self.feature_components, self.feature_dim),
+                minval=-basis_bound,
+                maxval=basis_bound,
+            ),
+            "mlp": self._mlp().init(key_mlp, self._encode(inputs, inputs[:, :3])),
+        }
+
+    def _init_factors(self, key: jax.Array, components: int) -> dict[str, tuple[Array, ...]]:
+        keys = jax.random.split(key, 6)
+        normal = jax.random.normal
+        return {
+            "planes": tuple(
+                self.init_scale
+                * normal(k, (self.resolution[down], self.resolution[across], components))
+                for k, (across, down) in zip(keys[:3], PLANE_AXES, strict=True)
+            ),
+            "lines": tuple(
+                self.init_scale * normal(k, (self.resolution[axis], components))
+                for k, axis in zip(keys[3:], LINE_AXES, strict=True)
+            ),
+        }
+
+    def _normalise(self, positions: Float[Array, "m 3"]) -> Float[Array, "m 3"]:
+        low, high = jnp.asarray(self.aabb[0])[None], jnp.asarray(self.aabb[1])[None]
+        return (positions - low) / (high - low)
+
+    def _products(
+        self, factors: dict[str, tuple[Array, ...]], unit: Float[Array, "m 3"]
+    ) -> list[Float[Array, "m c"]]:
+        return [
+            grids.sample_plane(plane, unit[:, across], unit[:, down])
+            * grids.sample_line(line, unit[:, axis])
+            for plane, line, (across, down), axis in zip(
+                factors["planes"], factors["lines"], PLANE_AXES, LINE_AXES, strict=True
+            )
+        ]
+
+    def density(
+        self, params: Params, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
+    ) -> tuple[Float[Array, "m"], Float[Array, "m 3"]]:
+        """Softplus of the sum of all density components (eq. 5), zero outside the box.
+
+        The latent is the position in the box's unit coordinates: features are looked up only for
+        the samples that ask for them. The radii are not used.
+        """
+        del radii
+        unit = self._normalise(positions)
+        raw = sum(jnp.sum(p, axis=-1) for p in self._products(params["density"], unit))
+        density = self.density_scale * jax.nn.softplus(raw + self.density_shift)
+        inside = jnp.all((unit >= 0) & (unit <= 1), axis=-1)
+        return jnp.where(inside, density, 0.0), unit
+
+    def features(self, params: Params, latent: Float[Array, "m 3"]) -> Float[Array, "m c"]:
+        """The concatenated feature components times the basis matrix (eq. 7)."""
+        products = self._products(params["features"], latent)
+        return jnp.concatenate(products, axis=-1) @ params["basis"]
+
+    def color(
+        self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
+    ) -> Float[Array, "m 3"]:
+        """Colour MLP of features, direction and their encodings."""
+        return jax.nn.sigmoid(self._mlp().apply(params["mlp"], self._encode(features, directions)))
+
+    def _encode(
+        self, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
+    ) -> Float[Array, "m e"]:
+        return jnp.concatenate(
+            [
+                encodings.fourier(features, self.feature_octaves),
+                encodings.fourier(directions, self.direction_octaves),
+            ],
+            axis=-1,
+        )
+
+
+def resample(params: Params, old: TensoRF, new: TensoRF) -> Params:
+    """Parameters of `old` on the grid points of `new`, by linear interpolation.
+
+    Serves upsampling (section 4.4) as well as shrinking the box; what of the new box lies outside
+    the old one repeats its border. Works on anything shaped like the parameters, such as the
+    moments of an optimiser.
+    """
+    spans = [
+        (
+            (new.aabb[0][a] - old.aabb[0][a]) / (old.aabb[1][a] - old.aabb[0][a]),
+            (new.aabb[1][a] - old.aabb[0][a]) / (old.aabb[1][a] - old.aabb[0][a]),
+        )
+        for a in range(3)
+    ]
+
+    def resample_factors(factors: dict[str, tuple[Array, ...]]) -> dict[str, tuple[Array, ...]]:
+        return {
+            "planes": tuple(
+                grids.resample_plane(
+                    plane,
+                    (new.resolution[down], new.resolution[across]),
+                    (spans[down][0], spans[across][0]),
+                    (spans[down][1], spans[across][1]),
+                )
+                for plane, (across, down) in zip(factors["planes"], PLANE_AXES, strict=True)
+            ),
+            "lines": tuple(
+                grids.resample_line(line, new.resolution[axis], *spans[axis])
+                for line, axis in zip(factors["lines"], LINE_AXES, strict=True)
+            ),
+        }
+
+    return {
+        **params,
+        "density": resample_factors(params["density"]),
+        "features": resample_factors(params["features"]),
+    }
+
+
+def fit_resolution(
+    voxels: int, aabb: tuple[tuple[float, float, float], tuple[float, float, float]]
+) -> tuple[int, int, int]:
+    """Grid points along x, y, z such that about `voxels` cubic voxels fill the box."""
+    size = [high - low for low, high in zip(*aabb, strict=True)]
+    voxel = (size[0] * size[1] * size[2] / voxels) ** (1.0 / 3.0)
+    # Rounded up only past the rounding error, or a cube of n^3 voxels would get n + 1 points.
+    x, y, z = (max(2, math.ceil(s / voxel - 1e-6)) for s in size)
+    return x, y, z
+
+
+def l1_norm(params: Params) -> Float[Array, ""]:
+    """Mean absolute value of the density's factors, summed over planes and lines (section 4.3)."""
+    leaves = jax.tree.leaves(params["density"])
+    return sum((jnp.mean(jnp.abs(leaf)) for leaf in leaves), jnp.zeros(()))
+
+
+def total_variation(factors: dict[str, tuple[Array, ...]]) -> Float[Array, ""]:
+    """Mean squared difference of neighbouring plane entries, both ways, summed over planes."""
+
+    def plane_variation(plane: Array) -> Array:
+        return jnp.mean(jnp.square(jnp.diff(plane, axis=0))) + jnp.mean(
+            jnp.square(jnp.diff(plane, axis=1))
+        )
+
+    return sum((plane_variation(plane) for plane in factors["planes"]), jnp.zeros(()))

@@ -1,0 +1,412 @@
+"""Methods: what a configuration trains: its field, how its rays are sampled and rendered, how it grows.
+
+The one place where the union of field configurations is taken apart.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, assert_never
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxrf import occupancy as occ
+from jaxrf import samplers
+from jaxrf.config import FieldConfig, NeRFConfig, TensoRFConfig, TrainConfig
+from jaxrf.fields import nerf, tensorf
+from jaxrf.fields.base import Field, Params
+from jaxrf.occupancy import OccupancyGrid
+from jaxrf.rays import Rays, clip_to_aabb
+from jaxrf.render import (
+    Budget,
+    RadianceFns,
+    Rendering,
+    compute_weights,
+    masked_density,
+    render_masked_samples,
+    render_samples,
+)
+from jaxrf.stepfun import midpoints
+
+_COUNTED_AT_ONCE = 1 << 16
+
+Aabb = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """The static shapes of training between two growths; kept with every checkpoint.
+
+    Attributes:
+      aabb: box of the field, in scene units.
+      resolution: grid points along x, y, z; of no meaning to fields without a grid.
+      cells: of the occupancy grid.
+      rays: per step.
+      density_budget, color_budget: samples evaluated per step at most.
+      pruned: whether empty cells have been dropped yet.
+    """
+
+    aabb: Aabb
+    resolution: tuple[int, int, int]
+    cells: tuple[int, int, int]
+    rays: int
+    density_budget: int
+    color_budget: int
+    pruned: bool
+
+
+class Prediction(NamedTuple):
+    """What a training step needs of rendered rays.
+
+    rgb: one (r, 3) per network that is to match the truth, the last being the result.
+    opacity: (r,) of the last.
+    dropped: (r,) rays that overflowed the sample budget.
+    """
+
+    rgb: tuple[Float[Array, "r 3"], ...]
+    opacity: Float[Array, "r"]
+    dropped: Bool[Array, "r"]
+
+
+def make_field(config: FieldConfig, stage: Stage) -> Field:
+    """The field's spec at a stage."""
+    match config:
+        case TensoRFConfig():
+            return tensorf.TensoRF(
+                resolution=stage.resolution,
+                aabb=stage.aabb,
+                density_components=config.density_components,
+                feature_components=config.feature_components,
+                feature_dim=config.feature_dim,
+                width=config.width,
+                layers=config.layers,
+                feature_octaves=config.feature_octaves,
+                direction_octaves=config.direction_octaves,
+                density_shift=config.density_shift,
+                density_scale=config.density_scale,
+            )
+        case NeRFConfig():
+            return nerf.NeRF(
+                layers=config.layers,
+                width=config.width,
+                skip=config.skip,
+                color_width=config.color_width,
+                position_octaves=config.position_octaves,
+                direction_octaves=config.direction_octaves,
+            )
+    assert_never(config)
+
+
+def init_params(config: FieldConfig, stage: Stage, key: jax.Array) -> Params:
+    """Fresh parameters of everything that the method trains."""
+    field = make_field(config, stage)
+    match config:
+        case TensoRFConfig():
+            return field.init(key)
+        case NeRFConfig():
+            key_coarse, key_fine = jax.random.split(key)
+            params = {"coarse": field.init(key_coarse)}
+            return params | ({"fine": field.init(key_fine)} if config.fine_samples else {})
+    assert_never(config)
+
+
+def label_params(config: FieldConfig, params: Params) -> Params:
+    """The optimiser group of every parameter: "grid" or "network"."""
+
+    def label(path: tuple[Any, ...], _: Array) -> str:
+        return "grid" if getattr(path[0], "key", None) in ("density", "features") else "network"
+
+    match config:
+        case TensoRFConfig():
+            return jax.tree_util.tree_map_with_path(label, params)
+        case NeRFConfig():
+            return jax.tree.map(lambda _: "network", params)
+    assert_never(config)
+
+
+def bind(field: Field, params: Params) -> RadianceFns:
+    """A field with its parameters as callables for the renderer."""
+    return RadianceFns(
+        density=lambda positions, radii: field.density(params, positions, radii),
+        features=lambda latent: field.features(params, latent),
+        color=lambda features, directions: field.color(params, features, directions),
+    )
+
+
+def step_length(config: TensoRFConfig, stage: Stage) -> float:
+    """Length of a step along a ray: `step_ratio` mean voxels, in scene units."""
+    low, high = np.asarray(stage.aabb)
+    return float(config.step_ratio * np.mean((high - low) / (np.array(stage.resolution) - 1)))
+
+
+def _march(
+    config: TensoRFConfig, stage: Stage, key: jax.Array | None, grid: OccupancyGrid, rays: Rays
+) -> tuple[Rays, Float[Array, "r n_plus_1"], Bool[Array, "r n"]]:
+    """Rays clipped to the box, the edges of their steps, and which steps may hit something."""
+    step = step_length(config, stage)
+    low, high = np.asarray(stage.aabb)
+    count = math.ceil(np.linalg.norm(high - low) / step) + 1
+    rays = clip_to_aabb(rays, jnp.asarray(stage.aabb))
+    tdist = samplers.march(key, rays, step, count)
+    distances = midpoints(tdist)
+    positions = rays.origins[:, None] + distances[..., None] * rays.directions[:, None]
+    mask = (jnp.diff(tdist, axis=-1) > 0) & occ.lookup(grid, positions)
+    return rays, tdist, mask
+
+
+def predict(
+    config: FieldConfig,
+    stage: Stage,
+    params: Params,
+    grid: OccupancyGrid,
+    key: jax.Array,
+    rays: Rays,
+    background: Float[Array, "r 3"],
+) -> Prediction:
+    """Renders a training batch with jittered samples; differentiable in the parameters."""
+    field = make_field(config, stage)
+    match config:
+        case TensoRFConfig():
+            rays, tdist, mask = _march(config, stage, key, grid, rays)
+            rendering, dropped = render_masked_samples(
+                bind(field, params),
+                rays,
+                tdist,
+                background,
+                mask,
+                Budget(stage.density_budget, stage.color_budget, drop=True),
+                per_ray=config.shading == "per_ray",
+                color_threshold=config.color_threshold,
+            )
+            return Prediction((rendering.rgb,), rendering.opacity, dropped)
+        case NeRFConfig():
+            passes = _coarse_to_fine(config, stage, params, key, rays, background)
+            none_dropped = jnp.zeros(rays.near.shape, bool)
+            return Prediction(tuple(p.rgb for p in passes), passes[-1].opacity, none_dropped)
+    assert_never(config)
+
+
+def _coarse_to_fine(
+    config: NeRFConfig,
+    stage: Stage,
+    params: Params,
+    key: jax.Array | None,
+    rays: Rays,
+    background: Float[Array, "r 3"],
+) -> list[Rendering]:
+    field = make_field(config, stage)
+    key_coarse, key_fine = (None, None) if key is None else jax.random.split(key)
+    rays = clip_to_aabb(rays, jnp.asarray(stage.aabb))
+    tdist = samplers.stratified(key_coarse, rays, config.coarse_samples)
+    coarse, weights = render_samples(bind(field, params["coarse"]), rays, tdist, background)
+    if not config.fine_samples:
+        return [coarse]
+    tdist = samplers.importance(key_fine, tdist, weights, config.fine_samples)
+    fine, _ = render_samples(bind(field, params["fine"]), rays, tdist, background)
+    return [coarse, fine]
+
+
+def render_rays(
+    config: FieldConfig,
+    stage: Stage,
+    samples: int,
+    params: Params,
+    grid: OccupancyGrid,
+    rays: Rays,
+    background: Float[Array, "3"],
+) -> Rendering:
+    """Renders rays of batch shape (r,) without jitter, in blocks of at most `samples` samples."""
+    behind = jnp.broadcast_to(background, (*rays.near.shape, 3))
+    match config:
+        case TensoRFConfig():
+            rays, tdist, mask = _march(config, stage, None, grid, rays)
+            rendering, _ = render_masked_samples(
+                bind(make_field(config, stage), params),
+                rays,
+                tdist,
+                behind,
+                mask,
+                Budget(samples, max(samples // 4, 1), drop=False),
+                per_ray=config.shading == "per_ray",
+                color_threshold=config.color_threshold,
+            )
+            return rendering
+        case NeRFConfig():
+            return _coarse_to_fine(config, stage, params, None, rays, behind)[-1]
+    assert_never(config)
+
+
+def rays_at_once(config: TrainConfig, stage: Stage) -> int:
+    """Rays rendered at a time, such that `render_samples` samples of each suffice."""
+    match config.field:
+        case TensoRFConfig():
+            # Most steps are masked out; per step only a few numbers are kept.
+            per_ray = math.ceil(
+                np.linalg.norm(np.diff(stage.aabb, axis=0)) / step_length(config.field, stage)
+            )
+            return max(256, min(8192, 8 * config.render_samples // per_ray))
+        case NeRFConfig():
+            per_ray = config.field.coarse_samples + config.field.fine_samples
+            return max(64, config.render_samples // per_ray)
+    assert_never(config.field)
+
+
+def regularise(config: FieldConfig, stage: Stage, params: Params) -> Float[Array, ""]:
+    """The penalty on the parameters that is added to the loss."""
+    zero = jnp.zeros(())
+    match config:
+        case TensoRFConfig():
+            l1_weight = config.l1_weight_pruned if stage.pruned else config.l1_weight
+            terms = [
+                (l1_weight, tensorf.l1_norm),
+                (config.density_tv_weight, lambda p: tensorf.total_variation(p["density"])),
+                (config.feature_tv_weight, lambda p: tensorf.total_variation(p["features"])),
+            ]
+            return sum((weight * term(params) for weight, term in terms if weight), zero)
+        case NeRFConfig():
+            return zero
+    assert_never(config)
+
+
+class Growth(NamedTuple):
+    """A change of the field between two stages.
+
+    step: before which it happens.
+    prune: whether empty cells are dropped and the box is shrunk.
+    voxels: number of voxels from then on; None leaves them.
+    """
+
+    step: int
+    prune: bool
+    voxels: int | None
+
+
+def plan_growth(config: FieldConfig, steps: int) -> list[Growth]:
+    """All growths of a run of so many steps, in order, at most one before each step."""
+    match config:
+        case TensoRFConfig():
+            counts = np.geomspace(
+                config.initial_voxels, config.final_voxels, len(config.upsample_at) + 1
+            )
+            upsample = {
+                round(at * steps): round(count)
+                for at, count in zip(config.upsample_at, counts[1:], strict=True)
+            }
+            prune = {round(at * steps) for at in config.prune_at}
+            growing = sorted(step for step in upsample.keys() | prune if 0 < step < steps)
+            return [Growth(s, s in prune, upsample.get(s)) for s in growing]
+        case NeRFConfig():
+            return []
+    assert_never(config)
+
+
+def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
+    """The stage that training starts with; its batch is yet to be fitted."""
+    low, high = (tuple(float(x) for x in corner) for corner in aabb)
+    box: Aabb = ((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    match config.field:
+        case TensoRFConfig():
+            resolution = tensorf.fit_resolution(config.field.initial_voxels, box)
+            cells = tensorf.fit_resolution(config.field.occupancy_voxels, box)
+        case NeRFConfig():
+            resolution = cells = (1, 1, 1)
+        case _:
+            assert_never(config.field)
+    return Stage(box, resolution, cells, config.batch_rays, 0, 0, pruned=False)
+
+
+def fit_batch(
+    config: TrainConfig,
+    stage: Stage,
+    params: Params,
+    grid: OccupancyGrid,
+    key: jax.Array,
+    rays: Rays,
+) -> Stage:
+    """The stage with as many rays per step as `batch_samples` allows, judged from sample rays."""
+    match config.field:
+        case TensoRFConfig():
+            field = config.field
+            density, color = _count_samples(field, stage, params, grid, key, rays)
+            margin = 1.1
+            most = config.batch_samples / max(margin * density, 1.0)
+            count = int(min(config.batch_rays, max(most // 128, 1) * 128))
+            budget = min(config.batch_samples, math.ceil(margin * density * count))
+            # Before the first pruning the field is fog, in which every sample gets some weight.
+            colored = math.ceil(1.5 * color * count) if stage.pruned else budget
+            return dataclasses.replace(
+                stage,
+                rays=count,
+                density_budget=max(budget, 128),
+                color_budget=max(min(colored, budget), 128),
+            )
+        case NeRFConfig():
+            return stage
+    assert_never(config.field)
+
+
+def _count_samples(
+    config: TensoRFConfig,
+    stage: Stage,
+    params: Params,
+    grid: OccupancyGrid,
+    key: jax.Array,
+    rays: Rays,
+) -> tuple[float, float]:
+    """Mean samples per ray that may hit something, and of those how many get a colour."""
+
+    budget = Budget(_COUNTED_AT_ONCE, _COUNTED_AT_ONCE, drop=False)
+
+    @jax.jit
+    def count(
+        params: Params, grid: OccupancyGrid, key: jax.Array, rays: Rays
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        clipped, tdist, mask = _march(config, stage, key, grid, rays)
+        fns = bind(make_field(config, stage), params)
+        density, _ = masked_density(fns, clipped, tdist, mask, budget)
+        weights, _ = compute_weights(density, tdist)
+        colored = mask & (weights > config.color_threshold)
+        return jnp.mean(jnp.sum(mask, axis=-1) * 1.0), jnp.mean(jnp.sum(colored, axis=-1) * 1.0)
+
+    density, color = count(params, grid, key, rays)
+    return float(density), float(color)
+
+
+def grow(
+    config: FieldConfig, stage: Stage, growth: Growth, params: Params, grid: OccupancyGrid
+) -> tuple[Stage, OccupancyGrid, Callable[[Params], Params]]:
+    """The stage and occupancy after a growth, and what carries parameters over to it."""
+    match config:
+        case TensoRFConfig():
+            old = make_field(config, stage)
+            if growth.prune:
+                density = jax.jit(lambda p, x: old.density(p, x, jnp.zeros(x.shape[:-1]))[0])
+                step = step_length(config, stage)
+                grid = occ.update_from_density(
+                    grid, lambda x: density(params, x), step, config.prune_threshold
+                )
+                stage = _shrink(config, stage, grid)
+            if growth.voxels is not None:
+                resolution = tensorf.fit_resolution(growth.voxels, stage.aabb)
+                stage = dataclasses.replace(stage, resolution=resolution)
+            new = make_field(config, stage)
+            assert isinstance(old, tensorf.TensoRF) and isinstance(new, tensorf.TensoRF)
+            return stage, grid, lambda tree: tensorf.resample(tree, old, new)
+        case NeRFConfig():
+            return stage, grid, lambda tree: tree
+    assert_never(config)
+
+
+def _shrink(config: TensoRFConfig, stage: Stage, grid: OccupancyGrid) -> Stage:
+    """The stage with its box shrunk to what is occupied, voxels keeping their size."""
+    box = occ.occupied_aabb(grid)
+    low = np.maximum(box[0], stage.aabb[0])
+    high = np.minimum(box[1], stage.aabb[1])
+    voxel = (np.asarray(stage.aabb[1]) - stage.aabb[0]) / (np.array(stage.resolution) - 1)
+    x, y, z = (max(2, math.ceil(s) + 1) for s in (high - low) / voxel - 1e-6)
+    corners = [tuple(float(f"{v:.9g}") for v in corner) for corner in (low, high)]
+    aabb: Any = tuple(corners)
+    return dataclasses.replace(stage, aabb=aabb, resolution=(x, y, z), pruned=True)

@@ -1,0 +1,138 @@
+"""Occupancy grid: which cells of the box may hold anything, so that the rest is never evaluated."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxrf.rays import Rays, clip_to_aabb
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("occupied", "aabb"), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class OccupancyGrid:
+    """Cells of a box that may be occupied.
+
+    Attributes:
+      occupied: (x, y, z) one flag per cell.
+      aabb: (2, 3) the box that the cells tile.
+    """
+
+    occupied: Bool[Array, "x y z"]
+    aabb: Float[Array, "2 3"]
+
+
+def make_full_grid(resolution: tuple[int, int, int], aabb: Float[Array, "2 3"]) -> OccupancyGrid:
+    """A grid in which every cell may be occupied."""
+    return OccupancyGrid(jnp.ones(resolution, bool), jnp.asarray(aabb, jnp.float32))
+
+
+def lookup(grid: OccupancyGrid, positions: Float[Array, "*batch 3"]) -> Bool[Array, "*batch"]:
+    """Whether each position's cell may be occupied; outside the box nothing is."""
+    resolution = grid.occupied.shape
+    lead = (1,) * (positions.ndim - 1)
+    low = grid.aabb[0].reshape((*lead, 3))
+    size = (grid.aabb[1] - grid.aabb[0]).reshape((*lead, 3))
+    scale = jnp.asarray(resolution, positions.dtype).reshape((*lead, 3))
+    cell = jnp.floor((positions - low) / size * scale)
+    inside = jnp.all((cell >= 0) & (cell < scale), axis=-1)
+    x, y, z = jnp.moveaxis(jnp.clip(cell, 0, scale - 1).astype(jnp.int32), -1, 0)
+    flat = (x * resolution[1] + y) * resolution[2] + z
+    return inside & grid.occupied.ravel()[flat]
+
+
+def cell_centres(
+    resolution: tuple[int, int, int], aabb: Float[Array, "2 3"]
+) -> Float[Array, "x y z 3"]:
+    """Centres of a grid's cells, in scene units."""
+    axes = [
+        aabb[0, a] + (jnp.arange(n) + 0.5) * (aabb[1, a] - aabb[0, a]) / n
+        for a, n in enumerate(resolution)
+    ]
+    return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def dilate(occupied: Bool[Array, "x y z"], cells: int = 1) -> Bool[Array, "x y z"]:
+    """Every cell within `cells` of an occupied one, along each axis and diagonally."""
+    for axis in range(3):
+        for _ in range(cells):
+            forward = jnp.roll(occupied, 1, axis).at[_first(axis)].set(False)
+            backward = jnp.roll(occupied, -1, axis).at[_last(axis)].set(False)
+            occupied = occupied | forward | backward
+    return occupied
+
+
+def _first(axis: int) -> tuple[slice | int, ...]:
+    return (slice(None),) * axis + (0,)
+
+
+def _last(axis: int) -> tuple[slice | int, ...]:
+    return (slice(None),) * axis + (-1,)
+
+
+def update_from_density(
+    grid: OccupancyGrid,
+    density_fn: Callable[[Float[Array, "n 3"]], Float[Array, "n"]],
+    step: float,
+    threshold: float,
+    chunk: int = 1 << 18,
+) -> OccupancyGrid:
+    """Keeps the occupied cells in or next to which a step through the field absorbs enough light.
+
+    A cell counts when alpha = 1 - exp(-density step) at its centre exceeds the threshold, and is
+    then dilated by one cell (TensoRF, section 4, "alpha mask"). A cell that was not occupied before
+    stays so: what was pruned does not come back.
+    """
+    centres = cell_centres(grid.occupied.shape, grid.aabb).reshape(-1, 3)
+    count = centres.shape[0]
+    padded = jnp.pad(centres, ((0, -count % chunk), (0, 0)), mode="edge")
+    density = jax.lax.map(density_fn, padded.reshape(-1, min(chunk, padded.shape[0]), 3))
+    alpha = 1.0 - jnp.exp(-density.ravel()[:count] * step)
+    opaque = (alpha > threshold).reshape(grid.occupied.shape)
+    return dataclasses.replace(grid, occupied=grid.occupied & dilate(opaque & grid.occupied))
+
+
+def occupied_aabb(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
+    """The smallest box that holds all occupied cells; the whole box if none is occupied."""
+    occupied = np.asarray(grid.occupied)
+    aabb = np.asarray(grid.aabb, np.float64)
+    if not occupied.any():
+        return aabb
+    cells = np.argwhere(occupied)
+    size = (aabb[1] - aabb[0]) / np.array(occupied.shape)
+    return np.stack([aabb[0] + cells.min(0) * size, aabb[0] + (cells.max(0) + 1) * size])
+
+
+def resample_grid(
+    grid: OccupancyGrid, resolution: tuple[int, int, int], aabb: Float[Array, "2 3"]
+) -> OccupancyGrid:
+    """The same occupancy on other cells: one is occupied if any corner or its centre was.
+
+    Meant for cells not larger than the old ones.
+    """
+    centres = cell_centres(resolution, aabb)
+    half = 0.499 * (aabb[1] - aabb[0]) / jnp.asarray(resolution, jnp.float32)
+    occupied = lookup(grid, centres)
+    for corner in np.ndindex(2, 2, 2):
+        sign = jnp.asarray(corner, jnp.float32) * 2.0 - 1.0
+        occupied |= lookup(grid, centres + (sign * half).reshape(1, 1, 1, 3))
+    return OccupancyGrid(occupied, jnp.asarray(aabb, jnp.float32))
+
+
+def hit_by(grid: OccupancyGrid, rays: Rays) -> Bool[Array, "*batch"]:
+    """Whether each ray passes an occupied cell between near and far, probed once per cell's width."""
+    step = jnp.min((grid.aabb[1] - grid.aabb[0]) / jnp.asarray(grid.occupied.shape, jnp.float32))
+    clipped = clip_to_aabb(rays, grid.aabb)
+    length = clipped.far - clipped.near
+
+    def probe(index: Array, hit: Array) -> Array:
+        distance = jnp.minimum((index + 0.5) * step, length)
+        positions = clipped.origins + (clipped.near + distance)[..., None] * clipped.directions
+        return hit | ((length > 0) & lookup(grid, positions))
+
+    count = jnp.ceil(jnp.max(length) / step).astype(jnp.int32)
+    return jax.lax.fori_loop(0, count, probe, jnp.zeros(rays.near.shape, bool))

@@ -1,0 +1,68 @@
+"""Optimisers out of optax: parameter groups, schedules, clipping."""
+
+from typing import Any
+
+import jax
+import optax
+
+from jaxrf.config import OptimizerConfig
+
+Params = Any
+GROUPS = ("grid", "network")
+
+
+def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
+    """Learning rate by step: exponential decay to `final_fraction` of the peak, after a warm-up.
+
+    The warm-up rises linearly from a hundredth of the peak and does not delay the decay.
+    """
+    decay = optax.exponential_decay(peak, max(steps, 1), config.final_fraction)
+    warmup = round(config.warmup * steps)
+    if warmup == 0:
+        return decay
+    ramp = optax.linear_schedule(0.01, 1.0, warmup)
+    return lambda step: decay(step) * ramp(step)
+
+
+def make_schedules(config: OptimizerConfig, steps: int) -> dict[str, optax.Schedule]:
+    """The schedule of each parameter group."""
+    peaks = {"grid": config.grid_rate, "network": config.network_rate}
+    return {group: make_schedule(config, peaks[group], steps) for group in GROUPS}
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps: int, labels: Params
+) -> optax.GradientTransformationExtraArgs:
+    """Clipping by global norm, Adam, and one scheduled learning rate for each group.
+
+    Args:
+      config: rates and constants.
+      steps: length of the schedules.
+      labels: shaped like the parameters, a group's name at each leaf (or above leaves).
+    """
+    rates = {
+        group: optax.scale_by_learning_rate(schedule)
+        for group, schedule in make_schedules(config, steps).items()
+    }
+    return optax.with_extra_args_support(
+        optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+            optax.partition(rates, labels),
+        )
+    )
+
+
+def map_moments(fn: Any, opt_state: Any) -> Any:
+    """Applies a function of parameter-shaped trees to Adam's two moments.
+
+    For a grid that changes its resolution: the moments are resampled as the parameters are.
+    """
+
+    def is_adam(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByAdamState)
+
+    def map_node(node: Any) -> Any:
+        return node._replace(mu=fn(node.mu), nu=fn(node.nu)) if is_adam(node) else node
+
+    return jax.tree.map(map_node, opt_state, is_leaf=is_adam)

@@ -1,0 +1,92 @@
+"""Arrays to pictures: colour maps, PNG, GIF and MP4."""
+
+import io
+import subprocess
+from pathlib import Path
+
+import imageio.v3 as iio
+import imageio_ffmpeg
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+
+def to_uint8(image: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Values in [0, 1] (others are clipped, NaN is 0) as 8-bit numbers, rounded."""
+    return np.rint(np.clip(np.nan_to_num(image), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def color_map(
+    values: Float[np.ndarray, "*batch"], low: float, high: float, name: str = "turbo"
+) -> Float[np.ndarray, "*batch 3"]:
+    """Colours of values by one of matplotlib's colour maps, `low` to `high` spanning it."""
+    scaled = np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0)
+    return matplotlib.colormaps[name](np.nan_to_num(scaled))[..., :3].astype(np.float32)
+
+
+def depth_picture(
+    depth: Float[np.ndarray, "h w"],
+    opacity: Float[np.ndarray, "h w"],
+    low: float,
+    high: float,
+) -> Float[np.ndarray, "h w 3"]:
+    """Depth in colours, near warm and far cool, fading to white where nothing is hit."""
+    return (
+        color_map(-depth, -high, -low) * opacity[..., None] + (1.0 - opacity)[..., None]
+    ).astype(np.float32)
+
+
+def error_picture(
+    rendered: Float[np.ndarray, "h w 3"], truth: Float[np.ndarray, "h w 3"], most: float = 0.25
+) -> Float[np.ndarray, "h w 3"]:
+    """Mean absolute error over channels in colours, black at 0 and bright at `most` and above."""
+    error = np.abs(np.clip(rendered, 0.0, 1.0) - truth).mean(axis=-1)
+    return color_map(error, 0.0, most, "inferno")
+
+
+def write_png(path: Path, image: Float[np.ndarray, "h w *c"]) -> None:
+    """One picture with values in [0, 1] to an 8-bit PNG."""
+    iio.imwrite(path, to_uint8(image), extension=".png")
+
+
+def write_mp4(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: float) -> None:
+    """An H.264 video that browsers play; odd sizes lose a row or column, as the codec asks.
+
+    Raises OSError with the encoder's words if it fails.
+    """
+    height, width = (s - s % 2 for s in frames.shape[1:3])
+    # The encoder is run directly: imageio's own writer forks, which JAX's threads forbid.
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        *("-y", "-loglevel", "error"),
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)),
+        *("-i", "-", "-an", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p"),
+        *("-movflags", "+faststart", str(path)),
+    ]
+    raw = np.ascontiguousarray(frames[:, :height, :width]).tobytes()
+    result = subprocess.run(command, input=raw, capture_output=True, check=False)
+    if result.returncode:
+        words = result.stderr.decode(errors="replace").strip().split("\n")[-1]
+        raise OSError(f"{path} could not be encoded: {words}")
+
+
+def encode_gif(frames: UInt8[np.ndarray, "n h w 3"], fps: float) -> bytes:
+    """A GIF that loops for ever, with one palette for all frames so that colours do not flicker."""
+    every = max(1, len(frames) // 8)
+    sheet = Image.fromarray(np.concatenate(frames[::every], axis=0))
+    palette = sheet.quantize(256, method=Image.Quantize.MEDIANCUT)
+    pictures = [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+        for frame in frames
+    ]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(1000 / fps),
+        loop=0,
+    )
+    return buffer.getvalue()

@@ -1,0 +1,351 @@
+"""The volume renderer: densities and colours along rays in, pixels out.
+
+Everything takes callables, never a field. Letters in shapes: r rays, n intervals of a ray,
+m packed samples, c channels.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrf.rays import Rays, points_along
+from jaxrf.stepfun import midpoints
+
+DensityFn = Callable[[Float[Array, "m 3"], Float[Array, "m"]], tuple[Float[Array, "m"], Any]]
+FeaturesFn = Callable[[Any], Float[Array, "m c"]]
+ColorFn = Callable[[Float[Array, "m c"], Float[Array, "m 3"]], Float[Array, "m 3"]]
+
+
+class RadianceFns(NamedTuple):
+    """A radiance field as three callables.
+
+    density: (positions, radii) -> (density, latent), the latent being whatever the field hands on.
+    features: latent -> features, which may be composited along a ray.
+    color: (features, directions) -> rgb in [0, 1].
+    """
+
+    density: DensityFn
+    features: FeaturesFn
+    color: ColorFn
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("rgb", "opacity", "depth", "median_depth"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class Rendering:
+    """What a ray sees.
+
+    Attributes:
+      rgb: (..., 3) composited over the background.
+      opacity: (...) in [0, 1].
+      depth: (...) expected distance along the ray given that it hits something; far if nothing.
+      median_depth: (...) distance at which half of the ray's opacity is reached; far if nothing.
+    """
+
+    rgb: Float[Array | np.ndarray, "*batch 3"]
+    opacity: Float[Array | np.ndarray, "*batch"]
+    depth: Float[Array | np.ndarray, "*batch"]
+    median_depth: Float[Array | np.ndarray, "*batch"]
+
+
+def compute_weights(
+    density: Float[Array, "*batch n"], tdist: Float[Array, "*batch n_plus_1"]
+) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch n"]]:
+    """Weight of each interval in the pixel, and the transmittance with which light reaches it.
+
+    w_i = T_i (1 - exp(-density_i delta_i)), T_i = exp(-sum_{j<i} density_j delta_j) (NeRF, eq. 3;
+    Max 1995). The transmittance is exclusive: the first interval's is 1. Optical depth is capped
+    at 1e10 so that an infinite density or length gives no NaN.
+    """
+    optical_depth = jnp.minimum(density * jnp.diff(tdist, axis=-1), 1e10)
+    reached = jnp.cumsum(optical_depth[..., :-1], axis=-1)
+    reached = jnp.concatenate([jnp.zeros_like(optical_depth[..., :1]), reached], axis=-1)
+    transmittance = jnp.exp(-reached)
+    return transmittance * -jnp.expm1(-optical_depth), transmittance
+
+
+def expected_depth(
+    weights: Float[Array, "*batch n"],
+    tdist: Float[Array, "*batch n_plus_1"],
+    far: Float[Array, "*batch"],
+) -> Float[Array, "*batch"]:
+    """Mean distance of what the ray hits, sum w t / sum w; far where it hits nothing."""
+    opacity = jnp.sum(weights, axis=-1)
+    hit = opacity > 1e-6
+    mean = jnp.sum(weights * midpoints(tdist), axis=-1) / jnp.where(hit, opacity, 1.0)
+    return jnp.where(hit, mean, far)
+
+
+def median_depth(
+    weights: Float[Array, "*batch n"],
+    tdist: Float[Array, "*batch n_plus_1"],
+    far: Float[Array, "*batch"],
+) -> Float[Array, "*batch"]:
+    """Distance at which half of the ray's opacity is reached, linear within an interval."""
+    reached = jnp.cumsum(weights, axis=-1)
+    half = 0.5 * reached[..., -1:]
+    index = jnp.argmax(reached >= half, axis=-1)[..., None]
+    weight = jnp.take_along_axis(weights, index, axis=-1)
+    missing = half - (jnp.take_along_axis(reached, index, axis=-1) - weight)
+    fraction = jnp.clip(missing / jnp.where(weight > 0, weight, 1.0), 0.0, 1.0)
+    start = jnp.take_along_axis(tdist, index, axis=-1)
+    stop = jnp.take_along_axis(tdist, index + 1, axis=-1)
+    distance = (start + fraction * (stop - start))[..., 0]
+    return jnp.where(reached[..., -1] > 1e-6, distance, far)
+
+
+class Packed(NamedTuple):
+    """A fixed number of places for the samples that matter, out of many.
+
+    sample: (m,) flat index of each sample; one past the last for an empty place.
+    valid: (m,) whether the place is taken.
+    """
+
+    sample: Int[Array, "m"]
+    valid: Bool[Array, "m"]
+
+
+def rank_samples(mask: Bool[Array, "r n"]) -> Int[Array, "r n"]:
+    """How many wanted samples come before each one, in ray-major order."""
+    within = jnp.cumsum(mask.astype(jnp.int32), axis=1)
+    before = jnp.cumsum(within[:, -1]) - within[:, -1]
+    return before[:, None] + within - mask
+
+
+def pack(
+    mask: Bool[Array, "r n"], rank: Int[Array, "r n"], budget: int, start: int | Int[Array, ""] = 0
+) -> Packed:
+    """Gathers the samples of ranks start, start + 1, ..., start + budget - 1 that are wanted."""
+    place = rank - start
+    place = jnp.where(mask & (place >= 0) & (place < budget), place, budget)
+    empty = jnp.full((budget,), mask.size, jnp.int32)
+    flat = jnp.arange(mask.size, dtype=jnp.int32)
+    sample = empty.at[place.ravel()].set(flat, mode="drop", unique_indices=False)
+    return Packed(sample, sample < mask.size)
+
+
+def _select_samples(
+    rays: Rays, tdist: Float[Array, "r n_plus_1"], packed: Packed
+) -> tuple[Int[Array, "m"], Float[Array, "m 3"], Float[Array, "m"]]:
+    """Ray index, position and cone radius of packed samples; empty places repeat the last ray."""
+    intervals = tdist.shape[-1] - 1
+    index = jnp.minimum(packed.sample, rays.near.size * intervals - 1)
+    ray = index // intervals
+    distance = midpoints(tdist).ravel()[index]
+    position = rays.origins[ray] + distance[:, None] * rays.directions[ray]
+    return ray, position, rays.radii[ray] * distance
+
+
+def _for_each_block(
+    total: Int[Array, ""], budget: int, body: Callable[[Int[Array, ""], Any], Any], init: Any
+) -> Any:
+    blocks = (total + budget - 1) // budget
+    return jax.lax.fori_loop(0, blocks, lambda i, carry: body(i * budget, carry), init)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How many samples are evaluated at once where a mask says which ones matter.
+
+    Attributes:
+      density: places for samples whose density is evaluated.
+      color: places for samples whose features are.
+      drop: True while training: one block, and rays that overflow it are dropped whole and
+        reported. False: as many blocks as there is work, nothing dropped, not differentiable.
+    """
+
+    density: int
+    color: int
+    drop: bool
+
+
+def masked_density(
+    fns: RadianceFns,
+    rays: Rays,
+    tdist: Float[Array, "r n_plus_1"],
+    mask: Bool[Array, "r n"],
+    budget: Budget,
+) -> tuple[Float[Array, "r n"], Bool[Array, "r"]]:
+    """Density where the mask is set and zero elsewhere; and which rays overflowed the budget.
+
+    Arguments as in `render_masked_samples`.
+    """
+    rank = rank_samples(mask)
+    total = rank[-1, -1] + mask[-1, -1]
+
+    def add_block(start: int | Int[Array, ""], density: Float[Array, "s"]) -> Float[Array, "s"]:
+        packed = pack(mask, rank, budget.density, start)
+        _, positions, radii = _select_samples(rays, tdist, packed)
+        values, _ = fns.density(positions, radii)
+        return density.at[packed.sample].add(values, mode="drop")
+
+    density = jnp.zeros((mask.size,), tdist.dtype)
+    if budget.drop:
+        density = add_block(0, density)
+        dropped = rank[:, -1] + mask[:, -1] > budget.density
+    else:
+        density = _for_each_block(total, budget.density, add_block, density)
+        dropped = jnp.zeros(mask.shape[0], bool)
+    return density.reshape(mask.shape), dropped
+
+
+def _masked_features(
+    fns: RadianceFns,
+    rays: Rays,
+    tdist: Float[Array, "r n_plus_1"],
+    weights: Float[Array, "r n"],
+    mask: Bool[Array, "r n"],
+    budget: Budget,
+    per_ray: bool,
+) -> tuple[Float[Array, "r c"], Bool[Array, "r"]]:
+    """Features (per ray) or colours (per sample) summed along rays where the mask is set."""
+    rank = rank_samples(mask)
+    total = rank[-1, -1] + mask[-1, -1]
+
+    def block_values(start: int | Int[Array, ""]) -> tuple[Packed, Array, Array]:
+        packed = pack(mask, rank, budget.color, start)
+        ray, positions, radii = _select_samples(rays, tdist, packed)
+        _, latent = fns.density(positions, radii)
+        values = fns.features(latent)
+        if not per_ray:
+            values = fns.color(values, rays.directions[ray])
+        weight = weights.ravel().at[packed.sample].get(mode="fill", fill_value=0.0)
+        return packed, ray, values * weight[:, None]
+
+    def add_block(start: int | Int[Array, ""], summed: Float[Array, "r c"]) -> Float[Array, "r c"]:
+        _, ray, values = block_values(start)
+        return summed.at[ray].add(values, indices_are_sorted=True)
+
+    channels = jax.eval_shape(lambda: block_values(0)[2]).shape[-1]
+    summed = jnp.zeros((mask.shape[0], channels), tdist.dtype)
+    if budget.drop:
+        return add_block(0, summed), rank[:, -1] + mask[:, -1] > budget.color
+    summed = _for_each_block(total, budget.color, add_block, summed)
+    return summed, jnp.zeros(mask.shape[0], bool)
+
+
+def _shade(
+    color_fn: ColorFn,
+    summed: Float[Array, "r c"],
+    opacity: Float[Array, "r"],
+    directions: Float[Array, "r 3"],
+) -> Float[Array, "r 3"]:
+    """Premultiplied colour of rays from their composited features: one colour for each ray."""
+    mean = summed / jnp.maximum(opacity, 1e-3)[:, None]
+    return color_fn(mean, directions) * opacity[:, None]
+
+
+def render_samples(
+    fns: RadianceFns,
+    rays: Rays,
+    tdist: Float[Array, "r n_plus_1"],
+    background: Float[Array, "r 3"],
+    *,
+    per_ray: bool = False,
+) -> tuple[Rendering, Float[Array, "r n"]]:
+    """Renders rays from every one of the given intervals.
+
+    Args:
+      fns: the field.
+      rays: batch shape (r,).
+      tdist: (r, n + 1) edges; the field is evaluated at the middle of each interval.
+      background: (r, 3) colour behind each ray.
+      per_ray: composite features along the ray and colour them once, instead of colouring each
+        sample and compositing colours.
+
+    Returns:
+      The rendering and the weights (r, n).
+    """
+    distances = midpoints(tdist)
+    count, intervals = distances.shape
+    positions = points_along(rays, distances).reshape(-1, 3)
+    density, latent = fns.density(positions, (rays.radii[:, None] * distances).ravel())
+    weights, _ = compute_weights(density.reshape(count, intervals), tdist)
+    opacity = jnp.sum(weights, axis=-1)
+    values = fns.features(latent)
+    if not per_ray:
+        directions = jnp.broadcast_to(rays.directions[:, None], (count, intervals, 3))
+        values = fns.color(values, directions.reshape(-1, 3))
+    summed = jnp.sum(weights[..., None] * values.reshape(count, intervals, -1), axis=1)
+    if per_ray:
+        summed = _shade(fns.color, summed, opacity, rays.directions)
+    return _finish(summed, opacity, weights, rays, tdist, background), weights
+
+
+def render_masked_samples(
+    fns: RadianceFns,
+    rays: Rays,
+    tdist: Float[Array, "r n_plus_1"],
+    background: Float[Array, "r 3"],
+    mask: Bool[Array, "r n"],
+    budget: Budget,
+    *,
+    per_ray: bool = False,
+    color_threshold: float = 0.0,
+) -> tuple[Rendering, Bool[Array, "r"]]:
+    """Renders rays from the intervals that a mask selects, in a fixed amount of memory.
+
+    Density is evaluated only where the mask is set, colour only where the weight then exceeds
+    `color_threshold` (TensoRF, section 4). Equal to `render_samples` with the density set to zero
+    outside the mask and colours to zero under the threshold. Arguments as there.
+
+    Returns:
+      The rendering, and which rays (r,) overflowed the budget and are not to be used; all False
+      unless `budget.drop`.
+    """
+    mask = mask & (jnp.diff(tdist, axis=-1) > 0)
+    density, dropped = masked_density(fns, rays, tdist, mask, budget)
+    weights, _ = compute_weights(density, tdist)
+    opacity = jnp.sum(weights, axis=-1)
+    matters = mask & (weights > color_threshold)
+    summed, overflow = _masked_features(fns, rays, tdist, weights, matters, budget, per_ray)
+    if per_ray:
+        summed = _shade(fns.color, summed, opacity, rays.directions)
+    return _finish(summed, opacity, weights, rays, tdist, background), dropped | overflow
+
+
+def _finish(
+    summed: Float[Array, "r 3"],
+    opacity: Float[Array, "r"],
+    weights: Float[Array, "r n"],
+    rays: Rays,
+    tdist: Float[Array, "r n_plus_1"],
+    background: Float[Array, "r 3"],
+) -> Rendering:
+    return Rendering(
+        rgb=summed + (1.0 - opacity)[:, None] * background,
+        opacity=opacity,
+        depth=expected_depth(weights, tdist, rays.far),
+        median_depth=median_depth(weights, tdist, rays.far),
+    )
+
+
+def render_image(render_chunk: Callable[[Rays], Rendering], rays: Rays, chunk: int) -> Rendering:
+    """Renders rays of any batch shape in chunks of one constant size, as NumPy arrays.
+
+    Args:
+      render_chunk: jitted; takes rays of batch shape (chunk,).
+      rays: any batch shape, for example (height, width); host arrays or device arrays.
+      chunk: rays at a time; the last chunk is padded with its last ray, so nothing recompiles.
+    """
+    shape = rays.near.shape
+    flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[len(shape) :]), rays)
+    count = flat.near.shape[0]
+    parts = []
+    for start in range(0, count, chunk):
+        index = np.minimum(np.arange(start, start + chunk), count - 1)
+        parts.append(render_chunk(jax.tree.map(lambda x, index=index: x[index], flat)))
+    # Fetched only now, so that chunks are dispatched without waiting for each other.
+    host = jax.device_get(parts)
+    return jax.tree.map(
+        lambda *p: np.concatenate(p)[:count].reshape(*shape, *p[0].shape[1:]), *host
+    )

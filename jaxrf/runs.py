@@ -1,0 +1,235 @@
+"""A run's folder: what is where, how one is made, found and opened.
+
+config.json    what was trained, as text
+checkpoints/   the state at some steps
+events.*       for TensorBoard
+metrics.json   what came out
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrf import checkpoint, methods, train
+from jaxrf import config as configs
+from jaxrf.config import TrainConfig
+from jaxrf.data.base import Scene
+from jaxrf.errors import InputError
+from jaxrf.methods import Stage
+from jaxrf.train import TrainState
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneSummary:
+    """What rendering needs to know of the scene once the pictures are gone.
+
+    Attributes:
+      name: of the data set.
+      data: folder it was read from.
+      near, far: as in `Scene`.
+      width, height, focal: of the training cameras, in pixels.
+      radius: mean distance of the training cameras from the box's centre.
+      train_views: number of training pictures.
+      checksum: CRC-32 of the training pictures.
+    """
+
+    name: str
+    data: str
+    near: float
+    far: float
+    width: int
+    height: int
+    focal: float
+    radius: float
+    train_views: int
+    checksum: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained (or half-trained) run."""
+
+    folder: Path
+    config: TrainConfig
+    scene: SceneSummary
+    stage: Stage
+    state: TrainState
+    seconds: float
+
+
+def summarise_scene(scene: Scene, data: Path) -> SceneSummary:
+    """The summary of a scene that was read from `data`."""
+    split = scene.splits["train"]
+    centres = np.asarray(split.cameras.T_world_camera)[:, :3, 3]
+    distances = np.linalg.norm(centres - scene.aabb.mean(axis=0), axis=-1)
+    return SceneSummary(
+        name=scene.name,
+        data=str(data.absolute()),
+        near=scene.near,
+        far=scene.far,
+        width=split.cameras.width,
+        height=split.cameras.height,
+        focal=float(split.cameras.focal[0, 0]),
+        radius=float(distances.mean()),
+        train_views=len(split),
+        checksum=zlib.crc32(np.ascontiguousarray(split.images)),
+    )
+
+
+def create_folder(folder: Path) -> None:
+    """Makes a new run's folder; InputError if it exists with something in it or cannot be made."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(
+            f"The run folder {folder} exists already: name another one with --run-dir, or continue "
+            "it with --resume."
+        )
+    make_writable(folder, "--run-dir")
+
+
+def make_writable(folder: Path, option: str) -> None:
+    """Makes a folder if need be and tries to write there; InputError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"The folder {folder} cannot be written to ({error.strerror}): name another one with "
+            f"{option}."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file such that it is there wholly or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def find_newest(root: Path) -> Path:
+    """The newest run under a folder, by its config file; InputError if there is none."""
+    found = sorted(root.glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(
+            f"There is no run under {root.absolute()}: train one first (python train_lego.py), or "
+            "name its folder."
+        )
+    return found[-1].parent
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The configuration of a run; InputError if it is missing or does not fit this version."""
+    path = folder / CONFIG_FILE
+    try:
+        return configs.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} is not a run: it has no {CONFIG_FILE}; name a folder that training wrote."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise InputError(
+            f"{path} cannot be used ({reason}): restore it, or train the run anew."
+        ) from error
+
+
+def open_checkpoints(folder: Path, config: TrainConfig) -> Any:
+    """The manager of a run's checkpoints."""
+    return checkpoint.open_checkpoints(folder / "checkpoints", config.keep_checkpoints)
+
+
+def save(
+    manager: Any,
+    scene: SceneSummary,
+    stage: Stage,
+    state: TrainState,
+    seconds: float,
+    psnr: float | None,
+) -> None:
+    """Starts writing a checkpoint of the state, with what is needed to restore it.
+
+    `seconds` is the training time so far, `psnr` the last validation's.
+    """
+    meta = {
+        "scene": dataclasses.asdict(scene),
+        "stage": dataclasses.asdict(stage),
+        "seconds": seconds,
+    }
+    checkpoint.save(manager, int(state.step), state, meta, psnr)
+
+
+def open_run(folder: Path, step: int | None = None, config: TrainConfig | None = None) -> Run:
+    """A run at its last (or the given) checkpoint.
+
+    Args:
+      folder: of the run.
+      step: which checkpoint.
+      config: used instead of the run's own.
+
+    Raises:
+      InputError: if the folder is no run, has no checkpoint, or holds one that does not fit.
+    """
+    config = config or read_config(folder)
+    if not (folder / "checkpoints").is_dir():
+        raise InputError(
+            f"The run {folder} has no checkpoint yet: nothing can be rendered or resumed; train it "
+            "anew under another name."
+        )
+    manager = open_checkpoints(folder, config)
+    try:
+        if step is None:
+            step = manager.latest_step()
+        if step is None or step not in manager.all_steps():
+            known = ", ".join(str(s) for s in sorted(manager.all_steps())) or "none"
+            raise InputError(
+                f"The run {folder} has no checkpoint{f' of step {step}' if step else ''} "
+                f"(there are: {known}): choose another, or train the run anew."
+            )
+        try:
+            meta = checkpoint.read_meta(manager, step)
+            scene = SceneSummary(**meta["scene"])
+            stage = _read_stage(meta["stage"])
+            seconds = float(meta["seconds"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(
+                f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
+                f"{folder / 'checkpoints' / str(step)} to fall back on an earlier one."
+            ) from error
+        target = jax.eval_shape(lambda: train.init_state(config, stage))
+        state = checkpoint.restore(manager, step, target)
+    finally:
+        manager.close()
+    return Run(folder, config, scene, stage, state, seconds)
+
+
+def _read_stage(values: dict[str, Any]) -> Stage:
+    fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    fixed["aabb"] = tuple(tuple(corner) for corner in fixed["aabb"])
+    return methods.Stage(**fixed)
+
+
+def write_metrics(folder: Path, values: dict[str, Any]) -> None:
+    """Writes metrics.json."""
+    write_text(folder / METRICS_FILE, to_text(values))
+
+
+def to_text(values: dict[str, Any]) -> str:
+    """Metrics as readable JSON."""
+    return json.dumps(values, indent=2) + "\n"
+
+
+def name_run(config: TrainConfig, dataset: str) -> Path:
+    """The default folder of a new run: runs/<dataset>-<field>-<time>."""
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{dataset}-{config.field.kind}-{moment}"

@@ -1,0 +1,63 @@
+"""Samplers: rays in, interval edges along them out. Every source of chance is a key."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrf.rays import Rays
+from jaxrf.stepfun import even_uniforms, integrate_weights, invert_cdf, midpoints
+
+
+def stratified(
+    key: jax.Array | None, rays: Rays, count: int
+) -> Float[Array, "*batch count_plus_1"]:
+    """Edges of `count` intervals that tile each ray from near to far.
+
+    With a key, every inner edge is uniform in the cell around its even place, independently for
+    each ray (NeRF, eq. 2, with edges for points); without, the edges are even. The first edge is
+    near and the last is far, always.
+    """
+    even = jnp.linspace(0.0, 1.0, count + 1, dtype=rays.near.dtype)
+    shape = (*rays.near.shape, count + 1)
+    sdist = jnp.broadcast_to(even.reshape((1,) * rays.near.ndim + (-1,)), shape)
+    if key is not None:
+        shift = jax.random.uniform(key, shape, sdist.dtype, -0.5, 0.5) / count
+        sdist = sdist.at[..., 1:-1].add(shift[..., 1:-1])
+    near, far = rays.near[..., None], rays.far[..., None]
+    return near + sdist * (far - near)
+
+
+def importance(
+    key: jax.Array | None,
+    tdist: Float[Array, "*batch n_plus_1"],
+    weights: Float[Array, "*batch n"],
+    count: int,
+) -> Float[Array, "*batch m"]:
+    """The given edges and `count` more drawn where the weights are, sorted: n + count intervals.
+
+    Hierarchical sampling (NeRF, section 5.2) with the fine pass over the union of both sets. The
+    weights are blurred by the mean of the maxima of neighbours (Mip-NeRF, eq. 18) and padded by
+    1e-2, so that an edge missed by the coarse pass can still be found. No gradient flows through.
+    """
+    weights = jax.lax.stop_gradient(weights)
+    padded = jnp.concatenate([weights[..., :1], weights, weights[..., -1:]], axis=-1)
+    maxima = jnp.maximum(padded[..., :-1], padded[..., 1:])
+    cdf = integrate_weights(midpoints(maxima), padding=0.01)
+    uniforms = even_uniforms(key, (*weights.shape[:-1], count), weights.dtype)
+    drawn = invert_cdf(uniforms, tdist, cdf)
+    return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([tdist, drawn], axis=-1), axis=-1))
+
+
+def march(
+    key: jax.Array | None, rays: Rays, step: float, count: int
+) -> Float[Array, "*batch count_plus_1"]:
+    """Edges of `count` intervals of one fixed length from near on, clamped to far.
+
+    With a key, each ray is shifted back by one jitter in [0, step) (TensoRF's sampling); its first
+    edge then lies before near and is clamped to it. Intervals past far have length zero.
+    """
+    offset = 0.5 if key is None else jax.random.uniform(key, rays.near.shape, rays.near.dtype)
+    index = jnp.arange(count + 1, dtype=rays.near.dtype).reshape((1,) * rays.near.ndim + (-1,))
+    offset = jnp.broadcast_to(jnp.asarray(offset, rays.near.dtype), rays.near.shape)
+    tdist = rays.near[..., None] + step * (index - offset[..., None])
+    return jnp.clip(tdist, rays.near[..., None], rays.far[..., None])

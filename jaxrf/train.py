@@ -1,0 +1,357 @@
+"""Training: one linear loop from pictures to a field, read top to bottom in `fit`."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, UInt8
+
+from jaxrf import losses, methods, occupancy, optim
+from jaxrf.cameras import Cameras, pixels_to_rays
+from jaxrf.config import TrainConfig
+from jaxrf.data.base import Scene, Split
+from jaxrf.errors import InputError
+from jaxrf.fields.base import Params
+from jaxrf.methods import Stage
+from jaxrf.occupancy import OccupancyGrid
+from jaxrf.rays import Rays
+
+BACKGROUNDS = {"white": 1.0, "black": 0.0, "random": 1.0}
+MOST_TESTED_RAYS = 1 << 20
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "opt_state", "step", "grid"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+      params: of the field.
+      opt_state: of the optimiser.
+      step: () number of steps done.
+      grid: cells that may be occupied.
+    """
+
+    params: Params
+    opt_state: Any
+    step: Int[Array, ""]
+    grid: OccupancyGrid
+
+
+class TrainPixels(NamedTuple):
+    """The training pictures on the device.
+
+    images: (n, h, w, 4) straight RGBA.
+    cameras: n of them.
+    drawn: (p,) flat indices (image, row, column) of pixels to draw from; the first `total` count.
+    total: () how many.
+    """
+
+    images: UInt8[Array, "n h w 4"]
+    cameras: Cameras
+    drawn: Int[Array, "p"]
+    total: Int[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """Means over the steps of one dispatch.
+
+    loss, mse: of training; mse is of the last network's rgb.
+    opacity: of the rays.
+    truth_alpha: of their pixels.
+    dropped: fraction of rays that overflowed the sample budget.
+    gradient_norm: before clipping.
+    """
+
+    loss: Float[Array, ""]
+    mse: Float[Array, ""]
+    opacity: Float[Array, ""]
+    truth_alpha: Float[Array, ""]
+    dropped: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+StepFn = Callable[[TrainState, TrainPixels, Int[Array, ""]], tuple[TrainState, Metrics]]
+
+
+def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
+    """Colour behind transparent pixels in evaluation."""
+    return np.full(3, BACKGROUNDS[config.background], np.float32)
+
+
+def make_optimizer(config: TrainConfig, params: Params) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of a run; the parameters only tell which groups there are."""
+    labels = methods.label_params(config.field, params)
+    return optim.make_optimizer(config.optimizer, config.steps, labels)
+
+
+def init_state(config: TrainConfig, stage: Stage) -> TrainState:
+    """The state before the first step."""
+    key = jax.random.fold_in(jax.random.key(config.seed), config.steps)
+    params = methods.init_params(config.field, stage, key)
+    grid = occupancy.make_full_grid(stage.cells, jnp.asarray(stage.aabb))
+    opt_state = make_optimizer(config, params).init(params)
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid)
+
+
+def draw_batch(
+    pixels: TrainPixels,
+    key: jax.Array,
+    rays: int,
+    scene_range: tuple[float, float],
+    background: str,
+) -> tuple[Rays, Float[Array, "r 3"], Float[Array, "r 3"], Float[Array, "r"]]:
+    """Random pixels as rays, their true colours over a background, that background, their alpha."""
+    key_pixel, key_background = jax.random.split(key)
+    height, width = pixels.images.shape[1:3]
+    flat = pixels.drawn[jax.random.randint(key_pixel, (rays,), 0, pixels.total)]
+    image, inside = flat // (height * width), flat % (height * width)
+    row, column = inside // width, inside % width
+    centres = jnp.stack([column, row], axis=-1).astype(jnp.float32) + 0.5
+    batch = pixels_to_rays(pixels.cameras, image, centres, *scene_range)
+    rgba = pixels.images[image, row, column].astype(jnp.float32) / 255.0
+    if background == "random":
+        behind = jax.random.uniform(key_background, (rays, 3))
+    else:
+        behind = jnp.full((rays, 3), BACKGROUNDS[background])
+    alpha = rgba[:, 3:]
+    return batch, rgba[:, :3] * alpha + behind * (1.0 - alpha), behind, alpha[:, 0]
+
+
+def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float, float]) -> StepFn:
+    """The pure function that does a number of steps: (state, pixels, count) -> (state, metrics).
+
+    Any count runs in the same compiled loop, and the chance of each step is folded in from its
+    number, so where a run is cut into dispatches changes no bit of the result.
+    """
+
+    def loss_fn(
+        params: Params, grid: OccupancyGrid, pixels: TrainPixels, key: jax.Array
+    ) -> tuple[Array, Metrics]:
+        key_batch, key_samples = jax.random.split(key)
+        rays, truth, behind, alpha = draw_batch(
+            pixels, key_batch, stage.rays, scene_range, config.background
+        )
+        predicted = methods.predict(config.field, stage, params, grid, key_samples, rays, behind)
+        used = ~predicted.dropped
+        errors = [losses.mean_squared_error(rgb, truth, used) for rgb in predicted.rgb]
+        loss = sum(errors, methods.regularise(config.field, stage, params))
+        return loss, Metrics(
+            loss=loss,
+            mse=errors[-1],
+            opacity=jnp.mean(predicted.opacity),
+            truth_alpha=jnp.mean(alpha),
+            dropped=jnp.mean(predicted.dropped * 1.0),
+            gradient_norm=jnp.zeros(()),
+        )
+
+    def step(pixels: TrainPixels, state: TrainState) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state.grid, pixels, key)
+        optimizer = make_optimizer(config, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
+        return TrainState(params, opt_state, state.step + 1, state.grid), metrics
+
+    def run(
+        state: TrainState, pixels: TrainPixels, count: Int[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, total = carry
+            state, metrics = step(pixels, state)
+            return state, jax.tree.map(jnp.add, total, metrics)
+
+        zeros = Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
+        state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
+        return state, jax.tree.map(lambda x: x / count, total)
+
+    return run
+
+
+def put_pixels(split: Split) -> TrainPixels:
+    """A split's pictures on the device, every pixel to be drawn from."""
+    total = math.prod(split.images.shape[:3])
+    if total >= 2**31:
+        raise InputError(
+            f"The {split.name} split has {total} pixels, more than 2^31: use --downscale."
+        )
+    return TrainPixels(
+        images=jnp.asarray(split.images),
+        cameras=jax.tree.map(jnp.asarray, split.cameras),
+        drawn=jnp.arange(total, dtype=jnp.int32),
+        total=jnp.asarray(total, jnp.int32),
+    )
+
+
+def keep_hitting_pixels(
+    pixels: TrainPixels, grid: OccupancyGrid, scene_range: tuple[float, float]
+) -> TrainPixels:
+    """Leaves out the pixels whose rays cannot hit an occupied cell (TensoRF's ray filtering).
+
+    Large sets are tested on every k-th pixel, with the cells dilated by what lies between.
+    """
+    count, height, width = pixels.images.shape[:3]
+    stride = max(1, math.ceil(math.sqrt(count * height * width / MOST_TESTED_RAYS)))
+    size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(grid.occupied.shape)
+    footprint = 0.71 * stride * scene_range[1] / float(jnp.min(pixels.cameras.focal))
+    if stride > 1:
+        cells = math.ceil(footprint / float(jnp.min(size)))
+        grid = dataclasses.replace(grid, occupied=occupancy.dilate(grid.occupied, cells))
+    shape = tuple(math.ceil(s / stride) for s in (height, width))
+
+    @jax.jit
+    def hits(grid: OccupancyGrid, cameras: Cameras, image: Array) -> Array:
+        row, column = jnp.meshgrid(*(jnp.arange(s) for s in shape), indexing="ij")
+        centre = jnp.stack([column, row], axis=-1) * float(stride) + 0.5 * stride
+        index = jnp.full(shape, image, jnp.int32)
+        rays = pixels_to_rays(cameras, index, centre, *scene_range)
+        return occupancy.hit_by(grid, rays)
+
+    kept = np.empty((count, height, width), bool)
+    for image in range(count):
+        tested = np.asarray(hits(grid, pixels.cameras, jnp.asarray(image)))
+        kept[image] = np.repeat(np.repeat(tested, stride, 0), stride, 1)[:height, :width]
+    chosen = np.flatnonzero(kept).astype(np.int32)
+    if chosen.size == 0:
+        return pixels
+    drawn = np.zeros(kept.size, np.int32)
+    drawn[: chosen.size] = chosen
+    return pixels._replace(drawn=jnp.asarray(drawn), total=jnp.asarray(chosen.size, jnp.int32))
+
+
+def fit_stage(
+    config: TrainConfig,
+    stage: Stage,
+    state: TrainState,
+    pixels: TrainPixels,
+    scene_range: tuple[float, float],
+) -> Stage:
+    """The stage with its batch fitted to the samples that rays of these pixels have."""
+    key_batch, key_samples = jax.random.split(jax.random.key(config.seed + 1))
+    rays, *_ = draw_batch(pixels, key_batch, 2048, scene_range, config.background)
+    return methods.fit_batch(config, stage, state.params, state.grid, key_samples, rays)
+
+
+def enter_next_stage(
+    config: TrainConfig, stage: Stage, state: TrainState, growth: methods.Growth
+) -> tuple[Stage, TrainState]:
+    """State and stage after a growth: parameters and moments on the new grid."""
+    stage, grid, carry_over = methods.grow(config.field, stage, growth, state.params, state.grid)
+    carry_over = jax.jit(carry_over)
+    return stage, dataclasses.replace(
+        state,
+        params=carry_over(state.params),
+        opt_state=optim.map_moments(carry_over, state.opt_state),
+        grid=grid,
+    )
+
+
+class Observer(Protocol):
+    """What `fit` tells of its progress; see `writers.RunObserver`."""
+
+    def on_stage(self, stage: Stage, pixels: int, seconds: float) -> None:
+        """A stage begins, its step has been compiled in so many seconds."""
+        ...
+
+    def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
+        """Some steps are done; returns whether to stop here."""
+        ...
+
+
+class DivergedError(Exception):
+    """Training cannot go on; the text says what happened and what to change."""
+
+
+def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: float) -> None:
+    """Raises DivergedError if the last steps show NaN, divergence or an all-background field."""
+    if not all(math.isfinite(float(value)) for value in metrics):
+        raise DivergedError(
+            f"The loss is not a number after step {step}: lower --optimizer.grid-rate and "
+            "--optimizer.network-rate, or --optimizer.clip-norm."
+        )
+    if float(metrics.mse) > max(20.0 * best_mse, 0.05):
+        raise DivergedError(
+            f"Training diverged: the squared error rose from {best_mse:.4g} to "
+            f"{float(metrics.mse):.4g} by step {step}; lower --optimizer.grid-rate and "
+            "--optimizer.network-rate."
+        )
+    collapsed = float(metrics.opacity) < 1e-3 and float(metrics.truth_alpha) > 1e-2
+    if collapsed and step > 0.1 * config.steps:
+        raise DivergedError(
+            f"The field is all background after step {step}, although "
+            f"{float(metrics.truth_alpha):.0%} of the pictures is not: try another --seed, a lower "
+            "learning rate, or check that the cameras look at the scene's box."
+        )
+
+
+def fit(
+    config: TrainConfig,
+    scene: Scene,
+    observer: Observer,
+    restored: tuple[Stage, TrainState] | None = None,
+) -> tuple[Stage, TrainState]:
+    """Trains until `config.steps` or until the observer stops it.
+
+    Args:
+      config: what to train and how.
+      scene: its training split is used.
+      observer: told after every dispatch.
+      restored: stage and state to continue from, as they were saved.
+
+    Returns:
+      The last stage and state.
+
+    Raises:
+      DivergedError: with what to change.
+    """
+    scene_range = (scene.near, scene.far)
+    every_pixel = put_pixels(scene.splits["train"])
+    if restored is None:
+        stage = methods.first_stage(config, scene.aabb)
+        state = init_state(config, stage)
+    else:
+        stage, state = restored
+    growths = {growth.step: growth for growth in methods.plan_growth(config.field, config.steps)}
+    ends = [*sorted(growths), config.steps]
+
+    step = int(state.step)
+    best_mse = math.inf
+    pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
+    fitted = restored is not None
+    while step < config.steps:
+        # A state saved at the step of a growth is from before it.
+        if step in growths:
+            stage, state = enter_next_stage(config, stage, state, growths[step])
+            pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
+        if step in growths or not fitted:
+            stage = fit_stage(config, stage, state, pixels, scene_range)
+        fitted = True
+
+        started = time.perf_counter()
+        run = jax.jit(make_train_step(config, stage, scene_range), donate_argnums=0)
+        compiled = run.lower(state, pixels, jnp.asarray(1, jnp.int32)).compile()
+        observer.on_stage(stage, int(pixels.total), time.perf_counter() - started)
+
+        end = next(e for e in ends if e > step)
+        while step < end:
+            count = min(config.steps_per_dispatch, end - step)
+            state, metrics = compiled(state, pixels, jnp.asarray(count, jnp.int32))
+            step += count
+            metrics = jax.device_get(metrics)
+            check_health(metrics, step, config, best_mse)
+            best_mse = min(best_mse, float(metrics.mse))
+            if observer.on_dispatch(state, stage, metrics, count):
+                return stage, state
+    return stage, state

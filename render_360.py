@@ -1,0 +1,8 @@
+"""Render a 360-degree orbit of a trained run: see --help."""
+
+import sys
+
+from jaxrf.cli import render
+
+if __name__ == "__main__":
+    sys.exit(render())

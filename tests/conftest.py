@@ -1,0 +1,42 @@
+"""Set-up shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# In the environment rather than in jax.config alone, so that programs started by a test inherit it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Most of the suite's time is compilation, and most programs are the same as in the last run.
+    cache = Path(config.rootpath, ".pytest_cache", "jax")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+    import jax
+
+    # A plugin may have imported jax before the variables were set.
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # (n,) + (n, 1) is (n, n) by numpy's rules and nearly always a mistake in ours.
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# The first example compiles and the others do not: a deadline would only measure that.
+settings.register_profile("jaxrf", deadline=None)
+settings.register_profile("jaxrf-ci", deadline=None, derandomize=True)
+settings.load_profile("jaxrf-ci" if os.environ.get("CI") else "jaxrf")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real scenes: $JAXRF_DATA, or data/ beside the tests."""
+    root = Path(__file__).resolve().parent.parent
+    folder = Path(os.environ.get("JAXRF_DATA") or root / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real scenes: {folder} is no folder; set JAXRF_DATA to one that holds them")
+    return folder
