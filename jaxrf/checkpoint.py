@@ -11,7 +11,7 @@ from jaxrf.errors import InputError
 
 
 def open_checkpoints(folder: Path, keep: int) -> ocp.CheckpointManager:
-    """A manager of the checkpoints in a folder, which keeps the last `keep` and the best by PSNR."""
+    """A manager of a folder's checkpoints that keeps the last `keep` and the best by PSNR."""
     policy = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
             ocp.checkpoint_managers.LatestN(keep),

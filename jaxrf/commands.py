@@ -19,7 +19,7 @@ from tqdm import tqdm
 from jaxrf import cameras as cams
 from jaxrf import config as configs
 from jaxrf import evaluate, monitor, pictures, runs, train
-from jaxrf.cli_options import EvalOptions, RenderOptions
+from jaxrf.cli_options import Channel, EvalOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.data import sources
 from jaxrf.data.base import Scene, Split
@@ -33,7 +33,7 @@ VERSIONS = ("jaxrf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nump
 def set_up_jax(precision: str) -> None:
     """Sets the matmul precision and keeps compiled programs in the user's cache folder."""
     jax.config.update("jax_default_matmul_precision", precision)
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "jaxrf" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -82,19 +82,16 @@ def run_training(config: TrainConfig, preset: str) -> int:
         scene = dataclasses.replace(scene, name="bricks")
     summary = runs.summarise_scene(scene, folder)
 
+    run_dir = config.run_dir or runs.name_run(config, scene.name)
     restored = None
     if config.resume:
-        assert config.run_dir is not None
-        restored = runs.open_run(config.run_dir, config=config)
+        restored = runs.open_run(run_dir, config=config)
         _check_same_scene(restored, summary)
-        print(f"Resuming {config.run_dir} at step {int(restored.state.step)} of {config.steps}.")
+        print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.steps}.")
     else:
-        run_dir = config.run_dir or runs.name_run(config, scene.name)
         config = dataclasses.replace(config, run_dir=run_dir)
         runs.create_folder(run_dir)
         runs.write_text(run_dir / runs.CONFIG_FILE, configs.to_json(config))
-    run_dir = config.run_dir
-    assert run_dir is not None
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
 
     events = EventWriter(run_dir)
@@ -150,13 +147,13 @@ def finish_training(
     runs.write_metrics(run.folder, _metrics(run, split, test, seconds, rays, hardware))
     print(
         f"Test: PSNR {test['psnr']:.2f} dB, SSIM {test['ssim']:.4f} over {len(split)} views of "
-        f"{split.cameras.width}x{split.cameras.height} on {_behind(run.config)}; {seconds['total']:.0f} s "
-        f"since the start. Written to {run.folder / runs.METRICS_FILE}."
+        f"{split.cameras.width}x{split.cameras.height} on {_behind(run.config)}; "
+        f"{seconds['total']:.0f} s since the start. Written to {run.folder / runs.METRICS_FILE}."
     )
     video = run.config.video
     if video.frames:
         options = RenderOptions(frames=video.frames, size=video.size)
-        frames = _render_orbit(run, options, "video")
+        frames = render_orbit(run, options, "video")
         rgb = np.stack([f["rgb"] for f in frames])
         pictures.write_mp4(run.folder / "orbit.mp4", rgb, options.fps)
         events.video("orbit", rgb, options.fps, int(run.state.step))
@@ -209,7 +206,7 @@ def run_rendering(options: RenderOptions) -> int:
     set_up_jax(run.config.matmul_precision)
     runs.make_writable(output, "--output")
     print(f"Rendering {options.frames} frames of {folder} at step {int(run.state.step)}.")
-    frames = _render_orbit(run, options, "render")
+    frames = render_orbit(run, options, "render")
     for channel in options.channels:
         stack = np.stack([frame[channel] for frame in frames])
         pictures.write_mp4(output / f"{channel}.mp4", stack, options.fps)
@@ -252,14 +249,7 @@ def _behind(config: TrainConfig) -> str:
 def _score(run: Run, split: Split, events: EventWriter | None) -> dict[str, Any]:
     """Scores every picture of a split; the first few are written as TensorBoard images."""
     background = train.background_color(run.config)
-    render = evaluate.make_render_view(
-        run.config,
-        run.stage,
-        run.state.params,
-        run.state.grid,
-        (run.scene.near, run.scene.far),
-        background,
-    )
+    render = runs.make_render_view(run)
     everything = evaluate.score_split(render, split, background, list(range(len(split))))
     shown = evaluate.spread(len(split), 4)
     scored = []
@@ -306,10 +296,19 @@ def _fresh_folder(wanted: Path) -> Path:
     return folder
 
 
-def _render_orbit(
+def render_orbit(
     run: Run, options: RenderOptions, title: str
-) -> list[dict[str, UInt8[np.ndarray, "h w 3"]]]:
-    """Frames of an orbit around the box's centre: one picture for each channel."""
+) -> list[dict[Channel, UInt8[np.ndarray, "h w 3"]]]:
+    """Frames of an orbit around a run's scene.
+
+    Args:
+      run: what to render.
+      options: size, number of frames, elevation, radius and channels.
+      title: of the progress bar.
+
+    Returns:
+      For each frame, an 8-bit picture of each channel.
+    """
     centre = np.mean(np.asarray(run.stage.aabb), axis=0)
     # Cameras were given looking at the scene's centre, from which the shrunk box may be off.
     target = 0.5 * centre
@@ -320,19 +319,16 @@ def _render_orbit(
     orbit = cams.make_cameras(poses, width, height, angle)
     half_diagonal = 0.5 * float(np.linalg.norm(np.diff(run.stage.aabb, axis=0)))
     low, high = max(radius - half_diagonal, 0.0), radius + half_diagonal
-    render = evaluate.make_render_view(
-        run.config,
-        run.stage,
-        run.state.params,
-        run.state.grid,
-        (run.scene.near, run.scene.far),
-        train.background_color(run.config),
-    )
+    render = runs.make_render_view(run)
     frames = []
     for index in tqdm(range(options.frames), desc=title, unit="frame"):
         result = render(orbit, index)
         depth = pictures.depth_picture(result.median_depth, result.opacity, low, high)
-        opacity: Float[np.ndarray, "h w 3"] = np.repeat(result.opacity[..., None], 3, axis=-1)
-        channels = {"rgb": result.rgb, "depth": depth, "opacity": opacity}
+        opacity = np.repeat(result.opacity[..., None], 3, axis=-1)
+        channels: dict[Channel, Float[np.ndarray, "h w 3"]] = {
+            "rgb": result.rgb,
+            "depth": depth,
+            "opacity": opacity,
+        }
         frames.append({c: pictures.to_uint8(channels[c]) for c in options.channels})
     return frames

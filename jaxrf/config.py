@@ -146,8 +146,9 @@ class TrainConfig:
     field: tyro.conf.AvoidSubcommands[FieldConfig]
     """What is trained; --preset chooses its kind."""
     data: Path | None = None
-    """Folder with a data set in the NeRF-synthetic (Blender) layout. Without: ./data/nerf_synthetic/lego
-    or the same under the folder in JAXRF_DATA, if present, else the built-in scene `bricks`."""
+    """Folder with a data set in the NeRF-synthetic (Blender) layout. Default:
+    ./data/nerf_synthetic/lego or the same under the folder in JAXRF_DATA, if present, else the
+    built-in scene `bricks`."""
     downscale: int = 1
     """Shrink the pictures by this whole factor, averaging areas."""
     background: Background = "white"
@@ -327,7 +328,8 @@ def _build(expected: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(expected, include_extras=True)
         if unknown := set(value) - set(hints):
             raise ValueError(f"{where} has the unknown key {sorted(unknown)[0]!r}")
-        return expected(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+        built: Any = expected
+        return built(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
     if expected is Path:
         return Path(value)
     if expected is float and isinstance(value, int):

@@ -13,12 +13,12 @@ from jaxrf.cameras import Cameras, image_rays
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Split, composite
 from jaxrf.fields.base import Params
-from jaxrf.methods import Stage, render_rays, rays_at_once
+from jaxrf.methods import Stage, rays_at_once, render_rays
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.rays import Rays
-from jaxrf.render import Rendering, render_image
+from jaxrf.render import Picture, Rendering, render_image
 
-RenderView = Callable[[Cameras, int], Rendering]
+RenderView = Callable[[Cameras, int], Picture]
 
 
 class Scored(NamedTuple):
@@ -32,7 +32,7 @@ class Scored(NamedTuple):
 
     view: int
     name: str
-    rendering: Rendering
+    rendering: Picture
     truth: Float[np.ndarray, "h w 3"]
     psnr: float
     ssim: float
@@ -50,17 +50,20 @@ def make_render_view(
     chunk = rays_at_once(config, stage)
 
     @jax.jit
-    def render_chunk(
+    def render_chunks(
         params: Params, grid: OccupancyGrid, rays: Rays, behind: Float[Array, "3"]
     ) -> Rendering:
-        return render_rays(config.field, stage, config.render_samples, params, grid, rays, behind)
+        samples = config.render_samples
+        return jax.lax.map(
+            lambda r: render_rays(config.field, stage, samples, params, grid, r, behind), rays
+        )
 
     rays_of = jax.jit(image_rays, static_argnums=(2, 3))
 
-    def render(cameras: Cameras, index: int) -> Rendering:
+    def render(cameras: Cameras, index: int) -> Picture:
         rays = rays_of(cameras, jnp.asarray(index), *scene_range)
         behind = jnp.asarray(background)
-        return render_image(lambda r: render_chunk(params, grid, r, behind), rays, chunk)
+        return render_image(lambda r: render_chunks(params, grid, r, behind), rays, chunk)
 
     return render
 

@@ -1,4 +1,4 @@
-"""Methods: what a configuration trains: its field, how its rays are sampled and rendered, how it grows.
+"""What a configuration trains: its field, how its rays are sampled and rendered, how it grows.
 
 The one place where the union of field configurations is taken apart.
 """

@@ -1,5 +1,6 @@
 """Image metrics: PSNR and SSIM."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -10,7 +11,7 @@ def psnr(rendered: Float[np.ndarray, "h w 3"], truth: Float[np.ndarray, "h w 3"]
 
     Infinite for equal images.
     """
-    error = np.clip(rendered, 0.0, 1.0).astype(np.float64) - truth
+    error = np.clip(np.asarray(rendered, np.float64), 0.0, 1.0) - truth
     with np.errstate(divide="ignore"):
         return float(-10.0 * np.log10(np.mean(np.square(error))))
 
@@ -34,10 +35,11 @@ def ssim(
     def blur(image: Array) -> Array:
         for axis in (0, 1):
             length = image.shape[axis] - size + 1
-            image = sum(
-                float(w) * jnp.take(image, jnp.arange(i, i + length), axis=axis)
-                for i, w in enumerate(window)
-            )
+            parts = [
+                float(weight) * jax.lax.slice_in_dim(image, i, i + length, axis=axis)
+                for i, weight in enumerate(window)
+            ]
+            image = sum(parts, jnp.zeros_like(parts[0]))
         return image
 
     mean_x, mean_y = blur(x), blur(y)

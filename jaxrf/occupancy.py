@@ -87,7 +87,8 @@ def update_from_density(
     then dilated by one cell (TensoRF, section 4, "alpha mask"). A cell that was not occupied before
     stays so: what was pruned does not come back.
     """
-    centres = cell_centres(grid.occupied.shape, grid.aabb).reshape(-1, 3)
+    x, y, z = grid.occupied.shape
+    centres = cell_centres((x, y, z), grid.aabb).reshape(-1, 3)
     count = centres.shape[0]
     padded = jnp.pad(centres, ((0, -count % chunk), (0, 0)), mode="edge")
     density = jax.lax.map(density_fn, padded.reshape(-1, min(chunk, padded.shape[0]), 3))
@@ -124,7 +125,7 @@ def resample_grid(
 
 
 def hit_by(grid: OccupancyGrid, rays: Rays) -> Bool[Array, "*batch"]:
-    """Whether each ray passes an occupied cell between near and far, probed once per cell's width."""
+    """Whether each ray passes an occupied cell between near and far, probed every cell's width."""
     step = jnp.min((grid.aabb[1] - grid.aabb[0]) / jnp.asarray(grid.occupied.shape, jnp.float32))
     clipped = clip_to_aabb(rays, grid.aabb)
     length = clipped.far - clipped.near

@@ -38,16 +38,18 @@ def depth_picture(
 
 
 def error_picture(
-    rendered: Float[np.ndarray, "h w 3"], truth: Float[np.ndarray, "h w 3"], most: float = 0.25
+    rendered: Float[np.ndarray, "h w 3"],
+    truth: Float[np.ndarray, "h w 3"],
+    most: float = 0.25,
 ) -> Float[np.ndarray, "h w 3"]:
     """Mean absolute error over channels in colours, black at 0 and bright at `most` and above."""
     error = np.abs(np.clip(rendered, 0.0, 1.0) - truth).mean(axis=-1)
     return color_map(error, 0.0, most, "inferno")
 
 
-def write_png(path: Path, image: Float[np.ndarray, "h w *c"]) -> None:
-    """One picture with values in [0, 1] to an 8-bit PNG."""
-    iio.imwrite(path, to_uint8(image), extension=".png")
+def encode_png(image: Float[np.ndarray, "h w *c"]) -> bytes:
+    """One picture with values in [0, 1] as an 8-bit PNG."""
+    return iio.imwrite("<bytes>", to_uint8(image), extension=".png")
 
 
 def write_mp4(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: float) -> None:

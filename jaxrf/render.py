@@ -51,10 +51,19 @@ class Rendering:
       median_depth: (...) distance at which half of the ray's opacity is reached; far if nothing.
     """
 
-    rgb: Float[Array | np.ndarray, "*batch 3"]
-    opacity: Float[Array | np.ndarray, "*batch"]
-    depth: Float[Array | np.ndarray, "*batch"]
-    median_depth: Float[Array | np.ndarray, "*batch"]
+    rgb: Float[Array, "*batch 3"]
+    opacity: Float[Array, "*batch"]
+    depth: Float[Array, "*batch"]
+    median_depth: Float[Array, "*batch"]
+
+
+class Picture(NamedTuple):
+    """A `Rendering` in host memory, of an image as a rule."""
+
+    rgb: Float[np.ndarray, "*batch 3"]
+    opacity: Float[np.ndarray, "*batch"]
+    depth: Float[np.ndarray, "*batch"]
+    median_depth: Float[np.ndarray, "*batch"]
 
 
 def compute_weights(
@@ -329,23 +338,34 @@ def _finish(
     )
 
 
-def render_image(render_chunk: Callable[[Rays], Rendering], rays: Rays, chunk: int) -> Rendering:
-    """Renders rays of any batch shape in chunks of one constant size, as NumPy arrays.
+def render_image(
+    render_chunks: Callable[[Rays], Rendering], rays: Rays, chunk: int, at_once: int = 64
+) -> Picture:
+    """Renders rays of any batch shape in chunks of one constant size.
 
     Args:
-      render_chunk: jitted; takes rays of batch shape (chunk,).
+      render_chunks: jitted; takes rays of batch shape (k, chunk) and renders one chunk after the
+        other (`jax.lax.map`), so that they share their memory.
       rays: any batch shape, for example (height, width); host arrays or device arrays.
-      chunk: rays at a time; the last chunk is padded with its last ray, so nothing recompiles.
+      chunk: rays rendered together, which is what bounds the memory.
+      at_once: most chunks handed over in one call. The last call is padded with the last ray, so
+        images of one size never recompile.
     """
     shape = rays.near.shape
     flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[len(shape) :]), rays)
     count = flat.near.shape[0]
+    chunks = min(-(-count // chunk), at_once)
     parts = []
-    for start in range(0, count, chunk):
-        index = np.minimum(np.arange(start, start + chunk), count - 1)
-        parts.append(render_chunk(jax.tree.map(lambda x, index=index: x[index], flat)))
-    # Fetched only now, so that chunks are dispatched without waiting for each other.
+    for start in range(0, count, chunks * chunk):
+        index = np.minimum(np.arange(start, start + chunks * chunk), count - 1)
+        index = index.reshape(chunks, chunk)
+        parts.append(render_chunks(jax.tree.map(lambda x, index=index: x[index], flat)))
+    # Fetched only now, so that a call is dispatched without waiting for the one before.
     host = jax.device_get(parts)
-    return jax.tree.map(
-        lambda *p: np.concatenate(p)[:count].reshape(*shape, *p[0].shape[1:]), *host
-    )
+
+    def join(name: str) -> np.ndarray:
+        blocks = [getattr(part, name) for part in host]
+        whole = np.concatenate([b.reshape(-1, *b.shape[2:]) for b in blocks])[:count]
+        return whole.reshape(*shape, *whole.shape[1:])
+
+    return Picture(*(join(name) for name in Picture._fields))

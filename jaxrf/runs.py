@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrf import checkpoint, methods, train
+from jaxrf import checkpoint, evaluate, methods, train
 from jaxrf import config as configs
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Scene
 from jaxrf.errors import InputError
+from jaxrf.evaluate import RenderView
 from jaxrf.methods import Stage
 from jaxrf.train import TrainState
 
@@ -83,7 +84,7 @@ def summarise_scene(scene: Scene, data: Path) -> SceneSummary:
         focal=float(split.cameras.focal[0, 0]),
         radius=float(distances.mean()),
         train_views=len(split),
-        checksum=zlib.crc32(np.ascontiguousarray(split.images)),
+        checksum=zlib.crc32(split.images.tobytes()),
     )
 
 
@@ -214,9 +215,21 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
 
 
 def _read_stage(values: dict[str, Any]) -> Stage:
-    fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     fixed["aabb"] = tuple(tuple(corner) for corner in fixed["aabb"])
     return methods.Stage(**fixed)
+
+
+def make_render_view(run: Run) -> RenderView:
+    """A function (cameras, index) -> picture of what the run has learnt."""
+    return evaluate.make_render_view(
+        run.config,
+        run.stage,
+        run.state.params,
+        run.state.grid,
+        (run.scene.near, run.scene.far),
+        train.background_color(run.config),
+    )
 
 
 def write_metrics(folder: Path, values: dict[str, Any]) -> None:

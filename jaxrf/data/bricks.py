@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import imageio.v3 as iio
 import numpy as np
@@ -46,7 +46,8 @@ _TINY = 1e-30  # replaces a zero direction component, so that a slab never compu
 _BAND = 2**18  # rays cast at once: bounds the memory whatever the size of the image
 
 Color = tuple[float, float, float]
-Components = Sequence[np.ndarray | float]  # x, y, z: each an array, or one number for all rays
+Numbers = Any  # an array, or one number for all rays
+Components = Sequence[Numbers] | np.ndarray  # x, y, z
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def build_model() -> Model:
 
     Interiors of primitives never overlap; bricks standing on each other touch.
     """
-    parts = [
+    parts: list[_Brick | _Rod] = [
         *_ground(),
         *_walls(),
         *_arch(),
@@ -128,7 +129,7 @@ def build_model() -> Model:
     return Model(
         boxes=np.array([_brick_bounds(brick) for brick in bricks]),
         cylinders=np.array([_rod_shape(rod) for rod in rods]),
-        colors=np.array([part.color for part in (*bricks, *rods)]),
+        colors=np.array([b.color for b in bricks] + [r.color for r in rods]),
     )
 
 
@@ -184,12 +185,12 @@ def _windows() -> Iterator[_Brick]:
     for x, y, width in ((6, 5.35, 2), (3, 10.35, 4)):
         half = (width - bar) / 2
         yield _Brick((x + half, y, z), (bar, bar, height), _WHITE, studs=False)
-        for left in (x, x + half + bar):
+        for left in (float(x), x + half + bar):
             yield _Brick((left, y, z + 2.6), (half, bar, 0.8), _WHITE, studs=False)
-    for x in (1.35, 8.35):
-        yield _Brick((x, 7.85, z), (bar, bar, height), _WHITE, studs=False)
+    for side in (1.35, 8.35):
+        yield _Brick((side, 7.85, z), (bar, bar, height), _WHITE, studs=False)
         for front in (7, 8.15):
-            yield _Brick((x, front, z + 2.6), (bar, 0.85, 0.8), _WHITE, studs=False)
+            yield _Brick((side, front, z + 2.6), (bar, 0.85, 0.8), _WHITE, studs=False)
 
 
 def _roof() -> Iterator[_Brick]:
@@ -303,7 +304,7 @@ def cast_rays(
         reversed direction for a normal.
       directions: of unit length; zero components are fine.
     """
-    origins, directions = np.float64(origins), np.float64(directions)
+    origins, directions = origins.astype(np.float64), directions.astype(np.float64)
     distances = np.full(len(origins), np.inf)
     primitives = np.full(len(origins), -1)
     ray = _Ray.prepare(origins.T, directions.T)
@@ -347,7 +348,7 @@ def _span(model: Model, primitive: int, ray: _Ray) -> tuple[np.ndarray, np.ndarr
     return _cylinder_span(model.cylinders[primitive - boxes], ray)
 
 
-def _slab_span(low: float, high: float, origin: np.ndarray | float, inverse: np.ndarray) -> tuple:
+def _slab_span(low: Numbers, high: Numbers, origin: Numbers, inverse: Numbers) -> tuple:
     a, b = (low - origin) * inverse, (high - origin) * inverse
     return np.minimum(a, b), np.maximum(a, b)
 
@@ -497,7 +498,7 @@ def _render_rows(
     hit[..., -1] = False  # the ray through the centre is for depth alone
     directions = np.stack([d[hit] for d in ray.direction], axis=-1)
     rgb = np.zeros((*hit.shape, 3))
-    rgb[hit] = _shade(model, np.stack(ray.origin), directions, distances[hit], primitives[hit])
+    rgb[hit] = _shade(model, np.array(ray.origin), directions, distances[hit], primitives[hit])
 
     count = hit.sum(axis=-1)[..., None]
     # The mean over the hits alone is the premultiplied mean divided by alpha.

@@ -23,7 +23,7 @@ class Field(Protocol):
     def density(
         self, params: Params, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
     ) -> tuple[Float[Array, "m"], Any]:
-        """Density (>= 0, per scene unit) at positions seen by cones of these radii, and a latent."""
+        """Density (>= 0, per scene unit) at positions, for cones of these radii, and a latent."""
         ...
 
     def features(self, params: Params, latent: Any) -> Float[Array, "m c"]:

@@ -98,8 +98,8 @@ class NeRF:
         del radii
         network = self._network()
         encoded = encodings.fourier(positions, self.position_octaves)
-        latent = network.apply(params, encoded, method="latent")
-        raw = network.apply(params, latent, method="raw_density")
+        latent: Array = network.apply(params, encoded, method="latent")
+        raw: Array = network.apply(params, latent, method="raw_density")
         return jax.nn.softplus(raw + self.density_bias), latent
 
     def features(self, params: Params, latent: Float[Array, "m width"]) -> Float[Array, "m width"]:

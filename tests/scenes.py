@@ -1,0 +1,177 @@
+"""A tiny scene for the tests of training: a ball coloured by its normals, in seconds' reach."""
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxrf.cameras import image_rays, look_at, make_cameras
+from jaxrf.config import NeRFConfig, OptimizerConfig, TensoRFConfig, TrainConfig, VideoConfig
+from jaxrf.data.base import Scene, Split
+from jaxrf.methods import Stage
+from jaxrf.train import Metrics, TrainState
+
+SIZE = 16
+VIEWS = {"train": 6, "val": 2, "test": 2}
+ANGLE = 0.7
+RADIUS = 0.9
+DISTANCE = 4.0
+
+# The same as `tiny_tensorf`, for the command line.
+TINY = """
+    --preset tensorf-small --steps 24 --batch-rays 128 --batch-samples 4096 --render-samples 8192
+    --steps-per-dispatch 4 --video.frames 3 --video.size 17 --validation-views 2
+    --field.density-components 2 --field.feature-components 2 --field.feature-dim 4
+    --field.width 8 --field.initial-voxels 512 --field.final-voxels 1728
+    --field.occupancy-voxels 1728 --field.prune-at 0.25 0.5 --field.upsample-at 0.5
+    --field.density-shift -2.0
+""".split()
+
+
+def view_ball(T_world_camera: np.ndarray, size: int = SIZE) -> np.ndarray:
+    """(size, size, 4) straight RGBA of the ball, 4 x 4 rays to a pixel."""
+    cameras = make_cameras(T_world_camera[None], 4 * size, 4 * size, ANGLE)
+    rays = image_rays(cameras, 0, 2.0, 6.0)
+    origins, directions = np.asarray(rays.origins), np.asarray(rays.directions)
+    along = -np.sum(origins * directions, axis=-1)
+    inside = RADIUS**2 - np.sum(origins**2, axis=-1) + along**2
+    hit = inside > 0
+    normals = origins + (along - np.sqrt(np.maximum(inside, 0)))[..., None] * directions
+    colours = np.where(hit[..., None], 0.5 + 0.5 * normals / RADIUS, 0.0)
+    blocks = np.concatenate([colours, hit[..., None]], axis=-1).reshape(size, 4, size, 4, 4)
+    total = blocks.sum(axis=(1, 3))
+    straight = total[..., :3] / np.maximum(total[..., 3:], 1.0)
+    return np.rint(255 * np.concatenate([straight, total[..., 3:] / 16], axis=-1)).astype(np.uint8)
+
+
+def ball_poses(split: str, count: int) -> np.ndarray:
+    first = {"train": 0.0, "val": 0.3, "test": 0.6}[split]
+    poses = []
+    for index in range(count):
+        azimuth, height = first + 2 * math.pi * index / count, 0.2 + 0.5 * (index % 2)
+        across = math.sqrt(1 - height**2)
+        back = np.array([across * math.cos(azimuth), across * math.sin(azimuth), height])
+        poses.append(look_at(DISTANCE * back, np.zeros(3)))
+    return np.stack(poses)
+
+
+@functools.cache
+def make_scene(size: int = SIZE) -> Scene:
+    splits = {}
+    for split, count in VIEWS.items():
+        poses = ball_poses(split, count)
+        splits[split] = Split(
+            name=split,
+            names=tuple(f"r_{index}" for index in range(count)),
+            images=np.stack([view_ball(pose, size) for pose in poses]),
+            cameras=make_cameras(poses, size, size, ANGLE),
+        )
+    aabb = np.array([[-1.5] * 3, [1.5] * 3], np.float32)
+    return Scene("ball", splits, aabb, 2.0, 6.0)
+
+
+def write_scene(folder: Path, size: int = SIZE) -> Path:
+    """The scene as a folder in the Blender layout."""
+    for name, split in make_scene(size).splits.items():
+        (folder / name).mkdir(parents=True)
+        frames = []
+        for index, image in enumerate(split.images):
+            Image.fromarray(image).save(folder / name / f"r_{index}.png")
+            pose = np.asarray(split.cameras.T_world_camera[index], np.float64).tolist()
+            frames.append({"file_path": f"./{name}/r_{index}", "transform_matrix": pose})
+        transforms = {"camera_angle_x": ANGLE, "frames": frames}
+        (folder / f"transforms_{name}.json").write_text(json.dumps(transforms))
+    return folder
+
+
+def tiny_tensorf(**changes: Any) -> TrainConfig:
+    """8^3 to 12^3 voxels in 24 steps: pruned after 6, pruned and upsampled after 12."""
+    field = TensoRFConfig(
+        density_components=2,
+        feature_components=2,
+        feature_dim=4,
+        width=8,
+        layers=1,
+        density_shift=-2.0,
+        initial_voxels=8**3,
+        final_voxels=12**3,
+        upsample_at=(0.5,),
+        prune_at=(0.25, 0.5),
+        occupancy_voxels=12**3,
+        prune_threshold=1e-2,
+        step_ratio=1.0,
+        shading="per_ray",
+        color_threshold=1e-3,
+        l1_weight=1e-4,
+    )
+    settings: dict[str, Any] = {
+        "field": field,
+        "steps": 24,
+        "batch_samples": 1 << 12,
+        "batch_rays": 128,
+        "render_samples": 1 << 13,
+        "steps_per_dispatch": 4,
+        "optimizer": OptimizerConfig(grid_rate=0.03, network_rate=4e-3),
+        "video": VideoConfig(frames=0),
+    }
+    return TrainConfig(**(settings | changes))
+
+
+def tiny_nerf(**changes: Any) -> TrainConfig:
+    field = NeRFConfig(
+        layers=2,
+        width=24,
+        skip=1,
+        color_width=16,
+        position_octaves=4,
+        direction_octaves=1,
+        coarse_samples=12,
+        fine_samples=8,
+    )
+    settings: dict[str, Any] = {
+        "field": field,
+        "steps": 12,
+        "batch_rays": 64,
+        "render_samples": 1 << 13,
+        "steps_per_dispatch": 4,
+        "optimizer": OptimizerConfig(network_rate=5e-3, beta2=0.999),
+        "video": VideoConfig(frames=0),
+    }
+    return TrainConfig(**(settings | changes))
+
+
+class Recorder:
+    """An observer of `train.fit` that notes what it is told and stops after a given step."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
+        self.stages: list[tuple[int, Stage, int]] = []
+        self.metrics: list[Metrics] = []
+        self.steps: list[int] = []
+        self.step = 0
+
+    def on_stage(self, stage: Stage, pixels: int, seconds: float) -> None:
+        self.stages.append((self.step, stage, pixels))
+
+    def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
+        self.step = int(state.step)
+        self.steps.append(steps)
+        self.metrics.append(metrics)
+        return self.stop_at is not None and self.step >= self.stop_at
+
+
+def differing_leaves(found: Any, wanted: Any) -> Sequence[str]:
+    """Paths of the leaves that are not the same bit for bit; both trees must be alike."""
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True)
+    return [
+        jax.tree_util.keystr(path)
+        for (path, a), b in pairs
+        if a.dtype != b.dtype or not np.array_equal(np.asarray(a), np.asarray(b))
+    ]

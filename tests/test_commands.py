@@ -1,0 +1,583 @@
+"""The commands as a user has them: a whole tiny training, what it leaves, what goes wrong."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scenes import SIZE, TINY, VIEWS, differing_leaves, make_scene, write_scene
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jaxrf import cli, commands, methods, runs
+from jaxrf.cameras import image_rays
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def keep_jax_settings() -> Iterator[None]:
+    before = jax.config.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_default_matmul_precision", before)
+
+
+@pytest.fixture(scope="module")
+def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scene(tmp_path_factory.mktemp("data") / "ball")
+
+
+def options(data: Path, run: Path, *more: str) -> list[str]:
+    return [*TINY, "--data", str(data), "--run-dir", str(run), *more]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, scene_folder: Path) -> Path:
+    """A whole training with all that belongs to it. Do not change it: copy it."""
+    run = tmp_path_factory.mktemp("runs") / "ball"
+    assert cli.train(options(scene_folder, run, "--validate-every", "0.34")) == 0
+    return run
+
+
+@pytest.fixture
+def own_run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+# ---------------------------------------------------------------------------------------------
+# What a training leaves
+# ---------------------------------------------------------------------------------------------
+
+
+def test_metrics_have_every_key(trained: Path, scene_folder: Path) -> None:
+    values = json.loads((trained / "metrics.json").read_text())
+    assert set(values) == {
+        "test", "seconds", "steps", "rays_per_second", "peak_memory_bytes", "background",
+        "resolution", "dataset", "hardware", "versions",
+    }  # fmt: skip
+    assert set(values["seconds"]) == {"startup", "compile", "train", "evaluate", "total"}
+    assert all(isinstance(s, float) and s > 0 for s in values["seconds"].values())
+    parts = [values["seconds"][k] for k in ("compile", "train", "evaluate")]
+    assert sum(parts) <= values["seconds"]["total"] + 0.01
+    assert set(values["test"]) == {"psnr", "ssim", "per_image"}
+    per_image = values["test"]["per_image"]
+    assert [set(item) for item in per_image] == [{"name", "psnr", "ssim"}] * VIEWS["test"]
+    assert [item["name"] for item in per_image] == ["r_0", "r_1"]
+    assert values["test"]["psnr"] == pytest.approx(np.mean([i["psnr"] for i in per_image]))
+    assert values["test"]["ssim"] == pytest.approx(np.mean([i["ssim"] for i in per_image]))
+    assert values["steps"] == 24
+    assert values["rays_per_second"] > 0
+    assert values["peak_memory_bytes"] > 1e7
+    assert values["background"] == "white"
+    assert values["resolution"] == [SIZE, SIZE]
+    assert values["dataset"] == "ball"
+    assert "CPU" in values["hardware"]
+    assert {"python", "jax", "jaxlib", "optax", "numpy"} <= set(values["versions"])
+    assert values["versions"]["jax"] == jax.__version__
+
+
+def test_psnr_is_the_mean_over_views_of_the_clipped_rendering(trained: Path) -> None:
+    run = runs.open_run(trained)
+    split = make_scene().splits["test"]
+    expected = []
+    for index, rgba in enumerate(split.images):
+        rays = jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[2:]), image_rays(split.cameras, index, 2.0, 6.0)
+        )
+        rendering = methods.render_rays(
+            run.config.field, run.stage, 8192, run.state.params, run.state.grid, rays, jnp.ones(3)
+        )
+        rgb = np.clip(np.asarray(rendering.rgb, np.float64).reshape(SIZE, SIZE, 3), 0, 1)
+        values = rgba.astype(np.float64) / 255
+        truth = values[..., :3] * values[..., 3:] + 1 - values[..., 3:]
+        expected.append(-10 * np.log10(np.mean((rgb - truth) ** 2)))
+    found = json.loads((trained / "metrics.json").read_text())["test"]
+    assert [i["psnr"] for i in found["per_image"]] == pytest.approx(expected, abs=1e-3)
+    assert found["psnr"] == pytest.approx(np.mean(expected), abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def events(trained: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(trained), size_guidance={"scalars": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_tensorboard_has_the_scalars(events: EventAccumulator) -> None:
+    every_dispatch = list(range(4, 25, 4))
+    last = {}
+    for tag in (
+        "train/loss", "train/psnr", "train/gradient_norm", "train/opacity", "train/dropped_rays",
+        "learning_rate/grid", "learning_rate/network", "speed/rays_per_second",
+        "machine/memory_bytes", "machine/peak_memory_bytes",
+    ):  # fmt: skip
+        scalars = events.Scalars(tag)
+        # Dispatches end at growths too, which are at steps 6 and 12.
+        assert [s.step for s in scalars] == [4, 6, 10, 12, 16, 20, 24], tag
+        assert all(np.isfinite(s.value) for s in scalars), tag
+        last[tag] = scalars[-1].value
+    assert len(every_dispatch) == 6
+    assert last["learning_rate/grid"] == pytest.approx(0.03 * 0.05, rel=1e-4)
+    assert last["learning_rate/network"] == pytest.approx(4e-3 * 0.05, rel=1e-4)
+    assert last["train/gradient_norm"] > 0
+    assert last["machine/peak_memory_bytes"] >= last["machine/memory_bytes"] > 1e7
+    # 0.34 of 24 steps is 8.16: validated with the first dispatches that end past 8.16 and 16.32.
+    assert [s.step for s in events.Scalars("val/psnr")] == [10, 20]
+    assert [s.step for s in events.Scalars("val/ssim")] == [10, 20]
+    assert [s.step for s in events.Scalars("test/psnr")] == [24]
+
+
+def test_tensorboard_scalars_are_those_of_the_metrics(
+    trained: Path, events: EventAccumulator
+) -> None:
+    test = json.loads((trained / "metrics.json").read_text())["test"]
+    assert events.Scalars("test/psnr")[0].value == pytest.approx(test["psnr"], rel=1e-5)
+    assert events.Scalars("test/ssim")[0].value == pytest.approx(test["ssim"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test/r_0", "test/r_1", "val/r_0"])
+def test_tensorboard_has_the_images(events: EventAccumulator, name: str) -> None:
+    widths = {"truth_and_rendering": 2 * SIZE, "depth": SIZE, "error": SIZE}
+    for kind, width in widths.items():
+        for image in events.Images(f"{name}/{kind}"):
+            picture = iio.imread(image.encoded_image_string)
+            assert picture.shape == (SIZE, width, 3)
+    first = iio.imread(events.Images(f"{name}/truth_and_rendering")[-1].encoded_image_string)
+    split, index = name.split("/r_")
+    values = make_scene().splits[split].images[int(index)].astype(np.float64) / 255
+    truth = values[..., :3] * values[..., 3:] + 1 - values[..., 3:]
+    assert np.abs(first[:, :SIZE] / 255.0 - truth).max() < 0.01
+    assert np.abs(first[:, SIZE:] / 255.0 - truth).mean() < 0.3
+
+
+def test_tensorboard_has_the_orbit_and_the_settings(
+    trained: Path, events: EventAccumulator
+) -> None:
+    (orbit,) = events.Images("orbit")
+    frames = iio.imread(orbit.encoded_image_string, index=None, extension=".gif")
+    assert frames.shape == (3, 17, 17, 3)
+    assert orbit.step == 24
+    (tag,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("config")]
+    text = events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+    assert '"batch_samples": 4096' in text
+
+
+def test_the_video_has_its_frames(trained: Path) -> None:
+    frames = iio.imread(trained / "orbit.mp4", plugin="FFMPEG")
+    assert frames.shape == (3, 16, 16, 3)  # 17 is odd
+    assert np.abs(frames[0].astype(int) - frames[1]).mean() > 0.5
+
+
+def test_config_is_kept_and_nothing_else_lies_around(trained: Path) -> None:
+    stored = runs.read_config(trained)
+    assert stored.steps == 24 and stored.run_dir == trained
+    names = {p.name.split(".")[0] if p.name.startswith("events") else p.name
+             for p in trained.iterdir()}  # fmt: skip
+    assert names == {"config.json", "checkpoints", "metrics.json", "orbit.mp4", "events"}
+    steps = {p.name for p in (trained / "checkpoints").iterdir() if p.is_dir()}
+    assert steps <= {"10", "20", "24"} and "24" in steps and len(steps) >= 2
+
+
+# ---------------------------------------------------------------------------------------------
+# eval and render
+# ---------------------------------------------------------------------------------------------
+
+
+def test_eval_repeats_the_figures_of_training(own_run: Path) -> None:
+    before = json.loads((own_run / "metrics.json").read_text())
+    assert cli.main(["eval", str(own_run)]) == 0
+    after = json.loads((own_run / "metrics.json").read_text())
+    assert after["test"] == before["test"]
+    for key in ("steps", "background", "resolution", "dataset", "hardware", "versions"):
+        assert after[key] == before[key], key
+    assert set(after) == set(before) and set(after["seconds"]) == set(before["seconds"])
+
+
+def test_eval_does_not_forget_how_fast_training_was(own_run: Path) -> None:
+    before = json.loads((own_run / "metrics.json").read_text())
+    assert cli.main(["eval", str(own_run)]) == 0
+    after = json.loads((own_run / "metrics.json").read_text())
+    assert after["rays_per_second"] == pytest.approx(before["rays_per_second"], rel=0.2)
+
+
+def test_eval_of_another_split_background_and_size(own_run: Path) -> None:
+    before = (own_run / "metrics.json").read_bytes()
+    arguments = ["--split", "val", "--background", "black", "--downscale", "2"]
+    assert cli.evaluate([str(own_run), *arguments]) == 0
+    assert (own_run / "metrics.json").read_bytes() == before
+    values = json.loads((own_run / "metrics_val.json").read_text())
+    assert values["background"] == "black" and values["resolution"] == [SIZE // 2, SIZE // 2]
+    assert len(values["val"]["per_image"]) == VIEWS["val"]
+
+
+def test_render_writes_videos_and_frames_of_every_channel(own_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "orbit"
+    arguments = ["--frames", "3", "--size", "18", "--output", str(output), "--fps", "10"]
+    assert cli.render([str(own_run), *arguments]) == 0
+    for channel in ("rgb", "depth", "opacity"):
+        video = iio.imread(output / f"{channel}.mp4", plugin="FFMPEG")
+        assert video.shape == (3, 18, 18, 3)
+        with Image.open(output / f"{channel}.gif") as gif:
+            assert (gif.n_frames, gif.size, gif.info["loop"]) == (3, (18, 18), 0)
+        names = sorted(p.name for p in (output / channel).iterdir())
+        assert names == ["0000.png", "0001.png", "0002.png"]
+        frames = np.stack([iio.imread(output / channel / name) for name in names])
+        assert frames.shape == (3, 18, 18, 3) and frames.dtype == np.uint8
+        assert np.abs(frames.astype(int) - video).mean() < 12
+    opacity = iio.imread(output / "opacity" / "0000.png")
+    assert np.all(opacity[..., 0] == opacity[..., 1])
+    rgb, clear = iio.imread(output / "rgb" / "0000.png"), opacity[..., 0] == 0
+    assert np.all(rgb[clear] == 255)
+
+
+def test_render_refuses_an_output_with_something_in_it(
+    own_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "precious.txt").write_text("mine")
+    assert cli.render([str(own_run), "--output", str(output), "--frames", "1"]) == 2
+    assert_one_sentence(capsys, str(output), "--output")
+    assert [p.name for p in output.iterdir()] == ["precious.txt"]
+
+
+def test_render_numbers_its_folders_and_leaves_out_channels(own_run: Path) -> None:
+    arguments = ["--run", str(own_run), "--frames", "1", "--size", "8", "--channels", "depth"]
+    for name in ("orbit", "orbit-2"):
+        assert cli.render(arguments) == 0
+        assert sorted(p.name for p in (own_run / name).iterdir()) == [
+            "depth", "depth.gif", "depth.mp4",
+        ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# What can be wrong
+# ---------------------------------------------------------------------------------------------
+
+
+def assert_one_sentence(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ") and lines[0].endswith(".")
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def change_frames(folder: Path, split: str, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / f"transforms_{split}.json"
+    transforms = json.loads(path.read_text())
+    change(transforms)
+    path.write_text(json.dumps(transforms))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def write_deep_png(path: Path) -> None:
+    """16-bit RGB by hand, as Pillow writes none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2, 0, 0, 0)
+    rows = zlib.compress((b"\0" + bytes(6 * SIZE)) * SIZE)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+def spoil_pose(transforms: dict[str, Any]) -> None:
+    transforms["frames"][1]["transform_matrix"][0][3] = float("nan")
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing folder": (shutil.rmtree, ""),
+    "missing split": (lambda f: (f / "transforms_train.json").unlink(), "transforms_train.json"),
+    "empty split": (
+        lambda f: change_frames(f, "train", lambda t: t["frames"].clear()),
+        "transforms_train.json",
+    ),
+    "pose that is no number": (
+        lambda f: change_frames(f, "train", spoil_pose),
+        "transforms_train.json",
+    ),
+    "JSON cut off": (lambda f: truncate(f / "transforms_train.json"), "transforms_train.json"),
+    "missing picture": (lambda f: (f / "train/r_3.png").unlink(), "train/r_3.png"),
+    "truncated picture": (lambda f: truncate(f / "train/r_3.png"), "train/r_3.png"),
+    "picture of another size": (
+        lambda f: Image.new("RGBA", (8, 16)).save(f / "train/r_3.png"),
+        "train/r_3.png",
+    ),
+    "grey picture": (
+        lambda f: Image.new("L", (SIZE, SIZE)).save(f / "train/r_3.png"),
+        "train/r_3.png",
+    ),
+    "16-bit picture": (lambda f: write_deep_png(f / "train/r_3.png"), "train/r_3.png"),
+    "truncated picture of val": (lambda f: truncate(f / "val/r_1.png"), "val/r_1.png"),
+    "missing test split": (lambda f: (f / "transforms_test.json").unlink(), "transforms_test.json"),
+    "empty test split": (
+        lambda f: change_frames(f, "test", lambda t: t["frames"].clear()),
+        "transforms_test.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_data_end_in_one_sentence_before_there_is_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    spoil, name = FAULTS[fault]
+    folder = write_scene(tmp_path / "ball")
+    spoil(folder)
+    run = tmp_path / "run"
+    assert cli.train(options(folder, run, "--steps", "1", "--validate-every", "0.5")) == 2
+    assert_one_sentence(capsys, str(folder / name))
+    assert not run.exists()
+    assert {p.name for p in tmp_path.iterdir()} <= {"ball"}
+
+
+def test_a_run_folder_with_something_in_it_is_not_touched(
+    tmp_path: Path, scene_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("mine")
+    assert cli.train(options(scene_folder, tmp_path)) == 2
+    assert_one_sentence(capsys, str(tmp_path), "--run-dir", "--resume")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("below", ["file/run", "/proc/run"])
+def test_a_run_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, scene_folder: Path, capsys: pytest.CaptureFixture[str], below: str
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    assert cli.train(options(scene_folder, tmp_path / below)) == 2
+    assert_one_sentence(capsys, str(tmp_path / below), "--run-dir")
+
+
+def test_render_checks_its_output_folder(
+    own_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    assert cli.render([str(own_run), "--output", str(tmp_path / "file/orbit")]) == 2
+    assert_one_sentence(capsys, str(tmp_path / "file/orbit"), "--output")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("density_components", 3), ("feature_dim", 5), ("width", 9), ("layers", 3)],
+)
+@pytest.mark.parametrize("command", ["resume", "render", "eval"])
+def test_a_checkpoint_of_another_configuration_is_refused(
+    own_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    key: str,
+    value: int,
+) -> None:
+    config = json.loads((own_run / "config.json").read_text())
+    assert config["field"][key] != value
+    config["field"][key] = value
+    (own_run / "config.json").write_text(json.dumps(config))
+    metrics = (own_run / "metrics.json").read_bytes()
+    steps = sorted(p.name for p in (own_run / "checkpoints").iterdir())
+    if command == "resume":
+        code = cli.train(["--resume", "--run-dir", str(own_run)])
+    elif command == "render":
+        code = cli.render([str(own_run), "--output", str(tmp_path / "out")])
+    else:
+        code = cli.evaluate([str(own_run)])
+    assert code == 2
+    assert_one_sentence(capsys, str(own_run / "checkpoints"), "step 24")
+    assert not (tmp_path / "out").exists()
+    assert (own_run / "metrics.json").read_bytes() == metrics
+    assert sorted(p.name for p in (own_run / "checkpoints").iterdir()) == steps
+
+
+def test_a_config_that_is_no_config_is_named(
+    own_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = own_run / "config.json"
+    path.write_text(path.read_text().replace('"batch_rays"', '"batch_arrays"'))
+    assert cli.render([str(own_run)]) == 2
+    assert_one_sentence(capsys, str(path), "batch_arrays")
+
+
+def test_resuming_with_other_pictures_is_refused(
+    own_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_scene(tmp_path / "ball")
+    picture = Image.open(folder / "train/r_0.png")
+    picture.putpixel((3, 3), (1, 2, 3, 255))
+    picture.save(folder / "train/r_0.png")
+    assert cli.train(["--resume", "--run-dir", str(own_run), "--data", str(folder)]) == 2
+    assert_one_sentence(capsys, str(folder), str(own_run), "--data")
+
+
+def test_resuming_a_run_that_is_done_scores_it_again(
+    own_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((own_run / "metrics.json").read_text())
+    assert cli.train(["--resume", "--run-dir", str(own_run), "--video.frames", "0"]) == 0
+    assert json.loads((own_run / "metrics.json").read_text())["test"] == before["test"]
+    assert "at step 24 of 24" in capsys.readouterr().out
+
+
+def test_a_training_that_diverges_ends_in_one_sentence(
+    tmp_path: Path, scene_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = ["--optimizer.grid-rate", "1e30", "--optimizer.network-rate", "1e30"]
+    arguments = options(scene_folder, tmp_path / "run", *rates, "--validate-every", "0")
+    assert cli.train([*arguments, "--optimizer.clip-norm", "1e30"]) == 1
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if "error: " in line]
+    assert "--optimizer.grid-rate" in line
+
+
+# ---------------------------------------------------------------------------------------------
+# Signals, in processes of their own
+# ---------------------------------------------------------------------------------------------
+
+
+class Training:
+    """train_lego.py in a process of its own."""
+
+    def __init__(self, folder: Path, arguments: list[str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.out, self.err = folder / "stdout.txt", folder / "stderr.txt"
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "train_lego.py"), *arguments],
+                stdout=out, stderr=err, cwd=folder, env=environment,
+            )  # fmt: skip
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert self.process.poll() is None, self.err.read_text()
+            time.sleep(0.005)
+
+    def finish(self) -> tuple[int, str, str]:
+        try:
+            code = self.process.wait(timeout=300)
+        finally:
+            self.process.kill()
+        return code, self.out.read_text(), self.err.read_text()
+
+
+# Long enough to be caught on its way, and the same in every dispatch.
+LONG = ["--steps", "400", "--steps-per-dispatch", "2", "--validate-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, scene_folder: Path) -> runs.Run:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    arguments = options(scene_folder, run, *LONG, "--video.frames", "0")
+    code, _, errors = Training(run.parent / "logs", arguments).finish()
+    assert code == 0, errors
+    return runs.open_run(run)
+
+
+def stages_begun(training: Training) -> int:
+    return training.out.read_text().count(" rays a step from ")
+
+
+def assert_resumes_to_the_same_bits(tmp_path: Path, run: Path, uninterrupted: runs.Run) -> None:
+    code, out, errors = Training(tmp_path / "second", ["--resume", "--run-dir", str(run)]).finish()
+    assert code == 0, errors
+    assert "Resuming" in out and "Traceback" not in errors
+    resumed = runs.open_run(run)
+    assert resumed.stage == uninterrupted.stage
+    assert differing_leaves(resumed.state, uninterrupted.state) == []
+    before = json.loads((uninterrupted.folder / "metrics.json").read_text())
+    assert json.loads((run / "metrics.json").read_text())["test"] == before["test"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "stages"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_signal_saves_and_the_run_can_be_resumed(
+    tmp_path: Path,
+    scene_folder: Path,
+    uninterrupted: runs.Run,
+    number: signal.Signals,
+    stages: int,
+) -> None:
+    run = tmp_path / "run"
+    arguments = options(scene_folder, run, *LONG, "--video.frames", "0")
+    first = Training(tmp_path / "first", [*arguments, "--checkpoint-seconds", "1000"])
+    first.wait_for(lambda: stages_begun(first) >= stages)
+    first.process.send_signal(number)
+    code, out, errors = first.finish()
+    assert code == 128 + number, errors
+    assert "Traceback" not in errors
+    assert f"--resume --run-dir {run}" in out
+    stopped = runs.open_run(run)
+    assert 0 < int(stopped.state.step) < 400
+    assert f"Stopped at step {int(stopped.state.step)} of 400" in out
+    assert not (run / "metrics.json").exists()
+    assert_resumes_to_the_same_bits(tmp_path, run, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_run_resumes_from_its_last_checkpoint(
+    tmp_path: Path, scene_folder: Path, uninterrupted: runs.Run, seed: int
+) -> None:
+    run = tmp_path / "run"
+    arguments = options(scene_folder, run, *LONG, "--video.frames", "0")
+    first = Training(tmp_path / "first", [*arguments, "--checkpoint-seconds", "0.02"])
+    checkpoints = run / "checkpoints"
+    first.wait_for(lambda: any(p.name.isdigit() for p in checkpoints.glob("*")))
+    time.sleep(random.Random(seed).uniform(0.0, 0.5))
+    first.process.kill()
+    code, _, _ = first.finish()
+    assert code == -signal.SIGKILL
+    assert 0 < int(runs.open_run(run).state.step) < 400
+    assert_resumes_to_the_same_bits(tmp_path, run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_the_built_in_scene_trains_to_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("JAXRF_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    arguments = (
+        "--preset tensorf-small --steps 250 --bricks.size 40 --bricks.train-views 40 "
+        "--bricks.test-views 4 --video.frames 0 --validate-every 0 --field.initial-voxels 32768 "
+        "--field.final-voxels 110592 --batch-samples 32768"
+    )
+    assert cli.train(arguments.split()) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    values = json.loads((run / "metrics.json").read_text())
+    assert values["dataset"] == "bricks" and values["resolution"] == [40, 40]
+    assert values["test"]["psnr"] > 18.0
+
+
+def test_hardware_and_versions_are_described() -> None:
+    assert commands.describe_hardware().count("\n") == 0
+    assert "CPU cores" in commands.describe_hardware()
+    assert all(isinstance(v, str) and v for v in commands.describe_versions().values())
+    assert commands.seconds_since_start() > 0

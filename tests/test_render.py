@@ -1,0 +1,789 @@
+"""The volume renderer against loops in float64, at the extremes, and against a dense rendering."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxrf.rays import Rays
+from jaxrf.render import (
+    Budget,
+    RadianceFns,
+    Rendering,
+    compute_weights,
+    expected_depth,
+    masked_density,
+    median_depth,
+    pack,
+    rank_samples,
+    render_image,
+    render_masked_samples,
+    render_samples,
+)
+
+RAYS, INTERVALS = 7, 9
+
+
+# A field that can be evaluated by both numpy in float64 and jax: all of its inputs matter.
+
+
+def field_density(xp: Any, positions: Any, radii: Any) -> Any:
+    x, y, z = positions[..., 0], positions[..., 1], positions[..., 2]
+    return 2.0 * (1.0 + xp.sin(2.0 * x + 3.0 * y - z)) * (1.0 + radii)
+
+
+def field_features(xp: Any, positions: Any) -> Any:
+    x, y, z = positions[..., 0], positions[..., 1], positions[..., 2]
+    return xp.stack([xp.sin(3.0 * x), xp.cos(y + 2.0 * z), x * z, 1.0 - y], axis=-1)
+
+
+def field_color(xp: Any, features: Any, directions: Any) -> Any:
+    f, d = features, directions
+    mixed = [
+        f[..., 0] + 2.0 * f[..., 1] + d[..., 0],
+        f[..., 2] - 3.0 * d[..., 1],
+        2.0 * f[..., 3] + d[..., 2],
+    ]
+    return 0.5 + 0.5 * xp.sin(xp.stack(mixed, axis=-1))
+
+
+FNS = RadianceFns(
+    density=lambda positions, radii: (field_density(jnp, positions, radii), positions),
+    features=lambda positions: field_features(jnp, positions),
+    color=lambda features, directions: field_color(jnp, features, directions),
+)
+
+
+def make_rays(count: int = RAYS, seed: int = 0) -> Rays:
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(count, 3))
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    return Rays(
+        origins=jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
+        directions=jnp.asarray(directions, jnp.float32),
+        near=jnp.full((count,), 0.5, jnp.float32),
+        far=jnp.asarray(rng.uniform(2.0, 3.0, count), jnp.float32),
+        radii=jnp.asarray(rng.uniform(0.0, 0.5, count), jnp.float32),
+        camera_index=jnp.zeros((count,), jnp.int32),
+    )
+
+
+def make_edges(rays: Rays, intervals: int = INTERVALS, seed: int = 1) -> jax.Array:
+    """Sorted random edges from near to far; one interval of each ray has no length."""
+    rng = np.random.default_rng(seed)
+    near, far = np.asarray(rays.near), np.asarray(rays.far)
+    inner = rng.uniform(0.05, 0.95, (len(near), intervals - 1))
+    inner[:, -1] = inner[:, 0]
+    inner = np.sort(inner, axis=-1)
+    edges = near[:, None] + inner * (far - near)[:, None]
+    return jnp.asarray(np.concatenate([near[:, None], edges, far[:, None]], axis=-1), jnp.float32)
+
+
+def make_background(count: int = RAYS) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(2).uniform(size=(count, 3)), jnp.float32)
+
+
+def make_mask(count: int = RAYS, intervals: int = INTERVALS, seed: int = 3) -> jax.Array:
+    """About half is set; the second ray is empty, the third is full."""
+    mask = np.random.default_rng(seed).uniform(size=(count, intervals)) < 0.5
+    mask[1] = False
+    mask[2] = True
+    return jnp.asarray(mask)
+
+
+# The slow references: one ray, one interval at a time.
+
+
+def weights_slowly(density: np.ndarray, edges: np.ndarray) -> tuple[list[float], list[float]]:
+    weights, transmittances, transmittance = [], [], 1.0
+    for i in range(len(density)):
+        length = float(edges[i + 1]) - float(edges[i])
+        passes = math.exp(-float(density[i]) * length) if length > 0 else 1.0
+        transmittances.append(transmittance)
+        weights.append(transmittance * (1.0 - passes))
+        transmittance *= passes
+    return weights, transmittances
+
+
+def expected_depth_slowly(weights: list[float], edges: np.ndarray, far: float) -> float:
+    total, moment = 0.0, 0.0
+    for i, weight in enumerate(weights):
+        total += weight
+        moment += weight * (float(edges[i]) + float(edges[i + 1])) / 2
+    return moment / total if total > 1e-6 else far
+
+
+def median_depth_slowly(weights: list[float], edges: np.ndarray, far: float) -> float:
+    total = sum(weights)
+    if total <= 1e-6:
+        return far
+    reached = 0.0
+    for i, weight in enumerate(weights):
+        if reached + weight >= total / 2:
+            fraction = (total / 2 - reached) / weight
+            return float(edges[i]) + fraction * (float(edges[i + 1]) - float(edges[i]))
+        reached += weight
+    raise AssertionError("half of the weight is never reached")
+
+
+def render_slowly(
+    rays: Rays,
+    tdist: jax.Array,
+    background: jax.Array,
+    mask: jax.Array | None = None,
+    per_ray: bool = False,
+    color_threshold: float = -1.0,
+) -> dict[str, np.ndarray]:
+    """The rendering and nothing but loops; what is outside of the mask has no density."""
+    out: dict[str, list[Any]] = {"rgb": [], "opacity": [], "depth": [], "median_depth": []}
+    for r in range(rays.near.shape[0]):
+        origin = np.asarray(rays.origins[r], np.float64)
+        direction = np.asarray(rays.directions[r], np.float64)
+        edges = np.asarray(tdist[r], np.float64)
+        middles = [(edges[i] + edges[i + 1]) / 2 for i in range(len(edges) - 1)]
+        density = []
+        for i, t in enumerate(middles):
+            wanted = mask is None or bool(mask[r, i])
+            value = field_density(np, origin + t * direction, float(rays.radii[r]) * t)
+            density.append(value if wanted else 0.0)
+        weights, _ = weights_slowly(np.asarray(density), edges)
+        opacity = sum(weights)
+        summed: Any = 0.0
+        for weight, t in zip(weights, middles, strict=True):
+            value = field_features(np, origin + t * direction)
+            if not per_ray:
+                value = field_color(np, value, direction)
+            summed = summed + weight * value * (weight > color_threshold)
+        if per_ray:
+            summed = field_color(np, summed / max(opacity, 1e-3), direction) * opacity
+        far = float(rays.far[r])
+        out["rgb"].append(summed + (1 - opacity) * np.asarray(background[r], np.float64))
+        out["opacity"].append(opacity)
+        out["depth"].append(expected_depth_slowly(weights, edges, far))
+        out["median_depth"].append(median_depth_slowly(weights, edges, far))
+    return {name: np.asarray(values) for name, values in out.items()}
+
+
+def assert_close_to(
+    expected: dict[str, np.ndarray], actual: Rendering, kept: Any = slice(None)
+) -> None:
+    """Every output of the kept rays is as expected."""
+    for name, values in expected.items():
+        np.testing.assert_allclose(
+            np.asarray(getattr(actual, name))[kept],
+            np.asarray(values)[kept],
+            rtol=2e-5,
+            atol=2e-5,
+            err_msg=name,
+        )
+
+
+# One program each: run op by op, every operation would be compiled by itself.
+render_every = jax.jit(render_samples, static_argnames=("fns", "per_ray"))
+render_masked = jax.jit(
+    render_masked_samples, static_argnames=("fns", "budget", "per_ray", "color_threshold")
+)
+weights_of = jax.jit(compute_weights)
+expected_depth_of = jax.jit(expected_depth)
+median_depth_of = jax.jit(median_depth)
+
+EMPTY = FNS._replace(density=lambda p, r: (jnp.zeros(p.shape[0]), p))
+OPAQUE = FNS._replace(density=lambda p, r: (jnp.full(p.shape[0], 1e10), p))
+
+
+# Weights and transmittance.
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_weights_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    density = rng.exponential(2.0, (*batch, 6)).astype(np.float32)
+    edges = np.sort(rng.uniform(0, 3, (*batch, 7)), axis=-1).astype(np.float32)
+    weights, transmittance = weights_of(jnp.asarray(density), jnp.asarray(edges))
+    assert weights.shape == transmittance.shape == (*batch, 6)
+    for index in np.ndindex(batch):
+        slow_weights, slow_transmittance = weights_slowly(density[index], edges[index])
+        np.testing.assert_allclose(weights[index], slow_weights, rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(transmittance[index], slow_transmittance, rtol=2e-5)
+
+
+def test_two_intervals_have_the_closed_form_of_exclusive_transmittance() -> None:
+    # The first interval lets half of the light through, the second (twice as long) an eighth.
+    density = jnp.asarray([math.log(2.0), 1.5 * math.log(2.0)])
+    weights, transmittance = weights_of(density, jnp.asarray([1.0, 2.0, 4.0]))
+    np.testing.assert_allclose(weights, [0.5, 0.5 * (1.0 - 1.0 / 8.0)], rtol=1e-6)
+    np.testing.assert_allclose(transmittance, [1.0, 0.5], rtol=1e-6)
+
+
+def test_first_weight_is_exactly_its_alpha_and_first_transmittance_exactly_one() -> None:
+    density = jnp.asarray([[0.0, 1.0], [0.3, 7.0], [1e10, 1e10]])
+    tdist = jnp.asarray([[0.0, 0.5, 1.0]] * 3)
+    weights, transmittance = weights_of(density, tdist)
+    np.testing.assert_array_equal(transmittance[:, 0], 1.0)
+    np.testing.assert_array_equal(weights[:, 0], -jnp.expm1(-density[:, 0] * 0.5))
+
+
+def test_single_interval_has_the_weight_of_its_alpha() -> None:
+    weights, transmittance = weights_of(jnp.asarray([2.0]), jnp.asarray([1.0, 1.5]))
+    np.testing.assert_allclose(weights, [1.0 - math.exp(-1.0)], rtol=1e-6)
+    np.testing.assert_array_equal(transmittance, [1.0])
+
+
+DENSITIES = hnp.arrays(
+    np.float32,
+    8,
+    elements=st.one_of(st.floats(0, 1e3, width=32), st.sampled_from([0.0, 1e10, 1e30])),
+)
+LENGTHS = hnp.arrays(
+    np.float32, 8, elements=st.one_of(st.just(0.0), st.floats(0.0009765625, 4.0, width=32))
+)
+
+
+@settings(max_examples=40)
+@given(DENSITIES, LENGTHS)
+def test_weights_and_the_light_that_is_left_sum_to_one(
+    density: np.ndarray, lengths: np.ndarray
+) -> None:
+    tdist = np.concatenate([[0.25], 0.25 + np.cumsum(lengths)]).astype(np.float32)
+    weights, transmittance = weights_of(jnp.asarray(density), jnp.asarray(tdist))
+    depth = float(density[-1]) * float(tdist[-1] - tdist[-2])
+    left = float(transmittance[-1]) * math.exp(-depth)
+    assert np.all(np.asarray(weights) >= 0) and np.all(np.asarray(weights) <= 1)
+    assert np.all(np.diff(np.asarray(transmittance)) <= 0)
+    assert float(jnp.sum(weights)) + left == pytest.approx(1.0, abs=2e-6)
+
+
+@settings(max_examples=40)
+@given(DENSITIES)
+def test_cutting_intervals_in_two_changes_no_weight(density: np.ndarray) -> None:
+    edges = np.linspace(1.0, 3.0, 9, dtype=np.float32)
+    whole, _ = weights_of(jnp.asarray(density), jnp.asarray(edges))
+    cut, _ = weights_of(
+        jnp.asarray(np.repeat(density, 2)), jnp.linspace(1.0, 3.0, 17, dtype=jnp.float32)
+    )
+    np.testing.assert_allclose(cut.reshape(8, 2).sum(-1), whole, rtol=1e-4, atol=2e-6)
+
+
+EXTREMES = {
+    "empty": ([0.0] * 4, [0.0, 1.0, 2.0, 3.0, 4.0]),
+    "opaque": ([1e10] * 4, [0.0, 1.0, 2.0, 3.0, 4.0]),
+    "overflow": ([1e38, 0.0, 1e38, 1.0], [0.0, 1e3, 2e3, 3e3, 4e3]),
+    "no length": ([1e10, 1.0, 0.0, 1e38], [2.0] * 5),
+    "opaque after no length": ([1e10, 1e10, 0.0, 1.0], [1.0, 1.0, 2.0, 2.0, 3.0]),
+    "infinitely long": ([1.0, 0.5, 2.0, 1.0], [0.0, 1.0, 2.0, 3.0, 3e38]),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extreme_weights_equal_loop_and_gradients_are_finite(name: str) -> None:
+    density, edges = (np.asarray(x, np.float32) for x in EXTREMES[name])
+    weights, transmittance = weights_of(jnp.asarray(density), jnp.asarray(edges))
+    slow_weights, slow_transmittance = weights_slowly(density, edges)
+    np.testing.assert_allclose(weights, slow_weights, rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(transmittance, slow_transmittance, rtol=2e-5, atol=1e-7)
+
+    def total(density: jax.Array, edges: jax.Array) -> jax.Array:
+        weights, transmittance = weights_of(density, edges)
+        far = edges[-1]
+        depths = expected_depth_of(weights, edges, far) + median_depth_of(weights, edges, far)
+        return jnp.sum(weights * jnp.arange(4.0)) + jnp.sum(transmittance) + 1e-3 * depths
+
+    gradients = jax.grad(total, argnums=(0, 1))(jnp.asarray(density), jnp.asarray(edges))
+    if name in ("overflow", "infinitely long"):
+        gradients = gradients[:1]
+    for gradient in gradients:
+        assert np.all(np.isfinite(gradient))
+
+
+def test_infinite_density_is_opaque_with_finite_gradient() -> None:
+    density, tdist = jnp.asarray([0.0, jnp.inf, 1.0]), jnp.asarray([0.0, 1.0, 2.0, 3.0])
+    weights, transmittance = weights_of(density, tdist)
+    np.testing.assert_array_equal(weights, [0.0, 1.0, 0.0])
+    np.testing.assert_array_equal(transmittance, [1.0, 1.0, 0.0])
+    gradient = jax.grad(lambda d: jnp.sum(weights_of(d, tdist)[0] * jnp.arange(3.0)))(density)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_infinite_density_in_an_interval_without_length_absorbs_nothing() -> None:
+    density, tdist = jnp.asarray([jnp.inf, 1.0]), jnp.asarray([1.0, 1.0, 2.0])
+    weights, _ = weights_of(density, tdist)
+    np.testing.assert_allclose(weights, [0.0, 1.0 - math.exp(-1.0)], rtol=1e-6)
+
+
+def test_gradients_of_weights_equal_finite_differences() -> None:
+    rng = np.random.default_rng(4)
+    density, edges = rng.exponential(1.0, 5), np.sort(rng.uniform(0, 3, 6))
+    factors = rng.normal(size=5)
+    gradient = jax.grad(
+        lambda d: jnp.sum(weights_of(d, jnp.asarray(edges, jnp.float32))[0] * jnp.asarray(factors))
+    )(jnp.asarray(density, jnp.float32))
+    for i in range(5):
+        ends = []
+        for sign in (-1, 1):
+            moved = density.copy()
+            moved[i] += sign * 1e-5
+            ends.append(float(np.dot(weights_slowly(moved, edges)[0], factors)))
+        assert float(gradient[i]) == pytest.approx((ends[1] - ends[0]) / 2e-5, rel=1e-3, abs=1e-5)
+
+
+# Depths.
+
+
+@pytest.mark.parametrize("batch", [(), (6,), (2, 4)])
+def test_depths_equal_loops_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(5)
+    weights = rng.dirichlet([0.3] * 7, batch or None)
+    weights = (weights * rng.uniform(0.1, 1.0, (*batch, 1))).astype(np.float32)
+    weights[..., 3] = 0.0
+    edges = np.sort(rng.uniform(1, 5, (*batch, 8)), axis=-1).astype(np.float32)
+    far = jnp.full(batch, 6.0)
+    mean = expected_depth_of(jnp.asarray(weights), jnp.asarray(edges), far)
+    median = median_depth_of(jnp.asarray(weights), jnp.asarray(edges), far)
+    assert mean.shape == median.shape == batch
+    for index in np.ndindex(batch):
+        row, row_edges = weights[index].astype(np.float64).tolist(), edges[index]
+        assert float(mean[index]) == pytest.approx(
+            expected_depth_slowly(row, row_edges, 6.0), rel=1e-4
+        )
+        assert float(median[index]) == pytest.approx(
+            median_depth_slowly(row, row_edges, 6.0), rel=1e-3
+        )
+
+
+def test_depths_of_a_single_opaque_interval_are_its_middle() -> None:
+    for opaque in range(4):
+        weights = jnp.zeros(4).at[opaque].set(1.0)
+        tdist = jnp.asarray([1.0, 2.0, 4.0, 8.0, 9.0])
+        middle = float(tdist[opaque] + tdist[opaque + 1]) / 2
+        assert float(expected_depth_of(weights, tdist, jnp.asarray(20.0))) == pytest.approx(middle)
+        assert float(median_depth_of(weights, tdist, jnp.asarray(20.0))) == pytest.approx(middle)
+
+
+def test_depths_do_not_depend_on_how_opaque_the_surface_is() -> None:
+    weights, tdist = jnp.asarray([0.1, 0.0, 0.2, 0.05]), jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0])
+    far = jnp.asarray(9.0)
+    for depth in (expected_depth_of, median_depth_of):
+        solid, thin = depth(weights * 2.0, tdist, far), depth(weights * 1e-3, tdist, far)
+        np.testing.assert_allclose(solid, thin, rtol=1e-5)
+
+
+def test_depth_is_far_where_nothing_is_hit() -> None:
+    weights = jnp.zeros((3, 4))
+    tdist = jnp.broadcast_to(jnp.arange(5.0)[None], (3, 5))
+    far = jnp.asarray([7.0, 8.0, 9.0])
+    for depth in (expected_depth_of, median_depth_of):
+        np.testing.assert_array_equal(depth(weights, tdist, far), far)
+        gradient = jax.grad(lambda w, depth=depth: jnp.sum(depth(w, tdist, far)))(weights)
+        assert np.all(np.isfinite(gradient))
+
+
+@settings(max_examples=40)
+@given(hnp.arrays(np.float32, 8, elements=st.floats(0, 0.125, width=32)))
+def test_half_of_the_weight_lies_before_the_median(weights: np.ndarray) -> None:
+    tdist = np.cumsum(np.arange(1.0, 10.0, dtype=np.float32))
+    median = float(median_depth_of(jnp.asarray(weights), jnp.asarray(tdist), jnp.asarray(99.0)))
+    if weights.sum() <= 2e-6:
+        return
+    share = np.clip((median - tdist[:-1]) / np.diff(tdist), 0.0, 1.0)
+    before = float(np.sum(share * weights.astype(np.float64)))
+    assert before == pytest.approx(0.5 * weights.sum(dtype=np.float64), rel=1e-4, abs=1e-6)
+
+
+# Packing.
+
+
+def test_rank_counts_the_wanted_samples_before_each() -> None:
+    mask = make_mask()
+    rank, before = rank_samples(mask), 0
+    for r in range(RAYS):
+        for i in range(INTERVALS):
+            assert int(rank[r, i]) == before
+            before += int(mask[r, i])
+
+
+@pytest.mark.parametrize("budget", [1, 4, 1000])
+def test_packs_of_successive_blocks_hold_every_wanted_sample_once(budget: int) -> None:
+    mask = make_mask()
+    wanted = [r * INTERVALS + i for r in range(RAYS) for i in range(INTERVALS) if mask[r, i]]
+    rank, found = rank_samples(mask), []
+    for start in range(0, len(wanted), budget):
+        packed = pack(mask, rank, budget, start)
+        assert packed.sample.shape == packed.valid.shape == (budget,)
+        taken = np.asarray(packed.sample)[np.asarray(packed.valid)]
+        assert np.all(np.asarray(packed.sample)[~np.asarray(packed.valid)] == mask.size)
+        found += taken.tolist()
+    assert found == wanted
+
+
+def test_pack_of_nothing_is_empty() -> None:
+    mask = jnp.zeros((3, 4), bool)
+    packed = pack(mask, rank_samples(mask), 5)
+    assert not np.any(np.asarray(packed.valid))
+
+
+# Rendering from every interval.
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_rendering_equals_loops(per_ray: bool) -> None:
+    rays = make_rays()
+    tdist, background = make_edges(rays), make_background()
+    rendering, weights = render_every(FNS, rays, tdist, background, per_ray=per_ray)
+    assert weights.shape == (RAYS, INTERVALS)
+    np.testing.assert_allclose(jnp.sum(weights, axis=-1), rendering.opacity, rtol=1e-6)
+    slow = render_slowly(rays, tdist, background, per_ray=per_ray)
+    assert_close_to(slow, rendering)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_empty_space_shows_exactly_the_background(per_ray: bool) -> None:
+    rays = make_rays()
+    rendering, _ = render_every(EMPTY, rays, make_edges(rays), make_background(), per_ray=per_ray)
+    np.testing.assert_array_equal(rendering.rgb, make_background())
+    np.testing.assert_array_equal(rendering.opacity, 0.0)
+    np.testing.assert_array_equal(rendering.depth, rays.far)
+    np.testing.assert_array_equal(rendering.median_depth, rays.far)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_opaque_space_shows_the_first_sample(per_ray: bool) -> None:
+    rays = make_rays()
+    tdist = make_edges(rays)
+    rendering, _ = render_every(OPAQUE, rays, tdist, make_background(), per_ray=per_ray)
+    first = 0.5 * (tdist[:, 0] + tdist[:, 1])
+    color = FNS.color(
+        FNS.features(rays.origins + first[:, None] * rays.directions), rays.directions
+    )
+    np.testing.assert_allclose(rendering.rgb, color, atol=1e-5)
+    np.testing.assert_allclose(rendering.depth, first, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 0.499])
+def test_opacity_of_a_homogeneous_sphere_converges_to_beer_lambert(shift: float) -> None:
+    sigma, radius = 3.0, 0.5
+    sphere = FNS._replace(
+        density=lambda p, r: (jnp.where(jnp.sum(p * p, -1) < radius**2, sigma, 0.0), p)
+    )
+    ray = dataclasses.replace(
+        make_rays(1),
+        origins=jnp.asarray([[shift, 0.0, 2.0]]),
+        directions=jnp.asarray([[0.0, 0.0, -1.0]]),
+        far=jnp.asarray([4.0]),
+    )
+    chord = 2.0 * math.sqrt(radius**2 - shift**2)
+    truth = 1.0 - math.exp(-sigma * chord)
+    errors = []
+    for count in (64, 4096):
+        tdist = jnp.linspace(0.5, 4.0, count + 1)[None]
+        rendering, _ = render_every(sphere, ray, tdist, jnp.ones((1, 3)))
+        errors.append(abs(float(rendering.opacity[0]) - truth))
+        # The chord is symmetric about distance 2, where light is lost on the way in.
+        assert float(rendering.median_depth[0]) <= 2.0 + 4.0 / count
+    assert errors[0] < 2 * sigma * 3.5 / 64
+    assert errors[1] < 2 * sigma * 3.5 / 4096
+
+
+def test_homogeneous_slab_has_the_exact_opacity_and_depth_with_few_samples() -> None:
+    # Edges on the slab's faces: nothing is left to discretisation but the depth.
+    slab = FNS._replace(
+        density=lambda p, r: (jnp.where(jnp.abs(p[:, 2]) < 1.0, 1.0, 0.0), p),
+    )
+    ray = dataclasses.replace(
+        make_rays(1),
+        origins=jnp.asarray([[0.0, 0.0, 2.0]]),
+        directions=jnp.asarray([[0.0, 0.0, -1.0]]),
+    )
+    tdist = jnp.concatenate([jnp.asarray([0.5]), jnp.linspace(1.0, 3.0, 2001)])[None]
+    rendering, _ = render_every(slab, ray, tdist, jnp.zeros((1, 3)))
+    gone = 1.0 - math.exp(-2.0)
+    assert float(rendering.opacity[0]) == pytest.approx(gone, rel=1e-5)
+    assert float(rendering.depth[0]) == pytest.approx(1.0 + (1 - 3 * math.exp(-2)) / gone, rel=1e-4)
+    assert float(rendering.median_depth[0]) == pytest.approx(
+        1.0 - math.log(1.0 - gone / 2), rel=1e-4
+    )
+
+
+# Rendering from what a mask selects.
+
+AMPLE, TINY = Budget(1000, 1000, drop=True), Budget(5, 3, drop=False)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("budget", [AMPLE, TINY, Budget(1, 1, drop=False)], ids=str)
+def test_masked_rendering_equals_loops_without_density_outside(
+    budget: Budget, per_ray: bool
+) -> None:
+    rays, mask = make_rays(), make_mask()
+    tdist, background = make_edges(rays), make_background()
+    rendering, dropped = render_masked(FNS, rays, tdist, background, mask, budget, per_ray=per_ray)
+    assert not np.any(np.asarray(dropped))
+    slow = render_slowly(rays, tdist, background, mask=mask, per_ray=per_ray)
+    assert_close_to(slow, rendering)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("budget", [AMPLE, TINY], ids=str)
+def test_full_mask_equals_rendering_of_every_interval(budget: Budget, per_ray: bool) -> None:
+    rays = make_rays()
+    tdist, background = make_edges(rays), make_background()
+    mask = jnp.ones((RAYS, INTERVALS), bool)
+    masked, _ = render_masked(FNS, rays, tdist, background, mask, budget, per_ray=per_ray)
+    dense, _ = render_every(FNS, rays, tdist, background, per_ray=per_ray)
+    assert_close_to(dataclasses.asdict(dense), masked)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("budget", [AMPLE, TINY], ids=str)
+def test_colors_under_the_threshold_are_left_out_and_their_opacity_is_not(
+    budget: Budget, per_ray: bool
+) -> None:
+    rays, mask = make_rays(), make_mask()
+    tdist, background = make_edges(rays), make_background()
+    rendering, dropped = render_masked(
+        FNS, rays, tdist, background, mask, budget, per_ray=per_ray, color_threshold=0.1
+    )
+    assert not np.any(np.asarray(dropped))
+    slow = render_slowly(rays, tdist, background, mask, per_ray, color_threshold=0.1)
+    assert_close_to(slow, rendering)
+    everything = render_slowly(rays, tdist, background, mask, per_ray)
+    assert not np.allclose(slow["rgb"], everything["rgb"], atol=1e-2), (
+        "the threshold changes nothing"
+    )
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("budget", [AMPLE, TINY], ids=str)
+def test_empty_mask_shows_exactly_the_background(budget: Budget, per_ray: bool) -> None:
+    rays = make_rays()
+    mask = jnp.zeros((RAYS, INTERVALS), bool)
+    rendering, dropped = render_masked(
+        FNS, rays, make_edges(rays), make_background(), mask, budget, per_ray=per_ray
+    )
+    assert not np.any(np.asarray(dropped))
+    np.testing.assert_array_equal(rendering.rgb, make_background())
+    np.testing.assert_array_equal(rendering.opacity, 0.0)
+    np.testing.assert_array_equal(rendering.depth, rays.far)
+    np.testing.assert_array_equal(rendering.median_depth, rays.far)
+
+
+def test_rays_of_no_length_show_the_background_and_take_no_budget() -> None:
+    rays = make_rays()
+    tdist = jnp.broadcast_to(rays.near[:, None], (RAYS, INTERVALS + 1))
+    mask = jnp.ones((RAYS, INTERVALS), bool)
+    rendering, dropped = render_masked(
+        OPAQUE, rays, tdist, make_background(), mask, Budget(1, 1, drop=True)
+    )
+    assert not np.any(np.asarray(dropped))
+    np.testing.assert_array_equal(rendering.rgb, make_background())
+
+
+def parametric_fns(params: dict[str, jax.Array]) -> RadianceFns:
+    return RadianceFns(
+        density=lambda p, r: (params["density"][0] * field_density(jnp, p, r), p),
+        features=lambda p: field_features(jnp, p) * params["features"][None],
+        color=lambda f, d: field_color(jnp, f, d) * params["color"][None],
+    )
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_gradients_of_masked_rendering_are_those_of_the_dense_one(per_ray: bool) -> None:
+    rays, mask, threshold = make_rays(), make_mask(), 0.05
+    tdist, background = make_edges(rays), make_background()
+    mask = mask & (jnp.diff(tdist, axis=-1) > 0)
+    params = {
+        "density": jnp.asarray([0.8]),
+        "features": jnp.asarray([1.0, 0.5, 1.5, 0.7]),
+        "color": jnp.asarray([0.9, 0.8, 0.7]),
+    }
+
+    def loss(rendering: Rendering) -> jax.Array:
+        return (
+            jnp.mean(jnp.square(rendering.rgb - 0.3))
+            + 0.1 * jnp.mean(rendering.opacity)
+            + 0.1 * jnp.mean(rendering.depth)
+        )
+
+    def masked(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
+        rendering, _ = render_masked_samples(
+            parametric_fns(params),
+            rays,
+            tdist,
+            background,
+            mask,
+            AMPLE,
+            per_ray=per_ray,
+            color_threshold=threshold,
+        )
+        return loss(rendering)
+
+    def dense(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
+        """All samples are evaluated, and what is not wanted is multiplied by zero."""
+        fns = parametric_fns(params)
+        wanted = mask.ravel() * 1.0
+        thin = fns._replace(density=lambda p, r: (fns.density(p, r)[0] * wanted, p))
+        _, weights = render_samples(thin, rays, tdist, background)
+        matters = jax.lax.stop_gradient(wanted * (weights.ravel() > threshold))[:, None]
+        if per_ray:
+            sparse = thin._replace(features=lambda p: fns.features(p) * matters)
+        else:
+            sparse = thin._replace(color=lambda f, d: fns.color(f, d) * matters)
+        return loss(render_samples(sparse, rays, tdist, background, per_ray=per_ray)[0])
+
+    def gradients(fn: Any) -> Any:
+        def of_origins(params: dict[str, jax.Array], origins: jax.Array) -> jax.Array:
+            return fn(params, dataclasses.replace(rays, origins=origins))
+
+        return jax.jit(jax.value_and_grad(of_origins, argnums=(0, 1)))(params, rays.origins)
+
+    actual, expected = gradients(masked), gradients(dense)
+    assert all(float(jnp.max(jnp.abs(g))) > 1e-4 for g in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-4, atol=2e-6), actual, expected
+    )
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("scale", [0.0, 1e10, 1e30])
+def test_gradients_of_masked_rendering_are_finite_at_the_extremes(
+    scale: float, per_ray: bool
+) -> None:
+    rays = make_rays()
+    tdist = make_edges(rays).at[0].set(1.0)
+
+    def loss(density: jax.Array, mask: jax.Array) -> jax.Array:
+        fns = parametric_fns({"density": density, "features": jnp.ones(4), "color": jnp.ones(3)})
+        rendering, _ = render_masked_samples(
+            fns, rays, tdist, make_background(), mask, AMPLE, per_ray=per_ray
+        )
+        return sum((jnp.sum(x) for x in jax.tree.leaves(rendering)), jnp.zeros(()))
+
+    gradient = jax.jit(jax.grad(loss))
+    for mask in (make_mask(), jnp.zeros((RAYS, INTERVALS), bool)):
+        assert np.all(np.isfinite(gradient(jnp.asarray([scale]), mask)))
+
+
+def overflows_slowly(mask: np.ndarray, budget: int) -> list[bool]:
+    """Which rays have a wanted sample that is not among the first `budget` ones."""
+    taken, flags = 0, []
+    for row in mask:
+        flag = False
+        for wanted in row:
+            if wanted:
+                taken += 1
+                flag = flag or taken > budget
+        flags.append(flag)
+    return flags
+
+
+@pytest.mark.parametrize("limited", ["density", "color"])
+@pytest.mark.parametrize("budget", [9, 17])
+def test_overflow_flags_exactly_the_rays_that_did_not_fit_and_spares_the_rest(
+    budget: int, limited: str
+) -> None:
+    rays = make_rays()
+    tdist, background = make_edges(rays), make_background()
+    # The empty ray comes before any overflow.
+    mask = jnp.roll(make_mask(), -1, axis=0) & (jnp.diff(tdist, axis=-1) > 0)
+    places = dataclasses.replace(AMPLE, **{limited: budget})
+    rendering, dropped = render_masked(FNS, rays, tdist, background, mask, places)
+    assert np.asarray(dropped).tolist() == overflows_slowly(np.asarray(mask), budget)
+    kept = ~np.asarray(dropped)
+    slow = render_slowly(rays, tdist, background, mask=mask)
+    assert_close_to(slow, rendering, kept)
+
+
+def test_a_budget_that_just_suffices_drops_nothing() -> None:
+    rays, mask = make_rays(), make_mask()
+    tdist = make_edges(rays)
+    mask = mask & (jnp.diff(tdist, axis=-1) > 0)
+    needed = int(jnp.sum(mask))
+    for budget, any_dropped in ((needed, False), (needed - 1, True)):
+        _, dropped = render_masked(
+            FNS, rays, tdist, make_background(), mask, Budget(budget, needed, drop=True)
+        )
+        assert bool(jnp.any(dropped)) == any_dropped
+
+
+@pytest.mark.parametrize("limited", ["density", "color"])
+def test_a_ray_without_samples_never_overflows(limited: str) -> None:
+    rays = make_rays(4)
+    tdist = jnp.broadcast_to(jnp.linspace(0.5, 2.0, INTERVALS + 1)[None], (4, INTERVALS + 1))
+    mask = jnp.ones((4, INTERVALS), bool).at[2].set(False)
+    places = dataclasses.replace(AMPLE, **{limited: INTERVALS})
+    _, dropped = render_masked(FNS, rays, tdist, make_background(4), mask, places)
+    assert np.asarray(dropped).tolist() == [False, True, False, True]
+
+
+def test_masked_density_is_zero_exactly_outside_of_the_mask() -> None:
+    rays, mask = make_rays(), make_mask()
+    tdist = make_edges(rays)
+    density, _ = masked_density(FNS, rays, tdist, mask, Budget(6, 6, drop=False))
+    for r in range(RAYS):
+        for i in range(INTERVALS):
+            t = (float(tdist[r, i]) + float(tdist[r, i + 1])) / 2
+            position = np.asarray(rays.origins[r]) + t * np.asarray(rays.directions[r])
+            truth = field_density(np, position, float(rays.radii[r]) * t) if mask[r, i] else 0.0
+            assert float(density[r, i]) == pytest.approx(float(truth), rel=1e-4, abs=1e-5)
+
+
+# Whole images.
+
+
+def image_of(chunk: int, rays: Rays) -> tuple[Rendering, int]:
+    """The image, and how often its program was traced."""
+    traces = 0
+
+    @jax.jit
+    def render_chunk(rays: Rays) -> Rendering:
+        nonlocal traces
+        traces += 1
+        count = rays.near.shape[0]
+        assert count == chunk
+        tdist = jnp.broadcast_to(jnp.linspace(0.5, 2.0, 5)[None], (count, 5))
+        return render_samples(FNS, rays, tdist, jnp.ones((count, 3)))[0]
+
+    return render_image(render_chunk, rays, chunk), traces
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 6, 12, 50])
+def test_image_is_the_same_for_any_chunk_and_compiles_once(chunk: int) -> None:
+    rays = jax.tree.map(lambda x: x.reshape(3, 4, *x.shape[1:]), make_rays(12))
+    image, traces = image_of(chunk, rays)
+    assert traces == 1
+    assert image.rgb.shape == (3, 4, 3)
+    assert image.opacity.shape == image.depth.shape == image.median_depth.shape == (3, 4)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(image))
+    tdist = jnp.broadcast_to(jnp.linspace(0.5, 2.0, 5)[None], (12, 5))
+    slow = render_slowly(make_rays(12), tdist, jnp.ones((12, 3)))
+    for name, values in slow.items():
+        actual = getattr(image, name).reshape(values.shape)
+        np.testing.assert_allclose(actual, values, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("batch", [(), (12,), (2, 3, 2)])
+def test_image_of_any_batch_shape(batch: tuple[int, ...]) -> None:
+    count = math.prod(batch)
+    flat = make_rays(count)
+    rays = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), flat)
+    image, _ = image_of(5, rays)
+    assert image.rgb.shape == (*batch, 3) and image.opacity.shape == batch
+    reference, _ = image_of(5, flat)
+    np.testing.assert_array_equal(image.rgb.reshape(count, 3), reference.rgb)
+
+
+def test_rendering_is_a_pytree_that_jit_and_vmap_accept() -> None:
+    rendering = Rendering(
+        rgb=jnp.zeros((4, 3)), opacity=jnp.ones(4), depth=jnp.ones(4), median_depth=jnp.ones(4)
+    )
+    assert len(jax.tree.leaves(rendering)) == 4
+    through_jit = jax.jit(lambda r: r)(rendering)
+    through_vmap = jax.vmap(lambda r: dataclasses.replace(r, depth=r.depth + 1.0))(rendering)
+    assert isinstance(through_jit, Rendering)
+    np.testing.assert_array_equal(through_vmap.depth, 2.0)

@@ -1,0 +1,397 @@
+"""Training: batches, pixels that are kept, stages, resuming, health, and that it learns."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scenes import Recorder, differing_leaves, make_scene, tiny_nerf, tiny_tensorf
+
+from jaxrf import methods, metrics, occupancy, runs, train
+from jaxrf.cameras import image_rays
+from jaxrf.config import OptimizerConfig, TrainConfig
+from jaxrf.data.base import Split, composite
+from jaxrf.evaluate import make_render_view
+from jaxrf.methods import Stage
+from jaxrf.occupancy import OccupancyGrid
+from jaxrf.train import DivergedError, Metrics, TrainPixels, TrainState
+
+RANGE = (2.0, 6.0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Stopping and resuming
+# ---------------------------------------------------------------------------------------------
+
+
+def through_disk(
+    folder: Path, config: TrainConfig, stage: Stage, state: TrainState
+) -> tuple[Stage, TrainState]:
+    """What is there after a checkpoint has been written and read again."""
+    manager = runs.open_checkpoints(folder, config)
+    runs.save(manager, runs.summarise_scene(make_scene(), folder), stage, state, 1.0, None)
+    manager.close()
+    run = runs.open_run(folder, config=config)
+    return run.stage, run.state
+
+
+@pytest.mark.parametrize(
+    ("config", "stops"),
+    [
+        # Growths come before steps 6 and 12: inside a stage, right at one, a step after, inside.
+        (tiny_tensorf(), [3, 6, 13, 20]),
+        (tiny_tensorf(), [12]),
+        (tiny_tensorf(background="random", seed=5), [11, 18]),
+        (tiny_nerf(), [1, 7]),
+    ],
+    ids=["tensorf", "tensorf-at-growth", "tensorf-random-background", "nerf"],
+)
+def test_stopped_and_resumed_training_gives_the_same_bits(
+    tmp_path: Path, config: TrainConfig, stops: list[int]
+) -> None:
+    whole = train.fit(config, make_scene(), Recorder())
+    assert int(whole[1].step) == config.steps
+
+    other = dataclasses.replace(config, steps_per_dispatch=1)
+    restored = None
+    for number, stop in enumerate(stops):
+        stage, state = train.fit(other, make_scene(), Recorder(stop), restored)
+        assert int(state.step) == stop
+        restored = through_disk(tmp_path / str(number), other, stage, state)
+        assert differing_leaves(restored[1], state) == []
+        assert restored[0] == stage
+    pieces = train.fit(other, make_scene(), Recorder(), restored)
+    assert pieces[0] == whole[0]
+    assert differing_leaves(pieces[1], whole[1]) == []
+
+
+@pytest.mark.parametrize("make", [tiny_tensorf, tiny_nerf], ids=["tensorf", "nerf"])
+def test_number_of_steps_per_dispatch_changes_no_bit(make: Any) -> None:
+    results = []
+    for dispatch in (1, 5, 1000):
+        recorder = Recorder()
+        config = make(steps_per_dispatch=dispatch)
+        results.append(train.fit(config, make_scene(), recorder)[1])
+        assert sum(recorder.steps) == config.steps
+        assert max(recorder.steps) <= dispatch
+    assert differing_leaves(results[1], results[0]) == []
+    assert differing_leaves(results[2], results[0]) == []
+
+
+def test_seed_changes_the_result() -> None:
+    first, second = (
+        train.fit(tiny_nerf(seed=s, steps=2), make_scene(), Recorder()) for s in (0, 1)
+    )
+    assert "params" in " ".join(differing_leaves(first[1], second[1]))
+
+
+def test_a_run_that_is_done_is_left_alone() -> None:
+    config = tiny_nerf(steps=3)
+    stage, state = train.fit(config, make_scene(), Recorder())
+    recorder = Recorder()
+    again = train.fit(config, make_scene(), recorder, (stage, state))
+    assert recorder.stages == [] and recorder.steps == []
+    assert differing_leaves(again[1], state) == []
+
+
+# ---------------------------------------------------------------------------------------------
+# Stages
+# ---------------------------------------------------------------------------------------------
+
+
+def test_stages_follow_the_plan_and_drop_hardly_a_ray() -> None:
+    config = tiny_tensorf(steps=100, steps_per_dispatch=10)
+    recorder = Recorder()
+    stage, state = train.fit(config, make_scene(), recorder)
+    assert [step for step, _, _ in recorder.stages] == [0, 25, 50]
+    first, second, third = (stage for _, stage, _ in recorder.stages)
+    assert third == stage
+    assert not first.pruned and second.pruned and third.pruned
+    assert np.prod(third.resolution) > np.prod(second.resolution)
+    assert recorder.stages[0][2] == make_scene().splits["train"].images[..., 0].size
+    assert recorder.stages[2][2] <= recorder.stages[0][2]
+    assert max(float(m.dropped) for m in recorder.metrics) < 0.1
+    shapes = jax.tree.map(jnp.shape, state.params)
+    assert shapes == jax.tree.map(
+        jnp.shape, methods.init_params(config.field, stage, jax.random.key(0))
+    )
+    moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if jnp.ndim(leaf)]
+    assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(state.params)])
+
+
+def test_training_draws_only_from_the_kept_pixels_but_never_from_none() -> None:
+    pixels = train.put_pixels(make_scene().splits["train"])
+    empty = OccupancyGrid(jnp.zeros((4, 4, 4), bool), jnp.array([[-1.5] * 3, [1.5] * 3]))
+    kept = train.keep_hitting_pixels(pixels, empty, RANGE)
+    assert int(kept.total) == int(pixels.total)
+
+
+# ---------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------
+
+
+def coded_pixels(height: int, width: int, count: int) -> tuple[TrainPixels, TrainPixels]:
+    """Pictures whose colour is (column, row, image), and random RGBA ones of the same cameras."""
+    scene = make_scene().splits["train"]
+    cameras = dataclasses.replace(
+        jax.tree.map(lambda x: x[:count], scene.cameras), width=width, height=height
+    )
+    image, row, column = np.meshgrid(*map(np.arange, (count, height, width)), indexing="ij")
+    opaque = np.full_like(image, 255)
+    coded = np.stack([column, row, image, opaque], axis=-1).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, coded.shape, dtype=np.uint8)
+    names = tuple(str(i) for i in range(count))
+    first, second = (
+        train.put_pixels(Split("train", names, images, cameras)) for images in (coded, noise)
+    )
+    return first, second
+
+
+@pytest.mark.parametrize("background", ["white", "black", "random"])
+def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> None:
+    coded, noise = coded_pixels(5, 7, 3)
+    key = jax.random.key(3)
+    rays, code, _, opaque = train.draw_batch(coded, key, 300, RANGE, background)
+    assert np.all(np.asarray(opaque) == 1.0)
+    column, row, image = np.rint(np.asarray(code) * 255).astype(int).T
+    assert len({*zip(image, row, column, strict=True)}) > 60  # of 105
+
+    wanted = [image_rays(coded.cameras, i, *RANGE) for i in range(3)]
+    for name in ("origins", "directions", "near", "far", "radii", "camera_index"):
+        stack = np.stack([np.asarray(getattr(rays_of_image, name)) for rays_of_image in wanted])
+        np.testing.assert_allclose(getattr(rays, name), stack[image, row, column], atol=1e-6)
+
+    _, truth, behind, alpha = train.draw_batch(noise, key, 300, RANGE, background)
+    rgba = np.asarray(noise.images)[image, row, column]
+    behind = np.asarray(behind)
+    np.testing.assert_allclose(alpha, rgba[:, 3] / 255.0, atol=1e-6)
+    expected = rgba[:, :3] / 255.0 * rgba[:, 3:] / 255.0 + behind * (1 - rgba[:, 3:] / 255.0)
+    np.testing.assert_allclose(truth, expected, atol=1e-6)
+    if background == "random":
+        assert behind.min() >= 0 and behind.max() <= 1 and behind.std(axis=0).min() > 0.2
+        assert not np.allclose(behind[:, 0], behind[:, 1])
+    else:
+        level = {"white": 1.0, "black": 0.0}[background]
+        assert np.all(behind == level)
+        np.testing.assert_allclose(truth, composite(rgba, np.full(3, level)), atol=1e-6)
+
+
+def test_a_batch_is_drawn_evenly_from_the_listed_pixels_only() -> None:
+    coded, _ = coded_pixels(5, 7, 3)
+    listed = np.array([2, 40, 77, 104])
+    drawn = np.zeros(105, np.int32)
+    drawn[:4] = listed
+    some = coded._replace(drawn=jnp.asarray(drawn), total=jnp.asarray(4, jnp.int32))
+    _, code, _, _ = train.draw_batch(some, jax.random.key(0), 2000, RANGE, "white")
+    column, row, image = np.rint(np.asarray(code) * 255).astype(int).T
+    seen, counts = np.unique((image * 5 + row) * 7 + column, return_counts=True)
+    assert seen.tolist() == listed.tolist()
+    assert counts.min() > 400
+
+
+def test_the_random_background_is_independent_of_the_pixels() -> None:
+    coded, _ = coded_pixels(5, 7, 3)
+    _, code, behind, _ = train.draw_batch(coded, jax.random.key(0), 4000, RANGE, "random")
+    together = np.concatenate([np.asarray(code), np.asarray(behind)], axis=-1)
+    correlation = np.corrcoef(together.T)[:3, 3:]
+    assert np.abs(correlation).max() < 0.08
+
+
+# ---------------------------------------------------------------------------------------------
+# Which pixels are kept
+# ---------------------------------------------------------------------------------------------
+
+
+def hits_cells(occupied: np.ndarray, aabb: np.ndarray, split: Split) -> np.ndarray:
+    """(n, h, w) by brute force in float64: which pixels' rays pass any occupied cell."""
+    size = (aabb[1] - aabb[0]) / np.array(occupied.shape)
+    result = []
+    for index in range(len(split)):
+        rays = image_rays(split.cameras, index, *RANGE)
+        origins, directions = (np.asarray(x, np.float64) for x in (rays.origins, rays.directions))
+        hit = np.zeros(origins.shape[:2], bool)
+        for cell in np.argwhere(occupied):
+            low = aabb[0] + cell * size
+            with np.errstate(divide="ignore"):
+                slabs = np.stack([(low - origins), (low + size - origins)]) / directions
+            enter = np.maximum(slabs.min(axis=0).max(axis=-1), RANGE[0])
+            leave = np.minimum(slabs.max(axis=0).min(axis=-1), RANGE[1])
+            hit |= enter < leave
+        result.append(hit)
+    return np.stack(result)
+
+
+def kept_pixels(occupied: np.ndarray, aabb: np.ndarray, split: Split) -> np.ndarray:
+    grid = OccupancyGrid(jnp.asarray(occupied), jnp.asarray(aabb, jnp.float32))
+    pixels = train.keep_hitting_pixels(train.put_pixels(split), grid, RANGE)
+    kept = np.zeros(split.images.shape[:3], bool)
+    kept.ravel()[np.asarray(pixels.drawn)[: int(pixels.total)]] = True
+    assert kept.sum() == int(pixels.total)
+    return kept
+
+
+def some_cells(seed: int, shape: tuple[int, int, int] = (10, 9, 8)) -> np.ndarray:
+    """A few cells, none of them at the border."""
+    rng = np.random.default_rng(seed)
+    content = np.zeros(shape, bool)
+    for _ in range(4):
+        content[tuple(rng.integers(1, np.array(shape) - 1))] = True
+    return content
+
+
+AABB = np.array([[-1.4, -1.2, -1.0], [1.3, 1.5, 1.2]])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_exactly_the_pixels_that_see_an_occupied_cell_are_kept(seed: int) -> None:
+    split = make_scene(24).splits["train"]
+    content = some_cells(seed)
+    # Pruning dilates what it keeps, so a ray that only cuts a corner of that may go either way.
+    dilated = np.asarray(occupancy.dilate(jnp.asarray(content)))
+    kept = kept_pixels(dilated, AABB, split)
+    assert np.all(kept[hits_cells(content, AABB, split)])
+    assert not np.any(kept[~hits_cells(dilated, AABB, split)])
+    assert 0 < kept.sum() < kept.size
+
+
+@pytest.mark.parametrize("rays", [6 * 24 * 24 // 4, 6 * 24 * 24 // 25, 50])
+def test_testing_every_kth_pixel_loses_none_that_sees_something(
+    monkeypatch: pytest.MonkeyPatch, rays: int
+) -> None:
+    split = make_scene(24).splits["train"]
+    monkeypatch.setattr(train, "MOST_TESTED_RAYS", rays)
+    for seed in range(3):
+        content = some_cells(seed)
+        kept = kept_pixels(np.asarray(occupancy.dilate(jnp.asarray(content))), AABB, split)
+        assert np.all(kept[hits_cells(content, AABB, split)])
+    assert not kept.all()
+
+
+def test_testing_every_kth_pixel_loses_nothing_at_the_border_of_the_box(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    split = make_scene(24).splits["train"]
+    monkeypatch.setattr(train, "MOST_TESTED_RAYS", split.images[..., 0].size // 64)
+    # A ray tested for a block of pixels may pass outside the box where one of the block hits it.
+    box = np.array([[-0.5] * 3, [0.5] * 3])
+    everything = np.ones((8, 8, 8), bool)
+    kept = kept_pixels(everything, box, split)
+    assert np.all(kept[hits_cells(everything, box, split)])
+
+
+# ---------------------------------------------------------------------------------------------
+# Health
+# ---------------------------------------------------------------------------------------------
+
+HEALTHY = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.3, 0.0, 1.0)))
+
+
+def test_healthy_metrics_pass() -> None:
+    config = tiny_nerf(steps=100)
+    train.check_health(HEALTHY, 50, config, math.inf)
+    train.check_health(HEALTHY, 50, config, 0.001)
+    train.check_health(HEALTHY._replace(mse=np.float32(0.04)), 50, config, 0.0005)
+
+
+@pytest.mark.parametrize("field", ["loss", "mse", "gradient_norm", "opacity"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_training(field: str, value: float) -> None:
+    bad = HEALTHY._replace(**{field: np.float32(value)})
+    with pytest.raises(DivergedError, match=r"not a number after step 7.*--optimizer\.grid-rate"):
+        train.check_health(bad, 7, tiny_nerf(), math.inf)
+
+
+def test_a_rising_error_stops_training() -> None:
+    bad = HEALTHY._replace(mse=np.float32(0.3))
+    train.check_health(bad, 7, tiny_nerf(), 0.016)
+    with pytest.raises(DivergedError, match=r"rose from 0.014 to 0.3 by step 7.*--optimizer"):
+        train.check_health(bad, 7, tiny_nerf(), 0.014)
+
+
+def test_a_field_of_nothing_stops_training_unless_there_is_nothing_or_it_is_early() -> None:
+    bad = HEALTHY._replace(opacity=np.float32(1e-4))
+    config = tiny_nerf(steps=100)
+    with pytest.raises(DivergedError, match="all background after step 11, although 30% .*--seed"):
+        train.check_health(bad, 11, config, math.inf)
+    train.check_health(bad, 10, config, math.inf)
+    train.check_health(bad._replace(truth_alpha=np.float32(0.0)), 11, config, math.inf)
+
+
+def test_an_absurd_learning_rate_ends_in_advice() -> None:
+    rates = OptimizerConfig(network_rate=1e30, clip_norm=1e30)
+    with pytest.raises(DivergedError, match="--optimizer.network-rate"):
+        train.fit(tiny_nerf(optimizer=rates, steps=40), make_scene(), Recorder())
+
+
+# ---------------------------------------------------------------------------------------------
+# The optimiser and learning
+# ---------------------------------------------------------------------------------------------
+
+
+def test_loss_metrics_are_those_of_an_independent_rendering() -> None:
+    """One step by hand: the same batch, rendered and compared here."""
+    config = tiny_nerf(steps=1, steps_per_dispatch=1)
+    scene = make_scene()
+    recorder = Recorder()
+    stage, _ = train.fit(config, scene, recorder)
+    state = train.init_state(config, stage)
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    key_batch, key_samples = jax.random.split(key)
+    pixels = train.put_pixels(scene.splits["train"])
+    rays, truth, behind, alpha = train.draw_batch(pixels, key_batch, 64, RANGE, "white")
+    prediction = methods.predict(
+        config.field, stage, state.params, state.grid, key_samples, rays, behind
+    )
+    errors = [float(np.mean(np.square(rgb - truth))) for rgb in prediction.rgb]
+    assert len(errors) == 2
+    np.testing.assert_allclose(recorder.metrics[0].mse, errors[-1], rtol=1e-4)
+    np.testing.assert_allclose(recorder.metrics[0].loss, sum(errors), rtol=1e-4)
+    np.testing.assert_allclose(recorder.metrics[0].truth_alpha, alpha.mean(), rtol=1e-5)
+    np.testing.assert_allclose(recorder.metrics[0].opacity, prediction.opacity.mean(), rtol=1e-3)
+
+
+def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
+    config = tiny_tensorf(steps=1000, optimizer=OptimizerConfig(grid_rate=0.5, network_rate=0.01))
+    stage, state = train.fit(config, make_scene(), Recorder(1))
+    before = train.init_state(config, methods.first_stage(config, make_scene().aabb))
+    labels = methods.label_params(config.field, state.params)
+    # Adam's bias-corrected step is at most the rate, and nearly that where there is a gradient.
+    moved = {"grid": 0.0, "network": 0.0}
+    config = dataclasses.replace(config, steps_per_dispatch=1)
+    stage, state = train.fit(config, make_scene(), Recorder(1))
+    assert int(state.step) == 1
+    for label, a, b in zip(
+        jax.tree.leaves(labels),
+        jax.tree.leaves(state.params),
+        jax.tree.leaves(before.params),
+        strict=True,
+    ):
+        moved[label] = max(moved[label], float(jnp.max(jnp.abs(a - b))))
+    assert moved["grid"] == pytest.approx(0.5, rel=0.02)
+    assert moved["network"] == pytest.approx(0.01, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_tensorf(steps=150, steps_per_dispatch=50),
+        tiny_nerf(steps=150, steps_per_dispatch=50),
+    ],
+    ids=["tensorf", "nerf"],
+)
+def test_training_learns_the_ball(config: TrainConfig) -> None:
+    scene = make_scene()
+    stage, state = train.fit(config, scene, Recorder())
+    white = np.ones(3, np.float32)
+    render = make_render_view(config, stage, state.params, state.grid, RANGE, white)
+    split = scene.splits["test"]
+    truths = [composite(image, white) for image in split.images]
+    mean = np.mean(composite(scene.splits["train"].images, white), axis=(0, 1, 2))
+    reached = np.mean([metrics.psnr(render(split.cameras, i).rgb, t) for i, t in enumerate(truths)])
+    constant = np.mean([metrics.psnr(np.broadcast_to(mean, t.shape), t) for t in truths])
+    assert reached > constant + 6.0
