@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -163,7 +165,7 @@ def _name_run(arguments: Sequence[str]) -> list[str]:
 
 def _describe_presets(chosen: str) -> str:
     lines = [
-        f"  {configs.preset_name(preset)}: {(preset.__doc__ or '').strip()}"
+        f"  {configs.preset_name(preset)}: {(preset.__doc__ or '').strip().splitlines()[0]}"
         for preset in configs.PRESETS
     ]
     return (
@@ -201,8 +203,12 @@ def _guard(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted before there was anything to save.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read our output has left, as `| head` does; nothing more can be printed there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         sentence = _explain(error)
         if sentence is None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,7 +90,8 @@ def run_training(config: TrainConfig, preset: str) -> int:
         _check_same_scene(restored, summary)
         print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.steps}.")
     else:
-        config = dataclasses.replace(config, run_dir=run_dir)
+        data = None if source.folder is None else source.folder.absolute()
+        config = dataclasses.replace(config, run_dir=run_dir, data=data)
         runs.create_folder(run_dir)
         runs.write_text(run_dir / runs.CONFIG_FILE, configs.to_json(config))
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
@@ -122,8 +124,16 @@ def run_training(config: TrainConfig, preset: str) -> int:
             return 128 + caught[0]
         run = Run(run_dir, config, summary, stage, state, watcher.seconds)
         clock = watcher.clock
-        seconds = {"startup": startup, "compile": clock.compile, "train": clock.train}
-        finish_training(run, folder, events, seconds, clock.rays, hardware)
+        seconds = {
+            "startup": startup,
+            "compile": clock.compile,
+            "train": watcher.seconds - clock.compile,
+        }
+        rays_per_second = clock.rays / max(clock.train, 1e-9)
+        finish_training(run, folder, events, seconds, rays_per_second, hardware)
+    except KeyboardInterrupt:
+        print(f"Interrupted. What was saved is in {run_dir}.", file=sys.stderr)
+        return 130
     finally:
         manager.close()
         events.close()
@@ -135,7 +145,7 @@ def finish_training(
     data: Path,
     events: EventWriter,
     seconds: dict[str, float],
-    rays: int,
+    rays_per_second: float,
     hardware: str,
 ) -> None:
     """Scores a trained run on the test split and renders its video."""
@@ -144,7 +154,7 @@ def finish_training(
     test = _score(run, split, events)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
     seconds["total"] = seconds_since_start()
-    runs.write_metrics(run.folder, _metrics(run, split, test, seconds, rays, hardware))
+    runs.write_metrics(run.folder, _metrics(run, split, test, seconds, rays_per_second, hardware))
     print(
         f"Test: PSNR {test['psnr']:.2f} dB, SSIM {test['ssim']:.4f} over {len(split)} views of "
         f"{split.cameras.width}x{split.cameras.height} on {_behind(run.config)}; "
@@ -182,7 +192,7 @@ def run_evaluation(options: EvalOptions) -> int:
         "evaluate": time.perf_counter() - started,
         "total": seconds_since_start(),
     }
-    values = _metrics(run, split, score, seconds, 0, hardware)
+    values = _metrics(run, split, score, seconds, 0.0, hardware)
     name = runs.METRICS_FILE if options.split == "test" else f"metrics_{options.split}.json"
     runs.write_text(folder / name, runs.to_text(values))
     for picture in score["per_image"]:
@@ -270,15 +280,14 @@ def _metrics(
     split: Split,
     score: dict[str, Any],
     seconds: dict[str, float],
-    rays: int,
+    rays_per_second: float,
     hardware: str,
 ) -> dict[str, Any]:
-    trained = max(seconds["train"], 1e-9)
     return {
         split.name: score,
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
         "steps": int(run.state.step),
-        "rays_per_second": rays / trained,
+        "rays_per_second": round(rays_per_second, 1),
         "peak_memory_bytes": monitor.peak_memory_bytes(),
         "background": _behind(run.config),
         "resolution": [split.cameras.width, split.cameras.height],

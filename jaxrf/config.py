@@ -190,7 +190,10 @@ class TrainConfig:
 
 
 def tensorf_small() -> TrainConfig:
-    """TensoRF-VM for a CPU: few components, a grid up to 128^3, one colour per ray."""
+    """TensoRF-VM for a CPU: few components, a grid up to 128^3, one colour per ray.
+
+    Random backgrounds keep the empty space empty, so that the box soon fits the object.
+    """
     return TrainConfig(
         field=TensoRFConfig(
             density_components=5,
@@ -199,12 +202,10 @@ def tensorf_small() -> TrainConfig:
             width=64,
             layers=1,
             density_shift=-4.0,
-            density_scale=25.0,
             initial_voxels=64**3,
             final_voxels=128**3,
             upsample_at=(0.15, 0.35),
             prune_at=(0.05, 0.15, 0.35),
-            occupancy_voxels=64**3,
             prune_threshold=1e-2,
             step_ratio=1.0,
             shading="per_ray",
@@ -212,9 +213,11 @@ def tensorf_small() -> TrainConfig:
             l1_weight=0.0,
             l1_weight_pruned=0.0,
         ),
+        background="random",
         steps=1500,
         batch_samples=1 << 16,
-        render_samples=1 << 17,
+        render_samples=1 << 15,
+        validate_every=0.25,
         optimizer=OptimizerConfig(grid_rate=0.03, network_rate=4e-3, final_fraction=0.05),
     )
 

@@ -19,7 +19,7 @@ from jaxrf.config import FieldConfig, NeRFConfig, TensoRFConfig, TrainConfig
 from jaxrf.fields import nerf, tensorf
 from jaxrf.fields.base import Field, Params
 from jaxrf.occupancy import OccupancyGrid
-from jaxrf.rays import Rays, clip_to_aabb
+from jaxrf.rays import Rays, clip_to_aabb, points_along
 from jaxrf.render import (
     Budget,
     RadianceFns,
@@ -152,8 +152,7 @@ def _march(
     rays = clip_to_aabb(rays, jnp.asarray(stage.aabb))
     tdist = samplers.march(key, rays, step, count)
     distances = midpoints(tdist)
-    positions = rays.origins[:, None] + distances[..., None] * rays.directions[:, None]
-    mask = (jnp.diff(tdist, axis=-1) > 0) & occ.lookup(grid, positions)
+    mask = (jnp.diff(tdist, axis=-1) > 0) & occ.lookup(grid, points_along(rays, distances))
     return rays, tdist, mask
 
 

@@ -1,8 +1,12 @@
 """A tiny scene for the tests of training: a ball coloured by its normals, in seconds' reach."""
 
 import functools
+import io
 import json
 import math
+import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +28,14 @@ RADIUS = 0.9
 DISTANCE = 4.0
 
 # The same as `tiny_tensorf`, for the command line.
-TINY = """
+TINY = shlex.split("""
     --preset tensorf-small --steps 24 --batch-rays 128 --batch-samples 4096 --render-samples 8192
     --steps-per-dispatch 4 --video.frames 3 --video.size 17 --validation-views 2
     --field.density-components 2 --field.feature-components 2 --field.feature-dim 4
     --field.width 8 --field.initial-voxels 512 --field.final-voxels 1728
     --field.occupancy-voxels 1728 --field.prune-at 0.25 0.5 --field.upsample-at 0.5
     --field.density-shift -2.0
-""".split()
+""")
 
 
 def view_ball(T_world_camera: np.ndarray, size: int = SIZE) -> np.ndarray:
@@ -175,3 +179,13 @@ def differing_leaves(found: Any, wanted: Any) -> Sequence[str]:
         for (path, a), b in pairs
         if a.dtype != b.dtype or not np.array_equal(np.asarray(a), np.asarray(b))
     ]
+
+
+def read_mp4(path: Path) -> np.ndarray:
+    """(n, h, w, 3) frames by imageio, in a process of its own: it forks, which JAX forbids."""
+    code = (
+        "import sys, imageio.v3, numpy; "
+        "numpy.save(sys.stdout.buffer, imageio.v3.imread(sys.argv[1], plugin='FFMPEG'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=True)
+    return np.load(io.BytesIO(done.stdout))

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from jaxrf.rays import Rays
 from jaxrf.render import (
     Budget,
+    Picture,
     RadianceFns,
     Rendering,
     compute_weights,
@@ -736,26 +737,31 @@ def test_masked_density_is_zero_exactly_outside_of_the_mask() -> None:
 # Whole images.
 
 
-def image_of(chunk: int, rays: Rays) -> tuple[Rendering, int]:
+def image_of(rays: Rays, chunk: int, at_once: int) -> tuple[Picture, int]:
     """The image, and how often its program was traced."""
     traces = 0
 
-    @jax.jit
     def render_chunk(rays: Rays) -> Rendering:
+        assert rays.near.shape == (chunk,)
+        tdist = jnp.broadcast_to(jnp.linspace(0.5, 2.0, 5)[None], (chunk, 5))
+        return render_samples(FNS, rays, tdist, jnp.ones((chunk, 3)))[0]
+
+    @jax.jit
+    def render_chunks(rays: Rays) -> Rendering:
         nonlocal traces
         traces += 1
-        count = rays.near.shape[0]
-        assert count == chunk
-        tdist = jnp.broadcast_to(jnp.linspace(0.5, 2.0, 5)[None], (count, 5))
-        return render_samples(FNS, rays, tdist, jnp.ones((count, 3)))[0]
+        assert rays.near.shape[0] <= at_once
+        return jax.lax.map(render_chunk, rays)
 
-    return render_image(render_chunk, rays, chunk), traces
+    return render_image(render_chunks, rays, chunk, at_once), traces
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 6, 12, 50])
-def test_image_is_the_same_for_any_chunk_and_compiles_once(chunk: int) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "at_once"), [(1, 64), (1, 5), (5, 64), (5, 1), (5, 2), (6, 1), (12, 64), (50, 3)]
+)
+def test_image_is_the_same_for_any_chunk_and_compiles_once(chunk: int, at_once: int) -> None:
     rays = jax.tree.map(lambda x: x.reshape(3, 4, *x.shape[1:]), make_rays(12))
-    image, traces = image_of(chunk, rays)
+    image, traces = image_of(rays, chunk, at_once)
     assert traces == 1
     assert image.rgb.shape == (3, 4, 3)
     assert image.opacity.shape == image.depth.shape == image.median_depth.shape == (3, 4)
@@ -772,9 +778,9 @@ def test_image_of_any_batch_shape(batch: tuple[int, ...]) -> None:
     count = math.prod(batch)
     flat = make_rays(count)
     rays = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), flat)
-    image, _ = image_of(5, rays)
+    image, _ = image_of(rays, 5, 2)
     assert image.rgb.shape == (*batch, 3) and image.opacity.shape == batch
-    reference, _ = image_of(5, flat)
+    reference, _ = image_of(flat, 5, 2)
     np.testing.assert_array_equal(image.rgb.reshape(count, 3), reference.rgb)
 
 

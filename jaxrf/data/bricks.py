@@ -45,7 +45,10 @@ _LIFT = 1e-6  # raises a shadow ray off the surface that it starts on
 _TINY = 1e-30  # replaces a zero direction component, so that a slab never computes 0 * inf
 _BAND = 2**18  # rays cast at once: bounds the memory whatever the size of the image
 
+Number = int | float
 Color = tuple[float, float, float]
+Lattice = tuple[Number, Number, Number]  # x and y in studs, z in plates
+Footprint = tuple[Number, Number, Number, Number]  # smallest x, y and largest x, y
 Numbers = Any  # an array, or one number for all rays
 Components = Sequence[Numbers] | np.ndarray  # x, y, z
 
@@ -86,8 +89,8 @@ class Hits:
 class _Brick(NamedTuple):
     """A box; smooth parts carry no studs."""
 
-    lower: tuple[float, float, float]
-    size: tuple[float, float, float]
+    lower: Lattice
+    size: Lattice
     color: Color
     studs: bool = True
 
@@ -95,9 +98,9 @@ class _Brick(NamedTuple):
 class _Rod(NamedTuple):
     """A vertical cylinder; its radius counts studs."""
 
-    base: tuple[float, float, float]
-    height: float
-    radius: float
+    base: Lattice
+    height: Number
+    radius: Number
     color: Color
 
 
@@ -226,11 +229,11 @@ def _flagpole(x: float, y: float) -> Iterator[_Brick | _Rod]:
 
 
 def _fence() -> Iterator[_Brick]:
-    """Posts and two rails along the front edge, open at the path, and along the right edge."""
-    front = [0.35, 1.5, 2.65, 5.35, 7.0, 8.65, 10.3, 11.95, 13.6]
-    for x in front:
+    """Posts and two rails along the front edge, open at the path."""
+    posts = [0.35, 1.5, 2.65, 5.35, 7.0, 8.65, 10.3, 11.95, 13.6]
+    for x in posts:
         yield _Brick((x - 0.2, 0.15, 1), (0.4, 0.4, 4), _WHITE, studs=False)
-    for (low, high), z in product(pairwise(front), (2, 3.6)):
+    for (low, high), z in product(pairwise(posts), (2, 3.6)):
         if (low, high) != (2.65, 5.35):
             yield _Brick((low + 0.2, 0.25, z), (high - low - 0.4, 0.2, 0.7), _WHITE, studs=False)
 
@@ -255,12 +258,11 @@ def _free_studs(brick: _Brick, parts: Iterable[_Brick | _Rod]) -> Iterator[_Rod]
             yield stud
 
 
-def _bottom(part: _Brick | _Rod) -> float:
+def _bottom(part: _Brick | _Rod) -> Number:
     return part.lower[2] if isinstance(part, _Brick) else part.base[2]
 
 
-def _footprint(part: _Brick | _Rod) -> tuple[float, float, float, float]:
-    """Smallest x, y and largest x, y."""
+def _footprint(part: _Brick | _Rod) -> Footprint:
     if isinstance(part, _Brick):
         (x, y, _), (dx, dy, _) = part.lower, part.size
         return x, y, x + dx, y + dy
@@ -268,12 +270,12 @@ def _footprint(part: _Brick | _Rod) -> tuple[float, float, float, float]:
     return x - r, y - r, x + r, y + r
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: Footprint, b: Footprint) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _to_world(lattice: tuple[float, float, float]) -> tuple[float, float, float]:
-    x, y, z = (value - center for value, center in zip(lattice, _CENTER, strict=True))
+def _to_world(point: Lattice) -> tuple[float, float, float]:
+    x, y, z = (value - center for value, center in zip(point, _CENTER, strict=True))
     return x * _STUD, y * _STUD, z * _PLATE
 
 
@@ -545,7 +547,7 @@ def _cast_pixels(
     origin = T_world_camera[:3, 3]
     nearest = np.clip(origin, corners.min(axis=1), corners.max(axis=1)) - origin
     nearest = np.sqrt(_dot(nearest, nearest)) - 1e-9  # for rounding
-    for primitive in np.argsort(nearest, kind="stable"):
+    for primitive in np.argsort(nearest, kind="stable").tolist():
         (left, top), (right, bottom) = outlines[primitive]
         box = np.s_[top:bottom, left:right]
         if distances[box].max(initial=0.0) < nearest[primitive]:
@@ -594,7 +596,7 @@ def _shade(
     """Colours in [0, 1]: hemisphere light, one sun with hard shadows, a Blinn-Phong highlight."""
     origins = np.broadcast_to(origin, directions.shape)
     normals = _normals(model, origins, directions, primitives)
-    sun = np.array(_SUN) / np.linalg.norm(_SUN)
+    sun = _unit(_SUN)
     halfway = sun - directions
     halfway /= np.sqrt(_dot(halfway, halfway))[:, None]
     facing = np.maximum(_dot(normals, sun), 0.0)
@@ -610,6 +612,10 @@ def _shade(
     return np.minimum(diffuse + highlight[:, None], 1.0)
 
 
+def _unit(vector: Sequence[float] | np.ndarray) -> Float64[np.ndarray, "3"]:
+    return np.array(vector) / np.linalg.norm(vector)
+
+
 def _dot(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, " n"]:
     return np.einsum("...k,...k->...", a, b)
 
@@ -620,9 +626,8 @@ def _shadowed(model: Model, points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray
     Seen from the sun all rays are parallel, so a primitive can only shade points within its bounds
     in a frame whose third axis is the sun's direction.
     """
-    sun = np.array(_SUN) / np.linalg.norm(_SUN)
-    across = np.cross((0.0, 0.0, 1.0), sun)
-    across /= np.linalg.norm(across)
+    sun = _unit(_SUN)
+    across = _unit(np.cross((0.0, 0.0, 1.0), sun))
     frame = np.stack([across, np.cross(sun, across), sun], axis=-1)
     u, v, height = (points @ frame).T
     order = np.argsort(u, kind="stable")
@@ -769,13 +774,11 @@ def cached_bricks(
         return write_bricks(
             folder, width, height, train_views, val_views, test_views, progress=progress
         )
-    except FileExistsError:
-        if folder.is_dir():
-            return folder
-        raise
     except OSError as error:
+        if folder.is_dir():  # another process has just written it
+            return folder
         raise type(error)(
-            f"The built-in scene cannot be written to {folder} ({error.strerror}): "
+            f"The built-in scene cannot be written to {folder} ({error.strerror or error}): "
             "set XDG_CACHE_HOME to a folder that you can write to."
         ) from error
 

@@ -1,0 +1,104 @@
+"""Where a data set comes from."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scenes import make_scene, write_scene
+
+from jaxrf.config import BricksConfig, tensorf_small
+from jaxrf.data import sources
+from jaxrf.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in ./data, no JAXRF_DATA, and a cache of its own."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("JAXRF_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def find(data: str | None = None, **changes: Any) -> sources.Source:
+    path = None if data is None else Path(data)
+    return sources.find_source(dataclasses.replace(tensorf_small(), data=path, **changes))
+
+
+def test_a_folder_that_is_named_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "scene").mkdir()
+    (tmp_path / "here" / "data" / "nerf_synthetic" / "lego").mkdir(parents=True)
+    found = find(str(tmp_path / "scene"))
+    assert found.folder == tmp_path / "scene"
+    assert "--data" in found.reason and str(tmp_path / "scene") in found.reason
+
+
+def test_a_name_is_looked_for_here_then_in_data_then_in_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAXRF_DATA", str(tmp_path / "store"))
+    for folder in (tmp_path / "store", Path("data"), Path()):
+        (folder / "scene").mkdir(parents=True)
+        assert find("scene").folder == folder / "scene"
+
+
+def test_an_absolute_name_is_looked_for_nowhere_else(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(InputError, match=re.escape(f"--data {missing} does not exist")):
+        find(str(missing))
+
+
+def test_a_folder_that_is_named_and_missing_is_no_reason_to_take_another(tmp_path: Path) -> None:
+    (tmp_path / "here" / "data" / "nerf_synthetic" / "lego").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"--data scene does not exist.*transforms_train\.json"):
+        find("scene")
+
+
+def test_the_usual_place_here_comes_before_that_of_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lego = Path("nerf_synthetic/lego")
+    assert find().folder is None
+    (tmp_path / "store" / lego).mkdir(parents=True)
+    monkeypatch.setenv("JAXRF_DATA", str(tmp_path / "store"))
+    assert find().folder == tmp_path / "store" / lego
+    (Path("data") / lego).mkdir(parents=True)
+    assert find().folder == Path("data") / lego
+    assert "\n" not in find().reason and str(lego) in find().reason
+
+
+def test_without_any_data_the_built_in_scene_is_taken_and_it_is_said_why() -> None:
+    found = find(bricks=BricksConfig(size=77))
+    assert found.folder is None
+    assert "bricks at 77x77" in found.reason and "data/nerf_synthetic/lego" in found.reason
+
+
+def test_the_built_in_scene_is_rendered_once(tmp_path: Path) -> None:
+    config = BricksConfig(size=6, train_views=2, test_views=1)
+    calls = []
+    folder = sources.ensure_bricks(config, lambda done, total: calls.append((done, total)))
+    assert tmp_path / "cache" in folder.parents
+    assert calls[-1][0] == calls[-1][1] == len(calls) >= 3
+    before = (folder / "transforms_train.json").stat().st_mtime_ns
+    again = sources.ensure_bricks(config, lambda done, total: calls.append((-1, -1)))
+    assert again == folder and (-1, -1) not in calls
+    assert (folder / "transforms_train.json").stat().st_mtime_ns == before
+    scene = sources.load_scene(folder, ["train", "test"])
+    assert scene.splits["train"].images.shape == (2, 6, 6, 4)
+    assert len(scene.splits["test"]) == 1
+
+
+def test_a_scene_is_loaded_as_it_was_written(tmp_path: Path) -> None:
+    folder = write_scene(tmp_path / "ball")
+    scene = sources.load_scene(folder, ["test", "train"])
+    assert set(scene.splits) == {"test", "train"} and scene.name == "ball"
+    for name, split in scene.splits.items():
+        wanted = make_scene().splits[name]
+        np.testing.assert_array_equal(split.images, wanted.images)
+        np.testing.assert_allclose(split.cameras.T_world_camera, wanted.cameras.T_world_camera)
+        np.testing.assert_allclose(split.cameras.focal, wanted.cameras.focal)
+    small = sources.load_scene(folder, ["test"], 2)
+    assert small.splits["test"].images.shape == (2, 8, 8, 4)

@@ -1,0 +1,272 @@
+"""Pixels to rays against loops, where pixel centres lie, and paths of cameras."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrf.cameras import (
+    Cameras,
+    image_rays,
+    look_at,
+    make_cameras,
+    orbit_path,
+    pixels_to_rays,
+    project,
+    resize_cameras,
+)
+from jaxrf.rays import Rays
+
+rays_through = jax.jit(pixels_to_rays, static_argnames=("near", "far"))
+
+
+def make_rig() -> Cameras:
+    """Cameras that have nothing in common: not square, off-centre, fx is not fy."""
+    rng = np.random.default_rng(0)
+    eyes = rng.normal(size=(3, 3)) * 2.0 + np.array([0.0, 0.0, 5.0])
+    poses = np.stack([look_at(eye, rng.normal(size=3)) for eye in eyes])
+    return Cameras(
+        T_world_camera=poses.astype(np.float32),
+        focal=rng.uniform(8.0, 20.0, (3, 2)).astype(np.float32),
+        principal_point=np.array([[4.2, 3.1], [6.0, 2.0], [3.3, 4.9]], np.float32),
+        width=9,
+        height=7,
+    )
+
+
+def unmoved_camera(width: int, height: int, angle: float = 0.9) -> Cameras:
+    return make_cameras(np.eye(4)[None], width, height, angle)
+
+
+def ray_slowly(cameras: Cameras, index: int, column: float, row: float) -> np.ndarray:
+    """Direction of the ray through an image point, by a loop in float64."""
+    fx, fy = (float(f) for f in cameras.focal[index])
+    cx, cy = (float(c) for c in cameras.principal_point[index])
+    local = [(column - cx) / fx, -(row - cy) / fy, -1.0]
+    length = math.sqrt(sum(v * v for v in local))
+    return np.array(
+        [
+            sum(float(cameras.T_world_camera[index][i, j]) * local[j] / length for j in range(3))
+            for i in range(3)
+        ]
+    )
+
+
+@pytest.mark.parametrize("batch", [(), (8,), (2, 3)])
+def test_rays_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    cameras, rng = make_rig(), np.random.default_rng(1)
+    index = rng.integers(0, 3, batch)
+    pixels = rng.uniform(0, 9, (*batch, 2)).astype(np.float32)
+    rays = rays_through(
+        cameras, jnp.asarray(index, jnp.int32), jnp.asarray(pixels), near=0.5, far=8.0
+    )
+    assert rays.directions.shape == rays.origins.shape == (*batch, 3)
+    assert rays.near.shape == rays.far.shape == rays.radii.shape == batch
+    np.testing.assert_array_equal(rays.near, 0.5)
+    np.testing.assert_array_equal(rays.far, 8.0)
+    np.testing.assert_array_equal(rays.camera_index, index)
+    for at in np.ndindex(batch):
+        camera, (column, row) = int(index[at]), (float(p) for p in pixels[at])
+        direction = ray_slowly(cameras, camera, column, row)
+        np.testing.assert_allclose(rays.directions[at], direction, atol=1e-6)
+        np.testing.assert_array_equal(rays.origins[at], cameras.T_world_camera[camera][:3, 3])
+        neighbour = ray_slowly(cameras, camera, column + 1.0, row)
+        radius = np.linalg.norm(neighbour - direction) * 2.0 / math.sqrt(12.0)
+        assert float(rays.radii[at]) == pytest.approx(radius, rel=1e-4)
+
+
+def test_directions_have_unit_length() -> None:
+    rays = image_rays(make_rig(), 1, 0.0, 1.0)
+    np.testing.assert_allclose(np.linalg.norm(rays.directions, axis=-1), 1.0, atol=1e-6)
+
+
+def test_principal_point_looks_straight_ahead() -> None:
+    cameras = make_rig()
+    rays = rays_through(
+        cameras, jnp.arange(3), jnp.asarray(cameras.principal_point), near=0.0, far=1.0
+    )
+    np.testing.assert_allclose(rays.directions, -cameras.T_world_camera[:, :3, 2], atol=1e-6)
+
+
+def test_centre_of_an_odd_sized_image_is_the_centre_of_its_middle_pixel() -> None:
+    rays = image_rays(unmoved_camera(7, 5), 0, 0.0, 1.0)
+    np.testing.assert_allclose(rays.directions[2, 3], [0.0, 0.0, -1.0], atol=1e-7)
+
+
+def test_middle_of_an_even_sized_image_lies_between_its_four_middle_pixels() -> None:
+    cameras = unmoved_camera(8, 6)
+    rays, focal = image_rays(cameras, 0, 0.0, 1.0), float(cameras.focal[0, 0])
+    for row, up in ((2, 0.5), (3, -0.5)):
+        for column, right in ((3, -0.5), (4, 0.5)):
+            direction = np.asarray(rays.directions[row, column])
+            np.testing.assert_allclose(
+                direction[:2] / -direction[2], [right / focal, up / focal], rtol=1e-5
+            )
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 1)])
+def test_image_is_symmetric_about_its_middle(size: tuple[int, int]) -> None:
+    directions = np.asarray(image_rays(unmoved_camera(*size), 0, 0.0, 1.0).directions)
+    mirrored = directions[:, ::-1] * np.array([-1.0, 1.0, 1.0])
+    flipped = directions[::-1] * np.array([1.0, -1.0, 1.0])
+    np.testing.assert_allclose(directions, mirrored, atol=1e-6)
+    np.testing.assert_allclose(directions, flipped, atol=1e-6)
+
+
+def test_row_zero_is_the_top_and_column_zero_the_left() -> None:
+    directions = np.asarray(image_rays(unmoved_camera(8, 6), 0, 0.0, 1.0).directions)
+    assert directions.shape == (6, 8, 3)
+    assert np.all(directions[0, :, 1] > 0) and np.all(directions[-1, :, 1] < 0)
+    assert np.all(directions[:, 0, 0] < 0) and np.all(directions[:, -1, 0] > 0)
+    assert np.all(np.diff(directions[..., 0], axis=1) > 0)
+    assert np.all(np.diff(directions[..., 1], axis=0) < 0)
+    assert np.all(directions[..., 2] < 0)
+
+
+def test_image_edges_span_the_field_of_view() -> None:
+    angle, cameras = 0.9, unmoved_camera(8, 6, 0.9)
+    edges = jnp.asarray([[0.0, 3.0], [8.0, 3.0]])
+    rays = rays_through(cameras, jnp.zeros(2, jnp.int32), edges, near=0.0, far=1.0)
+    between = math.acos(float(np.dot(rays.directions[0], rays.directions[1])))
+    assert between == pytest.approx(angle, rel=1e-5)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_image_rays_go_through_the_pixel_centres(index: int) -> None:
+    cameras = make_rig()
+    rays = image_rays(cameras, index, 0.5, 2.0)
+    assert rays.near.shape == (cameras.height, cameras.width)
+    np.testing.assert_array_equal(rays.camera_index, index)
+    for row in range(cameras.height):
+        for column in range(cameras.width):
+            expected = ray_slowly(cameras, index, column + 0.5, row + 0.5)
+            np.testing.assert_allclose(rays.directions[row, column], expected, atol=1e-6)
+    traced = jax.jit(lambda i: image_rays(cameras, i, 0.5, 2.0))(jnp.asarray(index))
+    np.testing.assert_allclose(traced.directions, rays.directions, atol=1e-6)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_projection_is_the_inverse_of_pixels_to_rays(index: int) -> None:
+    cameras = make_rig()
+    rays = image_rays(cameras, index, 0.0, 1.0)
+    distance = np.random.default_rng(2).uniform(1, 5, (7, 9, 1))
+    positions = np.asarray(rays.origins, np.float64) + distance * np.asarray(rays.directions)
+    points, depth = project(cameras, index, positions)
+    columns, rows = np.meshgrid(np.arange(9) + 0.5, np.arange(7) + 0.5)
+    np.testing.assert_allclose(points, np.stack([columns, rows], -1), atol=1e-4)
+    ahead = -cameras.T_world_camera[index][:3, 2].astype(np.float64)
+    np.testing.assert_allclose(
+        depth, distance[..., 0] * (np.asarray(rays.directions) @ ahead), rtol=1e-5
+    )
+
+
+def test_projection_of_what_is_behind_or_beside_the_camera_has_no_positive_depth() -> None:
+    cameras = unmoved_camera(4, 4)
+    _, depth = project(cameras, 0, np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]))
+    assert depth[0] < 0 and depth[1] == 0 and depth[2] > 0
+
+
+def test_projected_points_lie_right_of_and_above_the_middle() -> None:
+    points, _ = project(unmoved_camera(8, 6), 0, np.array([[0.0, 0.0, -2.0], [0.2, 0.1, -2.0]]))
+    np.testing.assert_allclose(points[0], [4.0, 3.0])
+    assert points[1][0] > 4.0 and points[1][1] < 3.0
+
+
+@pytest.mark.parametrize("size", [(4, 3), (16, 12), (5, 9)])
+def test_resized_cameras_keep_their_field_of_view(size: tuple[int, int]) -> None:
+    cameras = unmoved_camera(8, 6)
+    resized = resize_cameras(cameras, *size)
+    assert (resized.width, resized.height) == size
+    for x, y in ((0.0, 0.0), (1.0, 1.0), (0.25, 0.75)):
+        old, new = (ray_slowly(c, 0, x * c.width, y * c.height) for c in (cameras, resized))
+        np.testing.assert_allclose(old, new, atol=1e-6)
+
+
+def test_made_cameras_have_square_pixels_and_a_centred_principal_point() -> None:
+    cameras = make_cameras(np.tile(np.eye(4), (3, 1, 1)), 8, 6, 0.9)
+    assert len(cameras) == 3
+    np.testing.assert_allclose(cameras.focal, 4.0 / math.tan(0.45), rtol=1e-6)
+    np.testing.assert_array_equal(cameras.principal_point, [[4.0, 3.0]] * 3)
+
+
+def test_gradients_of_rays_in_pose_and_focal_length_are_finite() -> None:
+    cameras = make_rig()
+    pixels = jnp.asarray(cameras.principal_point)
+
+    def total(pose: jax.Array, focal: jax.Array) -> jax.Array:
+        moved = Cameras(pose, focal, jnp.asarray(cameras.principal_point), 9, 7)
+        rays = pixels_to_rays(moved, jnp.arange(3), pixels, 0.0, 1.0)
+        return jnp.sum(rays.directions) + jnp.sum(rays.radii) + jnp.sum(rays.origins)
+
+    gradients = jax.grad(total, argnums=(0, 1))(
+        jnp.asarray(cameras.T_world_camera), jnp.asarray(cameras.focal)
+    )
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+def assert_looks(pose: np.ndarray, position: np.ndarray, target: np.ndarray) -> None:
+    R = pose[:3, :3]
+    np.testing.assert_allclose(R.T @ R, np.eye(3), atol=1e-12)
+    assert np.linalg.det(R) == pytest.approx(1.0)
+    np.testing.assert_allclose(pose[:3, 3], position)
+    np.testing.assert_array_equal(pose[3], [0.0, 0.0, 0.0, 1.0])
+    ahead = (target - position) / np.linalg.norm(target - position)
+    np.testing.assert_allclose(-R[:, 2], ahead, atol=1e-12)
+
+
+def test_look_at_is_rigid_looks_at_its_target_and_stands_upright() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        position, target = rng.normal(size=3), rng.normal(size=3)
+        pose = look_at(position, target)
+        assert_looks(pose, position, target)
+        assert pose[2, 0] == pytest.approx(0.0, abs=1e-12), "right is level"
+        assert pose[2, 1] > 0, "up is upwards"
+
+
+def test_look_at_takes_another_direction_for_up() -> None:
+    pose = look_at(np.array([0.0, 0.0, 3.0]), np.zeros(3), np.array([1.0, 0.0, 0.0]))
+    assert_looks(pose, np.array([0.0, 0.0, 3.0]), np.zeros(3))
+    np.testing.assert_allclose(pose[:3, 1], [1.0, 0.0, 0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_looking_straight_along_up_is_still_rigid(axis: int, sign: float) -> None:
+    position = np.zeros(3)
+    position[axis] = 2.0 * sign
+    for up in (None, np.eye(3)[axis]):
+        assert_looks(look_at(position, np.zeros(3), up), position, np.zeros(3))
+
+
+def test_orbit_is_an_even_circle_that_looks_at_its_target() -> None:
+    target = np.array([1.0, -2.0, 0.5])
+    poses = orbit_path(6, radius=3.0, elevation=0.4, target=target)
+    assert poses.shape == (6, 4, 4)
+    azimuths = []
+    for pose in poses:
+        position = pose[:3, 3]
+        assert_looks(pose, position, target)
+        assert np.linalg.norm(position - target) == pytest.approx(3.0)
+        assert position[2] - target[2] == pytest.approx(3.0 * math.sin(0.4))
+        azimuths.append(math.atan2(position[1] - target[1], position[0] - target[0]))
+    steps = np.diff(np.unwrap([*azimuths, azimuths[0] + 2 * math.pi]))
+    np.testing.assert_allclose(steps, 2 * math.pi / 6)
+
+
+def test_cameras_are_a_pytree_that_jit_and_vmap_accept() -> None:
+    cameras = make_rig()
+    assert len(jax.tree.leaves(cameras)) == 3
+    through_jit = jax.jit(lambda c: c)(cameras)
+    assert isinstance(through_jit, Cameras)
+    assert (through_jit.width, through_jit.height) == (9, 7)
+    pixels = jnp.asarray(np.random.default_rng(4).uniform(0, 7, (3, 5, 2)), jnp.float32)
+
+    def rays_of(index: jax.Array, pixels: jax.Array) -> Rays:
+        return pixels_to_rays(cameras, jnp.broadcast_to(index, (5,)), pixels, 0.0, 1.0)
+
+    mapped = jax.vmap(rays_of)(jnp.arange(3), pixels)
+    whole = pixels_to_rays(cameras, jnp.tile(jnp.arange(3)[:, None], (1, 5)), pixels, 0.0, 1.0)
+    np.testing.assert_allclose(mapped.directions, whole.directions, atol=1e-6)

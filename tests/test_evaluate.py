@@ -1,0 +1,123 @@
+"""Evaluation: views rendered in chunks, scored and summed up."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scenes import SIZE, make_scene, tiny_nerf, tiny_tensorf
+
+from jaxrf import evaluate, methods, train
+from jaxrf.cameras import Cameras, image_rays
+from jaxrf.config import TrainConfig
+from jaxrf.data.base import composite
+from jaxrf.evaluate import RenderView
+from jaxrf.render import Rendering
+
+
+def make_render(config: TrainConfig, background: np.ndarray) -> tuple[RenderView, Rendering]:
+    """The function under test, and what it should give for the first test view, all at once."""
+    stage = methods.first_stage(config, make_scene().aabb)
+    state = train.init_state(config, stage)
+    render = evaluate.make_render_view(
+        config, stage, state.params, state.grid, (2.0, 6.0), background
+    )
+    rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
+    rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
+    whole = methods.render_rays(
+        config.field, stage, 1 << 13, state.params, state.grid, rays, jnp.asarray(background)
+    )
+    return render, whole
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_tensorf(),
+        # 100 rays at a time: the last chunk of 256 pixels is not full.
+        tiny_nerf(render_samples=2000),
+    ],
+    ids=["tensorf", "nerf"],
+)
+def test_a_view_is_its_rays_rendered_in_order(config: TrainConfig) -> None:
+    background = np.array([0.9, 0.5, 0.1], np.float32)
+    render, whole = make_render(config, background)
+    view = render(make_scene().splits["test"].cameras, 0)
+    for name in ("rgb", "opacity", "depth", "median_depth"):
+        found = getattr(view, name)
+        assert isinstance(found, np.ndarray)
+        wanted = np.asarray(getattr(whole, name))
+        assert found.shape == (SIZE, SIZE, *wanted.shape[1:])
+        np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
+
+
+def test_each_camera_gives_its_own_view() -> None:
+    render, _ = make_render(tiny_nerf(), np.ones(3, np.float32))
+    cameras = make_scene().splits["test"].cameras
+    assert not np.allclose(render(cameras, 0).rgb, render(cameras, 1).rgb)
+
+
+def fake_render(rgb: float) -> RenderView:
+    def render(cameras: Cameras, index: int) -> Rendering:
+        shape = (cameras.height, cameras.width)
+        plain = jnp.ones(shape)
+        colours = jnp.full((*shape, 3), rgb + index)
+        return jax.device_get(Rendering(colours, plain, plain, plain))
+
+    return render
+
+
+def test_scores_compare_with_the_composited_truth_and_clip_the_rendering() -> None:
+    split = make_scene().splits["test"]
+    background = np.array([0.0, 0.5, 1.0], np.float32)
+    scored = list(evaluate.score_split(fake_render(0.5), split, background, [1, 0]))
+    assert [s.name for s in scored] == ["r_1", "r_0"] and [s.view for s in scored] == [1, 0]
+    for item, level in zip(scored, (1.0, 0.5), strict=True):  # 1.5 is clipped to 1
+        truth = composite(split.images[item.view], background)
+        np.testing.assert_array_equal(item.truth, truth)
+        mse = np.mean((truth.astype(np.float64) - level) ** 2)
+        assert item.psnr == pytest.approx(-10 * math.log10(mse), abs=1e-6)
+        assert -1 <= item.ssim < 0.9
+
+
+def test_the_truth_itself_scores_infinity_and_one() -> None:
+    split = make_scene().splits["test"]
+    black = np.zeros(3, np.float32)
+
+    def render(cameras: Cameras, index: int) -> Rendering:
+        plain = jnp.ones((cameras.height, cameras.width))
+        colours = jnp.asarray(composite(split.images[index], black))
+        return jax.device_get(Rendering(colours, plain, plain, plain))
+
+    (item,) = evaluate.score_split(render, split, black, [0])
+    assert item.psnr == math.inf and item.ssim == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_summary_is_the_mean_over_pictures_not_of_the_errors() -> None:
+    split = make_scene().splits["test"]
+    scored = list(evaluate.score_split(fake_render(0.1), split, np.ones(3, np.float32), [0, 1]))
+    scored = [
+        s._replace(psnr=p, ssim=q) for s, p, q in zip(scored, (20, 30), (0.5, 1), strict=True)
+    ]
+    assert evaluate.summarise(scored) == {
+        "psnr": 25.0,
+        "ssim": 0.75,
+        "per_image": [
+            {"name": "r_0", "psnr": 20, "ssim": 0.5},
+            {"name": "r_1", "psnr": 30, "ssim": 1},
+        ],
+    }
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(10, 4), (2, 4), (3, 4), (4, 4), (1, 9), (100, 1)])
+def test_views_are_spread_evenly_and_as_many_as_wanted(count: int, wanted: int) -> None:
+    chosen = evaluate.spread(count, wanted)
+    assert len(chosen) == min(count, wanted)
+    assert chosen == sorted(set(chosen)) and chosen[0] == 0 and chosen[-1] < count
+    gaps = np.diff([*chosen, count])
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_nothing_is_spread_over_nothing() -> None:
+    assert evaluate.spread(0, 4) == [] and evaluate.spread(4, 0) == []

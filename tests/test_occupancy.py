@@ -1,0 +1,311 @@
+"""The occupancy grid against loops over its cells, and at its faces."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrf.occupancy import (
+    OccupancyGrid,
+    cell_centres,
+    dilate,
+    hit_by,
+    lookup,
+    make_full_grid,
+    occupied_aabb,
+    resample_grid,
+    update_from_density,
+)
+from jaxrf.rays import Rays
+
+# Cells of 0.5 x 0.25 x 1, all exact in float32.
+BOX = np.array([[-1.0, 0.0, 2.0], [1.0, 1.25, 5.0]], np.float32)
+SHAPE = (4, 5, 3)
+CELL = (BOX[1] - BOX[0]) / np.array(SHAPE)
+
+look_up = jax.jit(lookup)
+dilated = jax.jit(dilate, static_argnames="cells")
+hit = jax.jit(hit_by)
+
+
+def random_grid(share: float = 0.4, seed: int = 0) -> OccupancyGrid:
+    occupied = np.random.default_rng(seed).uniform(size=SHAPE) < share
+    return OccupancyGrid(jnp.asarray(occupied), jnp.asarray(BOX))
+
+
+def lookup_slowly(grid: OccupancyGrid, position: np.ndarray) -> bool:
+    """Whether any occupied cell contains the position; a cell's lower faces belong to it."""
+    low, high = np.asarray(grid.aabb, np.float64)
+    for cell in np.argwhere(np.asarray(grid.occupied)):
+        size = (high - low) / grid.occupied.shape
+        if all(
+            low[a] + cell[a] * size[a] <= position[a] < low[a] + (cell[a] + 1) * size[a]
+            for a in range(3)
+        ):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("batch", [(), (200,), (4, 30)])
+def test_lookup_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    grid = random_grid()
+    size = BOX[1] - BOX[0]
+    unit = np.random.default_rng(1).uniform(-0.3, 1.3, (*batch, 3))
+    positions = (BOX[0] + unit * size).astype(np.float32)
+    found = look_up(grid, jnp.asarray(positions))
+    assert found.shape == batch and found.dtype == bool
+    for index in np.ndindex(batch):
+        assert bool(found[index]) == lookup_slowly(grid, positions[index])
+
+
+def test_every_cell_centre_finds_its_own_cell() -> None:
+    grid = random_grid()
+    centres = cell_centres(SHAPE, grid.aabb)
+    assert centres.shape == (*SHAPE, 3)
+    for index in np.ndindex(SHAPE):
+        np.testing.assert_allclose(centres[index], BOX[0] + (np.array(index) + 0.5) * CELL)
+    np.testing.assert_array_equal(look_up(grid, centres), grid.occupied)
+
+
+def test_lower_faces_of_cells_belong_to_them_and_the_box_ends_before_its_upper_faces() -> None:
+    grid = random_grid()
+    corners = np.stack(np.meshgrid(*(np.arange(n + 1) for n in SHAPE), indexing="ij"), axis=-1)
+    positions = (BOX[0] + corners * CELL).astype(np.float32)
+    found = np.asarray(look_up(grid, jnp.asarray(positions)))
+    for index in np.ndindex(found.shape):
+        inside = all(i < n for i, n in zip(index, SHAPE, strict=True))
+        assert found[index] == (inside and bool(grid.occupied[index]))
+
+
+def test_nothing_is_occupied_outside_of_the_box() -> None:
+    full = make_full_grid(SHAPE, jnp.asarray(BOX))
+    middle = BOX.mean(axis=0)
+    outside = []
+    for axis in range(3):
+        for value in (BOX[0, axis] - 1e-3, BOX[1, axis] + 1e-3, -1e30, 1e30, np.inf, -np.inf):
+            position = middle.copy()
+            position[axis] = value
+            outside.append(position)
+    assert not np.any(look_up(full, jnp.asarray(np.stack(outside))))
+    assert bool(look_up(full, jnp.asarray(middle)))
+    assert not np.any(look_up(full, jnp.full((3,), jnp.nan)))
+
+
+@pytest.mark.parametrize("cells", [0, 1, 2])
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+def test_dilation_equals_loop(cells: int, share: float) -> None:
+    occupied = np.random.default_rng(2).uniform(size=(5, 6, 4)) < share
+    expected = np.zeros_like(occupied)
+    for cell in np.argwhere(occupied):
+        for other in np.ndindex(occupied.shape):
+            if max(abs(a - b) for a, b in zip(cell, other, strict=True)) <= cells:
+                expected[other] = True
+    np.testing.assert_array_equal(dilated(jnp.asarray(occupied), cells=cells), expected)
+
+
+def test_dilation_does_not_wrap_around() -> None:
+    corner = jnp.zeros((4, 4, 4), bool).at[0, 0, 0].set(True).at[3, 3, 3].set(True)
+    assert int(jnp.sum(dilated(corner, cells=1))) == 16
+
+
+# Updates.
+
+
+def ball(centre: np.ndarray, radius: float, density: float) -> Callable[[jax.Array], jax.Array]:
+    def density_fn(positions: jax.Array) -> jax.Array:
+        distance = jnp.sum(jnp.square(positions - jnp.asarray(centre)[None]), axis=-1)
+        return jnp.where(distance < radius**2, density, 0.0)
+
+    return density_fn
+
+
+@pytest.mark.parametrize("chunk", [7, 20, 60, 1000])
+def test_update_keeps_the_opaque_cells_and_their_occupied_neighbours(chunk: int) -> None:
+    grid, centre = random_grid(0.8), np.array([0.3, 0.6, 3.2], np.float32)
+    density_fn, step = ball(centre, 0.6, 2.0), 0.25
+    updated = update_from_density(grid, density_fn, step, 0.3, chunk=chunk)
+    opaque = np.zeros(SHAPE, bool)
+    for index in np.ndindex(SHAPE):
+        position = BOX[0] + (np.array(index) + 0.5) * CELL
+        density = 2.0 if np.sum((position - centre) ** 2) < 0.36 else 0.0
+        opaque[index] = 1 - math.exp(-density * step) > 0.3 and bool(grid.occupied[index])
+    assert 0 < opaque.sum() < 30
+    for index in np.ndindex(SHAPE):
+        near = any(
+            max(abs(a - b) for a, b in zip(index, cell, strict=True)) <= 1
+            for cell in np.argwhere(opaque)
+        )
+        assert bool(updated.occupied[index]) == (near and bool(grid.occupied[index]))
+    np.testing.assert_array_equal(updated.aabb, grid.aabb)
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0, 1e10, np.inf])
+def test_update_never_revives_a_cell(density: float) -> None:
+    grid = random_grid(0.3)
+    updated = update_from_density(
+        grid, lambda x: jnp.full(x.shape[0], density), 0.25, 1e-3, chunk=64
+    )
+    assert not np.any(np.asarray(updated.occupied) & ~np.asarray(grid.occupied))
+    np.testing.assert_array_equal(updated.occupied, grid.occupied if density > 0 else False)
+
+
+def test_update_of_an_empty_grid_stays_empty() -> None:
+    grid = random_grid(0.0)
+    updated = update_from_density(grid, lambda x: jnp.ones(x.shape[0]), 1.0, 0.1, chunk=64)
+    assert not np.any(updated.occupied)
+
+
+# Boxes and other cells.
+
+
+def test_occupied_box_is_the_smallest_that_holds_all_occupied_cells() -> None:
+    for seed in range(5):
+        grid = random_grid(0.03, seed=seed)
+        cells = np.argwhere(np.asarray(grid.occupied))
+        if len(cells) == 0:
+            continue
+        low, high = [math.inf] * 3, [-math.inf] * 3
+        for cell in cells:
+            for a in range(3):
+                low[a] = min(low[a], float(BOX[0, a] + cell[a] * CELL[a]))
+                high[a] = max(high[a], float(BOX[0, a] + (cell[a] + 1) * CELL[a]))
+        np.testing.assert_allclose(occupied_aabb(grid), [low, high], rtol=1e-6)
+
+
+def test_occupied_box_of_an_empty_and_of_a_full_grid_is_the_whole_box() -> None:
+    np.testing.assert_array_equal(occupied_aabb(random_grid(0.0)), BOX)
+    np.testing.assert_allclose(occupied_aabb(make_full_grid(SHAPE, jnp.asarray(BOX))), BOX)
+
+
+def test_resampling_to_the_same_cells_is_the_identity() -> None:
+    grid = random_grid()
+    same = resample_grid(grid, SHAPE, grid.aabb)
+    np.testing.assert_array_equal(same.occupied, grid.occupied)
+
+
+@pytest.mark.parametrize("resolution", [(8, 10, 6), (5, 7, 4)])
+def test_resampling_loses_no_occupied_place_and_invents_none_far_away(
+    resolution: tuple[int, int, int],
+) -> None:
+    grid = random_grid(0.2)
+    aabb = np.array([[-0.8, 0.1, 2.2], [0.7, 1.1, 4.9]], np.float32)
+    finer = resample_grid(grid, resolution, jnp.asarray(aabb))
+    assert finer.occupied.shape == resolution
+    size = (aabb[1] - aabb[0]) / np.array(resolution)
+    rng = np.random.default_rng(3)
+    # Not on the last hundredth of the cells, where rounding decides.
+    index = rng.integers(0, resolution, (2000, 3))
+    positions = (aabb[0] + (index + rng.uniform(0.01, 0.99, (2000, 3))) * size).astype(np.float32)
+    before = np.asarray(look_up(grid, jnp.asarray(positions)))
+    after = np.asarray(look_up(finer, jnp.asarray(positions)))
+    assert not np.any(before & ~after)
+    for cell in np.argwhere(np.asarray(finer.occupied)):
+        corners = [aabb[0] + (cell + np.array(corner)) * size for corner in np.ndindex(2, 2, 2)]
+        low, high = np.min(corners, axis=0), np.max(corners, axis=0)
+        touched = False
+        for old in np.argwhere(np.asarray(grid.occupied)):
+            old_low = BOX[0] + old * CELL
+            touched |= bool(np.all(old_low < high) and np.all(old_low + CELL > low))
+        assert touched
+
+
+# Rays.
+
+
+def random_rays(count: int, seed: int = 4) -> Rays:
+    rng = np.random.default_rng(seed)
+    origins = rng.normal(size=(count, 3)) * 3.0 + BOX.mean(axis=0)
+    aims = BOX[0] + rng.uniform(-0.2, 1.2, (count, 3)) * (BOX[1] - BOX[0])
+    directions = aims - origins
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    return Rays(
+        origins=jnp.asarray(origins, jnp.float32),
+        directions=jnp.asarray(directions, jnp.float32),
+        near=jnp.full((count,), 0.5),
+        far=jnp.asarray(rng.uniform(3.0, 9.0, count), jnp.float32),
+        radii=jnp.zeros((count,)),
+        camera_index=jnp.zeros((count,), jnp.int32),
+    )
+
+
+def test_hits_equal_a_dense_march_but_for_passages_shorter_than_a_probe() -> None:
+    grid, rays = random_grid(0.1), random_rays(400)
+    hits = np.asarray(hit(grid, rays))
+    spacing, width = 0.002, float(np.min(CELL))
+    distances = np.arange(0.5, 9.0, spacing)
+    positions = (
+        np.asarray(rays.origins)[:, None]
+        + distances[None, :, None] * np.asarray(rays.directions)[:, None]
+    )
+    occupied = np.asarray(look_up(grid, jnp.asarray(positions, jnp.float32)))
+    occupied = occupied & (distances[None] <= np.asarray(rays.far)[:, None])
+    for ray in range(400):
+        longest = run = 0
+        for wanted in occupied[ray]:
+            run = run + 1 if wanted else 0
+            longest = max(longest, run)
+        if hits[ray]:
+            # A probe may fall into a passage that is shorter than the march's spacing.
+            assert longest > 0 or lies_beside_occupied(grid, positions[ray])
+        elif longest:
+            assert longest * spacing <= width + 2 * spacing
+    assert 50 < hits.sum() < 350
+
+
+def lies_beside_occupied(grid: OccupancyGrid, positions: np.ndarray) -> bool:
+    offsets = np.array([*np.eye(3), *-np.eye(3)]) * 0.004
+    beside = positions[:, None] + offsets[None]
+    return bool(np.any(look_up(grid, jnp.asarray(beside, jnp.float32))))
+
+
+@pytest.mark.parametrize("batch", [(), (6,), (2, 3)])
+def test_hits_of_any_batch_shape(batch: tuple[int, ...]) -> None:
+    flat = random_rays(max(math.prod(batch), 1))
+    rays = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), flat)
+    found = hit(random_grid(), rays)
+    assert found.shape == batch
+    np.testing.assert_array_equal(np.ravel(found), hit(random_grid(), flat))
+
+
+def test_full_grid_is_hit_exactly_by_the_rays_that_meet_more_than_a_corner_of_the_box() -> None:
+    full, rays = make_full_grid(SHAPE, jnp.asarray(BOX)), random_rays(200)
+    hits = np.asarray(hit(full, rays))
+    distances = np.linspace(0.5, 9.0, 4000)
+    for ray in range(200):
+        points = np.asarray(rays.origins[ray]) + distances[:, None] * np.asarray(
+            rays.directions[ray]
+        )
+        inside = np.all((points >= BOX[0]) & (points < BOX[1]), axis=-1)
+        length = np.sum(inside & (distances <= float(rays.far[ray]))) * (8.5 / 4000)
+        # The first probe is half a cell's width behind the entry.
+        if length > 0.5 * float(np.min(CELL)) + 0.01:
+            assert hits[ray]
+        elif length == 0:
+            assert not hits[ray]
+    assert not np.any(hit(random_grid(0.0), rays))
+
+
+def test_rays_that_end_before_the_box_or_look_away_hit_nothing() -> None:
+    full, rays = make_full_grid(SHAPE, jnp.asarray(BOX)), random_rays(50)
+    assert not np.any(hit(full, dataclasses.replace(rays, far=rays.near)))
+    outside = dataclasses.replace(
+        rays,
+        origins=jnp.broadcast_to(jnp.asarray([0.0, 0.5, 9.0]), (50, 3)),
+        directions=jnp.broadcast_to(jnp.asarray([0.0, 0.0, 1.0]), (50, 3)),
+    )
+    assert not np.any(hit(full, outside))
+    towards = dataclasses.replace(outside, directions=-outside.directions, far=rays.near + 20.0)
+    assert np.all(hit(full, towards))
+
+
+def test_grid_is_a_pytree_that_jit_and_vmap_accept() -> None:
+    grid = random_grid()
+    assert len(jax.tree.leaves(grid)) == 2
+    assert isinstance(jax.jit(lambda g: g)(grid), OccupancyGrid)
+    positions = jnp.asarray(np.random.default_rng(5).uniform(0, 3, (6, 3)), jnp.float32)
+    mapped = jax.vmap(lambda p: lookup(grid, p))(positions)
+    np.testing.assert_array_equal(mapped, lookup(grid, positions))

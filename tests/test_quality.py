@@ -1,0 +1,69 @@
+"""What comes out of training, measured against the exact geometry of the built-in scene."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxrf import cli, config, evaluate, methods, runs, train
+from jaxrf.config import BricksConfig, TensoRFConfig
+from jaxrf.data import sources
+
+
+@pytest.fixture(scope="module")
+def run_on_bricks(tmp_path_factory: pytest.TempPathFactory) -> tuple[runs.Run, Path]:
+    folder = tmp_path_factory.mktemp("quality")
+    bricks = BricksConfig(size=100, train_views=60, test_views=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        data = sources.ensure_bricks(bricks)
+    options = f"--data {data} --run-dir {folder / 'run'} --steps 500 --video.frames 0"
+    assert cli.train(options.split()) == 0
+    return runs.open_run(folder / "run"), data
+
+
+@pytest.mark.slow
+def test_bricks_are_learnt(run_on_bricks: tuple[runs.Run, Path]) -> None:
+    run, data = run_on_bricks
+    split = sources.load_scene(data, ["test"]).splits["test"]
+    background = train.background_color(run.config)
+    render = runs.make_render_view(run)
+    scored = list(evaluate.score_split(render, split, background, list(range(len(split)))))
+    assert evaluate.summarise(scored)["psnr"] > 26.0
+
+
+@pytest.mark.slow
+def test_depth_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path]) -> None:
+    run, data = run_on_bricks
+    assert isinstance(run.config.field, TensoRFConfig)
+    # `step_ratio` voxels make a step.
+    voxel = methods.step_length(run.config.field, run.stage) / run.config.field.step_ratio
+    split = sources.load_scene(data, ["test"]).splits["test"]
+    assert split.depth is not None
+    render = runs.make_render_view(run)
+    errors, missed = [], []
+    for index in range(len(split)):
+        picture = render(split.cameras, index)
+        exact = split.depth[index]
+        solid = np.isfinite(exact)
+        errors.append(np.abs(picture.median_depth - exact)[solid & (picture.opacity > 0.5)])
+        missed.append((picture.opacity < 0.5)[solid])
+    assert np.median(np.concatenate(errors)) < voxel
+    assert np.mean(np.concatenate(missed)) < 0.05
+
+
+@pytest.mark.slow
+def test_nerf_learns_bricks(tmp_path: Path, run_on_bricks: tuple[runs.Run, Path]) -> None:
+    _, data = run_on_bricks
+    options = f"--preset nerf-small --data {data} --downscale 4 --run-dir {tmp_path / 'run'}"
+    assert cli.train([*options.split(), "--steps", "300", "--video.frames", "0"]) == 0
+    run = runs.open_run(tmp_path / "run")
+    assert dataclasses.replace(run.config, data=None, run_dir=None, steps=2000, downscale=1) == (
+        dataclasses.replace(config.nerf_small(), video=run.config.video, data=None, run_dir=None)
+    )
+    split = sources.load_scene(data, ["test"], 4).splits["test"]
+    background = train.background_color(run.config)
+    render = runs.make_render_view(run)
+    scored = list(evaluate.score_split(render, split, background, list(range(len(split)))))
+    assert evaluate.summarise(scored)["psnr"] > 17.0

@@ -1,0 +1,265 @@
+"""Samplers: sorted edges within near and far, chance that is independent and has the right law."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrf.rays import Rays
+from jaxrf.samplers import importance, march, stratified
+
+stratify = jax.jit(stratified, static_argnames="count")
+draw = jax.jit(importance, static_argnames="count")
+step_along = jax.jit(march, static_argnames=("step", "count"))
+
+BATCHES = [(), (5,), (2, 3)]
+EDGES = np.array([2.0, 2.5, 3.5, 4.0, 5.0, 5.5, 7.0], np.float32)
+WEIGHTS = np.array([0.0, 0.2, 0.0, 0.5, 0.1, 0.0], np.float32)
+
+
+def make_rays(
+    batch: tuple[int, ...], near: float | np.ndarray = 2.0, far: float | np.ndarray = 6.0
+) -> Rays:
+    return Rays(
+        origins=jnp.zeros((*batch, 3)),
+        directions=jnp.broadcast_to(jnp.asarray([0.0, 0.0, -1.0]), (*batch, 3)),
+        near=jnp.asarray(np.broadcast_to(near, batch), jnp.float32),
+        far=jnp.asarray(np.broadcast_to(far, batch), jnp.float32),
+        radii=jnp.zeros(batch),
+        camera_index=jnp.zeros(batch, jnp.int32),
+    )
+
+
+def assert_uniform(values: np.ndarray) -> None:
+    """Kolmogorov-Smirnov against [0, 1]; the bound is exceeded by chance once in a thousand."""
+    ordered = np.sort(values)
+    count = len(ordered)
+    distance = np.max(np.abs(ordered - (np.arange(count) + 0.5) / count))
+    assert distance < 1.95 / np.sqrt(count)
+
+
+# Stratified sampling.
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_stratified_edges_without_key_are_even_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    far = np.random.default_rng(0).uniform(3, 9, batch)
+    tdist = stratify(None, make_rays(batch, far=far), count=5)
+    assert tdist.shape == (*batch, 6)
+    for index in np.ndindex(*batch, 6):
+        expected = 2.0 + index[-1] / 5 * (float(far[index[:-1]]) - 2.0)
+        assert float(tdist[index]) == pytest.approx(expected, rel=1e-6)
+
+
+@settings(max_examples=60)
+@given(
+    st.floats(0, 10, width=32), st.floats(0, 1000, width=32), st.integers(0, 1000), st.booleans()
+)
+def test_stratified_edges_are_sorted_from_exactly_near_to_exactly_far(
+    near: float, length: float, seed: int, with_key: bool
+) -> None:
+    near32, far32 = np.float32(near), np.float32(near) + np.float32(length)
+    key = jax.random.key(seed) if with_key else None
+    tdist = np.asarray(stratify(key, make_rays((3,), near32, far32), count=16))
+    assert np.all(np.diff(tdist, axis=-1) >= 0)
+    np.testing.assert_array_equal(tdist[:, 0], near32)
+    np.testing.assert_array_equal(tdist[:, -1], far32)
+
+
+def test_stratified_edges_end_exactly_at_far_whatever_the_rounding() -> None:
+    rng = np.random.default_rng(2)
+    near = rng.uniform(0, 3, 5000).astype(np.float32)
+    far = (near + rng.uniform(0, 5, 5000)).astype(np.float32)
+    tdist = np.asarray(stratify(jax.random.key(0), make_rays((5000,), near, far), count=16))
+    assert np.all(np.diff(tdist, axis=-1) >= 0)
+    np.testing.assert_array_equal(tdist[:, 0], near)
+    np.testing.assert_array_equal(tdist[:, -1], far)
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_one_stratified_interval_is_the_whole_ray(with_key: bool) -> None:
+    key = jax.random.key(0) if with_key else None
+    np.testing.assert_array_equal(stratify(key, make_rays((2,)), count=1), [[2.0, 6.0]] * 2)
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_a_ray_without_length_gets_intervals_without_length(with_key: bool) -> None:
+    key, rays = jax.random.key(0) if with_key else None, make_rays((2,), far=2.0)
+    np.testing.assert_array_equal(stratify(key, rays, count=4), 2.0)
+    np.testing.assert_array_equal(step_along(key, rays, step=0.5, count=4), 2.0)
+
+
+def test_one_key_gives_every_ray_its_own_strata() -> None:
+    tdist = np.asarray(stratify(jax.random.key(3), make_rays((10, 10)), count=8))
+    for edge in range(1, 8):
+        assert len(np.unique(tdist[..., edge])) > 95
+
+
+def test_stratified_edges_are_uniform_in_their_cells_and_independent() -> None:
+    count = 5
+    tdist = np.asarray(stratify(jax.random.key(4), make_rays((3000,)), count=count))
+    within = (tdist - 2.0) / 4.0 * count - np.arange(count + 1) + 0.5
+    for edge in range(1, count):
+        assert_uniform(within[:, edge])
+    correlation = np.corrcoef(within[:, 1:-1].T)
+    assert np.max(np.abs(correlation - np.eye(count - 1))) < 0.1
+
+
+def test_the_same_key_gives_the_same_edges_and_another_key_others() -> None:
+    rays = make_rays((4,))
+    for sample in (
+        lambda key: stratify(key, rays, count=8),
+        lambda key: step_along(key, rays, step=0.5, count=9),
+        lambda key: draw(
+            key, jnp.tile(EDGES[None], (4, 1)), jnp.tile(WEIGHTS[None], (4, 1)), count=8
+        ),
+    ):
+        first, again, other = (np.asarray(sample(jax.random.key(k))) for k in (1, 1, 2))
+        np.testing.assert_array_equal(first, again)
+        assert not np.array_equal(first, other)
+
+
+# Marching with a fixed step.
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_march_without_key_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    far = np.random.default_rng(1).uniform(2.1, 5, batch)
+    tdist = step_along(None, make_rays(batch, far=far), step=0.3, count=12)
+    assert tdist.shape == (*batch, 13)
+    for index in np.ndindex(*batch, 13):
+        expected = min(max(2.0 + 0.3 * (index[-1] - 0.5), 2.0), float(far[index[:-1]]))
+        assert float(tdist[index]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_march_has_one_jitter_per_ray_and_it_is_uniform() -> None:
+    # Far enough that only the first edge is clamped.
+    step, rays = 0.25, make_rays((3000,), far=100.0)
+    tdist = np.asarray(step_along(jax.random.key(5), rays, step=step, count=10), np.float64)
+    np.testing.assert_array_equal(tdist[:, 0], 2.0)
+    np.testing.assert_allclose(np.diff(tdist[:, 1:], axis=-1), step, rtol=1e-5)
+    jitter = (2.0 + step - tdist[:, 1]) / step
+    assert np.all(jitter >= 0) and np.all(jitter <= 1 + 1e-6)
+    assert len(np.unique(jitter)) > 2900
+    assert_uniform(jitter)
+
+
+@settings(max_examples=40)
+@given(st.floats(0, 5, width=32), st.floats(0, 3, width=32), st.integers(0, 1000))
+def test_march_is_sorted_within_near_and_far_and_reaches_far(
+    near: float, length: float, seed: int
+) -> None:
+    near32, far32 = np.float32(near), np.float32(near) + np.float32(length)
+    # One step more than fills the ray, for the jitter.
+    rays = make_rays((4,), near32, far32)
+    tdist = np.asarray(step_along(jax.random.key(seed), rays, step=0.25, count=13))
+    assert np.all(np.diff(tdist, axis=-1) >= 0)
+    assert np.all(tdist >= near32) and np.all(tdist <= far32)
+    np.testing.assert_array_equal(tdist[:, 0], near32)
+    np.testing.assert_allclose(tdist[:, -1], far32, rtol=1e-5)
+
+
+def test_march_past_far_has_no_length() -> None:
+    tdist = np.asarray(step_along(None, make_rays((), far=2.6), step=0.25, count=8))
+    np.testing.assert_allclose(tdist, [2.0, 2.125, 2.375, *[2.6] * 6], rtol=1e-6)
+
+
+# Importance sampling.
+
+
+def blurred_cdf_slowly(weights: np.ndarray) -> list[float]:
+    """Mean of the maxima with either neighbour (the ends are their own), padded by 0.01."""
+    count, blurred = len(weights), []
+    for i in range(count):
+        left = max(float(weights[max(i - 1, 0)]), float(weights[i]))
+        right = max(float(weights[i]), float(weights[min(i + 1, count - 1)]))
+        blurred.append((left + right) / 2 + 0.01)
+    cdf = [0.0]
+    for value in blurred:
+        cdf.append(cdf[-1] + value / sum(blurred))
+    return cdf
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_importance_without_key_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(6)
+    edges = np.sort(rng.uniform(2, 6, (*batch, 7)), axis=-1).astype(np.float32)
+    weights = rng.exponential(0.2, (*batch, 6)).astype(np.float32)
+    tdist = draw(None, jnp.asarray(edges), jnp.asarray(weights), count=9)
+    assert tdist.shape == (*batch, 7 + 9)
+    for index in np.ndindex(batch):
+        cdf = blurred_cdf_slowly(weights[index])
+        drawn = [np.interp((i + 0.5) / 9, cdf, edges[index]) for i in range(9)]
+        expected = sorted([*edges[index].tolist(), *drawn])
+        np.testing.assert_allclose(tdist[index], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_importance_is_sorted_within_the_ray_and_keeps_the_edges(with_key: bool) -> None:
+    key = jax.random.key(7) if with_key else None
+    rng = np.random.default_rng(8)
+    edges = np.sort(rng.uniform(2, 6, (50, 7)), axis=-1).astype(np.float32)
+    edges[0] = 3.0
+    edges[1, 2:5] = edges[1, 2]
+    weights = rng.exponential(0.2, (50, 6)).astype(np.float32)
+    weights[2], weights[3] = 0.0, np.eye(6)[4]
+    tdist = np.asarray(draw(key, jnp.asarray(edges), jnp.asarray(weights), count=11))
+    assert np.all(np.isfinite(tdist))
+    assert np.all(np.diff(tdist, axis=-1) >= 0)
+    assert np.all(tdist >= edges[:, :1]) and np.all(tdist <= edges[:, -1:])
+    for old, new in zip(edges, tdist, strict=True):
+        assert set(old.tolist()) <= set(new.tolist())
+
+
+def test_importance_samples_follow_the_histogram() -> None:
+    rays, count = 2000, 8
+    edges, weights = (jnp.tile(jnp.asarray(x)[None], (rays, 1)) for x in (EDGES, WEIGHTS))
+    tdist = np.asarray(draw(jax.random.key(9), edges, weights, count=count))
+    drawn = tdist[~np.isin(tdist, EDGES)]
+    assert drawn.size == pytest.approx(rays * count, abs=20)
+    cdf = blurred_cdf_slowly(WEIGHTS)
+    counts, _ = np.histogram(drawn, EDGES)
+    expected = np.diff(cdf) * drawn.size
+    # Stratification makes this smaller than chi-square of 5 degrees of freedom (20.5 at 0.001).
+    assert np.sum((counts - expected) ** 2 / expected) < 20.5
+    # Within the intervals too: what the CDF maps to uniform numbers has the CDF.
+    assert_uniform(np.interp(drawn, EDGES, cdf))
+
+
+def test_importance_gives_every_ray_its_own_samples() -> None:
+    edges, weights = (jnp.tile(jnp.asarray(x)[None], (100, 1)) for x in (EDGES, WEIGHTS))
+    tdist = np.asarray(draw(jax.random.key(10), edges, weights, count=1))
+    assert len(np.unique(tdist[~np.isin(tdist, EDGES)])) > 95
+
+
+def test_rays_that_saw_nothing_are_sampled_evenly() -> None:
+    edges = jnp.linspace(2.0, 6.0, 5)[None]
+    tdist = np.asarray(draw(None, edges, jnp.zeros((1, 4)), count=8))[0]
+    expected = sorted([*np.linspace(2, 6, 5), *(2.0 + (np.arange(8) + 0.5) / 2)])
+    np.testing.assert_allclose(tdist, expected, rtol=1e-5)
+
+
+def test_importance_finds_most_samples_where_the_weight_is() -> None:
+    weights = np.zeros((1, 6), np.float32)
+    weights[0, 3] = 1.0
+    tdist = np.asarray(draw(None, jnp.asarray(EDGES)[None], jnp.asarray(weights), count=1000))[0]
+    # The interval and, by the blur, half as much in both neighbours.
+    inside = np.sum((tdist > EDGES[3]) & (tdist < EDGES[4]))
+    around = np.sum((tdist > EDGES[2]) & (tdist < EDGES[5]))
+    assert inside == pytest.approx(1000 * 1.01 / 2.06, abs=3)
+    assert around == pytest.approx(1000 * 2.03 / 2.06, abs=4)
+
+
+def test_no_gradient_flows_through_importance_sampling() -> None:
+    def total(edges: jax.Array, weights: jax.Array) -> jax.Array:
+        return jnp.sum(importance(None, edges, weights, 5) * jnp.arange(12.0))
+
+    for gradient in jax.grad(total, argnums=(0, 1))(jnp.asarray(EDGES), jnp.asarray(WEIGHTS)):
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_one_coarse_interval_is_enough() -> None:
+    tdist = draw(None, jnp.asarray([[1.0, 3.0]]), jnp.asarray([[0.5]]), count=4)
+    np.testing.assert_allclose(tdist, [[1.0, 1.25, 1.75, 2.25, 2.75, 3.0]], rtol=1e-6)
