@@ -5,21 +5,16 @@ of the image plane, so its centre is at (i + 0.5, j + 0.5) and row 0 is the top.
 """
 
 import dataclasses
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("T_world_camera", "focal", "principal_point"),
-    meta_fields=("width", "height"),
-)
+@as_pytree("width", "height")
 @dataclasses.dataclass(frozen=True)
 class Cameras:
     """Cameras that share an image size.

@@ -2,17 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays, clip_to_aabb
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("occupied", "aabb"), meta_fields=())
+@as_pytree()
 @dataclasses.dataclass(frozen=True)
 class OccupancyGrid:
     """Cells of a box that may be occupied.

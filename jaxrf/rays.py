@@ -1,16 +1,14 @@
 """Rays: the pytree that samplers and renderers work on, and its intersection with a box."""
 
 import dataclasses
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-_FIELDS = ("origins", "directions", "near", "far", "radii", "camera_index")
+from jaxrf.pytree import as_pytree
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=_FIELDS, meta_fields=())
+@as_pytree()
 @dataclasses.dataclass(frozen=True)
 class Rays:
     """A batch of rays, any batch shape.

@@ -6,7 +6,6 @@ m packed samples, c channels.
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays, points_along
 from jaxrf.stepfun import midpoints
 
@@ -35,11 +35,7 @@ class RadianceFns(NamedTuple):
     color: ColorFn
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("rgb", "opacity", "depth", "median_depth"),
-    meta_fields=(),
-)
+@as_pytree()
 @dataclasses.dataclass(frozen=True)
 class Rendering:
     """What a ray sees.

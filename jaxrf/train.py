@@ -4,8 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +20,14 @@ from jaxrf.errors import InputError
 from jaxrf.fields.base import Params
 from jaxrf.methods import Stage
 from jaxrf.occupancy import OccupancyGrid
+from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays
 
 BACKGROUNDS = {"white": 1.0, "black": 0.0, "random": 1.0}
 MOST_TESTED_RAYS = 1 << 20
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("params", "opt_state", "step", "grid"),
-    meta_fields=(),
-)
+@as_pytree()
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Everything that training changes.
@@ -258,6 +254,7 @@ def enter_next_stage(
     )
 
 
+@runtime_checkable
 class Observer(Protocol):
     """What `fit` tells of its progress; see `writers.RunObserver`."""
 

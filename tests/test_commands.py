@@ -94,11 +94,12 @@ def test_psnr_is_the_mean_over_views_of_the_clipped_rendering(trained: Path) -> 
     run = runs.open_run(trained)
     split = make_scene().splits["test"]
     expected = []
+    render = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))
     for index, rgba in enumerate(split.images):
         rays = jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:]), image_rays(split.cameras, index, 2.0, 6.0)
         )
-        rendering = methods.render_rays(
+        rendering = render(
             run.config.field, run.stage, 8192, run.state.params, run.state.grid, rays, jnp.ones(3)
         )
         rgb = np.clip(np.asarray(rendering.rgb, np.float64).reshape(SIZE, SIZE, 3), 0, 1)

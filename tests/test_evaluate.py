@@ -25,7 +25,7 @@ def make_render(config: TrainConfig, background: np.ndarray) -> tuple[RenderView
     )
     rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
-    whole = methods.render_rays(
+    whole = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))(
         config.field, stage, 1 << 13, state.params, state.grid, rays, jnp.asarray(background)
     )
     return render, whole

@@ -16,7 +16,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(floor.split())
     for floor in (
         "__init__",
-        "errors",
+        "errors pytree",
         "config",
         "rays stepfun contraction",
         "cameras",
@@ -42,7 +42,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     )
 )
 FLOOR_OF = {room: height for height, floor in enumerate(FLOORS) for room in floor}
-LEAVES = frozenset({"rays", "stepfun", "contraction"})
+LEAVES = frozenset({"errors", "pytree", "stepfun", "contraction"})
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -318,6 +318,14 @@ def test_infinite_density_in_an_interval_without_length_absorbs_nothing() -> Non
     np.testing.assert_allclose(weights, [0.0, 1.0 - math.exp(-1.0)], rtol=1e-6)
 
 
+def test_infinitely_long_interval_absorbs_everything_or_nothing() -> None:
+    tdist = jnp.asarray([0.0, 1.0, jnp.inf])
+    for density, last in ((0.5, math.exp(-1.0)), (0.0, 0.0)):
+        weights, transmittance = weights_of(jnp.asarray([1.0, density]), tdist)
+        np.testing.assert_allclose(weights, [1.0 - math.exp(-1.0), last], rtol=1e-6)
+        np.testing.assert_allclose(transmittance, [1.0, math.exp(-1.0)], rtol=1e-6)
+
+
 def test_gradients_of_weights_equal_finite_differences() -> None:
     rng = np.random.default_rng(4)
     density, edges = rng.exponential(1.0, 5), np.sort(rng.uniform(0, 3, 6))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from scenes import Recorder, differing_leaves, make_scene, tiny_nerf, tiny_tensorf
 
-from jaxrf import methods, metrics, occupancy, runs, train
+from jaxrf import methods, metrics, occupancy, optim, runs, train
 from jaxrf.cameras import image_rays
 from jaxrf.config import OptimizerConfig, TrainConfig
 from jaxrf.data.base import Split, composite
 from jaxrf.evaluate import make_render_view
+from jaxrf.fields import tensorf
 from jaxrf.methods import Stage
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.train import DivergedError, Metrics, TrainPixels, TrainState
@@ -119,6 +120,35 @@ def test_stages_follow_the_plan_and_drop_hardly_a_ray() -> None:
     )
     moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if jnp.ndim(leaf)]
     assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(state.params)])
+
+
+def test_a_resumed_run_goes_on_with_the_batch_that_it_had() -> None:
+    """The batch is fitted once, at a stage's beginning; later fits would give another."""
+    config = tiny_tensorf(steps_per_dispatch=1)
+    stage = methods.first_stage(config, make_scene().aabb)
+    stage = dataclasses.replace(stage, rays=100, density_budget=1500, color_budget=700)
+    state = dataclasses.replace(train.init_state(config, stage), step=jnp.asarray(3, jnp.int32))
+    recorder = Recorder(4)
+    assert train.fit(config, make_scene(), recorder, (stage, state))[0] == stage
+    assert [begun for _, begun, _ in recorder.stages] == [stage]
+
+
+def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
+    config = tiny_tensorf()
+    stage = methods.first_stage(config, make_scene().aabb)
+    state = train.init_state(config, stage)
+    moved = jax.tree.map(lambda x: 2.0 * x + 1.0, state.params)
+    state = dataclasses.replace(
+        state, opt_state=optim.map_moments(lambda _: moved, state.opt_state)
+    )
+    growth = methods.Growth(12, False, 12**3)
+    new_stage, new_state = train.enter_next_stage(config, stage, state, growth)
+    assert new_stage.resolution == (12, 12, 12)
+    old, new = (methods.make_field(config.field, s) for s in (stage, new_stage))
+    wanted = optim.map_moments(lambda tree: tensorf.resample(tree, old, new), state.opt_state)
+    assert jax.tree.structure(new_state.opt_state) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(new_state.opt_state), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_training_draws_only_from_the_kept_pixels_but_never_from_none() -> None:

@@ -1,6 +1,6 @@
 """The contract of a radiance field."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float
@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 Params = Any
 
 
+@runtime_checkable
 class Field(Protocol):
     """A frozen, hashable spec of numbers; the parameters are an explicit pytree.
 

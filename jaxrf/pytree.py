@@ -1,0 +1,42 @@
+"""Frozen dataclasses as pytrees."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+T = TypeVar("T")
+
+
+def as_pytree(*static: str) -> Callable[[type[T]], type[T]]:
+    """Registers a frozen dataclass as a pytree; the fields named are static, the others children.
+
+    JAX's own registration rebuilds a node through its constructor. Transformations fill nodes with
+    things that are no arrays, on which the shape checks of the constructor would trip, so here it
+    is passed by.
+    """
+
+    def register(cls: type[T]) -> type[T]:
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        children = [name for name in names if name not in static]
+
+        def flatten_with_keys(node: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+            keyed = [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in children]
+            return keyed, tuple(getattr(node, name) for name in static)
+
+        def flatten(node: Any) -> tuple[list[Any], tuple[Any, ...]]:
+            return [getattr(node, name) for name in children], tuple(
+                getattr(node, name) for name in static
+            )
+
+        def unflatten(meta: tuple[Any, ...], leaves: Any) -> Any:
+            node = object.__new__(cls)
+            for name, value in zip((*children, *static), (*leaves, *meta), strict=True):
+                object.__setattr__(node, name, value)
+            return node
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+        return cls
+
+    return register
