@@ -97,4 +97,5 @@ def summarise(scored: list[Scored]) -> dict[str, Any]:
 
 def spread(count: int, wanted: int) -> list[int]:
     """At most `wanted` indices spread evenly over `count`, the first included."""
-    return sorted({i * count // max(wanted, 1) for i in range(min(wanted, count))})
+    taken = min(wanted, count)
+    return [i * count // taken for i in range(taken)]

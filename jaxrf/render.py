@@ -68,10 +68,11 @@ def compute_weights(
     """Weight of each interval in the pixel, and the transmittance with which light reaches it.
 
     w_i = T_i (1 - exp(-density_i delta_i)), T_i = exp(-sum_{j<i} density_j delta_j) (NeRF, eq. 3;
-    Max 1995). The transmittance is exclusive: the first interval's is 1. Optical depth is capped
-    at 1e10 so that an infinite density or length gives no NaN.
+    Max 1995). The transmittance is exclusive: the first interval's is 1. Density, length
+    and optical depth are capped at 1e10, so that infinite ones give no NaN.
     """
-    optical_depth = jnp.minimum(density * jnp.diff(tdist, axis=-1), 1e10)
+    lengths = jnp.minimum(jnp.diff(tdist, axis=-1), 1e10)
+    optical_depth = jnp.minimum(jnp.minimum(density, 1e10) * lengths, 1e10)
     reached = jnp.cumsum(optical_depth[..., :-1], axis=-1)
     reached = jnp.concatenate([jnp.zeros_like(optical_depth[..., :1]), reached], axis=-1)
     transmittance = jnp.exp(-reached)
@@ -196,7 +197,7 @@ def masked_density(
     density = jnp.zeros((mask.size,), tdist.dtype)
     if budget.drop:
         density = add_block(0, density)
-        dropped = rank[:, -1] + mask[:, -1] > budget.density
+        dropped = jnp.any(mask & (rank >= budget.density), axis=-1)
     else:
         density = _for_each_block(total, budget.density, add_block, density)
         dropped = jnp.zeros(mask.shape[0], bool)
@@ -233,7 +234,7 @@ def _masked_features(
     channels = jax.eval_shape(lambda: block_values(0)[2]).shape[-1]
     summed = jnp.zeros((mask.shape[0], channels), tdist.dtype)
     if budget.drop:
-        return add_block(0, summed), rank[:, -1] + mask[:, -1] > budget.color
+        return add_block(0, summed), jnp.any(mask & (rank >= budget.color), axis=-1)
     summed = _for_each_block(total, budget.color, add_block, summed)
     return summed, jnp.zeros(mask.shape[0], bool)
 
@@ -362,6 +363,6 @@ def render_image(
     def join(name: str) -> np.ndarray:
         blocks = [getattr(part, name) for part in host]
         whole = np.concatenate([b.reshape(-1, *b.shape[2:]) for b in blocks])[:count]
-        return whole.reshape(*shape, *whole.shape[1:])
+        return whole.reshape(shape + whole.shape[1:])
 
     return Picture(*(join(name) for name in Picture._fields))

@@ -24,7 +24,8 @@ def stratified(
         shift = jax.random.uniform(key, shape, sdist.dtype, -0.5, 0.5) / count
         sdist = sdist.at[..., 1:-1].add(shift[..., 1:-1])
     near, far = rays.near[..., None], rays.far[..., None]
-    return near + sdist * (far - near)
+    # Rounding must neither pass far nor stop short of it.
+    return jnp.where(sdist < 1.0, jnp.minimum(near + sdist * (far - near), far), far)
 
 
 def importance(

@@ -41,7 +41,9 @@ def invert_cdf(
     """
 
     def invert(u: Array, t: Array, c: Array) -> Array:
-        upper = jnp.clip(jnp.searchsorted(c, u, side="right"), 1, c.shape[0] - 1)
+        # From the right, flat stretches are stepped over; at the very end, from the left.
+        after, before = (jnp.searchsorted(c, u, side=side) for side in ("right", "left"))
+        upper = jnp.clip(jnp.where(u < c[-1], after, before), 1, c.shape[0] - 1)
         lower = upper - 1
         span = c[upper] - c[lower]
         fraction = jnp.where(span > 0, (u - c[lower]) / jnp.where(span > 0, span, 1.0), 0.0)

@@ -525,7 +525,7 @@ AMPLE, TINY = Budget(1000, 1000, drop=True), Budget(5, 3, drop=False)
 
 
 @pytest.mark.parametrize("per_ray", [False, True])
-@pytest.mark.parametrize("budget", [AMPLE, TINY, Budget(1, 1, drop=False)], ids=str)
+@pytest.mark.parametrize("budget", [AMPLE, TINY], ids=str)
 def test_masked_rendering_equals_loops_without_density_outside(
     budget: Budget, per_ray: bool
 ) -> None:
@@ -548,8 +548,9 @@ def test_full_mask_equals_rendering_of_every_interval(budget: Budget, per_ray: b
     assert_close_to(dataclasses.asdict(dense), masked)
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
-@pytest.mark.parametrize("budget", [AMPLE, TINY], ids=str)
+@pytest.mark.parametrize(
+    ("budget", "per_ray"), [(AMPLE, False), (AMPLE, True), (TINY, False)], ids=str
+)
 def test_colors_under_the_threshold_are_left_out_and_their_opacity_is_not(
     budget: Budget, per_ray: bool
 ) -> None:
@@ -691,8 +692,7 @@ def overflows_slowly(mask: np.ndarray, budget: int) -> list[bool]:
     return flags
 
 
-@pytest.mark.parametrize("limited", ["density", "color"])
-@pytest.mark.parametrize("budget", [9, 17])
+@pytest.mark.parametrize(("budget", "limited"), [(9, "density"), (17, "density"), (10, "color")])
 def test_overflow_flags_exactly_the_rays_that_did_not_fit_and_spares_the_rest(
     budget: int, limited: str
 ) -> None:
@@ -765,7 +765,7 @@ def image_of(rays: Rays, chunk: int, at_once: int) -> tuple[Picture, int]:
 
 
 @pytest.mark.parametrize(
-    ("chunk", "at_once"), [(1, 64), (1, 5), (5, 64), (5, 1), (5, 2), (6, 1), (12, 64), (50, 3)]
+    ("chunk", "at_once"), [(1, 5), (5, 64), (5, 1), (5, 2), (6, 1), (12, 64), (50, 3)]
 )
 def test_image_is_the_same_for_any_chunk_and_compiles_once(chunk: int, at_once: int) -> None:
     rays = jax.tree.map(lambda x: x.reshape(3, 4, *x.shape[1:]), make_rays(12))
