@@ -22,7 +22,11 @@ def open_checkpoints(folder: Path, keep: int) -> ocp.CheckpointManager:
             ),
         ]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+    options = ocp.CheckpointManagerOptions(
+        # Without it orbax writes no metrics down, and a resumed run forgets which was its best.
+        best_fn=lambda metrics: metrics["psnr"],
+        preservation_policy=policy,
+    )
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 

@@ -5,9 +5,9 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import tyro
 
@@ -133,15 +133,24 @@ def _parse_resumed(arguments: Sequence[str], prog: str, run_dir: Path | None) ->
     folder = run_dir or runs.find_newest(Path("runs"))
     stored = dataclasses.replace(runs.read_config(folder), resume=True, run_dir=folder)
     config = tyro.cli(TrainConfig, prog=prog, args=arguments, default=stored)
-    for field in dataclasses.fields(TrainConfig):
-        given, own = getattr(config, field.name), getattr(stored, field.name)
-        if field.name not in OPERATIONAL and given != own:
-            option = "--" + field.name.replace("_", "-")
+    for option, given, own in _differences(config, stored):
+        if option.split(".")[0].replace("-", "_") not in OPERATIONAL:
             raise InputError(
-                f"{option} {given} contradicts {folder / runs.CONFIG_FILE}, which has {own}: leave "
-                "it out, as a run is resumed with its own settings, or train a new run."
+                f"--{option} {given} contradicts {folder / runs.CONFIG_FILE}, which has {own}: "
+                "leave it out, as a run is resumed with its own settings, or train a new run."
             )
     return config
+
+
+def _differences(given: Any, own: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Options in which two configurations of the same kind differ, with both values."""
+    for field in dataclasses.fields(given):
+        name = prefix + field.name.replace("_", "-")
+        values = getattr(given, field.name), getattr(own, field.name)
+        if dataclasses.is_dataclass(values[0]):
+            yield from _differences(*values, f"{name}.")
+        elif values[0] != values[1]:
+            yield (name, *values)
 
 
 def _drop_option(arguments: Sequence[str], option: str) -> list[str]:
@@ -183,6 +192,25 @@ def _check(config: TrainConfig) -> None:
     _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
     if config.video.frames:
         _check_positive(config.video, "frames", "size", prefix="video.")
+    _check_positive(
+        config.optimizer, "grid_rate", "network_rate", "final_fraction", "epsilon", "clip_norm",
+        prefix="optimizer.",
+    )  # fmt: skip
+    match config.field:
+        case configs.TensoRFConfig():
+            _check_positive(
+                config.field, "width", "density_components", "feature_components", "feature_dim",
+                "density_scale", "initial_voxels", "final_voxels", "occupancy_voxels",
+                "step_ratio", prefix="field.",
+            )  # fmt: skip
+        case configs.NeRFConfig():
+            _check_positive(
+                config.field, "layers", "width", "color_width", "coarse_samples", prefix="field."
+            )
+        case _:
+            assert_never(config.field)
+    if not config.validate_every >= 0:
+        raise InputError(f"--validate-every is {config.validate_every}: give 0 or more.")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed is {config.seed}: give a number from 0 to 2^32 - 1.")
 

@@ -77,7 +77,8 @@ def run_training(config: TrainConfig, preset: str) -> int:
     hardware = describe_hardware()
     print(f"Hardware: {hardware}. Preset: {preset} (--preset names another).")
     folder = source.folder or _ensure_bricks(config)
-    wanted = ("train", "val") if config.validate_every > 0 else ("train",)
+    # The test split too, so that a broken one is found now and not after training.
+    wanted = ("train", "val", "test") if config.validate_every > 0 else ("train", "test")
     scene = _load_with_optional_val(folder, wanted, config.downscale)
     if source.folder is None:
         scene = dataclasses.replace(scene, name="bricks")
@@ -130,7 +131,8 @@ def run_training(config: TrainConfig, preset: str) -> int:
             "train": watcher.seconds - clock.compile,
         }
         rays_per_second = clock.rays / max(clock.train, 1e-9)
-        finish_training(run, folder, events, seconds, rays_per_second, hardware)
+        test = scene.splits["test"]
+        finish_training(run, test, events, seconds, rays_per_second, hardware)
     except KeyboardInterrupt:
         print(f"Interrupted. What was saved is in {run_dir}.", file=sys.stderr)
         return 130
@@ -142,7 +144,7 @@ def run_training(config: TrainConfig, preset: str) -> int:
 
 def finish_training(
     run: Run,
-    data: Path,
+    split: Split,
     events: EventWriter,
     seconds: dict[str, float],
     rays_per_second: float,
@@ -150,7 +152,6 @@ def finish_training(
 ) -> None:
     """Scores a trained run on the test split and renders its video."""
     started = time.perf_counter()
-    split = sources.load_scene(data, ["test"], run.config.downscale).splits["test"]
     test = _score(run, split, events)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
     seconds["total"] = seconds_since_start()
@@ -185,14 +186,15 @@ def run_evaluation(options: EvalOptions) -> int:
         run = dataclasses.replace(run, config=config)
     split = sources.load_scene(data, [options.split], downscale).splits[options.split]
     score = _score(run, split, None)
+    before = runs.read_metrics(folder)
     seconds = {
         "startup": startup,
-        "compile": 0.0,
-        "train": run.seconds,
+        "compile": before.get("seconds", {}).get("compile", 0.0),
+        "train": before.get("seconds", {}).get("train", run.seconds),
         "evaluate": time.perf_counter() - started,
         "total": seconds_since_start(),
     }
-    values = _metrics(run, split, score, seconds, 0.0, hardware)
+    values = _metrics(run, split, score, seconds, before.get("rays_per_second", 0.0), hardware)
     name = runs.METRICS_FILE if options.split == "test" else f"metrics_{options.split}.json"
     runs.write_text(folder / name, runs.to_text(values))
     for picture in score["per_image"]:

@@ -331,11 +331,16 @@ def _build(expected: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(expected, include_extras=True)
         if unknown := set(value) - set(hints):
             raise ValueError(f"{where} has the unknown key {sorted(unknown)[0]!r}")
+        required = [
+            f.name for f in dataclasses.fields(expected) if f.default is dataclasses.MISSING
+        ]
+        if missing := [name for name in required if name not in value]:
+            raise ValueError(f"{where} has no {missing[0]!r}")
         built: Any = expected
         return built(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
-    if expected is Path:
+    if expected is Path and isinstance(value, str):
         return Path(value)
-    if expected is float and isinstance(value, int):
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise ValueError(f"{where} is {value!r}, not a value of type {expected.__name__}")

@@ -194,7 +194,7 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
         if step is None or step not in manager.all_steps():
             known = ", ".join(str(s) for s in sorted(manager.all_steps())) or "none"
             raise InputError(
-                f"The run {folder} has no checkpoint{f' of step {step}' if step else ''} "
+                f"The run {folder} has no checkpoint{'' if step is None else f' of step {step}'} "
                 f"(there are: {known}): choose another, or train the run anew."
             )
         try:
@@ -230,6 +230,15 @@ def make_render_view(run: Run) -> RenderView:
         (run.scene.near, run.scene.far),
         train.background_color(run.config),
     )
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What metrics.json holds; nothing if it is missing or cannot be read."""
+    try:
+        values = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def write_metrics(folder: Path, values: dict[str, Any]) -> None:

@@ -204,7 +204,9 @@ def keep_hitting_pixels(
     footprint = 0.71 * stride * scene_range[1] / float(jnp.min(pixels.cameras.focal))
     if stride > 1:
         cells = math.ceil(footprint / float(jnp.min(size)))
-        grid = dataclasses.replace(grid, occupied=occupancy.dilate(grid.occupied, cells))
+        # Padded first: the tested ray may pass outside the box where its neighbours hit it.
+        occupied = occupancy.dilate(jnp.pad(grid.occupied, cells), cells)
+        grid = OccupancyGrid(occupied, grid.aabb + jnp.stack([-cells * size, cells * size]))
     shape = tuple(math.ceil(s / stride) for s in (height, width))
 
     @jax.jit

@@ -270,3 +270,5 @@ def test_cameras_are_a_pytree_that_jit_and_vmap_accept() -> None:
     mapped = jax.vmap(rays_of)(jnp.arange(3), pixels)
     whole = pixels_to_rays(cameras, jnp.tile(jnp.arange(3)[:, None], (1, 5)), pixels, 0.0, 1.0)
     np.testing.assert_allclose(mapped.directions, whole.directions, atol=1e-6)
+    focal = jax.vmap(lambda camera: jnp.sum(camera.focal))(cameras)
+    np.testing.assert_allclose(focal, cameras.focal.sum(axis=-1), rtol=1e-6)
