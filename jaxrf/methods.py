@@ -144,16 +144,15 @@ def step_length(config: TensoRFConfig, stage: Stage) -> float:
 
 def _march(
     config: TensoRFConfig, stage: Stage, key: jax.Array | None, grid: OccupancyGrid, rays: Rays
-) -> tuple[Rays, Float[Array, "r n_plus_1"], Bool[Array, "r n"]]:
-    """Rays clipped to the box, the edges of their steps, and which steps may hit something."""
+) -> tuple[Float[Array, "r n_plus_1"], Bool[Array, "r n"]]:
+    """The edges of steps through the box, and which steps may hit something."""
     step = step_length(config, stage)
     low, high = np.asarray(stage.aabb)
     count = math.ceil(np.linalg.norm(high - low) / step) + 1
-    rays = clip_to_aabb(rays, jnp.asarray(stage.aabb))
-    tdist = samplers.march(key, rays, step, count)
+    tdist = samplers.march(key, clip_to_aabb(rays, jnp.asarray(stage.aabb)), step, count)
     distances = midpoints(tdist)
     mask = (jnp.diff(tdist, axis=-1) > 0) & occ.lookup(grid, points_along(rays, distances))
-    return rays, tdist, mask
+    return tdist, mask
 
 
 def predict(
@@ -169,7 +168,7 @@ def predict(
     field = make_field(config, stage)
     match config:
         case TensoRFConfig():
-            rays, tdist, mask = _march(config, stage, key, grid, rays)
+            tdist, mask = _march(config, stage, key, grid, rays)
             rendering, dropped = render_masked_samples(
                 bind(field, params),
                 rays,
@@ -198,8 +197,8 @@ def _coarse_to_fine(
 ) -> list[Rendering]:
     field = make_field(config, stage)
     key_coarse, key_fine = (None, None) if key is None else jax.random.split(key)
-    rays = clip_to_aabb(rays, jnp.asarray(stage.aabb))
-    tdist = samplers.stratified(key_coarse, rays, config.coarse_samples)
+    clipped = clip_to_aabb(rays, jnp.asarray(stage.aabb))
+    tdist = samplers.stratified(key_coarse, clipped, config.coarse_samples)
     coarse, weights = render_samples(bind(field, params["coarse"]), rays, tdist, background)
     if not config.fine_samples:
         return [coarse]
@@ -221,7 +220,7 @@ def render_rays(
     behind = jnp.broadcast_to(background, (*rays.near.shape, 3))
     match config:
         case TensoRFConfig():
-            rays, tdist, mask = _march(config, stage, None, grid, rays)
+            tdist, mask = _march(config, stage, None, grid, rays)
             rendering, _ = render_masked_samples(
                 bind(make_field(config, stage), params),
                 rays,
@@ -363,9 +362,9 @@ def _count_samples(
     def count(
         params: Params, grid: OccupancyGrid, key: jax.Array, rays: Rays
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        clipped, tdist, mask = _march(config, stage, key, grid, rays)
+        tdist, mask = _march(config, stage, key, grid, rays)
         fns = bind(make_field(config, stage), params)
-        density, _ = masked_density(fns, clipped, tdist, mask, budget)
+        density, _ = masked_density(fns, rays, tdist, mask, budget)
         weights, _ = compute_weights(density, tdist)
         colored = mask & (weights > config.color_threshold)
         return jnp.mean(jnp.sum(mask, axis=-1) * 1.0), jnp.mean(jnp.sum(colored, axis=-1) * 1.0)

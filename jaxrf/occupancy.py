@@ -131,7 +131,8 @@ def hit_by(grid: OccupancyGrid, rays: Rays) -> Bool[Array, "*batch"]:
     length = clipped.far - clipped.near
 
     def probe(index: Array, hit: Array) -> Array:
-        distance = jnp.minimum((index + 0.5) * step, length)
+        # A passage shorter than a step is probed in its middle.
+        distance = jnp.minimum((index + 0.5) * step, jnp.maximum(length - 0.5 * step, 0.5 * length))
         positions = clipped.origins + (clipped.near + distance)[..., None] * clipped.directions
         return hit | ((length > 0) & lookup(grid, positions))
 
