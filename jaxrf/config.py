@@ -196,8 +196,8 @@ def tensorf_small() -> TrainConfig:
     """
     return TrainConfig(
         field=TensoRFConfig(
-            density_components=5,
-            feature_components=8,
+            density_components=8,
+            feature_components=16,
             feature_dim=24,
             width=64,
             layers=1,
