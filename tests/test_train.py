@@ -408,7 +408,7 @@ def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
     "config",
     [
         tiny_tensorf(steps=400, steps_per_dispatch=100),
-        tiny_nerf(steps=150, steps_per_dispatch=50),
+        tiny_nerf(steps=300, steps_per_dispatch=100),
     ],
     ids=["tensorf", "nerf"],
 )
