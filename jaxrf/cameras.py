@@ -151,6 +151,19 @@ def look_at(
     return pose
 
 
+def find_focus(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, "3"]:
+    """The point nearest to all optical axes, in the sense of least squares.
+
+    It solves sum_i (I - d_i d_i^T) (x - o_i) = 0; where the axes leave it open (one camera, or
+    parallel ones), the solution nearest to the origin is taken.
+    """
+    origins = T_world_camera[:, :3, 3].astype(np.float64)
+    axes = T_world_camera[:, :3, 2].astype(np.float64)
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    sides = np.einsum("nij,nj->i", across, origins)
+    return np.linalg.lstsq(across.sum(axis=0), sides, rcond=1e-6)[0]
+
+
 def orbit_path(
     frames: int,
     radius: float,

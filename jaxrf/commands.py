@@ -310,7 +310,7 @@ def _fresh_folder(wanted: Path) -> Path:
 def render_orbit(
     run: Run, options: RenderOptions, title: str
 ) -> list[dict[Channel, UInt8[np.ndarray, "h w 3"]]]:
-    """Frames of an orbit around a run's scene.
+    """Frames of an orbit around what the training cameras look at.
 
     Args:
       run: what to render.
@@ -320,9 +320,7 @@ def render_orbit(
     Returns:
       For each frame, an 8-bit picture of each channel.
     """
-    centre = np.mean(np.asarray(run.stage.aabb), axis=0)
-    # Cameras were given looking at the scene's centre, from which the shrunk box may be off.
-    target = 0.5 * centre
+    target = np.asarray(run.scene.focus)
     radius = options.radius or run.scene.radius
     poses = cams.orbit_path(options.frames, radius, np.deg2rad(options.elevation), target)
     angle = 2.0 * np.arctan(0.5 * run.scene.width / run.scene.focal)

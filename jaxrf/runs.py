@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxrf import checkpoint, evaluate, methods, train
 from jaxrf import config as configs
+from jaxrf.cameras import find_focus
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Scene
 from jaxrf.errors import InputError
@@ -40,7 +41,8 @@ class SceneSummary:
       data: folder it was read from.
       near, far: as in `Scene`.
       width, height, focal: of the training cameras, in pixels.
-      radius: mean distance of the training cameras from the box's centre.
+      focus: point that the training cameras look at.
+      radius: mean distance of the training cameras from it.
       train_views: number of training pictures.
       checksum: CRC-32 of the training pictures.
     """
@@ -52,6 +54,7 @@ class SceneSummary:
     width: int
     height: int
     focal: float
+    focus: tuple[float, float, float]
     radius: float
     train_views: int
     checksum: int
@@ -72,8 +75,9 @@ class Run:
 def summarise_scene(scene: Scene, data: Path) -> SceneSummary:
     """The summary of a scene that was read from `data`."""
     split = scene.splits["train"]
-    centres = np.asarray(split.cameras.T_world_camera)[:, :3, 3]
-    distances = np.linalg.norm(centres - scene.aabb.mean(axis=0), axis=-1)
+    poses = np.asarray(split.cameras.T_world_camera)
+    x, y, z = (float(v) for v in find_focus(poses))
+    distances = np.linalg.norm(poses[:, :3, 3] - np.array([x, y, z]), axis=-1)
     return SceneSummary(
         name=scene.name,
         data=str(data.absolute()),
@@ -82,6 +86,7 @@ def summarise_scene(scene: Scene, data: Path) -> SceneSummary:
         width=split.cameras.width,
         height=split.cameras.height,
         focal=float(split.cameras.focal[0, 0]),
+        focus=(x, y, z),
         radius=float(distances.mean()),
         train_views=len(split),
         checksum=zlib.crc32(split.images.tobytes()),
@@ -199,7 +204,7 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
             )
         try:
             meta = checkpoint.read_meta(manager, step)
-            scene = SceneSummary(**meta["scene"])
+            scene = SceneSummary(**meta["scene"] | {"focus": tuple(meta["scene"]["focus"])})
             stage = _read_stage(meta["stage"])
             seconds = float(meta["seconds"])
         except (ValueError, KeyError, TypeError, OSError) as error:

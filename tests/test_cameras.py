@@ -9,6 +9,7 @@ import pytest
 
 from jaxrf.cameras import (
     Cameras,
+    find_focus,
     image_rays,
     look_at,
     make_cameras,
@@ -272,3 +273,16 @@ def test_cameras_are_a_pytree_that_jit_and_vmap_accept() -> None:
     np.testing.assert_allclose(mapped.directions, whole.directions, atol=1e-6)
     focal = jax.vmap(lambda camera: jnp.sum(camera.focal))(cameras)
     np.testing.assert_allclose(focal, cameras.focal.sum(axis=-1), rtol=1e-6)
+
+
+def test_focus_is_where_all_cameras_look() -> None:
+    target = np.array([0.3, -0.2, 0.1])
+    poses = orbit_path(7, 2.5, 0.4, target)
+    np.testing.assert_allclose(find_focus(poses), target, atol=1e-9)
+
+
+def test_focus_of_parallel_cameras_is_finite_and_on_average_on_their_axes() -> None:
+    poses = np.tile(np.eye(4), (2, 1, 1))
+    poses[:, 0, 3] = [-1.0, 3.0]
+    np.testing.assert_allclose(find_focus(poses), [1.0, 0.0, 0.0], atol=1e-9)
+    np.testing.assert_allclose(find_focus(poses[:1]), [-1.0, 0.0, 0.0], atol=1e-9)
