@@ -11,13 +11,16 @@ from jaxrf.config import BricksConfig, TensoRFConfig
 from jaxrf.data import sources
 
 
+def render_bricks(cache: Path, bricks: BricksConfig) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        return sources.ensure_bricks(bricks)
+
+
 @pytest.fixture(scope="module")
 def run_on_bricks(tmp_path_factory: pytest.TempPathFactory) -> tuple[runs.Run, Path]:
     folder = tmp_path_factory.mktemp("quality")
-    bricks = BricksConfig(size=100, test_views=8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        data = sources.ensure_bricks(bricks)
+    data = render_bricks(folder, BricksConfig())
     options = f"--data {data} --run-dir {folder / 'run'} --video.frames 0"
     assert cli.train(options.split()) == 0
     return runs.open_run(folder / "run"), data
@@ -54,8 +57,8 @@ def test_depth_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path
 
 
 @pytest.mark.slow
-def test_nerf_learns_bricks(tmp_path: Path, run_on_bricks: tuple[runs.Run, Path]) -> None:
-    _, data = run_on_bricks
+def test_nerf_learns_bricks(tmp_path: Path) -> None:
+    data = render_bricks(tmp_path, BricksConfig(size=100, train_views=60, test_views=8))
     options = f"--preset nerf-small --data {data} --downscale 4 --run-dir {tmp_path / 'run'}"
     assert cli.train([*options.split(), "--steps", "300", "--video.frames", "0"]) == 0
     run = runs.open_run(tmp_path / "run")
