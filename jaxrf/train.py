@@ -258,7 +258,7 @@ def enter_next_stage(
 
 @runtime_checkable
 class Observer(Protocol):
-    """What `fit` tells of its progress; see `writers.RunObserver`."""
+    """What `fit` tells of its progress; see `monitor.Monitor`."""
 
     def on_stage(self, stage: Stage, pixels: int, seconds: float) -> None:
         """A stage begins, its step has been compiled in so many seconds."""
