@@ -188,6 +188,7 @@ def _check(config: TrainConfig) -> None:
     _check_positive(
         config, "downscale", "steps", "batch_samples", "batch_rays", "render_samples",
         "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
+        "subrays",
     )  # fmt: skip
     _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
     if config.video.frames:

@@ -167,6 +167,11 @@ class TrainConfig:
     """Samples evaluated per step; the number of rays per step follows from it."""
     batch_rays: int = 4096
     """Most rays per step."""
+    subrays: int = 1
+    """Rays per pixel along each axis: a pixel is an area, so K x K rays are averaged, in
+    training and in rendering."""
+    subrays_from: float = 0.0
+    """Fraction of all steps before which a pixel is one ray nevertheless."""
     render_samples: int = 1 << 20
     """Samples evaluated at once when rendering; lower it if memory runs out."""
     optimizer: OptimizerConfig = OptimizerConfig()

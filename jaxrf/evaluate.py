@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf import metrics
-from jaxrf.cameras import Cameras, image_rays
+from jaxrf.cameras import Cameras, image_rays, resize_cameras
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Split, composite
 from jaxrf.fields.base import Params
 from jaxrf.methods import Stage, rays_at_once, render_rays
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.rays import Rays
-from jaxrf.render import Picture, Rendering, render_image
+from jaxrf.render import Picture, Rendering, average_subrays, render_image
 
 RenderView = Callable[[Cameras, int], Picture]
 
@@ -45,8 +45,13 @@ def make_render_view(
     grid: OccupancyGrid,
     scene_range: tuple[float, float],
     background: Float[np.ndarray, "3"],
+    subrays: int | None = None,
 ) -> RenderView:
-    """A function (cameras, index) -> rendering of that camera's view, in host memory."""
+    """A function (cameras, index) -> rendering of that camera's view, in host memory.
+
+    Each pixel is the mean of subrays x subrays rays, by default as many as in training.
+    """
+    parts = subrays or stage.subrays
     chunk = rays_at_once(config, stage)
 
     @jax.jit
@@ -61,9 +66,11 @@ def make_render_view(
     rays_of = jax.jit(image_rays, static_argnums=(2, 3))
 
     def render(cameras: Cameras, index: int) -> Picture:
-        rays = rays_of(cameras, jnp.asarray(index), *scene_range)
+        finer = resize_cameras(cameras, parts * cameras.width, parts * cameras.height)
+        rays = rays_of(finer, jnp.asarray(index), *scene_range)
         behind = jnp.asarray(background)
-        return render_image(lambda r: render_chunks(params, grid, r, behind), rays, chunk)
+        picture = render_image(lambda r: render_chunks(params, grid, r, behind), rays, chunk)
+        return average_subrays(picture, parts)
 
     return render
 

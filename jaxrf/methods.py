@@ -44,7 +44,8 @@ class Stage:
       aabb: box of the field, in scene units.
       resolution: grid points along x, y, z; of no meaning to fields without a grid.
       cells: of the occupancy grid.
-      rays: per step.
+      rays: per step, the sub-rays of its pixels.
+      subrays: per pixel, along each axis.
       density_budget, color_budget: samples evaluated per step at most.
       pruned: whether empty cells have been dropped yet.
     """
@@ -53,6 +54,7 @@ class Stage:
     resolution: tuple[int, int, int]
     cells: tuple[int, int, int]
     rays: int
+    subrays: int
     density_budget: int
     color_budget: int
     pruned: bool
@@ -275,30 +277,44 @@ class Growth(NamedTuple):
     step: before which it happens.
     prune: whether empty cells are dropped and the box is shrunk.
     voxels: number of voxels from then on; None leaves them.
+    subrays: per pixel along each axis, from then on.
     """
 
     step: int
     prune: bool
     voxels: int | None
+    subrays: int
 
 
-def plan_growth(config: FieldConfig, steps: int) -> list[Growth]:
-    """All growths of a run of so many steps, in order, at most one before each step."""
-    match config:
-        case TensoRFConfig():
+def plan_growth(config: TrainConfig) -> list[Growth]:
+    """All growths of a run, in order, at most one before each step."""
+    upsample: dict[int, int] = {}
+    prune: set[int] = set()
+    match config.field:
+        case TensoRFConfig() as field:
             counts = np.geomspace(
-                config.initial_voxels, config.final_voxels, len(config.upsample_at) + 1
+                field.initial_voxels, field.final_voxels, len(field.upsample_at) + 1
             )
             upsample = {
-                round(at * steps): round(count)
-                for at, count in zip(config.upsample_at, counts[1:], strict=True)
+                round(at * config.steps): round(count)
+                for at, count in zip(field.upsample_at, counts[1:], strict=True)
             }
-            prune = {round(at * steps) for at in config.prune_at}
-            growing = sorted(step for step in upsample.keys() | prune if 0 < step < steps)
-            return [Growth(s, s in prune, upsample.get(s)) for s in growing]
+            prune = {round(at * config.steps) for at in field.prune_at}
         case NeRFConfig():
-            return []
-    assert_never(config)
+            pass
+        case _:
+            assert_never(config.field)
+    split = _subrays_from(config)
+    steps = upsample.keys() | prune | ({split} if config.subrays > 1 else set())
+    return [
+        Growth(s, s in prune, upsample.get(s), config.subrays if s >= split else 1)
+        for s in sorted(steps)
+        if 0 < s < config.steps
+    ]
+
+
+def _subrays_from(config: TrainConfig) -> int:
+    return round(config.subrays_from * config.steps)
 
 
 def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
@@ -313,7 +329,8 @@ def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
             resolution = cells = (1, 1, 1)
         case _:
             assert_never(config.field)
-    return Stage(box, resolution, cells, config.batch_rays, 0, 0, pruned=False)
+    subrays = config.subrays if _subrays_from(config) <= 0 else 1
+    return Stage(box, resolution, cells, config.batch_rays, subrays, 0, 0, pruned=False)
 
 
 def fit_batch(
@@ -332,6 +349,7 @@ def fit_batch(
             margin = 1.1
             most = config.batch_samples / max(margin * density, 1.0)
             count = int(min(config.batch_rays, max(most // 128, 1) * 128))
+            count = _whole_pixels(count, stage)
             budget = min(config.batch_samples, math.ceil(margin * density * count))
             # Before the first pruning the field is fog, in which every sample gets some weight.
             colored = math.ceil(1.5 * color * count) if stage.pruned else budget
@@ -342,8 +360,14 @@ def fit_batch(
                 color_budget=max(min(colored, budget), 128),
             )
         case NeRFConfig():
-            return stage
+            return dataclasses.replace(stage, rays=_whole_pixels(config.batch_rays, stage))
     assert_never(config.field)
+
+
+def _whole_pixels(rays: int, stage: Stage) -> int:
+    """At most so many rays, but all those of at least one pixel."""
+    parts = stage.subrays**2
+    return max(rays // parts, 1) * parts
 
 
 def _count_samples(
@@ -377,6 +401,7 @@ def grow(
     config: FieldConfig, stage: Stage, growth: Growth, params: Params, grid: OccupancyGrid
 ) -> tuple[Stage, OccupancyGrid, Callable[[Params], Params]]:
     """The stage and occupancy after a growth, and what carries parameters over to it."""
+    stage = dataclasses.replace(stage, subrays=growth.subrays)
     match config:
         case TensoRFConfig():
             old = make_field(config, stage)

@@ -366,3 +366,36 @@ def render_image(
         return whole.reshape(shape + whole.shape[1:])
 
     return Picture(*(join(name) for name in Picture._fields))
+
+
+def average_subrays(picture: Picture, subrays: int) -> Picture:
+    """A picture each of whose pixels is the mean of subrays x subrays pixels of the given one.
+
+    Depths are those of what the pixel as a whole hits: the mean weighted by opacity, and the
+    distance at which half of its opacity is reached.
+    """
+    if subrays == 1:
+        return picture
+    height, width = (size // subrays for size in picture.opacity.shape)
+
+    def parts(x: np.ndarray) -> np.ndarray:
+        blocks = x.reshape(height, subrays, width, subrays, *x.shape[2:])
+        return blocks.swapaxes(1, 2).reshape(height, width, subrays**2, *x.shape[2:])
+
+    opacity = parts(picture.opacity)
+    total = opacity.sum(axis=-1)
+    hit = total > 1e-6
+    # What hits nothing has a depth of `far` already.
+    weight = np.where(hit[..., None], opacity, 1.0)
+    depth = np.sum(weight * parts(picture.depth), axis=-1) / weight.sum(axis=-1)
+    median = parts(picture.median_depth)
+    order = np.argsort(median, axis=-1)
+    reached = np.cumsum(np.take_along_axis(weight, order, axis=-1), axis=-1)
+    middle = np.argmax(reached >= 0.5 * reached[..., -1:], axis=-1)[..., None]
+    middle = np.take_along_axis(order, middle, axis=-1)
+    return Picture(
+        rgb=parts(picture.rgb).mean(axis=2),
+        opacity=opacity.mean(axis=-1),
+        depth=depth,
+        median_depth=np.take_along_axis(median, middle, axis=-1)[..., 0],
+    )

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxrf import losses, methods, occupancy, optim
-from jaxrf.cameras import Cameras, pixels_to_rays
+from jaxrf.cameras import Cameras, pixels_to_rays, resize_cameras
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Scene, Split
 from jaxrf.errors import InputError
@@ -104,23 +104,33 @@ def init_state(config: TrainConfig, stage: Stage) -> TrainState:
 def draw_batch(
     pixels: TrainPixels,
     key: jax.Array,
-    rays: int,
+    count: int,
     scene_range: tuple[float, float],
     background: str,
-) -> tuple[Rays, Float[Array, "r 3"], Float[Array, "r 3"], Float[Array, "r"]]:
-    """Random pixels as rays, their true colours over a background, that background, their alpha."""
+    subrays: int = 1,
+) -> tuple[Rays, Float[Array, "count 3"], Float[Array, "count 3"], Float[Array, "count"]]:
+    """Random pixels as rays, their true colours over a background, that background, their alpha.
+
+    The rays' batch shape is (count subrays^2,), those of a pixel next to each other; they pass the
+    centres of its subrays x subrays equal parts.
+    """
     key_pixel, key_background = jax.random.split(key)
     height, width = pixels.images.shape[1:3]
-    flat = pixels.drawn[jax.random.randint(key_pixel, (rays,), 0, pixels.total)]
+    flat = pixels.drawn[jax.random.randint(key_pixel, (count,), 0, pixels.total)]
     image, inside = flat // (height * width), flat % (height * width)
     row, column = inside // width, inside % width
-    centres = jnp.stack([column, row], axis=-1).astype(jnp.float32) + 0.5
-    batch = pixels_to_rays(pixels.cameras, image, centres, *scene_range)
+    # A sub-ray is the ray of a finer pixel.
+    finer = resize_cameras(pixels.cameras, subrays * width, subrays * height)
+    part = jnp.arange(subrays)
+    columns = jnp.tile(subrays * column[:, None] + part, (1, subrays))
+    rows = jnp.repeat(subrays * row[:, None] + part, subrays, axis=1)
+    centres = jnp.stack([columns, rows], axis=-1).reshape(-1, 2).astype(jnp.float32) + 0.5
+    batch = pixels_to_rays(finer, jnp.repeat(image, subrays**2), centres, *scene_range)
     rgba = pixels.images[image, row, column].astype(jnp.float32) / 255.0
     if background == "random":
-        behind = jax.random.uniform(key_background, (rays, 3))
+        behind = jax.random.uniform(key_background, (count, 3))
     else:
-        behind = jnp.full((rays, 3), BACKGROUNDS[background])
+        behind = jnp.full((count, 3), BACKGROUNDS[background])
     alpha = rgba[:, 3:]
     return batch, rgba[:, :3] * alpha + behind * (1.0 - alpha), behind, alpha[:, 0]
 
@@ -136,12 +146,20 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
         params: Params, grid: OccupancyGrid, pixels: TrainPixels, key: jax.Array
     ) -> tuple[Array, Metrics]:
         key_batch, key_samples = jax.random.split(key)
+        parts = stage.subrays**2
         rays, truth, behind, alpha = draw_batch(
-            pixels, key_batch, stage.rays, scene_range, config.background
+            pixels,
+            key_batch,
+            stage.rays // parts,
+            scene_range,
+            config.background,
+            stage.subrays,
         )
+        behind = jnp.repeat(behind, parts, axis=0)
         predicted = methods.predict(config.field, stage, params, grid, key_samples, rays, behind)
-        used = ~predicted.dropped
-        errors = [losses.mean_squared_error(rgb, truth, used) for rgb in predicted.rgb]
+        used = ~jnp.any(predicted.dropped.reshape(-1, parts), axis=1)
+        colors = [jnp.mean(rgb.reshape(-1, parts, 3), axis=1) for rgb in predicted.rgb]
+        errors = [losses.mean_squared_error(rgb, truth, used) for rgb in colors]
         loss = sum(errors, methods.regularise(config.field, stage, params))
         return loss, Metrics(
             loss=loss,
@@ -238,7 +256,7 @@ def fit_stage(
 ) -> Stage:
     """The stage with its batch fitted to the samples that rays of these pixels have."""
     key_batch, key_samples = jax.random.split(jax.random.key(config.seed + 1))
-    rays, *_ = draw_batch(pixels, key_batch, 2048, scene_range, config.background)
+    rays, *_ = draw_batch(pixels, key_batch, 2048, scene_range, config.background, stage.subrays)
     return methods.fit_batch(config, stage, state.params, state.grid, key_samples, rays)
 
 
@@ -322,7 +340,7 @@ def fit(
         state = init_state(config, stage)
     else:
         stage, state = restored
-    growths = {growth.step: growth for growth in methods.plan_growth(config.field, config.steps)}
+    growths = {growth.step: growth for growth in methods.plan_growth(config)}
     ends = [*sorted(growths), config.steps]
 
     step = int(state.step)
