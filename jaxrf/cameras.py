@@ -53,7 +53,7 @@ def make_cameras(
 
 def resize_cameras(cameras: Cameras, width: int, height: int) -> Cameras:
     """The same cameras with another image size; the field of view stays."""
-    scale = np.array([width / cameras.width, height / cameras.height], np.float32)
+    scale = np.array([[width / cameras.width, height / cameras.height]], np.float32)
     return dataclasses.replace(
         cameras,
         focal=cameras.focal * scale,

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from jaxrf.errors import InputError
@@ -63,17 +62,4 @@ def restore(manager: ocp.CheckpointManager, step: int, target: Any) -> Any:
             f"({reason}): it is damaged or of another version; resume from another checkpoint or "
             "train anew."
         ) from error
-    state = restored["state"]
-    mismatched = [
-        f"{jax.tree_util.keystr(path)} is {found.shape}, not {wanted.shape}"
-        for (path, wanted), found in zip(
-            jax.tree_util.tree_leaves_with_path(target), jax.tree.leaves(state), strict=True
-        )
-        if found.shape != wanted.shape
-    ]
-    if mismatched:
-        raise InputError(
-            f"The checkpoint of step {step} in {manager.directory} is of another configuration: "
-            f"{mismatched[0]}; use the config.json that it was trained with."
-        )
-    return state
+    return restored["state"]

@@ -119,8 +119,11 @@ def make_writable(folder: Path, option: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file such that it is there wholly or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def find_newest(root: Path) -> Path:

@@ -121,7 +121,7 @@ def draw_batch(
     row, column = inside // width, inside % width
     # A sub-ray is the ray of a finer pixel.
     finer = resize_cameras(pixels.cameras, subrays * width, subrays * height)
-    part = jnp.arange(subrays)
+    part = jnp.arange(subrays)[None]
     columns = jnp.tile(subrays * column[:, None] + part, (1, subrays))
     rows = jnp.repeat(subrays * row[:, None] + part, subrays, axis=1)
     centres = jnp.stack([columns, rows], axis=-1).reshape(-1, 2).astype(jnp.float32) + 0.5

@@ -1,5 +1,6 @@
 """Evaluation: views rendered in chunks, scored and summed up."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from scenes import SIZE, make_scene, tiny_nerf, tiny_tensorf
 
 from jaxrf import evaluate, methods, train
-from jaxrf.cameras import Cameras, image_rays
+from jaxrf.cameras import Cameras, image_rays, resize_cameras
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import composite
 from jaxrf.evaluate import RenderView
@@ -29,6 +30,24 @@ def make_render(config: TrainConfig, background: np.ndarray) -> tuple[RenderView
         config.field, stage, 1 << 13, state.params, state.grid, rays, jnp.asarray(background)
     )
     return render, whole
+
+
+def test_a_view_with_sub_rays_is_the_average_of_a_finer_view() -> None:
+    config = tiny_nerf()
+    stage = methods.first_stage(config, make_scene().aabb)
+    state = train.init_state(config, stage)
+    white = np.ones(3, np.float32)
+    common = (state.params, state.grid, (2.0, 6.0), white)
+    cameras = make_scene().splits["test"].cameras
+    finer = resize_cameras(cameras, 2 * SIZE, 2 * SIZE)
+    wanted = evaluate.make_render_view(config, stage, *common)(finer, 1)
+    found = evaluate.make_render_view(config, stage, *common, subrays=2)(cameras, 1)
+    assert found.rgb.shape == (SIZE, SIZE, 3)
+    blocks = wanted.rgb.reshape(SIZE, 2, SIZE, 2, 3)
+    np.testing.assert_allclose(found.rgb, blocks.mean(axis=(1, 3)), atol=1e-6)
+    split = dataclasses.replace(stage, subrays=2)
+    same = evaluate.make_render_view(config, split, *common)(cameras, 1)
+    assert np.array_equal(same.rgb, found.rgb)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ RENDER = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))
 
 def test_plan_of_the_published_recipe() -> None:
     """Section 5: upsampled at steps 2000, 3000, 4000, 5500 and 7000; masks at 2000 and 4000."""
-    plan = methods.plan_growth(TensoRFConfig(), 30_000)
+    plan = methods.plan_growth(TrainConfig(field=TensoRFConfig(), steps=30_000))
     assert [growth.step for growth in plan] == [2000, 3000, 4000, 5500, 7000]
     assert [growth.prune for growth in plan] == [True, False, True, False, False]
     sides = [round((growth.voxels or 0) ** (1 / 3)) for growth in plan]
@@ -43,8 +43,9 @@ def test_plan_of_the_published_recipe() -> None:
 @pytest.mark.parametrize("steps", [10, 100, 30_000])
 @pytest.mark.parametrize("preset", configs.PRESETS, ids=configs.preset_name)
 def test_plans_scale_with_the_steps_and_are_in_order(preset: Any, steps: int) -> None:
-    field = preset().field
-    plan = methods.plan_growth(field, steps)
+    config = dataclasses.replace(preset(), steps=steps, subrays=1)
+    field = config.field
+    plan = methods.plan_growth(config)
     numbers = [growth.step for growth in plan]
     assert numbers == sorted(set(numbers))
     assert all(0 < number < steps for number in numbers)
@@ -62,17 +63,48 @@ def test_a_prune_and_an_upsampling_of_the_same_step_are_one_growth() -> None:
     field = TensoRFConfig(
         upsample_at=(0.5,), prune_at=(0.25, 0.5, 0.75), initial_voxels=1000, final_voxels=8000
     )
-    assert methods.plan_growth(field, 100) == [
-        Growth(25, True, None),
-        Growth(50, True, 8000),
-        Growth(75, True, None),
+    assert methods.plan_growth(TrainConfig(field=field, steps=100)) == [
+        Growth(25, True, None, 1),
+        Growth(50, True, 8000, 1),
+        Growth(75, True, None, 1),
     ]
+
+
+def test_a_pixel_gets_its_sub_rays_from_the_asked_step_on() -> None:
+    field = TensoRFConfig(upsample_at=(), prune_at=(0.25, 0.5), initial_voxels=1000)
+    plan = methods.plan_growth(TrainConfig(field=field, steps=100, subrays=3, subrays_from=0.4))
+    assert plan == [
+        Growth(25, True, None, 1),
+        Growth(40, False, None, 3),
+        Growth(50, True, None, 3),
+    ]
+    late, always = (tiny_nerf(steps=10, subrays=2, subrays_from=at) for at in (0.5, 0.0))
+    assert methods.plan_growth(late) == [Growth(5, False, None, 2)]
+    assert methods.plan_growth(always) == []
+    assert methods.first_stage(late, BOX).subrays == 1
+    assert methods.first_stage(always, BOX).subrays == 2
+    stage, state = first_state(late)
+    stage, *_ = methods.grow(late.field, stage, Growth(5, False, None, 2), state.params, state.grid)
+    assert stage.subrays == 2
+
+
+@pytest.mark.parametrize("subrays", [1, 2, 3, 20])
+@pytest.mark.parametrize("make", [tiny_tensorf, tiny_nerf])
+def test_a_batch_is_of_whole_pixels(make: Any, subrays: int) -> None:
+    config = make(subrays=subrays)
+    stage, state = first_state(config)
+    key = jax.random.key(0)
+    rays = some_rays(64)
+    fitted = methods.fit_batch(config, stage, state.params, state.grid, key, rays)
+    assert fitted.rays % subrays**2 == 0 and fitted.rays > 0
+    assert fitted.rays <= max(config.batch_rays, subrays**2)
 
 
 def test_growths_at_the_ends_are_left_out() -> None:
     field = TensoRFConfig(upsample_at=(0.0, 1.0), prune_at=(0.0, 0.001, 1.0))
-    assert methods.plan_growth(field, 100) == []
-    assert methods.plan_growth(TensoRFConfig(upsample_at=(), prune_at=()), 100) == []
+    assert methods.plan_growth(TrainConfig(field=field, steps=100)) == []
+    field = TensoRFConfig(upsample_at=(), prune_at=())
+    assert methods.plan_growth(TrainConfig(field=field, steps=100)) == []
 
 
 # ---------------------------------------------------------------------------------------------
@@ -153,7 +185,7 @@ def test_a_growth_keeps_what_the_field_shows(prune: bool, voxels: int | None) ->
     before = render(config, stage, params, state.grid)
     assert before.std(axis=0).min() > 0.05  # there is something to see
     new_stage, grid, carry_over = methods.grow(
-        config.field, stage, Growth(1, prune, voxels), params, state.grid
+        config.field, stage, Growth(1, prune, voxels, 1), params, state.grid
     )
     after = render(config, new_stage, carry_over(params), grid)
     assert np.abs(after - before).mean() < 0.01
@@ -182,7 +214,9 @@ def test_shrinking_the_box_keeps_the_size_of_voxels() -> None:
     )
     stage, state = first_state(config)
     params, stage = ball_params(config, stage, state.params)
-    new_stage, _, _ = methods.grow(config.field, stage, Growth(1, True, None), params, state.grid)
+    new_stage, _, _ = methods.grow(
+        config.field, stage, Growth(1, True, None, 1), params, state.grid
+    )
     old = (np.array(stage.aabb[1]) - stage.aabb[0]) / (np.array(stage.resolution) - 1)
     new = (np.array(new_stage.aabb[1]) - new_stage.aabb[0]) / (np.array(new_stage.resolution) - 1)
     assert new_stage.resolution < stage.resolution
@@ -194,7 +228,7 @@ def test_pruning_an_empty_field_leaves_the_box() -> None:
     stage, state = first_state(config)
     params = jax.tree.map(jnp.zeros_like, state.params)
     field = dataclasses.replace(config.field, density_shift=-30.0)
-    new_stage, grid, _ = methods.grow(field, stage, Growth(1, True, None), params, state.grid)
+    new_stage, grid, _ = methods.grow(field, stage, Growth(1, True, None, 1), params, state.grid)
     assert not np.any(grid.occupied)
     assert new_stage.aabb == stage.aabb and new_stage.resolution == stage.resolution
 
@@ -202,7 +236,7 @@ def test_pruning_an_empty_field_leaves_the_box() -> None:
 def test_growing_a_nerf_changes_nothing() -> None:
     config = tiny_nerf()
     stage, state = first_state(config)
-    grown = methods.grow(config.field, stage, Growth(1, True, 99), state.params, state.grid)
+    grown = methods.grow(config.field, stage, Growth(1, True, 99, 1), state.params, state.grid)
     assert grown[0] == stage and grown[1] is state.grid
     assert grown[2](state.params) is state.params
 
@@ -229,7 +263,7 @@ def test_a_fitted_batch_keeps_its_budgets_and_drops_hardly_a_ray(
     grid = state.grid
     if pruned:
         stage, grid, carry = methods.grow(
-            config.field, stage, Growth(1, True, None), params, state.grid
+            config.field, stage, Growth(1, True, None, 1), params, state.grid
         )
         params = carry(params)
     key = jax.random.key(2)
@@ -277,7 +311,7 @@ def test_the_batch_of_a_nerf_is_what_was_asked_for() -> None:
 
 def test_step_length_is_so_many_voxels() -> None:
     field = TensoRFConfig(step_ratio=0.25)
-    stage = Stage(((0.0, 0.0, 0.0), (2.0, 2.0, 4.0)), (3, 5, 11), (1, 1, 1), 1, 1, 1, False)
+    stage = Stage(((0.0, 0.0, 0.0), (2.0, 2.0, 4.0)), (3, 5, 11), (1, 1, 1), 1, 1, 1, 1, False)
     assert methods.step_length(field, stage) == pytest.approx(0.25 * np.mean([1.0, 0.5, 0.4]))
 
 

@@ -18,6 +18,7 @@ from jaxrf.render import (
     Picture,
     RadianceFns,
     Rendering,
+    average_subrays,
     compute_weights,
     expected_depth,
     masked_density,
@@ -790,6 +791,41 @@ def test_image_of_any_batch_shape(batch: tuple[int, ...]) -> None:
     assert image.rgb.shape == (*batch, 3) and image.opacity.shape == batch
     reference, _ = image_of(flat, 5, 2)
     np.testing.assert_array_equal(image.rgb.reshape(count, 3), reference.rgb)
+
+
+@pytest.mark.parametrize("subrays", [1, 2, 3])
+def test_average_of_sub_rays_equals_loops(subrays: int) -> None:
+    rng = np.random.default_rng(subrays)
+    height, width, far = 4, 5, 9.0
+    shape = (height * subrays, width * subrays)
+    opacity = rng.uniform(size=shape) * (rng.uniform(size=shape) < 0.6)
+    opacity[:subrays, :subrays] = 0.0  # a pixel that sees nothing
+    depth = np.where(opacity > 0, rng.uniform(2, 6, shape), far)
+    median = np.where(opacity > 0, rng.uniform(2, 6, shape), far)
+    fine = Picture(
+        rng.uniform(size=(*shape, 3)).astype(np.float32),
+        *(x.astype(np.float32) for x in (opacity, depth, median)),
+    )
+    coarse = average_subrays(fine, subrays)
+    assert coarse.rgb.shape == (height, width, 3) and coarse.depth.shape == (height, width)
+    for i, j in np.ndindex(height, width):
+        part = np.s_[i * subrays : (i + 1) * subrays, j * subrays : (j + 1) * subrays]
+        np.testing.assert_allclose(
+            coarse.rgb[i, j], fine.rgb[part].reshape(-1, 3).mean(0), rtol=1e-5
+        )
+        alpha = fine.opacity[part].ravel()
+        np.testing.assert_allclose(coarse.opacity[i, j], alpha.mean(), rtol=1e-5)
+        if alpha.sum() == 0:
+            assert coarse.depth[i, j] == far and coarse.median_depth[i, j] == far
+            continue
+        mean = np.sum(alpha * fine.depth[part].ravel()) / alpha.sum()
+        np.testing.assert_allclose(coarse.depth[i, j], mean, rtol=1e-5)
+        order = np.argsort(fine.median_depth[part].ravel())
+        reached, index = 0.0, -1
+        while reached < 0.5 * alpha.sum() - 1e-6:
+            index += 1
+            reached += alpha[order[index]]
+        assert coarse.median_depth[i, j] == fine.median_depth[part].ravel()[order[index]]
 
 
 def test_rendering_is_a_pytree_that_jit_and_vmap_accept() -> None:

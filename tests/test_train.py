@@ -11,7 +11,7 @@ import pytest
 from scenes import Recorder, differing_leaves, make_scene, tiny_nerf, tiny_tensorf
 
 from jaxrf import methods, metrics, occupancy, optim, runs, train
-from jaxrf.cameras import image_rays
+from jaxrf.cameras import image_rays, project
 from jaxrf.config import OptimizerConfig, TrainConfig
 from jaxrf.data.base import Split, composite
 from jaxrf.evaluate import make_render_view
@@ -141,7 +141,7 @@ def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
     state = dataclasses.replace(
         state, opt_state=optim.map_moments(lambda _: moved, state.opt_state)
     )
-    growth = methods.Growth(12, False, 12**3)
+    growth = methods.Growth(12, False, 12**3, 1)
     new_stage, new_state = train.enter_next_stage(config, stage, state, growth)
     assert new_stage.resolution == (12, 12, 12)
     old, new = (methods.make_field(config.field, s) for s in (stage, new_stage))
@@ -207,6 +207,46 @@ def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> No
         level = {"white": 1.0, "black": 0.0}[background]
         assert np.all(behind == level)
         np.testing.assert_allclose(truth, composite(rgba, np.full(3, level)), atol=1e-6)
+
+
+def test_sub_rays_pass_the_middles_of_the_parts_of_their_pixel() -> None:
+    coded, _ = coded_pixels(5, 7, 3)
+    key = jax.random.key(3)
+    one, code, behind, _ = train.draw_batch(coded, key, 40, RANGE, "random")
+    rays, same_code, same_behind, _ = train.draw_batch(coded, key, 40, RANGE, "random", 3)
+    assert np.array_equal(code, same_code) and np.array_equal(behind, same_behind)
+    assert rays.near.shape == (360,)
+    assert np.array_equal(rays.camera_index, np.repeat(one.camera_index, 9))
+    column, row, image = np.rint(255 * np.asarray(code)).astype(int).T
+    for index in range(40):
+        points, depths = project(
+            coded.cameras,
+            int(image[index]),
+            np.asarray(rays.origins + rays.directions)[9 * index : 9 * index + 9],
+        )
+        assert np.all(depths > 0)
+        parts = np.array([[(i + 0.5) / 3, (j + 0.5) / 3] for j in range(3) for i in range(3)])
+        wanted = np.array([column[index], row[index]]) + parts
+        np.testing.assert_allclose(points, wanted, atol=1e-4)
+    # Measured to the next ray, which is nearer: equal to first order only.
+    np.testing.assert_allclose(rays.radii.reshape(40, 9)[:, 4], one.radii / 3, rtol=2e-2)
+
+
+def test_the_loss_compares_the_mean_of_the_sub_rays() -> None:
+    config = tiny_nerf(steps=1, steps_per_dispatch=1, subrays=2)
+    scene = make_scene()
+    recorder = Recorder()
+    stage, _ = train.fit(config, scene, recorder)
+    assert stage.subrays == 2 and stage.rays == 64
+    state = train.init_state(config, stage)
+    key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+    pixels = train.put_pixels(scene.splits["train"])
+    pixels = train.keep_hitting_pixels(pixels, state.grid, RANGE)
+    rays, truth, behind, _ = train.draw_batch(pixels, key_batch, 16, RANGE, "white", 2)
+    behind = jnp.repeat(behind, 4, axis=0)
+    rgb = methods.predict(config.field, stage, state.params, state.grid, key, rays, behind).rgb[-1]
+    mean = np.stack([np.mean(rgb[4 * i : 4 * i + 4], axis=0) for i in range(16)])
+    np.testing.assert_allclose(recorder.metrics[0].mse, np.mean(np.square(mean - truth)), rtol=1e-4)
 
 
 def test_a_batch_is_drawn_evenly_from_the_listed_pixels_only() -> None:
