@@ -48,6 +48,8 @@ def test_a_signal_is_noted_and_nothing_else_happens(number: signal.Signals) -> N
 def test_a_second_signal_acts_as_it_always_does() -> None:
     seen = []
     signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    # A shell starts what it runs in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with catch_signals() as caught:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
