@@ -188,7 +188,7 @@ def _check(config: TrainConfig) -> None:
     _check_positive(
         config, "downscale", "steps", "batch_samples", "batch_rays", "render_samples",
         "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
-        "subrays",
+        "subrays", "budget",
     )  # fmt: skip
     _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
     if config.video.frames:
@@ -202,6 +202,11 @@ def _check(config: TrainConfig) -> None:
             _check_positive(
                 config.field, "width", "density_components", "feature_components", "feature_dim",
                 "density_scale", "initial_voxels", "final_voxels", "occupancy_voxels",
+                "step_ratio", prefix="field.",
+            )  # fmt: skip
+        case configs.VoxelsConfig():
+            _check_positive(
+                config.field, "width", "feature_dim", "density_scale", "initial_resolution",
                 "step_ratio", prefix="field.",
             )  # fmt: skip
         case configs.NeRFConfig():

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jaxrf import cameras as cams
 from jaxrf import config as configs
-from jaxrf import evaluate, monitor, pictures, runs, train
+from jaxrf import evaluate, methods, monitor, pictures, runs, train
 from jaxrf.cli_options import Channel, EvalOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.data import sources
@@ -28,6 +28,8 @@ from jaxrf.errors import InputError
 from jaxrf.runs import Run, SceneSummary
 from jaxrf.writers import EventWriter
 
+# What a growth costs on a CPU besides compilation: rebuilding the grid, testing the pixels.
+GROWTH_SECONDS = 1.7
 VERSIONS = ("jaxrf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -92,7 +94,10 @@ def run_training(config: TrainConfig, preset: str) -> int:
         print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.steps}.")
     else:
         data = None if source.folder is None else source.folder.absolute()
+        config = methods.fit_config(config, scene)
         config = dataclasses.replace(config, run_dir=run_dir, data=data)
+        if config.budget is not None:
+            config = _fit_budget(config, scene)
         runs.create_folder(run_dir)
         runs.write_text(run_dir / runs.CONFIG_FILE, configs.to_json(config))
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
@@ -112,6 +117,7 @@ def run_training(config: TrainConfig, preset: str) -> int:
                 caught,
                 int(restored.state.step) if restored else 0,
                 restored.seconds if restored else 0.0,
+                None if restored else _deadline(config),
             )
             start = (restored.stage, restored.state) if restored else None
             stage, state = train.fit(config, scene, watcher, start)
@@ -252,6 +258,32 @@ def _check_same_scene(run: Run, scene: SceneSummary) -> None:
             f"The training pictures in {scene.data} are not those that {run.folder} was trained on "
             f"({run.scene.data}): give their folder with --data, and the same --downscale."
         )
+
+
+def _deadline(config: TrainConfig) -> float | None:
+    """The time of the clock at which training is to be done."""
+    if config.budget is None:
+        return None
+    return psutil.Process().create_time() + config.budget
+
+
+def _fit_budget(config: TrainConfig, scene: Scene) -> TrainConfig:
+    """The configuration with as many steps as are likely to fit into its budget."""
+    assert config.budget is not None
+    step, compilation = train.measure_step(config, scene)
+    growths = methods.plan_growth(dataclasses.replace(config, steps=1 << 20))
+    compilations = methods.count_compilations(config.field, growths)
+    left = config.budget - seconds_since_start()
+    left -= GROWTH_SECONDS * len(growths) + compilation * compilations
+    if left < 10 * step:
+        raise InputError(
+            f"--budget {config.budget:g} is too short here: starting took "
+            f"{seconds_since_start():.0f} s and changing the grid will take about "
+            f"{config.budget - left - seconds_since_start():.0f} s more; give more seconds."
+        )
+    steps = int(left / step)
+    print(f"Budget: {config.budget:g} s, enough for about {steps} steps of {step * 1e3:.0f} ms.")
+    return dataclasses.replace(config, steps=steps)
 
 
 def _behind(config: TrainConfig) -> str:

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrf import occupancy as occ
 from jaxrf import samplers
-from jaxrf.config import FieldConfig, NeRFConfig, TensoRFConfig, TrainConfig
-from jaxrf.fields import nerf, tensorf
+from jaxrf.config import FieldConfig, NeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig
+from jaxrf.data.base import Scene
+from jaxrf.fields import nerf, tensorf, voxels
 from jaxrf.fields.base import Field, Params
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.rays import Rays, clip_to_aabb, points_along
@@ -26,12 +27,16 @@ from jaxrf.render import (
     Rendering,
     compute_weights,
     masked_density,
+    render_blocks,
     render_masked_samples,
+    render_packed_samples,
     render_samples,
 )
 from jaxrf.stepfun import midpoints
 
 _COUNTED_AT_ONCE = 1 << 16
+# Steps of a block that is marched over as a whole where nothing is near.
+BLOCK_STEPS = 8
 
 Aabb = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -47,6 +52,8 @@ class Stage:
       rays: per step, the sub-rays of its pixels.
       subrays: per pixel, along each axis.
       density_budget, color_budget: samples evaluated per step at most.
+      block_budget: blocks of steps looked into per step at most.
+      table_rows, table_cells: room of a packed grid.
       pruned: whether empty cells have been dropped yet.
     """
 
@@ -58,6 +65,9 @@ class Stage:
     density_budget: int
     color_budget: int
     pruned: bool
+    block_budget: int = 0
+    table_rows: int = 0
+    table_cells: int = 0
 
 
 class Prediction(NamedTuple):
@@ -66,16 +76,29 @@ class Prediction(NamedTuple):
     rgb: one (r, 3) per network that is to match the truth, the last being the result.
     opacity: (r,) of the last.
     dropped: (r,) rays that overflowed the sample budget.
+    grid: the occupancy grid with what the rays taught it.
     """
 
     rgb: tuple[Float[Array, "r 3"], ...]
     opacity: Float[Array, "r"]
     dropped: Bool[Array, "r"]
+    grid: OccupancyGrid
 
 
 def make_field(config: FieldConfig, stage: Stage) -> Field:
     """The field's spec at a stage."""
     match config:
+        case VoxelsConfig():
+            return voxels.Voxels(
+                table_rows=stage.table_rows,
+                feature_dim=config.feature_dim,
+                width=config.width,
+                layers=config.layers,
+                direction_octaves=config.direction_octaves,
+                density_shift=config.density_shift,
+                density_scale=config.density_scale,
+                density_gain=config.density_gain,
+            )
         case TensoRFConfig():
             return tensorf.TensoRF(
                 resolution=stage.resolution,
@@ -106,7 +129,7 @@ def init_params(config: FieldConfig, stage: Stage, key: jax.Array) -> Params:
     """Fresh parameters of everything that the method trains."""
     field = make_field(config, stage)
     match config:
-        case TensoRFConfig():
+        case VoxelsConfig() | TensoRFConfig():
             return field.init(key)
         case NeRFConfig():
             key_coarse, key_fine = jax.random.split(key)
@@ -119,18 +142,27 @@ def label_params(config: FieldConfig, params: Params) -> Params:
     """The optimiser group of every parameter: "grid" or "network"."""
 
     def label(path: tuple[Any, ...], _: Array) -> str:
-        return "grid" if getattr(path[0], "key", None) in ("density", "features") else "network"
+        return (
+            "grid"
+            if getattr(path[0], "key", None) in ("density", "features", "table")
+            else "network"
+        )
 
     match config:
-        case TensoRFConfig():
+        case VoxelsConfig() | TensoRFConfig():
             return jax.tree_util.tree_map_with_path(label, params)
         case NeRFConfig():
             return jax.tree.map(lambda _: "network", params)
     assert_never(config)
 
 
-def bind(field: Field, params: Params) -> RadianceFns:
-    """A field with its parameters as callables for the renderer."""
+def bind(field: Field, params: Params, grid: OccupancyGrid | None = None) -> RadianceFns:
+    """A field with its parameters as callables for the renderer.
+
+    A field whose rows are packed by an occupancy grid needs that too.
+    """
+    if isinstance(grid, voxels.VoxelGrid):
+        params = params | {"grid": grid}
     return RadianceFns(
         density=lambda positions, radii: field.density(params, positions, radii),
         features=lambda latent: field.features(params, latent),
@@ -157,6 +189,15 @@ def _march(
     return tdist, mask
 
 
+def _voxel_step(config: VoxelsConfig, grid: OccupancyGrid) -> Float[Array, ""]:
+    return config.step_ratio * (grid.aabb[1, 0] - grid.aabb[0, 0]) / grid.occupied.shape[0]
+
+
+def _voxel_blocks(config: VoxelsConfig, stage: Stage) -> int:
+    """Blocks of steps that reach across the whole grid."""
+    return math.ceil(math.sqrt(3.0) * stage.cells[0] / config.step_ratio / BLOCK_STEPS) + 1
+
+
 def predict(
     config: FieldConfig,
     stage: Stage,
@@ -169,6 +210,34 @@ def predict(
     """Renders a training batch with jittered samples; differentiable in the parameters."""
     field = make_field(config, stage)
     match config:
+        case VoxelsConfig():
+            assert isinstance(grid, voxels.VoxelGrid)
+            samples, fitting = occ.march_to_samples(
+                grid,
+                grid.coarse,
+                clip_to_aabb(rays, grid.aabb),
+                jax.random.uniform(key, rays.near.shape),
+                _voxel_step(config, grid),
+                occ.Marching(
+                    _voxel_blocks(config, stage),
+                    BLOCK_STEPS,
+                    stage.block_budget,
+                    stage.density_budget,
+                ),
+            )
+            rgb, opacity, weights = render_packed_samples(
+                bind(field, params, grid),
+                rays,
+                samples,
+                background,
+                per_ray=config.shading == "per_ray",
+            )
+            ray = samples.ray_indices
+            middle = 0.5 * (samples.t_starts + samples.t_ends)
+            positions = rays.origins[ray] + middle[:, None] * rays.directions[ray]
+            grid = voxels.note_weights(grid, positions, jax.lax.stop_gradient(weights))
+            dropped = jnp.arange(rays.near.size) >= fitting
+            return Prediction((rgb,), opacity, dropped, grid)
         case TensoRFConfig():
             tdist, mask = _march(config, stage, key, grid, rays)
             rendering, dropped = render_masked_samples(
@@ -181,11 +250,11 @@ def predict(
                 per_ray=config.shading == "per_ray",
                 color_threshold=config.color_threshold,
             )
-            return Prediction((rendering.rgb,), rendering.opacity, dropped)
+            return Prediction((rendering.rgb,), rendering.opacity, dropped, grid)
         case NeRFConfig():
             passes = _coarse_to_fine(config, stage, params, key, rays, background)
             none_dropped = jnp.zeros(rays.near.shape, bool)
-            return Prediction(tuple(p.rgb for p in passes), passes[-1].opacity, none_dropped)
+            return Prediction(tuple(p.rgb for p in passes), passes[-1].opacity, none_dropped, grid)
     assert_never(config)
 
 
@@ -221,6 +290,26 @@ def render_rays(
     """Renders rays of batch shape (r,) without jitter, in blocks of at most `samples` samples."""
     behind = jnp.broadcast_to(background, (*rays.near.shape, 3))
     match config:
+        case VoxelsConfig():
+            assert isinstance(grid, voxels.VoxelGrid)
+            clipped = clip_to_aabb(rays, grid.aabb)
+            step = _voxel_step(config, grid)
+            blocks = occ.find_blocks(
+                grid.coarse, clipped, BLOCK_STEPS * step, _voxel_blocks(config, stage)
+            )
+            return render_blocks(
+                bind(make_field(config, stage), params, grid),
+                clipped,
+                blocks,
+                step,
+                lambda positions: occ.lookup(grid, positions),
+                behind,
+                rays.far,
+                steps=BLOCK_STEPS,
+                at_once=max(samples // 4, BLOCK_STEPS),
+                samples=max(samples, BLOCK_STEPS),
+                per_ray=config.shading == "per_ray",
+            )
         case TensoRFConfig():
             tdist, mask = _march(config, stage, None, grid, rays)
             rendering, _ = render_masked_samples(
@@ -242,6 +331,8 @@ def render_rays(
 def rays_at_once(config: TrainConfig, stage: Stage) -> int:
     """Rays rendered at a time, such that `render_samples` samples of each suffice."""
     match config.field:
+        case VoxelsConfig():
+            return config.render_samples
         case TensoRFConfig():
             # Most steps are masked out; per step only a few numbers are kept.
             per_ray = math.ceil(
@@ -254,10 +345,19 @@ def rays_at_once(config: TrainConfig, stage: Stage) -> int:
     assert_never(config.field)
 
 
-def regularise(config: FieldConfig, stage: Stage, params: Params) -> Float[Array, ""]:
+def regularise(
+    config: FieldConfig, stage: Stage, params: Params, grid: OccupancyGrid, key: jax.Array
+) -> Float[Array, ""]:
     """The penalty on the parameters that is added to the loss."""
     zero = jnp.zeros(())
     match config:
+        case VoxelsConfig():
+            if not (config.density_tv_weight or config.feature_tv_weight):
+                return zero
+            assert isinstance(grid, voxels.VoxelGrid)
+            cells = jax.random.randint(key, (config.tv_cells,), 1, grid.count)
+            density, features = voxels.total_variation(params["table"], grid.rows[cells])
+            return config.density_tv_weight * density + config.feature_tv_weight * features
         case TensoRFConfig():
             l1_weight = config.l1_weight_pruned if stage.pruned else config.l1_weight
             terms = [
@@ -291,6 +391,10 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
     upsample: dict[int, int] = {}
     prune: set[int] = set()
     match config.field:
+        case VoxelsConfig() as field:
+            divide = sorted(round(at * config.steps) for at in _divisions(field))
+            upsample = {s: field.initial_resolution**3 * 8 ** (i + 1) for i, s in enumerate(divide)}
+            prune = {round(at * config.steps) for at in field.prune_at}
         case TensoRFConfig() as field:
             counts = np.geomspace(
                 field.initial_voxels, field.final_voxels, len(field.upsample_at) + 1
@@ -305,12 +409,53 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
         case _:
             assert_never(config.field)
     split = _subrays_from(config)
-    steps = upsample.keys() | prune | ({split} if config.subrays > 1 else set())
+    subrays = config.subrays or 1
+    steps = upsample.keys() | prune | ({split} if subrays > 1 else set())
     return [
-        Growth(s, s in prune, upsample.get(s), config.subrays if s >= split else 1)
+        Growth(s, s in prune, upsample.get(s), subrays if s >= split else 1)
         for s in sorted(steps)
         if 0 < s < config.steps
     ]
+
+
+def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
+    """The configuration with what it leaves open settled for a scene."""
+    cameras = scene.splits["train"].cameras
+    centre = np.mean(scene.aabb, axis=0)
+    distance = np.linalg.norm(np.asarray(cameras.T_world_camera)[:, :3, 3] - centre, axis=-1)
+    pixel = float(np.mean(distance) / np.mean(np.asarray(cameras.focal)))
+    subrays = 1
+    match config.field:
+        case VoxelsConfig() as field:
+            voxel = float(np.max(np.diff(scene.aabb, axis=0))) / field.initial_resolution
+            divisions = field.divisions
+            if divisions is None:
+                wanted = round(math.log2(max(voxel / pixel, 1.0)))
+                divisions = min(wanted, len(field.upsample_at))
+            field = dataclasses.replace(field, divisions=divisions)
+            config = dataclasses.replace(config, field=field)
+            subrays = 2 if voxel / 2**divisions <= pixel else 1
+        case TensoRFConfig() | NeRFConfig():
+            pass
+        case _:
+            assert_never(config.field)
+    return dataclasses.replace(config, subrays=config.subrays or subrays)
+
+
+def _divisions(config: VoxelsConfig) -> tuple[float, ...]:
+    """When voxels are divided, in order."""
+    return tuple(sorted(config.upsample_at))[: config.divisions]
+
+
+def count_compilations(config: FieldConfig, growths: list[Growth]) -> int:
+    """How many of the growths are likely to change shapes, so that the step is compiled anew."""
+    match config:
+        case VoxelsConfig():
+            subrays = [growth.subrays for growth in growths]
+            return len(set(subrays) - {1})
+        case TensoRFConfig() | NeRFConfig():
+            return len(growths)
+    assert_never(config)
 
 
 def _subrays_from(config: TrainConfig) -> int:
@@ -321,7 +466,13 @@ def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
     """The stage that training starts with; its batch is yet to be fitted."""
     low, high = (tuple(float(x) for x in corner) for corner in aabb)
     box: Aabb = ((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    table = (0, 0)
     match config.field:
+        case VoxelsConfig() as field:
+            side = field.initial_resolution * 2 ** len(_divisions(field))
+            resolution = cells = (side, side, side)
+            shape = _initial_cells(field, box)
+            table = (math.prod(n + 1 for n in shape) + 1, math.prod(shape) + 1)
         case TensoRFConfig():
             resolution = tensorf.fit_resolution(config.field.initial_voxels, box)
             cells = tensorf.fit_resolution(config.field.occupancy_voxels, box)
@@ -329,8 +480,37 @@ def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
             resolution = cells = (1, 1, 1)
         case _:
             assert_never(config.field)
-    subrays = config.subrays if _subrays_from(config) <= 0 else 1
-    return Stage(box, resolution, cells, config.batch_rays, subrays, 0, 0, pruned=False)
+    subrays = (config.subrays or 1) if _subrays_from(config) <= 0 else 1
+    return Stage(box, resolution, cells, config.batch_rays, subrays, 0, 0, False, 0, *table)
+
+
+def _initial_cells(config: VoxelsConfig, box: Aabb) -> tuple[int, int, int]:
+    size = np.subtract(box[1], box[0])
+    voxel = size.max() / config.initial_resolution
+    x, y, z = (math.ceil(s / voxel - 1e-6) for s in size)
+    return x, y, z
+
+
+def init_grid(config: FieldConfig, stage: Stage) -> OccupancyGrid:
+    """The occupancy grid before the first step: everything may be occupied."""
+    match config:
+        case VoxelsConfig():
+            side = stage.cells[0]
+            occupied = np.zeros(stage.cells, bool)
+            x, y, z = _initial_cells(config, stage.aabb)
+            occupied[:x, :y, :z] = True
+            low, high = np.asarray(stage.aabb)
+            length = (high - low).max() / config.initial_resolution * side
+            aabb = np.stack([low, low + length])
+            grid = voxels.number_cells(occupied, aabb, _block_reach(config))
+            return voxels.resize_grid(grid, stage.table_cells)
+        case TensoRFConfig() | NeRFConfig():
+            return occ.make_full_grid(stage.cells, jnp.asarray(stage.aabb))
+    assert_never(config)
+
+
+def _block_reach(config: VoxelsConfig) -> float:
+    return 0.5 * BLOCK_STEPS * config.step_ratio
 
 
 def fit_batch(
@@ -339,13 +519,21 @@ def fit_batch(
     params: Params,
     grid: OccupancyGrid,
     key: jax.Array,
-    rays: Rays,
+    draw_rays: Callable[[], Rays],
 ) -> Stage:
-    """The stage with as many rays per step as `batch_samples` allows, judged from sample rays."""
+    """The stage with as many rays per step as `batch_samples` allows, judged from drawn rays."""
     match config.field:
+        case VoxelsConfig():
+            # Rays that do not fit are dropped, so their number follows the budget by itself.
+            return dataclasses.replace(
+                stage,
+                rays=_whole_pixels(config.batch_rays, stage),
+                density_budget=config.batch_samples,
+                block_budget=3 * config.batch_samples // BLOCK_STEPS,
+            )
         case TensoRFConfig():
             field = config.field
-            density, color = _count_samples(field, stage, params, grid, key, rays)
+            density, color = _count_samples(field, stage, params, grid, key, draw_rays())
             margin = 1.1
             most = config.batch_samples / max(margin * density, 1.0)
             count = int(min(config.batch_rays, max(most // 128, 1) * 128))
@@ -403,6 +591,9 @@ def grow(
     """The stage and occupancy after a growth, and what carries parameters over to it."""
     stage = dataclasses.replace(stage, subrays=growth.subrays)
     match config:
+        case VoxelsConfig():
+            assert isinstance(grid, voxels.VoxelGrid)
+            return _refine(config, stage, growth, grid)
         case TensoRFConfig():
             old = make_field(config, stage)
             if growth.prune:
@@ -421,6 +612,41 @@ def grow(
         case NeRFConfig():
             return stage, grid, lambda tree: tree
     assert_never(config)
+
+
+def _refine(
+    config: VoxelsConfig, stage: Stage, growth: Growth, grid: voxels.VoxelGrid
+) -> tuple[Stage, OccupancyGrid, Callable[[Params], Params]]:
+    """Cells dropped and divided; the room is made larger only where it does not suffice."""
+    if not growth.prune and growth.voxels is None:
+        return stage, grid, lambda tree: tree
+    keep = np.asarray(grid.occupied)
+    if growth.prune:
+        seen = (grid.seen > config.prune_threshold)[grid.number].reshape(grid.occupied.shape)
+        matters = np.asarray(occ.dilate(seen & grid.occupied)) & keep
+        keep = matters if matters.any() else keep
+    divide = 1 if growth.voxels is None else 2
+    new, sources, weights = voxels.refine(grid, keep, divide, _block_reach(config))
+    rows = len(sources)
+    stage = dataclasses.replace(
+        stage,
+        table_rows=_room(rows, stage.table_rows),
+        table_cells=_room(int(new.count), stage.table_cells),
+    )
+    unused = ((0, stage.table_rows - rows), (0, 0))
+    source, weight = jnp.asarray(np.pad(sources, unused)), jnp.asarray(np.pad(weights, unused))
+
+    def carry_over(tree: Params) -> Params:
+        return tree | {"table": jnp.einsum("rk,rkc->rc", weight, tree["table"][source])}
+
+    return stage, voxels.resize_grid(new, stage.table_cells), carry_over
+
+
+def _room(needed: int, present: int) -> int:
+    """Room for so many, the present one if that suffices: another shape has to be compiled."""
+    if needed <= present:
+        return present
+    return -(-needed * 5 // 4 // 4096) * 4096
 
 
 def _shrink(config: TensoRFConfig, stage: Stage, grid: OccupancyGrid) -> Stage:

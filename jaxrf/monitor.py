@@ -59,7 +59,7 @@ class Clock:
 
     compile: float = 0.0
     train: float = 0.0
-    rays: int = 0
+    rays: float = 0.0
 
 
 class Monitor:
@@ -75,9 +75,11 @@ class Monitor:
         caught: list[int],
         done: int,
         seconds: float,
+        deadline: float | None = None,
     ) -> None:
         self.config, self.scene, self.events, self.manager = config, scene, events, manager
         self.val, self.caught = val, caught
+        self.deadline = deadline
         self.clock = Clock()
         self.seconds_before = seconds
         self._schedules = optim.make_schedules(config.optimizer, config.steps)
@@ -109,9 +111,10 @@ class Monitor:
         now = time.perf_counter()
         elapsed = now - self._mark
         self.clock.train += elapsed
-        self.clock.rays += steps * stage.rays
+        rays = steps * stage.rays * (1.0 - float(metrics.dropped))
+        self.clock.rays += rays
         step = int(state.step)
-        rate = steps * stage.rays / elapsed
+        rate = rays / elapsed
         psnr = -10.0 * math.log10(max(float(metrics.mse), 1e-12))
         self._bar.update(steps)
         self._bar.set_postfix_str(
@@ -132,7 +135,8 @@ class Monitor:
             },
             step,
         )
-        stop = bool(self.caught)
+        late = self.deadline is not None and time.time() + elapsed > self.deadline
+        stop = bool(self.caught) or late
         validate = not stop and self._is_validation_due(step, steps)
         if validate:
             self._validate(stage, state, step)

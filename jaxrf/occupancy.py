@@ -1,15 +1,18 @@
 """Occupancy grid: which cells of the box may hold anything, so that the rest is never evaluated."""
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxrf.packing import pack, rank_samples
 from jaxrf.pytree import as_pytree
-from jaxrf.rays import Rays, clip_to_aabb
+from jaxrf.rays import Rays, clip_to_aabb, points_along
 
 
 @as_pytree()
@@ -24,6 +27,35 @@ class OccupancyGrid:
 
     occupied: Bool[Array, "x y z"]
     aabb: Float[Array, "2 3"]
+
+
+class PackedSamples(NamedTuple):
+    """Samples of many rays one after the other, those of a ray in order, in a fixed budget.
+
+    t_starts, t_ends: (m,) distances along the ray between which each lies; both 0 if unused.
+    ray_indices: (m,) the ray of each, ascending; unused places repeat the last ray.
+    mask: (m,) whether the place is used.
+    """
+
+    t_starts: Float[Array, "m"]
+    t_ends: Float[Array, "m"]
+    ray_indices: Int[Array, "m"]
+    mask: Bool[Array, "m"]
+
+
+class Marching(NamedTuple):
+    """How rays are marched through an occupancy grid; static numbers.
+
+    blocks: per ray at most; together they must reach across the box.
+    block_steps: steps of a block, which is passed over as a whole if nothing near it is occupied.
+    block_budget: blocks that are looked into at most, over all rays.
+    sample_budget: samples at most, over all rays.
+    """
+
+    blocks: int
+    block_steps: int
+    block_budget: int
+    sample_budget: int
 
 
 def make_full_grid(resolution: tuple[int, int, int], aabb: Float[Array, "2 3"]) -> OccupancyGrid:
@@ -138,3 +170,96 @@ def hit_by(grid: OccupancyGrid, rays: Rays) -> Bool[Array, "*batch"]:
 
     count = jnp.ceil(jnp.max(length) / step).astype(jnp.int32)
     return jax.lax.fori_loop(0, count, probe, jnp.zeros(rays.near.shape, bool))
+
+
+def coarsen(grid: OccupancyGrid, factor: int, reach: float) -> OccupancyGrid:
+    """A grid of cells `factor` times as long, each occupied if anything near it is.
+
+    If a point's coarse cell is empty, so is every fine cell that holds a point within `reach` fine
+    cells of it along each axis. The coarse grid may stick out of the box at its upper faces.
+    """
+    size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(grid.occupied.shape, grid.aabb.dtype)
+    padded = jnp.pad(grid.occupied, [(0, -n % factor) for n in grid.occupied.shape])
+    x, y, z = (n // factor for n in padded.shape)
+    pooled = padded.reshape(x, factor, y, factor, z, factor).any(axis=(1, 3, 5))
+    high = grid.aabb[0] + size * jnp.asarray(padded.shape, grid.aabb.dtype)
+    aabb = jnp.stack([grid.aabb[0], high])
+    return OccupancyGrid(dilate(pooled, math.ceil(reach / factor)), aabb)
+
+
+def find_blocks(
+    coarse: OccupancyGrid, rays: Rays, length: Float[Array, ""] | float, count: int
+) -> Bool[Array, "r count"]:
+    """Which of the blocks of one length, from near on, may hold anything.
+
+    Args:
+      coarse: made by `coarsen` with a reach of half a block.
+      rays: batch shape (r,), clipped to the box.
+      length: of a block, in scene units.
+      count: of blocks.
+    """
+    start = rays.near[:, None] + length * jnp.arange(count, dtype=rays.near.dtype)[None]
+    stop = jnp.minimum(start + length, rays.far[:, None])
+    return (stop > start) & lookup(coarse, points_along(rays, 0.5 * (start + stop)))
+
+
+def march_to_samples(
+    grid: OccupancyGrid,
+    coarse: OccupancyGrid,
+    rays: Rays,
+    offset: Float[Array, "r"],
+    step: Float[Array, ""] | float,
+    marching: Marching,
+) -> tuple[PackedSamples, Int[Array, ""]]:
+    """Steps of one length through the occupied cells, packed.
+
+    Args:
+      grid: a step is a sample if its middle lies in an occupied cell.
+      coarse: made by `coarsen` with a reach of half a block of steps.
+      rays: batch shape (r,), clipped to the box.
+      offset: (r,) in [0, 1); each ray's first step begins so many steps before its near, and is
+        clamped to it.
+      step: length of a step, in scene units.
+      marching: shapes and budgets.
+
+    Returns:
+      The samples, and how many rays fitted into the budgets: of the first so many rays all samples
+      are there, of the others none is to be used.
+    """
+    steps = marching.block_steps
+    near = rays.near - offset * step
+    mask = find_blocks(coarse, dataclasses.replace(rays, near=near), steps * step, marching.blocks)
+    rank = rank_samples(mask)
+    block = pack(mask, rank, marching.block_budget)
+    fitting = _first_overflow(mask, rank, marching.block_budget)
+    index = jnp.minimum(block.sample, mask.size - 1)
+    ray, number = index // marching.blocks, index % marching.blocks
+
+    count = number[:, None] * steps + jnp.arange(steps, dtype=jnp.int32)[None]
+    starts = near[ray][:, None] + step * count
+    low, high = rays.near[ray][:, None], rays.far[ray][:, None]
+    stops = jnp.clip(starts + step, low, high)
+    starts = jnp.clip(starts, low, high)
+    middle = 0.5 * (starts + stops)
+    positions = rays.origins[ray][:, None] + middle[..., None] * rays.directions[ray][:, None]
+    inside = block.valid[:, None] & (stops > starts) & lookup(grid, positions)
+    rank = rank_samples(inside)
+    sample = pack(inside, rank, marching.sample_budget)
+    overflow = _first_overflow(inside, rank, marching.sample_budget)
+    fitting = jnp.minimum(fitting, jnp.append(ray, rays.near.size)[overflow])
+    index = jnp.minimum(sample.sample, inside.size - 1)
+    last = rays.near.size - 1
+    return PackedSamples(
+        t_starts=jnp.where(sample.valid, starts.ravel()[index], 0.0),
+        t_ends=jnp.where(sample.valid, stops.ravel()[index], 0.0),
+        ray_indices=jnp.where(sample.valid, ray[index // steps], last),
+        mask=sample.valid,
+    ), fitting
+
+
+def _first_overflow(
+    mask: Bool[Array, "r n"], rank: Int[Array, "r n"], budget: int
+) -> Int[Array, ""]:
+    """The first row that holds a wanted element past the budget; the number of rows if none."""
+    over = jnp.any(mask & (rank >= budget), axis=1)
+    return jnp.where(jnp.any(over), jnp.argmax(over), mask.shape[0]).astype(jnp.int32)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrf.occupancy import PackedSamples
+from jaxrf.packing import Packed, pack, rank_samples
 from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays, points_along
 from jaxrf.stepfun import midpoints
@@ -79,6 +81,29 @@ def compute_weights(
     return transmittance * -jnp.expm1(-optical_depth), transmittance
 
 
+def compute_packed_weights(
+    density: Float[Array, "m"], samples: PackedSamples
+) -> tuple[Float[Array, "m"], Float[Array, "m"]]:
+    """Weight of each packed sample in its ray's pixel, and the exclusive transmittance before it.
+
+    As `compute_weights`, but with rays of any number of samples in one array: a scan that starts
+    anew at each ray, because differences of one running sum would lose the digits that matter.
+    """
+    lengths = jnp.minimum(samples.t_ends - samples.t_starts, 1e10)
+    optical_depth = jnp.minimum(jnp.minimum(density, 1e10) * lengths, 1e10)
+    optical_depth = jnp.where(samples.mask, optical_depth, 0.0)
+    ray = samples.ray_indices
+    first = jnp.concatenate([jnp.ones((1,), bool), ray[1:] != ray[:-1]])
+    before = jnp.concatenate([jnp.zeros_like(optical_depth[:1]), optical_depth[:-1]])
+
+    def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.where(right[1], right[0], left[0] + right[0]), left[1] | right[1]
+
+    reached, _ = jax.lax.associative_scan(add, (jnp.where(first, 0.0, before), first))
+    transmittance = jnp.exp(-reached)
+    return transmittance * -jnp.expm1(-optical_depth), transmittance
+
+
 def expected_depth(
     weights: Float[Array, "*batch n"],
     tdist: Float[Array, "*batch n_plus_1"],
@@ -107,36 +132,6 @@ def median_depth(
     stop = jnp.take_along_axis(tdist, index + 1, axis=-1)
     distance = (start + fraction * (stop - start))[..., 0]
     return jnp.where(reached[..., -1] > 1e-6, distance, far)
-
-
-class Packed(NamedTuple):
-    """A fixed number of places for the samples that matter, out of many.
-
-    sample: (m,) flat index of each sample; one past the last for an empty place.
-    valid: (m,) whether the place is taken.
-    """
-
-    sample: Int[Array, "m"]
-    valid: Bool[Array, "m"]
-
-
-def rank_samples(mask: Bool[Array, "r n"]) -> Int[Array, "r n"]:
-    """How many wanted samples come before each one, in ray-major order."""
-    within = jnp.cumsum(mask.astype(jnp.int32), axis=1)
-    before = jnp.cumsum(within[:, -1]) - within[:, -1]
-    return before[:, None] + within - mask
-
-
-def pack(
-    mask: Bool[Array, "r n"], rank: Int[Array, "r n"], budget: int, start: int | Int[Array, ""] = 0
-) -> Packed:
-    """Gathers the samples of ranks start, start + 1, ..., start + budget - 1 that are wanted."""
-    place = rank - start
-    place = jnp.where(mask & (place >= 0) & (place < budget), place, budget)
-    empty = jnp.full((budget,), mask.size, jnp.int32)
-    flat = jnp.arange(mask.size, dtype=jnp.int32)
-    sample = empty.at[place.ravel()].set(flat, mode="drop", unique_indices=False)
-    return Packed(sample, sample < mask.size)
 
 
 def _select_samples(
@@ -317,6 +312,194 @@ def render_masked_samples(
     if per_ray:
         summed = _shade(fns.color, summed, opacity, rays.directions)
     return _finish(summed, opacity, weights, rays, tdist, background), dropped | overflow
+
+
+def render_packed_samples(
+    fns: RadianceFns,
+    rays: Rays,
+    samples: PackedSamples,
+    background: Float[Array, "r 3"],
+    *,
+    per_ray: bool = False,
+) -> tuple[Float[Array, "r 3"], Float[Array, "r"], Float[Array, "m"]]:
+    """Renders rays from packed samples; differentiable.
+
+    For fields whose features cost little once the density is known: every sample gets both.
+    Arguments as in `render_samples`.
+
+    Returns:
+      Colours (r, 3), opacities (r,) and the weights (m,) of the samples.
+    """
+    ray = samples.ray_indices
+    middle = 0.5 * (samples.t_starts + samples.t_ends)
+    positions = rays.origins[ray] + middle[:, None] * rays.directions[ray]
+    density, latent = fns.density(positions, rays.radii[ray] * middle)
+    weights, _ = compute_packed_weights(density, samples)
+    values = fns.features(latent)
+    if not per_ray:
+        values = fns.color(values, rays.directions[ray])
+    channels = jnp.concatenate([jnp.ones_like(weights)[:, None], values], axis=-1)
+    summed = jnp.zeros((rays.near.size, channels.shape[-1]), channels.dtype)
+    summed = summed.at[ray].add(channels * weights[:, None], indices_are_sorted=True)
+    opacity, rgb = summed[:, 0], summed[:, 1:]
+    if per_ray:
+        rgb = _shade(fns.color, rgb, opacity, rays.directions)
+    return rgb + (1.0 - opacity)[:, None] * background, opacity, weights
+
+
+class _Wave(NamedTuple):
+    """What `render_blocks` carries: per ray, where it stands and what it has gathered."""
+
+    block: Int[Array, "r"]
+    transmittance: Float[Array, "r"]
+    summed: Float[Array, "r c"]
+    weights: Float[Array, "rn s"]
+
+
+def render_blocks(
+    fns: RadianceFns,
+    rays: Rays,
+    blocks: Bool[Array, "r n"],
+    step: Float[Array, ""] | float,
+    occupied: Callable[[Float[Array, "m s 3"]], Bool[Array, "m s"]],
+    background: Float[Array, "r 3"],
+    nothing: Float[Array, "r"],
+    *,
+    steps: int,
+    at_once: int,
+    samples: int,
+    per_ray: bool = False,
+    stop: float = 1e-3,
+) -> Rendering:
+    """Renders rays front to back, block by block of steps, until they are opaque.
+
+    In each wave the first `at_once` rays that are not done advance by their next block. Equal to
+    rendering all samples at once up to a transmittance of `stop`. Not differentiable.
+
+    Args:
+      fns: the field.
+      rays: batch shape (r,), clipped to the box.
+      blocks: (r, n) which blocks of each ray, from near on, may hold anything.
+      step: length of a step, in scene units.
+      occupied: whether a position is worth evaluating.
+      background: (r, 3) colour behind each ray.
+      nothing: (r,) depth of rays that hit nothing.
+      steps: of a block.
+      at_once: rays of a wave.
+      samples: evaluated in a wave at most; rays that do not fit wait for the next.
+      per_ray: composite features along the ray and colour them once.
+      stop: transmittance below which a ray is done.
+    """
+    count, most = blocks.shape
+    number = jnp.where(blocks, jnp.arange(most, dtype=jnp.int32)[None], most)
+    following = jax.lax.cummin(number, axis=1, reverse=True)
+    following = jnp.pad(following, ((0, 0), (0, 1)), constant_values=most)
+
+    def is_alive(wave: _Wave) -> Bool[Array, "r"]:
+        block = jnp.take_along_axis(following, wave.block[:, None], axis=1)[:, 0]
+        return (block < most) & (wave.transmittance > stop)
+
+    def advance(wave: _Wave) -> _Wave:
+        alive = is_alive(wave)[None]
+        chosen = pack(alive, rank_samples(alive), at_once)
+        ray = jnp.minimum(chosen.sample, count - 1)
+        block = following[ray, wave.block[ray]]
+        index = block[:, None] * steps + jnp.arange(steps, dtype=jnp.int32)[None]
+        near, far = rays.near[ray][:, None], rays.far[ray][:, None]
+        starts = jnp.minimum(near + step * index, far)
+        stops = jnp.minimum(near + step * (index + 1), far)
+        middle = 0.5 * (starts + stops)
+        directions = rays.directions[ray]
+        positions = rays.origins[ray][:, None] + middle[..., None] * directions[:, None]
+        inside = chosen.valid[:, None] & (stops > starts) & occupied(positions)
+        rank = rank_samples(inside)
+        # Rays whose samples do not all fit are left where they are.
+        fits = chosen.valid & (rank[:, -1] + inside[:, -1] <= samples)
+        packed = pack(inside & fits[:, None], rank, samples)
+        place = jnp.minimum(packed.sample, inside.size - 1)
+        row = place // steps
+        distance = middle.ravel()[place]
+        density, latent = fns.density(
+            positions.reshape(-1, 3)[place], rays.radii[ray[row]] * distance
+        )
+        dense = jnp.zeros((inside.size,)).at[packed.sample].set(density, mode="drop")
+        edges = jnp.concatenate([starts, stops[:, -1:]], axis=1)
+        weights, reached = compute_weights(dense.reshape(inside.shape), edges)
+        before = wave.transmittance[ray]
+        weights = weights * before[:, None]
+        last = jnp.exp(
+            -jnp.minimum(dense.reshape(inside.shape)[:, -1], 1e10) * (stops - starts)[:, -1]
+        )
+        after = before * reached[:, -1] * last
+        values = fns.features(latent)
+        if not per_ray:
+            values = fns.color(values, directions[row])
+        values = jnp.concatenate(
+            [jnp.ones_like(distance)[:, None], distance[:, None], values], axis=-1
+        )
+        weight = jnp.where(packed.valid, weights.ravel()[place], 0.0)
+        done = jnp.where(fits, ray, count)
+        return _Wave(
+            block=wave.block.at[done].set(block + 1, mode="drop"),
+            transmittance=wave.transmittance.at[done].set(after, mode="drop"),
+            summed=wave.summed.at[ray[row]].add(values * weight[:, None]),
+            weights=wave.weights.at[jnp.where(fits, ray * most + block, count * most)].set(
+                weights, mode="drop"
+            ),
+        )
+
+    channels = (
+        2
+        + jax.eval_shape(
+            lambda p: fns.features(fns.density(p, p[:, 0])[1]), jnp.zeros((1, 3))
+        ).shape[-1]
+    )
+    channels = channels if per_ray else 5
+    wave = jax.lax.while_loop(
+        lambda wave: jnp.any(is_alive(wave)),
+        advance,
+        _Wave(
+            jnp.zeros((count,), jnp.int32),
+            jnp.ones((count,)),
+            jnp.zeros((count, channels)),
+            jnp.zeros((count * most, steps)),
+        ),
+    )
+    opacity, distance, rgb = wave.summed[:, 0], wave.summed[:, 1], wave.summed[:, 2:]
+    if per_ray:
+        rgb = _shade(fns.color, rgb, opacity, rays.directions)
+    hit = opacity > 1e-6
+    depth = jnp.where(hit, distance / jnp.where(hit, opacity, 1.0), nothing)
+    return Rendering(
+        rgb=rgb + (1.0 - opacity)[:, None] * background,
+        opacity=opacity,
+        depth=depth,
+        median_depth=jnp.where(
+            hit, _median_of_blocks(wave.weights.reshape(count, most, steps), rays, step), nothing
+        ),
+    )
+
+
+def _median_of_blocks(
+    weights: Float[Array, "r n s"], rays: Rays, step: Float[Array, ""] | float
+) -> Float[Array, "r"]:
+    """`median_depth` of even steps from near on: first the block, then the step in it."""
+    count, _, steps = weights.shape
+    totals = jnp.sum(weights, axis=-1)
+    reached = jnp.cumsum(totals, axis=-1)
+    half = 0.5 * reached[:, -1]
+    block = jnp.argmax(reached >= half[:, None], axis=-1)
+    rows = jnp.arange(count)
+    within = half - (reached[rows, block] - totals[rows, block])
+    parts = weights[rows, block]
+    inner = jnp.cumsum(parts, axis=-1)
+    place = jnp.argmax(inner >= within[:, None] * (1.0 - 1e-6), axis=-1)
+    weight = parts[rows, place]
+    missing = within - (inner[rows, place] - weight)
+    fraction = jnp.clip(missing / jnp.where(weight > 0, weight, 1.0), 0.0, 1.0)
+    start = jnp.minimum(rays.near + step * (block * steps + place), rays.far)
+    stop = jnp.minimum(rays.near + step * (block * steps + place + 1), rays.far)
+    return start + fraction * (stop - start)
 
 
 def _finish(

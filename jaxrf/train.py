@@ -96,7 +96,7 @@ def init_state(config: TrainConfig, stage: Stage) -> TrainState:
     """The state before the first step."""
     key = jax.random.fold_in(jax.random.key(config.seed), config.steps)
     params = methods.init_params(config.field, stage, key)
-    grid = occupancy.make_full_grid(stage.cells, jnp.asarray(stage.aabb))
+    grid = methods.init_grid(config.field, stage)
     opt_state = make_optimizer(config, params).init(params)
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid)
 
@@ -144,7 +144,7 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
 
     def loss_fn(
         params: Params, grid: OccupancyGrid, pixels: TrainPixels, key: jax.Array
-    ) -> tuple[Array, Metrics]:
+    ) -> tuple[Array, tuple[Metrics, OccupancyGrid]]:
         key_batch, key_samples = jax.random.split(key)
         parts = stage.subrays**2
         rays, truth, behind, alpha = draw_batch(
@@ -160,8 +160,10 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
         used = ~jnp.any(predicted.dropped.reshape(-1, parts), axis=1)
         colors = [jnp.mean(rgb.reshape(-1, parts, 3), axis=1) for rgb in predicted.rgb]
         errors = [losses.mean_squared_error(rgb, truth, used) for rgb in colors]
-        loss = sum(errors, methods.regularise(config.field, stage, params))
-        return loss, Metrics(
+        key_penalty = jax.random.fold_in(key_samples, 0)
+        penalty = methods.regularise(config.field, stage, params, grid, key_penalty)
+        loss = sum(errors, penalty)
+        metrics = Metrics(
             loss=loss,
             mse=errors[-1],
             opacity=jnp.mean(predicted.opacity),
@@ -169,15 +171,18 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
             dropped=jnp.mean(predicted.dropped * 1.0),
             gradient_norm=jnp.zeros(()),
         )
+        return loss, (metrics, predicted.grid)
 
     def step(pixels: TrainPixels, state: TrainState) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state.grid, pixels, key)
+        grads, (metrics, grid) = jax.grad(loss_fn, has_aux=True)(
+            state.params, state.grid, pixels, key
+        )
         optimizer = make_optimizer(config, state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
-        return TrainState(params, opt_state, state.step + 1, state.grid), metrics
+        return TrainState(params, opt_state, state.step + 1, grid), metrics
 
     def run(
         state: TrainState, pixels: TrainPixels, count: Int[Array, ""]
@@ -256,8 +261,11 @@ def fit_stage(
 ) -> Stage:
     """The stage with its batch fitted to the samples that rays of these pixels have."""
     key_batch, key_samples = jax.random.split(jax.random.key(config.seed + 1))
-    rays, *_ = draw_batch(pixels, key_batch, 2048, scene_range, config.background, stage.subrays)
-    return methods.fit_batch(config, stage, state.params, state.grid, key_samples, rays)
+
+    def draw_rays() -> Rays:
+        return draw_batch(pixels, key_batch, 2048, scene_range, config.background, stage.subrays)[0]
+
+    return methods.fit_batch(config, stage, state.params, state.grid, key_samples, draw_rays)
 
 
 def enter_next_stage(
@@ -285,6 +293,34 @@ class Observer(Protocol):
     def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
         """Some steps are done; returns whether to stop here."""
         ...
+
+
+def measure_step(config: TrainConfig, scene: Scene, steps: int = 10) -> tuple[float, float]:
+    """Seconds that a first step takes, and that its compilation took; nothing is kept of it."""
+    stage = methods.first_stage(config, scene.aabb)
+    state = init_state(config, stage)
+    pixels = put_pixels(scene.splits["train"])
+    scene_range = (scene.near, scene.far)
+    stage = fit_stage(config, stage, state, pixels, scene_range)
+    started = time.perf_counter()
+    run = compile_step(config, stage, scene_range, state, pixels)
+    compiled = time.perf_counter()
+    state, _ = jax.block_until_ready(run(state, pixels, jnp.asarray(2, jnp.int32)))
+    warm = time.perf_counter()
+    jax.block_until_ready(run(state, pixels, jnp.asarray(steps, jnp.int32)))
+    return (time.perf_counter() - warm) / steps, compiled - started
+
+
+def compile_step(
+    config: TrainConfig,
+    stage: Stage,
+    scene_range: tuple[float, float],
+    state: TrainState,
+    pixels: TrainPixels,
+) -> StepFn:
+    """The training steps of a stage, compiled; the state that is passed in is used up."""
+    run = jax.jit(make_train_step(config, stage, scene_range), donate_argnums=0)
+    return run.lower(state, pixels, jnp.asarray(1, jnp.int32)).compile()
 
 
 class DivergedError(Exception):
@@ -347,6 +383,7 @@ def fit(
     best_mse = math.inf
     pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
     fitted = restored is not None
+    compiled_for: Stage | None = None
     while step < config.steps:
         # A state saved at the step of a growth is from before it.
         if step in growths:
@@ -357,8 +394,9 @@ def fit(
         fitted = True
 
         started = time.perf_counter()
-        run = jax.jit(make_train_step(config, stage, scene_range), donate_argnums=0)
-        compiled = run.lower(state, pixels, jnp.asarray(1, jnp.int32)).compile()
+        if stage != compiled_for:
+            compiled = compile_step(config, stage, scene_range, state, pixels)
+            compiled_for = stage
         observer.on_stage(stage, int(pixels.total), time.perf_counter() - started)
 
         end = next(e for e in ends if e > step)

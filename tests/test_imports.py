@@ -18,12 +18,12 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "__init__",
         "errors pytree",
         "config",
-        "rays stepfun contraction",
+        "rays stepfun contraction packing",
         "cameras",
         "data",
-        "encodings grids",
+        "encodings grids occupancy",
         "fields",
-        "samplers occupancy",
+        "samplers",
         "render",
         "losses metrics",
         "optim",
@@ -42,7 +42,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     )
 )
 FLOOR_OF = {room: height for height, floor in enumerate(FLOORS) for room in floor}
-LEAVES = frozenset({"errors", "pytree", "stepfun", "contraction"})
+LEAVES = frozenset({"errors", "pytree", "stepfun", "contraction", "packing"})
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -95,7 +95,7 @@ def test_a_batch_is_of_whole_pixels(make: Any, subrays: int) -> None:
     stage, state = first_state(config)
     key = jax.random.key(0)
     rays = some_rays(64)
-    fitted = methods.fit_batch(config, stage, state.params, state.grid, key, rays)
+    fitted = methods.fit_batch(config, stage, state.params, state.grid, key, lambda: rays)
     assert fitted.rays % subrays**2 == 0 and fitted.rays > 0
     assert fitted.rays <= max(config.batch_rays, subrays**2)
 
@@ -267,7 +267,7 @@ def test_a_fitted_batch_keeps_its_budgets_and_drops_hardly_a_ray(
         )
         params = carry(params)
     key = jax.random.key(2)
-    fitted = methods.fit_batch(config, stage, params, grid, key, some_rays())
+    fitted = methods.fit_batch(config, stage, params, grid, key, some_rays)
     assert fitted.density_budget <= samples
     assert 128 <= fitted.color_budget <= fitted.density_budget
     assert fitted.rays <= most and (fitted.rays == most or fitted.rays % 128 == 0)
@@ -294,7 +294,7 @@ def test_a_larger_allowance_gives_more_rays() -> None:
         config = tiny_tensorf(batch_samples=samples, batch_rays=1 << 14)
         stage, state = first_state(config)
         fitted = methods.fit_batch(
-            config, stage, state.params, state.grid, jax.random.key(0), some_rays()
+            config, stage, state.params, state.grid, jax.random.key(0), some_rays
         )
         rays.append(fitted.rays)
     assert rays[1] >= 3 * rays[0]
@@ -304,7 +304,7 @@ def test_the_batch_of_a_nerf_is_what_was_asked_for() -> None:
     config = tiny_nerf()
     stage, state = first_state(config)
     fitted = methods.fit_batch(
-        config, stage, state.params, state.grid, jax.random.key(0), some_rays(8)
+        config, stage, state.params, state.grid, jax.random.key(0), lambda: some_rays(8)
     )
     assert fitted == stage
 
