@@ -215,7 +215,7 @@ class TrainConfig:
     number of steps is fitted to it once, by the speed of the first steps."""
     subrays: int | None = None
     """Rays per pixel along each axis: a pixel is an area, so K x K rays are averaged, in training
-    and in rendering. Default: 2 for voxels not larger than a pixel, else 1."""
+    and in rendering. Default: 2 for voxels about as small as a pixel, else 1."""
     subrays_from: float = 0.3
     """Fraction of all steps before which a pixel is one ray nevertheless."""
     render_samples: int = 1 << 20

@@ -434,7 +434,7 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
                 divisions = min(wanted, len(field.upsample_at))
             field = dataclasses.replace(field, divisions=divisions)
             config = dataclasses.replace(config, field=field)
-            subrays = 2 if voxel / 2**divisions <= pixel else 1
+            subrays = 2 if voxel / 2**divisions <= 1.25 * pixel else 1
         case TensoRFConfig() | NeRFConfig():
             pass
         case _:

@@ -188,18 +188,26 @@ def coarsen(grid: OccupancyGrid, factor: int, reach: float) -> OccupancyGrid:
 
 
 def find_blocks(
-    coarse: OccupancyGrid, rays: Rays, length: Float[Array, ""] | float, count: int
+    coarse: OccupancyGrid,
+    rays: Rays,
+    length: Float[Array, ""] | float,
+    count: int,
+    begin: Float[Array, "r"] | None = None,
 ) -> Bool[Array, "r count"]:
-    """Which of the blocks of one length, from near on, may hold anything.
+    """Which of the blocks of one length may hold anything between near and far.
 
     Args:
       coarse: made by `coarsen` with a reach of half a block.
       rays: batch shape (r,), clipped to the box.
       length: of a block, in scene units.
       count: of blocks.
+      begin: (r,) where the first block begins; by default at near.
     """
-    start = rays.near[:, None] + length * jnp.arange(count, dtype=rays.near.dtype)[None]
-    stop = jnp.minimum(start + length, rays.far[:, None])
+    near, far = rays.near[:, None], rays.far[:, None]
+    begin = rays.near if begin is None else begin
+    start = begin[:, None] + length * jnp.arange(count, dtype=near.dtype)[None]
+    # What lies outside of the box is cut off, lest the middle of the rest be missed.
+    start, stop = jnp.maximum(start, near), jnp.minimum(start + length, far)
     return (stop > start) & lookup(coarse, points_along(rays, 0.5 * (start + stop)))
 
 
@@ -228,7 +236,7 @@ def march_to_samples(
     """
     steps = marching.block_steps
     near = rays.near - offset * step
-    mask = find_blocks(coarse, dataclasses.replace(rays, near=near), steps * step, marching.blocks)
+    mask = find_blocks(coarse, rays, steps * step, marching.blocks, near)
     rank = rank_samples(mask)
     block = pack(mask, rank, marching.block_budget)
     fitting = _first_overflow(mask, rank, marching.block_budget)

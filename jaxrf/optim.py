@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from jaxrf.config import OptimizerConfig
 
@@ -11,27 +13,34 @@ Params = Any
 GROUPS = ("grid", "network")
 
 
-def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
+def make_schedule(
+    config: OptimizerConfig, peak: float, steps: int | Int[Array, ""]
+) -> optax.Schedule:
     """Learning rate by step: exponential decay to `final_fraction` of the peak, after a warm-up.
 
-    The warm-up rises linearly from a hundredth of the peak and does not delay the decay.
+    The warm-up rises linearly from a hundredth of the peak and does not delay the decay. The number
+    of steps may be traced, so that a step compiled for one length of training serves all others.
     """
-    decay = optax.exponential_decay(peak, max(steps, 1), config.final_fraction)
-    warmup = round(config.warmup * steps)
-    if warmup == 0:
-        return decay
-    ramp = optax.linear_schedule(0.01, 1.0, warmup)
-    return lambda step: decay(step) * ramp(step)
+
+    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        decay = config.final_fraction ** (step / jnp.maximum(steps, 1))
+        warmup = jnp.round(config.warmup * steps)
+        ramp = jnp.minimum(0.01 + 0.99 * step / jnp.maximum(warmup, 1), 1.0)
+        return peak * decay * jnp.where(warmup > 0, ramp, 1.0)
+
+    return rate
 
 
-def make_schedules(config: OptimizerConfig, steps: int) -> dict[str, optax.Schedule]:
+def make_schedules(
+    config: OptimizerConfig, steps: int | Int[Array, ""]
+) -> dict[str, optax.Schedule]:
     """The schedule of each parameter group."""
     peaks = {"grid": config.grid_rate, "network": config.network_rate}
     return {group: make_schedule(config, peaks[group], steps) for group in GROUPS}
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, labels: Params
+    config: OptimizerConfig, steps: int | Int[Array, ""], labels: Params
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, Adam, and one scheduled learning rate for each group.
 

@@ -78,7 +78,18 @@ class Metrics(NamedTuple):
     gradient_norm: Float[Array, ""]
 
 
-StepFn = Callable[[TrainState, TrainPixels, Int[Array, ""]], tuple[TrainState, Metrics]]
+class Course(NamedTuple):
+    """What sets one course of training apart from another that is compiled the same.
+
+    key: of all chance.
+    steps: after how many it ends.
+    """
+
+    key: jax.Array
+    steps: Int[Array, ""]
+
+
+StepFn = Callable[[TrainState, TrainPixels, Course, Int[Array, ""]], tuple[TrainState, Metrics]]
 
 
 def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
@@ -86,10 +97,17 @@ def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
     return np.full(3, BACKGROUNDS[config.background], np.float32)
 
 
-def make_optimizer(config: TrainConfig, params: Params) -> optax.GradientTransformationExtraArgs:
+def make_course(config: TrainConfig) -> Course:
+    """The course that a configuration asks for."""
+    return Course(jax.random.key(config.seed), jnp.asarray(config.steps, jnp.int32))
+
+
+def make_optimizer(
+    config: TrainConfig, params: Params, steps: int | Int[Array, ""]
+) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a run; the parameters only tell which groups there are."""
     labels = methods.label_params(config.field, params)
-    return optim.make_optimizer(config.optimizer, config.steps, labels)
+    return optim.make_optimizer(config.optimizer, steps, labels)
 
 
 def init_state(config: TrainConfig, stage: Stage) -> TrainState:
@@ -97,7 +115,7 @@ def init_state(config: TrainConfig, stage: Stage) -> TrainState:
     key = jax.random.fold_in(jax.random.key(config.seed), config.steps)
     params = methods.init_params(config.field, stage, key)
     grid = methods.init_grid(config.field, stage)
-    opt_state = make_optimizer(config, params).init(params)
+    opt_state = make_optimizer(config, params, config.steps).init(params)
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid)
 
 
@@ -136,7 +154,7 @@ def draw_batch(
 
 
 def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float, float]) -> StepFn:
-    """The pure function that does a number of steps: (state, pixels, count) -> (state, metrics).
+    """The pure function that does steps: (state, pixels, course, count) -> (state, metrics).
 
     Any count runs in the same compiled loop, and the chance of each step is folded in from its
     number, so where a run is cut into dispatches changes no bit of the result.
@@ -173,23 +191,23 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
         )
         return loss, (metrics, predicted.grid)
 
-    def step(pixels: TrainPixels, state: TrainState) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def step(pixels: TrainPixels, course: Course, state: TrainState) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(course.key, state.step)
         grads, (metrics, grid) = jax.grad(loss_fn, has_aux=True)(
             state.params, state.grid, pixels, key
         )
-        optimizer = make_optimizer(config, state.params)
+        optimizer = make_optimizer(config, state.params, course.steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
         return TrainState(params, opt_state, state.step + 1, grid), metrics
 
     def run(
-        state: TrainState, pixels: TrainPixels, count: Int[Array, ""]
+        state: TrainState, pixels: TrainPixels, course: Course, count: Int[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, total = carry
-            state, metrics = step(pixels, state)
+            state, metrics = step(pixels, course, state)
             return state, jax.tree.map(jnp.add, total, metrics)
 
         zeros = Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
@@ -295,8 +313,11 @@ class Observer(Protocol):
         ...
 
 
-def measure_step(config: TrainConfig, scene: Scene, steps: int = 10) -> tuple[float, float]:
-    """Seconds that a first step takes, and that its compilation took; nothing is kept of it."""
+def measure_step(config: TrainConfig, scene: Scene, tries: int = 5) -> tuple[float, float]:
+    """Seconds that a first step takes, and that its compilation took; nothing is kept of it.
+
+    The best of several tries, as whatever else the machine does only adds to a time.
+    """
     stage = methods.first_stage(config, scene.aabb)
     state = init_state(config, stage)
     pixels = put_pixels(scene.splits["train"])
@@ -305,10 +326,12 @@ def measure_step(config: TrainConfig, scene: Scene, steps: int = 10) -> tuple[fl
     started = time.perf_counter()
     run = compile_step(config, stage, scene_range, state, pixels)
     compiled = time.perf_counter()
-    state, _ = jax.block_until_ready(run(state, pixels, jnp.asarray(2, jnp.int32)))
-    warm = time.perf_counter()
-    jax.block_until_ready(run(state, pixels, jnp.asarray(steps, jnp.int32)))
-    return (time.perf_counter() - warm) / steps, compiled - started
+    course = make_course(config)
+    marks = []
+    for _ in range(tries + 1):
+        state, _ = jax.block_until_ready(run(state, pixels, course, jnp.asarray(4, jnp.int32)))
+        marks.append(time.perf_counter())
+    return float(np.min(np.diff(marks))) / 4, compiled - started
 
 
 def compile_step(
@@ -320,7 +343,7 @@ def compile_step(
 ) -> StepFn:
     """The training steps of a stage, compiled; the state that is passed in is used up."""
     run = jax.jit(make_train_step(config, stage, scene_range), donate_argnums=0)
-    return run.lower(state, pixels, jnp.asarray(1, jnp.int32)).compile()
+    return run.lower(state, pixels, make_course(config), jnp.asarray(1, jnp.int32)).compile()
 
 
 class DivergedError(Exception):
@@ -382,6 +405,7 @@ def fit(
     step = int(state.step)
     best_mse = math.inf
     pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
+    course = make_course(config)
     fitted = restored is not None
     compiled_for: Stage | None = None
     while step < config.steps:
@@ -402,7 +426,7 @@ def fit(
         end = next(e for e in ends if e > step)
         while step < end:
             count = min(config.steps_per_dispatch, end - step)
-            state, metrics = compiled(state, pixels, jnp.asarray(count, jnp.int32))
+            state, metrics = compiled(state, pixels, course, jnp.asarray(count, jnp.int32))
             step += count
             metrics = jax.device_get(metrics)
             check_health(metrics, step, config, best_mse)

@@ -16,7 +16,14 @@ import numpy as np
 from PIL import Image
 
 from jaxrf.cameras import image_rays, look_at, make_cameras
-from jaxrf.config import NeRFConfig, OptimizerConfig, TensoRFConfig, TrainConfig, VideoConfig
+from jaxrf.config import (
+    NeRFConfig,
+    OptimizerConfig,
+    TensoRFConfig,
+    TrainConfig,
+    VideoConfig,
+    VoxelsConfig,
+)
 from jaxrf.data.base import Scene, Split
 from jaxrf.methods import Stage
 from jaxrf.train import Metrics, TrainState
@@ -122,6 +129,35 @@ def tiny_tensorf(**changes: Any) -> TrainConfig:
         "render_samples": 1 << 13,
         "steps_per_dispatch": 4,
         "optimizer": OptimizerConfig(grid_rate=0.03, network_rate=4e-3),
+        "video": VideoConfig(frames=0),
+    }
+    return TrainConfig(**(settings | changes))
+
+
+def tiny_voxels(**changes: Any) -> TrainConfig:
+    field = VoxelsConfig(
+        feature_dim=3,
+        width=8,
+        density_shift=-2.0,
+        initial_resolution=8,
+        divisions=1,
+        upsample_at=(0.5,),
+        prune_at=(0.25, 0.5),
+        prune_threshold=0.01,
+        density_tv_weight=1e-5,
+        feature_tv_weight=1e-5,
+        tv_cells=64,
+    )
+    settings: dict[str, Any] = {
+        "field": field,
+        "steps": 24,
+        "batch_samples": 1 << 12,
+        "batch_rays": 256,
+        "render_samples": 1 << 11,
+        "steps_per_dispatch": 4,
+        "subrays": 2,
+        "subrays_from": 0.75,
+        "optimizer": OptimizerConfig(grid_rate=0.05, network_rate=4e-3),
         "video": VideoConfig(frames=0),
     }
     return TrainConfig(**(settings | changes))

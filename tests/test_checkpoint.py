@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from scenes import differing_leaves, make_scene, tiny_nerf, tiny_tensorf
+from scenes import differing_leaves, make_scene, tiny_nerf, tiny_tensorf, tiny_voxels
 
 from jaxrf import checkpoint, methods, train
 from jaxrf.errors import InputError
@@ -67,7 +67,9 @@ def test_state_and_meta_come_back_as_they_were(tmp_path: Path) -> None:
     manager.close()
 
 
-@pytest.mark.parametrize("make", [tiny_tensorf, tiny_nerf], ids=["tensorf", "nerf"])
+@pytest.mark.parametrize(
+    "make", [tiny_tensorf, tiny_nerf, tiny_voxels], ids=["tensorf", "nerf", "voxels"]
+)
 def test_a_whole_training_state_comes_back_bit_for_bit(tmp_path: Path, make: Any) -> None:
     config = make()
     stage = methods.first_stage(config, make_scene().aabb)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import SIZE, make_scene, tiny_nerf, tiny_tensorf
+from scenes import SIZE, make_scene, tiny_nerf, tiny_tensorf, tiny_voxels
 
 from jaxrf import evaluate, methods, train
 from jaxrf.cameras import Cameras, image_rays, resize_cameras
@@ -56,8 +56,9 @@ def test_a_view_with_sub_rays_is_the_average_of_a_finer_view() -> None:
         tiny_tensorf(),
         # 100 rays at a time: the last chunk of 256 pixels is not full.
         tiny_nerf(render_samples=2000),
+        tiny_voxels(render_samples=100),
     ],
-    ids=["tensorf", "nerf"],
+    ids=["tensorf", "nerf", "voxels"],
 )
 def test_a_view_is_its_rays_rendered_in_order(config: TrainConfig) -> None:
     background = np.array([0.9, 0.5, 0.1], np.float32)

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import make_scene, tiny_nerf, tiny_tensorf
+from scenes import make_scene, tiny_nerf, tiny_tensorf, tiny_voxels
 
 from jaxrf import config as configs
 from jaxrf import methods, train
 from jaxrf.cameras import image_rays
-from jaxrf.config import TensoRFConfig, TrainConfig
-from jaxrf.fields import tensorf
+from jaxrf.config import TensoRFConfig, TrainConfig, VoxelsConfig
+from jaxrf.fields import tensorf, voxels
 from jaxrf.fields.base import Params
+from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.methods import Growth, Stage
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.rays import Rays
@@ -55,6 +56,11 @@ def test_plans_scale_with_the_steps_and_are_in_order(preset: Any, steps: int) ->
         voxels = [growth.voxels for growth in plan if growth.voxels is not None]
         assert voxels == sorted(voxels) and voxels[-1] == field.final_voxels
         assert voxels[0] > field.initial_voxels
+    elif isinstance(field, VoxelsConfig):
+        wanted = {round(at * steps) for at in field.upsample_at + field.prune_at}
+        assert set(numbers) == wanted - {0}
+        sides = [round((growth.voxels or 0) ** (1 / 3)) for growth in plan if growth.voxels]
+        assert sides == [2 * field.initial_resolution, 4 * field.initial_resolution]
     else:
         assert plan == []
 
@@ -89,9 +95,9 @@ def test_a_pixel_gets_its_sub_rays_from_the_asked_step_on() -> None:
 
 
 @pytest.mark.parametrize("subrays", [1, 2, 3, 20])
-@pytest.mark.parametrize("make", [tiny_tensorf, tiny_nerf])
+@pytest.mark.parametrize("make", [tiny_tensorf, tiny_nerf, tiny_voxels])
 def test_a_batch_is_of_whole_pixels(make: Any, subrays: int) -> None:
-    config = make(subrays=subrays)
+    config = make(subrays=subrays, subrays_from=0.0)
     stage, state = first_state(config)
     key = jax.random.key(0)
     rays = some_rays(64)
@@ -341,8 +347,13 @@ def test_chunks_of_a_tensorf_grow_with_the_allowance_within_bounds() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [tiny_tensorf(), tiny_nerf(), tiny_nerf(field=configs.NeRFConfig(fine_samples=0, width=8))],
-    ids=["tensorf", "nerf", "coarse"],
+    [
+        tiny_tensorf(),
+        tiny_nerf(),
+        tiny_nerf(field=configs.NeRFConfig(fine_samples=0, width=8)),
+        tiny_voxels(),
+    ],
+    ids=["tensorf", "nerf", "coarse", "voxels"],
 )
 def test_every_parameter_has_a_label(config: TrainConfig) -> None:
     _, state = first_state(config)
@@ -395,14 +406,94 @@ def test_the_penalty_is_the_weighted_sum_of_its_terms() -> None:
     l1 = tensorf.l1_norm(params)
     variation = 2.0 * tensorf.total_variation(params["density"])
     variation += 3.0 * tensorf.total_variation(params["features"])
-    found = methods.regularise(field, stage, params)
+    rest = (state.grid, jax.random.key(0))
+    found = methods.regularise(field, stage, params, *rest)
     np.testing.assert_allclose(found, 0.5 * l1 + variation, rtol=1e-6)
     pruned = dataclasses.replace(stage, pruned=True)
     np.testing.assert_allclose(
-        methods.regularise(field, pruned, params), 0.25 * l1 + variation, rtol=1e-6
+        methods.regularise(field, pruned, params, *rest), 0.25 * l1 + variation, rtol=1e-6
     )
     nerf_stage, nerf = first_state(tiny_nerf())
-    assert float(methods.regularise(tiny_nerf().field, nerf_stage, nerf.params)) == 0.0
+    assert float(methods.regularise(tiny_nerf().field, nerf_stage, nerf.params, *rest)) == 0.0
+
+
+def test_the_penalty_of_voxels_is_their_variation_in_some_cells() -> None:
+    config = tiny_voxels()
+    stage, state = first_state(config)
+    field = dataclasses.replace(
+        config.field, density_tv_weight=2.0, feature_tv_weight=3.0, tv_cells=4000
+    )
+    table = jax.random.normal(jax.random.key(2), state.params["table"].shape)
+    params = state.params | {"table": table}
+    assert isinstance(state.grid, VoxelGrid)
+    everywhere = voxels.total_variation(table, state.grid.rows[1 : int(state.grid.count)])
+    found = methods.regularise(field, stage, params, state.grid, jax.random.key(0))
+    np.testing.assert_allclose(found, 2.0 * everywhere[0] + 3.0 * everywhere[1], rtol=0.03)
+    none = dataclasses.replace(field, density_tv_weight=0.0, feature_tv_weight=0.0)
+    assert float(methods.regularise(none, stage, params, state.grid, jax.random.key(0))) == 0.0
+
+
+# ---------------------------------------------------------------------------------------------
+# Voxels
+# ---------------------------------------------------------------------------------------------
+
+
+def test_voxels_get_about_as_small_as_a_pixel_and_then_two_sub_rays() -> None:
+    scene = make_scene()  # pixels of 4.0 / 21.9 = 0.18 at the middle, a box of 3.0
+    for initial, wanted, subrays in ((4, 2, 2), (6, 1, 1), (14, 0, 2), (12, 0, 1), (64, 0, 2)):
+        field = dataclasses.replace(
+            tiny_voxels().field,
+            initial_resolution=initial,
+            divisions=None,
+            upsample_at=(0.1, 0.2, 0.3),
+        )
+        fitted = methods.fit_config(tiny_voxels(field=field, subrays=None), scene)
+        assert isinstance(fitted.field, VoxelsConfig)
+        assert (fitted.field.divisions, fitted.subrays) == (wanted, subrays), initial
+    field = dataclasses.replace(field, initial_resolution=1)
+    fitted = methods.fit_config(tiny_voxels(field=field, subrays=3), scene)
+    assert isinstance(fitted.field, VoxelsConfig)
+    assert (fitted.field.divisions, fitted.subrays) == (3, 3)
+    assert methods.fit_config(fitted, scene) == fitted
+    for config in (tiny_nerf(), tiny_tensorf(subrays=4)):
+        wanted = dataclasses.replace(config, subrays=config.subrays or 1)
+        assert methods.fit_config(config, scene) == wanted
+
+
+@pytest.mark.parametrize("divide", [False, True])
+def test_voxels_that_no_ray_has_seen_are_dropped_but_for_neighbours(divide: bool) -> None:
+    config = tiny_voxels()
+    stage, state = first_state(config)
+    grid = state.grid
+    assert isinstance(grid, VoxelGrid)
+    number = np.asarray(grid.number).reshape(grid.occupied.shape)
+    seen = np.zeros(len(grid.seen), np.float32)
+    seen[number[4, 5, 6]] = 0.5
+    seen[number[1, 1, 1]] = 0.5 * config.field.prune_threshold
+    grid = dataclasses.replace(grid, seen=jnp.asarray(seen))
+    growth = Growth(6, True, 16**3 if divide else None, 1)
+    new_stage, new, carry = methods.grow(config.field, stage, growth, state.params, grid)
+    assert isinstance(new, VoxelGrid) and new_stage == stage
+    assert int(new.occupied.sum()) == 27 * (8 if divide else 1)
+    np.testing.assert_allclose(new.aabb[0], -1.5 + 3.0 / 8 * np.array([3, 4, 5]), atol=1e-6)
+    assert carry(state.params)["table"].shape == state.params["table"].shape
+    # Unseen as a whole, nothing is dropped.
+    grid = dataclasses.replace(grid, seen=jnp.zeros(len(seen)))
+    _, new, _ = methods.grow(config.field, stage, growth, state.params, grid)
+    assert int(new.occupied.sum()) == 8**3 * (8 if divide else 1)
+
+
+def test_a_table_that_gets_too_small_is_made_larger() -> None:
+    config = tiny_voxels()
+    stage, state = first_state(config)
+    growth = Growth(6, False, 16**3, 1)
+    new_stage, new, carry = methods.grow(config.field, stage, growth, state.params, state.grid)
+    assert isinstance(new, VoxelGrid)
+    assert new_stage.table_rows >= 17**3 + 1 and new_stage.table_cells >= 16**3 + 1
+    assert new_stage.table_rows % 4096 == 0
+    assert new.rows.shape == (new_stage.table_cells, 8)
+    assert carry(state.params)["table"].shape == (new_stage.table_rows, 4)
+    assert methods.count_compilations(config.field, methods.plan_growth(config)) == 1
 
 
 def test_training_rays_are_jittered_and_rendering_is_not() -> None:
@@ -419,7 +510,9 @@ def test_training_rays_are_jittered_and_rendering_is_not() -> None:
     assert not np.array_equal(predictions[0], predictions[2])
 
 
-@pytest.mark.parametrize("config", [tiny_tensorf(), tiny_nerf()], ids=["tensorf", "nerf"])
+@pytest.mark.parametrize(
+    "config", [tiny_tensorf(), tiny_nerf(), tiny_voxels()], ids=["tensorf", "nerf", "voxels"]
+)
 def test_rays_that_miss_the_box_show_the_background(config: TrainConfig) -> None:
     stage, state = first_state(config)
     rays = dataclasses.replace(some_rays(8), origins=jnp.full((8, 3), 50.0))

@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 
 from jaxrf.occupancy import (
+    Marching,
     OccupancyGrid,
     cell_centres,
+    coarsen,
     dilate,
     hit_by,
     lookup,
     make_full_grid,
+    march_to_samples,
     occupied_aabb,
     resample_grid,
     update_from_density,
 )
-from jaxrf.rays import Rays
+from jaxrf.rays import Rays, clip_to_aabb
 
 # Cells of 0.5 x 0.25 x 1, all exact in float32.
 BOX = np.array([[-1.0, 0.0, 2.0], [1.0, 1.25, 5.0]], np.float32)
@@ -309,3 +312,99 @@ def test_grid_is_a_pytree_that_jit_and_vmap_accept() -> None:
     positions = jnp.asarray(np.random.default_rng(5).uniform(0, 3, (6, 3)), jnp.float32)
     mapped = jax.vmap(lambda p: lookup(grid, p))(positions)
     np.testing.assert_array_equal(mapped, lookup(grid, positions))
+
+
+# Marching by blocks.
+
+
+def dense_steps(
+    grid: OccupancyGrid, rays: Rays, offset: np.ndarray, step: float
+) -> list[list[tuple[float, float]]]:
+    """For each ray, every step whose middle lies in an occupied cell, by loops."""
+    found = []
+    for ray in range(rays.near.shape[0]):
+        near, far = float(rays.near[ray]), float(rays.far[ray])
+        steps = []
+        for index in range(int((far - near) / step) + 3):
+            start = np.clip(near + (index - offset[ray]) * step, near, far)
+            stop = np.clip(near + (index + 1 - offset[ray]) * step, near, far)
+            middle = 0.5 * (start + stop)
+            position = np.asarray(rays.origins[ray]) + middle * np.asarray(rays.directions[ray])
+            if stop > start and bool(look_up(grid, jnp.asarray(position, jnp.float32))):
+                steps.append((start, stop))
+        found.append(steps)
+    return found
+
+
+def marching_case(count: int) -> tuple[OccupancyGrid, OccupancyGrid, Rays, np.ndarray, float, int]:
+    grid = random_grid(0.25)
+    step = 0.6 * float(np.min(CELL))
+    coarse = coarsen(grid, 2, 0.5 * 4 * step / float(np.min(CELL)))
+    rays = clip_to_aabb(random_rays(count), grid.aabb)
+    offset = np.random.default_rng(9).uniform(size=count).astype(np.float32)
+    diagonal = float(np.linalg.norm(BOX[1] - BOX[0]))
+    return grid, coarse, rays, offset, step, int(diagonal / (4 * step)) + 2
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+@pytest.mark.parametrize("reach", [0.0, 1.0, 2.5, 4.0])
+def test_coarse_cells_are_occupied_if_anything_in_reach_is(factor: int, reach: float) -> None:
+    grid = random_grid(0.01)
+    coarse = coarsen(grid, factor, reach)
+    rng = np.random.default_rng(0)
+    inside = rng.uniform(BOX[0], BOX[1], (3000, 3))
+    nearby = inside + rng.uniform(-1, 1, (3000, 3)) * reach * CELL * 0.999
+    hit = np.asarray(look_up(grid, jnp.asarray(nearby, jnp.float32)))
+    found = np.asarray(look_up(coarse, jnp.asarray(inside, jnp.float32)))
+    assert hit.any() and np.all(found[hit])
+    assert not np.any(
+        look_up(coarsen(random_grid(0.0), factor, reach), jnp.asarray(inside, jnp.float32))
+    )
+
+
+def test_packed_samples_are_the_steps_of_a_dense_march() -> None:
+    grid, coarse, rays, offset, step, blocks = marching_case(60)
+    marching = Marching(blocks, 4, 2000, 3000)
+    samples, fitting = jax.jit(march_to_samples, static_argnums=5)(
+        grid, coarse, rays, jnp.asarray(offset), step, marching
+    )
+    assert int(fitting) == 60
+    wanted = dense_steps(grid, rays, offset, step)
+    used = np.asarray(samples.mask)
+    assert used.sum() == sum(len(steps) for steps in wanted) > 50
+    assert np.all(np.diff(np.asarray(samples.ray_indices)) >= 0)
+    for ray, steps in enumerate(wanted):
+        mine = used & (np.asarray(samples.ray_indices) == ray)
+        found = np.stack([samples.t_starts, samples.t_ends], axis=-1)[mine]
+        np.testing.assert_allclose(found, np.reshape(steps, (-1, 2)), atol=1e-5)
+    assert not np.any(np.asarray(samples.t_ends)[~used])
+
+
+@pytest.mark.parametrize("block_budget, sample_budget", [(2000, 57), (31, 3000), (25, 40), (1, 1)])
+def test_of_the_rays_that_fit_every_sample_is_there(block_budget: int, sample_budget: int) -> None:
+    grid, coarse, rays, offset, step, blocks = marching_case(60)
+    wanted = dense_steps(grid, rays, offset, step)
+    marching = Marching(blocks, 4, block_budget, sample_budget)
+    samples, fitting = march_to_samples(grid, coarse, rays, jnp.asarray(offset), step, marching)
+    fitting = int(fitting)
+    assert 0 <= fitting < 60
+    used = np.asarray(samples.mask)
+    for ray in range(fitting):
+        mine = used & (np.asarray(samples.ray_indices) == ray)
+        assert mine.sum() == len(wanted[ray])
+    if block_budget == 2000:
+        counts = np.cumsum([len(steps) for steps in wanted])
+        assert fitting == int(np.argmax(counts > sample_budget))
+
+
+def test_rays_that_meet_nothing_take_no_sample() -> None:
+    grid, coarse, rays, offset, step, blocks = marching_case(20)
+    marching = Marching(blocks, 4, 100, 100)
+    away = dataclasses.replace(rays, far=rays.near)
+    samples, fitting = march_to_samples(grid, coarse, away, jnp.asarray(offset), step, marching)
+    assert int(fitting) == 20 and not np.any(samples.mask)
+    empty = random_grid(0.0)
+    samples, _ = march_to_samples(
+        empty, coarsen(empty, 2, 4.0), rays, jnp.asarray(offset), step, marching
+    )
+    assert not np.any(samples.mask)

@@ -12,21 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxrf.rays import Rays
+from jaxrf.occupancy import PackedSamples
+from jaxrf.packing import pack, rank_samples
+from jaxrf.rays import Rays, points_along
 from jaxrf.render import (
     Budget,
     Picture,
     RadianceFns,
     Rendering,
     average_subrays,
+    compute_packed_weights,
     compute_weights,
     expected_depth,
     masked_density,
     median_depth,
-    pack,
-    rank_samples,
+    render_blocks,
     render_image,
     render_masked_samples,
+    render_packed_samples,
     render_samples,
 )
 
@@ -791,6 +794,128 @@ def test_image_of_any_batch_shape(batch: tuple[int, ...]) -> None:
     assert image.rgb.shape == (*batch, 3) and image.opacity.shape == batch
     reference, _ = image_of(flat, 5, 2)
     np.testing.assert_array_equal(image.rgb.reshape(count, 3), reference.rgb)
+
+
+def pack_intervals(
+    edges: jax.Array, mask: np.ndarray, spare: int
+) -> tuple[PackedSamples, np.ndarray]:
+    """The masked intervals of a dense layout as packed samples, and their flat indices."""
+    rays, index = np.nonzero(mask)
+    starts, stops = np.asarray(edges)[rays, index], np.asarray(edges)[rays, index + 1]
+    packed = PackedSamples(
+        jnp.asarray(np.pad(starts, (0, spare)), jnp.float32),
+        jnp.asarray(np.pad(stops, (0, spare)), jnp.float32),
+        jnp.asarray(np.pad(rays, (0, spare), constant_values=len(mask) - 1), jnp.int32),
+        jnp.asarray(np.arange(len(rays) + spare) < len(rays)),
+    )
+    return packed, np.flatnonzero(mask)
+
+
+@pytest.mark.parametrize("spare", [0, 13])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e6, np.inf])
+def test_packed_weights_are_those_of_each_ray_alone(spare: int, scale: float) -> None:
+    edges, mask = make_edges(make_rays()), np.asarray(make_mask())
+    density = np.random.default_rng(8).uniform(0.1, 3.0, mask.shape).astype(np.float32) * scale
+    packed, flat = pack_intervals(edges, mask, spare)
+    values = jnp.asarray(np.pad(density.ravel()[flat], (0, spare), constant_values=5.0))
+    weights, transmittance = compute_packed_weights(values, packed)
+    dense, reaching = compute_weights(jnp.asarray(np.where(mask, density, 0.0)), edges)
+    used = np.asarray(packed.mask)
+    np.testing.assert_allclose(weights[used], np.asarray(dense).ravel()[flat], atol=1e-6)
+    np.testing.assert_allclose(transmittance[used], np.asarray(reaching).ravel()[flat], atol=1e-6)
+    assert not np.any(np.asarray(weights)[~used])
+
+
+def test_an_opaque_ray_leaves_the_digits_of_the_next_alone() -> None:
+    """A running sum over all rays would lose an optical depth of 1e-3 beside one of 1e7."""
+    packed = PackedSamples(
+        jnp.zeros(4), jnp.ones(4), jnp.asarray([0, 0, 1, 1], jnp.int32), jnp.ones(4, bool)
+    )
+    weights, _ = compute_packed_weights(jnp.asarray([1e7, 1e7, 1e-3, 1e-3]), packed)
+    second = np.exp(-1e-3) * -np.expm1(-1e-3)
+    np.testing.assert_allclose(weights, [1.0, 0.0, -np.expm1(-1e-3), second], rtol=1e-5)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_packed_rendering_equals_the_masked_one(per_ray: bool) -> None:
+    rays, edges, background = make_rays(), make_edges(make_rays()), make_background()
+    mask = np.asarray(make_mask()) & (np.diff(np.asarray(edges), axis=-1) > 0)
+    packed, _ = pack_intervals(edges, mask, 5)
+    rgb, opacity, weights = render_packed_samples(FNS, rays, packed, background, per_ray=per_ray)
+    wanted, _ = render_masked_samples(
+        FNS, rays, edges, background, jnp.asarray(mask), Budget(99, 99, False), per_ray=per_ray
+    )
+    np.testing.assert_allclose(rgb, wanted.rgb, atol=1e-5)
+    np.testing.assert_allclose(opacity, wanted.opacity, atol=1e-6)
+    np.testing.assert_array_equal(rgb[1], background[1])
+    assert weights.shape == packed.mask.shape
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e20])
+def test_gradients_of_packed_rendering_are_finite(scale: float) -> None:
+    rays, edges, background = make_rays(), make_edges(make_rays()), make_background()
+    packed, _ = pack_intervals(edges, np.asarray(make_mask()), 5)
+
+    def loss(factor: jax.Array) -> jax.Array:
+        fns = FNS._replace(density=lambda x, r: (factor * field_density(jnp, x, r), x))
+        rgb, opacity, _ = render_packed_samples(fns, rays, packed, background, per_ray=True)
+        return jnp.sum(rgb) + jnp.sum(opacity)
+
+    gradient = jax.grad(loss)(jnp.asarray(scale))
+    assert np.isfinite(gradient) and (scale != 1.0 or gradient != 0.0)
+
+
+def blocks_case(
+    count: int, density: float
+) -> tuple[RadianceFns, Rays, jax.Array, jax.Array, float, Any]:
+    """Rays with blocks of 4 steps, some empty; a field; which positions are worth it."""
+    rays = make_rays(count)
+    step, steps, blocks = 0.07, 4, 10
+    edges = rays.near[:, None] + step * jnp.arange(blocks * steps + 1.0)[None]
+    edges = jnp.minimum(edges, rays.far[:, None])
+    wanted = jnp.asarray(np.random.default_rng(4).uniform(size=(count, blocks)) < 0.6)
+    fns = FNS._replace(density=lambda x, r: (density * field_density(jnp, x, r), x))
+    return fns, rays, edges, wanted, step, lambda positions: jnp.sin(9.0 * positions[..., 0]) > -0.5
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("density", [0.0, 0.3, 3.0])
+@pytest.mark.parametrize("at_once, samples", [(64, 256), (5, 20), (3, 4), (40, 7)])
+def test_rendering_by_blocks_equals_rendering_all_samples(
+    at_once: int, samples: int, density: float, per_ray: bool
+) -> None:
+    fns, rays, edges, wanted, step, occupied = blocks_case(40, density)
+    background, nothing = make_background(40), jnp.full((40,), 77.0)
+    found = jax.jit(
+        lambda rays: render_blocks(
+            fns, rays, wanted, step, occupied, background, nothing,
+            steps=4, at_once=at_once, samples=samples, per_ray=per_ray, stop=0.0,
+        )
+    )(rays)  # fmt: skip
+    middle = 0.5 * (edges[:, 1:] + edges[:, :-1])
+    mask = jnp.repeat(wanted, 4, axis=1) & occupied(points_along(rays, middle))
+    far = dataclasses.replace(rays, far=nothing)
+    exact, _ = render_masked_samples(
+        fns, far, edges, background, mask, Budget(4096, 4096, False), per_ray=per_ray
+    )
+    for name in ("rgb", "opacity", "depth", "median_depth"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(exact, name), atol=2e-4, err_msg=name
+        )
+    assert (density > 0) == bool(np.any(np.asarray(found.opacity) > 0))
+
+
+@pytest.mark.parametrize("stop", [0.5, 0.1, 1e-3])
+def test_rays_stop_where_they_are_opaque(stop: float) -> None:
+    fns, rays, _, wanted, step, occupied = blocks_case(40, 3.0)
+    arguments = (fns, rays, wanted, step, occupied, make_background(40), rays.far)
+    options = {"steps": 4, "at_once": 16, "samples": 64}
+    early = render_blocks(*arguments, **options, stop=stop)
+    whole = render_blocks(*arguments, **options, stop=0.0)
+    missing = np.asarray(whole.opacity - early.opacity)
+    assert missing.min() > -1e-6 and missing.max() <= stop
+    assert np.abs(np.asarray(whole.rgb - early.rgb)).max() <= 2 * stop
+    assert stop < 0.1 or missing.max() > 0
 
 
 @pytest.mark.parametrize("subrays", [1, 2, 3])

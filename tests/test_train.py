@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import Recorder, differing_leaves, make_scene, tiny_nerf, tiny_tensorf
+from scenes import (
+    Recorder,
+    differing_leaves,
+    make_scene,
+    tiny_nerf,
+    tiny_tensorf,
+    tiny_voxels,
+)
 
 from jaxrf import methods, metrics, occupancy, optim, runs, train
 from jaxrf.cameras import image_rays, project
@@ -16,6 +23,7 @@ from jaxrf.config import OptimizerConfig, TrainConfig
 from jaxrf.data.base import Split, composite
 from jaxrf.evaluate import make_render_view
 from jaxrf.fields import tensorf
+from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.methods import Stage
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.train import DivergedError, Metrics, TrainPixels, TrainState
@@ -45,8 +53,9 @@ def through_disk(
         # Growths come before steps 6 and 12: stopped at both, and inside a stage.
         (tiny_tensorf(background="random", seed=5), [6, 9, 12]),
         (tiny_nerf(), [5]),
+        (tiny_voxels(background="random", seed=5), [6, 9, 12, 20]),
     ],
-    ids=["tensorf", "nerf"],
+    ids=["tensorf", "nerf", "voxels"],
 )
 def test_stopped_and_resumed_training_gives_the_same_bits(
     tmp_path: Path, config: TrainConfig, stops: list[int]
@@ -120,6 +129,48 @@ def test_stages_follow_the_plan_and_drop_hardly_a_ray() -> None:
     )
     moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if jnp.ndim(leaf)]
     assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(state.params)])
+
+
+def test_stages_of_voxels_keep_their_shapes_and_their_order() -> None:
+    field = dataclasses.replace(tiny_voxels().field, prune_threshold=0.05)
+    config = tiny_voxels(field=field, steps=100, steps_per_dispatch=10)
+    recorder = Recorder()
+    stage, state = train.fit(config, make_scene(), recorder)
+    assert [step for step, _, _ in recorder.stages] == [0, 25, 50, 75]
+    # A change of shapes has to be compiled: the room is made larger once at most.
+    rooms = [(s.resolution, s.table_rows, s.table_cells) for _, s, _ in recorder.stages]
+    assert rooms == sorted(rooms) and len(set(rooms)) <= 2
+    assert [s.subrays for _, s, _ in recorder.stages] == [1, 1, 1, 2]
+    assert isinstance(state.grid, VoxelGrid)
+    assert int(state.grid.occupied.sum()) == int(state.grid.count) - 1 <= stage.table_cells - 1
+    size = np.diff(np.asarray(state.grid.aabb), axis=0)[0] / 16
+    np.testing.assert_allclose(size, 3.0 / 16, rtol=1e-6)
+    # What the object does not fill is gone: the ball takes 11 % of the box, with its shell 30 %.
+    assert int(state.grid.occupied.sum()) < 0.35 * 16**3
+    assert recorder.stages[-1][2] < recorder.stages[0][2]
+
+
+def test_a_measured_step_takes_some_time() -> None:
+    step, compilation = train.measure_step(tiny_voxels(), make_scene(), tries=2)
+    assert 0 < step < 5 and compilation > 0
+
+
+def test_the_course_changes_the_result_and_not_the_program() -> None:
+    config, scene = tiny_nerf(steps=2), make_scene()
+    stage = methods.first_stage(config, scene.aabb)
+    pixels = train.put_pixels(scene.splits["train"])
+    run = jax.jit(train.make_train_step(config, stage, RANGE))
+    results = []
+    for course in (
+        train.make_course(config),
+        train.make_course(dataclasses.replace(config, seed=1)),
+        train.make_course(dataclasses.replace(config, steps=50)),
+    ):
+        state = train.init_state(config, stage)
+        results.append(run(state, pixels, course, jnp.asarray(2, jnp.int32))[0])
+    assert run._cache_size() == 1
+    for other in results[1:]:
+        assert "params" in " ".join(differing_leaves(results[0], other))
 
 
 def test_a_resumed_run_goes_on_with_the_batch_that_it_had() -> None:
@@ -449,8 +500,9 @@ def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
     [
         tiny_tensorf(steps=400, steps_per_dispatch=100),
         tiny_nerf(steps=300, steps_per_dispatch=100),
+        tiny_voxels(steps=400, steps_per_dispatch=100),
     ],
-    ids=["tensorf", "nerf"],
+    ids=["tensorf", "nerf", "voxels"],
 )
 def test_training_learns_the_ball(config: TrainConfig) -> None:
     scene = make_scene()

@@ -1,0 +1,250 @@
+"""Packed voxels: numbering, interpolation, refinement that changes nothing, gradients."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrf.fields import voxels
+from jaxrf.fields.base import Field
+from jaxrf.fields.voxels import CORNERS, VoxelGrid, Voxels
+
+SIDE = 12
+BOX = np.array([[-1.0, 0.5, 2.0], [2.0, 3.5, 5.0]])
+CELL = 3.0 / SIDE
+
+
+def make_occupied(share: float = 0.2, extent: int = 5, seed: int = 0) -> np.ndarray:
+    """Cells in the low corner only, so that they can be divided once."""
+    occupied = np.zeros((SIDE,) * 3, bool)
+    part = np.random.default_rng(seed).uniform(size=(extent,) * 3) < share
+    part[1, 2, 3] = True
+    occupied[:extent, :extent, :extent] = part
+    return occupied
+
+
+def make_grid(**options: Any) -> VoxelGrid:
+    return voxels.number_cells(make_occupied(**options), BOX, 4.0)
+
+
+def make_field(grid: VoxelGrid, **options: Any) -> tuple[Voxels, Any]:
+    """A field whose table is far from even, and its parameters with the grid."""
+    field = Voxels(voxels.count_rows(grid), feature_dim=3, width=8, **options)
+    params = field.init(jax.random.key(0))
+    table = jax.random.normal(jax.random.key(1), params["table"].shape)
+    return field, params | {"table": table, "grid": grid}
+
+
+def random_positions(occupied: np.ndarray, count: int, box: np.ndarray = BOX) -> jax.Array:
+    """Positions within occupied cells."""
+    rng = np.random.default_rng(3)
+    cells = np.argwhere(occupied)
+    size = (box[1] - box[0]) / occupied.shape[0]
+    places = cells[rng.integers(0, len(cells), count)] + rng.uniform(0.01, 0.99, (count, 3))
+    return jnp.asarray(box[0] + places * size, jnp.float32)
+
+
+def test_voxels_are_a_field_with_the_shapes_of_the_contract() -> None:
+    grid = make_grid()
+    field, params = make_field(grid)
+    assert isinstance(field, Field) and hash(field) == hash(dataclasses.replace(field))
+    positions = random_positions(np.asarray(grid.occupied), 7)
+    density, latent = field.density(params, positions, jnp.zeros(7))
+    features = field.features(params, latent)
+    rgb = field.color(params, features, positions / 5.0)
+    assert density.shape == (7,) and features.shape == (7, 3) and rgb.shape == (7, 3)
+    assert np.all(density > 0) and np.all((rgb >= 0) & (rgb <= 1))
+    empty, _ = field.density(params, jnp.zeros((0, 3)), jnp.zeros(0))
+    assert empty.shape == (0,)
+
+
+def test_the_fog_at_the_start_is_even_and_thin() -> None:
+    grid = make_grid()
+    field = Voxels(voxels.count_rows(grid))
+    params = field.init(jax.random.key(0)) | {"grid": grid}
+    density, _ = field.density(
+        params, random_positions(np.asarray(grid.occupied), 50), jnp.zeros(50)
+    )
+    np.testing.assert_allclose(density, 25.0 * np.log1p(np.exp(-4.0)), rtol=1e-5)
+
+
+def test_cells_are_numbered_once_and_neighbours_share_their_corners() -> None:
+    occupied = make_occupied()
+    grid = make_grid()
+    number, rows = np.asarray(grid.number).reshape(occupied.shape), np.asarray(grid.rows)
+    assert np.array_equal(number > 0, occupied)
+    assert sorted(number[occupied]) == list(range(1, occupied.sum() + 1))
+    assert int(grid.count) == occupied.sum() + 1 and not rows[0].any()
+    vertex_of_row: dict[int, tuple[int, ...]] = {}
+    for cell in np.argwhere(occupied):
+        for corner, row in zip(CORNERS, rows[number[tuple(cell)]], strict=True):
+            assert row > 0
+            assert vertex_of_row.setdefault(row, tuple(cell + corner)) == tuple(cell + corner)
+    assert len(set(vertex_of_row.values())) == len(vertex_of_row) == voxels.count_rows(grid) - 1
+
+
+def test_positions_find_their_cell_as_by_hand() -> None:
+    grid, occupied = make_grid(), make_occupied()
+    rng = np.random.default_rng(1)
+    positions = rng.uniform(BOX[0] - 0.5, BOX[1] + 0.5, (500, 3)).astype(np.float32)
+    cell, fraction = voxels.find_cells(grid, jnp.asarray(positions))
+    number = np.asarray(grid.number).reshape(occupied.shape)
+    for position, found, place in zip(positions, cell, fraction, strict=True):
+        scaled = (position.astype(np.float64) - BOX[0]) / CELL
+        whole = np.floor(scaled).astype(int)
+        if np.all((whole >= 0) & (whole < SIDE)):
+            assert found == number[tuple(whole)]
+            np.testing.assert_allclose(place, scaled - whole, atol=1e-5)
+        else:
+            assert found == 0
+
+
+def test_interpolation_equals_loops() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(40, 5)).astype(np.float32)
+    corners = rng.integers(0, 40, (30, 8))
+    fraction = rng.uniform(size=(30, 3)).astype(np.float32)
+    fraction[:2] = [[0, 0, 0], [1, 1, 1]]
+    found = voxels.interpolate(jnp.asarray(table), jnp.asarray(corners), jnp.asarray(fraction))
+    for m in range(30):
+        wanted = np.zeros(5)
+        for k, corner in enumerate(np.ndindex(2, 2, 2)):
+            x, y, z = (f if up else 1 - f for f, up in zip(fraction[m], corner, strict=True))
+            wanted += x * y * z * table[corners[m, k]]
+        np.testing.assert_allclose(found[m], wanted, atol=1e-5)
+    np.testing.assert_allclose(found[0], table[corners[0, 0]], atol=1e-6)
+    np.testing.assert_allclose(found[1], table[corners[1, 7]], atol=1e-6)
+
+
+def test_a_linear_function_of_space_is_reproduced() -> None:
+    grid, occupied = make_grid(), make_occupied()
+    rows = np.asarray(grid.rows)
+    table = np.zeros((voxels.count_rows(grid), 1), np.float32)
+    slope = np.array([1.0, -2.0, 0.5])
+    for number, cell in enumerate(np.argwhere(occupied), start=1):
+        for k, corner in enumerate(CORNERS):
+            table[rows[number, k], 0] = (BOX[0] + (cell + corner) * CELL) @ slope
+    positions = random_positions(occupied, 200)
+    found, fraction = voxels.find_cells(grid, positions)
+    values = voxels.interpolate(jnp.asarray(table), grid.rows[found], fraction)
+    np.testing.assert_allclose(values[:, 0], np.asarray(positions) @ slope, atol=1e-4)
+
+
+def test_nothing_is_where_no_cell_is() -> None:
+    grid = make_grid()
+    field, params = make_field(grid)
+    outside = jnp.asarray(np.concatenate([BOX + 5.0, BOX - 5.0, [BOX[1] - 0.1]]), jnp.float32)
+    density, _ = field.density(params, outside, jnp.zeros(5))
+    assert not np.any(density)
+    holes = random_positions(~np.asarray(grid.occupied), 50)
+    assert not np.any(field.density(params, holes, jnp.zeros(50))[0])
+
+
+@pytest.mark.parametrize("divide", [1, 2])
+def test_refining_changes_the_field_nowhere(divide: int) -> None:
+    grid, occupied = make_grid(share=0.4), make_occupied(share=0.4)
+    field, params = make_field(grid)
+    keep = occupied & (np.random.default_rng(5).uniform(size=occupied.shape) < 0.7)
+    # What is kept begins at another corner, so that it is moved.
+    keep[0] = False
+    refined = voxels.refine(grid, keep, divide, 4.0)
+    assert int(refined.grid.occupied.sum()) == keep.sum() * divide**3
+    rows = voxels.count_rows(refined.grid)
+    assert refined.sources.shape == refined.weights.shape == (rows, 8)
+    np.testing.assert_allclose(refined.weights.sum(axis=1), 1.0, atol=1e-6)
+    table = jnp.einsum("rk,rkc->rc", refined.weights, params["table"][refined.sources])
+    new = params | {"table": table, "grid": refined.grid}
+    positions = random_positions(keep, 400)
+    for old_value, new_value in zip(
+        field.density(params, positions, jnp.zeros(400)),
+        field.density(new, positions, jnp.zeros(400)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(new_value, old_value, rtol=1e-3, atol=1e-4)
+    dropped = random_positions(occupied & ~keep, 100)
+    assert not np.any(field.density(new, dropped, jnp.zeros(100))[0])
+    size = np.diff(np.asarray(refined.grid.aabb), axis=0)[0]
+    np.testing.assert_allclose(size, 3.0 / divide, rtol=1e-6)
+
+
+def test_divided_twice_the_field_is_still_the_same() -> None:
+    occupied = np.zeros((SIDE,) * 3, bool)
+    occupied[4:7, 5:8, 2:4] = True
+    grid = voxels.number_cells(occupied, BOX, 4.0)
+    field, params = make_field(grid)
+    new = params
+    for _ in range(2):
+        all_cells = np.asarray(new["grid"].occupied)
+        refined = voxels.refine(new["grid"], all_cells, 2, 4.0)
+        table = jnp.einsum("rk,rkc->rc", refined.weights, new["table"][refined.sources])
+        new = new | {"table": table, "grid": refined.grid}
+    assert int(new["grid"].occupied.sum()) == 18 * 64
+    positions = random_positions(occupied, 300)
+    np.testing.assert_allclose(
+        field.density(new, positions, jnp.zeros(300))[0],
+        field.density(params, positions, jnp.zeros(300))[0],
+        rtol=1e-3,
+    )
+
+
+def test_the_largest_recent_weight_of_a_cell_is_kept() -> None:
+    grid, occupied = make_grid(), make_occupied()
+    positions = random_positions(occupied, 300)
+    weights = np.random.default_rng(2).uniform(size=300).astype(np.float32)
+    noted = voxels.note_weights(grid, positions, jnp.asarray(weights))
+    cell = np.asarray(voxels.find_cells(grid, positions)[0])
+    wanted = np.zeros(len(grid.seen))
+    for c, w in zip(cell, weights, strict=True):
+        wanted[c] = max(wanted[c], w)
+    np.testing.assert_allclose(noted.seen, wanted)
+    later = voxels.note_weights(noted, positions, jnp.zeros(300))
+    np.testing.assert_allclose(later.seen, voxels.SEEN_DECAY * wanted, rtol=1e-6)
+
+
+def test_total_variation_equals_loops() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(20, 4)).astype(np.float32)
+    rows = rng.integers(0, 20, (6, 8))
+    density, features = voxels.total_variation(jnp.asarray(table), jnp.asarray(rows))
+    wanted = np.zeros(4)
+    for cell in rows:
+        corner = dict(zip(np.ndindex(2, 2, 2), cell, strict=True))
+        for place, row in corner.items():
+            for axis in range(3):
+                if place[axis] == 0:
+                    other = tuple(1 if a == axis else p for a, p in enumerate(place))
+                    wanted += np.square(table[corner[other]] - table[row]) / len(rows)
+    np.testing.assert_allclose(density, wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(features, wanted[1:].sum(), rtol=1e-5)
+
+
+def test_room_is_added_and_taken_away() -> None:
+    grid = make_grid()
+    cells = grid.rows.shape[0]
+    large = voxels.resize_grid(grid, cells + 9)
+    assert large.rows.shape == (cells + 9, 8) and large.seen.shape == (cells + 9,)
+    assert not np.any(large.rows[cells:]) and np.array_equal(large.rows[:cells], grid.rows)
+    again = voxels.resize_grid(large, cells)
+    assert np.array_equal(again.rows, grid.rows) and int(again.count) == int(grid.count)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_gradients_are_finite_and_reach_the_corners_alone(scale: float) -> None:
+    grid = make_grid()
+    field, params = make_field(grid)
+    positions = random_positions(np.asarray(grid.occupied), 20)
+
+    def total(table: jax.Array) -> jax.Array:
+        density, latent = field.density(params | {"table": table}, positions, jnp.zeros(20))
+        return jnp.sum(density) + jnp.sum(jnp.sin(latent))
+
+    gradient = np.asarray(jax.grad(total)(scale * params["table"]))
+    assert np.all(np.isfinite(gradient))
+    cell, _ = voxels.find_cells(grid, positions)
+    touched = np.unique(np.asarray(grid.rows)[np.asarray(cell)])
+    assert not np.any(np.delete(gradient, touched, axis=0))
+    if scale == 1.0:
+        assert np.all(np.any(gradient[touched] != 0, axis=1))
