@@ -28,8 +28,6 @@ from jaxrf.errors import InputError
 from jaxrf.runs import Run, SceneSummary
 from jaxrf.writers import EventWriter
 
-# What a growth costs on a CPU besides compilation: rebuilding the grid, testing the pixels.
-GROWTH_SECONDS = 1.7
 VERSIONS = ("jaxrf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -271,15 +269,16 @@ def _fit_budget(config: TrainConfig, scene: Scene) -> TrainConfig:
     """The configuration with as many steps as are likely to fit into its budget."""
     assert config.budget is not None
     step, compilation = train.measure_step(config, scene)
+    stage = methods.first_stage(config, scene.aabb)
     growths = methods.plan_growth(dataclasses.replace(config, steps=1 << 20))
-    compilations = methods.count_compilations(config.field, growths)
-    left = config.budget - seconds_since_start()
-    left -= GROWTH_SECONDS * len(growths) + compilation * compilations
+    growing, slower = methods.estimate_growth(config.field, stage, growths, compilation)
+    step *= slower
+    left = config.budget - seconds_since_start() - growing
     if left < 10 * step:
         raise InputError(
             f"--budget {config.budget:g} is too short here: starting took "
-            f"{seconds_since_start():.0f} s and changing the grid will take about "
-            f"{config.budget - left - seconds_since_start():.0f} s more; give more seconds."
+            f"{seconds_since_start():.0f} s and changing the grid will take about {growing:.0f} s: "
+            "give more seconds."
         )
     steps = int(left / step)
     print(f"Budget: {config.budget:g} s, enough for about {steps} steps of {step * 1e3:.0f} ms.")

@@ -37,6 +37,8 @@ from jaxrf.stepfun import midpoints
 _COUNTED_AT_ONCE = 1 << 16
 # Steps of a block that is marched over as a whole where nothing is near.
 BLOCK_STEPS = 8
+# Rows of a packed grid beyond those in use that are not worth a compilation.
+ROOM_TO_SPARE = 300_000
 
 Aabb = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -306,8 +308,8 @@ def render_rays(
                 behind,
                 rays.far,
                 steps=BLOCK_STEPS,
-                at_once=max(samples // 4, BLOCK_STEPS),
-                samples=max(samples, BLOCK_STEPS),
+                at_once=max(samples // 8, 1),
+                samples=max(3 * samples // 8, BLOCK_STEPS),
                 per_ray=config.shading == "per_ray",
             )
         case TensoRFConfig():
@@ -447,14 +449,23 @@ def _divisions(config: VoxelsConfig) -> tuple[float, ...]:
     return tuple(sorted(config.upsample_at))[: config.divisions]
 
 
-def count_compilations(config: FieldConfig, growths: list[Growth]) -> int:
-    """How many of the growths are likely to change shapes, so that the step is compiled anew."""
+def estimate_growth(
+    config: FieldConfig, stage: Stage, growths: list[Growth], compilation: float
+) -> tuple[float, float]:
+    """Seconds that all growths will take, and by how much steps slow down in their course.
+
+    Rough figures of a CPU, from the seconds that the first compilation took.
+    """
+    rebuilding = 1.2 + 2e-7 * math.prod(stage.cells)
     match config:
         case VoxelsConfig():
-            subrays = [growth.subrays for growth in growths]
-            return len(set(subrays) - {1})
+            # The table changes its shape only when divided for the second time.
+            divided = max(sum(growth.voxels is not None for growth in growths) - 1, 0)
+            split = len({growth.subrays for growth in growths} - {stage.subrays})
+            seconds = len(growths) * rebuilding + (split + 2 * divided) * compilation
+            return seconds, 1.35**divided
         case TensoRFConfig() | NeRFConfig():
-            return len(growths)
+            return len(growths) * (rebuilding + compilation), 1.0
     assert_never(config)
 
 
@@ -643,10 +654,12 @@ def _refine(
 
 
 def _room(needed: int, present: int) -> int:
-    """Room for so many, the present one if that suffices: another shape has to be compiled."""
-    if needed <= present:
-        return present
-    return -(-needed * 5 // 4 // 4096) * 4096
+    """Room for so many: the present one unless it is too small or costs much for nothing.
+
+    Another shape has to be compiled, and the optimiser updates every row, in use or not.
+    """
+    fitting = -(-needed * 5 // 4 // 4096) * 4096
+    return present if needed <= present < fitting + ROOM_TO_SPARE else fitting
 
 
 def _shrink(config: TensoRFConfig, stage: Stage, grid: OccupancyGrid) -> Stage:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.occupancy import PackedSamples
-from jaxrf.packing import Packed, pack, rank_samples
+from jaxrf.packing import Packed, find_bit, pack, pack_bits, rank_samples
 from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays, points_along
 from jaxrf.stepfun import midpoints
@@ -122,16 +122,26 @@ def median_depth(
     far: Float[Array, "*batch"],
 ) -> Float[Array, "*batch"]:
     """Distance at which half of the ray's opacity is reached, linear within an interval."""
+    total = jnp.cumsum(weights, axis=-1)[..., -1]
+    return jnp.where(total > 1e-6, _find_distance(0.5 * total, weights, tdist), far)
+
+
+def _find_distance(
+    wanted: Float[Array, "*batch"],
+    weights: Float[Array, "*batch n"],
+    tdist: Float[Array, "*batch n_plus_1"],
+) -> Float[Array, "*batch"]:
+    """Distance at which the sum of the weights reaches what is wanted, linear in an interval."""
     reached = jnp.cumsum(weights, axis=-1)
-    half = 0.5 * reached[..., -1:]
-    index = jnp.argmax(reached >= half, axis=-1)[..., None]
+    # Rounding may leave the sum of all just short of it.
+    bound = jnp.minimum(wanted, reached[..., -1])[..., None]
+    index = jnp.argmax(reached >= bound, axis=-1)[..., None]
     weight = jnp.take_along_axis(weights, index, axis=-1)
-    missing = half - (jnp.take_along_axis(reached, index, axis=-1) - weight)
+    missing = wanted[..., None] - (jnp.take_along_axis(reached, index, axis=-1) - weight)
     fraction = jnp.clip(missing / jnp.where(weight > 0, weight, 1.0), 0.0, 1.0)
     start = jnp.take_along_axis(tdist, index, axis=-1)
     stop = jnp.take_along_axis(tdist, index + 1, axis=-1)
-    distance = (start + fraction * (stop - start))[..., 0]
-    return jnp.where(reached[..., -1] > 1e-6, distance, far)
+    return (start + fraction * (stop - start))[..., 0]
 
 
 def _select_samples(
@@ -348,12 +358,12 @@ def render_packed_samples(
 
 
 class _Wave(NamedTuple):
-    """What `render_blocks` carries: per ray, where it stands and what it has gathered."""
+    """What `render_blocks` carries, per ray: where it stands and what it has gathered."""
 
     block: Int[Array, "r"]
     transmittance: Float[Array, "r"]
     summed: Float[Array, "r c"]
-    weights: Float[Array, "rn s"]
+    totals: Float[Array, "rn"]
 
 
 def render_blocks(
@@ -386,120 +396,148 @@ def render_blocks(
       nothing: (r,) depth of rays that hit nothing.
       steps: of a block.
       at_once: rays of a wave.
-      samples: evaluated in a wave at most; rays that do not fit wait for the next.
+      samples: evaluated in a wave at most, not fewer than `steps`; rays that do not fit wait.
       per_ray: composite features along the ray and colour them once.
       stop: transmittance below which a ray is done.
     """
     count, most = blocks.shape
-    number = jnp.where(blocks, jnp.arange(most, dtype=jnp.int32)[None], most)
-    following = jax.lax.cummin(number, axis=1, reverse=True)
-    following = jnp.pad(following, ((0, 0), (0, 1)), constant_values=most)
+    bits = pack_bits(blocks)
 
     def is_alive(wave: _Wave) -> Bool[Array, "r"]:
-        block = jnp.take_along_axis(following, wave.block[:, None], axis=1)[:, 0]
-        return (block < most) & (wave.transmittance > stop)
+        return (wave.block < most) & (wave.transmittance > stop)
 
     def advance(wave: _Wave) -> _Wave:
         alive = is_alive(wave)[None]
         chosen = pack(alive, rank_samples(alive), at_once)
         ray = jnp.minimum(chosen.sample, count - 1)
-        block = following[ray, wave.block[ray]]
-        index = block[:, None] * steps + jnp.arange(steps, dtype=jnp.int32)[None]
-        near, far = rays.near[ray][:, None], rays.far[ray][:, None]
-        starts = jnp.minimum(near + step * index, far)
-        stops = jnp.minimum(near + step * (index + 1), far)
-        middle = 0.5 * (starts + stops)
-        directions = rays.directions[ray]
-        positions = rays.origins[ray][:, None] + middle[..., None] * directions[:, None]
-        inside = chosen.valid[:, None] & (stops > starts) & occupied(positions)
-        rank = rank_samples(inside)
-        # Rays whose samples do not all fit are left where they are.
-        fits = chosen.valid & (rank[:, -1] + inside[:, -1] <= samples)
-        packed = pack(inside & fits[:, None], rank, samples)
-        place = jnp.minimum(packed.sample, inside.size - 1)
-        row = place // steps
-        distance = middle.ravel()[place]
-        density, latent = fns.density(
-            positions.reshape(-1, 3)[place], rays.radii[ray[row]] * distance
-        )
-        dense = jnp.zeros((inside.size,)).at[packed.sample].set(density, mode="drop")
-        edges = jnp.concatenate([starts, stops[:, -1:]], axis=1)
-        weights, reached = compute_weights(dense.reshape(inside.shape), edges)
+        block = jnp.minimum(wave.block[ray], most - 1)
+        found = _enter_blocks(fns, rays, ray, chosen.valid, block, step, occupied, steps, samples)
         before = wave.transmittance[ray]
-        weights = weights * before[:, None]
-        last = jnp.exp(
-            -jnp.minimum(dense.reshape(inside.shape)[:, -1], 1e10) * (stops - starts)[:, -1]
-        )
-        after = before * reached[:, -1] * last
-        values = fns.features(latent)
+        weights, after = _absorb(found, before)
+        values = fns.features(found.latent)
         if not per_ray:
-            values = fns.color(values, directions[row])
-        values = jnp.concatenate(
-            [jnp.ones_like(distance)[:, None], distance[:, None], values], axis=-1
-        )
-        weight = jnp.where(packed.valid, weights.ravel()[place], 0.0)
-        done = jnp.where(fits, ray, count)
+            values = fns.color(values, rays.directions[ray[found.row]])
+        ones = jnp.ones_like(found.distance)
+        values = jnp.concatenate([jnp.stack([ones, found.distance], axis=-1), values], axis=-1)
+        weight = jnp.where(found.valid, weights.ravel()[found.place], 0.0)
+        done = jnp.where(found.fits, ray, count)
+        cell = jnp.where(found.fits, ray * most + block, count * most)
         return _Wave(
-            block=wave.block.at[done].set(block + 1, mode="drop"),
+            block=wave.block.at[done].set(find_bit(bits[ray], block + 1, most), mode="drop"),
             transmittance=wave.transmittance.at[done].set(after, mode="drop"),
-            summed=wave.summed.at[ray[row]].add(values * weight[:, None]),
-            weights=wave.weights.at[jnp.where(fits, ray * most + block, count * most)].set(
-                weights, mode="drop"
-            ),
+            summed=wave.summed.at[ray[found.row]].add(values * weight[:, None]),
+            totals=wave.totals.at[cell].set(jnp.sum(weights, axis=-1), mode="drop"),
         )
 
-    channels = (
-        2
-        + jax.eval_shape(
-            lambda p: fns.features(fns.density(p, p[:, 0])[1]), jnp.zeros((1, 3))
-        ).shape[-1]
-    )
-    channels = channels if per_ray else 5
+    def probe(positions: Array) -> Array:
+        return fns.features(fns.density(positions, positions[:, 0])[1])
+
+    channels = jax.eval_shape(probe, jnp.zeros((1, 3))).shape[-1] if per_ray else 3
     wave = jax.lax.while_loop(
         lambda wave: jnp.any(is_alive(wave)),
         advance,
         _Wave(
-            jnp.zeros((count,), jnp.int32),
+            find_bit(bits, jnp.zeros((count,), jnp.int32), most),
             jnp.ones((count,)),
-            jnp.zeros((count, channels)),
-            jnp.zeros((count * most, steps)),
+            jnp.zeros((count, 2 + channels)),
+            jnp.zeros((count * most,)),
         ),
     )
-    opacity, distance, rgb = wave.summed[:, 0], wave.summed[:, 1], wave.summed[:, 2:]
-    if per_ray:
-        rgb = _shade(fns.color, rgb, opacity, rays.directions)
+    opacity, distance = wave.summed[:, 0], wave.summed[:, 1]
     hit = opacity > 1e-6
-    depth = jnp.where(hit, distance / jnp.where(hit, opacity, 1.0), nothing)
+
+    # The median lies in the block in which half of the opacity is reached, which is entered again.
+    reached = jnp.cumsum(wave.totals.reshape(count, most), axis=-1)
+    half = 0.5 * reached[:, -1]
+    middle = jnp.argmax(reached >= half[:, None], axis=-1).astype(jnp.int32)
+    begun = jnp.take_along_axis(reached, middle[:, None], axis=-1)[:, 0]
+    begun = begun - wave.totals.reshape(count, most)[jnp.arange(count), middle]
+
+    def finish(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        waiting, median, rgb = carry
+        chosen = pack(waiting[None], rank_samples(waiting[None]), at_once)
+        ray = jnp.minimum(chosen.sample, count - 1)
+        found = _enter_blocks(
+            fns, rays, ray, chosen.valid, middle[ray], step, occupied, steps, samples
+        )
+        weights, _ = _absorb(found, 1.0 - begun[ray])
+        here = _find_distance(half[ray] - begun[ray], weights, found.edges)
+        color = wave.summed[ray, 2:]
+        if per_ray:
+            color = _shade(fns.color, color, opacity[ray], rays.directions[ray])
+        done = jnp.where(found.fits, ray, count)
+        return (
+            waiting.at[done].set(False, mode="drop"),
+            median.at[done].set(here, mode="drop"),
+            rgb.at[done].set(color, mode="drop"),
+        )
+
+    _, median, rgb = jax.lax.while_loop(
+        lambda carry: jnp.any(carry[0]), finish, (hit, nothing, jnp.zeros((count, 3)))
+    )
     return Rendering(
         rgb=rgb + (1.0 - opacity)[:, None] * background,
         opacity=opacity,
-        depth=depth,
-        median_depth=jnp.where(
-            hit, _median_of_blocks(wave.weights.reshape(count, most, steps), rays, step), nothing
-        ),
+        depth=jnp.where(hit, distance / jnp.where(hit, opacity, 1.0), nothing),
+        median_depth=median,
     )
 
 
-def _median_of_blocks(
-    weights: Float[Array, "r n s"], rays: Rays, step: Float[Array, ""] | float
-) -> Float[Array, "r"]:
-    """`median_depth` of even steps from near on: first the block, then the step in it."""
-    count, _, steps = weights.shape
-    totals = jnp.sum(weights, axis=-1)
-    reached = jnp.cumsum(totals, axis=-1)
-    half = 0.5 * reached[:, -1]
-    block = jnp.argmax(reached >= half[:, None], axis=-1)
-    rows = jnp.arange(count)
-    within = half - (reached[rows, block] - totals[rows, block])
-    parts = weights[rows, block]
-    inner = jnp.cumsum(parts, axis=-1)
-    place = jnp.argmax(inner >= within[:, None] * (1.0 - 1e-6), axis=-1)
-    weight = parts[rows, place]
-    missing = within - (inner[rows, place] - weight)
-    fraction = jnp.clip(missing / jnp.where(weight > 0, weight, 1.0), 0.0, 1.0)
-    start = jnp.minimum(rays.near + step * (block * steps + place), rays.far)
-    stop = jnp.minimum(rays.near + step * (block * steps + place + 1), rays.far)
-    return start + fraction * (stop - start)
+class _Entered(NamedTuple):
+    """Blocks of steps that were looked into, one of each of w rays; s steps, m packed samples."""
+
+    edges: Float[Array, "w s_plus_1"]
+    density: Float[Array, "w s"]
+    fits: Bool[Array, "w"]
+    place: Int[Array, "m"]
+    valid: Bool[Array, "m"]
+    row: Int[Array, "m"]
+    distance: Float[Array, "m"]
+    latent: Any
+
+
+def _enter_blocks(
+    fns: RadianceFns,
+    rays: Rays,
+    ray: Int[Array, "w"],
+    wanted: Bool[Array, "w"],
+    block: Int[Array, "w"],
+    step: Float[Array, ""] | float,
+    occupied: Callable[[Float[Array, "m s 3"]], Bool[Array, "m s"]],
+    steps: int,
+    samples: int,
+) -> _Entered:
+    """The density along one block of each ray, evaluated where it is occupied."""
+    near, far = rays.near[ray][:, None], rays.far[ray][:, None]
+    index = block[:, None] * steps + jnp.arange(steps + 1, dtype=jnp.int32)[None]
+    edges = jnp.minimum(near + step * index, far)
+    middle = midpoints(edges)
+    directions = rays.directions[ray][:, None]
+    positions = rays.origins[ray][:, None] + middle[..., None] * directions
+    inside = wanted[:, None] & (jnp.diff(edges, axis=-1) > 0) & occupied(positions)
+    rank = rank_samples(inside)
+    # Rays whose samples do not all fit are left for later.
+    fits = wanted & (rank[:, -1] + inside[:, -1] <= samples)
+    packed = pack(inside & fits[:, None], rank, samples)
+    place = jnp.minimum(packed.sample, inside.size - 1)
+    row = place // steps
+    distance = middle.ravel()[place]
+    radii = rays.radii[ray[row]] * distance
+    density, latent = fns.density(positions.reshape(-1, 3)[place], radii)
+    dense = jnp.zeros((inside.size,)).at[packed.sample].set(density, mode="drop")
+    return _Entered(
+        edges, dense.reshape(inside.shape), fits, place, packed.valid, row, distance, latent
+    )
+
+
+def _absorb(
+    found: _Entered, before: Float[Array, "w"]
+) -> tuple[Float[Array, "w s"], Float[Array, "w"]]:
+    """Weights in blocks that light enters with some transmittance, and that behind them."""
+    weights, reaching = compute_weights(found.density, found.edges)
+    last = found.edges[:, -1] - found.edges[:, -2]
+    passed = jnp.exp(-jnp.minimum(jnp.minimum(found.density[:, -1], 1e10) * last, 1e10))
+    return weights * before[:, None], before * reaching[:, -1] * passed
 
 
 def _finish(

@@ -493,7 +493,19 @@ def test_a_table_that_gets_too_small_is_made_larger() -> None:
     assert new_stage.table_rows % 4096 == 0
     assert new.rows.shape == (new_stage.table_cells, 8)
     assert carry(state.params)["table"].shape == (new_stage.table_rows, 4)
-    assert methods.count_compilations(config.field, methods.plan_growth(config)) == 1
+
+
+def test_growths_are_estimated_by_what_they_rebuild_and_compile() -> None:
+    for config in (tiny_voxels(), tiny_tensorf(), tiny_nerf()):
+        stage = methods.first_stage(config, BOX)
+        growths = methods.plan_growth(config)
+        seconds, slower = methods.estimate_growth(config.field, stage, growths, 10.0)
+        longer, _ = methods.estimate_growth(config.field, stage, growths, 20.0)
+        assert slower == 1.0
+        if growths:
+            assert 0 < seconds < longer
+        else:
+            assert seconds == longer == 0.0
 
 
 def test_training_rays_are_jittered_and_rendering_is_not() -> None:
