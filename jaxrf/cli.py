@@ -75,6 +75,7 @@ def evaluate(argv: Sequence[str] | None = None, prog: str = "jaxrf eval") -> int
 
     def command() -> int:
         options = tyro.cli(EvalOptions, prog=prog, args=_name_run(arguments))
+        _check_positive(options, "subrays")
         from jaxrf.commands import run_evaluation
 
         return run_evaluation(options)
@@ -88,7 +89,7 @@ def render(argv: Sequence[str] | None = None, prog: str = "render_360.py") -> in
 
     def command() -> int:
         options = tyro.cli(RenderOptions, prog=prog, args=_name_run(arguments))
-        _check_positive(options, "frames", "fps", "size", "radius")
+        _check_positive(options, "frames", "fps", "size", "radius", "subrays")
         from jaxrf.commands import run_rendering
 
         return run_rendering(options)

@@ -21,6 +21,8 @@ class EvalOptions:
     """Shrink the pictures by this factor. Default: as in training."""
     background: Literal["white", "black"] | None = None
     """Behind transparent pixels. Default: as in training."""
+    subrays: int | None = None
+    """Rays per pixel along each axis, averaged. Default: as in training."""
     step: int | None = None
     """Which checkpoint. Default: the last."""
 
@@ -45,5 +47,7 @@ class RenderOptions:
     """Degrees above the horizon."""
     radius: float | None = None
     """Distance from the scene's centre, in scene units. Default: that of the training cameras."""
+    subrays: int | None = None
+    """Rays per pixel along each axis, averaged; 1 is quickest. Default: as in training."""
     step: int | None = None
     """Which checkpoint. Default: the last."""

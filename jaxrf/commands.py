@@ -25,6 +25,7 @@ from jaxrf.config import TrainConfig
 from jaxrf.data import sources
 from jaxrf.data.base import Scene, Split
 from jaxrf.errors import InputError
+from jaxrf.occupancy import occupied_aabb
 from jaxrf.runs import Run, SceneSummary
 from jaxrf.writers import EventWriter
 
@@ -189,7 +190,7 @@ def run_evaluation(options: EvalOptions) -> int:
         config = dataclasses.replace(run.config, background=options.background)
         run = dataclasses.replace(run, config=config)
     split = sources.load_scene(data, [options.split], downscale).splits[options.split]
-    score = _score(run, split, None)
+    score = _score(run, split, None, options.subrays)
     before = runs.read_metrics(folder)
     seconds = {
         "startup": startup,
@@ -289,10 +290,12 @@ def _behind(config: TrainConfig) -> str:
     return "black" if config.background == "black" else "white"
 
 
-def _score(run: Run, split: Split, events: EventWriter | None) -> dict[str, Any]:
+def _score(
+    run: Run, split: Split, events: EventWriter | None, subrays: int | None = None
+) -> dict[str, Any]:
     """Scores every picture of a split; the first few are written as TensorBoard images."""
     background = train.background_color(run.config)
-    render = runs.make_render_view(run)
+    render = runs.make_render_view(run, subrays)
     everything = evaluate.score_split(render, split, background, list(range(len(split))))
     shown = evaluate.spread(len(split), 4)
     scored = []
@@ -357,9 +360,9 @@ def render_orbit(
     angle = 2.0 * np.arctan(0.5 * run.scene.width / run.scene.focal)
     width, height = options.size, options.size * run.scene.height // run.scene.width
     orbit = cams.make_cameras(poses, width, height, angle)
-    half_diagonal = 0.5 * float(np.linalg.norm(np.diff(run.stage.aabb, axis=0)))
+    half_diagonal = 0.5 * float(np.linalg.norm(np.diff(occupied_aabb(run.state.grid), axis=0)))
     low, high = max(radius - half_diagonal, 0.0), radius + half_diagonal
-    render = runs.make_render_view(run)
+    render = runs.make_render_view(run, options.subrays)
     frames = []
     for index in tqdm(range(options.frames), desc=title, unit="frame"):
         result = render(orbit, index)

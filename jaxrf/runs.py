@@ -228,8 +228,11 @@ def _read_stage(values: dict[str, Any]) -> Stage:
     return methods.Stage(**fixed)
 
 
-def make_render_view(run: Run) -> RenderView:
-    """A function (cameras, index) -> picture of what the run has learnt."""
+def make_render_view(run: Run, subrays: int | None = None) -> RenderView:
+    """A function (cameras, index) -> picture of what the run has learnt.
+
+    `subrays` are those per pixel along each axis, by default as many as in training.
+    """
     return evaluate.make_render_view(
         run.config,
         run.stage,
@@ -237,6 +240,7 @@ def make_render_view(run: Run) -> RenderView:
         run.state.grid,
         (run.scene.near, run.scene.far),
         train.background_color(run.config),
+        subrays,
     )
 
 

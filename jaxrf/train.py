@@ -313,7 +313,7 @@ class Observer(Protocol):
         ...
 
 
-def measure_step(config: TrainConfig, scene: Scene, tries: int = 5) -> tuple[float, float]:
+def measure_step(config: TrainConfig, scene: Scene, tries: int = 15) -> tuple[float, float]:
     """Seconds that a first step takes, and that its compilation took; nothing is kept of it.
 
     The best of several tries, as whatever else the machine does only adds to a time.

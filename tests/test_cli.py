@@ -52,7 +52,8 @@ def option_names(options: Any, default: Any, prefix: str = "") -> list[str]:
     return names
 
 
-TRAIN_OPTIONS = ["--preset", *option_names(TrainConfig, config.tensorf_small())]
+TRAIN_OPTIONS = ["--preset", *option_names(TrainConfig, config.voxels_small())]
+TENSORF_OPTIONS = option_names(TrainConfig, config.tensorf_small())
 NERF_OPTIONS = option_names(TrainConfig, config.nerf_small())
 
 
@@ -61,6 +62,7 @@ NERF_OPTIONS = option_names(TrainConfig, config.nerf_small())
     [
         ("train_lego.py", [], TRAIN_OPTIONS),
         ("train_lego.py", ["--preset", "nerf-small"], NERF_OPTIONS),
+        ("train_lego.py", ["--preset", "tensorf-small"], TENSORF_OPTIONS),
         ("render_360.py", [], option_names(RenderOptions, RenderOptions())),
         ("jaxrf", [], ["train", "eval", "render"]),
         ("jaxrf", ["train"], TRAIN_OPTIONS),
@@ -203,7 +205,7 @@ def test_without_a_preset_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert cli.parse_training([], "") == (config.tensorf_vm192(), "tensorf-vm192")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert cli.parse_training([], "") == (config.tensorf_small(), "tensorf-small")
+    assert cli.parse_training([], "") == (config.voxels_small(), "voxels-small")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The commands as a user has them: a whole tiny training, what it leaves, what goes wrong."""
 
+import dataclasses
 import json
 import os
 import random
@@ -20,11 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import SIZE, TINY, VIEWS, differing_leaves, make_scene, read_mp4, write_scene
+from scenes import (
+    SIZE,
+    TINY,
+    VIEWS,
+    differing_leaves,
+    make_scene,
+    read_mp4,
+    tiny_voxels,
+    write_scene,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxrf import cli, commands, methods, runs
+from jaxrf import config as configs
 from jaxrf.cameras import image_rays
+from jaxrf.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -588,3 +600,50 @@ def test_hardware_and_versions_are_described() -> None:
     assert "CPU cores" in commands.describe_hardware()
     assert all(isinstance(v, str) and v for v in commands.describe_versions().values())
     assert commands.seconds_since_start() > 0
+
+
+# ---------------------------------------------------------------------------------------------
+# --budget
+# ---------------------------------------------------------------------------------------------
+
+
+def fit_budget(
+    monkeypatch: pytest.MonkeyPatch, budget: float, step: float, compilation: float
+) -> configs.TrainConfig:
+    """`tiny_voxels` fitted to a budget on a machine of known speed, 5 s after its start."""
+    monkeypatch.setattr(commands.train, "measure_step", lambda config, scene: (step, compilation))
+    monkeypatch.setattr(commands, "seconds_since_start", lambda: 5.0)
+    return commands._fit_budget(tiny_voxels(budget=budget), make_scene())
+
+
+def test_steps_are_fitted_to_the_budget_and_its_growths(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = fit_budget(monkeypatch, 65.0, 0.1, 4.0)
+    growths = len(methods.plan_growth(tiny_voxels()))
+    wanted = (65.0 - 5.0 - growths * 1.2 - 4.0) / 0.1
+    assert fitted.steps == pytest.approx(wanted, abs=2)
+    assert fit_budget(monkeypatch, 125.0, 0.1, 4.0).steps == fitted.steps + 600
+    assert dataclasses.replace(fitted, steps=24) == tiny_voxels(budget=65.0)
+
+
+def test_a_budget_that_ends_before_training_begins_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(InputError, match="--budget 12 is too short"):
+        fit_budget(monkeypatch, 12.0, 0.1, 4.0)
+
+
+@pytest.mark.slow
+def test_training_is_done_within_its_budget(tmp_path: Path, scene_folder: Path) -> None:
+    arguments = ["--preset", "voxels-small", "--data", str(scene_folder), "--video.frames", "0"]
+    arguments += ["--batch-rays", "256", "--batch-samples", "8192", "--budget", "25"]
+    arguments += ["--field.initial-resolution", "16", "--field.divisions", "1"]
+    arguments += ["--run-dir", str(tmp_path / "run")]
+    code = f"from jaxrf import cli; raise SystemExit(cli.train({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "run/metrics.json").read_text())
+    seconds = values["seconds"]
+    assert seconds["total"] - seconds["evaluate"] < 25.0 + 1.0
+    assert seconds["total"] - seconds["evaluate"] > 12.0
+    config = runs.read_config(tmp_path / "run")
+    assert config.budget == 25.0 and 0.5 * config.steps < values["steps"] <= config.steps

@@ -45,6 +45,7 @@ def test_settings_that_are_not_the_defaults_survive_json() -> None:
 def test_every_preset_has_a_name_and_is_explained() -> None:
     names = [config.preset_name(preset) for preset in config.PRESETS]
     assert names == [
+        "voxels-small",
         "tensorf-small",
         "tensorf-vm48",
         "tensorf-vm192",
@@ -58,7 +59,7 @@ def test_every_preset_has_a_name_and_is_explained() -> None:
 
 def test_an_unknown_preset_is_an_input_error_with_the_known_names() -> None:
     for name in ("nope", "tensorf_small", ""):
-        with pytest.raises(InputError, match=r"tensorf-small, tensorf-vm48.*nerf-original"):
+        with pytest.raises(InputError, match=r"voxels-small, tensorf-small.*nerf-original"):
             config.make_preset(name)
 
 
@@ -157,7 +158,7 @@ def test_jax_platforms_decides_whether_there_is_an_accelerator(
 ) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     assert config.expects_accelerator() is expected
-    assert config.default_preset() == ("tensorf-vm192" if expected else "tensorf-small")
+    assert config.default_preset() == ("tensorf-vm192" if expected else "voxels-small")
 
 
 @pytest.mark.parametrize(

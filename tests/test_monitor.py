@@ -110,7 +110,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Any:
         assert seconds >= 100.0
         saved.append((int(state.step), psnr))
 
-    def start(config: TrainConfig, val: bool = True, done: int = 0) -> Watched:
+    def start(
+        config: TrainConfig, val: bool = True, done: int = 0, deadline: float | None = None
+    ) -> Watched:
         scene = make_scene()
         summary = runs.summarise_scene(scene, Path("ball"))
         stage = methods.first_stage(config, scene.aabb)
@@ -118,11 +120,25 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Any:
         writer = FakeWriter()
         caught: list[int] = []
         split = scene.splits["val"] if val else None
-        watcher = Monitor(config, summary, writer, None, split, caught, done, 100.0)
+        watcher = Monitor(config, summary, writer, None, split, caught, done, 100.0, deadline)
         return Watched(watcher, writer, saved, caught, state, stage)
 
     monkeypatch.setattr(runs, "save", save)
     return start
+
+
+def test_training_stops_with_a_checkpoint_when_its_time_is_over(watch: Any) -> None:
+    config = tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=1e9)
+    early, late = (watch(config, deadline=time.time() + left) for left in (1e6, 0.0))
+    assert not early.dispatch(25, 25) and early.saved == []
+    assert late.dispatch(25, 25) and late.saved == [(25, None)]
+
+
+def test_dropped_rays_do_not_count_for_the_speed(watch: Any) -> None:
+    watched = watch(tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=1e9))
+    watched.dispatch(10, 10)
+    per_step = watched.stage.rays * (1.0 - float(METRICS.dropped))
+    assert watched.monitor.clock.rays == pytest.approx(10 * per_step)
 
 
 def test_scalars_are_written_for_every_dispatch(watch: Any) -> None:

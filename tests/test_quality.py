@@ -9,6 +9,7 @@ import pytest
 from jaxrf import cli, config, evaluate, methods, runs, train
 from jaxrf.config import BricksConfig, TensoRFConfig
 from jaxrf.data import sources
+from jaxrf.fields.voxels import VoxelGrid
 
 
 def render_bricks(cache: Path, bricks: BricksConfig) -> Path:
@@ -17,12 +18,14 @@ def render_bricks(cache: Path, bricks: BricksConfig) -> Path:
         return sources.ensure_bricks(bricks)
 
 
-@pytest.fixture(scope="module")
-def run_on_bricks(tmp_path_factory: pytest.TempPathFactory) -> tuple[runs.Run, Path]:
+@pytest.fixture(scope="module", params=["voxels-small", "tensorf-small"])
+def run_on_bricks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[runs.Run, Path]:
     folder = tmp_path_factory.mktemp("quality")
     data = render_bricks(folder, BricksConfig())
-    options = f"--data {data} --run-dir {folder / 'run'} --video.frames 0"
-    assert cli.train(options.split()) == 0
+    options = f"--preset {request.param} --data {data} --run-dir {folder / 'run'}"
+    assert cli.train([*options.split(), "--video.frames", "0"]) == 0
     return runs.open_run(folder / "run"), data
 
 
@@ -36,12 +39,18 @@ def test_bricks_are_learnt(run_on_bricks: tuple[runs.Run, Path]) -> None:
     assert evaluate.summarise(scored)["psnr"] > 28.0
 
 
+def voxel_length(run: runs.Run) -> float:
+    """Length of a voxel of a run, in scene units."""
+    if isinstance(run.config.field, TensoRFConfig):
+        # `step_ratio` voxels make a step.
+        return methods.step_length(run.config.field, run.stage) / run.config.field.step_ratio
+    assert isinstance(run.state.grid, VoxelGrid)
+    return float(run.state.grid.aabb[1, 0] - run.state.grid.aabb[0, 0]) / run.stage.resolution[0]
+
+
 @pytest.mark.slow
 def test_depth_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path]) -> None:
     run, data = run_on_bricks
-    assert isinstance(run.config.field, TensoRFConfig)
-    # `step_ratio` voxels make a step.
-    voxel = methods.step_length(run.config.field, run.stage) / run.config.field.step_ratio
     split = sources.load_scene(data, ["test"]).splits["test"]
     assert split.depth is not None
     render = runs.make_render_view(run)
@@ -52,7 +61,7 @@ def test_depth_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path
         solid = np.isfinite(exact)
         errors.append(np.abs(picture.median_depth - exact)[solid & (picture.opacity > 0.5)])
         missed.append((picture.opacity < 0.5)[solid])
-    assert np.median(np.concatenate(errors)) < voxel
+    assert np.median(np.concatenate(errors)) < voxel_length(run)
     assert np.mean(np.concatenate(missed)) < 0.05
 
 
@@ -62,9 +71,10 @@ def test_nerf_learns_bricks(tmp_path: Path) -> None:
     options = f"--preset nerf-small --data {data} --downscale 4 --run-dir {tmp_path / 'run'}"
     assert cli.train([*options.split(), "--steps", "300", "--video.frames", "0"]) == 0
     run = runs.open_run(tmp_path / "run")
-    assert dataclasses.replace(run.config, data=None, run_dir=None, steps=2000, downscale=1) == (
-        dataclasses.replace(config.nerf_small(), video=run.config.video, data=None, run_dir=None)
+    small = dataclasses.replace(
+        config.nerf_small(), video=run.config.video, subrays=1, steps=300, downscale=4
     )
+    assert dataclasses.replace(run.config, data=None, run_dir=None) == small
     split = sources.load_scene(data, ["test"], 4).splits["test"]
     background = train.background_color(run.config)
     render = runs.make_render_view(run)
