@@ -633,8 +633,9 @@ def _refine(
         return stage, grid, lambda tree: tree
     keep = np.asarray(grid.occupied)
     if growth.prune:
-        seen = (grid.seen > config.prune_threshold)[grid.number].reshape(grid.occupied.shape)
-        matters = np.asarray(occ.dilate(seen & grid.occupied)) & keep
+        seen = np.asarray(grid.seen > config.prune_threshold)[np.asarray(grid.number)]
+        matters = jax.jit(occ.dilate)(jnp.asarray(seen.reshape(keep.shape) & keep))
+        matters = np.asarray(matters) & keep
         keep = matters if matters.any() else keep
     divide = 1 if growth.voxels is None else 2
     new, sources, weights = voxels.refine(grid, keep, divide, _block_reach(config))

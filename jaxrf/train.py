@@ -113,7 +113,8 @@ def make_optimizer(
 def init_state(config: TrainConfig, stage: Stage) -> TrainState:
     """The state before the first step."""
     key = jax.random.fold_in(jax.random.key(config.seed), config.steps)
-    params = methods.init_params(config.field, stage, key)
+    # One program instead of an operation at a time, each of which would be compiled by itself.
+    params = jax.jit(lambda key: methods.init_params(config.field, stage, key))(key)
     grid = methods.init_grid(config.field, stage)
     opt_state = make_optimizer(config, params, config.steps).init(params)
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid)

@@ -195,7 +195,7 @@ def number_cells(
         rows=jnp.asarray(np.concatenate([np.zeros((1, 8), np.int32), row_of[vertex]])),
         count=jnp.asarray(len(places) + 1, jnp.int32),
         seen=jnp.zeros(len(places) + 1),
-        coarse=coarsen(plain, COARSE, reach),
+        coarse=jax.jit(coarsen, static_argnums=(1, 2))(plain, COARSE, reach),
     )
 
 
