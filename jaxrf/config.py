@@ -121,6 +121,9 @@ class VoxelsConfig:
     """When voxels are divided, the first `divisions` of these."""
     prune_at: tuple[float, ...] = (0.04, 0.1, 0.2, 0.3)
     """When the cells that matter to no ray are dropped, and pixels that see none are left out."""
+    settle_steps: int = 60
+    """Steps before the first of these at least: density takes some to form, however short the
+    training is."""
     prune_threshold: float = 0.05
     """A cell is kept if some ray has given it, or a cell next to it, this weight."""
     step_ratio: float = 1.0

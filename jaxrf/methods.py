@@ -394,9 +394,13 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
     prune: set[int] = set()
     match config.field:
         case VoxelsConfig() as field:
-            divide = sorted(round(at * config.steps) for at in _divisions(field))
+            first = field.settle_steps
+            # Two divisions never fall together.
+            divide = [
+                max(round(at * config.steps), first + i) for i, at in enumerate(_divisions(field))
+            ]
             upsample = {s: field.initial_resolution**3 * 8 ** (i + 1) for i, s in enumerate(divide)}
-            prune = {round(at * config.steps) for at in field.prune_at}
+            prune = {max(round(at * config.steps), first) for at in field.prune_at}
         case TensoRFConfig() as field:
             counts = np.geomspace(
                 field.initial_voxels, field.final_voxels, len(field.upsample_at) + 1
@@ -495,6 +499,19 @@ def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
     return Stage(box, resolution, cells, config.batch_rays, subrays, 0, 0, False, 0, *table)
 
 
+def describe_grid(config: FieldConfig, stage: Stage, grid: OccupancyGrid) -> str:
+    """How fine the grid of a stage is, in words; nothing for fields without one."""
+    match config:
+        case VoxelsConfig():
+            size = float(grid.aabb[1, 0] - grid.aabb[0, 0]) / grid.occupied.shape[0]
+            return f"{int(jnp.sum(grid.occupied))} voxels of {size:.3g}"
+        case TensoRFConfig():
+            return "grid " + "x".join(str(n) for n in stage.resolution)
+        case NeRFConfig():
+            return ""
+    assert_never(config)
+
+
 def _initial_cells(config: VoxelsConfig, box: Aabb) -> tuple[int, int, int]:
     size = np.subtract(box[1], box[0])
     voxel = size.max() / config.initial_resolution
@@ -535,13 +552,7 @@ def fit_batch(
     """The stage with as many rays per step as `batch_samples` allows, judged from drawn rays."""
     match config.field:
         case VoxelsConfig():
-            # Rays that do not fit are dropped, so their number follows the budget by itself.
-            return dataclasses.replace(
-                stage,
-                rays=_whole_pixels(config.batch_rays, stage),
-                density_budget=config.batch_samples,
-                block_budget=3 * config.batch_samples // BLOCK_STEPS,
-            )
+            return _fit_voxel_batch(config, stage)
         case TensoRFConfig():
             field = config.field
             density, color = _count_samples(field, stage, params, grid, key, draw_rays())
@@ -561,6 +572,32 @@ def fit_batch(
         case NeRFConfig():
             return dataclasses.replace(stage, rays=_whole_pixels(config.batch_rays, stage))
     assert_never(config.field)
+
+
+def foresee_stage(config: TrainConfig, stage: Stage, growth: Growth | None = None) -> Stage | None:
+    """The stage that a growth (None: the beginning) leads to, if that can be told beforehand.
+
+    It may turn out otherwise; it serves to compile ahead of time.
+    """
+    stage = dataclasses.replace(stage, subrays=growth.subrays) if growth else stage
+    match config.field:
+        case VoxelsConfig():
+            return _fit_voxel_batch(config, stage)
+        case TensoRFConfig():
+            return None
+        case NeRFConfig():
+            return dataclasses.replace(stage, rays=_whole_pixels(config.batch_rays, stage))
+    assert_never(config.field)
+
+
+def _fit_voxel_batch(config: TrainConfig, stage: Stage) -> Stage:
+    # Rays that do not fit are dropped, so their number follows the budget by itself.
+    return dataclasses.replace(
+        stage,
+        rays=_whole_pixels(config.batch_rays, stage),
+        density_budget=config.batch_samples,
+        block_budget=3 * config.batch_samples // BLOCK_STEPS,
+    )
 
 
 def _whole_pixels(rays: int, stage: Stage) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from jaxrf import evaluate, optim, pictures, runs
+from jaxrf import evaluate, methods, optim, pictures, runs
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Split
 from jaxrf.methods import Stage
@@ -94,17 +94,16 @@ class Monitor:
         """Training time, that before a resume included."""
         return self.seconds_before + self.clock.train + self.clock.compile
 
-    def on_stage(self, stage: Stage, pixels: int, seconds: float) -> None:
+    def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         """Notes the compilation and says what the stage is."""
         now = time.perf_counter()
         self.clock.compile += seconds
         self.clock.train += now - self._mark - seconds
         self._mark = now
-        if stage.resolution != (1, 1, 1):
-            grid = "x".join(str(n) for n in stage.resolution)
-            self._bar.write(
-                f"  step {self._bar.n}: grid {grid}, {stage.rays} rays a step from {pixels} pixels"
-            )
+        grid = methods.describe_grid(self.config.field, stage, state.grid)
+        if grid:
+            rays = f"{stage.rays} rays a step, {stage.subrays**2} a pixel, from {pixels} pixels"
+            self._bar.write(f"  step {self._bar.n}: {grid}; {rays}")
 
     def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
         """Writes scalars, validates and saves where it is time; stops after a signal."""

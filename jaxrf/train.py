@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -305,7 +306,7 @@ def enter_next_stage(
 class Observer(Protocol):
     """What `fit` tells of its progress; see `monitor.Monitor`."""
 
-    def on_stage(self, stage: Stage, pixels: int, seconds: float) -> None:
+    def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         """A stage begins, its step has been compiled in so many seconds."""
         ...
 
@@ -345,6 +346,36 @@ def compile_step(
     """The training steps of a stage, compiled; the state that is passed in is used up."""
     run = jax.jit(make_train_step(config, stage, scene_range), donate_argnums=0)
     return run.lower(state, pixels, make_course(config), jnp.asarray(1, jnp.int32)).compile()
+
+
+class StepCompiler:
+    """Compiles the steps of stages, those to come in the background."""
+
+    def __init__(self, config: TrainConfig, scene_range: tuple[float, float]) -> None:
+        self.config, self.scene_range = config, scene_range
+        self._pool = ThreadPoolExecutor(1)
+        self._ahead: dict[Stage, Future[StepFn]] = {}
+
+    def begin(self, stage: Stage | None, state: TrainState, pixels: TrainPixels) -> None:
+        """Begins with a stage that will be asked for; shapes of the state and pixels suffice."""
+        if stage is None or stage in self._ahead:
+            return
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, pixels))
+        self._ahead[stage] = self._pool.submit(
+            compile_step, self.config, stage, self.scene_range, *shapes
+        )
+
+    def get(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> StepFn:
+        """The steps of a stage, as soon as they are compiled."""
+        self.begin(stage, state, pixels)
+        return self._ahead[stage].result()
+
+    def __enter__(self) -> "StepCompiler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drops what has not begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class DivergedError(Exception):
@@ -395,43 +426,45 @@ def fit(
     """
     scene_range = (scene.near, scene.far)
     every_pixel = put_pixels(scene.splits["train"])
-    if restored is None:
-        stage = methods.first_stage(config, scene.aabb)
-        state = init_state(config, stage)
-    else:
-        stage, state = restored
     growths = {growth.step: growth for growth in methods.plan_growth(config)}
     ends = [*sorted(growths), config.steps]
-
-    step = int(state.step)
-    best_mse = math.inf
-    pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
     course = make_course(config)
-    fitted = restored is not None
-    compiled_for: Stage | None = None
-    while step < config.steps:
-        # A state saved at the step of a growth is from before it.
-        if step in growths:
-            stage, state = enter_next_stage(config, stage, state, growths[step])
-            pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
-        if step in growths or not fitted:
-            stage = fit_stage(config, stage, state, pixels, scene_range)
-        fitted = True
+    best_mse = math.inf
+    with StepCompiler(config, scene_range) as compiler:
+        if restored is None:
+            stage = methods.first_stage(config, scene.aabb)
+            shapes = jax.eval_shape(lambda beginning=stage: init_state(config, beginning))
+            compiler.begin(methods.foresee_stage(config, stage), shapes, every_pixel)
+            state = init_state(config, stage)
+        else:
+            stage, state = restored
+        fitted = restored is not None
+        step = int(state.step)
+        pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
 
-        started = time.perf_counter()
-        if stage != compiled_for:
-            compiled = compile_step(config, stage, scene_range, state, pixels)
-            compiled_for = stage
-        observer.on_stage(stage, int(pixels.total), time.perf_counter() - started)
+        while step < config.steps:
+            # A state saved at the step of a growth is from before it.
+            if step in growths:
+                stage, state = enter_next_stage(config, stage, state, growths[step])
+                pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
+            if step in growths or not fitted:
+                stage = fit_stage(config, stage, state, pixels, scene_range)
+            fitted = True
 
-        end = next(e for e in ends if e > step)
-        while step < end:
-            count = min(config.steps_per_dispatch, end - step)
-            state, metrics = compiled(state, pixels, course, jnp.asarray(count, jnp.int32))
-            step += count
-            metrics = jax.device_get(metrics)
-            check_health(metrics, step, config, best_mse)
-            best_mse = min(best_mse, float(metrics.mse))
-            if observer.on_dispatch(state, stage, metrics, count):
-                return stage, state
+            started = time.perf_counter()
+            run = compiler.get(stage, state, pixels)
+            observer.on_stage(stage, state, int(pixels.total), time.perf_counter() - started)
+
+            end = next(e for e in ends if e > step)
+            if end in growths:
+                compiler.begin(methods.foresee_stage(config, stage, growths[end]), state, pixels)
+            while step < end:
+                count = min(config.steps_per_dispatch, end - step)
+                state, metrics = run(state, pixels, course, jnp.asarray(count, jnp.int32))
+                step += count
+                metrics = jax.device_get(metrics)
+                check_health(metrics, step, config, best_mse)
+                best_mse = min(best_mse, float(metrics.mse))
+                if observer.on_dispatch(state, stage, metrics, count):
+                    return stage, state
     return stage, state

@@ -143,6 +143,7 @@ def tiny_voxels(**changes: Any) -> TrainConfig:
         divisions=1,
         upsample_at=(0.5,),
         prune_at=(0.25, 0.5),
+        settle_steps=0,
         prune_threshold=0.01,
         density_tv_weight=1e-5,
         feature_tv_weight=1e-5,
@@ -196,7 +197,7 @@ class Recorder:
         self.steps: list[int] = []
         self.step = 0
 
-    def on_stage(self, stage: Stage, pixels: int, seconds: float) -> None:
+    def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         self.stages.append((self.step, stage, pixels))
 
     def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:

@@ -57,10 +57,14 @@ def test_plans_scale_with_the_steps_and_are_in_order(preset: Any, steps: int) ->
         assert voxels == sorted(voxels) and voxels[-1] == field.final_voxels
         assert voxels[0] > field.initial_voxels
     elif isinstance(field, VoxelsConfig):
-        wanted = {round(at * steps) for at in field.upsample_at + field.prune_at}
-        assert set(numbers) == wanted - {0}
+        assert all(number >= field.settle_steps for number in numbers)
         sides = [round((growth.voxels or 0) ** (1 / 3)) for growth in plan if growth.voxels]
-        assert sides == [2 * field.initial_resolution, 4 * field.initial_resolution]
+        if steps == 30_000:
+            wanted = {round(at * steps) for at in field.upsample_at + field.prune_at}
+            assert set(numbers) == wanted
+        if steps >= 100:
+            assert sides == [2 * field.initial_resolution, 4 * field.initial_resolution]
+            assert plan[0].prune, "divided before it is pruned, the grid would fill the memory"
     else:
         assert plan == []
 
@@ -493,6 +497,15 @@ def test_a_table_that_gets_too_small_is_made_larger() -> None:
     assert new_stage.table_rows % 4096 == 0
     assert new.rows.shape == (new_stage.table_cells, 8)
     assert carry(state.params)["table"].shape == (new_stage.table_rows, 4)
+
+
+def test_grids_are_described_in_their_own_terms() -> None:
+    described = [
+        methods.describe_grid(config.field, stage, state.grid)
+        for config in (tiny_voxels(), tiny_tensorf(), tiny_nerf())
+        for stage, state in [first_state(config)]
+    ]
+    assert described == ["512 voxels of 0.375", "grid 8x8x8", ""]
 
 
 def test_growths_are_estimated_by_what_they_rebuild_and_compile() -> None:

@@ -209,13 +209,13 @@ def test_time_spent_is_split_into_compiling_and_training(
     monkeypatch.setattr(monitor.time, "perf_counter", lambda: now)
     watched = watch(tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=1e9))
     now += 5.0
-    watched.monitor.on_stage(watched.stage, 100, 4.0)
+    watched.monitor.on_stage(watched.stage, watched.state, 100, 4.0)
     now += 2.0
     watched.dispatch(10, 10)
     assert watched.monitor.clock.compile == pytest.approx(4.0)
     assert watched.monitor.clock.train == pytest.approx(3.0)
     assert watched.monitor.seconds == pytest.approx(107.0)
-    assert watched.writer.values[10]["speed/rays_per_second"] == pytest.approx(10 * 64 / 2.0)
+    assert watched.writer.values[10]["speed/rays_per_second"] == pytest.approx(10 * 64 * 0.95 / 2.0)
 
 
 def test_peak_memory_is_that_of_this_process() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,33 @@ def test_stages_of_voxels_keep_their_shapes_and_their_order() -> None:
     # What the object does not fill is gone: the ball takes 11 % of the box, with its shell 30 %.
     assert int(state.grid.occupied.sum()) < 0.35 * 16**3
     assert recorder.stages[-1][2] < recorder.stages[0][2]
+
+
+@pytest.mark.parametrize("make", [tiny_voxels, tiny_nerf, tiny_tensorf])
+def test_stages_that_can_be_foreseen_are(make: Any) -> None:
+    config = make(steps=40, steps_per_dispatch=10, subrays=2, subrays_from=0.75)
+    recorder = Recorder()
+    stage, _ = train.fit(config, make_scene(), recorder)
+    before, last = (s for _, s, _ in recorder.stages[-2:])
+    assert last == stage and last.subrays == 2
+    growth = methods.plan_growth(config)[-1]
+    foreseen = methods.foresee_stage(config, before, growth)
+    assert foreseen == (None if make is tiny_tensorf else last)
+    first = methods.first_stage(config, make_scene().aabb)
+    assert methods.foresee_stage(config, first) in (None, recorder.stages[0][1])
+
+
+def test_a_step_compiled_ahead_is_the_one_that_is_got() -> None:
+    config, scene = tiny_nerf(), make_scene()
+    stage = methods.first_stage(config, scene.aabb)
+    state, pixels = train.init_state(config, stage), train.put_pixels(scene.splits["train"])
+    with train.StepCompiler(config, RANGE) as compiler:
+        compiler.begin(None, state, pixels)
+        compiler.begin(stage, state, pixels)
+        first = compiler.get(stage, state, pixels)
+        assert compiler.get(stage, state, pixels) is first
+        other = dataclasses.replace(stage, rays=32)
+        assert compiler.get(other, state, pixels) is not first
 
 
 def test_a_measured_step_takes_some_time() -> None:
