@@ -34,6 +34,7 @@ OPERATIONAL = frozenset(
         "steps_per_dispatch",
         "validate_every",
         "validation_views",
+        "test_every",
         "checkpoint_seconds",
         "keep_checkpoints",
         "video",
@@ -75,7 +76,7 @@ def evaluate(argv: Sequence[str] | None = None, prog: str = "jaxrf eval") -> int
 
     def command() -> int:
         options = tyro.cli(EvalOptions, prog=prog, args=_name_run(arguments))
-        _check_positive(options, "subrays")
+        _check_positive(options, "subrays", "every")
         from jaxrf.commands import run_evaluation
 
         return run_evaluation(options)
@@ -189,7 +190,7 @@ def _check(config: TrainConfig) -> None:
     _check_positive(
         config, "downscale", "steps", "batch_samples", "batch_rays", "render_samples",
         "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
-        "subrays", "budget",
+        "subrays", "budget", "test_every",
     )  # fmt: skip
     _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
     if config.video.frames:

@@ -157,14 +157,15 @@ def finish_training(
 ) -> None:
     """Scores a trained run on the test split and renders its video."""
     started = time.perf_counter()
-    test = _score(run, split, events)
+    test = _score(run, split, events, run.config.test_every)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
     seconds["total"] = seconds_since_start()
     runs.write_metrics(run.folder, _metrics(run, split, test, seconds, rays_per_second, hardware))
+    size = f"{split.cameras.width}x{split.cameras.height}"
     print(
-        f"Test: PSNR {test['psnr']:.2f} dB, SSIM {test['ssim']:.4f} over {len(split)} views of "
-        f"{split.cameras.width}x{split.cameras.height} on {_behind(run.config)}; "
-        f"{seconds['total']:.0f} s since the start. Written to {run.folder / runs.METRICS_FILE}."
+        f"Test: PSNR {test['psnr']:.2f} dB, SSIM {test['ssim']:.4f} over {len(test['per_image'])} "
+        f"views of {size} on {_behind(run.config)}; {seconds['total']:.0f} s since the start. "
+        f"Written to {run.folder / runs.METRICS_FILE}."
     )
     video = run.config.video
     if video.frames:
@@ -190,7 +191,7 @@ def run_evaluation(options: EvalOptions) -> int:
         config = dataclasses.replace(run.config, background=options.background)
         run = dataclasses.replace(run, config=config)
     split = sources.load_scene(data, [options.split], downscale).splits[options.split]
-    score = _score(run, split, None, options.subrays)
+    score = _score(run, split, None, options.every, options.subrays)
     before = runs.read_metrics(folder)
     seconds = {
         "startup": startup,
@@ -205,8 +206,8 @@ def run_evaluation(options: EvalOptions) -> int:
     for picture in score["per_image"]:
         print(f"{picture['name']:>12}  PSNR {picture['psnr']:6.2f} dB  SSIM {picture['ssim']:.4f}")
     print(
-        f"{options.split}: PSNR {score['psnr']:.2f} dB, SSIM {score['ssim']:.4f} over {len(split)} "
-        f"views on {_behind(run.config)}. Written to {folder / name}."
+        f"{options.split}: PSNR {score['psnr']:.2f} dB, SSIM {score['ssim']:.4f} over "
+        f"{len(score['per_image'])} views on {_behind(run.config)}. Written to {folder / name}."
     )
     return 0
 
@@ -292,15 +293,16 @@ def _behind(config: TrainConfig) -> str:
 
 
 def _score(
-    run: Run, split: Split, events: EventWriter | None, subrays: int | None = None
+    run: Run, split: Split, events: EventWriter | None, every: int, subrays: int | None = None
 ) -> dict[str, Any]:
-    """Scores every picture of a split; the first few are written as TensorBoard images."""
+    """Scores every `every`-th picture of a split; a few are written as TensorBoard images."""
     background = train.background_color(run.config)
     render = runs.make_render_view(run, subrays)
-    everything = evaluate.score_split(render, split, background, list(range(len(split))))
-    shown = evaluate.spread(len(split), 4)
+    indices = list(range(0, len(split), every))
+    everything = evaluate.score_split(render, split, background, indices)
+    shown = [indices[i] for i in evaluate.spread(len(indices), 4)]
     scored = []
-    for item in tqdm(everything, total=len(split), desc=f"{split.name} views", unit="view"):
+    for item in tqdm(everything, total=len(indices), desc=f"{split.name} views", unit="view"):
         if events and item.view in shown:
             monitor.write_pictures(events, f"test/{item.name}", item, int(run.state.step))
         # Of every other picture only the figures are kept, or large splits would fill the memory.

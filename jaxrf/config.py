@@ -231,6 +231,8 @@ class TrainConfig:
     """Fraction of all steps between validations on a few val views; 0 never validates."""
     validation_views: int = 4
     """Number of val views that are rendered at each validation."""
+    test_every: int = 1
+    """Score every K-th test view at the end; 1 scores all."""
     checkpoint_seconds: float = 30.0
     """Seconds between checkpoints."""
     keep_checkpoints: int = 2

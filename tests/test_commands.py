@@ -602,6 +602,13 @@ def test_hardware_and_versions_are_described() -> None:
     assert commands.seconds_since_start() > 0
 
 
+def test_every_second_picture_is_scored_on_demand(own_run: Path) -> None:
+    assert cli.evaluate(["--run", str(own_run), "--split", "train", "--every", "4"]) == 0
+    values = json.loads((own_run / "metrics_train.json").read_text())["train"]
+    assert [item["name"] for item in values["per_image"]] == ["r_0", "r_4"]
+    assert values["psnr"] == pytest.approx(np.mean([i["psnr"] for i in values["per_image"]]))
+
+
 # ---------------------------------------------------------------------------------------------
 # --budget
 # ---------------------------------------------------------------------------------------------
