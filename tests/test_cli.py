@@ -169,9 +169,13 @@ def test_numbers_that_are_not_positive_are_refused(
         ["--optimizer.network-rate", "nan"],
         ["--optimizer.final-fraction", "0"],
         ["--field.width", "0"],
-        ["--field.density-components", "0"],
-        ["--field.initial-voxels", "0"],
+        ["--field.initial-resolution", "0"],
         ["--field.step-ratio", "0"],
+        ["--subrays", "0"],
+        ["--budget", "-3"],
+        ["--field.density-components", "0", "--preset", "tensorf-small"],
+        ["--field.initial-voxels", "0", "--preset", "tensorf-small"],
+        ["--field.coarse-samples", "0", "--preset", "nerf-small"],
     ],
     ids=" ".join,
 )
@@ -180,7 +184,7 @@ def test_numbers_out_of_range_are_refused(arguments: list[str]) -> None:
         cli.parse_training(arguments, "train_lego.py")
 
 
-@pytest.mark.parametrize("name", ["frames", "fps", "size", "radius"])
+@pytest.mark.parametrize("name", ["frames", "fps", "size", "radius", "subrays"])
 def test_numbers_of_render_must_be_positive(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.render([f"--{name}", "0"]) == 2
     assert f"--{name} is 0" in error_line(capsys)
