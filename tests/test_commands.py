@@ -517,7 +517,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, scene_folder: Path) 
 
 
 def stages_begun(training: Training) -> int:
-    return training.out.read_text().count(" rays a step from ")
+    return training.out.read_text().count(" rays a step, ")
 
 
 def assert_resumes_to_the_same_bits(tmp_path: Path, run: Path, uninterrupted: runs.Run) -> None:

@@ -53,5 +53,5 @@ def test_notebook_without_a_run_trains_one_and_shows_a_view_and_an_orbit(
         assert frames.n_frames == 24 and frames.size == (320, 160)
 
     second = run_notebook(tmp_path)
-    assert "runs/notebook: tensorf on bricks, 300 steps" in str(second.cells[1].outputs)
+    assert "runs/notebook: voxels on bricks, 300 steps" in str(second.cells[1].outputs)
     assert list((tmp_path / "runs").iterdir()) == [tmp_path / "runs/notebook"]
