@@ -282,8 +282,8 @@ def _fit_budget(config: TrainConfig, scene: Scene) -> TrainConfig:
             f"{seconds_since_start():.0f} s and changing the grid will take about {growing:.0f} s: "
             "give more seconds."
         )
-    # Validations, checkpoints and records take their share; a schedule cut off in time is worse than
-    # one a little short, as its rates have not come down.
+    # Validations, checkpoints and records take their share, and it is better to end a little early
+    # than to be cut off before the rates have come down.
     steps = int(0.85 * left / step)
     print(f"Budget: {config.budget:g} s, enough for about {steps} steps of {step * 1e3:.0f} ms.")
     return dataclasses.replace(config, steps=steps)
