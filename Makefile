@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 # Byte-compiling every installed file takes longer than compiling the few that a run really imports.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: help train test test-slow format clean
+.PHONY: help train bench test test-slow format clean
 
 help:
 	@echo 'make train       install into $(VENV) and train on the lego scene (ARGS="..." is passed on)'
+	@echo 'make bench       measure this machine and every field on it (ARGS="..." is passed on)'
 	@echo 'make test        lint, types and the quick tests'
 	@echo 'make test-slow   the slow tests'
 	@echo 'make format      format the code and mend what the linter can mend'
@@ -20,6 +21,9 @@ help:
 
 train: $(VENV)/.installed
 	$(BIN)/python train_lego.py $(ARGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m jaxrf bench $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

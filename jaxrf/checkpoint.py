@@ -1,16 +1,22 @@
-"""Checkpoints through orbax: written atomically, the last few and the best kept."""
+"""Checkpoints through orbax: written atomically, the last few and the best kept.
+
+Orbax is imported where it is used, so that training can begin without it.
+"""
 
 import json
 from pathlib import Path
-from typing import Any
-
-import orbax.checkpoint as ocp
+from typing import TYPE_CHECKING, Any
 
 from jaxrf.errors import InputError
 
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
-def open_checkpoints(folder: Path, keep: int) -> ocp.CheckpointManager:
+
+def open_checkpoints(folder: Path, keep: int) -> "ocp.CheckpointManager":
     """A manager of a folder's checkpoints that keeps the last `keep` and the best by PSNR."""
+    import orbax.checkpoint as ocp
+
     policy = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
             ocp.checkpoint_managers.LatestN(keep),
@@ -30,9 +36,15 @@ def open_checkpoints(folder: Path, keep: int) -> ocp.CheckpointManager:
 
 
 def save(
-    manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, Any], psnr: float | None
+    manager: "ocp.CheckpointManager",
+    step: int,
+    state: Any,
+    meta: dict[str, Any],
+    psnr: float | None,
 ) -> None:
     """Starts writing a checkpoint; `meta` is what must be known before `state` can be restored."""
+    import orbax.checkpoint as ocp
+
     manager.save(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
@@ -40,17 +52,21 @@ def save(
     )
 
 
-def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+def read_meta(manager: "ocp.CheckpointManager", step: int) -> dict[str, Any]:
     """What was saved beside the state of a step."""
+    import orbax.checkpoint as ocp
+
     restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
     return restored["meta"]
 
 
-def restore(manager: ocp.CheckpointManager, step: int, target: Any) -> Any:
+def restore(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
     """The state of a step, in the shapes and types of `target` (arrays or `eval_shape`'s result).
 
     Raises InputError if it holds something else.
     """
+    import orbax.checkpoint as ocp
+
     try:
         restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))

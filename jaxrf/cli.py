@@ -12,7 +12,7 @@ from typing import Any, assert_never
 import tyro
 
 from jaxrf import config as configs
-from jaxrf.cli_options import EvalOptions, RenderOptions
+from jaxrf.cli_options import BenchOptions, EvalOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.errors import InputError
 
@@ -22,6 +22,7 @@ commands:
   train   train a radiance field from pictures with cameras (same as train_lego.py)
   eval    score a trained run on a split and write its metrics.json
   render  render a 360-degree orbit as MP4, GIF and PNG (same as render_360.py)
+  bench   measure this machine, and how fast and how good each field gets on it
 """
 
 # What may differ when a run is resumed, because no bit of the parameters depends on it.
@@ -45,7 +46,7 @@ OPERATIONAL = frozenset(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `jaxrf`; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train, "eval": evaluate, "render": render}
+    commands = {"train": train, "eval": evaluate, "render": render, "bench": bench}
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], f"jaxrf {arguments[0]}")
     if arguments in (["--help"], ["-h"]):
@@ -94,6 +95,22 @@ def render(argv: Sequence[str] | None = None, prog: str = "render_360.py") -> in
         from jaxrf.commands import run_rendering
 
         return run_rendering(options)
+
+    return _guard(command)
+
+
+def bench(argv: Sequence[str] | None = None, prog: str = "jaxrf bench") -> int:
+    """Parses options and measures; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        options = tyro.cli(BenchOptions, prog=prog, args=arguments)
+        _check_positive(options, "downscale", "budget", "seeds", "every")
+        for preset in options.presets:
+            configs.make_preset(preset)
+        from jaxrf.bench import run_bench
+
+        return run_bench(options)
 
     return _guard(command)
 
@@ -211,6 +228,12 @@ def _check(config: TrainConfig) -> None:
                 config.field, "width", "feature_dim", "density_scale", "initial_resolution",
                 "step_ratio", prefix="field.",
             )  # fmt: skip
+            most = len(config.field.upsample_at)
+            if config.field.divisions is not None and not 0 <= config.field.divisions <= most:
+                raise InputError(
+                    f"--field.divisions is {config.field.divisions}: give 0 to {most}, or more "
+                    "moments in --field.upsample-at."
+                )
         case configs.NeRFConfig():
             _check_positive(
                 config.field, "layers", "width", "color_width", "coarse_samples", prefix="field."

@@ -53,3 +53,25 @@ class RenderOptions:
     """Rays per pixel along each axis, averaged; 1 is quickest. Default: as in training."""
     step: int | None = None
     """Which checkpoint. Default: the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """Measure this machine, and how fast and how good each field gets on it."""
+
+    data: Path | None = None
+    """Folder of the data set. Default: as for training."""
+    downscale: int = 1
+    """Shrink the pictures by this whole factor, averaging areas."""
+    presets: tuple[str, ...] = ("voxels-small", "tensorf-small", "nerf-small")
+    """What is trained, each in a process of its own with an empty compilation cache."""
+    budget: float = 60.0
+    """Seconds from the start of the process for each."""
+    seeds: int = 1
+    """Runs of each preset, with seeds 0, 1, ..."""
+    every: int = 8
+    """Score every K-th test view."""
+    output: Path = Path("docs/benchmarks")
+    """Folder to write to."""
+    name: str = "bench"
+    """What the files are called, after the date."""

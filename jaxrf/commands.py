@@ -6,11 +6,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import jax
 import numpy as np
 import psutil
@@ -18,12 +17,11 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxrf import cameras as cams
-from jaxrf import config as configs
 from jaxrf import evaluate, methods, monitor, pictures, runs, train
 from jaxrf.cli_options import Channel, EvalOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.data import sources
-from jaxrf.data.base import Scene, Split
+from jaxrf.data.base import Split
 from jaxrf.errors import InputError
 from jaxrf.occupancy import occupied_aabb
 from jaxrf.runs import Run, SceneSummary
@@ -38,7 +36,7 @@ def set_up_jax(precision: str) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "jaxrf" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def describe_hardware() -> str:
@@ -62,11 +60,6 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
-def seconds_since_start() -> float:
-    """Seconds since this process started."""
-    return time.time() - psutil.Process().create_time()
-
-
 def run_training(config: TrainConfig, preset: str) -> int:
     """Trains, evaluates on the test split, renders a video; returns the exit code.
 
@@ -78,11 +71,12 @@ def run_training(config: TrainConfig, preset: str) -> int:
     hardware = describe_hardware()
     print(f"Hardware: {hardware}. Preset: {preset} (--preset names another).")
     folder = source.folder or _ensure_bricks(config)
-    # The test split too, so that a broken one is found now and not after training.
-    wanted = ("train", "val", "test") if config.validate_every > 0 else ("train", "test")
-    scene = _load_with_optional_val(folder, wanted, config.downscale)
+    # Nothing of the test split is decoded yet, but what is missing there is to be found out now.
+    sources.load_scene(folder, ["test"], config.downscale, choose=_no_views)
+    scene = sources.load_scene(folder, ["train"], config.downscale)
     if source.folder is None:
         scene = dataclasses.replace(scene, name="bricks")
+    val = _load_val(folder, config)
     summary = runs.summarise_scene(scene, folder)
 
     run_dir = config.run_dir or runs.name_run(config, scene.name)
@@ -95,24 +89,22 @@ def run_training(config: TrainConfig, preset: str) -> int:
         data = None if source.folder is None else source.folder.absolute()
         config = methods.fit_config(config, scene)
         config = dataclasses.replace(config, run_dir=run_dir, data=data)
-        if config.budget is not None:
-            config = _fit_budget(config, scene)
         runs.create_folder(run_dir)
-        runs.write_text(run_dir / runs.CONFIG_FILE, configs.to_json(config))
+        runs.write_config(run_dir, config)
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
 
     events = EventWriter(run_dir)
-    events.text("config", configs.to_json(config))
-    manager = runs.open_checkpoints(run_dir, config)
-    startup = seconds_since_start()
+    manager = runs.LateCheckpoints(run_dir, config)
+    startup = monitor.seconds_since_start()
     try:
         with monitor.catch_signals() as caught:
             watcher = monitor.Monitor(
+                run_dir,
                 config,
                 summary,
                 events,
                 manager,
-                scene.splits.get("val"),
+                val,
                 caught,
                 int(restored.state.step) if restored else 0,
                 restored.seconds if restored else 0.0,
@@ -122,6 +114,7 @@ def run_training(config: TrainConfig, preset: str) -> int:
             stage, state = train.fit(config, scene, watcher, start)
             watcher.save(stage, state)
             watcher.close()
+        config = watcher.config
         if caught:
             print(
                 f"Stopped at step {int(state.step)} of {config.steps}; continue with: "
@@ -132,12 +125,17 @@ def run_training(config: TrainConfig, preset: str) -> int:
         clock = watcher.clock
         seconds = {
             "startup": startup,
+            "first_step": clock.first_step,
             "compile": clock.compile,
             "train": watcher.seconds - clock.compile,
+            "validate": clock.validate,
         }
-        rays_per_second = clock.rays / max(clock.train, 1e-9)
-        test = scene.splits["test"]
-        finish_training(run, test, events, seconds, rays_per_second, hardware)
+        trained = {
+            "rays_per_second": round(clock.rays / max(clock.train, 1e-9), 1),
+            "samples_per_second": round(clock.samples / max(clock.train, 1e-9), 1),
+            "validations": [validation._asdict() for validation in watcher.history],
+        }
+        finish_training(run, folder, events, seconds, trained, hardware)
     except KeyboardInterrupt:
         print(f"Interrupted. What was saved is in {run_dir}.", file=sys.stderr)
         return 130
@@ -149,18 +147,20 @@ def run_training(config: TrainConfig, preset: str) -> int:
 
 def finish_training(
     run: Run,
-    split: Split,
+    data: Path,
     events: EventWriter,
     seconds: dict[str, float],
-    rays_per_second: float,
+    trained: dict[str, Any],
     hardware: str,
 ) -> None:
-    """Scores a trained run on the test split and renders its video."""
+    """Scores a trained run on the test split of its data and renders its video."""
     started = time.perf_counter()
-    test = _score(run, split, events, run.config.test_every)
+    every = _every(run.config.test_every)
+    split = sources.load_scene(data, ["test"], run.config.downscale, every).splits["test"]
+    test = _score(run, split, events)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
-    seconds["total"] = seconds_since_start()
-    runs.write_metrics(run.folder, _metrics(run, split, test, seconds, rays_per_second, hardware))
+    seconds["total"] = monitor.seconds_since_start()
+    runs.write_metrics(run.folder, _metrics(run, split, test, seconds, trained, hardware))
     size = f"{split.cameras.width}x{split.cameras.height}"
     print(
         f"Test: PSNR {test['psnr']:.2f} dB, SSIM {test['ssim']:.4f} over {len(test['per_image'])} "
@@ -184,23 +184,25 @@ def run_evaluation(options: EvalOptions) -> int:
     set_up_jax(run.config.matmul_precision)
     hardware = describe_hardware()
     started = time.perf_counter()
-    startup = seconds_since_start()
+    startup = monitor.seconds_since_start()
     data = options.data or Path(run.scene.data)
     downscale = options.downscale or run.config.downscale
     if options.background:
         config = dataclasses.replace(run.config, background=options.background)
         run = dataclasses.replace(run, config=config)
-    split = sources.load_scene(data, [options.split], downscale).splits[options.split]
-    score = _score(run, split, None, options.every, options.subrays)
+    scene = sources.load_scene(data, [options.split], downscale, _every(options.every))
+    split = scene.splits[options.split]
+    score = _score(run, split, None, options.subrays)
     before = runs.read_metrics(folder)
     seconds = {
+        **{"train": run.seconds, **before.get("seconds", {})},
         "startup": startup,
-        "compile": before.get("seconds", {}).get("compile", 0.0),
-        "train": before.get("seconds", {}).get("train", run.seconds),
         "evaluate": time.perf_counter() - started,
-        "total": seconds_since_start(),
+        "total": monitor.seconds_since_start(),
     }
-    values = _metrics(run, split, score, seconds, before.get("rays_per_second", 0.0), hardware)
+    kept = ("rays_per_second", "samples_per_second", "validations")
+    trained = {name: before[name] for name in kept if name in before}
+    values = _metrics(run, split, score, seconds, trained, hardware)
     name = runs.METRICS_FILE if options.split == "test" else f"metrics_{options.split}.json"
     runs.write_text(folder / name, runs.to_text(values))
     for picture in score["per_image"]:
@@ -231,7 +233,7 @@ def run_rendering(options: RenderOptions) -> int:
         (output / f"{channel}.gif").write_bytes(pictures.encode_gif(stack, options.fps))
         (output / channel).mkdir()
         for index, frame in enumerate(stack):
-            iio.imwrite(output / channel / f"{index:04d}.png", frame)
+            (output / channel / f"{index:04d}.png").write_bytes(pictures.encode_png(frame / 255.0))
     print(f"Written to {output}: {', '.join(f'{c}.mp4, {c}.gif, {c}/' for c in options.channels)}")
     return 0
 
@@ -246,10 +248,25 @@ def _ensure_bricks(config: TrainConfig) -> Path:
         return sources.ensure_bricks(config.bricks, progress)
 
 
-def _load_with_optional_val(folder: Path, splits: Iterable[str], downscale: int) -> Scene:
-    """The scene with its val split only if it has one."""
-    present = [s for s in splits if s != "val" or (folder / "transforms_val.json").exists()]
-    return sources.load_scene(folder, present, downscale)
+def _no_views(count: int) -> range:
+    del count
+    return range(0)
+
+
+def _every(step: int) -> Callable[[int], range]:
+    """Chooses every so many-th view."""
+    return lambda count: range(0, count, step)
+
+
+def _load_val(folder: Path, config: TrainConfig) -> Split | None:
+    """The views to validate on, if that is wanted and the data set has any."""
+    if config.validate_every <= 0 or not (folder / "transforms_val.json").exists():
+        return None
+
+    def choose(count: int) -> list[int]:
+        return evaluate.spread(count, config.validation_views)
+
+    return sources.load_scene(folder, ["val"], config.downscale, choose).splits["val"]
 
 
 def _check_same_scene(run: Run, scene: SceneSummary) -> None:
@@ -264,29 +281,7 @@ def _deadline(config: TrainConfig) -> float | None:
     """The time of the clock at which training is to be done."""
     if config.budget is None:
         return None
-    return psutil.Process().create_time() + config.budget
-
-
-def _fit_budget(config: TrainConfig, scene: Scene) -> TrainConfig:
-    """The configuration with as many steps as are likely to fit into its budget."""
-    assert config.budget is not None
-    step, compilation = train.measure_step(config, scene)
-    stage = methods.first_stage(config, scene.aabb)
-    growths = methods.plan_growth(dataclasses.replace(config, steps=1 << 20))
-    growing, slower = methods.estimate_growth(config.field, stage, growths, compilation)
-    step *= slower
-    left = config.budget - seconds_since_start() - growing
-    if left < 10 * step:
-        raise InputError(
-            f"--budget {config.budget:g} is too short here: starting took "
-            f"{seconds_since_start():.0f} s and changing the grid will take about {growing:.0f} s: "
-            "give more seconds."
-        )
-    # Validations, checkpoints and records take their share, and it is better to end a little early
-    # than to be cut off before the rates have come down.
-    steps = int(0.85 * left / step)
-    print(f"Budget: {config.budget:g} s, enough for about {steps} steps of {step * 1e3:.0f} ms.")
-    return dataclasses.replace(config, steps=steps)
+    return time.time() - monitor.seconds_since_start() + config.budget
 
 
 def _behind(config: TrainConfig) -> str:
@@ -294,12 +289,12 @@ def _behind(config: TrainConfig) -> str:
 
 
 def _score(
-    run: Run, split: Split, events: EventWriter | None, every: int, subrays: int | None = None
+    run: Run, split: Split, events: EventWriter | None, subrays: int | None = None
 ) -> dict[str, Any]:
-    """Scores every `every`-th picture of a split; a few are written as TensorBoard images."""
+    """Scores all pictures of a split; a few are written as TensorBoard images."""
     background = train.background_color(run.config)
     render = runs.make_render_view(run, subrays)
-    indices = list(range(0, len(split), every))
+    indices = range(len(split))
     everything = evaluate.score_split(render, split, background, indices)
     shown = [indices[i] for i in evaluate.spread(len(indices), 4)]
     scored = []
@@ -320,14 +315,14 @@ def _metrics(
     split: Split,
     score: dict[str, Any],
     seconds: dict[str, float],
-    rays_per_second: float,
+    trained: dict[str, Any],
     hardware: str,
 ) -> dict[str, Any]:
     return {
         split.name: score,
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
         "steps": int(run.state.step),
-        "rays_per_second": round(rays_per_second, 1),
+        **trained,
         "peak_memory_bytes": monitor.peak_memory_bytes(),
         "background": _behind(run.config),
         "resolution": [split.cameras.width, split.cameras.height],
@@ -345,6 +340,16 @@ def _fresh_folder(wanted: Path) -> Path:
     return folder
 
 
+def orbit_cameras(run: Run, options: RenderOptions) -> cams.Cameras:
+    """Cameras around what a run's training cameras look at, with their field of view."""
+    target = np.asarray(run.scene.focus)
+    radius = options.radius or run.scene.radius
+    poses = cams.orbit_path(options.frames, radius, np.deg2rad(options.elevation), target)
+    angle = 2.0 * np.arctan(0.5 * run.scene.width / run.scene.focal)
+    width, height = options.size, options.size * run.scene.height // run.scene.width
+    return cams.make_cameras(poses, width, height, angle)
+
+
 def render_orbit(
     run: Run, options: RenderOptions, title: str
 ) -> list[dict[Channel, UInt8[np.ndarray, "h w 3"]]]:
@@ -358,12 +363,8 @@ def render_orbit(
     Returns:
       For each frame, an 8-bit picture of each channel.
     """
-    target = np.asarray(run.scene.focus)
     radius = options.radius or run.scene.radius
-    poses = cams.orbit_path(options.frames, radius, np.deg2rad(options.elevation), target)
-    angle = 2.0 * np.arctan(0.5 * run.scene.width / run.scene.focal)
-    width, height = options.size, options.size * run.scene.height // run.scene.width
-    orbit = cams.make_cameras(poses, width, height, angle)
+    orbit = orbit_cameras(run, options)
     half_diagonal = 0.5 * float(np.linalg.norm(np.diff(occupied_aabb(run.state.grid), axis=0)))
     low, high = max(radius - half_diagonal, 0.0), radius + half_diagonal
     render = runs.make_render_view(run, options.subrays)

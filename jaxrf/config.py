@@ -48,17 +48,26 @@ class TensoRFConfig:
     upsample_at: tuple[float, ...] = (2 / 30, 3 / 30, 4 / 30, 5.5 / 30, 7 / 30)
     """When the grid is upsampled, log-spaced in the number of voxels."""
     prune_at: tuple[float, ...] = (2 / 30, 4 / 30)
-    """When empty cells are dropped, the box is shrunk and rays that hit nothing are left out."""
+    """When empty cells are dropped and rays that hit nothing are left out. The next upsampling
+    shrinks the box to what is left."""
+    settle_steps: int = 0
+    """Steps before the first of these at least."""
     occupancy_voxels: int = 128**3
-    """Cells of the occupancy grid."""
+    """Cells of the occupancy grid at most; it has as many as there are voxels."""
+    prune_by: Literal["alpha", "weight"] = "alpha"
+    """What has to reach the threshold: the alpha of one step through a cell, or the weight that
+    some ray gave it, which drops what is hidden too."""
     prune_threshold: float = 1e-4
-    """A cell is kept if one step through it has at least this alpha."""
+    """A cell is kept if it, or a cell next to it, reaches this."""
     step_ratio: float = 0.5
     """Length of a step in voxels."""
     shading: Literal["per_sample", "per_ray"] = "per_sample"
     """Colour every sample that matters, or once per ray from composited features (much faster)."""
     color_threshold: float = 1e-4
     """Samples of less weight are not coloured."""
+    color_share: float = 0.5
+    """Part of the sample budget that can be coloured once empty cells have been dropped; 1 colours
+    all samples."""
     l1_weight: float = 8e-5
     """Weight of the density factors' L1 norm."""
     l1_weight_pruned: float = 4e-5
@@ -186,6 +195,14 @@ class VideoConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Knot:
+    """A step at which the pace of progress changed, and the progress reached there."""
+
+    step: int
+    progress: float
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Train a radiance field from pictures with known cameras."""
 
@@ -207,6 +224,8 @@ class TrainConfig:
     bit as if it had never stopped. All settings come from the run itself."""
     steps: int = 30_000
     """Number of optimiser steps; all schedules scale with it."""
+    knots: Annotated[tuple[Knot, ...], tyro.conf.Suppress] = ()
+    """Where --budget has changed the number of steps while training."""
     seed: int = 0
     """Seed of initialisation, ray order and jitter."""
     batch_samples: int = 1 << 20
@@ -215,7 +234,8 @@ class TrainConfig:
     """Most rays per step."""
     budget: float | None = None
     """Seconds after the start of the process by which training is to be done, evaluation apart. The
-    number of steps is fitted to it once, by the speed of the first steps."""
+    number of steps is fitted to the speed of the first steps, and once more when the field has
+    its final size."""
     subrays: int | None = None
     """Rays per pixel along each axis: a pixel is an area, so K x K rays are averaged, in training
     and in rendering. Default: 2 for voxels about as small as a pixel, else 1."""
@@ -276,7 +296,9 @@ def tensorf_small() -> TrainConfig:
             final_voxels=128**3,
             upsample_at=(0.15, 0.35),
             prune_at=(0.05, 0.15, 0.35),
-            prune_threshold=1e-2,
+            settle_steps=60,
+            prune_by="weight",
+            prune_threshold=0.05,
             step_ratio=1.0,
             shading="per_ray",
             color_threshold=1e-3,
@@ -288,7 +310,7 @@ def tensorf_small() -> TrainConfig:
         batch_samples=1 << 16,
         render_samples=1 << 15,
         validate_every=0.25,
-        optimizer=OptimizerConfig(grid_rate=0.03, network_rate=4e-3, final_fraction=0.05),
+        optimizer=OptimizerConfig(grid_rate=0.06, network_rate=4e-3, final_fraction=0.05),
     )
 
 

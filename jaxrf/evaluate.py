@@ -1,6 +1,7 @@
 """A split rendered and scored."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,10 @@ from jaxtyping import Array, Float
 
 from jaxrf import metrics
 from jaxrf.cameras import Cameras, image_rays, resize_cameras
-from jaxrf.config import TrainConfig
+from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.data.base import Split, composite
 from jaxrf.fields.base import Params
-from jaxrf.methods import Stage, rays_at_once, render_rays
+from jaxrf.methods import Stage, fit_to_render, rays_at_once, render_rays
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.rays import Rays
 from jaxrf.render import Picture, Rendering, average_subrays, render_image
@@ -46,40 +47,70 @@ def make_render_view(
     scene_range: tuple[float, float],
     background: Float[np.ndarray, "3"],
     subrays: int | None = None,
+    tight: bool = True,
 ) -> RenderView:
     """A function (cameras, index) -> rendering of that camera's view, in host memory.
 
-    Each pixel is the mean of subrays x subrays rays, by default as many as in training.
+    Each pixel is the mean of subrays x subrays rays, by default as many as in training. `tight`
+    renders quicker, but has to be compiled anew whenever cells were pruned.
     """
     parts = subrays or stage.subrays
-    chunk = rays_at_once(config, stage)
-
-    @jax.jit
-    def render_chunks(
-        params: Params, grid: OccupancyGrid, rays: Rays, behind: Float[Array, "3"]
-    ) -> Rendering:
-        samples = config.render_samples
-        return jax.lax.map(
-            lambda r: render_rays(config.field, stage, samples, params, grid, r, behind), rays
-        )
-
-    rays_of = jax.jit(image_rays, static_argnums=(2, 3))
+    aabb = np.asarray(grid.aabb)
+    if tight:
+        stage, aabb = fit_to_render(config.field, stage, grid)
+    chunk = rays_at_once(config)
+    rendered = partial(_render_chunks, config.field, stage, config.render_samples)
 
     def render(cameras: Cameras, index: int) -> Picture:
         finer = resize_cameras(cameras, parts * cameras.width, parts * cameras.height)
-        rays = rays_of(finer, jnp.asarray(index), *scene_range)
+        rays = _image_rays(finer, jnp.asarray(index), *scene_range)
         behind = jnp.asarray(background)
-        picture = render_image(lambda r: render_chunks(params, grid, r, behind), rays, chunk)
+        picture = render_image(lambda r: rendered(params, grid, r, behind, aabb), rays, chunk)
         return average_subrays(picture, parts)
 
     return render
 
 
+_image_rays = jax.jit(image_rays, static_argnums=(2, 3))
+
+
+# At module level, so that what was compiled for one view or validation serves the next.
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _render_chunks(
+    field: FieldConfig,
+    stage: Stage,
+    samples: int,
+    params: Params,
+    grid: OccupancyGrid,
+    rays: Rays,
+    behind: Float[Array, "3"],
+    aabb: Float[Array, "2 3"],
+) -> Rendering:
+    return jax.lax.map(
+        lambda chunk: render_rays(field, stage, samples, params, grid, chunk, behind, aabb),
+        rays,
+    )
+
+
+_ssim = jax.jit(metrics.ssim)
+
+
+def render_progressively(
+    render: RenderView, cameras: Cameras, index: int, factors: Sequence[int] = (8, 4, 2, 1)
+) -> Iterator[Picture]:
+    """A camera's view at a fraction of its size first, then finer and finer, for live viewing.
+
+    `factors` divide width and height; whoever sees enough stops iterating.
+    """
+    for factor in factors:
+        size = (max(side // factor, 1) for side in (cameras.width, cameras.height))
+        yield render(resize_cameras(cameras, *size), index)
+
+
 def score_split(
-    render: RenderView, split: Split, background: Float[np.ndarray, "3"], indices: list[int]
+    render: RenderView, split: Split, background: Float[np.ndarray, "3"], indices: Sequence[int]
 ) -> Iterator[Scored]:
     """Renders and scores pictures of a split, one after the other."""
-    ssim = jax.jit(metrics.ssim)
     for index in indices:
         rendering = render(split.cameras, index)
         truth = composite(split.images[index], background)
@@ -89,7 +120,7 @@ def score_split(
             rendering=rendering,
             truth=truth,
             psnr=metrics.psnr(rendering.rgb, truth),
-            ssim=float(ssim(rendering.rgb, truth)),
+            ssim=float(_ssim(rendering.rgb, truth)),
         )
 
 

@@ -11,36 +11,29 @@ from typing import Any, NamedTuple, assert_never
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf import occupancy as occ
-from jaxrf import samplers
+from jaxrf import progress, samplers
 from jaxrf.config import FieldConfig, NeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig
 from jaxrf.data.base import Scene
 from jaxrf.fields import nerf, tensorf, voxels
 from jaxrf.fields.base import Field, Params
-from jaxrf.occupancy import OccupancyGrid
-from jaxrf.rays import Rays, clip_to_aabb, points_along
+from jaxrf.occupancy import OccupancyGrid, WatchedGrid
+from jaxrf.rays import Rays, clip_to_aabb
 from jaxrf.render import (
-    Budget,
     RadianceFns,
     Rendering,
-    compute_weights,
-    masked_density,
     render_blocks,
-    render_masked_samples,
     render_packed_samples,
     render_samples,
+    sample_points,
 )
-from jaxrf.stepfun import midpoints
 
-_COUNTED_AT_ONCE = 1 << 16
 # Steps of a block that is marched over as a whole where nothing is near.
 BLOCK_STEPS = 8
 # Rows of a packed grid beyond those in use that are not worth a compilation.
 ROOM_TO_SPARE = 300_000
-
-Aabb = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,26 +41,27 @@ class Stage:
     """The static shapes of training between two growths; kept with every checkpoint.
 
     Attributes:
-      aabb: box of the field, in scene units.
       resolution: grid points along x, y, z; of no meaning to fields without a grid.
       cells: of the occupancy grid.
       rays: per step, the sub-rays of its pixels.
       subrays: per pixel, along each axis.
-      density_budget, color_budget: samples evaluated per step at most.
-      block_budget: blocks of steps looked into per step at most.
-      table_rows, table_cells: room of a packed grid.
+      blocks: of steps along a ray at most; they reach across the box.
+      block_budget: blocks looked into per training step at most.
+      sample_budget: samples evaluated per training step at most.
+      color_budget: of those, how many get features; 0 if all do.
       pruned: whether empty cells have been dropped yet.
+      table_rows, table_cells: room of a packed grid.
     """
 
-    aabb: Aabb
     resolution: tuple[int, int, int]
     cells: tuple[int, int, int]
     rays: int
     subrays: int
-    density_budget: int
-    color_budget: int
-    pruned: bool
+    blocks: int = 0
     block_budget: int = 0
+    sample_budget: int = 0
+    color_budget: int = 0
+    pruned: bool = False
     table_rows: int = 0
     table_cells: int = 0
 
@@ -78,12 +72,14 @@ class Prediction(NamedTuple):
     rgb: one (r, 3) per network that is to match the truth, the last being the result.
     opacity: (r,) of the last.
     dropped: (r,) rays that overflowed the sample budget.
+    samples: how many samples the field was evaluated at.
     grid: the occupancy grid with what the rays taught it.
     """
 
     rgb: tuple[Float[Array, "r 3"], ...]
     opacity: Float[Array, "r"]
     dropped: Bool[Array, "r"]
+    samples: Int[Array, ""]
     grid: OccupancyGrid
 
 
@@ -104,7 +100,6 @@ def make_field(config: FieldConfig, stage: Stage) -> Field:
         case TensoRFConfig():
             return tensorf.TensoRF(
                 resolution=stage.resolution,
-                aabb=stage.aabb,
                 density_components=config.density_components,
                 feature_components=config.feature_components,
                 feature_dim=config.feature_dim,
@@ -161,10 +156,13 @@ def label_params(config: FieldConfig, params: Params) -> Params:
 def bind(field: Field, params: Params, grid: OccupancyGrid | None = None) -> RadianceFns:
     """A field with its parameters as callables for the renderer.
 
-    A field whose rows are packed by an occupancy grid needs that too.
+    Fields that fill the box of an occupancy grid, or pack their rows by it, need that too.
     """
-    if isinstance(grid, voxels.VoxelGrid):
-        params = params | {"grid": grid}
+    match field, grid:
+        case voxels.Voxels(), voxels.VoxelGrid():
+            params = params | {"grid": grid}
+        case tensorf.TensoRF(), OccupancyGrid():
+            params = params | {"aabb": grid.aabb}
     return RadianceFns(
         density=lambda positions, radii: field.density(params, positions, radii),
         features=lambda latent: field.features(params, latent),
@@ -172,32 +170,35 @@ def bind(field: Field, params: Params, grid: OccupancyGrid | None = None) -> Rad
     )
 
 
-def step_length(config: TensoRFConfig, stage: Stage) -> float:
+def step_length(
+    config: VoxelsConfig | TensoRFConfig, stage: Stage, aabb: Float[Array | np.ndarray, "2 3"]
+) -> Float[Array, ""]:
     """Length of a step along a ray: `step_ratio` mean voxels, in scene units."""
-    low, high = np.asarray(stage.aabb)
-    return float(config.step_ratio * np.mean((high - low) / (np.array(stage.resolution) - 1)))
+    points = 0 if isinstance(config, VoxelsConfig) else 1
+    intervals = np.array(stage.resolution, np.float32) - points
+    return config.step_ratio * jnp.mean((aabb[1] - aabb[0]) / intervals)
 
 
-def _march(
-    config: TensoRFConfig, stage: Stage, key: jax.Array | None, grid: OccupancyGrid, rays: Rays
-) -> tuple[Float[Array, "r n_plus_1"], Bool[Array, "r n"]]:
-    """The edges of steps through the box, and which steps may hit something."""
-    step = step_length(config, stage)
-    low, high = np.asarray(stage.aabb)
-    count = math.ceil(np.linalg.norm(high - low) / step) + 1
-    tdist = samplers.march(key, clip_to_aabb(rays, jnp.asarray(stage.aabb)), step, count)
-    distances = midpoints(tdist)
-    mask = (jnp.diff(tdist, axis=-1) > 0) & occ.lookup(grid, points_along(rays, distances))
-    return tdist, mask
+def _count_blocks(aabb: Float[np.ndarray, "2 3"], step: Float[Array, ""]) -> int:
+    """Blocks of steps that reach across the whole box."""
+    diagonal = float(np.linalg.norm(aabb[1] - aabb[0]))
+    return math.ceil(diagonal / float(step) / BLOCK_STEPS) + 1
 
 
-def _voxel_step(config: VoxelsConfig, grid: OccupancyGrid) -> Float[Array, ""]:
-    return config.step_ratio * (grid.aabb[1, 0] - grid.aabb[0, 0]) / grid.occupied.shape[0]
+def _block_reach(
+    config: VoxelsConfig | TensoRFConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]
+) -> float:
+    """Half a block of steps, in cells of the occupancy grid."""
+    cell = float(np.min((aabb[1] - aabb[0]) / np.array(stage.cells)))
+    return 0.5 * BLOCK_STEPS * float(step_length(config, stage, aabb)) / cell
 
 
-def _voxel_blocks(config: VoxelsConfig, stage: Stage) -> int:
-    """Blocks of steps that reach across the whole grid."""
-    return math.ceil(math.sqrt(3.0) * stage.cells[0] / config.step_ratio / BLOCK_STEPS) + 1
+def _note(grid: WatchedGrid, positions: Array, weights: Array) -> WatchedGrid:
+    if isinstance(grid, voxels.VoxelGrid):
+        slots, _ = voxels.find_cells(grid, positions)
+    else:
+        slots, _, _ = occ.find_slots(grid, positions)
+    return occ.note_weights(grid, slots, jax.lax.stop_gradient(weights))
 
 
 def predict(
@@ -212,65 +213,59 @@ def predict(
     """Renders a training batch with jittered samples; differentiable in the parameters."""
     field = make_field(config, stage)
     match config:
-        case VoxelsConfig():
-            assert isinstance(grid, voxels.VoxelGrid)
-            samples, fitting = occ.march_to_samples(
+        case VoxelsConfig() | TensoRFConfig():
+            assert isinstance(grid, WatchedGrid)
+            budgets = (stage.blocks, BLOCK_STEPS, stage.block_budget, stage.sample_budget)
+            samples, marched = occ.march_to_samples(
                 grid,
                 grid.coarse,
                 clip_to_aabb(rays, grid.aabb),
                 jax.random.uniform(key, rays.near.shape),
-                _voxel_step(config, grid),
-                occ.Marching(
-                    _voxel_blocks(config, stage),
-                    BLOCK_STEPS,
-                    stage.block_budget,
-                    stage.density_budget,
-                ),
+                step_length(config, stage, grid.aabb),
+                occ.Marching(*budgets),
             )
-            rgb, opacity, weights = render_packed_samples(
+            rendering = render_packed_samples(
                 bind(field, params, grid),
                 rays,
                 samples,
                 background,
                 per_ray=config.shading == "per_ray",
+                color_budget=stage.color_budget or None,
+                color_threshold=_color_threshold(config),
             )
-            ray = samples.ray_indices
-            middle = 0.5 * (samples.t_starts + samples.t_ends)
-            positions = rays.origins[ray] + middle[:, None] * rays.directions[ray]
-            grid = voxels.note_weights(grid, positions, jax.lax.stop_gradient(weights))
+            positions, _ = sample_points(rays, samples)
+            grid = _note(grid, positions, rendering.weights)
+            fitting = jnp.minimum(marched, rendering.fitting)
             dropped = jnp.arange(rays.near.size) >= fitting
-            return Prediction((rgb,), opacity, dropped, grid)
-        case TensoRFConfig():
-            tdist, mask = _march(config, stage, key, grid, rays)
-            rendering, dropped = render_masked_samples(
-                bind(field, params),
-                rays,
-                tdist,
-                background,
-                mask,
-                Budget(stage.density_budget, stage.color_budget, drop=True),
-                per_ray=config.shading == "per_ray",
-                color_threshold=config.color_threshold,
-            )
-            return Prediction((rendering.rgb,), rendering.opacity, dropped, grid)
+            count = jnp.sum(samples.mask)
+            return Prediction((rendering.rgb,), rendering.opacity, dropped, count, grid)
         case NeRFConfig():
-            passes = _coarse_to_fine(config, stage, params, key, rays, background)
+            passes = _coarse_to_fine(config, stage, params, grid, key, rays, background)
             none_dropped = jnp.zeros(rays.near.shape, bool)
-            return Prediction(tuple(p.rgb for p in passes), passes[-1].opacity, none_dropped, grid)
+            rgb = tuple(p.rgb for p in passes)
+            count = jnp.asarray(rays.near.size * samples_per_ray(config), jnp.int32)
+            return Prediction(rgb, passes[-1].opacity, none_dropped, count, grid)
     assert_never(config)
+
+
+def samples_per_ray(config: NeRFConfig) -> int:
+    """Samples of a ray at which one of the two networks is evaluated."""
+    fine = config.coarse_samples + config.fine_samples if config.fine_samples else 0
+    return config.coarse_samples + fine
 
 
 def _coarse_to_fine(
     config: NeRFConfig,
     stage: Stage,
     params: Params,
+    grid: OccupancyGrid,
     key: jax.Array | None,
     rays: Rays,
     background: Float[Array, "r 3"],
 ) -> list[Rendering]:
     field = make_field(config, stage)
     key_coarse, key_fine = (None, None) if key is None else jax.random.split(key)
-    clipped = clip_to_aabb(rays, jnp.asarray(stage.aabb))
+    clipped = clip_to_aabb(rays, grid.aabb)
     tdist = samplers.stratified(key_coarse, clipped, config.coarse_samples)
     coarse, weights = render_samples(bind(field, params["coarse"]), rays, tdist, background)
     if not config.fine_samples:
@@ -288,17 +283,21 @@ def render_rays(
     grid: OccupancyGrid,
     rays: Rays,
     background: Float[Array, "3"],
+    aabb: Float[Array, "2 3"] | None = None,
 ) -> Rendering:
-    """Renders rays of batch shape (r,) without jitter, in blocks of at most `samples` samples."""
+    """Renders rays of batch shape (r,) without jitter, in blocks of at most `samples` samples.
+
+    Only what lies in the box `aabb`, by default the grid's, is rendered; `stage.blocks` have to
+    reach across it.
+    """
     behind = jnp.broadcast_to(background, (*rays.near.shape, 3))
     match config:
-        case VoxelsConfig():
-            assert isinstance(grid, voxels.VoxelGrid)
-            clipped = clip_to_aabb(rays, grid.aabb)
-            step = _voxel_step(config, grid)
-            blocks = occ.find_blocks(
-                grid.coarse, clipped, BLOCK_STEPS * step, _voxel_blocks(config, stage)
-            )
+        case VoxelsConfig() | TensoRFConfig():
+            assert isinstance(grid, WatchedGrid)
+            clipped = clip_to_aabb(rays, grid.aabb if aabb is None else aabb)
+            step = step_length(config, stage, grid.aabb)
+            blocks = occ.find_blocks(grid.coarse, clipped, BLOCK_STEPS * step, stage.blocks)
+            at_once = max(3 * samples // 8, BLOCK_STEPS)
             return render_blocks(
                 bind(make_field(config, stage), params, grid),
                 clipped,
@@ -309,41 +308,44 @@ def render_rays(
                 rays.far,
                 steps=BLOCK_STEPS,
                 at_once=max(samples // 8, 1),
-                samples=max(3 * samples // 8, BLOCK_STEPS),
+                samples=at_once,
                 per_ray=config.shading == "per_ray",
+                color_budget=max(at_once // 3, 1) if stage.color_budget else None,
+                color_threshold=_color_threshold(config),
             )
-        case TensoRFConfig():
-            tdist, mask = _march(config, stage, None, grid, rays)
-            rendering, _ = render_masked_samples(
-                bind(make_field(config, stage), params),
-                rays,
-                tdist,
-                behind,
-                mask,
-                Budget(samples, max(samples // 4, 1), drop=False),
-                per_ray=config.shading == "per_ray",
-                color_threshold=config.color_threshold,
-            )
-            return rendering
         case NeRFConfig():
-            return _coarse_to_fine(config, stage, params, None, rays, behind)[-1]
+            return _coarse_to_fine(config, stage, params, grid, None, rays, behind)[-1]
     assert_never(config)
 
 
-def rays_at_once(config: TrainConfig, stage: Stage) -> int:
-    """Rays rendered at a time, such that `render_samples` samples of each suffice."""
-    match config.field:
-        case VoxelsConfig():
-            return config.render_samples
-        case TensoRFConfig():
-            # Most steps are masked out; per step only a few numbers are kept.
-            per_ray = math.ceil(
-                np.linalg.norm(np.diff(stage.aabb, axis=0)) / step_length(config.field, stage)
-            )
-            return max(256, min(8192, 8 * config.render_samples // per_ray))
+def fit_to_render(
+    config: FieldConfig, stage: Stage, grid: OccupancyGrid
+) -> tuple[Stage, Float[np.ndarray, "2 3"]]:
+    """The stage with as few blocks as reach across what is occupied, and the box that holds it.
+
+    Rays march through less so; but each pruning makes it another program.
+    """
+    match config:
+        case VoxelsConfig() | TensoRFConfig():
+            box = occ.occupied_aabb(grid).astype(np.float32)
+            step = step_length(config, stage, grid.aabb)
+            return dataclasses.replace(stage, blocks=_count_blocks(box, step)), box
         case NeRFConfig():
-            per_ray = config.field.coarse_samples + config.field.fine_samples
-            return max(64, config.render_samples // per_ray)
+            return stage, np.asarray(grid.aabb)
+    assert_never(config)
+
+
+def _color_threshold(config: VoxelsConfig | TensoRFConfig) -> float:
+    return config.color_threshold if isinstance(config, TensoRFConfig) else 0.0
+
+
+def rays_at_once(config: TrainConfig) -> int:
+    """Rays rendered at a time, such that `render_samples` samples of them fit into memory."""
+    match config.field:
+        case VoxelsConfig() | TensoRFConfig():
+            return config.render_samples
+        case NeRFConfig():
+            return max(64, config.render_samples // samples_per_ray(config.field))
     assert_never(config.field)
 
 
@@ -392,28 +394,32 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
     """All growths of a run, in order, at most one before each step."""
     upsample: dict[int, int] = {}
     prune: set[int] = set()
+
+    def when(fraction: float, settle_steps: int = 0) -> int:
+        return max(progress.step_at(config, fraction), settle_steps)
+
     match config.field:
         case VoxelsConfig() as field:
-            first = field.settle_steps
-            # Two divisions never fall together.
-            divide = [
-                max(round(at * config.steps), first + i) for i, at in enumerate(_divisions(field))
-            ]
-            upsample = {s: field.initial_resolution**3 * 8 ** (i + 1) for i, s in enumerate(divide)}
-            prune = {max(round(at * config.steps), first) for at in field.prune_at}
+            counts = [field.initial_resolution**3 * 8**i for i in range(_divisions(field) + 1)]
         case TensoRFConfig() as field:
-            counts = np.geomspace(
-                field.initial_voxels, field.final_voxels, len(field.upsample_at) + 1
-            )
-            upsample = {
-                round(at * config.steps): round(count)
-                for at, count in zip(field.upsample_at, counts[1:], strict=True)
-            }
-            prune = {round(at * config.steps) for at in field.prune_at}
+            counts = [
+                round(count)
+                for count in np.geomspace(
+                    field.initial_voxels, field.final_voxels, len(field.upsample_at) + 1
+                )
+            ]
         case NeRFConfig():
-            pass
+            counts = []
         case _:
             assert_never(config.field)
+    if not isinstance(config.field, NeRFConfig):
+        settle = config.field.settle_steps
+        for index, (at, count) in enumerate(
+            zip(sorted(config.field.upsample_at), counts[1:], strict=False)
+        ):
+            # Two upsamplings never fall together.
+            upsample[when(at, settle + index)] = count
+        prune = {when(at, settle) for at in config.field.prune_at}
     split = _subrays_from(config)
     subrays = config.subrays or 1
     steps = upsample.keys() | prune | ({split} if subrays > 1 else set())
@@ -441,62 +447,48 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
             field = dataclasses.replace(field, divisions=divisions)
             config = dataclasses.replace(config, field=field)
             subrays = 2 if voxel / 2**divisions <= 1.25 * pixel else 1
-        case TensoRFConfig() | NeRFConfig():
+        case TensoRFConfig() as field:
+            voxel = float(np.cbrt(np.prod(scene.aabb[1] - scene.aabb[0]) / field.final_voxels))
+            subrays = 2 if voxel <= 1.25 * pixel else 1
+        case NeRFConfig():
             pass
         case _:
             assert_never(config.field)
     return dataclasses.replace(config, subrays=config.subrays or subrays)
 
 
-def _divisions(config: VoxelsConfig) -> tuple[float, ...]:
-    """When voxels are divided, in order."""
-    return tuple(sorted(config.upsample_at))[: config.divisions]
-
-
-def estimate_growth(
-    config: FieldConfig, stage: Stage, growths: list[Growth], compilation: float
-) -> tuple[float, float]:
-    """Seconds that all growths will take, and by how much steps slow down in their course.
-
-    Rough figures of a CPU, from the seconds that the first compilation took.
-    """
-    rebuilding = 1.2 + 2e-7 * math.prod(stage.cells)
-    match config:
-        case VoxelsConfig():
-            # The table changes its shape only when divided for the second time.
-            divided = max(sum(growth.voxels is not None for growth in growths) - 1, 0)
-            split = len({growth.subrays for growth in growths} - {stage.subrays})
-            seconds = len(growths) * rebuilding + (split + 2 * divided) * compilation
-            return seconds, 1.35**divided
-        case TensoRFConfig() | NeRFConfig():
-            return len(growths) * (rebuilding + compilation), 1.0
-    assert_never(config)
+def _divisions(config: VoxelsConfig) -> int:
+    """How often voxels are divided."""
+    most = len(config.upsample_at)
+    return most if config.divisions is None else min(config.divisions, most)
 
 
 def _subrays_from(config: TrainConfig) -> int:
-    return round(config.subrays_from * config.steps)
+    return progress.step_at(config, config.subrays_from)
 
 
 def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
-    """The stage that training starts with; its batch is yet to be fitted."""
-    low, high = (tuple(float(x) for x in corner) for corner in aabb)
-    box: Aabb = ((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    """The stage that training starts with."""
+    subrays = (config.subrays or 1) if _subrays_from(config) <= 0 else 1
+    resolution = cells = (1, 1, 1)
     table = (0, 0)
+    box = aabb
     match config.field:
         case VoxelsConfig() as field:
-            side = field.initial_resolution * 2 ** len(_divisions(field))
+            side = field.initial_resolution * 2 ** _divisions(field)
             resolution = cells = (side, side, side)
-            shape = _initial_cells(field, box)
+            shape = _initial_cells(field, aabb)
             table = (math.prod(n + 1 for n in shape) + 1, math.prod(shape) + 1)
-        case TensoRFConfig():
-            resolution = tensorf.fit_resolution(config.field.initial_voxels, box)
-            cells = tensorf.fit_resolution(config.field.occupancy_voxels, box)
+            box = _cube(field, side, aabb)
+        case TensoRFConfig() as field:
+            resolution, cells = _fit_cells(field, field.initial_voxels, aabb)
         case NeRFConfig():
-            resolution = cells = (1, 1, 1)
+            pass
         case _:
             assert_never(config.field)
-    subrays = (config.subrays or 1) if _subrays_from(config) <= 0 else 1
-    return Stage(box, resolution, cells, config.batch_rays, subrays, 0, 0, False, 0, *table)
+    stage = Stage(resolution, cells, config.batch_rays, subrays)
+    stage = dataclasses.replace(stage, table_rows=table[0], table_cells=table[1])
+    return fit_batch(config, stage, box)
 
 
 def describe_grid(config: FieldConfig, stage: Stage, grid: OccupancyGrid) -> str:
@@ -506,98 +498,105 @@ def describe_grid(config: FieldConfig, stage: Stage, grid: OccupancyGrid) -> str
             size = float(grid.aabb[1, 0] - grid.aabb[0, 0]) / grid.occupied.shape[0]
             return f"{int(jnp.sum(grid.occupied))} voxels of {size:.3g}"
         case TensoRFConfig():
-            return "grid " + "x".join(str(n) for n in stage.resolution)
+            share = float(jnp.mean(grid.occupied * 1.0))
+            return f"grid {'x'.join(str(n) for n in stage.resolution)}, {share:.1%} occupied"
         case NeRFConfig():
             return ""
     assert_never(config)
 
 
-def _initial_cells(config: VoxelsConfig, box: Aabb) -> tuple[int, int, int]:
-    size = np.subtract(box[1], box[0])
+def _initial_cells(config: VoxelsConfig, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
+    size = aabb[1] - aabb[0]
     voxel = size.max() / config.initial_resolution
     x, y, z = (math.ceil(s / voxel - 1e-6) for s in size)
     return x, y, z
 
 
-def init_grid(config: FieldConfig, stage: Stage) -> OccupancyGrid:
-    """The occupancy grid before the first step: everything may be occupied."""
+def _cube(
+    config: VoxelsConfig, side: int, aabb: Float[np.ndarray, "2 3"]
+) -> Float[np.ndarray, "2 3"]:
+    """The box of side^3 cells of the first size from the low corner on."""
+    length = (aabb[1] - aabb[0]).max() / config.initial_resolution * side
+    return np.stack([aabb[0], aabb[0] + length])
+
+
+def _fit_cells(
+    config: TensoRFConfig, count: int, aabb: Float[np.ndarray, "2 3"]
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Resolution of so many voxels and of their occupancy grid."""
+    cells = min(count, config.occupancy_voxels)
+    return tensorf.fit_resolution(count, aabb), tensorf.fit_resolution(cells, aabb)
+
+
+def init_grid(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]) -> OccupancyGrid:
+    """The occupancy grid before the first step: everything in the box may be occupied."""
     match config:
         case VoxelsConfig():
-            side = stage.cells[0]
             occupied = np.zeros(stage.cells, bool)
-            x, y, z = _initial_cells(config, stage.aabb)
+            x, y, z = _initial_cells(config, aabb)
             occupied[:x, :y, :z] = True
-            low, high = np.asarray(stage.aabb)
-            length = (high - low).max() / config.initial_resolution * side
-            aabb = np.stack([low, low + length])
-            grid = voxels.number_cells(occupied, aabb, _block_reach(config))
+            cube = _cube(config, stage.cells[0], aabb)
+            grid = voxels.number_cells(occupied, cube, _block_reach(config, stage, cube))
             return voxels.resize_grid(grid, stage.table_cells)
-        case TensoRFConfig() | NeRFConfig():
-            return occ.make_full_grid(stage.cells, jnp.asarray(stage.aabb))
+        case TensoRFConfig():
+            full = occ.make_full_grid(stage.cells, jnp.asarray(aabb))
+            return _watch(full, _block_reach(config, stage, aabb))
+        case NeRFConfig():
+            return occ.make_full_grid(stage.cells, jnp.asarray(aabb))
     assert_never(config)
 
 
-def _block_reach(config: VoxelsConfig) -> float:
-    return 0.5 * BLOCK_STEPS * config.step_ratio
+_watch = jax.jit(occ.watch, static_argnums=1)
 
 
-def fit_batch(
-    config: TrainConfig,
-    stage: Stage,
-    params: Params,
-    grid: OccupancyGrid,
-    key: jax.Array,
-    draw_rays: Callable[[], Rays],
-) -> Stage:
-    """The stage with as many rays per step as `batch_samples` allows, judged from drawn rays."""
+def fit_batch(config: TrainConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]) -> Stage:
+    """The stage with its budgets, for a grid on this box.
+
+    Rays that do not fit into a budget are dropped, so their number follows it by itself.
+    """
+    stage = dataclasses.replace(stage, rays=_whole_pixels(config.batch_rays, stage))
     match config.field:
-        case VoxelsConfig():
-            return _fit_voxel_batch(config, stage)
-        case TensoRFConfig():
-            field = config.field
-            density, color = _count_samples(field, stage, params, grid, key, draw_rays())
-            margin = 1.1
-            most = config.batch_samples / max(margin * density, 1.0)
-            count = int(min(config.batch_rays, max(most // 128, 1) * 128))
-            count = _whole_pixels(count, stage)
-            budget = min(config.batch_samples, math.ceil(margin * density * count))
+        case VoxelsConfig() | TensoRFConfig():
             # Before the first pruning the field is fog, in which every sample gets some weight.
-            colored = math.ceil(1.5 * color * count) if stage.pruned else budget
+            share = getattr(config.field, "color_share", 1.0) if stage.pruned else 1.0
             return dataclasses.replace(
                 stage,
-                rays=count,
-                density_budget=max(budget, 128),
-                color_budget=max(min(colored, budget), 128),
+                blocks=_count_blocks(aabb, step_length(config.field, stage, aabb)),
+                block_budget=max(3 * config.batch_samples // BLOCK_STEPS, 1),
+                sample_budget=config.batch_samples,
+                color_budget=math.ceil(share * config.batch_samples) if share < 1.0 else 0,
             )
         case NeRFConfig():
-            return dataclasses.replace(stage, rays=_whole_pixels(config.batch_rays, stage))
+            return stage
     assert_never(config.field)
 
 
-def foresee_stage(config: TrainConfig, stage: Stage, growth: Growth | None = None) -> Stage | None:
-    """The stage that a growth (None: the beginning) leads to, if that can be told beforehand.
+def foresee_stage(
+    config: TrainConfig, stage: Stage, growth: Growth, grid: OccupancyGrid
+) -> Stage | None:
+    """The stage that a growth leads to, if that can be told beforehand.
 
     It may turn out otherwise; it serves to compile ahead of time.
     """
-    stage = dataclasses.replace(stage, subrays=growth.subrays) if growth else stage
+    stage = dataclasses.replace(stage, subrays=growth.subrays)
     match config.field:
-        case VoxelsConfig():
-            return _fit_voxel_batch(config, stage)
-        case TensoRFConfig():
-            return None
-        case NeRFConfig():
-            return dataclasses.replace(stage, rays=_whole_pixels(config.batch_rays, stage))
+        case VoxelsConfig() | NeRFConfig():
+            return fit_batch(config, stage, np.asarray(grid.aabb))
+        case TensoRFConfig() as field:
+            if growth.voxels is not None and not stage.pruned:
+                return None
+            stage, aabb = _place_tensorf(field, stage, growth, grid)
+            return fit_batch(config, stage, aabb)
     assert_never(config.field)
 
 
-def _fit_voxel_batch(config: TrainConfig, stage: Stage) -> Stage:
-    # Rays that do not fit are dropped, so their number follows the budget by itself.
-    return dataclasses.replace(
-        stage,
-        rays=_whole_pixels(config.batch_rays, stage),
-        density_budget=config.batch_samples,
-        block_budget=3 * config.batch_samples // BLOCK_STEPS,
-    )
+def shapes_stay(stage: Stage, ahead: Stage) -> bool:
+    """Whether parameters and occupancy grid have the same shapes in both stages."""
+
+    def shapes(stage: Stage) -> tuple[Any, ...]:
+        return stage.resolution, stage.cells, stage.table_rows, stage.table_cells
+
+    return shapes(stage) == shapes(ahead)
 
 
 def _whole_pixels(rays: int, stage: Stage) -> int:
@@ -606,60 +605,75 @@ def _whole_pixels(rays: int, stage: Stage) -> int:
     return max(rays // parts, 1) * parts
 
 
-def _count_samples(
-    config: TensoRFConfig,
-    stage: Stage,
-    params: Params,
-    grid: OccupancyGrid,
-    key: jax.Array,
-    rays: Rays,
-) -> tuple[float, float]:
-    """Mean samples per ray that may hit something, and of those how many get a colour."""
-
-    budget = Budget(_COUNTED_AT_ONCE, _COUNTED_AT_ONCE, drop=False)
-
-    @jax.jit
-    def count(
-        params: Params, grid: OccupancyGrid, key: jax.Array, rays: Rays
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        tdist, mask = _march(config, stage, key, grid, rays)
-        fns = bind(make_field(config, stage), params)
-        density, _ = masked_density(fns, rays, tdist, mask, budget)
-        weights, _ = compute_weights(density, tdist)
-        colored = mask & (weights > config.color_threshold)
-        return jnp.mean(jnp.sum(mask, axis=-1) * 1.0), jnp.mean(jnp.sum(colored, axis=-1) * 1.0)
-
-    density, color = count(params, grid, key, rays)
-    return float(density), float(color)
-
-
 def grow(
-    config: FieldConfig, stage: Stage, growth: Growth, params: Params, grid: OccupancyGrid
+    config: TrainConfig, stage: Stage, growth: Growth, params: Params, grid: OccupancyGrid
 ) -> tuple[Stage, OccupancyGrid, Callable[[Params], Params]]:
     """The stage and occupancy after a growth, and what carries parameters over to it."""
     stage = dataclasses.replace(stage, subrays=growth.subrays)
-    match config:
-        case VoxelsConfig():
+    carry_over: Callable[[Params], Params] = lambda tree: tree  # noqa: E731
+    match config.field:
+        case VoxelsConfig() as field:
             assert isinstance(grid, voxels.VoxelGrid)
-            return _refine(config, stage, growth, grid)
-        case TensoRFConfig():
-            old = make_field(config, stage)
-            if growth.prune:
-                density = jax.jit(lambda p, x: old.density(p, x, jnp.zeros(x.shape[:-1]))[0])
-                step = step_length(config, stage)
-                grid = occ.update_from_density(
-                    grid, lambda x: density(params, x), step, config.prune_threshold
-                )
-                stage = _shrink(config, stage, grid)
-            if growth.voxels is not None:
-                resolution = tensorf.fit_resolution(growth.voxels, stage.aabb)
-                stage = dataclasses.replace(stage, resolution=resolution)
-            new = make_field(config, stage)
-            assert isinstance(old, tensorf.TensoRF) and isinstance(new, tensorf.TensoRF)
-            return stage, grid, lambda tree: tensorf.resample(tree, old, new)
+            stage, grid, carry_over = _refine(field, stage, growth, grid)
+        case TensoRFConfig() as field:
+            assert isinstance(grid, WatchedGrid)
+            stage, grid, carry_over = _grow_tensorf(field, stage, growth, params, grid)
         case NeRFConfig():
-            return stage, grid, lambda tree: tree
-    assert_never(config)
+            pass
+        case _:
+            assert_never(config.field)
+    return fit_batch(config, stage, np.asarray(grid.aabb)), grid, carry_over
+
+
+def _place_tensorf(
+    config: TensoRFConfig, stage: Stage, growth: Growth, grid: OccupancyGrid
+) -> tuple[Stage, Float[np.ndarray, "2 3"]]:
+    """Stage and box after a growth: upsampling shrinks the box to what is occupied before it."""
+    stage = dataclasses.replace(stage, pruned=stage.pruned or growth.prune)
+    if growth.voxels is None:
+        return stage, np.asarray(grid.aabb)
+    box = occ.occupied_aabb(grid).astype(np.float32)
+    resolution, cells = _fit_cells(config, growth.voxels, box)
+    return dataclasses.replace(stage, resolution=resolution, cells=cells), box
+
+
+def _grow_tensorf(
+    config: TensoRFConfig, stage: Stage, growth: Growth, params: Params, grid: WatchedGrid
+) -> tuple[Stage, OccupancyGrid, Callable[[Params], Params]]:
+    pruned: OccupancyGrid = grid
+    if growth.prune:
+        pruned = _prune_tensorf(config, stage, params, grid)
+    # After the first pruning the box is that of the one before, which is known beforehand.
+    new_stage, box = _place_tensorf(config, stage, growth, grid if stage.pruned else pruned)
+    if growth.voxels is not None:
+        pruned = jax.jit(occ.resample_grid, static_argnums=1)(pruned, new_stage.cells, box)
+    reach = _block_reach(config, new_stage, box)
+    if growth.voxels is None:
+        return new_stage, _watch(pruned, reach), lambda tree: tree
+
+    def carry_over(tree: Params) -> Params:
+        return _resample(tree, new_stage.resolution, grid.aabb, jnp.asarray(box))
+
+    return new_stage, _watch(pruned, reach), carry_over
+
+
+_resample = jax.jit(tensorf.resample, static_argnums=1)
+
+
+def _prune_tensorf(
+    config: TensoRFConfig, stage: Stage, params: Params, grid: WatchedGrid
+) -> OccupancyGrid:
+    if config.prune_by == "weight":
+        seen = occ.recall_weights(grid).reshape(stage.cells) > config.prune_threshold
+        kept = jax.jit(occ.dilate)(seen & grid.occupied) & grid.occupied
+        return dataclasses.replace(grid, occupied=kept) if bool(kept.any()) else grid
+    fns = bind(make_field(config, stage), params, grid)
+
+    def density(positions: Array) -> Array:
+        return fns.density(positions, jnp.zeros(positions.shape[:-1]))[0]
+
+    step = step_length(config, stage, grid.aabb)
+    return occ.update_from_density(grid, jax.jit(density), step, config.prune_threshold)
 
 
 def _refine(
@@ -670,12 +684,14 @@ def _refine(
         return stage, grid, lambda tree: tree
     keep = np.asarray(grid.occupied)
     if growth.prune:
-        seen = np.asarray(grid.seen > config.prune_threshold)[np.asarray(grid.number)]
-        matters = jax.jit(occ.dilate)(jnp.asarray(seen.reshape(keep.shape) & keep))
+        seen = np.asarray(occ.recall_weights(grid)) > config.prune_threshold
+        seen = seen[np.asarray(grid.number)].reshape(keep.shape)
+        matters = jax.jit(occ.dilate)(jnp.asarray(seen & keep))
         matters = np.asarray(matters) & keep
         keep = matters if matters.any() else keep
     divide = 1 if growth.voxels is None else 2
-    new, sources, weights = voxels.refine(grid, keep, divide, _block_reach(config))
+    reach = _block_reach(config, stage, np.asarray(grid.aabb))
+    new, sources, weights = voxels.refine(grid, keep, divide, reach)
     rows = len(sources)
     stage = dataclasses.replace(
         stage,
@@ -686,9 +702,16 @@ def _refine(
     source, weight = jnp.asarray(np.pad(sources, unused)), jnp.asarray(np.pad(weights, unused))
 
     def carry_over(tree: Params) -> Params:
-        return tree | {"table": jnp.einsum("rk,rkc->rc", weight, tree["table"][source])}
+        return tree | {"table": _mix_rows(tree["table"], source, weight)}
 
     return stage, voxels.resize_grid(new, stage.table_cells), carry_over
+
+
+@jax.jit
+def _mix_rows(
+    table: Float[Array, "old c"], source: Int[Array, "rows 8"], weight: Float[Array, "rows 8"]
+) -> Float[Array, "rows c"]:
+    return jnp.einsum("rk,rkc->rc", weight, table[source])
 
 
 def _room(needed: int, present: int) -> int:
@@ -698,15 +721,3 @@ def _room(needed: int, present: int) -> int:
     """
     fitting = -(-needed * 5 // 4 // 4096) * 4096
     return present if needed <= present < fitting + ROOM_TO_SPARE else fitting
-
-
-def _shrink(config: TensoRFConfig, stage: Stage, grid: OccupancyGrid) -> Stage:
-    """The stage with its box shrunk to what is occupied, voxels keeping their size."""
-    box = occ.occupied_aabb(grid)
-    low = np.maximum(box[0], stage.aabb[0])
-    high = np.minimum(box[1], stage.aabb[1])
-    voxel = (np.asarray(stage.aabb[1]) - stage.aabb[0]) / (np.array(stage.resolution) - 1)
-    x, y, z = (max(2, math.ceil(s) + 1) for s in (high - low) / voxel - 1e-6)
-    corners = [tuple(float(f"{v:.9g}") for v in corner) for corner in (low, high)]
-    aabb: Any = tuple(corners)
-    return dataclasses.replace(stage, aabb=aabb, resolution=(x, y, z), pruned=True)

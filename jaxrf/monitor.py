@@ -2,24 +2,28 @@
 
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import psutil
 from tqdm import tqdm
 
-from jaxrf import evaluate, methods, optim, pictures, runs
+from jaxrf import config as configs
+from jaxrf import evaluate, methods, optim, pictures, progress, runs
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Split
+from jaxrf.errors import InputError
 from jaxrf.methods import Stage
 from jaxrf.runs import SceneSummary
-from jaxrf.train import Metrics, TrainState, background_color
+from jaxrf.train import Metrics, TrainState, background_color, make_course
 from jaxrf.writers import EventWriter
 
 
@@ -30,7 +34,23 @@ def peak_memory_bytes() -> int:
         return int(stats["peak_bytes_in_use"])
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # The kernel brings the maximum up to date only now and then.
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(most, psutil.Process().memory_info().rss)
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process started."""
+    by_date = time.time() - psutil.Process().create_time()
+    try:
+        # Finer than the date of the start, which is off by up to a second.
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return by_date
+    by_ticks = uptime - ticks / os.sysconf("SC_CLK_TCK")
+    # In some containers the two files count from different moments.
+    return by_ticks if abs(by_ticks - by_date) < 2.0 else by_date
 
 
 @contextmanager
@@ -55,11 +75,53 @@ def catch_signals() -> Iterator[list[int]]:
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds spent compiling and training, and rays trained on; validation stands apart."""
+    """Seconds of training, of them waiting for compilation, and what was trained on.
+
+    Validation stands apart. `first_step` counts from the start of the process to the end of the
+    first dispatch.
+    """
 
     compile: float = 0.0
     train: float = 0.0
+    validate: float = 0.0
+    first_step: float = 0.0
     rays: float = 0.0
+    samples: float = 0.0
+
+
+class Validation(NamedTuple):
+    """A validation: after how many steps and seconds of the process, and the mean PSNR.
+
+    Seconds are counted without those that validations took.
+    """
+
+    step: int
+    seconds: float
+    psnr: float
+
+
+@dataclasses.dataclass
+class Pace:
+    """Steps and their seconds since a stage began, the first dispatch left out.
+
+    `best` is the least that a step took in any dispatch.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    warm: bool = False
+
+    def add(self, steps: int, seconds: float) -> None:
+        """Counts a dispatch."""
+        if self.warm:
+            self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+            self.best = min(self.best, seconds / steps)
+        self.warm = True
+
+    def is_known(self, least: float) -> bool:
+        """Whether enough steps were timed: two, over so many seconds."""
+        return self.steps >= 2 and self.seconds >= least
 
 
 class Monitor:
@@ -67,6 +129,7 @@ class Monitor:
 
     def __init__(
         self,
+        folder: Path,
         config: TrainConfig,
         scene: SceneSummary,
         events: EventWriter,
@@ -77,14 +140,18 @@ class Monitor:
         seconds: float,
         deadline: float | None = None,
     ) -> None:
-        self.config, self.scene, self.events, self.manager = config, scene, events, manager
+        self.folder, self.config, self.scene = folder, config, scene
+        self.events, self.manager = events, manager
         self.val, self.caught = val, caught
         self.deadline = deadline
         self.clock = Clock()
         self.seconds_before = seconds
-        self._schedules = optim.make_schedules(config.optimizer, config.steps)
+        self._schedules = optim.make_schedules(config.optimizer, make_course(config))
         self._bar = tqdm(total=config.steps, initial=done, unit="step", desc="train", leave=True)
         self._mark = time.perf_counter()
+        self._pace = Pace()
+        self._validation_seconds = 0.0
+        self.history: list[Validation] = []
         self._saved_at = time.perf_counter()
         self._saved_step: int | None = None
         self._val_psnr: float | None = None
@@ -96,7 +163,13 @@ class Monitor:
 
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         """Notes the compilation and says what the stage is."""
+        if self.deadline is not None and time.time() > self.deadline and not self._bar.n:
+            raise InputError(
+                f"--budget {self.config.budget:g} is too short here: starting took "
+                f"{seconds_since_start():.1f} s; give more seconds."
+            )
         now = time.perf_counter()
+        self._pace = Pace()
         self.clock.compile += seconds
         self.clock.train += now - self._mark - seconds
         self._mark = now
@@ -108,11 +181,16 @@ class Monitor:
     def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
         """Writes scalars, validates and saves where it is time; stops after a signal."""
         now = time.perf_counter()
+        step = int(state.step)
         elapsed = now - self._mark
         self.clock.train += elapsed
+        self._pace.add(steps, elapsed)
         rays = steps * stage.rays * (1.0 - float(metrics.dropped))
         self.clock.rays += rays
-        step = int(state.step)
+        self.clock.samples += steps * float(metrics.samples)
+        if not self.clock.first_step:
+            self.clock.first_step = seconds_since_start()
+            self.events.text("config", configs.to_json(self.config), step)
         rate = rays / elapsed
         psnr = -10.0 * math.log10(max(float(metrics.mse), 1e-12))
         self._bar.update(steps)
@@ -128,6 +206,7 @@ class Monitor:
                 "train/opacity": float(metrics.opacity),
                 "train/dropped_rays": float(metrics.dropped),
                 "speed/rays_per_second": rate,
+                "speed/samples_per_second": steps * float(metrics.samples) / elapsed,
                 "machine/memory_bytes": psutil.Process().memory_info().rss,
                 "machine/peak_memory_bytes": peak_memory_bytes(),
                 **rates,
@@ -144,6 +223,41 @@ class Monitor:
         self._mark = time.perf_counter()
         return stop
 
+    def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
+        """Fits the number of steps to the budget, if there is one, and writes it down.
+
+        Once as soon as the speed is known, and once more when the field has its final size.
+        """
+        if self.deadline is None or len(config.knots) == progress.MOST_KNOTS:
+            return config
+        first = not config.knots
+        if not (first or not growing) or not self._pace.is_known(least=0.7 if first else 2.0):
+            return config
+        left = self.deadline - time.time()
+        pace = self._pace.seconds / self._pace.steps
+        if first and growing:
+            # The first steps share the machine with compilation; later ones are about as fast as
+            # the best of them. It need not be exact, as it is done once more.
+            left -= 1.5 * len(methods.plan_growth(config))
+            pace = self._pace.best
+        if self.val is not None and config.validate_every > 0:
+            coming = math.ceil((1.0 - progress.progress_at(config, step)) / config.validate_every)
+            left -= (coming - 1) * (self._validation_seconds or 1.0)
+        # Checkpoints and records take their share; to be cut off before the rates have come down
+        # would cost more than a few steps less.
+        left = 0.96 * left - 0.3
+        steps = step + max(int(left / pace), 1)
+        config = progress.refit(config, step, steps)
+        self.config = config
+        self._schedules = optim.make_schedules(config.optimizer, make_course(config))
+        runs.write_config(self.folder, config)
+        self.events.text("config", configs.to_json(config), step)
+        self._bar.total = steps
+        self._bar.write(
+            f"  step {step}: a step takes {pace * 1e3:.0f} ms, {steps} steps fit the budget"
+        )
+        return config
+
     def save(self, stage: Stage, state: TrainState) -> None:
         """Saves a checkpoint unless this step has one."""
         step = int(state.step)
@@ -159,13 +273,17 @@ class Monitor:
         self.manager.wait_until_finished()
 
     def _is_validation_due(self, step: int, steps: int) -> bool:
-        interval = self.config.validate_every * self.config.steps
+        interval = self.config.validate_every
         if self.val is None or interval <= 0 or step >= self.config.steps:
             return False
-        return step // interval > (step - steps) // interval
+        now, before = (
+            progress.progress_at(self.config, s) / interval for s in (step, step - steps)
+        )
+        return math.floor(now) > math.floor(before)
 
     def _validate(self, stage: Stage, state: TrainState, step: int) -> None:
         assert self.val is not None
+        begun = time.perf_counter()
         background = background_color(self.config)
         render = evaluate.make_render_view(
             self.config,
@@ -174,16 +292,26 @@ class Monitor:
             state.grid,
             (self.scene.near, self.scene.far),
             background,
+            tight=False,
         )
-        indices = evaluate.spread(len(self.val), self.config.validation_views)
-        scored = list(evaluate.score_split(render, self.val, background, indices))
+        started = time.perf_counter()
+        scored: list[evaluate.Scored] = []
+        for index in range(len(self.val)):
+            scored += evaluate.score_split(render, self.val, background, [index])
+            if index == 0 and self._validation_seconds == 0.0:
+                # The very first has to be compiled, which later validations are spared.
+                started = time.perf_counter()
+        self._validation_seconds = max(time.perf_counter() - started, 1e-3)
         summary = evaluate.summarise(scored)
         self._val_psnr = summary["psnr"]
+        reached = seconds_since_start() - self.clock.validate - (time.perf_counter() - begun)
+        self.history.append(Validation(step, round(reached, 2), round(self._val_psnr, 3)))
         self.events.scalars({"val/psnr": summary["psnr"], "val/ssim": summary["ssim"]}, step)
         write_pictures(self.events, f"val/{scored[0].name}", scored[0], step)
         self._bar.write(
             f"  step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(scored)} views"
         )
+        self.clock.validate += time.perf_counter() - begun
 
 
 def write_pictures(events: EventWriter, tag: str, scored: evaluate.Scored, step: int) -> None:

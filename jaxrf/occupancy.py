@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,34 @@ class OccupancyGrid:
 
     occupied: Bool[Array, "x y z"]
     aabb: Float[Array, "2 3"]
+
+
+# Fine cells along the side of a coarse one.
+COARSE = 4
+# Probes of a block when only asking whether a ray hits anything.
+PROBES = 8
+# What rays have seen in a cell counts less by this factor for every step since.
+FADING = 0.97
+
+
+@as_pytree()
+@dataclasses.dataclass(frozen=True)
+class WatchedGrid(OccupancyGrid):
+    """An occupancy grid to march through, which remembers what rays have seen in its cells.
+
+    Attributes:
+      coarse: made of it by `coarsen`.
+      memory: (slots,) per cell, when it was last given weight and how much in one number: the
+        largest of clock + log(weight) / -log(FADING). A slot is a cell's flat index here.
+      clock: () how often weights have been noted.
+    """
+
+    coarse: OccupancyGrid
+    memory: Float[Array, "slots"]
+    clock: Int[Array, ""]
+
+
+Watched = TypeVar("Watched", bound=WatchedGrid)
 
 
 class PackedSamples(NamedTuple):
@@ -63,18 +91,60 @@ def make_full_grid(resolution: tuple[int, int, int], aabb: Float[Array, "2 3"]) 
     return OccupancyGrid(jnp.ones(resolution, bool), jnp.asarray(aabb, jnp.float32))
 
 
-def lookup(grid: OccupancyGrid, positions: Float[Array, "*batch 3"]) -> Bool[Array, "*batch"]:
-    """Whether each position's cell may be occupied; outside the box nothing is."""
+def find_slots(
+    grid: OccupancyGrid, positions: Float[Array, "*batch 3"]
+) -> tuple[Int[Array, "*batch"], Bool[Array, "*batch"], Float[Array, "*batch 3"]]:
+    """Flat index of each position's cell, whether it is inside the box, and where in the cell.
+
+    Outside the box the index is that of the nearest cell along each axis. The place in the cell is
+    in [0, 1].
+    """
     resolution = grid.occupied.shape
     lead = (1,) * (positions.ndim - 1)
     low = grid.aabb[0].reshape((*lead, 3))
-    size = (grid.aabb[1] - grid.aabb[0]).reshape((*lead, 3))
-    scale = jnp.asarray(resolution, positions.dtype).reshape((*lead, 3))
-    cell = jnp.floor((positions - low) / size * scale)
-    inside = jnp.all((cell >= 0) & (cell < scale), axis=-1)
-    x, y, z = jnp.moveaxis(jnp.clip(cell, 0, scale - 1).astype(jnp.int32), -1, 0)
+    count = jnp.asarray(resolution, positions.dtype).reshape((*lead, 3))
+    size = (grid.aabb[1] - grid.aabb[0]).reshape((*lead, 3)) / count
+    scaled = (positions - low) / size
+    cell = jnp.floor(scaled)
+    inside = jnp.all((cell >= 0) & (cell < count), axis=-1)
+    x, y, z = jnp.moveaxis(jnp.clip(cell, 0, count - 1).astype(jnp.int32), -1, 0)
     flat = (x * resolution[1] + y) * resolution[2] + z
+    return flat, inside, jnp.clip(scaled - cell, 0.0, 1.0)
+
+
+def lookup(grid: OccupancyGrid, positions: Float[Array, "*batch 3"]) -> Bool[Array, "*batch"]:
+    """Whether each position's cell may be occupied; outside the box nothing is."""
+    flat, inside, _ = find_slots(grid, positions)
     return inside & grid.occupied.ravel()[flat]
+
+
+def watch(grid: OccupancyGrid, reach: float) -> WatchedGrid:
+    """The same grid, nothing seen yet. `reach` is that of `coarsen`."""
+    return WatchedGrid(
+        occupied=grid.occupied,
+        aabb=grid.aabb,
+        coarse=coarsen(grid, COARSE, reach),
+        memory=forget(grid.occupied.size),
+        clock=jnp.zeros((), jnp.int32),
+    )
+
+
+def forget(slots: int) -> Float[Array, "slots"]:
+    """The memory of cells in which nothing was seen."""
+    return jnp.full((slots,), -1e9)
+
+
+def note_weights(grid: Watched, slots: Int[Array, "m"], weights: Float[Array, "m"]) -> Watched:
+    """The grid after rays have given some cells some weight."""
+    now = grid.clock.astype(jnp.float32)
+    seen = now + jnp.log(jnp.maximum(weights, 1e-30)) / -math.log(FADING)
+    return dataclasses.replace(grid, memory=grid.memory.at[slots].max(seen), clock=grid.clock + 1)
+
+
+def recall_weights(grid: WatchedGrid) -> Float[Array, "slots"]:
+    """The largest weight that each cell was given, those of long ago counting less."""
+    ago = grid.clock.astype(jnp.float32) - 1.0 - grid.memory
+    return jnp.exp(math.log(FADING) * ago)
 
 
 def cell_centres(
@@ -109,7 +179,7 @@ def _last(axis: int) -> tuple[slice | int, ...]:
 def update_from_density(
     grid: OccupancyGrid,
     density_fn: Callable[[Float[Array, "n 3"]], Float[Array, "n"]],
-    step: float,
+    step: Float[Array, ""] | float,
     threshold: float,
     chunk: int = 1 << 18,
 ) -> OccupancyGrid:
@@ -156,20 +226,43 @@ def resample_grid(
     return OccupancyGrid(occupied, jnp.asarray(aabb, jnp.float32))
 
 
-def hit_by(grid: OccupancyGrid, rays: Rays) -> Bool[Array, "*batch"]:
-    """Whether each ray passes an occupied cell between near and far, probed every cell's width."""
+def hit_by(
+    grid: OccupancyGrid, coarse: OccupancyGrid, rays: Rays, at_once: int = 8192
+) -> Bool[Array, "r"]:
+    """Whether each ray passes an occupied cell between near and far, probed every cell's width.
+
+    Args:
+      grid: whose cells are meant.
+      coarse: made of it by `coarsen` with a reach of half of `PROBES`.
+      rays: batch shape (r,).
+      at_once: blocks of probes looked into together.
+    """
     step = jnp.min((grid.aabb[1] - grid.aabb[0]) / jnp.asarray(grid.occupied.shape, jnp.float32))
     clipped = clip_to_aabb(rays, grid.aabb)
-    length = clipped.far - clipped.near
+    most = math.ceil(math.sqrt(sum(n * n for n in grid.occupied.shape)) / PROBES) + 1
+    # Cells may be longer along some axes than along others.
+    length = jnp.linalg.norm(grid.aabb[1] - grid.aabb[0])
+    step = jnp.maximum(step, length / ((most - 1) * PROBES))
+    mask = find_blocks(coarse, clipped, PROBES * step, most)
+    rank = rank_samples(mask)
+    total = rank[-1, -1] + mask[-1, -1]
 
     def probe(index: Array, hit: Array) -> Array:
+        block = pack(mask, rank, at_once, index * at_once)
+        flat = jnp.minimum(block.sample, mask.size - 1)
+        ray = flat // most
+        count = (flat % most)[:, None] * PROBES + jnp.arange(PROBES, dtype=jnp.int32)[None]
+        start, stop = (x[ray][:, None] for x in (clipped.near, clipped.far))
         # A passage shorter than a step is probed in its middle.
-        distance = jnp.minimum((index + 0.5) * step, jnp.maximum(length - 0.5 * step, 0.5 * length))
-        positions = clipped.origins + (clipped.near + distance)[..., None] * clipped.directions
-        return hit | ((length > 0) & lookup(grid, positions))
+        distance = start + (count + 0.5) * step
+        distance = jnp.minimum(distance, jnp.maximum(stop - 0.5 * step, 0.5 * (start + stop)))
+        position = clipped.origins[ray][:, None]
+        position = position + distance[..., None] * clipped.directions[ray][:, None]
+        found = block.valid & (stop > start)[:, 0] & jnp.any(lookup(grid, position), axis=1)
+        return hit.at[ray].max(found)
 
-    count = jnp.ceil(jnp.max(length) / step).astype(jnp.int32)
-    return jax.lax.fori_loop(0, count, probe, jnp.zeros(rays.near.shape, bool))
+    chunks = (total + at_once - 1) // at_once
+    return jax.lax.fori_loop(0, chunks, probe, jnp.zeros(rays.near.shape, bool))
 
 
 def coarsen(grid: OccupancyGrid, factor: int, reach: float) -> OccupancyGrid:

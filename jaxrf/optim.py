@@ -1,6 +1,6 @@
 """Optimisers out of optax: parameter groups, schedules, clipping."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,45 +13,52 @@ Params = Any
 GROUPS = ("grid", "network")
 
 
-def make_schedule(
-    config: OptimizerConfig, peak: float, steps: int | Int[Array, ""]
-) -> optax.Schedule:
+class Course(NamedTuple):
+    """What sets one course of training apart from another that is compiled the same.
+
+    key: of all chance.
+    steps, progress: (k,) how far training has come after how many steps, linear in between.
+    """
+
+    key: jax.Array
+    steps: Float[Array, "k"]
+    progress: Float[Array, "k"]
+
+
+def make_schedule(config: OptimizerConfig, peak: float, course: Course) -> optax.Schedule:
     """Learning rate by step: exponential decay to `final_fraction` of the peak, after a warm-up.
 
-    The warm-up rises linearly from a hundredth of the peak and does not delay the decay. The number
-    of steps may be traced, so that a step compiled for one length of training serves all others.
+    The warm-up rises linearly from a hundredth of the peak and does not delay the decay. The course
+    may be traced, so that a step compiled for one length of training serves all others.
     """
 
     def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        decay = config.final_fraction ** (step / jnp.maximum(steps, 1))
-        warmup = jnp.round(config.warmup * steps)
-        ramp = jnp.minimum(0.01 + 0.99 * step / jnp.maximum(warmup, 1), 1.0)
-        return peak * decay * jnp.where(warmup > 0, ramp, 1.0)
+        done = jnp.interp(jnp.asarray(step, jnp.float32), course.steps, course.progress)
+        ramp = jnp.minimum(0.01 + 0.99 * done / max(config.warmup, 1e-9), 1.0)
+        return peak * config.final_fraction**done * (ramp if config.warmup > 0 else 1.0)
 
     return rate
 
 
-def make_schedules(
-    config: OptimizerConfig, steps: int | Int[Array, ""]
-) -> dict[str, optax.Schedule]:
+def make_schedules(config: OptimizerConfig, course: Course) -> dict[str, optax.Schedule]:
     """The schedule of each parameter group."""
     peaks = {"grid": config.grid_rate, "network": config.network_rate}
-    return {group: make_schedule(config, peaks[group], steps) for group in GROUPS}
+    return {group: make_schedule(config, peaks[group], course) for group in GROUPS}
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int | Int[Array, ""], labels: Params
+    config: OptimizerConfig, course: Course, labels: Params
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, Adam, and one scheduled learning rate for each group.
 
     Args:
       config: rates and constants.
-      steps: length of the schedules.
+      course: of the training.
       labels: shaped like the parameters, a group's name at each leaf (or above leaves).
     """
     rates = {
         group: optax.scale_by_learning_rate(schedule)
-        for group, schedule in make_schedules(config, steps).items()
+        for group, schedule in make_schedules(config, course).items()
     }
     return optax.with_extra_args_support(
         optax.chain(

@@ -1,15 +1,33 @@
-"""Arrays to pictures: colour maps, PNG, GIF and MP4."""
+"""Arrays to pictures: colour maps, PNG, GIF and MP4.
+
+What draws and encodes is imported where it is used, so that training can begin without it.
+"""
 
 import io
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import imageio.v3 as iio
-import imageio_ffmpeg
-import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+
+
+def encode_plot(curves: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> bytes:
+    """A plot of named curves of (x, y) with labelled axes, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in curves.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+    axes.set(xlabel=across, ylabel=up)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def to_uint8(image: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -21,6 +39,8 @@ def color_map(
     values: Float[np.ndarray, "*batch"], low: float, high: float, name: str = "turbo"
 ) -> Float[np.ndarray, "*batch 3"]:
     """Colours of values by one of matplotlib's colour maps, `low` to `high` spanning it."""
+    import matplotlib
+
     scaled = np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0)
     return matplotlib.colormaps[name](np.nan_to_num(scaled))[..., :3].astype(np.float32)
 
@@ -49,6 +69,8 @@ def error_picture(
 
 def encode_png(image: Float[np.ndarray, "h w *c"]) -> bytes:
     """One picture with values in [0, 1] as an 8-bit PNG."""
+    import imageio.v3 as iio
+
     return iio.imwrite("<bytes>", to_uint8(image), extension=".png")
 
 
@@ -57,6 +79,8 @@ def write_mp4(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: float) -> N
 
     Raises OSError with the encoder's words if it fails.
     """
+    import imageio_ffmpeg
+
     height, width = (s - s % 2 for s in frames.shape[1:3])
     # The encoder is run directly: imageio's own writer forks, which JAX's threads forbid.
     command = [

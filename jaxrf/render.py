@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.occupancy import PackedSamples
-from jaxrf.packing import Packed, find_bit, pack, pack_bits, rank_samples
+from jaxrf.packing import find_bit, pack, pack_bits, rank_samples, sum_before
 from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays, points_along
 from jaxrf.stepfun import midpoints
@@ -73,12 +73,17 @@ def compute_weights(
     Max 1995). The transmittance is exclusive: the first interval's is 1. Density, length
     and optical depth are capped at 1e10, so that infinite ones give no NaN.
     """
-    lengths = jnp.minimum(jnp.diff(tdist, axis=-1), 1e10)
-    optical_depth = jnp.minimum(jnp.minimum(density, 1e10) * lengths, 1e10)
+    optical_depth = _optical_depth(density, jnp.diff(tdist, axis=-1))
     reached = jnp.cumsum(optical_depth[..., :-1], axis=-1)
     reached = jnp.concatenate([jnp.zeros_like(optical_depth[..., :1]), reached], axis=-1)
     transmittance = jnp.exp(-reached)
     return transmittance * -jnp.expm1(-optical_depth), transmittance
+
+
+def _optical_depth(
+    density: Float[Array, "*batch n"], lengths: Float[Array, "*batch n"]
+) -> Float[Array, "*batch n"]:
+    return jnp.minimum(jnp.minimum(density, 1e10) * jnp.minimum(lengths, 1e10), 1e10)
 
 
 def compute_packed_weights(
@@ -86,21 +91,11 @@ def compute_packed_weights(
 ) -> tuple[Float[Array, "m"], Float[Array, "m"]]:
     """Weight of each packed sample in its ray's pixel, and the exclusive transmittance before it.
 
-    As `compute_weights`, but with rays of any number of samples in one array: a scan that starts
-    anew at each ray, because differences of one running sum would lose the digits that matter.
+    As `compute_weights`, but with rays of any number of samples in one array.
     """
-    lengths = jnp.minimum(samples.t_ends - samples.t_starts, 1e10)
-    optical_depth = jnp.minimum(jnp.minimum(density, 1e10) * lengths, 1e10)
+    optical_depth = _optical_depth(density, samples.t_ends - samples.t_starts)
     optical_depth = jnp.where(samples.mask, optical_depth, 0.0)
-    ray = samples.ray_indices
-    first = jnp.concatenate([jnp.ones((1,), bool), ray[1:] != ray[:-1]])
-    before = jnp.concatenate([jnp.zeros_like(optical_depth[:1]), optical_depth[:-1]])
-
-    def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.where(right[1], right[0], left[0] + right[0]), left[1] | right[1]
-
-    reached, _ = jax.lax.associative_scan(add, (jnp.where(first, 0.0, before), first))
-    transmittance = jnp.exp(-reached)
+    transmittance = jnp.exp(-sum_before(optical_depth, samples.ray_indices))
     return transmittance * -jnp.expm1(-optical_depth), transmittance
 
 
@@ -142,106 +137,6 @@ def _find_distance(
     start = jnp.take_along_axis(tdist, index, axis=-1)
     stop = jnp.take_along_axis(tdist, index + 1, axis=-1)
     return (start + fraction * (stop - start))[..., 0]
-
-
-def _select_samples(
-    rays: Rays, tdist: Float[Array, "r n_plus_1"], packed: Packed
-) -> tuple[Int[Array, "m"], Float[Array, "m 3"], Float[Array, "m"]]:
-    """Ray index, position and cone radius of packed samples; empty places repeat the last ray."""
-    intervals = tdist.shape[-1] - 1
-    index = jnp.minimum(packed.sample, rays.near.size * intervals - 1)
-    ray = index // intervals
-    distance = midpoints(tdist).ravel()[index]
-    position = rays.origins[ray] + distance[:, None] * rays.directions[ray]
-    return ray, position, rays.radii[ray] * distance
-
-
-def _for_each_block(
-    total: Int[Array, ""], budget: int, body: Callable[[Int[Array, ""], Any], Any], init: Any
-) -> Any:
-    blocks = (total + budget - 1) // budget
-    return jax.lax.fori_loop(0, blocks, lambda i, carry: body(i * budget, carry), init)
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """How many samples are evaluated at once where a mask says which ones matter.
-
-    Attributes:
-      density: places for samples whose density is evaluated.
-      color: places for samples whose features are.
-      drop: True while training: one block, and rays that overflow it are dropped whole and
-        reported. False: as many blocks as there is work, nothing dropped, not differentiable.
-    """
-
-    density: int
-    color: int
-    drop: bool
-
-
-def masked_density(
-    fns: RadianceFns,
-    rays: Rays,
-    tdist: Float[Array, "r n_plus_1"],
-    mask: Bool[Array, "r n"],
-    budget: Budget,
-) -> tuple[Float[Array, "r n"], Bool[Array, "r"]]:
-    """Density where the mask is set and zero elsewhere; and which rays overflowed the budget.
-
-    Arguments as in `render_masked_samples`.
-    """
-    rank = rank_samples(mask)
-    total = rank[-1, -1] + mask[-1, -1]
-
-    def add_block(start: int | Int[Array, ""], density: Float[Array, "s"]) -> Float[Array, "s"]:
-        packed = pack(mask, rank, budget.density, start)
-        _, positions, radii = _select_samples(rays, tdist, packed)
-        values, _ = fns.density(positions, radii)
-        return density.at[packed.sample].add(values, mode="drop")
-
-    density = jnp.zeros((mask.size,), tdist.dtype)
-    if budget.drop:
-        density = add_block(0, density)
-        dropped = jnp.any(mask & (rank >= budget.density), axis=-1)
-    else:
-        density = _for_each_block(total, budget.density, add_block, density)
-        dropped = jnp.zeros(mask.shape[0], bool)
-    return density.reshape(mask.shape), dropped
-
-
-def _masked_features(
-    fns: RadianceFns,
-    rays: Rays,
-    tdist: Float[Array, "r n_plus_1"],
-    weights: Float[Array, "r n"],
-    mask: Bool[Array, "r n"],
-    budget: Budget,
-    per_ray: bool,
-) -> tuple[Float[Array, "r c"], Bool[Array, "r"]]:
-    """Features (per ray) or colours (per sample) summed along rays where the mask is set."""
-    rank = rank_samples(mask)
-    total = rank[-1, -1] + mask[-1, -1]
-
-    def block_values(start: int | Int[Array, ""]) -> tuple[Packed, Array, Array]:
-        packed = pack(mask, rank, budget.color, start)
-        ray, positions, radii = _select_samples(rays, tdist, packed)
-        _, latent = fns.density(positions, radii)
-        values = fns.features(latent)
-        if not per_ray:
-            values = fns.color(values, rays.directions[ray])
-        weight = weights.ravel().at[packed.sample].get(mode="fill", fill_value=0.0)
-        return packed, ray, values * weight[:, None]
-
-    def add_block(start: int | Int[Array, ""], summed: Float[Array, "r c"]) -> Float[Array, "r c"]:
-        _, ray, values = block_values(start)
-        return summed.at[ray].add(values, indices_are_sorted=True)
-
-    channels = jax.eval_shape(lambda: block_values(0)[2]).shape[-1]
-    summed = jnp.zeros((mask.shape[0], channels), tdist.dtype)
-    if budget.drop:
-        return add_block(0, summed), jnp.any(mask & (rank >= budget.color), axis=-1)
-    summed = _for_each_block(total, budget.color, add_block, summed)
-    return summed, jnp.zeros(mask.shape[0], bool)
 
 
 def _shade(
@@ -292,36 +187,28 @@ def render_samples(
     return _finish(summed, opacity, weights, rays, tdist, background), weights
 
 
-def render_masked_samples(
-    fns: RadianceFns,
-    rays: Rays,
-    tdist: Float[Array, "r n_plus_1"],
-    background: Float[Array, "r 3"],
-    mask: Bool[Array, "r n"],
-    budget: Budget,
-    *,
-    per_ray: bool = False,
-    color_threshold: float = 0.0,
-) -> tuple[Rendering, Bool[Array, "r"]]:
-    """Renders rays from the intervals that a mask selects, in a fixed amount of memory.
+def sample_points(
+    rays: Rays, samples: PackedSamples
+) -> tuple[Float[Array, "m 3"], Float[Array, "m"]]:
+    """Position of the middle of each packed sample, and its distance along the ray."""
+    ray = samples.ray_indices
+    distance = 0.5 * (samples.t_starts + samples.t_ends)
+    return rays.origins[ray] + distance[:, None] * rays.directions[ray], distance
 
-    Density is evaluated only where the mask is set, colour only where the weight then exceeds
-    `color_threshold` (TensoRF, section 4). Equal to `render_samples` with the density set to zero
-    outside the mask and colours to zero under the threshold. Arguments as there.
 
-    Returns:
-      The rendering, and which rays (r,) overflowed the budget and are not to be used; all False
-      unless `budget.drop`.
+class PackedRendering(NamedTuple):
+    """What rays see, rendered from packed samples.
+
+    rgb: (r, 3) composited over the background.
+    opacity: (r,).
+    weights: (m,) of the samples.
+    fitting: () of the first so many rays all samples that matter were coloured.
     """
-    mask = mask & (jnp.diff(tdist, axis=-1) > 0)
-    density, dropped = masked_density(fns, rays, tdist, mask, budget)
-    weights, _ = compute_weights(density, tdist)
-    opacity = jnp.sum(weights, axis=-1)
-    matters = mask & (weights > color_threshold)
-    summed, overflow = _masked_features(fns, rays, tdist, weights, matters, budget, per_ray)
-    if per_ray:
-        summed = _shade(fns.color, summed, opacity, rays.directions)
-    return _finish(summed, opacity, weights, rays, tdist, background), dropped | overflow
+
+    rgb: Float[Array, "r 3"]
+    opacity: Float[Array, "r"]
+    weights: Float[Array, "m"]
+    fitting: Int[Array, ""]
 
 
 def render_packed_samples(
@@ -331,30 +218,47 @@ def render_packed_samples(
     background: Float[Array, "r 3"],
     *,
     per_ray: bool = False,
-) -> tuple[Float[Array, "r 3"], Float[Array, "r"], Float[Array, "m"]]:
+    color_budget: int | None = None,
+    color_threshold: float = 0.0,
+) -> PackedRendering:
     """Renders rays from packed samples; differentiable.
 
-    For fields whose features cost little once the density is known: every sample gets both.
-    Arguments as in `render_samples`.
-
-    Returns:
-      Colours (r, 3), opacities (r,) and the weights (m,) of the samples.
+    Args:
+      fns: the field.
+      rays: batch shape (r,).
+      samples: along them.
+      background: (r, 3) colour behind each ray.
+      per_ray: composite features along the ray and colour them once, instead of colouring each
+        sample and compositing colours.
+      color_budget: how many samples get features at most; None is for fields whose features cost
+        little once the density is known: all samples get them.
+      color_threshold: with a budget, samples of less weight get none (TensoRF, section 4).
     """
+    count = rays.near.size
     ray = samples.ray_indices
-    middle = 0.5 * (samples.t_starts + samples.t_ends)
-    positions = rays.origins[ray] + middle[:, None] * rays.directions[ray]
-    density, latent = fns.density(positions, rays.radii[ray] * middle)
+    positions, distance = sample_points(rays, samples)
+    density, latent = fns.density(positions, rays.radii[ray] * distance)
     weights, _ = compute_packed_weights(density, samples)
+    opacity = jnp.zeros((count,), weights.dtype).at[ray].add(weights, indices_are_sorted=True)
+    fitting, colored = jnp.asarray(count, jnp.int32), weights
+    if color_budget is not None:
+        matters = (samples.mask & (weights > color_threshold))[None]
+        rank = rank_samples(matters)
+        chosen = pack(matters, rank, color_budget)
+        index = jnp.minimum(chosen.sample, ray.size - 1)
+        first_over = jnp.argmax(matters & (rank >= color_budget))
+        fitting = jnp.where(rank[0, -1] + matters[0, -1] > color_budget, ray[first_over], count)
+        colored, ray = jnp.where(chosen.valid, weights[index], 0.0), ray[index]
+        latent = jax.tree.map(lambda x: x[index], latent)
     values = fns.features(latent)
     if not per_ray:
         values = fns.color(values, rays.directions[ray])
-    channels = jnp.concatenate([jnp.ones_like(weights)[:, None], values], axis=-1)
-    summed = jnp.zeros((rays.near.size, channels.shape[-1]), channels.dtype)
-    summed = summed.at[ray].add(channels * weights[:, None], indices_are_sorted=True)
-    opacity, rgb = summed[:, 0], summed[:, 1:]
+    rgb = jnp.zeros((count, values.shape[-1]), values.dtype)
+    rgb = rgb.at[ray].add(values * colored[:, None], indices_are_sorted=True)
     if per_ray:
         rgb = _shade(fns.color, rgb, opacity, rays.directions)
-    return rgb + (1.0 - opacity)[:, None] * background, opacity, weights
+    rgb = rgb + (1.0 - opacity)[:, None] * background
+    return PackedRendering(rgb, opacity, weights, fitting)
 
 
 class _Wave(NamedTuple):
@@ -379,6 +283,8 @@ def render_blocks(
     at_once: int,
     samples: int,
     per_ray: bool = False,
+    color_budget: int | None = None,
+    color_threshold: float = 0.0,
     stop: float = 1e-3,
 ) -> Rendering:
     """Renders rays front to back, block by block of steps, until they are opaque.
@@ -398,6 +304,9 @@ def render_blocks(
       at_once: rays of a wave.
       samples: evaluated in a wave at most, not fewer than `steps`; rays that do not fit wait.
       per_ray: composite features along the ray and colour them once.
+      color_budget: how many samples get features at once, as many times as needed, where it pays
+        to give them only to samples of a weight above `color_threshold`; None gives them to all.
+      color_threshold: see there.
       stop: transmittance below which a ray is done.
     """
     count, most = blocks.shape
@@ -405,6 +314,34 @@ def render_blocks(
 
     def is_alive(wave: _Wave) -> Bool[Array, "r"]:
         return (wave.block < most) & (wave.transmittance > stop)
+
+    def add_features(summed: Array, ray: Array, weight: Array, found: _Entered) -> Array:
+        ones = jnp.ones_like(weight)
+
+        def add(summed: Array, ray: Array, weight: Array, latent: Any, first: Array) -> Array:
+            values = fns.features(latent)
+            if not per_ray:
+                values = fns.color(values, rays.directions[ray])
+            values = jnp.concatenate([first, values], axis=-1)
+            return summed.at[ray].add(values * weight[:, None])
+
+        first = jnp.stack([ones, found.distance], axis=-1)
+        if color_budget is None:
+            return add(summed, ray, weight, found.latent, first)
+        summed = summed.at[ray, :2].add(first * weight[:, None])
+        matters = (weight > color_threshold)[None]
+        rank = rank_samples(matters)
+        total = rank[0, -1] + matters[0, -1]
+
+        def add_some(index: Array, summed: Array) -> Array:
+            chosen = pack(matters, rank, color_budget, index * color_budget)
+            place = jnp.minimum(chosen.sample, weight.size - 1)
+            some = jnp.where(chosen.valid, weight[place], 0.0)
+            latent = jax.tree.map(lambda x: x[place], found.latent)
+            return add(summed, ray[place], some, latent, jnp.zeros((color_budget, 2)))
+
+        chunks = (total + color_budget - 1) // color_budget
+        return jax.lax.fori_loop(0, chunks, add_some, summed)
 
     def advance(wave: _Wave) -> _Wave:
         alive = is_alive(wave)[None]
@@ -414,18 +351,14 @@ def render_blocks(
         found = _enter_blocks(fns, rays, ray, chosen.valid, block, step, occupied, steps, samples)
         before = wave.transmittance[ray]
         weights, after = _absorb(found, before)
-        values = fns.features(found.latent)
-        if not per_ray:
-            values = fns.color(values, rays.directions[ray[found.row]])
-        ones = jnp.ones_like(found.distance)
-        values = jnp.concatenate([jnp.stack([ones, found.distance], axis=-1), values], axis=-1)
         weight = jnp.where(found.valid, weights.ravel()[found.place], 0.0)
+        summed = add_features(wave.summed, ray[found.row], weight, found)
         done = jnp.where(found.fits, ray, count)
         cell = jnp.where(found.fits, ray * most + block, count * most)
         return _Wave(
             block=wave.block.at[done].set(find_bit(bits[ray], block + 1, most), mode="drop"),
             transmittance=wave.transmittance.at[done].set(after, mode="drop"),
-            summed=wave.summed.at[ray[found.row]].add(values * weight[:, None]),
+            summed=summed,
             totals=wave.totals.at[cell].set(jnp.sum(weights, axis=-1), mode="drop"),
         )
 
@@ -534,10 +467,8 @@ def _absorb(
     found: _Entered, before: Float[Array, "w"]
 ) -> tuple[Float[Array, "w s"], Float[Array, "w"]]:
     """Weights in blocks that light enters with some transmittance, and that behind them."""
-    weights, reaching = compute_weights(found.density, found.edges)
-    last = found.edges[:, -1] - found.edges[:, -2]
-    passed = jnp.exp(-jnp.minimum(jnp.minimum(found.density[:, -1], 1e10) * last, 1e10))
-    return weights * before[:, None], before * reaching[:, -1] * passed
+    weights, _ = compute_weights(found.density, found.edges)
+    return weights * before[:, None], before * (1.0 - jnp.sum(weights, axis=-1))
 
 
 def _finish(
@@ -565,14 +496,19 @@ def render_image(
       render_chunks: jitted; takes rays of batch shape (k, chunk) and renders one chunk after the
         other (`jax.lax.map`), so that they share their memory.
       rays: any batch shape, for example (height, width); host arrays or device arrays.
-      chunk: rays rendered together, which is what bounds the memory.
+      chunk: most rays rendered together, which is what bounds the memory.
       at_once: most chunks handed over in one call. The last call is padded with the last ray, so
         images of one size never recompile.
     """
     shape = rays.near.shape
     flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[len(shape) :]), rays)
     count = flat.near.shape[0]
-    chunks = min(-(-count // chunk), at_once)
+    if count == 0:
+        return Picture(np.zeros((*shape, 3), np.float32), *(np.zeros(shape, np.float32),) * 3)
+    chunks = -(-count // chunk)
+    # Chunks of even size, lest a small image be mostly padding.
+    chunk = min(chunk, -(-count // (256 * chunks)) * 256)
+    chunks = min(chunks, at_once)
     parts = []
     for start in range(0, count, chunks * chunk):
         index = np.minimum(np.arange(start, start + chunks * chunk), count - 1)

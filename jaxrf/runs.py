@@ -126,6 +126,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Writes a run's configuration."""
+    write_text(folder / CONFIG_FILE, configs.to_json(config))
+
+
 def find_newest(root: Path) -> Path:
     """The newest run under a folder, by its config file; InputError if there is none."""
     found = sorted(root.glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
@@ -156,6 +161,29 @@ def read_config(folder: Path) -> TrainConfig:
 def open_checkpoints(folder: Path, config: TrainConfig) -> Any:
     """The manager of a run's checkpoints."""
     return checkpoint.open_checkpoints(folder / "checkpoints", config.keep_checkpoints)
+
+
+class LateCheckpoints:
+    """The checkpoints of a run, whose manager is opened by the first to be saved."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self._folder, self._config = folder, config
+        self._manager: Any = None
+
+    def save(self, *arguments: Any, **named: Any) -> Any:
+        """As the manager's."""
+        self._manager = self._manager or open_checkpoints(self._folder, self._config)
+        return self._manager.save(*arguments, **named)
+
+    def wait_until_finished(self) -> None:
+        """Waits for what was saved to be on disk."""
+        if self._manager:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Closes the manager if it was opened."""
+        if self._manager:
+            self._manager.close()
 
 
 def save(
@@ -215,7 +243,10 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
                 f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
                 f"{folder / 'checkpoints' / str(step)} to fall back on an earlier one."
             ) from error
-        target = jax.eval_shape(lambda: train.init_state(config, stage))
+        # Of the state only shapes are needed, which do not depend on the box.
+        box = np.array([[0.0] * 3, [1.0] * 3], np.float32)
+        grid = methods.init_grid(config.field, stage, box)
+        target = jax.eval_shape(lambda: train.init_state(config, stage, grid))
         state = checkpoint.restore(manager, step, target)
     finally:
         manager.close()
@@ -224,7 +255,6 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
 
 def _read_stage(values: dict[str, Any]) -> Stage:
     fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    fixed["aabb"] = tuple(tuple(corner) for corner in fixed["aabb"])
     return methods.Stage(**fixed)
 
 

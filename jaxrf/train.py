@@ -5,15 +5,16 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from jaxrf import losses, methods, occupancy, optim
+from jaxrf import losses, methods, occupancy, optim, progress
 from jaxrf.cameras import Cameras, pixels_to_rays, resize_cameras
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Scene, Split
@@ -21,6 +22,7 @@ from jaxrf.errors import InputError
 from jaxrf.fields.base import Params
 from jaxrf.methods import Stage
 from jaxrf.occupancy import OccupancyGrid
+from jaxrf.optim import Course
 from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays
 
@@ -68,6 +70,7 @@ class Metrics(NamedTuple):
     opacity: of the rays.
     truth_alpha: of their pixels.
     dropped: fraction of rays that overflowed the sample budget.
+    samples: evaluated in a step.
     gradient_norm: before clipping.
     """
 
@@ -76,18 +79,8 @@ class Metrics(NamedTuple):
     opacity: Float[Array, ""]
     truth_alpha: Float[Array, ""]
     dropped: Float[Array, ""]
+    samples: Float[Array, ""]
     gradient_norm: Float[Array, ""]
-
-
-class Course(NamedTuple):
-    """What sets one course of training apart from another that is compiled the same.
-
-    key: of all chance.
-    steps: after how many it ends.
-    """
-
-    key: jax.Array
-    steps: Int[Array, ""]
 
 
 StepFn = Callable[[TrainState, TrainPixels, Course, Int[Array, ""]], tuple[TrainState, Metrics]]
@@ -100,25 +93,33 @@ def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
 
 def make_course(config: TrainConfig) -> Course:
     """The course that a configuration asks for."""
-    return Course(jax.random.key(config.seed), jnp.asarray(config.steps, jnp.int32))
+    steps, reached = progress.tabulate(config)
+    return Course(jax.random.key(config.seed), jnp.asarray(steps), jnp.asarray(reached))
 
 
 def make_optimizer(
-    config: TrainConfig, params: Params, steps: int | Int[Array, ""]
+    config: TrainConfig, params: Params, course: Course
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a run; the parameters only tell which groups there are."""
     labels = methods.label_params(config.field, params)
-    return optim.make_optimizer(config.optimizer, steps, labels)
+    return optim.make_optimizer(config.optimizer, course, labels)
 
 
-def init_state(config: TrainConfig, stage: Stage) -> TrainState:
+def init_params(config: TrainConfig, stage: Stage) -> tuple[Params, Any]:
+    """Fresh parameters and their optimiser's state."""
+    # Steps fold their own numbers into the same key, which never reach as far.
+    key = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
+    params = methods.init_params(config.field, stage, key)
+    return params, make_optimizer(config, params, make_course(config)).init(params)
+
+
+def init_state(config: TrainConfig, stage: Stage, grid: OccupancyGrid) -> TrainState:
     """The state before the first step."""
-    key = jax.random.fold_in(jax.random.key(config.seed), config.steps)
-    # One program instead of an operation at a time, each of which would be compiled by itself.
-    params = jax.jit(lambda key: methods.init_params(config.field, stage, key))(key)
-    grid = methods.init_grid(config.field, stage)
-    opt_state = make_optimizer(config, params, config.steps).init(params)
-    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid)
+    return TrainState(*init_params(config, stage), jnp.zeros((), jnp.int32), grid)
+
+
+# One program instead of an operation at a time, each of which would be compiled by itself.
+_init_state = jax.jit(init_state, static_argnums=(0, 1))
 
 
 def draw_batch(
@@ -189,6 +190,7 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
             opacity=jnp.mean(predicted.opacity),
             truth_alpha=jnp.mean(alpha),
             dropped=jnp.mean(predicted.dropped * 1.0),
+            samples=predicted.samples * 1.0,
             gradient_norm=jnp.zeros(()),
         )
         return loss, (metrics, predicted.grid)
@@ -198,7 +200,7 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
         grads, (metrics, grid) = jax.grad(loss_fn, has_aux=True)(
             state.params, state.grid, pixels, key
         )
-        optimizer = make_optimizer(config, state.params, course.steps)
+        optimizer = make_optimizer(config, state.params, course)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
@@ -250,20 +252,10 @@ def keep_hitting_pixels(
         # Padded first: the tested ray may pass outside the box where its neighbours hit it.
         occupied = occupancy.dilate(jnp.pad(grid.occupied, cells), cells)
         grid = OccupancyGrid(occupied, grid.aabb + jnp.stack([-cells * size, cells * size]))
-    shape = tuple(math.ceil(s / stride) for s in (height, width))
-
-    @jax.jit
-    def hits(grid: OccupancyGrid, cameras: Cameras, image: Array) -> Array:
-        row, column = jnp.meshgrid(*(jnp.arange(s) for s in shape), indexing="ij")
-        centre = jnp.stack([column, row], axis=-1) * float(stride) + 0.5 * stride
-        index = jnp.full(shape, image, jnp.int32)
-        rays = pixels_to_rays(cameras, index, centre, *scene_range)
-        return occupancy.hit_by(grid, rays)
-
-    kept = np.empty((count, height, width), bool)
-    for image in range(count):
-        tested = np.asarray(hits(grid, pixels.cameras, jnp.asarray(image)))
-        kept[image] = np.repeat(np.repeat(tested, stride, 0), stride, 1)[:height, :width]
+    else:
+        grid = OccupancyGrid(grid.occupied, grid.aabb)
+    kept = np.asarray(_find_hitting(grid, pixels.cameras, (height, width), stride, scene_range))
+    kept = np.repeat(np.repeat(kept, stride, 1), stride, 2)[:, :height, :width]
     chosen = np.flatnonzero(kept).astype(np.int32)
     if chosen.size == 0:
         return pixels
@@ -272,28 +264,42 @@ def keep_hitting_pixels(
     return pixels._replace(drawn=jnp.asarray(drawn), total=jnp.asarray(chosen.size, jnp.int32))
 
 
-def fit_stage(
-    config: TrainConfig,
-    stage: Stage,
-    state: TrainState,
-    pixels: TrainPixels,
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _find_hitting(
+    grid: OccupancyGrid,
+    cameras: Cameras,
+    size: tuple[int, int],
+    stride: int,
     scene_range: tuple[float, float],
-) -> Stage:
-    """The stage with its batch fitted to the samples that rays of these pixels have."""
-    key_batch, key_samples = jax.random.split(jax.random.key(config.seed + 1))
+) -> Bool[Array, "n h w"]:
+    """Which of every stride-th pixel along each axis hit an occupied cell, in all cameras."""
+    coarse = occupancy.coarsen(grid, occupancy.COARSE, 0.5 * occupancy.PROBES)
+    shape = tuple(math.ceil(s / stride) for s in size)
+    row, column = jnp.meshgrid(*(jnp.arange(s) for s in shape), indexing="ij")
+    centre = jnp.stack([column.ravel(), row.ravel()], axis=-1) * float(stride) + 0.5 * stride
 
-    def draw_rays() -> Rays:
-        return draw_batch(pixels, key_batch, 2048, scene_range, config.background, stage.subrays)[0]
+    def find(image: Array) -> Array:
+        index = jnp.full(centre.shape[:1], image, jnp.int32)
+        rays = pixels_to_rays(cameras, index, centre, *scene_range)
+        return occupancy.hit_by(grid, coarse, rays).reshape(shape)
 
-    return methods.fit_batch(config, stage, state.params, state.grid, key_samples, draw_rays)
+    count = cameras.T_world_camera.shape[0]
+    return jax.lax.map(find, jnp.arange(count, dtype=jnp.int32))
+
+
+def foresee_state(config: TrainConfig, stage: Stage, ahead: Stage, state: TrainState) -> TrainState:
+    """The shapes of the state in a stage that is to come; those of the present one if it stays."""
+    if methods.shapes_stay(stage, ahead):
+        return state
+    grid = methods.init_grid(config.field, ahead, np.asarray(state.grid.aabb))
+    return jax.eval_shape(partial(init_state, config, ahead), grid)
 
 
 def enter_next_stage(
     config: TrainConfig, stage: Stage, state: TrainState, growth: methods.Growth
 ) -> tuple[Stage, TrainState]:
     """State and stage after a growth: parameters and moments on the new grid."""
-    stage, grid, carry_over = methods.grow(config.field, stage, growth, state.params, state.grid)
-    carry_over = jax.jit(carry_over)
+    stage, grid, carry_over = methods.grow(config, stage, growth, state.params, state.grid)
     return stage, dataclasses.replace(
         state,
         params=carry_over(state.params),
@@ -314,26 +320,12 @@ class Observer(Protocol):
         """Some steps are done; returns whether to stop here."""
         ...
 
+    def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
+        """May fit the number of steps, not below `step` + 1, to the time there is.
 
-def measure_step(config: TrainConfig, scene: Scene, tries: int = 15) -> tuple[float, float]:
-    """Seconds that a first step takes, and that its compilation took; nothing is kept of it.
-
-    The best of several tries, as whatever else the machine does only adds to a time.
-    """
-    stage = methods.first_stage(config, scene.aabb)
-    state = init_state(config, stage)
-    pixels = put_pixels(scene.splits["train"])
-    scene_range = (scene.near, scene.far)
-    stage = fit_stage(config, stage, state, pixels, scene_range)
-    started = time.perf_counter()
-    run = compile_step(config, stage, scene_range, state, pixels)
-    compiled = time.perf_counter()
-    course = make_course(config)
-    marks = []
-    for _ in range(tries + 1):
-        state, _ = jax.block_until_ready(run(state, pixels, course, jnp.asarray(4, jnp.int32)))
-        marks.append(time.perf_counter())
-    return float(np.min(np.diff(marks))) / 4, compiled - started
+        Asked after every dispatch; `growing` tells whether growths are still to come.
+        """
+        ...
 
 
 def compile_step(
@@ -356,9 +348,9 @@ class StepCompiler:
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[Stage, Future[StepFn]] = {}
 
-    def begin(self, stage: Stage | None, state: TrainState, pixels: TrainPixels) -> None:
+    def begin(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> None:
         """Begins with a stage that will be asked for; shapes of the state and pixels suffice."""
-        if stage is None or stage in self._ahead:
+        if stage in self._ahead:
             return
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, pixels))
         self._ahead[stage] = self._pool.submit(
@@ -396,7 +388,7 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
             "--optimizer.network-rate."
         )
     collapsed = float(metrics.opacity) < 1e-3 and float(metrics.truth_alpha) > 1e-2
-    if collapsed and step > 0.1 * config.steps:
+    if collapsed and progress.progress_at(config, step) > 0.1:
         raise DivergedError(
             f"The field is all background after step {step}, although "
             f"{float(metrics.truth_alpha):.0%} of the pictures is not: try another --seed, a lower "
@@ -426,45 +418,59 @@ def fit(
     """
     scene_range = (scene.near, scene.far)
     every_pixel = put_pixels(scene.splits["train"])
-    growths = {growth.step: growth for growth in methods.plan_growth(config)}
-    ends = [*sorted(growths), config.steps]
+    growths = methods.plan_growth(config)
     course = make_course(config)
     best_mse = math.inf
+    # A dispatch lasts no longer than about a second, lest signals have to wait.
+    pace = math.inf
     with StepCompiler(config, scene_range) as compiler:
         if restored is None:
             stage = methods.first_stage(config, scene.aabb)
-            shapes = jax.eval_shape(lambda beginning=stage: init_state(config, beginning))
-            compiler.begin(methods.foresee_stage(config, stage), shapes, every_pixel)
-            state = init_state(config, stage)
+            grid = methods.init_grid(config.field, stage, scene.aabb)
+            shapes = jax.eval_shape(partial(init_state, config, stage), grid)
+            compiler.begin(stage, shapes, every_pixel)
+            state = _init_state(config, stage, grid)
         else:
             stage, state = restored
-        fitted = restored is not None
         step = int(state.step)
-        pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
+        pixels = every_pixel
+        if any(growth.step < step for growth in growths):
+            pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
 
         while step < config.steps:
             # A state saved at the step of a growth is from before it.
-            if step in growths:
-                stage, state = enter_next_stage(config, stage, state, growths[step])
+            growth = next((growth for growth in growths if growth.step == step), None)
+            if growth is not None:
+                stage, state = enter_next_stage(config, stage, state, growth)
                 pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
-            if step in growths or not fitted:
-                stage = fit_stage(config, stage, state, pixels, scene_range)
-            fitted = True
 
             started = time.perf_counter()
             run = compiler.get(stage, state, pixels)
             observer.on_stage(stage, state, int(pixels.total), time.perf_counter() - started)
 
-            end = next(e for e in ends if e > step)
-            if end in growths:
-                compiler.begin(methods.foresee_stage(config, stage, growths[end]), state, pixels)
-            while step < end:
-                count = min(config.steps_per_dispatch, end - step)
+            coming = next((growth for growth in growths if growth.step > step), None)
+            if coming is not None:
+                ahead = methods.foresee_stage(config, stage, coming, state.grid)
+                if ahead is not None:
+                    compiler.begin(ahead, foresee_state(config, stage, ahead, state), pixels)
+            while step < (coming.step if coming else config.steps):
+                end = coming.step if coming else config.steps
+                at_once = max(int(min(1.0 / pace, config.steps_per_dispatch)), 1)
+                count = min(at_once, end - step)
+                started = time.perf_counter()
                 state, metrics = run(state, pixels, course, jnp.asarray(count, jnp.int32))
                 step += count
                 metrics = jax.device_get(metrics)
+                pace = (time.perf_counter() - started) / count
                 check_health(metrics, step, config, best_mse)
                 best_mse = min(best_mse, float(metrics.mse))
-                if observer.on_dispatch(state, stage, metrics, count):
+                stop = observer.on_dispatch(state, stage, metrics, count)
+                fitted = observer.replan(config, step, coming is not None)
+                if fitted is not config:
+                    config, course = fitted, make_course(fitted)
+                    growths = methods.plan_growth(config)
+                    # A growth may be due at this very step now.
+                    coming = next((growth for growth in growths if growth.step >= step), None)
+                if stop:
                     return stage, state
     return stage, state

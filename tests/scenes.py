@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from jaxrf import methods, progress, train
 from jaxrf.cameras import image_rays, look_at, make_cameras
 from jaxrf.config import (
     NeRFConfig,
@@ -34,14 +35,14 @@ ANGLE = 0.7
 RADIUS = 0.9
 DISTANCE = 4.0
 
-# The same as `tiny_tensorf`, for the command line.
+# As `tiny_tensorf`, for the command line, but pruned by weight.
 TINY = shlex.split("""
     --preset tensorf-small --steps 24 --batch-rays 128 --batch-samples 4096 --render-samples 8192
     --steps-per-dispatch 4 --video.frames 3 --video.size 17 --validation-views 2
     --field.density-components 2 --field.feature-components 2 --field.feature-dim 4
     --field.width 8 --field.initial-voxels 512 --field.final-voxels 1728
     --field.occupancy-voxels 1728 --field.prune-at 0.25 0.5 --field.upsample-at 0.5
-    --field.density-shift -2.0
+    --field.settle-steps 0 --field.prune-threshold 0.01 --field.density-shift -2.0
 """)
 
 
@@ -187,11 +188,27 @@ def tiny_nerf(**changes: Any) -> TrainConfig:
     return TrainConfig(**(settings | changes))
 
 
-class Recorder:
-    """An observer of `train.fit` that notes what it is told and stops after a given step."""
+_init_state = jax.jit(train.init_state, static_argnums=(0, 1))
 
-    def __init__(self, stop_at: int | None = None) -> None:
+
+def first_state(config: TrainConfig, aabb: np.ndarray | None = None) -> tuple[Stage, TrainState]:
+    """Stage and state before the first step, in the scene's box unless another one is given."""
+    aabb = make_scene().aabb if aabb is None else aabb
+    stage = methods.first_stage(config, aabb)
+    return stage, _init_state(config, stage, methods.init_grid(config.field, stage, aabb))
+
+
+class Recorder:
+    """An observer of `train.fit` that notes what it is told and stops after a given step.
+
+    At the steps in `plans` it asks for another number of steps.
+    """
+
+    def __init__(self, stop_at: int | None = None, plans: dict[int, int] | None = None) -> None:
         self.stop_at = stop_at
+        self.plans = plans or {}
+        self.growing: list[tuple[int, bool]] = []
+        self.config: TrainConfig | None = None
         self.stages: list[tuple[int, Stage, int]] = []
         self.metrics: list[Metrics] = []
         self.steps: list[int] = []
@@ -205,6 +222,13 @@ class Recorder:
         self.steps.append(steps)
         self.metrics.append(metrics)
         return self.stop_at is not None and self.step >= self.stop_at
+
+    def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
+        assert step == self.step
+        self.growing.append((step, growing))
+        steps = self.plans.get(step)
+        self.config = config if steps is None else progress.refit(config, step, steps)
+        return self.config
 
 
 def differing_leaves(found: Any, wanted: Any) -> Sequence[str]:

@@ -1,6 +1,6 @@
 """The commands as a user has them: a whole tiny training, what it leaves, what goes wrong."""
 
-import dataclasses
+import itertools
 import json
 import os
 import random
@@ -28,15 +28,12 @@ from scenes import (
     differing_leaves,
     make_scene,
     read_mp4,
-    tiny_voxels,
     write_scene,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxrf import cli, commands, methods, runs
-from jaxrf import config as configs
 from jaxrf.cameras import image_rays
-from jaxrf.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,13 +75,21 @@ def own_run(trained: Path, tmp_path: Path) -> Path:
 def test_metrics_have_every_key(trained: Path, scene_folder: Path) -> None:
     values = json.loads((trained / "metrics.json").read_text())
     assert set(values) == {
-        "test", "seconds", "steps", "rays_per_second", "peak_memory_bytes", "background",
-        "resolution", "dataset", "hardware", "versions",
+        "test", "seconds", "steps", "rays_per_second", "samples_per_second", "validations",
+        "peak_memory_bytes", "background", "resolution", "dataset", "hardware", "versions",
     }  # fmt: skip
-    assert set(values["seconds"]) == {"startup", "compile", "train", "evaluate", "total"}
-    assert all(isinstance(s, float) and s > 0 for s in values["seconds"].values())
-    parts = [values["seconds"][k] for k in ("compile", "train", "evaluate")]
-    assert sum(parts) <= values["seconds"]["total"] + 0.01
+    seconds = values["seconds"]
+    assert set(seconds) == {
+        "startup", "first_step", "compile", "train", "validate", "evaluate", "total"
+    }  # fmt: skip
+    assert all(isinstance(s, float) and s > 0 for s in seconds.values())
+    parts = [seconds[k] for k in ("compile", "train", "validate", "evaluate")]
+    assert sum(parts) <= seconds["total"] + 0.01
+    assert seconds["startup"] < seconds["first_step"] < seconds["total"]
+    validations = values["validations"]
+    assert [set(v) for v in validations] == [{"step", "seconds", "psnr"}] * 2
+    times = [v["seconds"] for v in validations]
+    assert seconds["first_step"] < times[0] < times[1] < seconds["total"]
     assert set(values["test"]) == {"psnr", "ssim", "per_image"}
     per_image = values["test"]["per_image"]
     assert [set(item) for item in per_image] == [{"name", "psnr", "ssim"}] * VIEWS["test"]
@@ -93,6 +98,7 @@ def test_metrics_have_every_key(trained: Path, scene_folder: Path) -> None:
     assert values["test"]["ssim"] == pytest.approx(np.mean([i["ssim"] for i in per_image]))
     assert values["steps"] == 24
     assert values["rays_per_second"] > 0
+    assert values["samples_per_second"] > values["rays_per_second"]
     assert values["peak_memory_bytes"] > 1e7
     assert values["background"] == "white"
     assert values["resolution"] == [SIZE, SIZE]
@@ -130,25 +136,32 @@ def events(trained: Path) -> EventAccumulator:
     return accumulator
 
 
-def test_tensorboard_has_the_scalars(events: EventAccumulator) -> None:
+def test_tensorboard_has_the_scalars(trained: Path, events: EventAccumulator) -> None:
     last = {}
+    steps = [s.step for s in events.Scalars("train/loss")]
+    # The first dispatch is of one step, the others are of 4 at most, fewer if these take long.
+    assert steps[0] == 1 and steps[-1] == 24
+    assert all(0 < later - step <= 4 for step, later in itertools.pairwise(steps))
+    assert {6, 12} <= set(steps), "dispatches end at growths"
     for tag in (
         "train/loss", "train/psnr", "train/gradient_norm", "train/opacity", "train/dropped_rays",
         "learning_rate/grid", "learning_rate/network", "speed/rays_per_second",
-        "machine/memory_bytes", "machine/peak_memory_bytes",
+        "speed/samples_per_second", "machine/memory_bytes", "machine/peak_memory_bytes",
     ):  # fmt: skip
         scalars = events.Scalars(tag)
-        # Dispatches end at growths too, which are at steps 6 and 12.
-        assert [s.step for s in scalars] == [4, 6, 10, 12, 16, 20, 24], tag
+        assert [s.step for s in scalars] == steps, tag
         assert all(np.isfinite(s.value) for s in scalars), tag
         last[tag] = scalars[-1].value
-    assert last["learning_rate/grid"] == pytest.approx(0.03 * 0.05, rel=1e-4)
+    assert last["learning_rate/grid"] == pytest.approx(0.06 * 0.05, rel=1e-4)
     assert last["learning_rate/network"] == pytest.approx(4e-3 * 0.05, rel=1e-4)
     assert last["train/gradient_norm"] > 0
     assert last["machine/peak_memory_bytes"] >= last["machine/memory_bytes"] > 1e7
     # 0.34 of 24 steps is 8.16: validated with the first dispatches that end past 8.16 and 16.32.
-    assert [s.step for s in events.Scalars("val/psnr")] == [10, 20]
-    assert [s.step for s in events.Scalars("val/ssim")] == [10, 20]
+    validated = [next(step for step in steps if step > due) for due in (8.16, 16.32)]
+    assert [s.step for s in events.Scalars("val/psnr")] == validated
+    assert [s.step for s in events.Scalars("val/ssim")] == validated
+    validations = json.loads((trained / "metrics.json").read_text())["validations"]
+    assert [v["step"] for v in validations] == validated
     assert [s.step for s in events.Scalars("test/psnr")] == [24]
 
 
@@ -203,7 +216,9 @@ def test_config_is_kept_and_nothing_else_lies_around(trained: Path) -> None:
              for p in trained.iterdir()}  # fmt: skip
     assert names == {"config.json", "checkpoints", "metrics.json", "orbit.mp4", "events"}
     steps = {p.name for p in (trained / "checkpoints").iterdir() if p.is_dir()}
-    assert steps <= {"10", "20", "24"} and "24" in steps and len(steps) >= 2
+    validations = json.loads((trained / "metrics.json").read_text())["validations"]
+    assert steps <= {"24", *(str(v["step"]) for v in validations)}
+    assert "24" in steps and len(steps) >= 2
 
 
 # ---------------------------------------------------------------------------------------------
@@ -599,7 +614,6 @@ def test_hardware_and_versions_are_described() -> None:
     assert commands.describe_hardware().count("\n") == 0
     assert "CPU cores" in commands.describe_hardware()
     assert all(isinstance(v, str) and v for v in commands.describe_versions().values())
-    assert commands.seconds_since_start() > 0
 
 
 def test_every_second_picture_is_scored_on_demand(own_run: Path) -> None:
@@ -614,29 +628,12 @@ def test_every_second_picture_is_scored_on_demand(own_run: Path) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def fit_budget(
-    monkeypatch: pytest.MonkeyPatch, budget: float, step: float, compilation: float
-) -> configs.TrainConfig:
-    """`tiny_voxels` fitted to a budget on a machine of known speed, 5 s after its start."""
-    monkeypatch.setattr(commands.train, "measure_step", lambda config, scene: (step, compilation))
-    monkeypatch.setattr(commands, "seconds_since_start", lambda: 5.0)
-    return commands._fit_budget(tiny_voxels(budget=budget), make_scene())
-
-
-def test_steps_are_fitted_to_the_budget_and_its_growths(monkeypatch: pytest.MonkeyPatch) -> None:
-    fitted = fit_budget(monkeypatch, 65.0, 0.1, 4.0)
-    growths = len(methods.plan_growth(tiny_voxels()))
-    wanted = 0.85 * (65.0 - 5.0 - growths * 1.2 - 4.0) / 0.1
-    assert fitted.steps == pytest.approx(wanted, abs=2)
-    assert fit_budget(monkeypatch, 125.0, 0.1, 4.0).steps == fitted.steps + 510
-    assert dataclasses.replace(fitted, steps=24) == tiny_voxels(budget=65.0)
-
-
 def test_a_budget_that_ends_before_training_begins_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
+    scene_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match="--budget 12 is too short"):
-        fit_budget(monkeypatch, 12.0, 0.1, 4.0)
+    arguments = options(scene_folder, tmp_path / "run", "--budget", "0.5")
+    assert cli.train(arguments) == 2
+    assert "--budget 0.5 is too short here: starting took" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -650,7 +647,7 @@ def test_training_is_done_within_its_budget(tmp_path: Path, scene_folder: Path) 
     assert done.returncode == 0, done.stderr
     values = json.loads((tmp_path / "run/metrics.json").read_text())
     seconds = values["seconds"]
-    assert seconds["total"] - seconds["evaluate"] < 25.0 + 1.0
-    assert seconds["total"] - seconds["evaluate"] > 12.0
+    assert 20.0 < seconds["total"] - seconds["evaluate"] < 25.0 + 1.0
     config = runs.read_config(tmp_path / "run")
-    assert config.budget == 25.0 and 0.5 * config.steps < values["steps"] <= config.steps
+    assert config.budget == 25.0 and len(config.knots) == 2
+    assert 0.9 * config.steps < values["steps"] <= config.steps

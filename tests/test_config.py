@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jaxrf import config
-from jaxrf.config import BricksConfig, NeRFConfig, TensoRFConfig, TrainConfig
+from jaxrf.config import BricksConfig, Knot, NeRFConfig, TensoRFConfig, TrainConfig
 from jaxrf.errors import InputError
 
 
@@ -35,6 +35,7 @@ def test_settings_that_are_not_the_defaults_survive_json() -> None:
         background="random",
         seed=2**32 - 1,
         bricks=BricksConfig(size=7),
+        knots=(Knot(3, 1e-3), Knot(1000, 0.1 + 0.2)),
         field=TensoRFConfig(upsample_at=(), shading="per_ray", prune_threshold=1e-300),
     )
     again = config.from_json(config.to_json(original))
@@ -107,6 +108,11 @@ def test_an_unknown_key_is_named(path: str) -> None:
         ("optimizer", 3),
         ("optimizer", None),
         ("optimizer.beta1", {}),
+        ("knots", 3),
+        ("knots", [[3, 0.5]]),
+        ("knots", [{"step": 3.5, "progress": 0.5}]),
+        ("knots", [{"step": 3}]),
+        ("field.prune_by", "density"),
         ("bricks.size", "128"),
         ("video", []),
     ],

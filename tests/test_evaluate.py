@@ -7,35 +7,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import SIZE, make_scene, tiny_nerf, tiny_tensorf, tiny_voxels
+from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_tensorf, tiny_voxels
 
-from jaxrf import evaluate, methods, train
+from jaxrf import evaluate, methods
 from jaxrf.cameras import Cameras, image_rays, resize_cameras
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import composite
 from jaxrf.evaluate import RenderView
-from jaxrf.render import Rendering
+from jaxrf.render import Picture, Rendering
 
 
-def make_render(config: TrainConfig, background: np.ndarray) -> tuple[RenderView, Rendering]:
+def make_render(
+    config: TrainConfig, background: np.ndarray, tight: bool = True
+) -> tuple[RenderView, Rendering]:
     """The function under test, and what it should give for the first test view, all at once."""
-    stage = methods.first_stage(config, make_scene().aabb)
-    state = train.init_state(config, stage)
+    stage, state = first_state(config)
     render = evaluate.make_render_view(
-        config, stage, state.params, state.grid, (2.0, 6.0), background
+        config, stage, state.params, state.grid, (2.0, 6.0), background, tight=tight
     )
+    box = np.asarray(state.grid.aabb)
+    if tight:
+        stage, box = methods.fit_to_render(config.field, stage, state.grid)
     rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
+    rest = (state.params, state.grid, rays, jnp.asarray(background), jnp.asarray(box))
     whole = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))(
-        config.field, stage, 1 << 13, state.params, state.grid, rays, jnp.asarray(background)
+        config.field, stage, 1 << 13, *rest
     )
     return render, whole
 
 
 def test_a_view_with_sub_rays_is_the_average_of_a_finer_view() -> None:
     config = tiny_nerf()
-    stage = methods.first_stage(config, make_scene().aabb)
-    state = train.init_state(config, stage)
+    stage, state = first_state(config)
     white = np.ones(3, np.float32)
     common = (state.params, state.grid, (2.0, 6.0), white)
     cameras = make_scene().splits["test"].cameras
@@ -50,19 +54,20 @@ def test_a_view_with_sub_rays_is_the_average_of_a_finer_view() -> None:
     assert np.array_equal(same.rgb, found.rgb)
 
 
+@pytest.mark.parametrize("tight", [False, True])
 @pytest.mark.parametrize(
     "config",
     [
         tiny_tensorf(),
         # 100 rays at a time: the last chunk of 256 pixels is not full.
-        tiny_nerf(render_samples=2000),
+        tiny_nerf(render_samples=3200),
         tiny_voxels(render_samples=100),
     ],
     ids=["tensorf", "nerf", "voxels"],
 )
-def test_a_view_is_its_rays_rendered_in_order(config: TrainConfig) -> None:
+def test_a_view_is_its_rays_rendered_in_order(config: TrainConfig, tight: bool) -> None:
     background = np.array([0.9, 0.5, 0.1], np.float32)
-    render, whole = make_render(config, background)
+    render, whole = make_render(config, background, tight)
     view = render(make_scene().splits["test"].cameras, 0)
     for name in ("rgb", "opacity", "depth", "median_depth"):
         found = getattr(view, name)
@@ -70,6 +75,26 @@ def test_a_view_is_its_rays_rendered_in_order(config: TrainConfig) -> None:
         wanted = np.asarray(getattr(whole, name))
         assert found.shape == (SIZE, SIZE, *wanted.shape[1:])
         np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
+
+
+def test_a_view_comes_coarsely_first_and_in_the_end_as_it_is() -> None:
+    render, _ = make_render(tiny_nerf(), np.ones(3, np.float32))
+    cameras = make_scene().splits["test"].cameras
+    asked: list[tuple[int, int]] = []
+
+    def note(cameras: Cameras, index: int) -> Picture:
+        asked.append((cameras.width, cameras.height))
+        return render(cameras, index)
+
+    views = evaluate.render_progressively(note, cameras, 1, (40, 4, 1))
+    first = next(views)
+    # What nobody waits for is not rendered.
+    assert asked == [(1, 1)] and first.rgb.shape == (1, 1, 3)
+    second, last = views
+    assert asked == [(1, 1), (SIZE // 4, SIZE // 4), (SIZE, SIZE)]
+    np.testing.assert_array_equal(last.rgb, render(cameras, 1).rgb)
+    blocks = last.rgb.reshape(4, SIZE // 4, 4, SIZE // 4, 3).mean(axis=(1, 3))
+    assert np.abs(second.rgb - blocks).mean() < np.abs(second.rgb[::-1] - blocks).mean()
 
 
 def test_each_camera_gives_its_own_view() -> None:
@@ -91,7 +116,7 @@ def fake_render(rgb: float) -> RenderView:
 def test_scores_compare_with_the_composited_truth_and_clip_the_rendering() -> None:
     split = make_scene().splits["test"]
     background = np.array([0.0, 0.5, 1.0], np.float32)
-    scored = list(evaluate.score_split(fake_render(0.5), split, background, [1, 0]))
+    scored = list(evaluate.score_split(fake_render(0.5), split, background, range(1, -1, -1)))
     assert [s.name for s in scored] == ["r_1", "r_0"] and [s.view for s in scored] == [1, 0]
     for item, level in zip(scored, (1.0, 0.5), strict=True):  # 1.5 is clipped to 1
         truth = composite(split.images[item.view], background)

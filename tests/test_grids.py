@@ -1,4 +1,10 @@
-"""Interpolation in grids, against hat functions summed over every grid point and against torch."""
+"""Interpolation in grids, against hat functions summed over every grid point and against torch.
+
+And mixtures of rows with the gradient of their own, against einsum.
+"""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from jaxrf.grids import resample_line, resample_plane, sample_line, sample_plane
+from jaxrf import grids
+from jaxrf.grids import mix_rows, resample_line, resample_plane, sample_line, sample_plane
 
 line_at = jax.jit(sample_line)
 plane_at = jax.jit(sample_plane)
@@ -169,3 +176,99 @@ def test_resampling_equals_hat_functions() -> None:
 def test_what_lies_beyond_the_old_grid_repeats_its_border() -> None:
     line = resample_line(jnp.asarray([[1.0], [2.0]]), 5, -1.0, 2.0)
     np.testing.assert_allclose(line[:, 0], [1.0, 1.0, 1.5, 2.0, 2.0], atol=1e-6)
+
+
+# Mixtures of rows.
+
+
+def mix_by_einsum(table: jax.Array, indices: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.einsum("mk,mkc->mc", weights, table[indices])
+
+
+def mixing_case(rows: int, count: int, corners: int, channels: int) -> tuple[jax.Array, ...]:
+    """A table, indices that hit some of its rows often, weights, and a gradient of the result."""
+    rng = np.random.default_rng(count)
+    indices = rng.integers(0, rows, (count, corners))
+    indices[rng.uniform(size=indices.shape) < 0.2] = rows - 1
+    return (
+        jnp.asarray(rng.normal(size=(rows, channels)), jnp.float32),
+        jnp.asarray(indices, jnp.int32),
+        jnp.asarray(rng.normal(size=(count, corners)), jnp.float32),
+        jnp.asarray(rng.normal(size=(count, channels)), jnp.float32),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pull_back(fn: Any, case: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """The mixtures, and the gradients for the table and the weights."""
+    table, indices, weights, gradient = case
+    found, back = jax.vjp(lambda t, w: fn(t, indices, w), table, weights)
+    return found, *back(gradient)
+
+
+def scans_of(case: tuple[jax.Array, ...]) -> list[int]:
+    """Lengths of the loops in the gradient's program for a CPU."""
+    table, indices, weights, gradient = case
+    jaxpr = jax.make_jaxpr(grids._scatter_blocks)(jnp.zeros_like(table), indices, weights, gradient)
+    return [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
+
+
+@pytest.mark.parametrize(
+    ("count", "corners", "channels"),
+    [(0, 8, 3), (1, 8, 8), (1, 1, 1), (2, 2, 1), (57, 4, 3), (57, 1, 5), (100, 8, 8)],
+)
+def test_mixtures_of_rows_equal_einsum(count: int, corners: int, channels: int) -> None:
+    case = mixing_case(23, count, corners, channels)
+    found, wanted = pull_back(mix_rows, case), pull_back(mix_by_einsum, case)
+    assert found[0].shape == (count, channels)
+    for value, truth in zip(found, wanted, strict=True):
+        assert value.shape == truth.shape and value.dtype == truth.dtype
+        np.testing.assert_allclose(value, truth, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("count", "blocks"), [(59, 1), (60, 1), (61, 2), (120, 2), (121, 3), (293, 5), (300, 5)]
+)
+def test_gradients_of_mixtures_are_the_same_in_any_number_of_blocks(
+    monkeypatch: pytest.MonkeyPatch, count: int, blocks: int
+) -> None:
+    corners, channels = 4, 5
+    monkeypatch.setattr(grids, "SCATTERED_AT_ONCE", 60 * corners * channels * 4)
+    case = mixing_case(31, count, corners, channels)
+    assert scans_of(case) == ([blocks] if blocks > 1 else [])
+    table, *rest = case
+    _, to_table, to_weights = pull_back(mix_by_einsum, case)
+    for scatter in (grids._scatter_blocks, grids._scatter):
+        scattered = jax.jit(scatter)(jnp.zeros_like(table), *rest)
+        np.testing.assert_allclose(scattered, to_table, atol=1e-4)
+    found = pull_back(mix_rows, case)
+    np.testing.assert_allclose(found[1], to_table, atol=1e-4)
+    np.testing.assert_allclose(found[2], to_weights, atol=1e-4)
+
+
+def test_gradients_of_mixtures_of_real_size_equal_einsum() -> None:
+    # 5 blocks of 4 MiB with a remainder.
+    case = mixing_case(5000, 70_001, 8, 8)
+    assert scans_of(case) == [5]
+    _, to_table, to_weights = pull_back(mix_rows, case)
+    np.testing.assert_allclose(to_weights, pull_back(mix_by_einsum, case)[2], atol=1e-4)
+    _, indices, weights, gradient = (np.asarray(x) for x in case)
+    for row in (0, 1234, 4998, 4999):
+        m, k = np.nonzero(indices == row)
+        exact = np.sum(weights[m, k, None].astype(np.float64) * gradient[m], axis=0)
+        # The last row gets 100,000 terms, the others some 100.
+        np.testing.assert_allclose(to_table[row], exact, atol=2e-2 if row == 4999 else 1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e10, 1e30])
+def test_gradients_of_mixtures_of_extreme_rows_are_finite(scale: float) -> None:
+    table, indices, weights, gradient = mixing_case(9, 20, 4, 3)
+    for slope in pull_back(mix_rows, (scale * table, indices, weights, gradient)):
+        assert np.all(np.isfinite(slope))
+
+
+def test_rows_that_are_not_mixed_get_no_gradient() -> None:
+    table, _, weights, gradient = mixing_case(9, 20, 4, 3)
+    indices = jnp.asarray(np.random.default_rng(0).choice([2, 5, 6], (20, 4)), jnp.int32)
+    slope = np.asarray(pull_back(mix_rows, (table, indices, weights, gradient))[1])
+    assert np.flatnonzero(np.any(slope != 0, axis=1)).tolist() == [2, 5, 6]

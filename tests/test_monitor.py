@@ -4,6 +4,8 @@ import dataclasses
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +13,18 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
-from scenes import make_scene, tiny_nerf
+from scenes import first_state, make_scene, tiny_nerf, tiny_voxels
 
-from jaxrf import methods, monitor, runs, train
+from jaxrf import evaluate, methods, monitor, progress, runs
 from jaxrf.config import TrainConfig
+from jaxrf.errors import InputError
 from jaxrf.monitor import Monitor, catch_signals
 from jaxrf.train import Metrics, TrainState
 from jaxrf.writers import EventWriter
 
-METRICS = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.4, 0.05, 1.5)))
+METRICS = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.4, 0.05, 4096.0, 1.5)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -79,6 +83,11 @@ class FakeWriter(EventWriter):
     def __init__(self) -> None:
         self.values: dict[int, dict[str, float]] = {}
         self.pictures: list[tuple[str, int]] = []
+        self.texts: list[tuple[str, int]] = []
+
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        assert text.startswith("{")
+        self.texts.append((tag, step))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         self.values.setdefault(step, {}).update(values)
@@ -103,7 +112,7 @@ class Watched:
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Any:
+def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     saved: list[tuple[int, float | None]] = []
 
     def save(manager: Any, scene: Any, stage: Any, state: Any, seconds: Any, psnr: Any) -> None:
@@ -115,12 +124,13 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> Watched:
         scene = make_scene()
         summary = runs.summarise_scene(scene, Path("ball"))
-        stage = methods.first_stage(config, scene.aabb)
-        state = train.init_state(config, stage)
+        stage, state = first_state(config)
         writer = FakeWriter()
         caught: list[int] = []
         split = scene.splits["val"] if val else None
-        watcher = Monitor(config, summary, writer, None, split, caught, done, 100.0, deadline)
+        watcher = Monitor(
+            tmp_path, config, summary, writer, None, split, caught, done, 100.0, deadline
+        )
         return Watched(watcher, writer, saved, caught, state, stage)
 
     monkeypatch.setattr(runs, "save", save)
@@ -157,24 +167,79 @@ def test_scalars_are_written_for_every_dispatch(watch: Any) -> None:
     assert values["speed/rays_per_second"] > 0
     assert values["machine/memory_bytes"] > 1e7
     assert watched.monitor.clock.rays == pytest.approx(50 * 64 * 0.95)
+    assert values["speed/samples_per_second"] > 0
+    assert watched.monitor.clock.samples == pytest.approx(50 * 4096.0)
     assert watched.saved == [] and watched.writer.pictures == []
+    assert watched.writer.texts == [("config", 25)]
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0.25, [30, 50, 80]), (0.5, [50]), (0.0, [])])
 def test_validation_comes_when_its_fraction_has_passed_and_never_at_the_end(
     watch: Any, every: float, expected: list[int]
 ) -> None:
-    config = tiny_nerf(steps=100, validate_every=every, checkpoint_seconds=1e9, validation_views=1)
-    watched = watch(config)
+    watched = watch(tiny_nerf(steps=100, validate_every=every, checkpoint_seconds=1e9))
     for step in range(10, 101, 10):
         watched.dispatch(step, 10)
     validated = [step for step, values in watched.writer.values.items() if "val/psnr" in values]
     assert validated == expected
+    assert [v.step for v in watched.monitor.history] == expected
+    assert (watched.monitor.clock.validate > 0) == bool(expected)
     # Each is saved with its figure, so that the best is known.
     assert [step for step, psnr in watched.saved if psnr is not None] == expected
     assert all(psnr == watched.writer.values[step]["val/psnr"] for step, psnr in watched.saved)
     kinds = ("truth_and_rendering", "depth", "error")
     assert watched.writer.pictures == [(f"val/r_0/{k}", s) for s in expected for k in kinds]
+
+
+def test_all_views_that_are_given_are_validated(watch: Any) -> None:
+    config = tiny_nerf(steps=100, validate_every=0.5, checkpoint_seconds=1e9, validation_views=1)
+    watched = watch(config)
+    watched.dispatch(50, 50)
+    white, state = np.ones(3, np.float32), watched.state
+    render = evaluate.make_render_view(
+        config, watched.stage, state.params, state.grid, (2.0, 6.0), white
+    )
+    scored = list(evaluate.score_split(render, make_scene().splits["val"], white, range(2)))
+    wanted = evaluate.summarise(scored)
+    assert wanted["per_image"][0]["psnr"] != wanted["per_image"][1]["psnr"]
+    for name in ("psnr", "ssim"):
+        assert watched.writer.values[50][f"val/{name}"] == pytest.approx(wanted[name], rel=1e-4)
+    (entry,) = watched.monitor.history
+    assert entry.psnr == pytest.approx(wanted["psnr"], abs=1e-3)
+
+
+def test_validations_follow_progress_where_the_pace_changed(watch: Any) -> None:
+    # Half of the way is reached at step 20 already, the rest takes 180 more.
+    config = tiny_nerf(steps=40, validate_every=0.25, checkpoint_seconds=1e9)
+    watched = watch(progress.refit(config, 20, 200))
+    for step in range(10, 201, 10):
+        watched.dispatch(step, 10)
+    validated = [step for step, values in watched.writer.values.items() if "val/psnr" in values]
+    assert validated == [10, 20, 110]
+
+
+def test_validation_stands_apart_from_training(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(monitor, "seconds_since_start", lambda: now - 990.0)
+    score = evaluate.score_split
+
+    def score_slowly(*arguments: Any) -> Any:
+        nonlocal now
+        now += 7.0
+        return score(*arguments)
+
+    monkeypatch.setattr(evaluate, "score_split", score_slowly)
+    watched = watch(tiny_nerf(steps=100, validate_every=0.25, checkpoint_seconds=1e9))
+    for step in (25, 50, 75):
+        now += 2.0
+        watched.dispatch(step, 25)
+    clock = watched.monitor.clock
+    assert clock.train == pytest.approx(6.0) and clock.validate == pytest.approx(3 * 14.0)
+    assert clock.first_step == pytest.approx(12.0)
+    # When what was reached is told as if nobody had looked.
+    assert [entry.seconds for entry in watched.monitor.history] == pytest.approx([12.0, 14.0, 16.0])
+    assert watched.writer.values[50]["speed/rays_per_second"] == pytest.approx(25 * 64 * 0.95 / 2)
 
 
 def test_without_val_pictures_nothing_is_validated(watch: Any) -> None:
@@ -222,3 +287,197 @@ def test_peak_memory_is_that_of_this_process() -> None:
     before = monitor.peak_memory_bytes()
     block = np.ones(1 << 25)  # 256 MiB
     assert monitor.peak_memory_bytes() >= max(before, block.nbytes)
+
+
+# ---------------------------------------------------------------------------------------------
+# The budget
+# ---------------------------------------------------------------------------------------------
+
+
+class Budgeted:
+    """A monitor on a clock that the test moves, told of dispatches and asked to plan anew."""
+
+    def __init__(self, watch: Any, monkeypatch: pytest.MonkeyPatch, budget: float | None) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(monitor.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(monitor.time, "time", lambda: self.now)
+        self.config = tiny_voxels(steps=200, validate_every=0.0, checkpoint_seconds=1e9)
+        deadline = None if budget is None else self.now + budget
+        self.watched = watch(self.config, deadline=deadline)
+        self.step = 0
+
+    def begin_stage(self) -> None:
+        self.watched.monitor.on_stage(self.watched.stage, self.watched.state, 1, 0.0)
+
+    def dispatch(self, steps: int, seconds: float, growing: bool) -> None:
+        self.now, self.step = self.now + seconds, self.step + steps
+        assert not self.watched.dispatch(self.step, steps)
+        self.config = self.watched.monitor.replan(self.config, self.step, growing)
+
+
+def test_steps_are_fitted_to_the_budget_early_and_for_good_after_the_last_growth(
+    watch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = Budgeted(watch, monkeypatch, 100.0)
+    run.begin_stage()
+    run.dispatch(1, 5.0, growing=True)  # the first dispatch warms up and is not counted
+    run.dispatch(4, 0.4, growing=True)
+    assert run.config.knots == ()
+    run.dispatch(4, 0.4, growing=True)
+    growths = len(methods.plan_growth(tiny_voxels(steps=200)))
+    left = 0.96 * (100.0 - 5.8 - 1.5 * growths) - 0.3
+    assert run.config.steps == 9 + int(left / 0.1) and len(run.config.knots) == 1
+    assert runs.read_config(tmp_path) == run.config
+
+    run.dispatch(30, 3.0, growing=True)
+    assert len(run.config.knots) == 1
+    run.begin_stage()
+    run.dispatch(1, 1.0, growing=False)
+    run.dispatch(10, 1.9, growing=False)
+    assert len(run.config.knots) == 1
+    run.dispatch(10, 2.1, growing=False)
+    left = 0.96 * (1100.0 - run.now) - 0.3
+    assert run.config.steps == 60 + int(left / 0.2) and len(run.config.knots) == 2
+    assert runs.read_config(tmp_path) == run.config
+    for _ in range(20):
+        fitted = run.config
+        run.dispatch(10, 2.0, growing=False)
+        assert run.config is fitted
+    # The rates have come down when the time is over.
+    assert 1100.0 - run.now > 0 and run.config.steps - run.step < 250
+
+
+def test_validations_to_come_take_their_share_of_the_budget(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_of = []
+    for every in (0.0, 0.1):
+        run = Budgeted(watch, monkeypatch, 100.0)
+        run.watched.monitor.config = dataclasses.replace(run.config, validate_every=1e9)
+        run.config = dataclasses.replace(run.config, validate_every=every)
+        run.watched.monitor._validation_seconds = 2.0
+        run.begin_stage()
+        run.dispatch(1, 1.0, growing=False)
+        run.dispatch(9, 1.0, growing=False)
+        runs_of.append(run.config.steps)
+    assert runs_of[0] - runs_of[1] == pytest.approx(0.96 * 9 * 2.0 * 9, abs=2)
+
+
+def test_without_a_budget_nothing_is_planned_anew(
+    watch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = Budgeted(watch, monkeypatch, None)
+    config = run.config
+    run.begin_stage()
+    for _ in range(5):
+        run.dispatch(10, 10.0, growing=False)
+    assert run.config is config and list(tmp_path.iterdir()) == []
+
+
+def test_one_slow_step_is_no_pace(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Budgeted(watch, monkeypatch, 100.0)
+    run.begin_stage()
+    run.dispatch(1, 0.1, growing=False)
+    run.dispatch(1, 30.0, growing=False)
+    assert run.config.knots == ()
+    run.dispatch(1, 0.1, growing=False)
+    assert len(run.config.knots) == 1
+
+
+def test_what_was_timed_of_one_stage_does_not_count_in_the_next(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Budgeted(watch, monkeypatch, 100.0)
+    run.begin_stage()
+    run.dispatch(1, 0.2, growing=True)
+    run.dispatch(2, 0.6, growing=True)
+    run.begin_stage()
+    run.dispatch(1, 20.0, growing=True)
+    run.dispatch(2, 0.6, growing=True)
+    assert run.config.knots == ()
+    run.dispatch(2, 0.6, growing=True)
+    assert len(run.config.knots) == 1
+
+
+@pytest.mark.parametrize("budget", [3.0, 3.3])
+def test_when_the_time_is_as_good_as_over_one_more_step_ends_it(
+    watch: Any, monkeypatch: pytest.MonkeyPatch, budget: float
+) -> None:
+    run = Budgeted(watch, monkeypatch, budget)
+    run.watched.monitor.deadline += 1.0  # such that no dispatch comes too late
+    run.begin_stage()
+    for _ in range(3):
+        run.dispatch(1, 1.0, growing=False)
+    run.watched.monitor.deadline -= 1.0
+    assert run.config.steps == run.config.knots[0].step + 1
+
+
+@pytest.mark.parametrize("pace", [0.03, 0.2, 1.0])
+@pytest.mark.parametrize("slower", [0.5, 1.0, 3.0])
+def test_a_training_ends_just_before_its_deadline_although_its_pace_changes(
+    watch: Any, monkeypatch: pytest.MonkeyPatch, pace: float, slower: float
+) -> None:
+    """A growth after a fifth of the way changes the pace; what is left is fitted to it."""
+    run = Budgeted(watch, monkeypatch, 120.0)
+    run.begin_stage()
+    grown = False
+    while run.step < run.config.steps:
+        growth = progress.step_at(run.config, 0.2)
+        if not grown and run.step == growth:
+            grown, pace = True, pace * slower
+            run.now += 1.0
+            run.begin_stage()
+        end = run.config.steps if grown else growth
+        steps = min(max(int(1.0 / pace), 1), 25, end - run.step)
+        run.dispatch(steps, steps * pace, growing=not grown)
+    # `dispatch` asserts that nothing was cut off.
+    assert grown and len(run.config.knots) == 2
+    assert 0.85 * 120.0 < run.now - 1000.0 <= 120.0
+
+
+def test_rates_follow_the_new_plan(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Budgeted(watch, monkeypatch, 60.0)
+    run.begin_stage()
+    for _ in range(12):
+        run.dispatch(1, 0.1, growing=False)
+    run.dispatch(100, 10.0, growing=False)
+    assert run.config.knots
+    optimizer = run.config.optimizer
+    for step, values in run.watched.writer.values.items():
+        done = progress.progress_at(run.config, step)
+        wanted = optimizer.grid_rate * optimizer.final_fraction**done
+        assert values["learning_rate/grid"] == pytest.approx(wanted, rel=1e-4)
+    assert 0.1 < progress.progress_at(run.config, run.step) < 0.4
+
+
+def test_a_budget_that_is_over_at_the_start_is_an_input_error(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Budgeted(watch, monkeypatch, 5.0)
+    run.watched.monitor.config = dataclasses.replace(run.config, budget=5.0)
+    run.now += 6.0
+    with pytest.raises(InputError, match="--budget 5 is too short"):
+        run.begin_stage()
+
+
+def test_seconds_since_start_are_those_of_this_process() -> None:
+    code = (
+        "import time; time.sleep(0.7)\n"
+        "from jaxrf.monitor import seconds_since_start as s\n"
+        "a = s(); time.sleep(0.5); print(a, s() - a)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    elapsed = time.perf_counter() - started
+    first, slept = (float(x) for x in done.stdout.split())
+    assert 0.7 < first < elapsed and slept == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("text", ["", "no number", "1e9 3", "1 (a b) c) " + "10000000 " * 30])
+def test_files_that_tell_another_time_are_not_believed(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    created = psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: created)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert monitor.seconds_since_start() == pytest.approx(time.time() - created, abs=0.5)

@@ -1,6 +1,7 @@
 """The occupancy grid against loops over its cells, and at its faces."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -10,18 +11,26 @@ import numpy as np
 import pytest
 
 from jaxrf.occupancy import (
+    COARSE,
+    FADING,
+    PROBES,
     Marching,
     OccupancyGrid,
+    WatchedGrid,
     cell_centres,
     coarsen,
     dilate,
+    find_slots,
     hit_by,
     lookup,
     make_full_grid,
     march_to_samples,
+    note_weights,
     occupied_aabb,
+    recall_weights,
     resample_grid,
     update_from_density,
+    watch,
 )
 from jaxrf.rays import Rays, clip_to_aabb
 
@@ -32,7 +41,13 @@ CELL = (BOX[1] - BOX[0]) / np.array(SHAPE)
 
 look_up = jax.jit(lookup)
 dilated = jax.jit(dilate, static_argnames="cells")
-hit = jax.jit(hit_by)
+note = jax.jit(note_weights)
+recall = jax.jit(recall_weights)
+
+
+@functools.partial(jax.jit, static_argnames="at_once")
+def hit(grid: OccupancyGrid, rays: Rays, at_once: int = 8192) -> jax.Array:
+    return hit_by(grid, coarsen(grid, COARSE, 0.5 * PROBES), rays, at_once)
 
 
 def random_grid(share: float = 0.4, seed: int = 0) -> OccupancyGrid:
@@ -96,6 +111,29 @@ def test_nothing_is_occupied_outside_of_the_box() -> None:
     assert not np.any(look_up(full, jnp.asarray(np.stack(outside))))
     assert bool(look_up(full, jnp.asarray(middle)))
     assert not np.any(look_up(full, jnp.full((3,), jnp.nan)))
+
+
+@pytest.mark.parametrize("batch", [(), (200,), (4, 30)])
+def test_slots_are_flat_indices_with_the_place_in_the_cell(batch: tuple[int, ...]) -> None:
+    unit = np.random.default_rng(1).uniform(-0.3, 1.3, (*batch, 3))
+    positions = (BOX[0] + unit * (BOX[1] - BOX[0])).astype(np.float32)
+    flat, inside, place = jax.jit(find_slots)(random_grid(), jnp.asarray(positions))
+    assert flat.shape == inside.shape == batch and place.shape == (*batch, 3)
+    for index in np.ndindex(batch):
+        scaled = (positions[index].astype(np.float64) - BOX[0]) / CELL
+        nearest = [min(max(math.floor(s), 0), n - 1) for s, n in zip(scaled, SHAPE, strict=True)]
+        assert int(flat[index]) == np.ravel_multi_index(nearest, SHAPE)
+        assert bool(inside[index]) == bool(np.all((scaled >= 0) & (scaled < SHAPE)))
+        if inside[index]:
+            np.testing.assert_allclose(place[index], scaled - nearest, atol=1e-5)
+        assert np.all((place[index] >= 0) & (place[index] <= 1))
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, np.inf, -np.inf, np.nan])
+def test_the_slot_of_any_number_is_one_there_is(value: float) -> None:
+    positions = jnp.asarray(np.where(np.eye(3) > 0, value, BOX.mean(axis=0)), jnp.float32)
+    flat, inside, _ = find_slots(random_grid(), positions)
+    assert np.all((flat >= 0) & (flat < math.prod(SHAPE))) and not np.any(inside)
 
 
 @pytest.mark.parametrize("cells", [0, 1, 2])
@@ -219,10 +257,11 @@ def test_resampling_loses_no_occupied_place_and_invents_none_far_away(
 # Rays.
 
 
-def random_rays(count: int, seed: int = 4) -> Rays:
+def random_rays(count: int, seed: int = 4, aims: np.ndarray | None = None) -> Rays:
     rng = np.random.default_rng(seed)
     origins = rng.normal(size=(count, 3)) * 3.0 + BOX.mean(axis=0)
-    aims = BOX[0] + rng.uniform(-0.2, 1.2, (count, 3)) * (BOX[1] - BOX[0])
+    if aims is None:
+        aims = BOX[0] + rng.uniform(-0.2, 1.2, (count, 3)) * (BOX[1] - BOX[0])
     directions = aims - origins
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
     return Rays(
@@ -235,28 +274,49 @@ def random_rays(count: int, seed: int = 4) -> Rays:
     )
 
 
+# Cubic cells, so many that whole blocks of probes are passed over.
+FINE = (40, 33, 37)
+FINE_CELL = 0.09375
+
+
+def fine_case(cells: int = 8, count: int = 400) -> tuple[OccupancyGrid, Rays]:
+    """A few occupied cells, and rays of which many pass by one of them closely."""
+    rng = np.random.default_rng(11)
+    occupied = np.zeros(FINE, bool)
+    places = rng.integers(0, FINE, (cells, 3))
+    occupied[tuple(places.T)] = True
+    aabb = np.stack([BOX[0], BOX[0] + FINE_CELL * np.array(FINE)])
+    aims = BOX[0] + (places[rng.integers(0, cells, count)] + 0.5) * FINE_CELL
+    aims = aims + 0.6 * rng.normal(size=(count, 3)) * FINE_CELL
+    grid = OccupancyGrid(jnp.asarray(occupied), jnp.asarray(aabb, jnp.float32))
+    rays = random_rays(count, aims=aims)
+    return grid, dataclasses.replace(rays, far=rays.far + 2.0)
+
+
 def test_hits_equal_a_dense_march_but_for_passages_shorter_than_a_probe() -> None:
-    grid, rays = random_grid(0.1), random_rays(400)
+    grid, rays = fine_case()
     hits = np.asarray(hit(grid, rays))
-    spacing, width = 0.002, float(np.min(CELL))
-    distances = np.arange(0.5, 9.0, spacing)
+    spacing = 0.002
+    distances = np.arange(0.5, 11.0, spacing)
     positions = (
         np.asarray(rays.origins)[:, None]
         + distances[None, :, None] * np.asarray(rays.directions)[:, None]
     )
     occupied = np.asarray(look_up(grid, jnp.asarray(positions, jnp.float32)))
     occupied = occupied & (distances[None] <= np.asarray(rays.far)[:, None])
+    long = 0
     for ray in range(400):
         longest = run = 0
         for wanted in occupied[ray]:
             run = run + 1 if wanted else 0
             longest = max(longest, run)
+        long += longest * spacing > FINE_CELL
         if hits[ray]:
             # A probe may fall into a passage that is shorter than the march's spacing.
             assert longest > 0 or lies_beside_occupied(grid, positions[ray])
         elif longest:
-            assert longest * spacing <= width + 2 * spacing
-    assert 50 < hits.sum() < 350
+            assert longest * spacing <= FINE_CELL + 2 * spacing
+    assert 50 < hits.sum() < 350 and long > 50
 
 
 def lies_beside_occupied(grid: OccupancyGrid, positions: np.ndarray) -> bool:
@@ -265,13 +325,23 @@ def lies_beside_occupied(grid: OccupancyGrid, positions: np.ndarray) -> bool:
     return bool(np.any(look_up(grid, jnp.asarray(beside, jnp.float32))))
 
 
-@pytest.mark.parametrize("batch", [(), (6,), (2, 3)])
-def test_hits_of_any_batch_shape(batch: tuple[int, ...]) -> None:
-    flat = random_rays(max(math.prod(batch), 1))
-    rays = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), flat)
-    found = hit(random_grid(), rays)
-    assert found.shape == batch
-    np.testing.assert_array_equal(np.ravel(found), hit(random_grid(), flat))
+@pytest.mark.parametrize("at_once", [1, 7, 64, 1000])
+def test_hits_are_the_same_however_many_blocks_are_probed_at_once(at_once: int) -> None:
+    grid, rays = fine_case()
+    np.testing.assert_array_equal(hit(grid, rays, at_once=at_once), hit(grid, rays))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3])
+def test_what_is_passed_over_as_a_whole_is_never_hit(share: float) -> None:
+    grid, rays = fine_case()
+    occupied = np.random.default_rng(12).uniform(size=FINE) < share
+    grid = dataclasses.replace(grid, occupied=grid.occupied | jnp.asarray(occupied))
+    coarse = coarsen(grid, COARSE, 0.5 * PROBES)
+    assert share > 0.1 or np.mean(coarse.occupied) < 0.9
+    everywhere = dataclasses.replace(coarse, occupied=jnp.ones_like(coarse.occupied))
+    probed = jax.jit(hit_by)(grid, everywhere, rays)
+    np.testing.assert_array_equal(hit(grid, rays), probed)
+    assert 50 < np.sum(probed) <= 400
 
 
 def test_full_grid_is_hit_exactly_by_the_rays_that_meet_more_than_a_corner_of_the_box() -> None:
@@ -408,3 +478,73 @@ def test_rays_that_meet_nothing_take_no_sample() -> None:
         empty, coarsen(empty, 2, 4.0), rays, jnp.asarray(offset), step, marching
     )
     assert not np.any(samples.mask)
+
+
+# What is remembered of cells.
+
+
+def random_watched(reach: float = 2.0) -> WatchedGrid:
+    return watch(random_grid(), reach)
+
+
+def test_a_fresh_watch_has_seen_nothing_and_marches_through_the_coarsened_grid() -> None:
+    grid = random_grid(0.02)
+    for reach in (0.0, 4.0, 9.0):
+        watched = watch(grid, reach)
+        np.testing.assert_array_equal(watched.occupied, grid.occupied)
+        np.testing.assert_array_equal(watched.aabb, grid.aabb)
+        coarse = coarsen(grid, COARSE, reach)
+        np.testing.assert_array_equal(watched.coarse.occupied, coarse.occupied)
+        np.testing.assert_array_equal(watched.coarse.aabb, coarse.aabb)
+        assert watched.memory.shape == (grid.occupied.size,) and int(watched.clock) == 0
+        np.testing.assert_array_equal(recall(watched), 0.0)
+
+
+def test_remembered_weights_equal_a_diary_of_all_that_was_seen() -> None:
+    """Each cell's weight is the largest of all that it was given, faded by the steps since."""
+    grid, rng = random_watched(), np.random.default_rng(0)
+    cells = grid.occupied.size
+    diary: list[list[tuple[int, float]]] = [[] for _ in range(cells)]
+    for step in range(60):
+        # Some cells are seen in every step, some rarely, some several times at once, some never.
+        slots = rng.integers(0, cells // 2 if step % 7 else cells - 5, 40)
+        weights = rng.uniform(size=40) ** 4
+        weights[:3] = [0.0, 1.0, 1e-38]
+        grid = note(grid, jnp.asarray(slots, jnp.int32), jnp.asarray(weights, jnp.float32))
+        for slot, weight in zip(slots, weights, strict=True):
+            diary[slot].append((step, weight))
+        assert int(grid.clock) == step + 1
+        if step in (0, 1, 20, 59):
+            wanted = [max((w * FADING ** (step - t) for t, w in d), default=0.0) for d in diary]
+            np.testing.assert_allclose(recall(grid), wanted, rtol=1e-3, atol=1e-8)
+    assert not diary[-1] and float(recall(grid)[-1]) == 0.0
+
+
+def note_one(grid: WatchedGrid, weight: float, slot: int = 3) -> WatchedGrid:
+    return note(grid, jnp.asarray([slot], jnp.int32), jnp.asarray([weight], jnp.float32))
+
+
+@pytest.mark.parametrize("between", [0, 10, 25, 200])
+def test_a_later_weaker_view_counts_once_the_stronger_one_has_faded(between: int) -> None:
+    grid = note_one(random_watched(), 0.9)
+    for _ in range(between):
+        grid = note_one(grid, 1.0, slot=7)
+    grid = note_one(grid, 0.5)
+    faded = 0.9 * FADING ** (between + 1)
+    assert (faded > 0.5) == (between <= 10)
+    assert float(recall(grid)[3]) == pytest.approx(max(faded, 0.5), rel=1e-3)
+
+
+def test_memory_is_exact_enough_after_very_many_steps() -> None:
+    grid = dataclasses.replace(random_watched(), clock=jnp.asarray(200_000, jnp.int32))
+    grid = note_one(note_one(grid, 0.05), 0.0, slot=7)
+    assert float(recall(grid)[3]) == pytest.approx(0.05 * FADING, rel=2e-3)
+
+
+def test_a_watched_grid_is_a_pytree_that_jit_accepts() -> None:
+    grid = random_watched()
+    assert len(jax.tree.leaves(grid)) == 6
+    again = jax.jit(lambda g: g)(grid)
+    assert isinstance(again, WatchedGrid) and isinstance(again.coarse, OccupancyGrid)
+    positions = jnp.asarray(np.random.default_rng(5).uniform(0, 3, (6, 3)), jnp.float32)
+    np.testing.assert_array_equal(lookup(grid, positions), lookup(random_grid(), positions))

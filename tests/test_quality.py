@@ -43,7 +43,8 @@ def voxel_length(run: runs.Run) -> float:
     """Length of a voxel of a run, in scene units."""
     if isinstance(run.config.field, TensoRFConfig):
         # `step_ratio` voxels make a step.
-        return methods.step_length(run.config.field, run.stage) / run.config.field.step_ratio
+        step = methods.step_length(run.config.field, run.stage, run.state.grid.aabb)
+        return float(step) / run.config.field.step_ratio
     assert isinstance(run.state.grid, VoxelGrid)
     return float(run.state.grid.aabb[1, 0] - run.state.grid.aabb[0, 0]) / run.stage.resolution[0]
 

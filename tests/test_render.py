@@ -16,7 +16,7 @@ from jaxrf.occupancy import PackedSamples
 from jaxrf.packing import pack, rank_samples
 from jaxrf.rays import Rays, points_along
 from jaxrf.render import (
-    Budget,
+    PackedRendering,
     Picture,
     RadianceFns,
     Rendering,
@@ -24,13 +24,12 @@ from jaxrf.render import (
     compute_packed_weights,
     compute_weights,
     expected_depth,
-    masked_density,
     median_depth,
     render_blocks,
     render_image,
-    render_masked_samples,
     render_packed_samples,
     render_samples,
+    sample_points,
 )
 
 RAYS, INTERVALS = 7, 9
@@ -192,10 +191,11 @@ def assert_close_to(
 
 # One program each: run op by op, every operation would be compiled by itself.
 render_every = jax.jit(render_samples, static_argnames=("fns", "per_ray"))
-render_masked = jax.jit(
-    render_masked_samples, static_argnames=("fns", "budget", "per_ray", "color_threshold")
+render_packed = jax.jit(
+    render_packed_samples, static_argnames=("fns", "per_ray", "color_budget", "color_threshold")
 )
 weights_of = jax.jit(compute_weights)
+packed_weights_of = jax.jit(compute_packed_weights)
 expected_depth_of = jax.jit(expected_depth)
 median_depth_of = jax.jit(median_depth)
 
@@ -523,229 +523,6 @@ def test_homogeneous_slab_has_the_exact_opacity_and_depth_with_few_samples() -> 
     )
 
 
-# Rendering from what a mask selects.
-
-AMPLE, TINY = Budget(1000, 1000, drop=True), Budget(5, 3, drop=False)
-
-
-@pytest.mark.parametrize("per_ray", [False, True])
-@pytest.mark.parametrize("budget", [AMPLE, TINY], ids=str)
-def test_masked_rendering_equals_loops_without_density_outside(
-    budget: Budget, per_ray: bool
-) -> None:
-    rays, mask = make_rays(), make_mask()
-    tdist, background = make_edges(rays), make_background()
-    rendering, dropped = render_masked(FNS, rays, tdist, background, mask, budget, per_ray=per_ray)
-    assert not np.any(np.asarray(dropped))
-    slow = render_slowly(rays, tdist, background, mask=mask, per_ray=per_ray)
-    assert_close_to(slow, rendering)
-
-
-@pytest.mark.parametrize("per_ray", [False, True])
-@pytest.mark.parametrize("budget", [AMPLE, TINY], ids=str)
-def test_full_mask_equals_rendering_of_every_interval(budget: Budget, per_ray: bool) -> None:
-    rays = make_rays()
-    tdist, background = make_edges(rays), make_background()
-    mask = jnp.ones((RAYS, INTERVALS), bool)
-    masked, _ = render_masked(FNS, rays, tdist, background, mask, budget, per_ray=per_ray)
-    dense, _ = render_every(FNS, rays, tdist, background, per_ray=per_ray)
-    assert_close_to(dataclasses.asdict(dense), masked)
-
-
-@pytest.mark.parametrize(
-    ("budget", "per_ray"), [(AMPLE, False), (AMPLE, True), (TINY, False)], ids=str
-)
-def test_colors_under_the_threshold_are_left_out_and_their_opacity_is_not(
-    budget: Budget, per_ray: bool
-) -> None:
-    rays, mask = make_rays(), make_mask()
-    tdist, background = make_edges(rays), make_background()
-    rendering, dropped = render_masked(
-        FNS, rays, tdist, background, mask, budget, per_ray=per_ray, color_threshold=0.1
-    )
-    assert not np.any(np.asarray(dropped))
-    slow = render_slowly(rays, tdist, background, mask, per_ray, color_threshold=0.1)
-    assert_close_to(slow, rendering)
-    everything = render_slowly(rays, tdist, background, mask, per_ray)
-    assert not np.allclose(slow["rgb"], everything["rgb"], atol=1e-2), (
-        "the threshold changes nothing"
-    )
-
-
-@pytest.mark.parametrize("per_ray", [False, True])
-@pytest.mark.parametrize("budget", [AMPLE, TINY], ids=str)
-def test_empty_mask_shows_exactly_the_background(budget: Budget, per_ray: bool) -> None:
-    rays = make_rays()
-    mask = jnp.zeros((RAYS, INTERVALS), bool)
-    rendering, dropped = render_masked(
-        FNS, rays, make_edges(rays), make_background(), mask, budget, per_ray=per_ray
-    )
-    assert not np.any(np.asarray(dropped))
-    np.testing.assert_array_equal(rendering.rgb, make_background())
-    np.testing.assert_array_equal(rendering.opacity, 0.0)
-    np.testing.assert_array_equal(rendering.depth, rays.far)
-    np.testing.assert_array_equal(rendering.median_depth, rays.far)
-
-
-def test_rays_of_no_length_show_the_background_and_take_no_budget() -> None:
-    rays = make_rays()
-    tdist = jnp.broadcast_to(rays.near[:, None], (RAYS, INTERVALS + 1))
-    mask = jnp.ones((RAYS, INTERVALS), bool)
-    rendering, dropped = render_masked(
-        OPAQUE, rays, tdist, make_background(), mask, Budget(1, 1, drop=True)
-    )
-    assert not np.any(np.asarray(dropped))
-    np.testing.assert_array_equal(rendering.rgb, make_background())
-
-
-def parametric_fns(params: dict[str, jax.Array]) -> RadianceFns:
-    return RadianceFns(
-        density=lambda p, r: (params["density"][0] * field_density(jnp, p, r), p),
-        features=lambda p: field_features(jnp, p) * params["features"][None],
-        color=lambda f, d: field_color(jnp, f, d) * params["color"][None],
-    )
-
-
-@pytest.mark.parametrize("per_ray", [False, True])
-def test_gradients_of_masked_rendering_are_those_of_the_dense_one(per_ray: bool) -> None:
-    rays, mask, threshold = make_rays(), make_mask(), 0.05
-    tdist, background = make_edges(rays), make_background()
-    mask = mask & (jnp.diff(tdist, axis=-1) > 0)
-    params = {
-        "density": jnp.asarray([0.8]),
-        "features": jnp.asarray([1.0, 0.5, 1.5, 0.7]),
-        "color": jnp.asarray([0.9, 0.8, 0.7]),
-    }
-
-    def loss(rendering: Rendering) -> jax.Array:
-        return (
-            jnp.mean(jnp.square(rendering.rgb - 0.3))
-            + 0.1 * jnp.mean(rendering.opacity)
-            + 0.1 * jnp.mean(rendering.depth)
-        )
-
-    def masked(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
-        rendering, _ = render_masked_samples(
-            parametric_fns(params),
-            rays,
-            tdist,
-            background,
-            mask,
-            AMPLE,
-            per_ray=per_ray,
-            color_threshold=threshold,
-        )
-        return loss(rendering)
-
-    def dense(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
-        """All samples are evaluated, and what is not wanted is multiplied by zero."""
-        fns = parametric_fns(params)
-        wanted = mask.ravel() * 1.0
-        thin = fns._replace(density=lambda p, r: (fns.density(p, r)[0] * wanted, p))
-        _, weights = render_samples(thin, rays, tdist, background)
-        matters = jax.lax.stop_gradient(wanted * (weights.ravel() > threshold))[:, None]
-        if per_ray:
-            sparse = thin._replace(features=lambda p: fns.features(p) * matters)
-        else:
-            sparse = thin._replace(color=lambda f, d: fns.color(f, d) * matters)
-        return loss(render_samples(sparse, rays, tdist, background, per_ray=per_ray)[0])
-
-    def gradients(fn: Any) -> Any:
-        def of_origins(params: dict[str, jax.Array], origins: jax.Array) -> jax.Array:
-            return fn(params, dataclasses.replace(rays, origins=origins))
-
-        return jax.jit(jax.value_and_grad(of_origins, argnums=(0, 1)))(params, rays.origins)
-
-    actual, expected = gradients(masked), gradients(dense)
-    assert all(float(jnp.max(jnp.abs(g))) > 1e-4 for g in jax.tree.leaves(expected))
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-4, atol=2e-6), actual, expected
-    )
-
-
-@pytest.mark.parametrize("per_ray", [False, True])
-@pytest.mark.parametrize("scale", [0.0, 1e10, 1e30])
-def test_gradients_of_masked_rendering_are_finite_at_the_extremes(
-    scale: float, per_ray: bool
-) -> None:
-    rays = make_rays()
-    tdist = make_edges(rays).at[0].set(1.0)
-
-    def loss(density: jax.Array, mask: jax.Array) -> jax.Array:
-        fns = parametric_fns({"density": density, "features": jnp.ones(4), "color": jnp.ones(3)})
-        rendering, _ = render_masked_samples(
-            fns, rays, tdist, make_background(), mask, AMPLE, per_ray=per_ray
-        )
-        return sum((jnp.sum(x) for x in jax.tree.leaves(rendering)), jnp.zeros(()))
-
-    gradient = jax.jit(jax.grad(loss))
-    for mask in (make_mask(), jnp.zeros((RAYS, INTERVALS), bool)):
-        assert np.all(np.isfinite(gradient(jnp.asarray([scale]), mask)))
-
-
-def overflows_slowly(mask: np.ndarray, budget: int) -> list[bool]:
-    """Which rays have a wanted sample that is not among the first `budget` ones."""
-    taken, flags = 0, []
-    for row in mask:
-        flag = False
-        for wanted in row:
-            if wanted:
-                taken += 1
-                flag = flag or taken > budget
-        flags.append(flag)
-    return flags
-
-
-@pytest.mark.parametrize(("budget", "limited"), [(9, "density"), (17, "density"), (10, "color")])
-def test_overflow_flags_exactly_the_rays_that_did_not_fit_and_spares_the_rest(
-    budget: int, limited: str
-) -> None:
-    rays = make_rays()
-    tdist, background = make_edges(rays), make_background()
-    # The empty ray comes before any overflow.
-    mask = jnp.roll(make_mask(), -1, axis=0) & (jnp.diff(tdist, axis=-1) > 0)
-    places = dataclasses.replace(AMPLE, **{limited: budget})
-    rendering, dropped = render_masked(FNS, rays, tdist, background, mask, places)
-    assert np.asarray(dropped).tolist() == overflows_slowly(np.asarray(mask), budget)
-    kept = ~np.asarray(dropped)
-    slow = render_slowly(rays, tdist, background, mask=mask)
-    assert_close_to(slow, rendering, kept)
-
-
-def test_a_budget_that_just_suffices_drops_nothing() -> None:
-    rays, mask = make_rays(), make_mask()
-    tdist = make_edges(rays)
-    mask = mask & (jnp.diff(tdist, axis=-1) > 0)
-    needed = int(jnp.sum(mask))
-    for budget, any_dropped in ((needed, False), (needed - 1, True)):
-        _, dropped = render_masked(
-            FNS, rays, tdist, make_background(), mask, Budget(budget, needed, drop=True)
-        )
-        assert bool(jnp.any(dropped)) == any_dropped
-
-
-@pytest.mark.parametrize("limited", ["density", "color"])
-def test_a_ray_without_samples_never_overflows(limited: str) -> None:
-    rays = make_rays(4)
-    tdist = jnp.broadcast_to(jnp.linspace(0.5, 2.0, INTERVALS + 1)[None], (4, INTERVALS + 1))
-    mask = jnp.ones((4, INTERVALS), bool).at[2].set(False)
-    places = dataclasses.replace(AMPLE, **{limited: INTERVALS})
-    _, dropped = render_masked(FNS, rays, tdist, make_background(4), mask, places)
-    assert np.asarray(dropped).tolist() == [False, True, False, True]
-
-
-def test_masked_density_is_zero_exactly_outside_of_the_mask() -> None:
-    rays, mask = make_rays(), make_mask()
-    tdist = make_edges(rays)
-    density, _ = masked_density(FNS, rays, tdist, mask, Budget(6, 6, drop=False))
-    for r in range(RAYS):
-        for i in range(INTERVALS):
-            t = (float(tdist[r, i]) + float(tdist[r, i + 1])) / 2
-            position = np.asarray(rays.origins[r]) + t * np.asarray(rays.directions[r])
-            truth = field_density(np, position, float(rays.radii[r]) * t) if mask[r, i] else 0.0
-            assert float(density[r, i]) == pytest.approx(float(truth), rel=1e-4, abs=1e-5)
-
-
 # Whole images.
 
 
@@ -796,6 +573,9 @@ def test_image_of_any_batch_shape(batch: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(image.rgb.reshape(count, 3), reference.rgb)
 
 
+# Rendering from packed samples.
+
+
 def pack_intervals(
     edges: jax.Array, mask: np.ndarray, spare: int
 ) -> tuple[PackedSamples, np.ndarray]:
@@ -809,6 +589,13 @@ def pack_intervals(
         jnp.asarray(np.arange(len(rays) + spare) < len(rays)),
     )
     return packed, np.flatnonzero(mask)
+
+
+def packed_case(spare: int = 5) -> tuple[Rays, jax.Array, jax.Array, np.ndarray, PackedSamples]:
+    """Rays, their edges, their backgrounds, which intervals are wanted, and these packed."""
+    rays, mask = make_rays(), np.asarray(make_mask())
+    edges = make_edges(rays)
+    return rays, edges, make_background(), mask, pack_intervals(edges, mask, spare)[0]
 
 
 @pytest.mark.parametrize("spare", [0, 13])
@@ -826,6 +613,30 @@ def test_packed_weights_are_those_of_each_ray_alone(spare: int, scale: float) ->
     assert not np.any(np.asarray(weights)[~used])
 
 
+@settings(max_examples=40)
+@given(DENSITIES, LENGTHS, st.integers(0, 8))
+def test_packed_weights_and_the_light_that_is_left_sum_to_one_for_each_ray(
+    density: np.ndarray, lengths: np.ndarray, first: int
+) -> None:
+    """The first so many samples are one ray's, the others another's."""
+    edges = np.concatenate([[0.25], 0.25 + np.cumsum(lengths)]).astype(np.float32)
+    owner = (np.arange(8) >= first).astype(np.int32)
+    everything = jnp.ones(8, bool)
+    packed = PackedSamples(*(jnp.asarray(x) for x in (edges[:-1], edges[1:], owner)), everything)
+    weights, transmittance = (
+        np.asarray(x) for x in packed_weights_of(jnp.asarray(density), packed)
+    )
+    assert np.all(weights >= 0) and np.all(weights <= 1)
+    for ray in (0, 1):
+        mine = owner == ray
+        if mine.any():
+            last = np.flatnonzero(mine)[-1]
+            depth = float(density[last]) * float(edges[last + 1] - edges[last])
+            left = float(transmittance[last]) * math.exp(-depth)
+            assert float(weights[mine].sum()) + left == pytest.approx(1.0, abs=2e-6)
+            assert transmittance[mine][0] == 1.0 and np.all(np.diff(transmittance[mine]) <= 0)
+
+
 def test_an_opaque_ray_leaves_the_digits_of_the_next_alone() -> None:
     """A running sum over all rays would lose an optical depth of 1e-3 beside one of 1e7."""
     packed = PackedSamples(
@@ -836,33 +647,266 @@ def test_an_opaque_ray_leaves_the_digits_of_the_next_alone() -> None:
     np.testing.assert_allclose(weights, [1.0, 0.0, -np.expm1(-1e-3), second], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", EXTREMES)
+def test_gradients_of_packed_weights_are_finite_at_the_extremes(name: str) -> None:
+    density, edges = (jnp.asarray(x, jnp.float32) for x in EXTREMES[name])
+    owner = jnp.asarray([0, 0, 0, 1], jnp.int32)
+
+    def total(density: jax.Array, starts: jax.Array) -> jax.Array:
+        packed = PackedSamples(starts, edges[1:], owner, jnp.asarray([True, True, True, False]))
+        weights, transmittance = compute_packed_weights(density, packed)
+        return jnp.sum(weights * jnp.arange(4.0)) + jnp.sum(transmittance)
+
+    gradients = jax.grad(total, argnums=(0, 1))(density, edges[:-1])
+    # An infinite optical depth has an infinite slope in its length alone.
+    for gradient in gradients[:1] if name in ("overflow", "infinitely long") else gradients:
+        assert np.all(np.isfinite(gradient))
+
+
+def test_packed_samples_are_taken_at_their_middles() -> None:
+    rays, edges, _, mask, packed = packed_case()
+    positions, distances = sample_points(rays, packed)
+    ray, index = np.nonzero(mask)
+    for place in range(len(ray)):
+        middle = (
+            float(edges[ray[place], index[place]]) + float(edges[ray[place], index[place] + 1])
+        ) / 2
+        assert float(distances[place]) == pytest.approx(middle, rel=1e-6)
+        wanted = np.asarray(rays.origins[ray[place]]) + middle * np.asarray(
+            rays.directions[ray[place]]
+        )
+        np.testing.assert_allclose(positions[place], wanted, atol=1e-5)
+
+
+AMPLE = 1000
+
+
 @pytest.mark.parametrize("per_ray", [False, True])
-def test_packed_rendering_equals_the_masked_one(per_ray: bool) -> None:
-    rays, edges, background = make_rays(), make_edges(make_rays()), make_background()
-    mask = np.asarray(make_mask()) & (np.diff(np.asarray(edges), axis=-1) > 0)
-    packed, _ = pack_intervals(edges, mask, 5)
-    rgb, opacity, weights = render_packed_samples(FNS, rays, packed, background, per_ray=per_ray)
-    wanted, _ = render_masked_samples(
-        FNS, rays, edges, background, jnp.asarray(mask), Budget(99, 99, False), per_ray=per_ray
+@pytest.mark.parametrize("color_budget", [None, AMPLE])
+def test_packed_rendering_equals_loops_without_density_outside(
+    color_budget: int | None, per_ray: bool
+) -> None:
+    rays, edges, background, mask, packed = packed_case()
+    found = render_packed(FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget)
+    assert int(found.fitting) == RAYS
+    slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
+    assert_packed_close_to(slow, found)
+    dense, _ = compute_weights(jnp.asarray(mask) * field_density_along(rays, edges), edges)
+    used = np.asarray(packed.mask)
+    np.testing.assert_allclose(found.weights[used], np.asarray(dense)[mask], atol=1e-5)
+    assert found.weights.shape == used.shape and not np.any(np.asarray(found.weights)[~used])
+    np.testing.assert_array_equal(found.rgb[1], background[1])
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_full_mask_equals_rendering_of_every_interval(per_ray: bool) -> None:
+    rays, edges, background, _, _ = packed_case()
+    packed, _ = pack_intervals(edges, np.ones((RAYS, INTERVALS), bool), 0)
+    found = render_packed(FNS, rays, packed, background, per_ray=per_ray)
+    dense, weights = render_every(FNS, rays, edges, background, per_ray=per_ray)
+    assert_packed_close_to({"rgb": dense.rgb, "opacity": dense.opacity}, found)
+    np.testing.assert_allclose(found.weights, weights.ravel(), atol=1e-6)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_budget", [None, 1, AMPLE])
+def test_rays_without_samples_show_exactly_the_background(
+    color_budget: int | None, per_ray: bool
+) -> None:
+    rays, edges, background, mask, _ = packed_case()
+    packed, _ = pack_intervals(edges, np.zeros_like(mask), 9)
+    found = render_packed(FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget)
+    assert int(found.fitting) == RAYS
+    np.testing.assert_array_equal(found.rgb, background)
+    np.testing.assert_array_equal(found.opacity, 0.0)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_samples_of_no_length_show_the_background_and_take_no_budget(per_ray: bool) -> None:
+    rays, _, background, _, packed = packed_case()
+    packed = packed._replace(t_ends=packed.t_starts)
+    found = render_packed(OPAQUE, rays, packed, background, per_ray=per_ray, color_budget=1)
+    assert int(found.fitting) == RAYS
+    np.testing.assert_array_equal(found.rgb, background)
+    np.testing.assert_array_equal(found.weights, 0.0)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_colors_under_the_threshold_are_left_out_and_their_opacity_is_not(per_ray: bool) -> None:
+    rays, edges, background, mask, packed = packed_case()
+    found = render_packed(
+        FNS, rays, packed, background,
+        per_ray=per_ray, color_budget=AMPLE, color_threshold=0.1,
+    )  # fmt: skip
+    assert int(found.fitting) == RAYS
+    slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray, color_threshold=0.1)
+    assert_packed_close_to(slow, found)
+    everything = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
+    assert not np.allclose(slow["rgb"], everything["rgb"], atol=1e-2), (
+        "the threshold changes nothing"
     )
-    np.testing.assert_allclose(rgb, wanted.rgb, atol=1e-5)
-    np.testing.assert_allclose(opacity, wanted.opacity, atol=1e-6)
-    np.testing.assert_array_equal(rgb[1], background[1])
-    assert weights.shape == packed.mask.shape
+    # Without a budget all samples are coloured anyway.
+    found = render_packed(FNS, rays, packed, background, per_ray=per_ray, color_threshold=0.1)
+    assert_packed_close_to(everything, found)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 1e20])
-def test_gradients_of_packed_rendering_are_finite(scale: float) -> None:
-    rays, edges, background = make_rays(), make_edges(make_rays()), make_background()
-    packed, _ = pack_intervals(edges, np.asarray(make_mask()), 5)
+def fitting_slowly(wanted: np.ndarray, budget: int) -> int:
+    """How many rays come before the first of which a wanted sample is past the budget."""
+    taken = 0
+    for ray, row in enumerate(wanted):
+        taken += int(row.sum())
+        if taken > budget:
+            return ray
+    return len(wanted)
 
-    def loss(factor: jax.Array) -> jax.Array:
-        fns = FNS._replace(density=lambda x, r: (factor * field_density(jnp, x, r), x))
-        rgb, opacity, _ = render_packed_samples(fns, rays, packed, background, per_ray=True)
-        return jnp.sum(rgb) + jnp.sum(opacity)
 
-    gradient = jax.grad(loss)(jnp.asarray(scale))
-    assert np.isfinite(gradient) and (scale != 1.0 or gradient != 0.0)
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+@pytest.mark.parametrize("budget", [1, 5, 9, 17, -1, 0, 1000])
+def test_rays_past_a_color_budget_are_dropped_whole_and_the_others_are_spared(
+    budget: int, threshold: float, per_ray: bool
+) -> None:
+    rays, edges, background, mask, packed = packed_case()
+    weights, _ = compute_weights(jnp.asarray(mask) * field_density_along(rays, edges), edges)
+    wanted = mask & (np.asarray(weights) > threshold)
+    needed = int(wanted.sum())
+    # The last two: just too little and just enough.
+    budget = needed + budget if budget in (-1, 0) else budget
+    found = render_packed(
+        FNS, rays, packed, background,
+        per_ray=per_ray, color_budget=budget, color_threshold=threshold,
+    )  # fmt: skip
+    fitting = fitting_slowly(wanted, budget)
+    assert int(found.fitting) == fitting and (fitting < RAYS) == (budget < needed)
+    slow = render_slowly(
+        rays, edges, background, jnp.asarray(mask), per_ray, color_threshold=threshold
+    )
+    assert_packed_close_to({"rgb": slow["rgb"]}, found, slice(fitting))
+    # What rays weigh does not depend on which of their samples are coloured.
+    assert_packed_close_to({"opacity": slow["opacity"]}, found)
+    np.testing.assert_allclose(
+        np.asarray(found.weights)[np.asarray(packed.mask)], np.asarray(weights)[mask], atol=1e-5
+    )
+
+
+def field_density_along(rays: Rays, edges: jax.Array) -> jax.Array:
+    """(r, n) density of `FNS` in the middle of each interval."""
+    middle = 0.5 * (edges[:, 1:] + edges[:, :-1])
+    return field_density(jnp, points_along(rays, middle), rays.radii[:, None] * middle)
+
+
+def assert_packed_close_to(
+    expected: dict[str, Any], actual: PackedRendering, kept: Any = slice(None)
+) -> None:
+    for name in ("rgb", "opacity"):
+        if name in expected:
+            np.testing.assert_allclose(
+                np.asarray(getattr(actual, name))[kept],
+                np.asarray(expected[name])[kept],
+                rtol=2e-5,
+                atol=2e-5,
+                err_msg=name,
+            )
+
+
+def parametric_fns(params: dict[str, jax.Array]) -> RadianceFns:
+    return RadianceFns(
+        density=lambda p, r: (params["density"][0] * field_density(jnp, p, r), p),
+        features=lambda p: field_features(jnp, p) * params["features"][None],
+        color=lambda f, d: field_color(jnp, f, d) * params["color"][None],
+    )
+
+
+def render_densely(
+    fns: RadianceFns,
+    rays: Rays,
+    tdist: jax.Array,
+    background: jax.Array,
+    mask: jax.Array,
+    per_ray: bool = False,
+    color_threshold: float = 0.0,
+) -> Rendering:
+    """All samples are evaluated, and what is not wanted is multiplied by zero."""
+    wanted = mask.ravel() * 1.0
+    thin = fns._replace(density=lambda p, r: (fns.density(p, r)[0] * wanted, p))
+    _, weights = render_samples(thin, rays, tdist, background)
+    matters = jax.lax.stop_gradient(wanted * (weights.ravel() > color_threshold))[:, None]
+    if per_ray:
+        sparse = thin._replace(features=lambda p: fns.features(p) * matters)
+    else:
+        sparse = thin._replace(color=lambda f, d: fns.color(f, d) * matters)
+    return render_samples(sparse, rays, tdist, background, per_ray=per_ray)[0]
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.05])
+def test_gradients_of_packed_rendering_are_those_of_the_dense_one(
+    threshold: float | None, per_ray: bool
+) -> None:
+    rays, edges, background, mask, packed = packed_case()
+    params = {
+        "density": jnp.asarray([0.8]),
+        "features": jnp.asarray([1.0, 0.5, 1.5, 0.7]),
+        "color": jnp.asarray([0.9, 0.8, 0.7]),
+    }
+
+    def loss(rendering: Rendering | PackedRendering) -> jax.Array:
+        squares = jnp.mean(jnp.square(rendering.rgb - 0.3))
+        return squares + 0.1 * jnp.mean(rendering.opacity)
+
+    def sparse(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
+        fns = parametric_fns(params)
+        budget = None if threshold is None else AMPLE
+        rendering = render_packed_samples(
+            fns, rays, packed, background,
+            per_ray=per_ray, color_budget=budget, color_threshold=threshold or 0.0,
+        )  # fmt: skip
+        return loss(rendering)
+
+    def dense(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
+        fns, wanted = parametric_fns(params), jnp.asarray(mask)
+        return loss(render_densely(fns, rays, edges, background, wanted, per_ray, threshold or 0.0))
+
+    def gradients(fn: Any) -> Any:
+        def of_origins(params: dict[str, jax.Array], origins: jax.Array) -> jax.Array:
+            return fn(params, dataclasses.replace(rays, origins=origins))
+
+        return jax.jit(jax.value_and_grad(of_origins, argnums=(0, 1)))(params, rays.origins)
+
+    actual, expected = gradients(sparse), gradients(dense)
+    assert all(float(jnp.max(jnp.abs(g))) > 1e-4 for g in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-4, atol=2e-6), actual, expected
+    )
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_budget", [None, AMPLE, 3])
+def test_gradients_of_packed_rendering_are_finite_at_the_extremes(
+    color_budget: int | None, per_ray: bool
+) -> None:
+    rays, edges, background, mask, _ = packed_case()
+    edges = edges.at[0].set(1.0)
+
+    def loss(density: jax.Array, packed: PackedSamples) -> jax.Array:
+        fns = parametric_fns({"density": density, "features": jnp.ones(4), "color": jnp.ones(3)})
+        found = render_packed_samples(
+            fns, rays, packed, background,
+            per_ray=per_ray, color_budget=color_budget, color_threshold=1e-3,
+        )  # fmt: skip
+        return jnp.sum(found.rgb) + jnp.sum(found.opacity) + jnp.sum(found.weights)
+
+    gradient = jax.jit(jax.grad(loss))
+    spare = mask.size - mask.sum()
+    cases = [pack_intervals(edges, m, s)[0] for m, s in ((mask, spare), (mask & False, mask.size))]
+    for scale in (0.0, 1.0, 1e10, 1e20, 1e30):
+        for packed in cases:
+            slope = gradient(jnp.asarray([scale]), packed)
+            assert np.all(np.isfinite(slope))
+            assert scale != 1.0 or (slope[0] != 0) == bool(packed.mask.any())
+
+
+# Rendering block by block.
 
 
 def blocks_case(
@@ -878,44 +922,94 @@ def blocks_case(
     return fns, rays, edges, wanted, step, lambda positions: jnp.sin(9.0 * positions[..., 0]) > -0.5
 
 
+def assert_blocks_equal_all_samples(
+    density: float, per_ray: bool, at_once: int, samples: int, **coloring: Any
+) -> Rendering:
+    """What is rendered block by block is what is rendered from all samples; gives the latter."""
+    fns, rays, edges, wanted, step, occupied = blocks_case(40, density)
+    background, nothing = make_background(40), jnp.full((40,), 77.0)
+    found = jax.jit(
+        lambda rays: render_blocks(
+            fns, rays, wanted, step, occupied, background, nothing,
+            steps=4, at_once=at_once, samples=samples, per_ray=per_ray, stop=0.0, **coloring,
+        )
+    )(rays)  # fmt: skip
+    middle = 0.5 * (edges[:, 1:] + edges[:, :-1])
+    mask = jnp.repeat(wanted, 4, axis=1) & occupied(points_along(rays, middle))
+    far = dataclasses.replace(rays, far=nothing)
+    threshold = coloring.get("color_threshold", 0.0)
+    exact = jax.jit(
+        lambda rays: render_densely(fns, rays, edges, background, mask, per_ray, threshold)
+    )(far)
+    for name in ("rgb", "opacity", "depth", "median_depth"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(exact, name), atol=2e-4, err_msg=name
+        )
+    assert (density > 0) == bool(np.any(np.asarray(found.opacity) > 0))
+    return exact
+
+
 @pytest.mark.parametrize("per_ray", [False, True])
 @pytest.mark.parametrize("density", [0.0, 0.3, 3.0])
 @pytest.mark.parametrize("at_once, samples", [(64, 256), (5, 20), (3, 4), (40, 7)])
 def test_rendering_by_blocks_equals_rendering_all_samples(
     at_once: int, samples: int, density: float, per_ray: bool
 ) -> None:
-    fns, rays, edges, wanted, step, occupied = blocks_case(40, density)
-    background, nothing = make_background(40), jnp.full((40,), 77.0)
-    found = jax.jit(
-        lambda rays: render_blocks(
-            fns, rays, wanted, step, occupied, background, nothing,
-            steps=4, at_once=at_once, samples=samples, per_ray=per_ray, stop=0.0,
-        )
-    )(rays)  # fmt: skip
-    middle = 0.5 * (edges[:, 1:] + edges[:, :-1])
-    mask = jnp.repeat(wanted, 4, axis=1) & occupied(points_along(rays, middle))
-    far = dataclasses.replace(rays, far=nothing)
-    exact, _ = render_masked_samples(
-        fns, far, edges, background, mask, Budget(4096, 4096, False), per_ray=per_ray
-    )
-    for name in ("rgb", "opacity", "depth", "median_depth"):
-        np.testing.assert_allclose(
-            getattr(found, name), getattr(exact, name), atol=2e-4, err_msg=name
-        )
-    assert (density > 0) == bool(np.any(np.asarray(found.opacity) > 0))
+    assert_blocks_equal_all_samples(density, per_ray, at_once, samples)
 
 
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("threshold", [0.0, 0.05])
+@pytest.mark.parametrize("at_once, samples, budget", [(64, 256, 500), (64, 256, 7), (5, 20, 1)])
+def test_rendering_by_blocks_colors_what_is_above_the_threshold_however_many_at_once(
+    at_once: int, samples: int, budget: int, threshold: float, per_ray: bool
+) -> None:
+    coloring = {"color_budget": budget, "color_threshold": threshold}
+    thinned = assert_blocks_equal_all_samples(3.0, per_ray, at_once, samples, **coloring)
+    if threshold:
+        full = assert_blocks_equal_all_samples(3.0, per_ray, at_once, samples)
+        assert np.abs(thinned.rgb - full.rgb).max() > 0.05, "the threshold changes nothing"
+        # Without a budget all samples are coloured anyway.
+        fns, rays, _, wanted, step, occupied = blocks_case(40, 3.0)
+        found = render_blocks(
+            fns, rays, wanted, step, occupied, make_background(40), rays.far,
+            steps=4, at_once=64, samples=256, per_ray=per_ray, color_threshold=threshold, stop=0.0,
+        )  # fmt: skip
+        np.testing.assert_allclose(found.rgb, full.rgb, atol=2e-4)
+
+
+@pytest.mark.parametrize("color_budget", [None, 7])
 @pytest.mark.parametrize("stop", [0.5, 0.1, 1e-3])
-def test_rays_stop_where_they_are_opaque(stop: float) -> None:
+def test_rays_stop_where_they_are_opaque(stop: float, color_budget: int | None) -> None:
     fns, rays, _, wanted, step, occupied = blocks_case(40, 3.0)
     arguments = (fns, rays, wanted, step, occupied, make_background(40), rays.far)
-    options = {"steps": 4, "at_once": 16, "samples": 64}
+    options = {"steps": 4, "at_once": 16, "samples": 64, "color_budget": color_budget}
     early = render_blocks(*arguments, **options, stop=stop)
     whole = render_blocks(*arguments, **options, stop=0.0)
     missing = np.asarray(whole.opacity - early.opacity)
     assert missing.min() > -1e-6 and missing.max() <= stop
     assert np.abs(np.asarray(whole.rgb - early.rgb)).max() <= 2 * stop
     assert stop < 0.1 or missing.max() > 0
+
+
+@pytest.mark.parametrize("color_budget", [None, 3])
+def test_rays_without_a_block_show_exactly_the_background_far_away(
+    color_budget: int | None,
+) -> None:
+    fns, rays, _, wanted, step, occupied = blocks_case(11, 3.0)
+    nothing = jnp.linspace(50.0, 60.0, 11)
+    for blocks, fits in ((wanted & False, occupied), (wanted, lambda p: p[..., 0] > 1e9)):
+        found = render_blocks(
+            fns, rays, blocks, step, fits, make_background(11), nothing,
+            steps=4, at_once=4, samples=8, color_budget=color_budget,
+        )  # fmt: skip
+        np.testing.assert_array_equal(found.rgb, make_background(11))
+        np.testing.assert_array_equal(found.opacity, 0.0)
+        np.testing.assert_array_equal(found.depth, nothing)
+        np.testing.assert_array_equal(found.median_depth, nothing)
+
+
+# Sub-rays.
 
 
 @pytest.mark.parametrize("subrays", [1, 2, 3])

@@ -12,20 +12,28 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import DISTANCE, SIZE, differing_leaves, make_scene, tiny_nerf
+from scenes import (
+    DISTANCE,
+    SIZE,
+    differing_leaves,
+    first_state,
+    make_scene,
+    tiny_nerf,
+    tiny_tensorf,
+    tiny_voxels,
+)
 
-from jaxrf import config as configs
-from jaxrf import methods, runs, train
+from jaxrf import runs
 from jaxrf.errors import InputError
 
 
-def make_run(folder: Path, steps: tuple[int, ...] = (3,)) -> tuple[Any, Any]:
+def make_run(folder: Path, steps: tuple[int, ...] = (3,), make: Any = tiny_nerf) -> tuple[Any, Any]:
     """A run's folder with untrained checkpoints."""
-    config = tiny_nerf(run_dir=folder, keep_checkpoints=5)
+    config = make(run_dir=folder, keep_checkpoints=5)
     runs.create_folder(folder)
-    runs.write_text(folder / runs.CONFIG_FILE, configs.to_json(config))
-    stage = methods.first_stage(config, make_scene().aabb)
-    state = train.init_state(config, stage)
+    runs.write_config(folder, config)
+    # Not a cube: what a checkpoint holds must not be taken for that of another box.
+    stage, state = first_state(config, np.array([[-1, -2, 0], [1, 1, 1]], np.float32))
     manager = runs.open_checkpoints(folder, config)
     for step in steps:
         state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
@@ -48,16 +56,40 @@ def run(template: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(template, tmp_path / "run"))
 
 
-def test_a_run_is_opened_as_it_was_saved(tmp_path: Path) -> None:
-    stage, state = make_run(tmp_path / "run", (3, 5))
+@pytest.mark.parametrize(
+    "make", [tiny_tensorf, tiny_nerf, tiny_voxels], ids=["tensorf", "nerf", "voxels"]
+)
+def test_a_run_is_opened_as_it_was_saved(tmp_path: Path, make: Any) -> None:
+    stage, state = make_run(tmp_path / "run", (3, 5), make)
     opened = runs.open_run(tmp_path / "run")
     assert opened.folder == tmp_path / "run"
-    assert opened.config == tiny_nerf(run_dir=tmp_path / "run", keep_checkpoints=5)
+    assert opened.config == make(run_dir=tmp_path / "run", keep_checkpoints=5)
     assert opened.stage == stage and hash(opened.stage) == hash(stage)
     assert int(opened.state.step) == 5 and opened.seconds == 7.5
-    assert differing_leaves(opened.state.params, state.params) == []
+    assert differing_leaves(opened.state, state) == []
     assert opened.scene == runs.summarise_scene(make_scene(), Path("/data/ball"))
     assert int(runs.open_run(tmp_path / "run", 3).state.step) == 3
+
+
+def test_checkpoints_are_opened_by_the_first_that_is_saved(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stage, state = make_run(run, ())
+    shutil.rmtree(run / "checkpoints")
+    config = runs.read_config(run)
+    unused = runs.LateCheckpoints(run, config)
+    unused.wait_until_finished()
+    unused.close()
+    assert not (run / "checkpoints").exists()
+    late = runs.LateCheckpoints(run, config)
+    scene = runs.summarise_scene(make_scene(), Path("/data/ball"))
+    for step in (1, 4):
+        state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
+        runs.save(late, scene, stage, state, 2.0 * step, 20.0 + step)
+    late.wait_until_finished()
+    assert int(runs.open_run(run).state.step) == 4
+    late.close()
+    assert differing_leaves(runs.open_run(run).state, state) == []
+    assert int(runs.open_run(run, 1).state.step) == 1
 
 
 def test_the_summary_describes_the_scene() -> None:

@@ -1,7 +1,10 @@
 """TensorBoard events, read back with TensorBoard's own reader."""
 
 import io
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from jaxrf import pictures
 from jaxrf.writers import EventWriter
 
 
@@ -79,3 +83,85 @@ def test_a_number_that_is_none_does_not_stop_the_writer(tmp_path: Path, value: f
     writer.scalars({"a": value}, 1)
     writer.close()
     np.testing.assert_equal(read(tmp_path).Scalars("a")[0].value, value)
+
+
+# In the background.
+
+FRAMES = np.zeros((2, 4, 4, 3), np.uint8)
+
+
+def test_nobody_waits_for_an_event_but_who_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, encode = threading.Event(), pictures.encode_gif
+
+    def encode_late(*arguments: Any) -> bytes:
+        assert let_go.wait(60)
+        return encode(*arguments)
+
+    monkeypatch.setattr(pictures, "encode_gif", encode_late)
+    writer = EventWriter(tmp_path)
+    writer.scalars({"a": 1.0}, 1)
+    writer.video("orbit", FRAMES, 10.0, 1)
+    for step in range(2, 40):
+        writer.scalars({"a": float(step)}, step)
+    picture = np.full((4, 4, 3), 0.2, np.float32)
+    writer.picture("view", picture, 40)
+    # It may be used for something else at once.
+    picture[:] = 0.9
+    threading.Timer(0.3, let_go.set).start()
+    writer.close()
+    assert let_go.is_set()
+    events = read(tmp_path)
+    assert [s.step for s in events.Scalars("a")] == list(range(1, 40))
+    assert len(events.Images("orbit")) == 1
+    (view,) = events.Images("view")
+    np.testing.assert_array_equal(iio.imread(view.encoded_image_string), 51)
+
+
+def fail(*_: Any) -> bytes:
+    raise OSError("no space left")
+
+
+def test_what_could_not_be_written_is_told_when_closing_and_the_rest_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "encode_gif", fail)
+    let_go = threading.Event()
+    writer = EventWriter(tmp_path)
+    # Held up, lest the error be found before the last event is handed over.
+    writer._submit(lambda _: let_go.wait(60))
+    writer.scalars({"a": 1.0}, 1)
+    writer.video("orbit", FRAMES, 10.0, 1)
+    writer.scalars({"a": 2.0}, 2)
+    let_go.set()
+    with pytest.raises(OSError, match="no space left"):
+        writer.close()
+    assert [s.step for s in read(tmp_path).Scalars("a")] == [1, 2]
+
+
+def test_what_could_not_be_written_is_told_by_a_later_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "encode_gif", fail)
+    writer = EventWriter(tmp_path)
+    writer.video("orbit", FRAMES, 10.0, 1)
+    with pytest.raises(OSError, match="no space left"):
+        for step in range(1000):
+            writer.scalars({"a": float(step)}, step)
+            time.sleep(0.01)
+    # Once is enough.
+    writer.close()
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    writer = EventWriter(tmp_path / "file" / "run")
+    writer.text("config", "{}")
+    with pytest.raises(OSError):
+        writer.close()
+
+
+def test_without_events_there_is_no_file(tmp_path: Path) -> None:
+    EventWriter(tmp_path / "run").close()
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +18,8 @@ from jaxrf.cameras import make_cameras
 from jaxrf.data.base import Scene, Split, downscale_split
 from jaxrf.errors import InputError
 
+ChooseViews = Callable[[int], Sequence[int]]
+
 _POSE_TOLERANCE = 1e-3  # files carry 6 or more digits; a scaled or sheared pose misses by far more
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_COLORS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey-and-alpha", 6: "RGBA"}
@@ -29,7 +31,10 @@ def is_blender(folder: Path) -> bool:
 
 
 def load_blender(
-    folder: Path, splits: Sequence[str] = ("train", "val", "test"), downscale: int = 1
+    folder: Path,
+    splits: Sequence[str] = ("train", "val", "test"),
+    downscale: int = 1,
+    choose: ChooseViews = range,
 ) -> Scene:
     """Reads a scene in the layout of NeRF's synthetic data (Mildenhall et al. 2020).
 
@@ -37,6 +42,9 @@ def load_blender(
       folder: holds `transforms_<split>.json` and the pictures that they name.
       splits: which to read; the others are not touched.
       downscale: how many times smaller, along each side, the pictures are made by area.
+      choose: gives, for the number of a split's views, the indices of those to read. The others'
+        pictures are looked at, so that what is missing or has the wrong size is noticed, but not
+        decoded.
 
     Returns:
       A scene in the box +-1.5, seen between distances 2 and 6. Pictures are straight RGBA, opaque
@@ -55,14 +63,14 @@ def load_blender(
         raise InputError(f"{folder} is a file; give the path of the folder of a scene.")
     return Scene(
         name=Path(os.path.abspath(folder)).name,  # "." and ".." have a name too
-        splits={split: _load_split(folder, split, downscale) for split in splits},
+        splits={split: _load_split(folder, split, downscale, choose) for split in splits},
         aabb=np.array([[-1.5] * 3, [1.5] * 3], np.float32),
         near=2.0,
         far=6.0,
     )
 
 
-def _load_split(folder: Path, split: str, downscale: int) -> Split:
+def _load_split(folder: Path, split: str, downscale: int, choose: ChooseViews) -> Split:
     """One split, checked as far as can be before the first picture is decoded."""
     transforms_path = _transforms_path(folder, split)
     transforms = _read_transforms(folder, split)
@@ -95,11 +103,16 @@ def _load_split(folder: Path, split: str, downscale: int) -> Split:
             f"The downscale factor {downscale} is larger than the {_format_size(sizes[0])} pixels"
             f" of {paths[0]}; make it smaller."
         )
+    names, chosen = _name_pictures(tuple(first_index)), list(choose(len(paths)))
+    paths = [paths[index] for index in chosen]
+    poses = [poses[index] for index in chosen]
     loaded = Split(
         name=split,
-        names=_name_pictures(tuple(first_index)),
+        names=tuple(names[index] for index in chosen),
         images=_read_pictures(paths, width, height),
-        cameras=make_cameras(np.stack(poses), width, height, camera_angle_x),
+        cameras=make_cameras(
+            np.stack(poses) if poses else np.empty((0, 4, 4)), width, height, camera_angle_x
+        ),
         depth=_read_depth([_depth_path(path) for path in paths], width, height),
     )
     return downscale_split(loaded, downscale)

@@ -65,6 +65,11 @@ def ensure_bricks(config: BricksConfig, progress: Callable[[int, int], None] | N
     )
 
 
-def load_scene(folder: Path, splits: Sequence[str], downscale: int = 1) -> Scene:
-    """The scene in a folder, only the splits that are asked for."""
-    return blender.load_blender(folder, splits, downscale)
+def load_scene(
+    folder: Path,
+    splits: Sequence[str],
+    downscale: int = 1,
+    choose: blender.ChooseViews = range,
+) -> Scene:
+    """The scene in a folder: only the splits that are asked for, and of these the chosen views."""
+    return blender.load_blender(folder, splits, downscale, choose)

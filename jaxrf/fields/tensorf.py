@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf import encodings, grids
@@ -27,7 +28,6 @@ class TensoRF:
 
     Attributes:
       resolution: grid points along x, y, z.
-      aabb: corners of the box that the grid spans; the density outside it is zero.
       density_components, feature_components: rank per axis.
       feature_dim: channels of the features.
       width, layers: of the colour MLP.
@@ -38,7 +38,6 @@ class TensoRF:
     """
 
     resolution: tuple[int, int, int]
-    aabb: tuple[tuple[float, float, float], tuple[float, float, float]]
     density_components: int = 16
     feature_components: int = 48
     feature_dim: int = 27
@@ -90,31 +89,29 @@ class TensoRF:
             ),
         }
 
-    def _normalise(self, positions: Float[Array, "m 3"]) -> Float[Array, "m 3"]:
-        low, high = jnp.asarray(self.aabb[0])[None], jnp.asarray(self.aabb[1])[None]
-        return (positions - low) / (high - low)
-
     def _products(
         self, factors: dict[str, tuple[Array, ...]], unit: Float[Array, "m 3"]
     ) -> list[Float[Array, "m c"]]:
-        return [
-            grids.sample_plane(plane, unit[:, across], unit[:, down])
-            * grids.sample_line(line, unit[:, axis])
-            for plane, line, (across, down), axis in zip(
-                factors["planes"], factors["lines"], PLANE_AXES, LINE_AXES, strict=True
-            )
-        ]
+        planes = grids.sample_planes(
+            factors["planes"],
+            [unit[:, across] for across, _ in PLANE_AXES],
+            [unit[:, down] for _, down in PLANE_AXES],
+        )
+        lines = grids.sample_lines(factors["lines"], [unit[:, axis] for axis in LINE_AXES])
+        return [plane * line for plane, line in zip(planes, lines, strict=True)]
 
     def density(
         self, params: Params, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
     ) -> tuple[Float[Array, "m"], Float[Array, "m 3"]]:
         """Softplus of the sum of all density components (eq. 5), zero outside the box.
 
-        The latent is the position in the box's unit coordinates: features are looked up only for
-        the samples that ask for them. The radii are not used.
+        `params` holds, besides what is trained, the box (2, 3) as "aabb". The latent is the
+        position in the box's unit coordinates: features are looked up only for the samples that
+        ask for them. The radii are not used.
         """
         del radii
-        unit = self._normalise(positions)
+        low, high = params["aabb"][:1], params["aabb"][1:]
+        unit = (positions - low) / (high - low)
         raw = sum(jnp.sum(p, axis=-1) for p in self._products(params["density"], unit))
         density = self.density_scale * jax.nn.softplus(raw + self.density_shift)
         inside = jnp.all((unit >= 0) & (unit <= 1), axis=-1)
@@ -143,34 +140,38 @@ class TensoRF:
         )
 
 
-def resample(params: Params, old: TensoRF, new: TensoRF) -> Params:
-    """Parameters of `old` on the grid points of `new`, by linear interpolation.
+def resample(
+    params: Params,
+    resolution: tuple[int, int, int],
+    old: Float[Array, "2 3"],
+    new: Float[Array, "2 3"],
+) -> Params:
+    """Parameters on the grid points of another box, by linear interpolation.
 
     Serves upsampling (section 4.4) as well as shrinking the box; what of the new box lies outside
     the old one repeats its border. Works on anything shaped like the parameters, such as the
     moments of an optimiser.
+
+    Args:
+      params: on the box `old`.
+      resolution: grid points along x, y, z from now on.
+      old, new: the boxes.
     """
-    spans = [
-        (
-            (new.aabb[0][a] - old.aabb[0][a]) / (old.aabb[1][a] - old.aabb[0][a]),
-            (new.aabb[1][a] - old.aabb[0][a]) / (old.aabb[1][a] - old.aabb[0][a]),
-        )
-        for a in range(3)
-    ]
+    start, stop = (new - old[:1]) / (old[1:] - old[:1])
 
     def resample_factors(factors: dict[str, tuple[Array, ...]]) -> dict[str, tuple[Array, ...]]:
         return {
             "planes": tuple(
                 grids.resample_plane(
                     plane,
-                    (new.resolution[down], new.resolution[across]),
-                    (spans[down][0], spans[across][0]),
-                    (spans[down][1], spans[across][1]),
+                    (resolution[down], resolution[across]),
+                    (start[down], start[across]),
+                    (stop[down], stop[across]),
                 )
                 for plane, (across, down) in zip(factors["planes"], PLANE_AXES, strict=True)
             ),
             "lines": tuple(
-                grids.resample_line(line, new.resolution[axis], *spans[axis])
+                grids.resample_line(line, resolution[axis], start[axis], stop[axis])
                 for line, axis in zip(factors["lines"], LINE_AXES, strict=True)
             ),
         }
@@ -182,11 +183,9 @@ def resample(params: Params, old: TensoRF, new: TensoRF) -> Params:
     }
 
 
-def fit_resolution(
-    voxels: int, aabb: tuple[tuple[float, float, float], tuple[float, float, float]]
-) -> tuple[int, int, int]:
+def fit_resolution(voxels: int, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
     """Grid points along x, y, z such that about `voxels` cubic voxels fill the box."""
-    size = [high - low for low, high in zip(*aabb, strict=True)]
+    size = [float(s) for s in np.asarray(aabb[1], np.float64) - aabb[0]]
     voxel = (size[0] * size[1] * size[2] / voxels) ** (1.0 / 3.0)
     # Rounded up only past the rounding error, or a cube of n^3 voxels would get n + 1 points.
     x, y, z = (max(2, math.ceil(s / voxel - 1e-6)) for s in size)

@@ -15,22 +15,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf import encodings
 from jaxrf.fields.mlp import MLP
-from jaxrf.occupancy import OccupancyGrid, coarsen
+from jaxrf.grids import mix_rows
+from jaxrf.occupancy import OccupancyGrid, WatchedGrid, find_slots, forget, watch
 from jaxrf.pytree import as_pytree
 
 Params = dict[str, Any]
 
 # The eight corners of a cell as offsets along x, y, z.
 CORNERS = np.array(list(np.ndindex(2, 2, 2)))
-# Cells along the side of a cell of the coarse grid.
-COARSE = 4
-# What a ray has seen in a cell fades by this factor a step.
-SEEN_DECAY = 0.97
 
 
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
-class VoxelGrid(OccupancyGrid):
+class VoxelGrid(WatchedGrid):
     """An occupancy grid of cubic cells whose occupied cells are numbered, with rows at corners.
 
     The arrays are as large as the finest grid needs, whatever part of them is in use, so that
@@ -38,18 +35,15 @@ class VoxelGrid(OccupancyGrid):
 
     Attributes:
       occupied, aabb: of the n^3 cells, most of which may lie outside of the scene's box.
+      memory: (cells,) by number of a cell.
       number: (n^3,) number of each cell, 0 where it is not occupied.
       rows: (cells, 8) by number of a cell, the rows of the table at its corners.
       count: () how many numbers are in use, cell 0 included.
-      seen: (cells,) the largest weight that any ray has given the cell.
-      coarse: made of it by `coarsen`.
     """
 
     number: Int[Array, "n3"]
     rows: Int[Array, "cells 8"]
     count: Int[Array, ""]
-    seen: Float[Array, "cells"]
-    coarse: OccupancyGrid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +61,13 @@ class Voxels:
     """
 
     table_rows: int
-    feature_dim: int = 8
+    feature_dim: int = 7
     width: int = 64
     layers: int = 1
     direction_octaves: int = 2
     density_shift: float = -4.0
     density_scale: float = 25.0
-    density_gain: float = 1.0
+    density_gain: float = 6.0
 
     def _mlp(self) -> MLP:
         return MLP(self.width, self.layers, 3)
@@ -129,36 +123,24 @@ def find_cells(
     grid: VoxelGrid, positions: Float[Array, "m 3"]
 ) -> tuple[Int[Array, "m"], Float[Array, "m 3"]]:
     """Number of the cell that holds each position (0 if none does), and where in it, in [0, 1]."""
-    side = grid.occupied.shape[0]
-    size = (grid.aabb[1] - grid.aabb[0])[None] / side
-    scaled = (positions - grid.aabb[0][None]) / size
-    whole = jnp.floor(scaled)
-    inside = jnp.all((whole >= 0) & (whole < side), axis=-1)
-    x, y, z = jnp.clip(whole, 0, side - 1).astype(jnp.int32).T
-    number = grid.number[(x * side + y) * side + z]
-    return jnp.where(inside, number, 0), jnp.clip(scaled - whole, 0.0, 1.0)
+    flat, inside, fraction = find_slots(grid, positions)
+    return jnp.where(inside, grid.number[flat], 0), fraction
 
 
 def interpolate(
     table: Float[Array, "rows c"], corners: Int[Array, "m 8"], fraction: Float[Array, "m 3"]
 ) -> Float[Array, "m c"]:
     """Trilinear mixture of the rows at eight corners, ordered as `CORNERS`."""
-    return jnp.einsum("mk,mkc->mc", corner_weights(fraction), table[corners])
+    return mix_rows(table, corners, corner_weights(fraction))
 
 
-def corner_weights(fraction: Float[Array, "m 3"]) -> Float[Array, "m 8"]:
+def corner_weights(
+    fraction: Float[Array | np.ndarray, "m 3"],
+) -> Float[Array | np.ndarray, "m 8"]:
     """Trilinear weights of the corners of a unit cube, ordered as `CORNERS`; they sum to one."""
-    upper = jnp.asarray(CORNERS, fraction.dtype)[None]
+    upper = CORNERS.astype(fraction.dtype)[None]
     place = fraction[:, None, :]
-    return jnp.prod(place * upper + (1.0 - place) * (1.0 - upper), axis=-1)
-
-
-def note_weights(
-    grid: VoxelGrid, positions: Float[Array, "m 3"], weights: Float[Array, "m"]
-) -> VoxelGrid:
-    """The grid with the largest weight of each cell brought up to date."""
-    cell, _ = find_cells(grid, positions)
-    return dataclasses.replace(grid, seen=(SEEN_DECAY * grid.seen).at[cell].max(weights))
+    return (place * upper + (1.0 - place) * (1.0 - upper)).prod(axis=-1)
 
 
 def total_variation(
@@ -188,14 +170,16 @@ def number_cells(
     number = np.zeros(side**3, np.int32)
     number[np.flatnonzero(occupied)] = np.arange(1, len(places) + 1)
     plain = OccupancyGrid(jnp.asarray(occupied), jnp.asarray(aabb, jnp.float32))
+    watched = jax.jit(watch, static_argnums=1)(plain, reach)
     return VoxelGrid(
-        occupied=plain.occupied,
-        aabb=plain.aabb,
+        occupied=watched.occupied,
+        aabb=watched.aabb,
+        coarse=watched.coarse,
+        memory=forget(len(places) + 1),
+        clock=watched.clock,
         number=jnp.asarray(number),
         rows=jnp.asarray(np.concatenate([np.zeros((1, 8), np.int32), row_of[vertex]])),
         count=jnp.asarray(len(places) + 1, jnp.int32),
-        seen=jnp.zeros(len(places) + 1),
-        coarse=jax.jit(coarsen, static_argnums=(1, 2))(plain, COARSE, reach),
     )
 
 
@@ -252,15 +236,13 @@ def refine(grid: VoxelGrid, keep: Bool[np.ndarray, "n n n"], divide: int, reach:
     owner[corners.ravel()] = np.arange(corners.size)
     cell, which = np.divmod(owner, 8)
     fraction = (places[cell] % divide + CORNERS[which]) / divide
-    place, upper = fraction[:, None, :], CORNERS[None]
-    weights = np.prod(place * upper + (1 - place) * (1 - upper), axis=-1)
-    return Refined(new, np.asarray(grid.rows)[parent[cell]], weights.astype(np.float32))
+    weights = np.asarray(corner_weights(fraction.astype(np.float32)))
+    return Refined(new, np.asarray(grid.rows)[parent[cell]], weights)
 
 
 def resize_grid(grid: VoxelGrid, cells: int) -> VoxelGrid:
     """The same grid with room for so many cells; those that do not fit are cut off."""
-    rows, seen = grid.rows[:cells], grid.seen[:cells]
+    rows = grid.rows[:cells]
     missing = cells - rows.shape[0]
-    return dataclasses.replace(
-        grid, rows=jnp.pad(rows, ((0, missing), (0, 0))), seen=jnp.pad(seen, (0, missing))
-    )
+    memory = jnp.concatenate([grid.memory[:cells], forget(missing)])
+    return dataclasses.replace(grid, rows=jnp.pad(rows, ((0, missing), (0, 0))), memory=memory)

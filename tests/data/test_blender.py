@@ -247,6 +247,92 @@ def test_downscale(folder: Path, factor: int) -> None:
     np.testing.assert_allclose(split.cameras.focal * factor, full.cameras.focal, rtol=1e-6)
 
 
+CHOICES: dict[str, tuple[Callable[[int], Any], list[int]]] = {
+    "all": (range, [0, 1, 2]),
+    "none": (lambda count: [], []),
+    "the last": (lambda count: [count - 1], [2]),
+    "some backwards": (lambda count: (2, 0), [2, 0]),
+    "every second": (lambda count: range(0, count, 2), [0, 2]),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("factor", [1, 2])
+def test_only_the_chosen_views_are_loaded(folder: Path, name: str, factor: int) -> None:
+    choose, wanted = CHOICES[name]
+    write_depth(2.5)(folder)
+    counts = []
+
+    def note(count: int) -> Any:
+        counts.append(count)
+        return choose(count)
+
+    split = load_blender(folder, ("train",), factor, note).splits["train"]
+    full = load_blender(folder, ("train",), factor).splits["train"]
+    assert counts == [COUNT] and len(split) == len(split.cameras) == len(wanted)
+    assert split.names == tuple(f"r_{index}" for index in wanted)
+    np.testing.assert_array_equal(split.images, full.images[wanted])
+    for field in ("T_world_camera", "focal", "principal_point"):
+        chosen, every = (getattr(s.cameras, field) for s in (split, full))
+        np.testing.assert_array_equal(chosen, np.asarray(every)[wanted])
+    assert (split.cameras.width, split.cameras.height) == (WIDTH // factor, HEIGHT // factor)
+    if factor == 1 and wanted:
+        assert split.depth is not None and full.depth is not None
+        np.testing.assert_array_equal(split.depth, full.depth[wanted])
+
+
+def test_views_are_chosen_in_every_split_by_its_own_number(folder: Path) -> None:
+    write_split(folder, "test", [f"r_{index}" for index in range(7)])
+    splits = load_blender(folder, choose=lambda count: range(0, count, 3)).splits
+    assert {name: split.names for name, split in splits.items()} == {
+        "train": ("r_0",),
+        "val": ("r_0",),
+        "test": ("r_0", "r_3", "r_6"),
+    }
+
+
+def test_names_of_chosen_views_are_those_that_they_have_among_all(folder: Path) -> None:
+    shutil.copytree(folder / "train", folder / "more/train")
+    edit_frame("file_path", "more/train/r_0.png")(folder)
+    split = load_blender(folder, ("train",), choose=lambda count: [1]).splits["train"]
+    assert split.names == ("more/train/r_0",)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_what_is_broken_behind_the_header_of_other_pictures_stays_unnoticed(
+    folder: Path, share: float
+) -> None:
+    truncate("train/r_1.png", share)(folder)
+    split = load_blender(folder, ("train",), choose=lambda count: [0, 2]).splits["train"]
+    np.testing.assert_array_equal(split.images, [make_picture(0), make_picture(2)])
+    assert_refused(folder, str(folder / "train/r_1.png"), choose=lambda count: [0, 1])
+
+
+UNSEEN = (
+    "picture missing",
+    "picture empty",
+    "picture a text",
+    "picture of another size",
+    "picture 16-bit RGB",
+    "picture grey",
+    "pose NaN",
+    "no file_path",
+    "frames empty",
+    "no JSON",
+)
+
+
+@pytest.mark.parametrize("choice", ["none", "the last"])
+@pytest.mark.parametrize("case", UNSEEN)
+def test_what_can_be_seen_without_decoding_is_refused_in_all_views(
+    folder: Path, case: str, choice: str
+) -> None:
+    break_it, fragments = BAD_SETS[case]
+    break_it(folder)
+    wanted = (fragment.replace("{folder}", str(folder)) for fragment in fragments)
+    assert_refused(folder, *wanted, choose=CHOICES[choice][0])
+
+
 def test_loading_leaves_the_folder_alone(folder: Path) -> None:
     write_depth(2.0)(folder)
 

@@ -102,3 +102,6 @@ def test_a_scene_is_loaded_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_allclose(split.cameras.focal, wanted.cameras.focal)
     small = sources.load_scene(folder, ["test"], 2)
     assert small.splits["test"].images.shape == (2, 8, 8, 4)
+    some = sources.load_scene(folder, ["train"], 1, lambda count: [count - 2]).splits["train"]
+    assert some.names == ("r_4",)
+    np.testing.assert_array_equal(some.images[0], make_scene().splits["train"].images[4])

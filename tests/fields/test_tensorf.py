@@ -18,10 +18,9 @@ from jaxrf.fields.tensorf import (
 )
 
 # Nothing is cubic, so that no two axes can be exchanged unnoticed.
-BOX = ((-1.0, -2.0, 0.5), (1.5, 1.0, 1.7))
+BOX = np.array([[-1.0, -2.0, 0.5], [1.5, 1.0, 1.7]], np.float32)
 FIELD = TensoRF(
     resolution=(4, 6, 5),
-    aabb=BOX,
     density_components=2,
     feature_components=3,
     feature_dim=5,
@@ -32,6 +31,11 @@ FIELD = TensoRF(
 )
 
 
+def bind(params: Any, aabb: np.ndarray = BOX) -> Any:
+    """Parameters together with the box, which is not trained."""
+    return {**params, "aabb": jnp.asarray(aabb)}
+
+
 def random_params(field: TensoRF, seed: int = 0) -> Any:
     """Parameters of the right shapes out of numpy, which need not be compiled."""
     rng = np.random.default_rng(seed)
@@ -40,11 +44,7 @@ def random_params(field: TensoRF, seed: int = 0) -> Any:
 
 
 PARAMS = random_params(FIELD)
-density_of = jax.jit(
-    lambda field, params, positions: field.density(params, positions, positions[:, 0])[0],
-    static_argnums=0,
-)
-look_up = jax.jit(
+_look_up = jax.jit(
     lambda field, params, positions: field.density(params, positions, positions[:, 0]),
     static_argnums=0,
 )
@@ -55,11 +55,30 @@ color_of = jax.jit(
     lambda field, params, features, directions: field.color(params, features, directions),
     static_argnums=0,
 )
-resample_to = jax.jit(resample, static_argnums=(1, 2))
+_resample = jax.jit(resample, static_argnums=1)
+
+
+def look_up(
+    field: TensoRF, params: Any, positions: jax.Array, aabb: np.ndarray = BOX
+) -> tuple[jax.Array, jax.Array]:
+    """Density and latent."""
+    return _look_up(field, bind(params, aabb), positions)
+
+
+def density_of(
+    field: TensoRF, params: Any, positions: jax.Array, aabb: np.ndarray = BOX
+) -> jax.Array:
+    return look_up(field, params, positions, aabb)[0]
+
+
+def resample_to(
+    params: Any, resolution: tuple[int, int, int], aabb: np.ndarray = BOX, old: np.ndarray = BOX
+) -> Any:
+    return _resample(params, resolution, jnp.asarray(old), jnp.asarray(aabb))
 
 
 def random_positions(count: int, seed: int = 0) -> np.ndarray:
-    low, high = np.asarray(BOX)
+    low, high = BOX
     unit = np.random.default_rng(seed).uniform(0, 1, (count, 3))
     return (low + unit * (high - low)).astype(np.float32)
 
@@ -73,7 +92,7 @@ def products_slowly(field: TensoRF, factors: Any, position: np.ndarray) -> list[
 
     Planes are (y, x), (z, x), (z, y) and their lines z, y, x.
     """
-    sizes, (low, high) = field.resolution, field.aabb
+    sizes, (low, high) = field.resolution, BOX.astype(np.float64)
     at = [(float(position[a]) - low[a]) / (high[a] - low[a]) * (sizes[a] - 1) for a in range(3)]
     x, y, z = at
     out = []
@@ -99,7 +118,7 @@ def products_slowly(field: TensoRF, factors: Any, position: np.ndarray) -> list[
 
 
 def density_slowly(field: TensoRF, params: Any, position: np.ndarray) -> float:
-    low, high = field.aabb
+    low, high = BOX
     if not all(low[a] <= position[a] <= high[a] for a in range(3)):
         return 0.0
     raw = sum(products_slowly(field, params["density"], position)) + field.density_shift
@@ -117,7 +136,8 @@ def test_density_in_float64_equals_the_slow_sums_much_more_closely() -> None:
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), PARAMS)
         positions = random_positions(10).astype(np.float64)
-        density, _ = FIELD.density(params, jnp.asarray(positions), jnp.zeros(10))
+        box = jnp.asarray(BOX, jnp.float64)
+        density, _ = FIELD.density({**params, "aabb": box}, jnp.asarray(positions), jnp.zeros(10))
         assert density.dtype == jnp.float64
         for value, position in zip(density, positions, strict=True):
             truth = density_slowly(FIELD, PARAMS, position)
@@ -164,7 +184,7 @@ def test_color_equals_a_network_in_numpy() -> None:
 
 
 def test_density_is_zero_outside_the_box_and_not_on_its_faces() -> None:
-    low, high = (np.asarray(corner, np.float32) for corner in BOX)
+    low, high = BOX
     middle = (low + high) / 2
     outside, faces = [], []
     for axis in range(3):
@@ -180,8 +200,8 @@ def test_density_is_zero_outside_the_box_and_not_on_its_faces() -> None:
     beyond = density_of(FIELD, PARAMS, jnp.asarray(np.stack(outside)))
     np.testing.assert_array_equal(beyond, 0.0)
     assert np.all(np.asarray(density_of(FIELD, PARAMS, jnp.asarray(np.stack(inner)))) > 0)
-    unit_box = dataclasses.replace(FIELD, aabb=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    at_corners = density_of(unit_box, PARAMS, jnp.asarray([[0.0] * 3, [1.0] * 3]))
+    unit_box = np.array([[0.0] * 3, [1.0] * 3], np.float32)
+    at_corners = density_of(FIELD, PARAMS, jnp.asarray(unit_box), unit_box)
     assert np.all(np.asarray(at_corners) > 0)
 
 
@@ -200,7 +220,7 @@ def test_gradients_are_finite_inside_on_the_faces_and_outside() -> None:
     positions = jnp.asarray([*BOX, (9.0, 9.0, 9.0), (0.0, 0.0, 1.0)])
 
     def total(params: Any, positions: jax.Array) -> jax.Array:
-        density, latent = FIELD.density(params, positions, jnp.zeros(4))
+        density, latent = FIELD.density(bind(params), positions, jnp.zeros(4))
         color = FIELD.color(params, FIELD.features(params, latent), positions)
         return jnp.sum(density) + jnp.sum(color)
 
@@ -211,7 +231,9 @@ def test_gradients_are_finite_inside_on_the_faces_and_outside() -> None:
 
 def test_positions_outside_give_the_density_no_gradient() -> None:
     outside = jnp.full((1, 3), 50.0)
-    gradients = jax.grad(lambda p: jnp.sum(FIELD.density(p, outside, jnp.zeros(1))[0]))(PARAMS)
+    gradients = jax.grad(lambda p: jnp.sum(FIELD.density(bind(p), outside, jnp.zeros(1))[0]))(
+        PARAMS
+    )
     for leaf in jax.tree.leaves(gradients):
         np.testing.assert_array_equal(leaf, 0.0)
 
@@ -257,22 +279,22 @@ def linear_params() -> Any:
     return {**PARAMS, **factors}
 
 
-SHRUNK = ((-0.6, -1.1, 0.7), (1.2, 0.8, 1.5))
+SHRUNK = np.array([[-0.6, -1.1, 0.7], [1.2, 0.8, 1.5]], np.float32)
 
 
-@pytest.mark.parametrize("aabb", [BOX, SHRUNK])
+@pytest.mark.parametrize("aabb", [BOX, SHRUNK], ids=["same box", "shrunk"])
 @pytest.mark.parametrize("resolution", [(4, 6, 5), (7, 9, 8), (3, 2, 4)])
 def test_resampling_keeps_linear_content_where_both_boxes_are(
     resolution: tuple[int, int, int], aabb: Any
 ) -> None:
-    new = dataclasses.replace(FIELD, resolution=resolution, aabb=aabb)
+    new = dataclasses.replace(FIELD, resolution=resolution)
     old_params = linear_params()
-    new_params = resample_to(old_params, FIELD, new)
-    low, high = np.asarray(aabb)
+    new_params = resample_to(old_params, resolution, aabb)
+    low, high = aabb
     positions = low + np.random.default_rng(3).uniform(0.001, 0.999, (50, 3)) * (high - low)
     positions = jnp.asarray(positions, jnp.float32)
     old_density, old_latent = look_up(FIELD, old_params, positions)
-    new_density, new_latent = look_up(new, new_params, positions)
+    new_density, new_latent = look_up(new, new_params, positions, aabb)
     np.testing.assert_allclose(new_density, old_density, rtol=1e-4)
     np.testing.assert_allclose(
         features_of(new, new_params, new_latent),
@@ -287,14 +309,13 @@ def test_resampling_keeps_linear_content_where_both_boxes_are(
 
 
 def test_resampling_to_the_same_grid_is_the_identity() -> None:
-    same = resample_to(PARAMS, FIELD, FIELD)
+    same = resample_to(PARAMS, FIELD.resolution)
     assert jax.tree.structure(same) == jax.tree.structure(PARAMS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), same, PARAMS)
 
 
 def test_doubling_the_grid_keeps_random_content_on_the_old_points() -> None:
-    new = dataclasses.replace(FIELD, resolution=(7, 11, 9))
-    finer = resample_to(PARAMS, FIELD, new)
+    finer = resample_to(PARAMS, (7, 11, 9))
     for old_plane, plane in zip(
         PARAMS["density"]["planes"], finer["density"]["planes"], strict=True
     ):
@@ -305,14 +326,11 @@ def test_doubling_the_grid_keeps_random_content_on_the_old_points() -> None:
 
 def test_cropping_to_grid_points_keeps_random_content_exactly() -> None:
     # The box of the points 1..3 of 4, 1..4 of 6 and 0..3 of 5.
-    low, high = (np.asarray(corner) for corner in BOX)
+    low, high = BOX.astype(np.float64)
     first, last, counts = np.array([1, 1, 0]), np.array([3, 4, 3]), np.array([4, 6, 5])
     corners = [low + index / (counts - 1) * (high - low) for index in (first, last)]
     x, y, z = (int(n) for n in last - first + 1)
-    new = dataclasses.replace(
-        FIELD, resolution=(x, y, z), aabb=tuple(tuple(float(v) for v in c) for c in corners)
-    )
-    cropped = resample_to(PARAMS, FIELD, new)
+    cropped = resample_to(PARAMS, (x, y, z), np.asarray(corners, np.float32))
     slices = [slice(f, t + 1) for f, t in zip(first, last, strict=True)]
     planes, lines = cropped["density"]["planes"], cropped["density"]["lines"]
     for plane, old_plane, (down, across) in zip(
@@ -324,8 +342,7 @@ def test_cropping_to_grid_points_keeps_random_content_exactly() -> None:
 
 
 def test_resampling_leaves_the_networks_alone() -> None:
-    new = dataclasses.replace(FIELD, resolution=(8, 8, 8))
-    resampled = resample_to(PARAMS, FIELD, new)
+    resampled = resample_to(PARAMS, (8, 8, 8), SHRUNK)
     for name in ("basis", "mlp"):
         jax.tree.map(np.testing.assert_array_equal, resampled[name], PARAMS[name])
 
@@ -336,12 +353,17 @@ def test_resampling_leaves_the_networks_alone() -> None:
 @pytest.mark.parametrize("n", [2, 3, 16, 64, 100, 128, 200, 300])
 def test_a_cube_of_n_cubed_voxels_has_n_points_along_each_axis(n: int) -> None:
     for size in (0.1, 1.0, 2.6, 3.0, 1e3):
-        assert fit_resolution(n**3, ((-size,) * 3, (size,) * 3)) == (n, n, n)
+        box = np.array([[-size] * 3, [size] * 3], np.float32)
+        assert fit_resolution(n**3, box) == (n, n, n)
 
 
 def test_resolution_is_in_proportion_to_the_box() -> None:
-    assert fit_resolution(6 * 10**3, ((0.0, 0.0, 0.0), (1.0, 2.0, 3.0))) == (10, 20, 30)
-    assert fit_resolution(8, ((0.0, 0.0, 0.0), (1.0, 1.0, 1e-6))) == (200, 200, 2)
+    for size, count, resolution in (
+        ((1.0, 2.0, 3.0), 6 * 10**3, (10, 20, 30)),
+        ((1.0, 1.0, 1e-6), 8, (200, 200, 2)),
+    ):
+        box = np.array([(0.0, 0.0, 0.0), size], np.float32)
+        assert fit_resolution(count, box) == resolution
 
 
 def test_l1_norm_equals_loop() -> None:

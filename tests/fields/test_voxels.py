@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrf import occupancy
 from jaxrf.fields import voxels
 from jaxrf.fields.base import Field
 from jaxrf.fields.voxels import CORNERS, VoxelGrid, Voxels
@@ -102,6 +103,30 @@ def test_positions_find_their_cell_as_by_hand() -> None:
             assert found == 0
 
 
+def test_gradients_of_interpolation_equal_finite_differences() -> None:
+    rng = np.random.default_rng(6)
+    table, fraction = rng.normal(size=(12, 2)), rng.uniform(0.1, 0.9, (5, 3))
+    corners, factors = rng.integers(0, 12, (5, 8)), rng.normal(size=(5, 2))
+
+    def total(table: Any, fraction: Any) -> Any:
+        values = voxels.interpolate(table, jnp.asarray(corners), fraction)
+        return jnp.sum(values * jnp.asarray(factors, values.dtype))
+
+    with jax.enable_x64(True):
+        arguments = jnp.asarray(table), jnp.asarray(fraction)
+        gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(*arguments)
+        check = jax.jit(total)
+        for number, gradient in enumerate(gradients):
+            for index in np.ndindex(gradient.shape):
+                ends = []
+                for sign in (-1, 1):
+                    moved = [np.array(x) for x in (table, fraction)]
+                    moved[number][index] += sign * 1e-6
+                    ends.append(float(check(*(jnp.asarray(x) for x in moved))))
+                slope = (ends[1] - ends[0]) / 2e-6
+                assert float(gradient[index]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
 def test_interpolation_equals_loops() -> None:
     rng = np.random.default_rng(0)
     table = rng.normal(size=(40, 5)).astype(np.float32)
@@ -190,18 +215,22 @@ def test_divided_twice_the_field_is_still_the_same() -> None:
     )
 
 
-def test_the_largest_recent_weight_of_a_cell_is_kept() -> None:
+def test_weights_are_remembered_by_number_and_forgotten_in_a_new_grid() -> None:
     grid, occupied = make_grid(), make_occupied()
-    positions = random_positions(occupied, 300)
-    weights = np.random.default_rng(2).uniform(size=300).astype(np.float32)
-    noted = voxels.note_weights(grid, positions, jnp.asarray(weights))
-    cell = np.asarray(voxels.find_cells(grid, positions)[0])
-    wanted = np.zeros(len(grid.seen))
-    for c, w in zip(cell, weights, strict=True):
+    positions = random_positions(occupied, 25)
+    weights = np.random.default_rng(2).uniform(size=25).astype(np.float32)
+    cell, _ = voxels.find_cells(grid, positions)
+    noted = occupancy.note_weights(grid, cell, jnp.asarray(weights))
+    assert isinstance(noted, VoxelGrid)
+    wanted = np.zeros(int(grid.count))
+    for c, w in zip(np.asarray(cell), weights, strict=True):
         wanted[c] = max(wanted[c], w)
-    np.testing.assert_allclose(noted.seen, wanted)
-    later = voxels.note_weights(noted, positions, jnp.zeros(300))
-    np.testing.assert_allclose(later.seen, voxels.SEEN_DECAY * wanted, rtol=1e-6)
+    assert np.sum(wanted == 0) > 1
+    np.testing.assert_allclose(occupancy.recall_weights(noted), wanted, rtol=1e-5, atol=1e-12)
+    # The numbers of a refined grid are other ones.
+    refined = voxels.refine(noted, occupied, 1, 4.0).grid
+    assert refined.memory.shape == (int(refined.count),) and int(refined.clock) == 0
+    assert not np.any(occupancy.recall_weights(refined))
 
 
 def test_total_variation_equals_loops() -> None:
@@ -224,11 +253,17 @@ def test_total_variation_equals_loops() -> None:
 def test_room_is_added_and_taken_away() -> None:
     grid = make_grid()
     cells = grid.rows.shape[0]
+    numbers = jnp.arange(cells, dtype=jnp.int32)
+    grid = occupancy.note_weights(grid, numbers, jnp.linspace(0.1, 0.9, cells))
+    weights = occupancy.recall_weights(grid)
     large = voxels.resize_grid(grid, cells + 9)
-    assert large.rows.shape == (cells + 9, 8) and large.seen.shape == (cells + 9,)
+    assert large.rows.shape == (cells + 9, 8) and large.memory.shape == (cells + 9,)
     assert not np.any(large.rows[cells:]) and np.array_equal(large.rows[:cells], grid.rows)
+    np.testing.assert_array_equal(occupancy.recall_weights(large)[:cells], weights)
+    np.testing.assert_array_equal(occupancy.recall_weights(large)[cells:], 0.0)
     again = voxels.resize_grid(large, cells)
     assert np.array_equal(again.rows, grid.rows) and int(again.count) == int(grid.count)
+    np.testing.assert_array_equal(occupancy.recall_weights(again), weights)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])

@@ -1,0 +1,96 @@
+"""How time and memory of a training step grow with rays, samples, resolution and views.
+
+python benchmarks/scaling.py               prints tables in Markdown
+
+Each size is doubled three times, all else kept. Time is the median of a step in the compiled loop;
+memory is what the compiled program asks for: arguments, results and temporaries. The slope is that
+of a straight line through the logarithms: 1 grows as the work does.
+"""
+
+import argparse
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from made_up import make_scene
+
+from jaxrf import methods, train
+from jaxrf.config import NeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig, make_preset
+
+FACTORS = (1, 2, 4, 8)
+PRESETS = {"voxels": "voxels-small", "tensorf": "tensorf-small", "nerf": "nerf-small"}
+SMALL_NERF = NeRFConfig(layers=4, width=64, skip=2, color_width=32, coarse_samples=16)
+
+
+def measure(config: TrainConfig, views: int, steps: int) -> tuple[float, float]:
+    """Milliseconds of a step, and MiB of the program."""
+    scene = make_scene(views, size=64)
+    stage = methods.first_stage(config, scene.aabb)
+    grid = methods.init_grid(config.field, stage, scene.aabb)
+    state = train.init_state(config, stage, grid)
+    pixels = train.put_pixels(scene.splits["train"])
+    run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
+    course, count = train.make_course(config), jnp.asarray(steps, jnp.int32)
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        state, _ = jax.block_until_ready(run(state, pixels, course, count))
+        times.append((time.perf_counter() - started) / steps)
+    memory: Any = run.memory_analysis()  # type: ignore[attr-defined]
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    # Donated arguments become results in place.
+    used += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return 1e3 * float(np.median(times[1:])), used / 2**20
+
+
+def make_config(kind: str, factor: int, grown: str) -> tuple[TrainConfig, int]:
+    """A configuration with one of its sizes multiplied, and how many pictures there are."""
+    rays, samples, side, views = 1024, 1 << 15, 48, 16
+    rays *= factor if grown == "rays" else 1
+    # The sample budget keeps as much room for each ray.
+    samples *= factor if grown in ("rays", "samples") else 1
+    side = round(side * factor ** (1 / 3)) if grown == "voxels" else side
+    views *= factor if grown == "views" else 1
+    base = make_preset(PRESETS[kind])
+    field: Any = base.field
+    match field:
+        case VoxelsConfig():
+            field = dataclasses.replace(field, initial_resolution=side, divisions=0)
+        case TensoRFConfig():
+            field = dataclasses.replace(
+                field, initial_voxels=side**3, final_voxels=side**3, upsample_at=()
+            )
+        case NeRFConfig():
+            coarse = SMALL_NERF.coarse_samples * (factor if grown == "samples" else 1)
+            field = dataclasses.replace(SMALL_NERF, coarse_samples=coarse, fine_samples=coarse)
+    if grown == "samples" and kind != "nerf":
+        field = dataclasses.replace(field, step_ratio=field.step_ratio / factor)
+    config = dataclasses.replace(base, field=field, batch_rays=rays, batch_samples=samples)
+    return config, views
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=10, help="per dispatch")
+    steps = parser.parse_args().steps
+    print(f"{jax.devices()[0]}\n")
+    heads = [f"x{factor}" for factor in FACTORS]
+    print("| field | grows | ms " + " | ".join([*heads, "slope"]) + " | MiB ", end="")
+    print(" | ".join([*heads, "slope"]) + " |\n" + "|---" * (2 * len(FACTORS) + 4) + "|")
+    for kind in PRESETS:
+        for grown in ("rays", "samples", "voxels", "views"):
+            if kind == "nerf" and grown == "voxels":
+                continue
+            measured = [measure(*make_config(kind, f, grown), steps) for f in FACTORS]
+            cells = []
+            for values in zip(*measured, strict=True):
+                slope = np.polyfit(np.log(FACTORS), np.log(values), 1)[0]
+                cells += [f"{value:.1f}" for value in values] + [f"{slope:.2f}"]
+            print(f"| {kind} | {grown} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
