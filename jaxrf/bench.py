@@ -93,7 +93,7 @@ def run_bench(options: BenchOptions) -> int:
         "hardware": commands.describe_hardware(),
         "processor": describe_processor(),
         "versions": commands.describe_versions(),
-        "options": {k: str(v) for k, v in dataclasses.asdict(options).items()},
+        "options": {name: str(getattr(options, name)) for name in ("budget", "downscale", "every")},
         "roofline": dataclasses.asdict(roofline),
         "runs": results,
     }
@@ -117,7 +117,7 @@ def train(options: BenchOptions, preset: str, seed: int, run_dir: Path, cache: P
         sys.executable, "-m", "jaxrf", "train", "--preset", preset, "--seed", str(seed),
         "--run-dir", str(run_dir), "--budget", str(options.budget), "--video.frames", "0",
         "--downscale", str(options.downscale), "--test-every", str(options.every),
-        "--validate-every", "0.05", "--validation-views", "4",
+        "--validate-every", "0.1", "--validation-views", "2",
     ]  # fmt: skip
     if options.data is not None:
         command += ["--data", str(options.data)]
@@ -177,8 +177,8 @@ def find_time(curve: list[tuple[float, float]], level: float) -> float | None:
 
 
 def time_frame(run: runs.Run, size: int) -> float:
-    """Seconds for a frame of so many pixels along each side, compilation apart."""
-    render = runs.make_render_view(run)
+    """Seconds for a frame of so many pixels along each side at one ray each, compilation apart."""
+    render = runs.make_render_view(run, subrays=1)
     orbit = commands.orbit_cameras(run, RenderOptions(frames=4, size=size))
     times = []
     for index in (0, 0, 1, 2, 3):
@@ -295,7 +295,8 @@ def format_report(report: dict[str, Any]) -> str:
         f"{report['hardware']}; processor {report['processor']}. jax {versions['jax']}, Python "
         f"{versions['python']}. {first['dataset']} at {size} on {first['background']}, "
         f"{first['views']} test views, {report['options']['budget']} s from the start of the "
-        "process, compilation cache empty. Made by `jaxrf bench`.",
+        "process, compilation cache empty. Frames are rendered with one ray a pixel. Made by "
+        "`jaxrf bench`.",
         "",
         "| float32 matmul | layer 65,536x256x256 | memory | gather of rows of 8 | scatter |",
         "|---|---|---|---|---|",

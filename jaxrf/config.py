@@ -51,7 +51,7 @@ class TensoRFConfig:
     """When empty cells are dropped and rays that hit nothing are left out. The next upsampling
     shrinks the box to what is left."""
     settle_steps: int = 0
-    """Steps before the first of these at least."""
+    """Steps before the first of these, and between upsamplings, at least."""
     occupancy_voxels: int = 128**3
     """Cells of the occupancy grid at most; it has as many as there are voxels."""
     prune_by: Literal["alpha", "weight"] = "alpha"
@@ -66,8 +66,7 @@ class TensoRFConfig:
     color_threshold: float = 1e-4
     """Samples of less weight are not coloured."""
     color_share: float = 0.5
-    """Part of the sample budget that can be coloured once empty cells have been dropped; 1 colours
-    all samples."""
+    """Part of the sample budget that can be coloured; 1 colours all samples."""
     l1_weight: float = 8e-5
     """Weight of the density factors' L1 norm."""
     l1_weight_pruned: float = 4e-5
@@ -307,6 +306,7 @@ def tensorf_small() -> TrainConfig:
         ),
         background="random",
         steps=1500,
+        subrays_from=0.35,
         batch_samples=1 << 16,
         render_samples=1 << 15,
         validate_every=0.25,

@@ -55,9 +55,7 @@ def make_render_view(
     renders quicker, but has to be compiled anew whenever cells were pruned.
     """
     parts = subrays or stage.subrays
-    aabb = np.asarray(grid.aabb)
-    if tight:
-        stage, aabb = fit_to_render(config.field, stage, grid)
+    stage, aabb = fit_to_render(config.field, stage, grid, tight)
     chunk = rays_at_once(config)
     rendered = partial(_render_chunks, config.field, stage, config.render_samples)
 

@@ -319,20 +319,28 @@ def render_rays(
 
 
 def fit_to_render(
-    config: FieldConfig, stage: Stage, grid: OccupancyGrid
+    config: FieldConfig, stage: Stage, grid: OccupancyGrid, tight: bool
 ) -> tuple[Stage, Float[np.ndarray, "2 3"]]:
-    """The stage with as few blocks as reach across what is occupied, and the box that holds it.
+    """What of a stage matters to rendering, and the box to render.
 
-    Rays march through less so; but each pruning makes it another program.
+    `tight` makes it the box of what is occupied and takes as few blocks as reach across it. Rays
+    march through less so; but each pruning makes it another program.
     """
-    match config:
-        case VoxelsConfig() | TensoRFConfig():
-            box = occ.occupied_aabb(grid).astype(np.float32)
-            step = step_length(config, stage, grid.aabb)
-            return dataclasses.replace(stage, blocks=_count_blocks(box, step)), box
-        case NeRFConfig():
-            return stage, np.asarray(grid.aabb)
-    assert_never(config)
+    box = np.asarray(grid.aabb)
+    bare = Stage(
+        resolution=stage.resolution,
+        cells=stage.cells,
+        rays=0,
+        subrays=1,
+        blocks=stage.blocks,
+        color_budget=min(stage.color_budget, 1),
+        table_rows=stage.table_rows,
+    )
+    if tight and not isinstance(config, NeRFConfig):
+        step = step_length(config, stage, grid.aabb)
+        box = occ.occupied_aabb(grid).astype(np.float32)
+        bare = dataclasses.replace(bare, blocks=_count_blocks(box, step))
+    return bare, box
 
 
 def _color_threshold(config: VoxelsConfig | TensoRFConfig) -> float:
@@ -414,11 +422,13 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
             assert_never(config.field)
     if not isinstance(config.field, NeRFConfig):
         settle = config.field.settle_steps
+        # A grid of another shape can be compiled ahead only once the first pruning has placed it.
+        apart = settle if isinstance(config.field, TensoRFConfig) else 0
         for index, (at, count) in enumerate(
             zip(sorted(config.field.upsample_at), counts[1:], strict=False)
         ):
             # Two upsamplings never fall together.
-            upsample[when(at, settle + index)] = count
+            upsample[when(at, settle + apart * (2 * index + 1) + index)] = count
         prune = {when(at, settle) for at in config.field.prune_at}
     split = _subrays_from(config)
     subrays = config.subrays or 1
@@ -557,8 +567,7 @@ def fit_batch(config: TrainConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"])
     stage = dataclasses.replace(stage, rays=_whole_pixels(config.batch_rays, stage))
     match config.field:
         case VoxelsConfig() | TensoRFConfig():
-            # Before the first pruning the field is fog, in which every sample gets some weight.
-            share = getattr(config.field, "color_share", 1.0) if stage.pruned else 1.0
+            share = getattr(config.field, "color_share", 1.0)
             return dataclasses.replace(
                 stage,
                 blocks=_count_blocks(aabb, step_length(config.field, stage, aabb)),

@@ -47,18 +47,3 @@ def importance(
     uniforms = even_uniforms(key, (*weights.shape[:-1], count), weights.dtype)
     drawn = invert_cdf(uniforms, tdist, cdf)
     return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([tdist, drawn], axis=-1), axis=-1))
-
-
-def march(
-    key: jax.Array | None, rays: Rays, step: float, count: int
-) -> Float[Array, "*batch count_plus_1"]:
-    """Edges of `count` intervals of one fixed length from near on, clamped to far.
-
-    With a key, each ray is shifted back by one jitter in [0, step) (TensoRF's sampling); its first
-    edge then lies before near and is clamped to it. Intervals past far have length zero.
-    """
-    offset = 0.5 if key is None else jax.random.uniform(key, rays.near.shape, rays.near.dtype)
-    index = jnp.arange(count + 1, dtype=rays.near.dtype).reshape((1,) * rays.near.ndim + (-1,))
-    offset = jnp.broadcast_to(jnp.asarray(offset, rays.near.dtype), rays.near.shape)
-    tdist = rays.near[..., None] + step * (index - offset[..., None])
-    return jnp.clip(tdist, rays.near[..., None], rays.far[..., None])

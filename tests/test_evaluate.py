@@ -25,9 +25,7 @@ def make_render(
     render = evaluate.make_render_view(
         config, stage, state.params, state.grid, (2.0, 6.0), background, tight=tight
     )
-    box = np.asarray(state.grid.aabb)
-    if tight:
-        stage, box = methods.fit_to_render(config.field, stage, state.grid)
+    stage, box = methods.fit_to_render(config.field, stage, state.grid, tight)
     rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
     rest = (state.params, state.grid, rays, jnp.asarray(background), jnp.asarray(box))

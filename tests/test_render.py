@@ -683,10 +683,11 @@ AMPLE = 1000
 
 @pytest.mark.parametrize("per_ray", [False, True])
 @pytest.mark.parametrize("color_budget", [None, AMPLE])
+@pytest.mark.parametrize("spare", [0, 5])
 def test_packed_rendering_equals_loops_without_density_outside(
-    color_budget: int | None, per_ray: bool
+    spare: int, color_budget: int | None, per_ray: bool
 ) -> None:
-    rays, edges, background, mask, packed = packed_case()
+    rays, edges, background, mask, packed = packed_case(spare)
     found = render_packed(FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget)
     assert int(found.fitting) == RAYS
     slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)

@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrf.rays import Rays
-from jaxrf.samplers import importance, march, stratified
+from jaxrf.samplers import importance, stratified
 
 stratify = jax.jit(stratified, static_argnames="count")
 draw = jax.jit(importance, static_argnames="count")
-step_along = jax.jit(march, static_argnames=("step", "count"))
 
 # XLA flushes subnormal numbers to zero.
 FLOATS = partial(st.floats, width=32, allow_subnormal=False)
@@ -122,51 +121,6 @@ def test_the_same_key_gives_the_same_edges_and_another_key_others() -> None:
         first, again, other = (np.asarray(sample(jax.random.key(k))) for k in (1, 1, 2))
         np.testing.assert_array_equal(first, again)
         assert not np.array_equal(first, other)
-
-
-# Marching with a fixed step.
-
-
-@pytest.mark.parametrize("batch", BATCHES)
-def test_march_without_key_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
-    far = np.random.default_rng(1).uniform(2.1, 5, batch)
-    tdist = step_along(None, make_rays(batch, far=far), step=0.3, count=12)
-    assert tdist.shape == (*batch, 13)
-    for index in np.ndindex(*batch, 13):
-        expected = min(max(2.0 + 0.3 * (index[-1] - 0.5), 2.0), float(far[index[:-1]]))
-        assert float(tdist[index]) == pytest.approx(expected, rel=1e-5)
-
-
-def test_march_has_one_jitter_per_ray_and_it_is_uniform() -> None:
-    # Far enough that only the first edge is clamped.
-    step, rays = 0.25, make_rays((3000,), far=100.0)
-    tdist = np.asarray(step_along(jax.random.key(5), rays, step=step, count=10), np.float64)
-    np.testing.assert_array_equal(tdist[:, 0], 2.0)
-    np.testing.assert_allclose(np.diff(tdist[:, 1:], axis=-1), step, rtol=1e-5)
-    jitter = (2.0 + step - tdist[:, 1]) / step
-    assert np.all(jitter >= 0) and np.all(jitter <= 1 + 1e-6)
-    assert len(np.unique(jitter)) > 2900
-    assert_uniform(jitter)
-
-
-@settings(max_examples=40)
-@given(FLOATS(0, 5), FLOATS(0, 3), st.integers(0, 1000))
-def test_march_is_sorted_within_near_and_far_and_reaches_far(
-    near: float, length: float, seed: int
-) -> None:
-    near32, far32 = np.float32(near), np.float32(near) + np.float32(length)
-    # One step more than fills the ray, for the jitter.
-    rays = make_rays((4,), near32, far32)
-    tdist = np.asarray(step_along(jax.random.key(seed), rays, step=0.25, count=13))
-    assert np.all(np.diff(tdist, axis=-1) >= 0)
-    assert np.all(tdist >= near32) and np.all(tdist <= far32)
-    np.testing.assert_array_equal(tdist[:, 0], near32)
-    np.testing.assert_allclose(tdist[:, -1], far32, rtol=1e-5)
-
-
-def test_march_past_far_has_no_length() -> None:
-    tdist = np.asarray(step_along(None, make_rays((), far=2.6), step=0.25, count=8))
-    np.testing.assert_allclose(tdist, [2.0, 2.125, 2.375, *[2.6] * 6], rtol=1e-6)
 
 
 # Importance sampling.

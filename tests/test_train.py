@@ -478,6 +478,38 @@ def test_the_loss_compares_the_mean_of_the_sub_rays() -> None:
     np.testing.assert_allclose(recorder.metrics[0].mse, np.mean(np.square(mean - truth)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("subrays", [1, 2])
+def test_pixels_that_do_not_fit_into_the_budget_do_not_count_for_the_loss(subrays: int) -> None:
+    config = tiny_tensorf(subrays=subrays, subrays_from=0.0)
+    config = dataclasses.replace(config, field=dataclasses.replace(config.field, l1_weight=0.0))
+    stage, state = first_state(config)
+    stage = dataclasses.replace(stage, sample_budget=501)
+    pixels = train.put_pixels(make_scene().splits["train"])
+    course, one = train.make_course(config), jnp.asarray(1, jnp.int32)
+    after, metrics = jax.jit(train.make_train_step(config, stage, RANGE))(
+        state, pixels, course, one
+    )
+    key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+    parts = subrays**2
+    rays, truth, behind, _ = train.draw_batch(
+        pixels, key_batch, 128 // parts, RANGE, "white", subrays
+    )
+    behind = jnp.repeat(behind, parts, axis=0)
+    predicted = methods.predict(config.field, stage, state.params, state.grid, key, rays, behind)
+    dropped = np.asarray(predicted.dropped)
+    assert 10 < dropped.sum() < 118
+    errors = []
+    for pixel in range(128 // parts):
+        mine = slice(pixel * parts, (pixel + 1) * parts)
+        if not dropped[mine].any():
+            color = np.mean(np.asarray(predicted.rgb[-1])[mine], axis=0)
+            errors.append(np.mean(np.square(color - np.asarray(truth)[pixel])))
+    np.testing.assert_allclose(metrics.mse, np.mean(errors), rtol=1e-4)
+    np.testing.assert_allclose(metrics.loss, np.mean(errors), rtol=1e-4)
+    np.testing.assert_allclose(metrics.dropped, dropped.mean(), rtol=1e-6)
+    assert float(metrics.samples) == 501 and int(after.step) == 1
+
+
 def test_a_batch_is_drawn_evenly_from_the_listed_pixels_only() -> None:
     coded, _ = coded_pixels(5, 7, 3)
     listed = np.array([2, 40, 77, 104])
