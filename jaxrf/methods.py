@@ -649,6 +649,8 @@ def _place_tensorf(
 def _grow_tensorf(
     config: TensoRFConfig, stage: Stage, growth: Growth, params: Params, grid: WatchedGrid
 ) -> tuple[Stage, OccupancyGrid, Callable[[Params], Params]]:
+    if not growth.prune and growth.voxels is None:
+        return stage, grid, lambda tree: tree
     pruned: OccupancyGrid = grid
     if growth.prune:
         pruned = _prune_tensorf(config, stage, params, grid)

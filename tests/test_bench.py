@@ -62,6 +62,9 @@ def test_work_of_grids_is_that_of_their_rows() -> None:
     assert one.flops == 2 * half.flops > 0
 
 
+ROOFLINE = Roofline(matmul=1.0, layer=2.0, memory=3.0, gather=4.0, scatter=5.0)
+
+
 def make_result(preset: str, curve: list[tuple[float, float]]) -> dict[str, Any]:
     return {
         "preset": preset, "seed": 0, "dataset": "ball", "resolution": [16, 16], "views": 2,
@@ -75,7 +78,7 @@ def make_result(preset: str, curve: list[tuple[float, float]]) -> dict[str, Any]
 def test_a_report_has_a_row_for_each_run_and_the_machine() -> None:
     report = {
         "date": "2026-01-02", "hardware": "CPU", "processor": "some", "options": {"budget": "60"},
-        "versions": {"jax": "1", "python": "2"}, "roofline": vars(Roofline(1, 2, 3, 4, 5)),
+        "versions": {"jax": "1", "python": "2"}, "roofline": vars(ROOFLINE),
         "runs": [make_result("voxels-small", []), make_result("nerf-small", [])],
     }  # fmt: skip
     text = bench.format_report(report)

@@ -90,7 +90,6 @@ def test_one_stratified_interval_is_the_whole_ray(with_key: bool) -> None:
 def test_a_ray_without_length_gets_intervals_without_length(with_key: bool) -> None:
     key, rays = jax.random.key(0) if with_key else None, make_rays((2,), far=2.0)
     np.testing.assert_array_equal(stratify(key, rays, count=4), 2.0)
-    np.testing.assert_array_equal(step_along(key, rays, step=0.5, count=4), 2.0)
 
 
 def test_one_key_gives_every_ray_its_own_strata() -> None:
@@ -113,7 +112,6 @@ def test_the_same_key_gives_the_same_edges_and_another_key_others() -> None:
     rays = make_rays((4,))
     for sample in (
         lambda key: stratify(key, rays, count=8),
-        lambda key: step_along(key, rays, step=0.5, count=9),
         lambda key: draw(
             key, jnp.tile(EDGES[None], (4, 1)), jnp.tile(WEIGHTS[None], (4, 1)), count=8
         ),
