@@ -495,7 +495,8 @@ def test_pixels_that_do_not_fit_into_the_budget_do_not_count_for_the_loss(subray
         pixels, key_batch, 128 // parts, RANGE, "white", subrays
     )
     behind = jnp.repeat(behind, parts, axis=0)
-    predicted = methods.predict(config.field, stage, state.params, state.grid, key, rays, behind)
+    predict = jax.jit(methods.predict, static_argnums=(0, 1))
+    predicted = predict(config.field, stage, state.params, state.grid, key, rays, behind)
     dropped = np.asarray(predicted.dropped)
     assert 10 < dropped.sum() < 118
     errors = []
