@@ -92,6 +92,7 @@ def make_jax_step() -> Callable[[], object]:
         batch_rays=RAYS,
     )
     scene = make_scene(views=8, size=64)
+    config = methods.fit_config(config, scene)
     stage = methods.first_stage(config, scene.aabb)
     grid = methods.init_grid(config.field, stage, scene.aabb)
     state = train.init_state(config, stage, grid)

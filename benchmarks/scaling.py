@@ -68,7 +68,13 @@ def make_config(kind: str, factor: int, grown: str) -> tuple[TrainConfig, int]:
             field = dataclasses.replace(SMALL_NERF, coarse_samples=coarse, fine_samples=coarse)
     if grown == "samples" and kind != "nerf":
         field = dataclasses.replace(field, step_ratio=field.step_ratio / factor)
-    config = dataclasses.replace(base, field=field, batch_rays=rays, batch_samples=samples)
+    config = dataclasses.replace(
+        base,
+        field=field,
+        batch_rays=rays,
+        batch_samples=samples,
+        pass_samples=methods.CACHED_SAMPLES,
+    )
     return config, views
 
 

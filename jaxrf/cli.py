@@ -207,7 +207,7 @@ def _check(config: TrainConfig) -> None:
     _check_positive(
         config, "downscale", "steps", "batch_samples", "batch_rays", "render_samples",
         "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
-        "subrays", "budget", "test_every",
+        "subrays", "budget", "test_every", "pass_samples",
     )  # fmt: skip
     _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
     if config.video.frames:
@@ -278,11 +278,12 @@ def _guard(command: Callable[[], int]) -> int:
 
 def _explain(error: Exception) -> str | None:
     """A sentence for failures of training and of memory; None for our own faults."""
+    from jaxrf import memory
     from jaxrf.train import DivergedError
 
     if isinstance(error, DivergedError):
         return str(error)
-    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+    if memory.ran_out(error):
         return (
             "Memory ran out: lower --batch-samples while training or --render-samples while "
             "rendering, shrink the pictures with --downscale, or let other programs on the device "

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxrf import cameras as cams
-from jaxrf import evaluate, methods, monitor, pictures, runs, train
+from jaxrf import evaluate, memory, methods, monitor, pictures, runs, train
 from jaxrf.cli_options import Channel, EvalOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.data import sources
@@ -323,7 +323,7 @@ def _metrics(
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
         "steps": int(run.state.step),
         **trained,
-        "peak_memory_bytes": monitor.peak_memory_bytes(),
+        "peak_memory_bytes": memory.peak_bytes(),
         "background": _behind(run.config),
         "resolution": [split.cameras.width, split.cameras.height],
         "dataset": run.scene.name,

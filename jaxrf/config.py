@@ -231,6 +231,10 @@ class TrainConfig:
     """Samples evaluated per step; the number of rays per step follows from it."""
     batch_rays: int = 4096
     """Most rays per step."""
+    pass_samples: int | None = None
+    """Samples whose gradient is computed at once, where rays have a fixed number of them; the
+    gradients of a step's passes are added. Default: 2048 on a CPU, which its cache holds, else as
+    many as fit into memory."""
     budget: float | None = None
     """Seconds after the start of the process by which training is to be done, evaluation apart. The
     number of steps is fitted to the speed of the first steps, and once more when the field has

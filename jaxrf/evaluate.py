@@ -1,5 +1,6 @@
 """A split rendered and scored."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrf import metrics
+from jaxrf import memory, metrics
 from jaxrf.cameras import Cameras, image_rays, resize_cameras
 from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.data.base import Split, composite
@@ -20,6 +21,9 @@ from jaxrf.rays import Rays
 from jaxrf.render import Picture, Rendering, average_subrays, render_image
 
 RenderView = Callable[[Cameras, int], Picture]
+
+# To render fewer samples at once saves no memory worth having.
+FEWEST_SAMPLES = 1 << 10
 
 
 class Scored(NamedTuple):
@@ -52,18 +56,28 @@ def make_render_view(
     """A function (cameras, index) -> rendering of that camera's view, in host memory.
 
     Each pixel is the mean of subrays x subrays rays, by default as many as in training. `tight`
-    renders quicker, but has to be compiled anew whenever cells were pruned.
+    renders quicker, but has to be compiled anew whenever cells were pruned. If memory runs out,
+    half as many samples at once are tried, and so on.
     """
-    parts = subrays or stage.subrays
+    parts, field = subrays or stage.subrays, config.field
     stage, aabb = fit_to_render(config.field, stage, grid, tight)
-    chunk = rays_at_once(config)
-    rendered = partial(_render_chunks, config.field, stage, config.render_samples)
 
     def render(cameras: Cameras, index: int) -> Picture:
+        nonlocal config
         finer = resize_cameras(cameras, parts * cameras.width, parts * cameras.height)
         rays = _image_rays(finer, jnp.asarray(index), *scene_range)
-        behind = jnp.asarray(background)
-        picture = render_image(lambda r: rendered(params, grid, r, behind, aabb), rays, chunk)
+        samples, behind = config.render_samples, jnp.asarray(background)
+
+        def render_chunks(rays: Rays) -> Rendering:
+            return _render_chunks(field, stage, samples, params, grid, rays, behind, aabb)
+
+        try:
+            picture = render_image(render_chunks, rays, rays_at_once(config))
+        except RuntimeError as error:
+            if not memory.ran_out(error) or samples < 2 * FEWEST_SAMPLES:
+                raise
+            config = dataclasses.replace(config, render_samples=samples // 2)
+            return render(cameras, index)
         return average_subrays(picture, parts)
 
     return render

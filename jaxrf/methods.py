@@ -34,6 +34,10 @@ from jaxrf.render import (
 BLOCK_STEPS = 8
 # Rows of a packed grid beyond those in use that are not worth a compilation.
 ROOM_TO_SPARE = 300_000
+# Samples whose activations, in layers of 256, stay in the cache of a CPU.
+CACHED_SAMPLES = 2048
+# Fewer rays a step are not worth training with.
+FEWEST_RAYS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Stage:
       cells: of the occupancy grid.
       rays: per step, the sub-rays of its pixels.
       subrays: per pixel, along each axis.
+      passes: in which the gradient of a step's rays is computed, one after the other.
       blocks: of steps along a ray at most; they reach across the box.
       block_budget: blocks looked into per training step at most.
       sample_budget: samples evaluated per training step at most.
@@ -57,6 +62,7 @@ class Stage:
     cells: tuple[int, int, int]
     rays: int
     subrays: int
+    passes: int = 1
     blocks: int = 0
     block_budget: int = 0
     sample_budget: int = 0
@@ -464,7 +470,10 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
             pass
         case _:
             assert_never(config.field)
-    return dataclasses.replace(config, subrays=config.subrays or subrays)
+    pass_samples = config.pass_samples
+    if pass_samples is None and jax.default_backend() == "cpu":
+        pass_samples = CACHED_SAMPLES
+    return dataclasses.replace(config, subrays=config.subrays or subrays, pass_samples=pass_samples)
 
 
 def _divisions(config: VoxelsConfig) -> int:
@@ -575,9 +584,35 @@ def fit_batch(config: TrainConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"])
                 sample_budget=config.batch_samples,
                 color_budget=math.ceil(share * config.batch_samples) if share < 1.0 else 0,
             )
-        case NeRFConfig():
-            return stage
+        case NeRFConfig() as field:
+            wanted = config.pass_samples or stage.rays * samples_per_ray(field)
+            passes = math.ceil(stage.rays * samples_per_ray(field) / wanted)
+            passes = _divide_passes(stage.rays // stage.subrays**2, passes)
+            return dataclasses.replace(stage, passes=passes)
     assert_never(config.field)
+
+
+def _divide_passes(pixels: int, wanted: int) -> int:
+    """The fewest passes of equally many pixels, not fewer than wanted; one pixel each at most."""
+    return next(n for n in range(min(wanted, pixels), pixels + 1) if pixels % n == 0)
+
+
+def ask_less_memory(config: TrainConfig, stage: Stage) -> TrainConfig:
+    """A configuration whose steps need about half the memory; the same if there is none.
+
+    Where rays have a fixed number of samples, twice as many passes do; else there are half as many
+    rays and samples in a step.
+    """
+    match config.field:
+        case NeRFConfig() as field:
+            together = stage.rays // stage.passes * samples_per_ray(field)
+            if _divide_passes(stage.rays // stage.subrays**2, 2 * stage.passes) == stage.passes:
+                return config
+            return dataclasses.replace(config, pass_samples=together // 2)
+    if min(config.batch_rays, config.batch_samples // BLOCK_STEPS) < 2 * FEWEST_RAYS:
+        return config
+    rays, samples = config.batch_rays // 2, config.batch_samples // 2
+    return dataclasses.replace(config, batch_rays=rays, batch_samples=samples)
 
 
 def foresee_stage(

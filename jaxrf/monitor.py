@@ -11,13 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import psutil
 from tqdm import tqdm
 
 from jaxrf import config as configs
-from jaxrf import evaluate, methods, optim, pictures, progress, runs
+from jaxrf import evaluate, memory, methods, optim, pictures, progress, runs
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Split
 from jaxrf.errors import InputError
@@ -25,18 +24,6 @@ from jaxrf.methods import Stage
 from jaxrf.runs import SceneSummary
 from jaxrf.train import Metrics, TrainState, background_color, make_course
 from jaxrf.writers import EventWriter
-
-
-def peak_memory_bytes() -> int:
-    """Most memory used so far: the accelerator's if there is one, else this process's."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    import resource
-
-    # The kernel brings the maximum up to date only now and then.
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return max(most, psutil.Process().memory_info().rss)
 
 
 def seconds_since_start() -> float:
@@ -208,7 +195,7 @@ class Monitor:
                 "speed/rays_per_second": rate,
                 "speed/samples_per_second": steps * float(metrics.samples) / elapsed,
                 "machine/memory_bytes": psutil.Process().memory_info().rss,
-                "machine/peak_memory_bytes": peak_memory_bytes(),
+                "machine/peak_memory_bytes": memory.peak_bytes(),
                 **rates,
             },
             step,
@@ -226,13 +213,20 @@ class Monitor:
     def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
         """Fits the number of steps to the budget, if there is one, and writes it down.
 
-        Once as soon as the speed is known, and once more when the field has its final size.
+        As soon as the speed is known, again when the field has its final size, and after each half
+        of what is then left: the speed of a machine that others use too changes.
         """
         if self.deadline is None or len(config.knots) == progress.MOST_KNOTS:
             return config
         first = not config.knots
-        if not (first or not growing) or not self._pace.is_known(least=0.7 if first else 2.0):
+        if not self._pace.is_known(least=0.7 if first else 2.0):
             return config
+        if not first and growing:
+            return config
+        if len(config.knots) > 1:
+            halfway = 0.5 * (1.0 + config.knots[-1].progress)
+            if progress.progress_at(config, step) < halfway:
+                return config
         left = self.deadline - time.time()
         pace = self._pace.seconds / self._pace.steps
         if first and growing:
@@ -248,15 +242,20 @@ class Monitor:
         left = 0.96 * left - 0.3
         steps = step + max(int(left / pace), 1)
         config = progress.refit(config, step, steps)
+        self._pace = Pace(warm=True)
+        self.on_change(
+            config, step, f"a step takes {pace * 1e3:.0f} ms, {steps} steps fit the budget"
+        )
+        return config
+
+    def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
+        """Writes down a configuration that changed while training, and says why."""
         self.config = config
         self._schedules = optim.make_schedules(config.optimizer, make_course(config))
         runs.write_config(self.folder, config)
         self.events.text("config", configs.to_json(config), step)
-        self._bar.total = steps
-        self._bar.write(
-            f"  step {step}: a step takes {pace * 1e3:.0f} ms, {steps} steps fit the budget"
-        )
-        return config
+        self._bar.total = config.steps
+        self._bar.write(f"  step {step}: {reason}")
 
     def save(self, stage: Stage, state: TrainState) -> None:
         """Saves a checkpoint unless this step has one."""

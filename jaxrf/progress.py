@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrf.config import Knot, TrainConfig
 
-MOST_KNOTS = 2
+MOST_KNOTS = 4
 
 
 def progress_at(config: TrainConfig, step: int) -> float:

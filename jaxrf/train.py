@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from jaxrf import losses, methods, occupancy, optim, progress
+from jaxrf import losses, memory, methods, occupancy, optim, progress
 from jaxrf.cameras import Cameras, pixels_to_rays, resize_cameras
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Scene, Split
@@ -28,6 +28,8 @@ from jaxrf.rays import Rays
 
 BACKGROUNDS = {"white": 1.0, "black": 0.0, "random": 1.0}
 MOST_TESTED_RAYS = 1 << 20
+# Of the free memory a step may ask for so much, lest what else happens finds none.
+SHARE_OF_MEMORY = 0.9
 
 
 @as_pytree()
@@ -63,6 +65,21 @@ class TrainPixels(NamedTuple):
     total: Int[Array, ""]
 
 
+class Batch(NamedTuple):
+    """What a training step compares.
+
+    rays: (p * s,) those of a pixel next to each other.
+    truth: (p, 3) true colours of the pixels over what is behind them.
+    behind: (p, 3) backgrounds.
+    alpha: (p,) of the pixels.
+    """
+
+    rays: Rays
+    truth: Float[Array, "p 3"]
+    behind: Float[Array, "p 3"]
+    alpha: Float[Array, "p"]
+
+
 class Metrics(NamedTuple):
     """Means over the steps of one dispatch.
 
@@ -81,6 +98,11 @@ class Metrics(NamedTuple):
     dropped: Float[Array, ""]
     samples: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+
+    @classmethod
+    def zeros(cls) -> "Metrics":
+        """What to add to."""
+        return cls(*(jnp.zeros(()) for _ in cls._fields))
 
 
 StepFn = Callable[[TrainState, TrainPixels, Course, Int[Array, ""]], tuple[TrainState, Metrics]]
@@ -129,12 +151,8 @@ def draw_batch(
     scene_range: tuple[float, float],
     background: str,
     subrays: int = 1,
-) -> tuple[Rays, Float[Array, "count 3"], Float[Array, "count 3"], Float[Array, "count"]]:
-    """Random pixels as rays, their true colours over a background, that background, their alpha.
-
-    The rays' batch shape is (count subrays^2,), those of a pixel next to each other; they pass the
-    centres of its subrays x subrays equal parts.
-    """
+) -> Batch:
+    """Random pixels, each as subrays x subrays rays that pass the centres of its equal parts."""
     key_pixel, key_background = jax.random.split(key)
     height, width = pixels.images.shape[1:3]
     flat = pixels.drawn[jax.random.randint(key_pixel, (count,), 0, pixels.total)]
@@ -146,14 +164,14 @@ def draw_batch(
     columns = jnp.tile(subrays * column[:, None] + part, (1, subrays))
     rows = jnp.repeat(subrays * row[:, None] + part, subrays, axis=1)
     centres = jnp.stack([columns, rows], axis=-1).reshape(-1, 2).astype(jnp.float32) + 0.5
-    batch = pixels_to_rays(finer, jnp.repeat(image, subrays**2), centres, *scene_range)
+    rays = pixels_to_rays(finer, jnp.repeat(image, subrays**2), centres, *scene_range)
     rgba = pixels.images[image, row, column].astype(jnp.float32) / 255.0
     if background == "random":
         behind = jax.random.uniform(key_background, (count, 3))
     else:
         behind = jnp.full((count, 3), BACKGROUNDS[background])
     alpha = rgba[:, 3:]
-    return batch, rgba[:, :3] * alpha + behind * (1.0 - alpha), behind, alpha[:, 0]
+    return Batch(rays, rgba[:, :3] * alpha + behind * (1.0 - alpha), behind, alpha[:, 0])
 
 
 def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float, float]) -> StepFn:
@@ -163,43 +181,54 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
     number, so where a run is cut into dispatches changes no bit of the result.
     """
 
+    parts = stage.subrays**2
+
     def loss_fn(
-        params: Params, grid: OccupancyGrid, pixels: TrainPixels, key: jax.Array
+        params: Params, grid: OccupancyGrid, batch: Batch, key: jax.Array
     ) -> tuple[Array, tuple[Metrics, OccupancyGrid]]:
-        key_batch, key_samples = jax.random.split(key)
-        parts = stage.subrays**2
-        rays, truth, behind, alpha = draw_batch(
-            pixels,
-            key_batch,
-            stage.rays // parts,
-            scene_range,
-            config.background,
-            stage.subrays,
-        )
-        behind = jnp.repeat(behind, parts, axis=0)
-        predicted = methods.predict(config.field, stage, params, grid, key_samples, rays, behind)
+        behind = jnp.repeat(batch.behind, parts, axis=0)
+        predicted = methods.predict(config.field, stage, params, grid, key, batch.rays, behind)
         used = ~jnp.any(predicted.dropped.reshape(-1, parts), axis=1)
         colors = [jnp.mean(rgb.reshape(-1, parts, 3), axis=1) for rgb in predicted.rgb]
-        errors = [losses.mean_squared_error(rgb, truth, used) for rgb in colors]
-        key_penalty = jax.random.fold_in(key_samples, 0)
+        errors = [losses.mean_squared_error(rgb, batch.truth, used) for rgb in colors]
+        key_penalty = jax.random.fold_in(key, 0)
         penalty = methods.regularise(config.field, stage, params, grid, key_penalty)
         loss = sum(errors, penalty)
         metrics = Metrics(
             loss=loss,
             mse=errors[-1],
             opacity=jnp.mean(predicted.opacity),
-            truth_alpha=jnp.mean(alpha),
+            truth_alpha=jnp.mean(batch.alpha),
             dropped=jnp.mean(predicted.dropped * 1.0),
             samples=predicted.samples * 1.0,
             gradient_norm=jnp.zeros(()),
         )
         return loss, (metrics, predicted.grid)
 
+    def differentiate(
+        params: Params, grid: OccupancyGrid, batch: Batch, key: jax.Array
+    ) -> tuple[Params, tuple[Metrics, OccupancyGrid]]:
+        gradient = jax.grad(loss_fn, has_aux=True)
+        if stage.passes == 1:
+            return gradient(params, grid, batch, key)
+
+        def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+            some, index = part
+            grads, (metrics, _) = gradient(params, grid, some, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, (grads, metrics)), None
+
+        split = jax.tree.map(lambda x: x.reshape(stage.passes, -1, *x.shape[1:]), batch)
+        zeros = jax.tree.map(jnp.zeros_like, params), Metrics.zeros()
+        numbers = jnp.arange(stage.passes, dtype=jnp.uint32)
+        total, _ = jax.lax.scan(add, zeros, (split, numbers))
+        grads, metrics = jax.tree.map(lambda x: x / stage.passes, total)
+        return grads, (metrics._replace(samples=metrics.samples * stage.passes), grid)
+
     def step(pixels: TrainPixels, course: Course, state: TrainState) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(course.key, state.step)
-        grads, (metrics, grid) = jax.grad(loss_fn, has_aux=True)(
-            state.params, state.grid, pixels, key
-        )
+        key_batch, key = jax.random.split(jax.random.fold_in(course.key, state.step))
+        count = stage.rays // parts
+        batch = draw_batch(pixels, key_batch, count, scene_range, config.background, stage.subrays)
+        grads, (metrics, grid) = differentiate(state.params, state.grid, batch, key)
         optimizer = make_optimizer(config, state.params, course)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -214,8 +243,7 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
             state, metrics = step(pixels, course, state)
             return state, jax.tree.map(jnp.add, total, metrics)
 
-        zeros = Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
-        state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
+        state, total = jax.lax.fori_loop(0, count, body, (state, Metrics.zeros()))
         return state, jax.tree.map(lambda x: x / count, total)
 
     return run
@@ -327,6 +355,10 @@ class Observer(Protocol):
         """
         ...
 
+    def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
+        """The configuration is another one from this step on."""
+        ...
+
 
 def compile_step(
     config: TrainConfig,
@@ -396,6 +428,15 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
         )
 
 
+def _describe_batch(config: TrainConfig, stage: Stage) -> str:
+    if stage.passes > 1:
+        return f"memory is short: {stage.passes} passes a step (--pass-samples)"
+    return (
+        f"memory is short: {config.batch_rays} rays and {config.batch_samples} samples a step "
+        "(--batch-rays, --batch-samples)"
+    )
+
+
 def fit(
     config: TrainConfig,
     scene: Scene,
@@ -446,6 +487,14 @@ def fit(
 
             started = time.perf_counter()
             run = compiler.get(stage, state, pixels)
+            while memory.needed_bytes(run) > SHARE_OF_MEMORY * memory.free_bytes():
+                smaller = methods.ask_less_memory(config, stage)
+                if smaller is config:
+                    break
+                config = smaller
+                stage = methods.fit_batch(config, stage, np.asarray(state.grid.aabb))
+                observer.on_change(config, step, _describe_batch(config, stage))
+                run = compiler.get(stage, state, pixels)
             observer.on_stage(stage, state, int(pixels.total), time.perf_counter() - started)
 
             coming = next((growth for growth in growths if growth.step > step), None)

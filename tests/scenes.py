@@ -209,6 +209,7 @@ class Recorder:
         self.plans = plans or {}
         self.growing: list[tuple[int, bool]] = []
         self.config: TrainConfig | None = None
+        self.changes: list[tuple[TrainConfig, str]] = []
         self.stages: list[tuple[int, Stage, int]] = []
         self.metrics: list[Metrics] = []
         self.steps: list[int] = []
@@ -222,6 +223,10 @@ class Recorder:
         self.steps.append(steps)
         self.metrics.append(metrics)
         return self.stop_at is not None and self.step >= self.stop_at
+
+    def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
+        assert step == self.step
+        self.changes.append((config, reason))
 
     def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
         assert step == self.step

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,45 @@ def test_a_view_comes_coarsely_first_and_in_the_end_as_it_is() -> None:
     np.testing.assert_array_equal(last.rgb, render(cameras, 1).rgb)
     blocks = last.rgb.reshape(4, SIZE // 4, 4, SIZE // 4, 3).mean(axis=(1, 3))
     assert np.abs(second.rgb - blocks).mean() < np.abs(second.rgb[::-1] - blocks).mean()
+
+
+def test_when_memory_runs_out_fewer_samples_are_rendered_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    render, _ = make_render(tiny_nerf(render_samples=1 << 13), np.ones(3, np.float32))
+    cameras = make_scene().splits["test"].cameras
+    wanted = render(cameras, 0)
+    tried: list[int] = []
+    really = evaluate._render_chunks
+
+    def short_of_memory(field: Any, stage: Any, samples: int, *rest: Any) -> Rendering:
+        tried.append(samples)
+        if samples > 1 << 11:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return really(field, stage, samples, *rest)
+
+    monkeypatch.setattr(evaluate, "_render_chunks", short_of_memory)
+    np.testing.assert_allclose(render(cameras, 0).rgb, wanted.rgb, atol=2e-5)
+    assert tried[:3] == [1 << 13, 1 << 12, 1 << 11]
+    # The next view begins with what was found to fit.
+    tried.clear()
+    render(cameras, 1)
+    assert set(tried) == {1 << 11}
+
+
+def test_other_failures_and_hopeless_shortness_are_not_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    render, _ = make_render(tiny_nerf(), np.ones(3, np.float32))
+    cameras = make_scene().splits["test"].cameras
+    for text in ("RESOURCE_EXHAUSTED: no memory", "INTERNAL: something else"):
+
+        def fail(*_: Any, text: str = text) -> Rendering:
+            raise jax.errors.JaxRuntimeError(text)
+
+        monkeypatch.setattr(evaluate, "_render_chunks", fail)
+        with pytest.raises(RuntimeError, match=text):
+            render(cameras, 0)
 
 
 def test_each_camera_gives_its_own_view() -> None:

@@ -16,7 +16,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(floor.split())
     for floor in (
         "__init__",
-        "errors pytree",
+        "errors memory pytree",
         "config",
         "rays stepfun contraction packing progress",
         "cameras",
@@ -43,7 +43,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     )
 )
 FLOOR_OF = {room: height for height, floor in enumerate(FLOORS) for room in floor}
-LEAVES = frozenset({"errors", "pytree", "stepfun", "contraction", "packing"})
+LEAVES = frozenset({"errors", "memory", "pytree", "stepfun", "contraction", "packing"})
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -468,7 +468,7 @@ def test_shapes_stay_unless_the_field_or_its_grid_changes() -> None:
         {"table_cells": 5},
     ):
         assert not methods.shapes_stay(stage, dataclasses.replace(stage, **change))
-    other = Stage((8, 8, 8), (8, 8, 8), 32, 2, 7, 8, 9, 10, True, 5, 4)
+    other = Stage((8, 8, 8), (8, 8, 8), 32, 2, 3, 7, 8, 9, 10, True, 5, 4)
     assert methods.shapes_stay(stage, stage) and methods.shapes_stay(stage, other)
 
 
@@ -894,7 +894,9 @@ def test_voxels_get_about_as_small_as_a_pixel_and_then_two_sub_rays() -> None:
     assert (fitted.field.divisions, fitted.subrays) == (3, 3)
     assert methods.fit_config(fitted, scene) == fitted
     for config in (tiny_nerf(), tiny_tensorf(subrays=4)):
-        wanted = dataclasses.replace(config, subrays=config.subrays or 1)
+        wanted = dataclasses.replace(
+            config, subrays=config.subrays or 1, pass_samples=methods.CACHED_SAMPLES
+        )
         assert methods.fit_config(config, scene) == wanted
 
 

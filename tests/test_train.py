@@ -19,7 +19,7 @@ from scenes import (
     tiny_voxels,
 )
 
-from jaxrf import methods, metrics, occupancy, optim, progress, runs, train
+from jaxrf import memory, methods, metrics, occupancy, optim, progress, runs, train
 from jaxrf.cameras import image_rays, project
 from jaxrf.config import OptimizerConfig, TrainConfig
 from jaxrf.data.base import Split, composite
@@ -124,6 +124,7 @@ def test_no_dispatch_lasts_longer_than_about_a_second(
             now[0] += seconds * int(count)
             return run(state, pixels, course, count)
 
+        slow.memory_analysis = run.memory_analysis  # type: ignore[attr-defined]
         return slow
 
     monkeypatch.setattr(train.StepCompiler, "get", get_slow)
@@ -360,6 +361,68 @@ def test_a_resumed_run_goes_on_with_the_batch_that_it_had() -> None:
     recorder = Recorder(4)
     assert train.fit(config, make_scene(), recorder, (stage, state))[0] == stage
     assert [begun for _, begun, _ in recorder.stages] == [stage]
+
+
+@pytest.fixture
+def scarce(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What each compiled step is said to need, of 100 bytes that are free; the last for good."""
+    needs: list[int] = []
+    monkeypatch.setattr(memory, "free_bytes", lambda: 100)
+    monkeypatch.setattr(
+        memory, "needed_bytes", lambda _: needs.pop(0) if len(needs) > 1 else needs[0]
+    )
+    return needs
+
+
+def test_a_step_that_needs_more_memory_than_is_free_is_made_smaller(scarce: list[int]) -> None:
+    scarce += [200, 91, 90]
+    observer = Recorder(stop_at=1)
+    config = tiny_voxels(batch_rays=1024, batch_samples=1 << 13)
+    stage, _ = train.fit(config, make_scene(), observer)
+    assert stage.rays == 256 and stage.sample_budget == 1 << 11
+    changed = [(c.batch_rays, c.batch_samples) for c, _ in observer.changes]
+    assert changed == [(512, 1 << 12), (256, 1 << 11)]
+    assert "--batch-samples" in observer.changes[0][1]
+
+
+def test_when_hardly_any_memory_is_free_what_needs_least_is_tried(scarce: list[int]) -> None:
+    scarce += [1000]
+    config = tiny_voxels(batch_rays=256, batch_samples=1 << 11)
+    stage, _ = train.fit(config, make_scene(), Recorder(stop_at=1))
+    assert methods.FEWEST_RAYS <= stage.rays < 2 * methods.FEWEST_RAYS
+
+
+def test_rays_of_a_fixed_number_of_samples_need_more_passes_and_no_smaller_batch(
+    scarce: list[int],
+) -> None:
+    scarce += [1000]
+    observer = Recorder(stop_at=1)
+    stage, _ = train.fit(tiny_nerf(batch_rays=3), make_scene(), observer)
+    assert (stage.rays, stage.passes) == (3, 3)
+    assert "--pass-samples" in observer.changes[0][1]
+
+
+@pytest.mark.parametrize("subrays", [1, 2])
+def test_a_gradient_of_several_passes_is_that_of_one(subrays: int) -> None:
+    """Without jitter; the state after three steps, each pass of which sees its own rays."""
+    states = []
+    for samples in (None, 200):
+        config = tiny_nerf(batch_rays=32, subrays=subrays, subrays_from=0.0, pass_samples=samples)
+        stage, state = first_state(config)
+        assert stage.passes == (1 if samples is None else 8)
+        with pytest.MonkeyPatch.context() as patch:
+            really = methods._coarse_to_fine
+            patch.setattr(methods, "_coarse_to_fine", lambda *a, f=really: f(*a[:4], None, *a[5:]))
+            pixels = train.put_pixels(make_scene().splits["train"])
+            run = train.compile_step(config, stage, RANGE, state, pixels)
+        states.append(run(state, pixels, train.make_course(config), jnp.asarray(3, jnp.int32)))
+    (whole, metrics), (parts, same) = states
+    for a, b in zip(
+        jax.tree.leaves(whole.opt_state), jax.tree.leaves(parts.opt_state), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for name in Metrics._fields:
+        assert float(getattr(same, name)) == pytest.approx(float(getattr(metrics, name)), rel=1e-4)
 
 
 def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
