@@ -313,7 +313,7 @@ def tensorf_small() -> TrainConfig:
         subrays_from=0.35,
         batch_samples=1 << 16,
         render_samples=1 << 15,
-        validate_every=0.25,
+        validate_every=0.5,
         optimizer=OptimizerConfig(grid_rate=0.06, network_rate=4e-3, final_fraction=0.05),
     )
 
