@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import subprocess
@@ -19,9 +20,13 @@ import numpy as np
 from jaxrf import commands, grids, pictures, runs
 from jaxrf.cli_options import BenchOptions, RenderOptions
 from jaxrf.config import (
+    BitNeRFConfig,
     BricksConfig,
+    CustomConfig,
     FieldConfig,
+    HashGridConfig,
     NeRFConfig,
+    PyNeRFConfig,
     TensoRFConfig,
     TrainConfig,
     VoxelsConfig,
@@ -80,30 +85,42 @@ def run_bench(options: BenchOptions) -> int:
         sources.ensure_bricks(BricksConfig())
     print("Measuring what the machine can do ...", flush=True)
     roofline = measure_roofline()
-    results = []
+    stem = options.output / f"{datetime.date.today().isoformat()}-{options.name}"
+    results: list[dict[str, Any]] = []
+    plan = list(
+        itertools.product(options.downscale, options.presets, options.budget, range(options.seeds))
+    )
     with tempfile.TemporaryDirectory(prefix="jaxrf-bench-") as folder:
-        for preset in options.presets:
-            for seed in range(options.seeds):
-                print(f"Training {preset}, seed {seed}, for {options.budget:g} s ...", flush=True)
-                run_dir = Path(folder) / f"{preset}-{seed}"
-                train(options, preset, seed, run_dir, Path(folder) / f"cache-{preset}-{seed}")
-                results.append(summarise(run_dir, preset, seed, roofline))
+        for number, (downscale, preset, budget, seed) in enumerate(plan):
+            print(
+                f"{number + 1} of {len(plan)}: {preset}, seed {seed}, pictures at 1/{downscale}, "
+                f"{budget:g} s ...",
+                flush=True,
+            )
+            run_dir = Path(folder) / f"run-{number}"
+            train(options, preset, seed, downscale, budget, run_dir)
+            results.append(summarise(run_dir, preset, seed, budget, roofline))
+            # After every run, lest what took hours be lost.
+            table = write_report(stem, roofline, results)
+    print(f"{table}\nWritten to {stem}.json, .md and .png")
+    return 0
+
+
+def write_report(stem: Path, roofline: Roofline, results: list[dict[str, Any]]) -> str:
+    """Writes what was measured as JSON, as a table and as a plot; returns the table."""
     report = {
         "date": datetime.date.today().isoformat(),
         "hardware": commands.describe_hardware(),
         "processor": describe_processor(),
         "versions": commands.describe_versions(),
-        "options": {name: str(getattr(options, name)) for name in ("budget", "downscale", "every")},
         "roofline": dataclasses.asdict(roofline),
         "runs": results,
     }
     table = format_report(report)
-    stem = options.output / f"{report['date']}-{options.name}"
     runs.write_text(stem.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
     runs.write_text(stem.with_suffix(".md"), table)
     stem.with_suffix(".png").write_bytes(plot_curves(results))
-    print(f"{table}\nWritten to {stem}.json, .md and .png")
-    return 0
+    return table
 
 
 def make_config(options: BenchOptions, preset: str) -> TrainConfig:
@@ -111,16 +128,19 @@ def make_config(options: BenchOptions, preset: str) -> TrainConfig:
     return dataclasses.replace(make_preset(preset), data=options.data)
 
 
-def train(options: BenchOptions, preset: str, seed: int, run_dir: Path, cache: Path) -> None:
+def train(
+    options: BenchOptions, preset: str, seed: int, downscale: int, budget: float, run_dir: Path
+) -> None:
     """Trains in a process of its own with an empty compilation cache, as a first run would."""
     command = [
         sys.executable, "-m", "jaxrf", "train", "--preset", preset, "--seed", str(seed),
-        "--run-dir", str(run_dir), "--budget", str(options.budget), "--video.frames", "0",
-        "--downscale", str(options.downscale), "--test-every", str(options.every),
+        "--run-dir", str(run_dir), "--budget", str(budget), "--video.frames", "0",
+        "--downscale", str(downscale), "--test-every", str(options.every),
         "--validate-every", "0.1", "--validation-views", "2",
     ]  # fmt: skip
     if options.data is not None:
         command += ["--data", str(options.data)]
+    cache = run_dir.with_name(f"{run_dir.name}-cache")
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -128,7 +148,9 @@ def train(options: BenchOptions, preset: str, seed: int, run_dir: Path, cache: P
         raise InputError(f"Training {preset} failed: {''.join(last)}")
 
 
-def summarise(run_dir: Path, preset: str, seed: int, roofline: Roofline) -> dict[str, Any]:
+def summarise(
+    run_dir: Path, preset: str, seed: int, budget: float, roofline: Roofline
+) -> dict[str, Any]:
     """The figures of one trained run."""
     metrics = runs.read_metrics(run_dir)
     run = runs.open_run(run_dir)
@@ -143,6 +165,8 @@ def summarise(run_dir: Path, preset: str, seed: int, roofline: Roofline) -> dict
     return {
         "preset": preset,
         "seed": seed,
+        "budget": budget,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
         "dataset": metrics["dataset"],
         "resolution": metrics["resolution"],
         "background": metrics["background"],
@@ -191,6 +215,25 @@ def time_frame(run: runs.Run, size: int) -> float:
 def count_work(config: FieldConfig, stage: Stage) -> Work:
     """What one sample costs in training: dense layers thrice (value and both gradients)."""
     match config:
+        case HashGridConfig():
+            rows = 8 * config.levels * config.channels / ROW
+            encoded = config.levels * config.channels
+            seen = config.feature_dim + config.direction_bands**2
+            layers = encoded + (config.density_layers - 1) * config.width + 1 + config.feature_dim
+            layers += seen + (config.color_layers - 1) * config.width + 3
+            return Work(6.0 * config.width * layers, rows, rows)
+        case PyNeRFConfig():
+            tables = config.heads if config.tables == "separate" else 1
+            encoded = config.levels * config.channels
+            rows = 8 * encoded * tables / ROW
+            heads = config.heads * config.width * (encoded + 1 + config.feature_dim)
+            seen = config.feature_dim + config.direction_bands**2
+            shade = config.color_width * (seen + (config.color_layers - 1) * config.color_width + 3)
+            shade *= config.heads if config.blend == "results" else 1
+            return Work(6.0 * (heads + shade), rows, rows)
+        case CustomConfig():
+            # What the field of a user costs is not known here.
+            return Work(0.0, 0.0, 0.0)
         case VoxelsConfig():
             rows = 8 * (1 + config.feature_dim) / ROW
             return Work(0.0, rows, rows)
@@ -200,7 +243,7 @@ def count_work(config: FieldConfig, stage: Stage) -> Work:
             rows = 3 * (4 + 2) * channels / ROW
             flops = 2 * 3 * config.feature_components * config.feature_dim * colored
             return Work(3.0 * flops, rows, rows)
-        case NeRFConfig():
+        case NeRFConfig() | BitNeRFConfig():
             position, direction = (
                 3 + 6 * n for n in (config.position_octaves, config.direction_octaves)
             )
@@ -287,16 +330,15 @@ def format_report(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     roofline, results = report["roofline"], report["runs"]
     first = results[0]
-    size = "x".join(str(n) for n in first["resolution"])
     versions = report["versions"]
     lines = [
         f"# Benchmark of {report['date']}",
         "",
         f"{report['hardware']}; processor {report['processor']}. jax {versions['jax']}, Python "
-        f"{versions['python']}. {first['dataset']} at {size} on {first['background']}, "
-        f"{first['views']} test views, {report['options']['budget']} s from the start of the "
-        "process, compilation cache empty. Frames are rendered with one ray a pixel. Made by "
-        "`jaxrf bench`.",
+        f"{versions['python']}. {first['dataset']} on {first['background']}, {first['views']} "
+        "test views, seconds from the start of the process, compilation cache empty. `first step` "
+        "and `compile` are seconds, the latter those in which training waited. Frames are rendered "
+        "with one ray a pixel. Made by `jaxrf bench`.",
         "",
         "| float32 matmul | layer 65,536x256x256 | memory | gather of rows of 8 | scatter |",
         "|---|---|---|---|---|",
@@ -304,17 +346,21 @@ def format_report(report: dict[str, Any]) -> str:
         f"{roofline['memory']:.0f} GB/s | {roofline['gather']:.0f} M/s | "
         f"{roofline['scatter']:.0f} M/s |",
         "",
-        "| preset, seed | test PSNR, SSIM | first step s | "
+        "| pictures | preset, seed | budget s | test PSNR, SSIM | parameters "
+        "| first step, compile | "
         + " | ".join(f"{level:g} dB s" for level in LEVELS)
         + " | rays/s | samples/s | of the roofline | 200x200, 400x400 frame s | memory |",
-        "|---" * (8 + len(LEVELS)) + "|",
+        "|---" * (11 + len(LEVELS)) + "|",
     ]
     for run in results:
         times = (run["seconds_to_db"][f"{level:g}"] for level in LEVELS)
         cells = [
+            "x".join(str(n) for n in run["resolution"]),
             f"{run['preset']}, {run['seed']}",
+            f"{run['budget']:g}",
             f"{run['psnr']:.2f} dB, {run['ssim']:.4f}",
-            f"{run['first_step_seconds']:.1f}",
+            f"{run['parameters']:,}",
+            f"{run['first_step_seconds']:.1f}, {run['compile_seconds']:.1f}",
             *("-" if t is None else f"{t:.0f}" for t in times),
             f"{run['rays_per_second'] / 1e3:.1f}k",
             f"{run['samples_per_second'] / 1e6:.2f}M",
@@ -328,5 +374,9 @@ def format_report(report: dict[str, Any]) -> str:
 
 def plot_curves(results: list[dict[str, Any]]) -> bytes:
     """PSNR on validation views against seconds since the start, a line for each run, as PNG."""
-    curves = {f"{run['preset']}, seed {run['seed']}": run["curve"] for run in results}
+    curves = {}
+    for run in results:
+        size = "x".join(str(n) for n in run["resolution"])
+        title = f"{run['preset']}, {size}, {run['budget']:g} s, seed {run['seed']}"
+        curves[title] = run["curve"]
     return pictures.encode_plot(curves, "seconds since the start", "validation PSNR, dB")

@@ -12,7 +12,7 @@ from typing import Any, assert_never
 import tyro
 
 from jaxrf import config as configs
-from jaxrf.cli_options import BenchOptions, EvalOptions, RenderOptions
+from jaxrf.cli_options import BenchOptions, EvalOptions, ExportOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.errors import InputError
 
@@ -22,6 +22,7 @@ commands:
   train   train a radiance field from pictures with cameras (same as train_lego.py)
   eval    score a trained run on a split and write its metrics.json
   render  render a 360-degree orbit as MP4, GIF and PNG (same as render_360.py)
+  export  write a trained run as one small file
   bench   measure this machine, and how fast and how good each field gets on it
 """
 
@@ -46,7 +47,13 @@ OPERATIONAL = frozenset(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `jaxrf`; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train, "eval": evaluate, "render": render, "bench": bench}
+    commands = {
+        "train": train,
+        "eval": evaluate,
+        "render": render,
+        "export": export,
+        "bench": bench,
+    }
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], f"jaxrf {arguments[0]}")
     if arguments in (["--help"], ["-h"]):
@@ -95,6 +102,19 @@ def render(argv: Sequence[str] | None = None, prog: str = "render_360.py") -> in
         from jaxrf.commands import run_rendering
 
         return run_rendering(options)
+
+    return _guard(command)
+
+
+def export(argv: Sequence[str] | None = None, prog: str = "jaxrf export") -> int:
+    """Parses options and writes a run as one file; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        options = tyro.cli(ExportOptions, prog=prog, args=_name_run(arguments))
+        from jaxrf.commands import run_export
+
+        return run_export(options)
 
     return _guard(command)
 
@@ -234,10 +254,13 @@ def _check(config: TrainConfig) -> None:
                     f"--field.divisions is {config.field.divisions}: give 0 to {most}, or more "
                     "moments in --field.upsample-at."
                 )
-        case configs.NeRFConfig():
+        case configs.SampledConfig() as field:
             _check_positive(
-                config.field, "layers", "width", "color_width", "coarse_samples", prefix="field."
-            )
+                field, "coarse_samples", "occupancy_cells", "occupancy_every", "march_steps",
+                "color_share", prefix="field.",
+            )  # fmt: skip
+            sizes = ("layers", "width", "color_width", "levels", "channels", "coarsest", "finest")
+            _check_positive(field, *(n for n in sizes if hasattr(field, n)), prefix="field.")
         case _:
             assert_never(config.field)
     if not config.validate_every >= 0:

@@ -34,9 +34,9 @@ class RenderOptions:
     """Render a 360-degree orbit around a trained scene as MP4, GIF and PNG frames."""
 
     run: Path | None = None
-    """Folder of the run. Default: the newest in ./runs."""
+    """Folder of the run, or a file that `jaxrf export` wrote. Default: the newest in ./runs."""
     output: Path | None = None
-    """Folder to write to. Default: orbit (orbit-2, ...) in the run's folder."""
+    """Folder to write to. Default: orbit (orbit-2, ...) in the run's folder, or beside the file."""
     channels: tuple[Channel, ...] = ("rgb", "depth", "opacity")
     """What to render: rgb, depth (colour-mapped, near is warm), opacity."""
     frames: int = 60
@@ -56,17 +56,31 @@ class RenderOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write a trained run as one small file, which `jaxrf render` takes in place of a folder."""
+
+    run: Path | None = None
+    """Folder of the run. Default: the newest in ./runs."""
+    format: Literal["ternary2", "ternary16"] = "ternary2"
+    """How the weights of a bitnerf are packed: 2 bits each, or five to a byte (1.6 bits)."""
+    output: Path | None = None
+    """File to write. Default: ternary2.npz or ternary16.npz in the run's folder."""
+    step: int | None = None
+    """Which checkpoint. Default: the last."""
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchOptions:
     """Measure this machine, and how fast and how good each field gets on it."""
 
     data: Path | None = None
     """Folder of the data set. Default: as for training."""
-    downscale: int = 1
-    """Shrink the pictures by this whole factor, averaging areas."""
+    downscale: tuple[int, ...] = (1,)
+    """Shrink the pictures by these whole factors, averaging areas."""
     presets: tuple[str, ...] = ("voxels-small", "tensorf-small", "nerf-small")
     """What is trained, each in a process of its own with an empty compilation cache."""
-    budget: float = 60.0
-    """Seconds from the start of the process for each."""
+    budget: tuple[float, ...] = (60.0,)
+    """Seconds from the start of the process for each; several train anew for each of them."""
     seeds: int = 1
     """Runs of each preset, with seeds 0, 1, ..."""
     every: int = 8

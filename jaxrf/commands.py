@@ -1,4 +1,4 @@
-"""What the command line does: train, evaluate, render. Imports everything; `cli` parses for it."""
+"""What the command line does, from start to end. Imports everything; `cli` parses for it."""
 
 import dataclasses
 import importlib.metadata
@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from jaxrf import cameras as cams
 from jaxrf import evaluate, memory, methods, monitor, pictures, runs, train
-from jaxrf.cli_options import Channel, EvalOptions, RenderOptions
+from jaxrf.cli_options import Channel, EvalOptions, ExportOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.data import sources
-from jaxrf.data.base import Split
+from jaxrf.data.base import Split, downscale_split
 from jaxrf.errors import InputError
+from jaxrf.export import ternary
 from jaxrf.occupancy import occupied_aabb
 from jaxrf.runs import Run, SceneSummary
 from jaxrf.writers import EventWriter
@@ -158,6 +159,7 @@ def finish_training(
     every = _every(run.config.test_every)
     split = sources.load_scene(data, ["test"], run.config.downscale, every).splits["test"]
     test = _score(run, split, events)
+    trained = trained | score_sizes(run, split, test)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
     seconds["total"] = monitor.seconds_since_start()
     runs.write_metrics(run.folder, _metrics(run, split, test, seconds, trained, hardware))
@@ -175,6 +177,25 @@ def finish_training(
         pictures.write_mp4(run.folder / "orbit.mp4", rgb, options.fps)
         events.video("orbit", rgb, options.fps, int(run.state.step))
         print(f"Video: {run.folder / 'orbit.mp4'}")
+
+
+def score_sizes(run: Run, split: Split, whole: dict[str, Any]) -> dict[str, Any]:
+    """PSNR and SSIM of a split at every size that was trained on, and their means, if several.
+
+    Each picture is averaged over areas and compared with a rendering of that size (Mip-NeRF,
+    section 4.2).
+    """
+    if run.config.scales == 1:
+        return {}
+    sizes = [{"factor": 1, "psnr": whole["psnr"], "ssim": whole["ssim"]}]
+    for halvings in range(1, run.config.scales):
+        smaller = downscale_split(split, 2**halvings)
+        score = _score(run, smaller, None)
+        sizes.append({"factor": 2**halvings, "psnr": score["psnr"], "ssim": score["ssim"]})
+    mean = {key: float(np.mean([size[key] for size in sizes])) for key in ("psnr", "ssim")}
+    shown = ", ".join(f"1/{size['factor']}: {size['psnr']:.2f} dB" for size in sizes)
+    print(f"PSNR by size {shown}; mean {mean['psnr']:.2f} dB.")
+    return {"sizes": sizes, "mean_of_sizes": mean}
 
 
 def run_evaluation(options: EvalOptions) -> int:
@@ -216,16 +237,17 @@ def run_evaluation(options: EvalOptions) -> int:
 
 def run_rendering(options: RenderOptions) -> int:
     """Renders an orbit of a run as MP4, GIF and PNG frames; returns the exit code."""
-    folder = options.run or runs.find_newest(Path("runs"))
-    output = options.output or _fresh_folder(folder / "orbit")
+    source = options.run or runs.find_newest(Path("runs"))
+    beside = source.with_name(f"{source.stem}-orbit") if source.is_file() else source / "orbit"
+    output = options.output or _fresh_folder(beside)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise InputError(
             f"The output folder {output} exists already: name another one with --output."
         )
-    run = runs.open_run(folder, options.step)
+    run = _open_run(source, options.step)
     set_up_jax(run.config.matmul_precision)
     runs.make_writable(output, "--output")
-    print(f"Rendering {options.frames} frames of {folder} at step {int(run.state.step)}.")
+    print(f"Rendering {options.frames} frames of {source} at step {int(run.state.step)}.")
     frames = render_orbit(run, options, "render")
     for channel in options.channels:
         stack = np.stack([frame[channel] for frame in frames])
@@ -236,6 +258,33 @@ def run_rendering(options: RenderOptions) -> int:
             (output / channel / f"{index:04d}.png").write_bytes(pictures.encode_png(frame / 255.0))
     print(f"Written to {output}: {', '.join(f'{c}.mp4, {c}.gif, {c}/' for c in options.channels)}")
     return 0
+
+
+def run_export(options: ExportOptions) -> int:
+    """Writes a run as one file; returns the exit code."""
+    folder = options.run or runs.find_newest(Path("runs"))
+    output = options.output or folder / f"{options.format}.npz"
+    # What has been exported under its default name may be so again.
+    if output.is_dir() or (options.output and output.exists()):
+        raise InputError(f"The output {output} exists already: name another file with --output.")
+    run = runs.open_run(folder, options.step)
+    set_up_jax(run.config.matmul_precision)
+    ternary.write_ternary(run, output, options.format)
+    packed, plain = output.stat().st_size, 4 * ternary.count_weights(run.state.shown)
+    print(
+        f"Written to {output}: {packed / 1e3:.1f} kB; the weights alone take {plain / 1e3:.1f} kB "
+        f"as float32, {plain / packed:.1f} times as much. Render it with: jaxrf render {output}"
+    )
+    return 0
+
+
+def _open_run(path: Path, step: int | None) -> Run:
+    """A run out of its folder, or out of a file that `run_export` wrote."""
+    if not path.is_file():
+        return runs.open_run(path, step)
+    if step is not None:
+        raise InputError(f"--step {step} chooses a checkpoint, but {path} is a file: leave it out.")
+    return ternary.read_ternary(path)
 
 
 def _ensure_bricks(config: TrainConfig) -> Path:

@@ -20,9 +20,11 @@ Background = Literal["white", "black", "random"]
 
 @dataclasses.dataclass(frozen=True)
 class TensoRFConfig:
-    """TensoRF-VM and how its grid grows. Times are fractions of all steps."""
+    """TensoRF and how its grid grows. Times are fractions of all steps."""
 
     kind: Annotated[Literal["tensorf"], tyro.conf.Suppress] = "tensorf"
+    factors: Literal["vm", "cp"] = "vm"
+    """A component is a plane times a line, for each axis, or the product of three lines."""
     density_components: int = 16
     """Rank of the density, per axis."""
     feature_components: int = 48
@@ -33,6 +35,11 @@ class TensoRFConfig:
     """Width of the colour MLP's hidden layers."""
     layers: int = 2
     """Number of the colour MLP's hidden layers."""
+    color: Literal["mlp", "harmonics"] = "mlp"
+    """Colour by an MLP, or features as coefficients of spherical harmonics: their number is then 3
+    times 1, 4, 9 or 16."""
+    init_scale: float = 0.1
+    """Standard deviation of planes and lines at the start."""
     feature_octaves: int = 2
     """Fourier octaves of the features."""
     direction_octaves: int = 2
@@ -75,13 +82,58 @@ class TensoRFConfig:
     """Weight of the density planes' total variation."""
     feature_tv_weight: float = 0.0
     """Weight of the feature planes' total variation."""
+    orthogonality_weight: float = 0.0
+    """Weight of how far from orthogonal the lines of different components are."""
+    reset_rates: bool = False
+    """Rates start anew at every upsampling, and so do the moments of the optimiser."""
 
 
 @dataclasses.dataclass(frozen=True)
-class NeRFConfig:
-    """The original NeRF: a coarse and a fine MLP."""
+class SampledConfig:
+    """How the rays of a field that has no grid of its own are sampled."""
 
-    kind: Annotated[Literal["nerf"], tyro.conf.Suppress] = "nerf"
+    sampler: Literal["hierarchical", "occupancy"] = "hierarchical"
+    """Coarse and fine samples with a network for each, or steps through the cells of an occupancy
+    grid that may hold anything, packed, with one network (much faster)."""
+    coarse_samples: int = 64
+    """hierarchical: stratified samples per ray."""
+    fine_samples: int = 128
+    """hierarchical: importance samples per ray, in addition; 0 trains the coarse network alone."""
+    spacing: Literal["linear", "disparity"] = "linear"
+    """hierarchical: what the coarse samples are spread evenly in, distance or its inverse."""
+    occupancy_cells: int = 128
+    """occupancy: cells along the longest side of the box."""
+    occupancy_every: int = 16
+    """occupancy: steps between two looks at the density in cells."""
+    occupancy_decay: float = 0.95
+    """occupancy: what a cell's optical depth is multiplied with before it is compared with what was
+    found now."""
+    occupancy_threshold: float = 0.01
+    """occupancy: optical depth of a step above which a cell is occupied, or the mean, if that is
+    less."""
+    march_steps: int = 1024
+    """occupancy: steps that reach across the box."""
+    shading: Literal["per_sample", "per_ray"] = "per_sample"
+    """Colour every sample, or once per ray from composited features (faster)."""
+    color_threshold: float = 1e-4
+    """occupancy: samples of less weight are not coloured."""
+    color_share: float = 1.0
+    """occupancy: part of the sample budget that can be coloured; 1 colours all samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedMLPConfig(SampledConfig):
+    """An MLP of encoded positions and directions."""
+
+    encoding: Literal["fourier", "integrated"] = "fourier"
+    """Positions are encoded as points, or as the part of the cone around them (mip-NeRF), which
+    fades out what is finer than a pixel."""
+    use_directions: bool = True
+    """Whether colour depends on the view direction."""
+    activation: Literal["softplus", "relu"] = "softplus"
+    """Of the raw density."""
+    density_noise: float = 0.0
+    """Standard deviation of the noise added to the raw density while training."""
     layers: int = 8
     """Layers of the trunk."""
     width: int = 256
@@ -94,10 +146,107 @@ class NeRFConfig:
     """Fourier octaves of the position."""
     direction_octaves: int = 4
     """Fourier octaves of the view direction."""
-    coarse_samples: int = 64
-    """Stratified samples per ray."""
-    fine_samples: int = 128
-    """Importance samples per ray, in addition; 0 trains the coarse network alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NeRFConfig(EncodedMLPConfig):
+    """The original NeRF."""
+
+    kind: Annotated[Literal["nerf"], tyro.conf.Suppress] = "nerf"
+
+
+@dataclasses.dataclass(frozen=True)
+class BitNeRFConfig(EncodedMLPConfig):
+    """A NeRF whose layers have ternary weights and 8-bit activations."""
+
+    kind: Annotated[Literal["bitnerf"], tyro.conf.Suppress] = "bitnerf"
+
+
+@dataclasses.dataclass(frozen=True)
+class HashGridConfig(SampledConfig):
+    """Instant-NGP's hash grid with two small MLPs."""
+
+    kind: Annotated[Literal["hashgrid"], tyro.conf.Suppress] = "hashgrid"
+    sampler: Literal["hierarchical", "occupancy"] = "occupancy"
+    """Coarse and fine samples with a field for each, or steps through the cells of an occupancy
+    grid that may hold anything, packed."""
+    levels: int = 16
+    """Levels of the grid."""
+    channels: int = 2
+    """Channels of a level."""
+    coarsest: int = 16
+    """Cells along a side of the coarsest level."""
+    finest: int = 2048
+    """Cells along a side of the finest level."""
+    log2_rows: int = 19
+    """A level has at most 2 to the power of this rows."""
+    width: int = 64
+    """Width of both MLPs."""
+    density_layers: int = 1
+    """Hidden layers of the density MLP."""
+    color_layers: int = 2
+    """Hidden layers of the colour MLP."""
+    feature_dim: int = 15
+    """Channels that the density MLP hands on to the colour MLP."""
+    direction_bands: int = 4
+    """Bands of the direction's spherical harmonics."""
+    density_shift: float = -1.0
+    """Added to the raw density before its exponential: lower starts emptier."""
+    density_scale: float = 1.0
+    """Factor of the density."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PyNeRFConfig(SampledConfig):
+    """PyNeRF: a pyramid of heads on hash grids, the head chosen by a sample's size."""
+
+    kind: Annotated[Literal["pynerf"], tyro.conf.Suppress] = "pynerf"
+    sampler: Literal["hierarchical", "occupancy"] = "occupancy"
+    """Coarse and fine samples with a field for each, or steps through the cells of an occupancy
+    grid that may hold anything, packed."""
+    heads: int = 8
+    """Levels of the pyramid."""
+    factor: float = 2.0
+    """Ratio of two levels' cells."""
+    levels: int = 16
+    """Levels of a hash grid."""
+    channels: int = 4
+    """Channels of a level."""
+    coarsest: int = 16
+    """Cells along a side of the coarsest level."""
+    finest: int = 4096
+    """Cells along a side of the finest level, which are those of the finest head."""
+    log2_rows: int = 20
+    """A level has at most 2 to the power of this rows."""
+    tables: Literal["shared", "separate"] = "shared"
+    """One hash grid for all heads, or one for each that ends at the head's own cells."""
+    blend: Literal["features", "results"] = "features"
+    """Blend the outputs of neighbouring heads, or their densities and colours."""
+    width: int = 64
+    """Width of the heads."""
+    feature_dim: int = 15
+    """Channels that a head hands on to the colour MLP."""
+    color_width: int = 128
+    """Width of the colour MLP."""
+    color_layers: int = 3
+    """Hidden layers of the colour MLP."""
+    direction_bands: int = 4
+    """Bands of the direction's spherical harmonics."""
+    density_shift: float = -1.0
+    """Added to the raw density before its exponential: lower starts emptier."""
+    consistency_weight: float = 0.0
+    """Weight of the difference between neighbouring heads' outputs."""
+    consistency_points: int = 1024
+    """Points drawn per step for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CustomConfig(SampledConfig):
+    """A field of your own: a class with the methods of `jaxrf.fields.base.Field`."""
+
+    kind: Annotated[Literal["custom"], tyro.conf.Suppress] = "custom"
+    source: str = ""
+    """Where the class is: path/to/file.py:ClassName."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +295,29 @@ class VoxelsConfig:
     """Cells drawn per step for the total variation."""
 
 
-FieldConfig = VoxelsConfig | TensoRFConfig | NeRFConfig
+FieldConfig = (
+    VoxelsConfig
+    | TensoRFConfig
+    | NeRFConfig
+    | BitNeRFConfig
+    | HashGridConfig
+    | PyNeRFConfig
+    | CustomConfig
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is minimised, besides what belongs to a field."""
+
+    error: Literal["squared", "huber", "charbonnier"] = "squared"
+    """Of a pixel's colour."""
+    scale: float = 0.1
+    """Where huber becomes linear; the epsilon of charbonnier."""
+    distortion_weight: float = 0.0
+    """Weight of the rays' distortion, which pulls what a ray sees together."""
+    entropy_weight: float = 0.0
+    """Weight of the opacities' entropy, which pulls them to 0 or 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +329,10 @@ class OptimizerConfig:
     network_rate: float = 1e-3
     """Learning rate of networks."""
     final_fraction: float = 0.1
-    """Both rates decay exponentially to this fraction at the last step."""
+    """Both rates decay to this fraction at the last step."""
+    decay: Literal["exponential", "cosine", "steps"] = "exponential"
+    """How: evenly in the logarithm, as half a cosine, or in three equal ratios at 50, 75 and 90 %
+    of all steps."""
     warmup: float = 0.0
     """Fraction of all steps over which the rates rise from a hundredth to full."""
     beta1: float = 0.9
@@ -169,6 +343,12 @@ class OptimizerConfig:
     """Adam's epsilon."""
     clip_norm: float = 10.0
     """Gradients are scaled down to this global norm if it is larger."""
+    skip_zero_gradients: bool = False
+    """Entries without a gradient in a step are left alone in it, as are their moments."""
+    weight_decay: float = 0.0
+    """Weight matrices of networks shrink by this times the rate (AdamW)."""
+    average: float = 0.0
+    """Decay of the running average of all parameters that is rendered; 0 renders the last."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,10 +424,24 @@ class TrainConfig:
     and in rendering. Default: 2 for voxels about as small as a pixel, else 1."""
     subrays_from: float = 0.3
     """Fraction of all steps before which a pixel is one ray nevertheless."""
+    scales: int = 1
+    """Train on so many sizes of the pictures, each half the one before, pixels weighted by their
+    area, and score them all."""
+    enlarge_at: tuple[float, ...] = ()
+    """Fractions of all steps at which the pictures trained on become twice as large, up to their
+    size at the last; instead of all `scales` at once."""
     render_samples: int = 1 << 20
     """Samples evaluated at once when rendering; lower it if memory runs out."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How parameters are updated."""
+    loss: LossConfig = LossConfig()
+    """What is minimised."""
+    crop_until: float = 0.0
+    """Fraction of all steps in which only the middle of the pictures is drawn from."""
+    crop: float = 0.5
+    """The middle is so much of width and height."""
+    filter_rays: bool = True
+    """Leave out pixels whose rays cannot hit an occupied cell, whenever cells were pruned."""
     steps_per_dispatch: int = 25
     """Steps that run on the device between two looks from outside; does not change results."""
     validate_every: float = 0.1
@@ -328,17 +522,125 @@ def tensorf_vm192() -> TrainConfig:
     return TrainConfig(field=TensoRFConfig())
 
 
+def tensorf_cp384() -> TrainConfig:
+    """TensoRF CP-384 as published: 30,000 steps, final grid 500^3 (31.56 dB mean, V100 25 min)."""
+    return TrainConfig(
+        field=TensoRFConfig(
+            factors="cp",
+            density_components=96,
+            feature_components=288,
+            final_voxels=500**3,
+            init_scale=0.2,
+            l1_weight=1e-5,
+            l1_weight_pruned=1e-5,
+            reset_rates=True,
+        )
+    )
+
+
+def tensorf_cp_small() -> TrainConfig:
+    """TensoRF-CP for a CPU: 24 + 48 components, a grid up to 128^3, one colour per ray."""
+    return _change_field(
+        tensorf_small(),
+        factors="cp",
+        density_components=24,
+        feature_components=48,
+        init_scale=0.2,
+    )
+
+
+def hashgrid_ngp() -> TrainConfig:
+    """Instant-NGP: 16 levels of 2 channels, 2^19 rows, to 2048^3 (35.67 dB on lego, nerfacc)."""
+    return TrainConfig(
+        field=HashGridConfig(),
+        background="random",
+        steps=20_000,
+        batch_samples=1 << 18,
+        batch_rays=16_384,
+        optimizer=OptimizerConfig(
+            grid_rate=0.01,
+            network_rate=0.01,
+            final_fraction=0.036,
+            decay="steps",
+            warmup=0.005,
+            epsilon=1e-15,
+            skip_zero_gradients=True,
+            weight_decay=1e-6,
+            average=0.95,
+        ),
+        loss=LossConfig(error="huber"),
+    )
+
+
+def hashgrid_f4() -> TrainConfig:
+    """Instant-NGP's other shape: 8 levels of 4 channels."""
+    return _change_field(hashgrid_ngp(), levels=8, channels=4)
+
+
+def pynerf_paper() -> TrainConfig:
+    """PyNeRF on multi-scale Blender: 8 heads, 16 levels of 4 channels, 50,000 steps."""
+    return TrainConfig(
+        field=PyNeRFConfig(tables="separate"),
+        steps=50_000,
+        batch_samples=1 << 18,
+        batch_rays=8192,
+        scales=4,
+        optimizer=OptimizerConfig(
+            grid_rate=5e-3, network_rate=5e-3, final_fraction=0.02, epsilon=1e-15
+        ),
+    )
+
+
 def nerf_small() -> TrainConfig:
-    """A small NeRF (4 layers of 128, 32 + 32 samples) that shows something on a CPU."""
+    """A small NeRF (4 layers of 64) on an occupancy grid, for a CPU."""
     return TrainConfig(
         field=NeRFConfig(
-            layers=4, width=128, skip=2, color_width=64, coarse_samples=32, fine_samples=32
+            layers=4,
+            width=64,
+            skip=2,
+            color_width=64,
+            position_octaves=8,
+            direction_octaves=2,
+            sampler="occupancy",
+            occupancy_cells=64,
+            march_steps=192,
         ),
-        steps=2000,
-        batch_rays=1024,
-        optimizer=OptimizerConfig(network_rate=1e-3, beta2=0.999, warmup=0.02),
-        render_samples=1 << 17,
+        background="random",
+        steps=4000,
+        batch_samples=1 << 14,
+        batch_rays=2048,
+        render_samples=1 << 15,
+        optimizer=OptimizerConfig(network_rate=4e-3, final_fraction=0.05, warmup=0.02),
     )
+
+
+def bitnerf_small() -> TrainConfig:
+    """The small NeRF with ternary weights and 8-bit activations."""
+    small: Any = nerf_small()
+    shared = {f.name: getattr(small.field, f.name) for f in dataclasses.fields(EncodedMLPConfig)}
+    return dataclasses.replace(small, field=BitNeRFConfig(**shared))
+
+
+def nerf_tiny() -> TrainConfig:
+    """The NeRF of the tiny_nerf experiments: 16 octaves, 8 layers of 64, no directions."""
+    return TrainConfig(
+        field=NeRFConfig(
+            layers=8,
+            width=64,
+            skip=5,
+            position_octaves=16,
+            use_directions=False,
+            coarse_samples=32,
+            fine_samples=0,
+        ),
+        steps=10_000,
+        optimizer=OptimizerConfig(network_rate=1e-3, beta2=0.999),
+    )
+
+
+def _change_field(config: TrainConfig, **changes: Any) -> TrainConfig:
+    field: Any = config.field
+    return dataclasses.replace(config, field=dataclasses.replace(field, **changes))
 
 
 def nerf_original() -> TrainConfig:
@@ -350,7 +652,74 @@ def nerf_original() -> TrainConfig:
     )
 
 
-PRESETS = (voxels_small, tensorf_small, tensorf_vm48, tensorf_vm192, nerf_small, nerf_original)
+def hashgrid_small() -> TrainConfig:
+    """A hash grid of 8 levels on an occupancy grid, for a CPU."""
+    return TrainConfig(
+        field=HashGridConfig(
+            levels=8,
+            channels=4,
+            finest=256,
+            log2_rows=15,
+            occupancy_cells=64,
+            march_steps=256,
+            color_layers=1,
+        ),
+        background="random",
+        steps=3000,
+        batch_samples=1 << 15,
+        batch_rays=2048,
+        render_samples=1 << 15,
+        optimizer=OptimizerConfig(
+            grid_rate=0.02, network_rate=0.01, final_fraction=0.05, epsilon=1e-15
+        ),
+    )
+
+
+def pynerf_small() -> TrainConfig:
+    """A PyNeRF of 4 heads on one hash grid, trained on 4 sizes of the pictures, for a CPU."""
+    return dataclasses.replace(
+        hashgrid_small(),
+        field=PyNeRFConfig(
+            heads=4,
+            levels=8,
+            channels=4,
+            finest=256,
+            log2_rows=15,
+            occupancy_cells=64,
+            march_steps=256,
+            color_width=64,
+            color_layers=1,
+        ),
+        scales=4,
+    )
+
+
+def custom() -> TrainConfig:
+    """A field of your own on an occupancy grid: name its class with --field.source."""
+    return dataclasses.replace(
+        hashgrid_small(),
+        field=CustomConfig(sampler="occupancy", occupancy_cells=64, march_steps=256),
+    )
+
+
+PRESETS = (
+    voxels_small,
+    tensorf_small,
+    tensorf_cp_small,
+    tensorf_vm48,
+    tensorf_vm192,
+    tensorf_cp384,
+    hashgrid_small,
+    hashgrid_ngp,
+    hashgrid_f4,
+    pynerf_small,
+    pynerf_paper,
+    nerf_small,
+    nerf_tiny,
+    nerf_original,
+    bitnerf_small,
+    custom,
+)
 
 
 def preset_name(preset: Any) -> str:

@@ -1,5 +1,7 @@
 """Encodings of positions and directions."""
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -17,3 +19,62 @@ def fourier(
         scaled = x * 2.0**octave
         parts += [jnp.sin(scaled), jnp.cos(scaled)]
     return jnp.concatenate(parts, axis=-1) if parts else x[..., :0]
+
+
+def integrated_fourier(
+    x: Float[Array, "*batch d"], variance: Float[Array, "*batch"], octaves: int
+) -> Float[Array, "*batch e"]:
+    """The expectation of `fourier`, without the input, over a round Gaussian (Mip-NeRF, eq. 14).
+
+    E[sin(2^l x)] = sin(2^l x) exp(-4^l variance / 2), likewise for cosines: what is finer than the
+    Gaussian fades out.
+
+    Args:
+      x: mean.
+      variance: along every coordinate.
+      octaves: frequencies 2^0 to 2^(octaves - 1).
+    """
+    faded = [jnp.exp(-0.5 * 4.0**octave * variance)[..., None] for octave in range(octaves)]
+    plain = fourier(x, octaves, include_input=False)
+    size = 2 * x.shape[-1]
+    parts = [plain[..., i * size : (i + 1) * size] * f for i, f in enumerate(faded)]
+    return jnp.concatenate(parts, axis=-1) if parts else x[..., :0]
+
+
+def spherical_harmonics(
+    directions: Float[Array, "*batch 3"], degree: int
+) -> Float[Array, "*batch k"]:
+    """The degree^2 real spherical harmonics of bands 0 to degree - 1 at unit directions.
+
+    Orthonormal over the sphere, with the Condon-Shortley phase, in the order (l, m) = (0, 0),
+    (1, -1), (1, 0), (1, 1), (2, -2), ...
+
+    Args:
+      directions: of unit length.
+      degree: number of bands, 1 to 4.
+    """
+    assert 1 <= degree <= 4
+    x, y, z = (directions[..., axis] for axis in range(3))
+    xx, yy, zz = x * x, y * y, z * z
+    pi = math.pi
+    bands = [
+        [jnp.full_like(x, 0.5 * math.sqrt(1 / pi))],
+        [math.sqrt(3 / (4 * pi)) * v for v in (-y, z, -x)],
+        [
+            0.5 * math.sqrt(15 / pi) * x * y,
+            -0.5 * math.sqrt(15 / pi) * y * z,
+            0.25 * math.sqrt(5 / pi) * (3.0 * zz - 1.0),
+            -0.5 * math.sqrt(15 / pi) * x * z,
+            0.25 * math.sqrt(15 / pi) * (xx - yy),
+        ],
+        [
+            -0.25 * math.sqrt(35 / (2 * pi)) * y * (3.0 * xx - yy),
+            0.5 * math.sqrt(105 / pi) * x * y * z,
+            -0.25 * math.sqrt(21 / (2 * pi)) * y * (5.0 * zz - 1.0),
+            0.25 * math.sqrt(7 / pi) * z * (5.0 * zz - 3.0),
+            -0.25 * math.sqrt(21 / (2 * pi)) * x * (5.0 * zz - 1.0),
+            0.25 * math.sqrt(105 / pi) * z * (xx - yy),
+            -0.25 * math.sqrt(35 / (2 * pi)) * x * (xx - 3.0 * yy),
+        ],
+    ]
+    return jnp.stack([value for band in bands[:degree] for value in band], axis=-1)

@@ -1,4 +1,4 @@
-"""Interpolation in grids: lines and planes of feature rows, with corners on the box's faces.
+"""Interpolation in grids: lines, planes and hash tables of rows, with corners on the box's faces.
 
 Tables are row-major, a row being the features of one grid point, so that a look-up reads
 contiguous memory.
@@ -6,6 +6,7 @@ contiguous memory.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -183,3 +184,79 @@ def resample_plane(
         indexing="ij",
     )
     return sample_plane(plane, across.ravel(), down.ravel()).reshape(*size, plane.shape[-1])
+
+
+class HashLevels(NamedTuple):
+    """The levels of a multiresolution hash grid, one after the other in one table; static.
+
+    cells: along each side, per level.
+    starts: first row of each level, and the number of rows as a last entry.
+    """
+
+    cells: tuple[int, ...]
+    starts: tuple[int, ...]
+
+
+def plan_hash_levels(levels: int, coarsest: int, finest: int, most_rows: int) -> HashLevels:
+    """Levels whose cells along a side grow in geometric steps (Mueller et al. 2022, eq. 2 and 3).
+
+    Args:
+      levels: how many.
+      coarsest, finest: cells along a side of the first and of the last.
+      most_rows: of a level, a power of two; those with fewer corners have a row for each.
+    """
+    assert most_rows & (most_rows - 1) == 0
+    growth = (finest / coarsest) ** (1.0 / max(levels - 1, 1))
+    # Rounded down only past the rounding error.
+    cells = tuple(math.floor(coarsest * growth**level + 1e-6) for level in range(levels))
+    rows = (min((n + 1) ** 3, most_rows) for n in cells)
+    return HashLevels(cells, tuple(int(start) for start in np.cumsum([0, *rows])))
+
+
+def find_hash_rows(
+    corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]],
+    cells: int,
+    rows: int,
+) -> Int[Array, "*batch"]:
+    """Row of each corner in its level: its number, or a hash of it (Mueller et al. 2022, eq. 4).
+
+    Args:
+      corner: x, y, z from 0 to `cells`.
+      cells: along a side.
+      rows: of the level.
+    """
+    x, y, z = corner
+    if (cells + 1) ** 3 <= rows:
+        return (x * (cells + 1) + y) * (cells + 1) + z
+    mixed = x.astype(jnp.uint32)
+    for axis, prime in ((y, 2654435761), (z, 805459861)):
+        mixed = mixed ^ (axis.astype(jnp.uint32) * jnp.uint32(prime))
+    return (mixed & jnp.uint32(rows - 1)).astype(jnp.int32)
+
+
+def sample_hash_grid(
+    table: Float[Array, "rows c"], unit: Float[Array, "m 3"], plan: HashLevels
+) -> Float[Array, "m e"]:
+    """Trilinear features of all levels at positions in [0, 1], which are clamped to it.
+
+    Returns:
+      (m, levels c), those of the coarsest level first.
+    """
+    count, levels = unit.shape[0], len(plan.cells)
+    # The eight corners of a cell, as arrays along one axis each: few and large operations compile
+    # several times faster than one for each corner.
+    offsets = [offset[None] for offset in np.array(list(np.ndindex(2, 2, 2)), np.int32).T]
+    indices, weights = [], []
+    for cells, start, stop in zip(plan.cells, plan.starts, plan.starts[1:], strict=False):
+        corner, weight = [], jnp.ones((count, 8), unit.dtype)
+        for axis, offset in enumerate(offsets):
+            low, fraction = _split(unit[:, axis], cells + 1)
+            corner.append(low[:, None] + offset)
+            weight *= jnp.where(offset == 1, fraction[:, None], 1.0 - fraction[:, None])
+        x, y, z = corner
+        indices.append(find_hash_rows((x, y, z), cells, stop - start) + start)
+        weights.append(weight)
+    # All samples of a level together, whose rows so stay in the cache.
+    mixed = mix_rows(table, jnp.concatenate(indices), jnp.concatenate(weights))
+    mixed = mixed.reshape(levels, count, table.shape[1])
+    return mixed.transpose(1, 0, 2).reshape(count, levels * table.shape[1])

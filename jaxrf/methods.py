@@ -13,14 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrf import losses, progress, samplers
 from jaxrf import occupancy as occ
-from jaxrf import progress, samplers
-from jaxrf.config import FieldConfig, NeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig
+from jaxrf.config import (
+    BitNeRFConfig,
+    CustomConfig,
+    FieldConfig,
+    HashGridConfig,
+    NeRFConfig,
+    PyNeRFConfig,
+    SampledConfig,
+    TensoRFConfig,
+    TrainConfig,
+    VoxelsConfig,
+)
 from jaxrf.data.base import Scene
-from jaxrf.fields import nerf, tensorf, voxels
+from jaxrf.fields import base, nerf, ngp, pynerf, tensorf, voxels
 from jaxrf.fields.base import Field, Params
-from jaxrf.occupancy import OccupancyGrid, WatchedGrid
-from jaxrf.rays import Rays, clip_to_aabb
+from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
+from jaxrf.rays import Rays, clip_to_aabb, normalise_distances
 from jaxrf.render import (
     RadianceFns,
     Rendering,
@@ -54,6 +65,7 @@ class Stage:
       block_budget: blocks looked into per training step at most.
       sample_budget: samples evaluated per training step at most.
       color_budget: of those, how many get features; 0 if all do.
+      reach: half a block of steps, in cells, of a grid that is made coarse while training.
       pruned: whether empty cells have been dropped yet.
       table_rows, table_cells: room of a packed grid.
     """
@@ -67,6 +79,7 @@ class Stage:
     block_budget: int = 0
     sample_budget: int = 0
     color_budget: int = 0
+    reach: float = 0.0
     pruned: bool = False
     table_rows: int = 0
     table_cells: int = 0
@@ -79,6 +92,7 @@ class Prediction(NamedTuple):
     opacity: (r,) of the last.
     dropped: (r,) rays that overflowed the sample budget.
     samples: how many samples the field was evaluated at.
+    distortion: (r,) of the last, distances being 0 at near and 1 at far.
     grid: the occupancy grid with what the rays taught it.
     """
 
@@ -86,7 +100,13 @@ class Prediction(NamedTuple):
     opacity: Float[Array, "r"]
     dropped: Bool[Array, "r"]
     samples: Int[Array, ""]
+    distortion: Float[Array, "r"]
     grid: OccupancyGrid
+
+
+def marches(config: FieldConfig) -> bool:
+    """Whether rays march through an occupancy grid, such that samples are packed."""
+    return not isinstance(config, SampledConfig) or config.sampler == "occupancy"
 
 
 def make_field(config: FieldConfig, stage: Stage) -> Field:
@@ -115,9 +135,17 @@ def make_field(config: FieldConfig, stage: Stage) -> Field:
                 direction_octaves=config.direction_octaves,
                 density_shift=config.density_shift,
                 density_scale=config.density_scale,
+                init_scale=config.init_scale,
+                factors=config.factors,
+                color_by=config.color,
             )
-        case NeRFConfig():
+        case NeRFConfig() | BitNeRFConfig():
             return nerf.NeRF(
+                encoding=config.encoding,
+                use_directions=config.use_directions,
+                activation=config.activation,
+                density_noise=config.density_noise,
+                ternary=isinstance(config, BitNeRFConfig),
                 layers=config.layers,
                 width=config.width,
                 skip=config.skip,
@@ -125,50 +153,85 @@ def make_field(config: FieldConfig, stage: Stage) -> Field:
                 position_octaves=config.position_octaves,
                 direction_octaves=config.direction_octaves,
             )
+        case HashGridConfig():
+            return ngp.HashGrid(
+                levels=config.levels,
+                channels=config.channels,
+                coarsest=config.coarsest,
+                finest=config.finest,
+                log2_rows=config.log2_rows,
+                width=config.width,
+                density_layers=config.density_layers,
+                color_layers=config.color_layers,
+                feature_dim=config.feature_dim,
+                direction_bands=config.direction_bands,
+                density_shift=config.density_shift,
+                density_scale=config.density_scale,
+            )
+        case PyNeRFConfig():
+            return pynerf.PyNeRF(
+                heads=config.heads,
+                factor=config.factor,
+                levels=config.levels,
+                channels=config.channels,
+                coarsest=config.coarsest,
+                finest=config.finest,
+                log2_rows=config.log2_rows,
+                tables=config.tables,
+                blend=config.blend,
+                width=config.width,
+                feature_dim=config.feature_dim,
+                color_width=config.color_width,
+                color_layers=config.color_layers,
+                direction_bands=config.direction_bands,
+                density_shift=config.density_shift,
+            )
+        case CustomConfig():
+            return base.load_field(config.source)
     assert_never(config)
 
 
 def init_params(config: FieldConfig, stage: Stage, key: jax.Array) -> Params:
     """Fresh parameters of everything that the method trains."""
     field = make_field(config, stage)
-    match config:
-        case VoxelsConfig() | TensoRFConfig():
-            return field.init(key)
-        case NeRFConfig():
-            key_coarse, key_fine = jax.random.split(key)
-            params = {"coarse": field.init(key_coarse)}
-            return params | ({"fine": field.init(key_fine)} if config.fine_samples else {})
-    assert_never(config)
+    if not isinstance(config, SampledConfig):
+        return field.init(key)
+    if marches(config):
+        return {"fine": field.init(key)}
+    key_coarse, key_fine = jax.random.split(key)
+    params = {"coarse": field.init(key_coarse)}
+    return params | ({"fine": field.init(key_fine)} if config.fine_samples else {})
 
 
-def label_params(config: FieldConfig, params: Params) -> Params:
-    """The optimiser group of every parameter: "grid" or "network"."""
+def label_params(params: Params) -> Params:
+    """The optimiser group of every parameter: "grid" for planes, lines and tables, or "network"."""
 
     def label(path: tuple[Any, ...], _: Array) -> str:
-        return (
-            "grid"
-            if getattr(path[0], "key", None) in ("density", "features", "table")
-            else "network"
-        )
+        names = {getattr(part, "key", None) for part in path}
+        return "grid" if names & {"planes", "lines", "table"} else "network"
 
-    match config:
-        case VoxelsConfig() | TensoRFConfig():
-            return jax.tree_util.tree_map_with_path(label, params)
-        case NeRFConfig():
-            return jax.tree.map(lambda _: "network", params)
-    assert_never(config)
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
-def bind(field: Field, params: Params, grid: OccupancyGrid | None = None) -> RadianceFns:
+def bind(
+    field: Field,
+    params: Params,
+    grid: OccupancyGrid | None = None,
+    key: jax.Array | None = None,
+) -> RadianceFns:
     """A field with its parameters as callables for the renderer.
 
-    Fields that fill the box of an occupancy grid, or pack their rows by it, need that too.
+    Fields that fill the box of an occupancy grid, or pack their rows by it, need that too; those
+    that are noisy while training then get a key.
     """
-    match field, grid:
-        case voxels.Voxels(), voxels.VoxelGrid():
-            params = params | {"grid": grid}
-        case tensorf.TensoRF(), OccupancyGrid():
-            params = params | {"aabb": grid.aabb}
+    if key is not None and getattr(field, "density_noise", None):
+        # The same key serves to place samples.
+        params = params | {"noise": jax.random.fold_in(key, 1)}
+    if isinstance(field, voxels.Voxels):
+        params = params | {"grid": grid}
+    elif getattr(field, "in_box", False):
+        assert grid is not None
+        params = params | {"aabb": grid.aabb}
     return RadianceFns(
         density=lambda positions, radii: field.density(params, positions, radii),
         features=lambda latent: field.features(params, latent),
@@ -177,9 +240,14 @@ def bind(field: Field, params: Params, grid: OccupancyGrid | None = None) -> Rad
 
 
 def step_length(
-    config: VoxelsConfig | TensoRFConfig, stage: Stage, aabb: Float[Array | np.ndarray, "2 3"]
+    config: FieldConfig, stage: Stage, aabb: Float[Array | np.ndarray, "2 3"]
 ) -> Float[Array, ""]:
-    """Length of a step along a ray: `step_ratio` mean voxels, in scene units."""
+    """Length of a step along a marching ray, in scene units.
+
+    `step_ratio` mean voxels, or `march_steps` of them across the box.
+    """
+    if isinstance(config, SampledConfig):
+        return jnp.linalg.norm(jnp.asarray(aabb[1] - aabb[0])) / config.march_steps
     points = 0 if isinstance(config, VoxelsConfig) else 1
     intervals = np.array(stage.resolution, np.float32) - points
     return config.step_ratio * jnp.mean((aabb[1] - aabb[0]) / intervals)
@@ -191,19 +259,21 @@ def _count_blocks(aabb: Float[np.ndarray, "2 3"], step: Float[Array, ""]) -> int
     return math.ceil(diagonal / float(step) / BLOCK_STEPS) + 1
 
 
-def _block_reach(
-    config: VoxelsConfig | TensoRFConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]
-) -> float:
+def _block_reach(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]) -> float:
     """Half a block of steps, in cells of the occupancy grid."""
     cell = float(np.min((aabb[1] - aabb[0]) / np.array(stage.cells)))
     return 0.5 * BLOCK_STEPS * float(step_length(config, stage, aabb)) / cell
 
 
-def _note(grid: WatchedGrid, positions: Array, weights: Array) -> WatchedGrid:
-    if isinstance(grid, voxels.VoxelGrid):
-        slots, _ = voxels.find_cells(grid, positions)
-    else:
-        slots, _, _ = occ.find_slots(grid, positions)
+def _learn(grid: OccupancyGrid, positions: Array, weights: Array) -> OccupancyGrid:
+    """The occupancy grid after some samples were given weight."""
+    match grid:
+        case voxels.VoxelGrid():
+            slots, _ = voxels.find_cells(grid, positions)
+        case WatchedGrid():
+            slots, _, _ = occ.find_slots(grid, positions)
+        case _:
+            return grid
     return occ.note_weights(grid, slots, jax.lax.stop_gradient(weights))
 
 
@@ -217,68 +287,131 @@ def predict(
     background: Float[Array, "r 3"],
 ) -> Prediction:
     """Renders a training batch with jittered samples; differentiable in the parameters."""
-    field = make_field(config, stage)
-    match config:
-        case VoxelsConfig() | TensoRFConfig():
-            assert isinstance(grid, WatchedGrid)
-            budgets = (stage.blocks, BLOCK_STEPS, stage.block_budget, stage.sample_budget)
-            samples, marched = occ.march_to_samples(
-                grid,
-                grid.coarse,
-                clip_to_aabb(rays, grid.aabb),
-                jax.random.uniform(key, rays.near.shape),
-                step_length(config, stage, grid.aabb),
-                occ.Marching(*budgets),
-            )
-            rendering = render_packed_samples(
-                bind(field, params, grid),
-                rays,
-                samples,
-                background,
-                per_ray=config.shading == "per_ray",
-                color_budget=stage.color_budget or None,
-                color_threshold=_color_threshold(config),
-            )
-            positions, _ = sample_points(rays, samples)
-            grid = _note(grid, positions, rendering.weights)
-            fitting = jnp.minimum(marched, rendering.fitting)
-            dropped = jnp.arange(rays.near.size) >= fitting
-            count = jnp.sum(samples.mask)
-            return Prediction((rendering.rgb,), rendering.opacity, dropped, count, grid)
-        case NeRFConfig():
-            passes = _coarse_to_fine(config, stage, params, grid, key, rays, background)
-            none_dropped = jnp.zeros(rays.near.shape, bool)
-            rgb = tuple(p.rgb for p in passes)
-            count = jnp.asarray(rays.near.size * samples_per_ray(config), jnp.int32)
-            return Prediction(rgb, passes[-1].opacity, none_dropped, count, grid)
-    assert_never(config)
+    if isinstance(config, SampledConfig) and not marches(config):
+        levels = _coarse_to_fine(config, stage, params, grid, key, rays, background)
+        last = levels[-1]
+        return Prediction(
+            rgb=tuple(level.rendering.rgb for level in levels),
+            opacity=last.rendering.opacity,
+            dropped=jnp.zeros(rays.near.shape, bool),
+            samples=jnp.asarray(rays.near.size * samples_per_ray(config), jnp.int32),
+            distortion=losses.distortion(last.weights, normalise_distances(rays, last.tdist)),
+            grid=grid,
+        )
+    assert isinstance(grid, WatchedGrid | ProbedGrid)
+    budgets = (stage.blocks, BLOCK_STEPS, stage.block_budget, stage.sample_budget)
+    samples, marched = occ.march_to_samples(
+        grid,
+        grid.coarse,
+        clip_to_aabb(rays, grid.aabb),
+        jax.random.uniform(key, rays.near.shape),
+        step_length(config, stage, grid.aabb),
+        occ.Marching(*budgets),
+    )
+    rendering = render_packed_samples(
+        _bind_fine(config, stage, params, grid, key),
+        rays,
+        samples,
+        background,
+        per_ray=config.shading == "per_ray",
+        color_budget=stage.color_budget or None,
+        color_threshold=_color_threshold(config),
+    )
+    positions, _ = sample_points(rays, samples)
+    grid = _learn(grid, positions, rendering.weights)
+    fitting = jnp.minimum(marched, rendering.fitting)
+    index = samples.ray_indices
+    edges = jnp.stack([samples.t_starts, samples.t_ends], axis=-1)
+    near_to_far = jax.tree.map(lambda x: x[index], rays)
+    starts, ends = jnp.moveaxis(normalise_distances(near_to_far, edges), -1, 0)
+    return Prediction(
+        rgb=(rendering.rgb,),
+        opacity=rendering.opacity,
+        dropped=jnp.arange(rays.near.size) >= fitting,
+        samples=jnp.sum(samples.mask),
+        distortion=losses.packed_distortion(rendering.weights, starts, ends, index, rays.near.size),
+        grid=grid,
+    )
 
 
-def samples_per_ray(config: NeRFConfig) -> int:
+def _bind_fine(
+    config: FieldConfig,
+    stage: Stage,
+    params: Params,
+    grid: OccupancyGrid,
+    key: jax.Array | None = None,
+) -> RadianceFns:
+    """The network that marching rays see."""
+    inner = params["fine"] if isinstance(config, SampledConfig) else params
+    return bind(make_field(config, stage), inner, grid, key)
+
+
+def refresh(
+    config: FieldConfig, stage: Stage, params: Params, grid: OccupancyGrid, key: jax.Array
+) -> OccupancyGrid:
+    """The occupancy grid after a training step: now and then its cells are probed."""
+    if not isinstance(grid, ProbedGrid):
+        return grid
+    assert isinstance(config, SampledConfig)
+    fns = _bind_fine(config, stage, params, grid)
+
+    def probe(grid: ProbedGrid) -> ProbedGrid:
+        return occ.probe_cells(
+            grid,
+            key,
+            lambda positions: fns.density(positions, jnp.zeros(positions.shape[:1]))[0],
+            step_length(config, stage, grid.aabb),
+            grid.clock // config.occupancy_every,
+            decay=config.occupancy_decay,
+            threshold=config.occupancy_threshold,
+            reach=stage.reach,
+        )
+
+    due = grid.clock % config.occupancy_every == 0
+    probed: ProbedGrid = jax.lax.cond(due, probe, lambda grid: grid, grid)
+    return dataclasses.replace(probed, clock=probed.clock + 1)
+
+
+def samples_per_ray(config: SampledConfig) -> int:
     """Samples of a ray at which one of the two networks is evaluated."""
     fine = config.coarse_samples + config.fine_samples if config.fine_samples else 0
     return config.coarse_samples + fine
 
 
+class _Level(NamedTuple):
+    """What a network saw: its rendering, where its intervals lie, and their weights."""
+
+    rendering: Rendering
+    tdist: Float[Array, "r n_plus_1"]
+    weights: Float[Array, "r n"]
+
+
 def _coarse_to_fine(
-    config: NeRFConfig,
+    config: FieldConfig,
     stage: Stage,
     params: Params,
     grid: OccupancyGrid,
     key: jax.Array | None,
     rays: Rays,
     background: Float[Array, "r 3"],
-) -> list[Rendering]:
+) -> list[_Level]:
+    assert isinstance(config, SampledConfig)
     field = make_field(config, stage)
     key_coarse, key_fine = (None, None) if key is None else jax.random.split(key)
     clipped = clip_to_aabb(rays, grid.aabb)
-    tdist = samplers.stratified(key_coarse, clipped, config.coarse_samples)
-    coarse, weights = render_samples(bind(field, params["coarse"]), rays, tdist, background)
+    tdist = samplers.stratified(key_coarse, clipped, config.coarse_samples, config.spacing)
+    per_ray = config.shading == "per_ray"
+
+    def render(name: str, tdist: Array, key: jax.Array | None) -> _Level:
+        fns = bind(field, params[name], grid, key)
+        rendering, weights = render_samples(fns, rays, tdist, background, per_ray=per_ray)
+        return _Level(rendering, tdist, weights)
+
+    coarse = render("coarse", tdist, key_coarse)
     if not config.fine_samples:
         return [coarse]
-    tdist = samplers.importance(key_fine, tdist, weights, config.fine_samples)
-    fine, _ = render_samples(bind(field, params["fine"]), rays, tdist, background)
-    return [coarse, fine]
+    tdist = samplers.importance(key_fine, tdist, coarse.weights, config.fine_samples)
+    return [coarse, render("fine", tdist, key_fine)]
 
 
 def render_rays(
@@ -297,31 +430,28 @@ def render_rays(
     reach across it.
     """
     behind = jnp.broadcast_to(background, (*rays.near.shape, 3))
-    match config:
-        case VoxelsConfig() | TensoRFConfig():
-            assert isinstance(grid, WatchedGrid)
-            clipped = clip_to_aabb(rays, grid.aabb if aabb is None else aabb)
-            step = step_length(config, stage, grid.aabb)
-            blocks = occ.find_blocks(grid.coarse, clipped, BLOCK_STEPS * step, stage.blocks)
-            at_once = max(3 * samples // 8, BLOCK_STEPS)
-            return render_blocks(
-                bind(make_field(config, stage), params, grid),
-                clipped,
-                blocks,
-                step,
-                lambda positions: occ.lookup(grid, positions),
-                behind,
-                rays.far,
-                steps=BLOCK_STEPS,
-                at_once=max(samples // 8, 1),
-                samples=at_once,
-                per_ray=config.shading == "per_ray",
-                color_budget=max(at_once // 3, 1) if stage.color_budget else None,
-                color_threshold=_color_threshold(config),
-            )
-        case NeRFConfig():
-            return _coarse_to_fine(config, stage, params, grid, None, rays, behind)[-1]
-    assert_never(config)
+    if isinstance(config, SampledConfig) and not marches(config):
+        return _coarse_to_fine(config, stage, params, grid, None, rays, behind)[-1].rendering
+    assert isinstance(grid, WatchedGrid | ProbedGrid)
+    clipped = clip_to_aabb(rays, grid.aabb if aabb is None else aabb)
+    step = step_length(config, stage, grid.aabb)
+    blocks = occ.find_blocks(grid.coarse, clipped, BLOCK_STEPS * step, stage.blocks)
+    at_once = max(3 * samples // 8, BLOCK_STEPS)
+    return render_blocks(
+        _bind_fine(config, stage, params, grid),
+        clipped,
+        blocks,
+        step,
+        lambda positions: occ.lookup(grid, positions),
+        behind,
+        rays.far,
+        steps=BLOCK_STEPS,
+        at_once=max(samples // 8, 1),
+        samples=at_once,
+        per_ray=config.shading == "per_ray",
+        color_budget=max(at_once // 3, 1) if stage.color_budget else None,
+        color_threshold=_color_threshold(config),
+    )
 
 
 def fit_to_render(
@@ -342,25 +472,22 @@ def fit_to_render(
         color_budget=min(stage.color_budget, 1),
         table_rows=stage.table_rows,
     )
-    if tight and not isinstance(config, NeRFConfig):
+    if tight and marches(config):
         step = step_length(config, stage, grid.aabb)
         box = occ.occupied_aabb(grid).astype(np.float32)
         bare = dataclasses.replace(bare, blocks=_count_blocks(box, step))
     return bare, box
 
 
-def _color_threshold(config: VoxelsConfig | TensoRFConfig) -> float:
-    return config.color_threshold if isinstance(config, TensoRFConfig) else 0.0
+def _color_threshold(config: FieldConfig) -> float:
+    return 0.0 if isinstance(config, VoxelsConfig) else config.color_threshold
 
 
 def rays_at_once(config: TrainConfig) -> int:
     """Rays rendered at a time, such that `render_samples` samples of them fit into memory."""
-    match config.field:
-        case VoxelsConfig() | TensoRFConfig():
-            return config.render_samples
-        case NeRFConfig():
-            return max(64, config.render_samples // samples_per_ray(config.field))
-    assert_never(config.field)
+    if not isinstance(config.field, SampledConfig) or marches(config.field):
+        return config.render_samples
+    return max(64, config.render_samples // samples_per_ray(config.field))
 
 
 def regularise(
@@ -382,9 +509,16 @@ def regularise(
                 (l1_weight, tensorf.l1_norm),
                 (config.density_tv_weight, lambda p: tensorf.total_variation(p["density"])),
                 (config.feature_tv_weight, lambda p: tensorf.total_variation(p["features"])),
+                (config.orthogonality_weight, tensorf.nonorthogonality),
             ]
             return sum((weight * term(params) for weight, term in terms if weight), zero)
-        case NeRFConfig():
+        case PyNeRFConfig() if config.consistency_weight:
+            field = make_field(config, stage)
+            assert isinstance(field, pynerf.PyNeRF)
+            unit = jax.random.uniform(key, (config.consistency_points, 3))
+            inner = params["fine" if "fine" in params else "coarse"]
+            return config.consistency_weight * pynerf.inconsistency(field, inner, unit)
+        case SampledConfig():
             return zero
     assert_never(config)
 
@@ -422,11 +556,11 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
                     field.initial_voxels, field.final_voxels, len(field.upsample_at) + 1
                 )
             ]
-        case NeRFConfig():
+        case SampledConfig():
             counts = []
         case _:
             assert_never(config.field)
-    if not isinstance(config.field, NeRFConfig):
+    if not isinstance(config.field, SampledConfig):
         settle = config.field.settle_steps
         # A grid of another shape can be compiled ahead only once the first pruning has placed it.
         apart = settle if isinstance(config.field, TensoRFConfig) else 0
@@ -444,6 +578,21 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
         for s in sorted(steps)
         if 0 < s < config.steps
     ]
+
+
+def restarts(config: FieldConfig, growth: Growth) -> bool:
+    """Whether rates and moments begin anew at a growth."""
+    return getattr(config, "reset_rates", False) and growth.voxels is not None
+
+
+def find_restart(config: TrainConfig, grown: int) -> float:
+    """Progress at the last restart of the rates once all growths before step `grown` are done."""
+    steps = [
+        growth.step
+        for growth in (plan_growth(config) if grown else [])
+        if growth.step < grown and restarts(config.field, growth)
+    ]
+    return progress.progress_at(config, steps[-1]) if steps else 0.0
 
 
 def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
@@ -466,7 +615,7 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
         case TensoRFConfig() as field:
             voxel = float(np.cbrt(np.prod(scene.aabb[1] - scene.aabb[0]) / field.final_voxels))
             subrays = 2 if voxel <= 1.25 * pixel else 1
-        case NeRFConfig():
+        case SampledConfig():
             pass
         case _:
             assert_never(config.field)
@@ -496,13 +645,14 @@ def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
         case VoxelsConfig() as field:
             side = field.initial_resolution * 2 ** _divisions(field)
             resolution = cells = (side, side, side)
-            shape = _initial_cells(field, aabb)
+            shape = _count_cells(field.initial_resolution, aabb)
             table = (math.prod(n + 1 for n in shape) + 1, math.prod(shape) + 1)
             box = _cube(field, side, aabb)
         case TensoRFConfig() as field:
             resolution, cells = _fit_cells(field, field.initial_voxels, aabb)
-        case NeRFConfig():
-            pass
+        case SampledConfig() as field:
+            if marches(field):
+                cells = _count_cells(field.occupancy_cells, aabb)
         case _:
             assert_never(config.field)
     stage = Stage(resolution, cells, config.batch_rays, subrays)
@@ -519,14 +669,16 @@ def describe_grid(config: FieldConfig, stage: Stage, grid: OccupancyGrid) -> str
         case TensoRFConfig():
             share = float(jnp.mean(grid.occupied * 1.0))
             return f"grid {'x'.join(str(n) for n in stage.resolution)}, {share:.1%} occupied"
-        case NeRFConfig():
-            return ""
+        case SampledConfig():
+            share = float(jnp.mean(grid.occupied * 1.0))
+            return f"{share:.1%} of the box occupied" if marches(config) else ""
     assert_never(config)
 
 
-def _initial_cells(config: VoxelsConfig, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
+def _count_cells(most: int, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
+    """Cubic cells along each side of a box, so many along the longest."""
     size = aabb[1] - aabb[0]
-    voxel = size.max() / config.initial_resolution
+    voxel = size.max() / most
     x, y, z = (math.ceil(s / voxel - 1e-6) for s in size)
     return x, y, z
 
@@ -552,7 +704,7 @@ def init_grid(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"])
     match config:
         case VoxelsConfig():
             occupied = np.zeros(stage.cells, bool)
-            x, y, z = _initial_cells(config, aabb)
+            x, y, z = _count_cells(config.initial_resolution, aabb)
             occupied[:x, :y, :z] = True
             cube = _cube(config, stage.cells[0], aabb)
             grid = voxels.number_cells(occupied, cube, _block_reach(config, stage, cube))
@@ -560,12 +712,14 @@ def init_grid(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"])
         case TensoRFConfig():
             full = occ.make_full_grid(stage.cells, jnp.asarray(aabb))
             return _watch(full, _block_reach(config, stage, aabb))
-        case NeRFConfig():
-            return occ.make_full_grid(stage.cells, jnp.asarray(aabb))
+        case SampledConfig():
+            full = occ.make_full_grid(stage.cells, jnp.asarray(aabb))
+            return _begin_probing(full, stage.reach) if marches(config) else full
     assert_never(config)
 
 
 _watch = jax.jit(occ.watch, static_argnums=1)
+_begin_probing = jax.jit(occ.begin_probing, static_argnums=1)
 
 
 def fit_batch(config: TrainConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]) -> Stage:
@@ -574,22 +728,24 @@ def fit_batch(config: TrainConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"])
     Rays that do not fit into a budget are dropped, so their number follows it by itself.
     """
     stage = dataclasses.replace(stage, rays=_whole_pixels(config.batch_rays, stage))
-    match config.field:
-        case VoxelsConfig() | TensoRFConfig():
-            share = getattr(config.field, "color_share", 1.0)
-            return dataclasses.replace(
-                stage,
-                blocks=_count_blocks(aabb, step_length(config.field, stage, aabb)),
-                block_budget=max(3 * config.batch_samples // BLOCK_STEPS, 1),
-                sample_budget=config.batch_samples,
-                color_budget=math.ceil(share * config.batch_samples) if share < 1.0 else 0,
-            )
-        case NeRFConfig() as field:
-            wanted = config.pass_samples or stage.rays * samples_per_ray(field)
-            passes = math.ceil(stage.rays * samples_per_ray(field) / wanted)
-            passes = _divide_passes(stage.rays // stage.subrays**2, passes)
-            return dataclasses.replace(stage, passes=passes)
-    assert_never(config.field)
+    field = config.field
+    if isinstance(field, SampledConfig) and not marches(field):
+        samples = stage.rays * samples_per_ray(field)
+        passes = math.ceil(samples / (config.pass_samples or samples))
+        return dataclasses.replace(
+            stage, passes=_divide_passes(stage.rays // stage.subrays**2, passes)
+        )
+    share = getattr(field, "color_share", 1.0)
+    # A probed grid is coarser beside its steps, so that blocks hold less.
+    blocks_per_sample = 6 if isinstance(field, SampledConfig) else 3
+    return dataclasses.replace(
+        stage,
+        blocks=_count_blocks(aabb, step_length(field, stage, aabb)),
+        block_budget=max(blocks_per_sample * config.batch_samples // BLOCK_STEPS, 1),
+        sample_budget=config.batch_samples,
+        color_budget=math.ceil(share * config.batch_samples) if share < 1.0 else 0,
+        reach=_block_reach(field, stage, aabb) if isinstance(field, SampledConfig) else 0.0,
+    )
 
 
 def _divide_passes(pixels: int, wanted: int) -> int:
@@ -603,12 +759,11 @@ def ask_less_memory(config: TrainConfig, stage: Stage) -> TrainConfig:
     Where rays have a fixed number of samples, twice as many passes do; else there are half as many
     rays and samples in a step.
     """
-    match config.field:
-        case NeRFConfig() as field:
-            together = stage.rays // stage.passes * samples_per_ray(field)
-            if _divide_passes(stage.rays // stage.subrays**2, 2 * stage.passes) == stage.passes:
-                return config
-            return dataclasses.replace(config, pass_samples=together // 2)
+    if isinstance(config.field, SampledConfig) and not marches(config.field):
+        together = stage.rays // stage.passes * samples_per_ray(config.field)
+        if _divide_passes(stage.rays // stage.subrays**2, 2 * stage.passes) == stage.passes:
+            return config
+        return dataclasses.replace(config, pass_samples=together // 2)
     if min(config.batch_rays, config.batch_samples // BLOCK_STEPS) < 2 * FEWEST_RAYS:
         return config
     rays, samples = config.batch_rays // 2, config.batch_samples // 2
@@ -624,7 +779,7 @@ def foresee_stage(
     """
     stage = dataclasses.replace(stage, subrays=growth.subrays)
     match config.field:
-        case VoxelsConfig() | NeRFConfig():
+        case VoxelsConfig() | SampledConfig():
             return fit_batch(config, stage, np.asarray(grid.aabb))
         case TensoRFConfig() as field:
             if growth.voxels is not None and not stage.pruned:
@@ -662,7 +817,7 @@ def grow(
         case TensoRFConfig() as field:
             assert isinstance(grid, WatchedGrid)
             stage, grid, carry_over = _grow_tensorf(field, stage, growth, params, grid)
-        case NeRFConfig():
+        case SampledConfig():
             pass
         case _:
             assert_never(config.field)

@@ -287,7 +287,7 @@ class Monitor:
         render = evaluate.make_render_view(
             self.config,
             stage,
-            state.params,
+            state.shown,
             state.grid,
             (self.scene.near, self.scene.far),
             background,

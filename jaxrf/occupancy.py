@@ -35,6 +35,8 @@ COARSE = 4
 PROBES = 8
 # What rays have seen in a cell counts less by this factor for every step since.
 FADING = 0.97
+# Calls of `probe_cells` after which every cell had its turn.
+TURNS = 4
 
 
 @as_pytree()
@@ -55,6 +57,23 @@ class WatchedGrid(OccupancyGrid):
 
 
 Watched = TypeVar("Watched", bound=WatchedGrid)
+
+
+@as_pytree()
+@dataclasses.dataclass(frozen=True)
+class ProbedGrid(OccupancyGrid):
+    """An occupancy grid to march through, kept by probing the density in its cells.
+
+    Attributes:
+      coarse: made of it by `coarsen`.
+      optical: (slots,) per cell, the largest optical depth of a step found there, fading; below 0
+        where none has been looked for yet. A slot is a cell's flat index.
+      clock: () how many steps have been done.
+    """
+
+    coarse: OccupancyGrid
+    optical: Float[Array, "slots"]
+    clock: Int[Array, ""]
 
 
 class PackedSamples(NamedTuple):
@@ -127,6 +146,72 @@ def watch(grid: OccupancyGrid, reach: float) -> WatchedGrid:
         memory=forget(grid.occupied.size),
         clock=jnp.zeros((), jnp.int32),
     )
+
+
+def begin_probing(grid: OccupancyGrid, reach: float) -> ProbedGrid:
+    """The same grid, nothing probed yet. `reach` is that of `coarsen`."""
+    return ProbedGrid(
+        occupied=grid.occupied,
+        aabb=grid.aabb,
+        coarse=coarsen(grid, COARSE, reach),
+        optical=jnp.full((grid.occupied.size,), -1.0),
+        clock=jnp.zeros((), jnp.int32),
+    )
+
+
+def probe_cells(
+    grid: ProbedGrid,
+    key: jax.Array,
+    density_fn: Callable[[Float[Array, "n 3"]], Float[Array, "n"]],
+    step: Float[Array, ""] | float,
+    turn: Int[Array, ""] | int,
+    *,
+    decay: float,
+    threshold: float,
+    reach: float,
+    chunk: int = 1 << 16,
+) -> ProbedGrid:
+    """Looks into a quarter of all cells and a quarter that is occupied, and decides anew.
+
+    A cell's optical depth becomes the larger of what it was, times `decay`, and of density times
+    step at a random point of the cell. Occupied is what exceeds the threshold or the mean, if that
+    is less, and what was never probed (Mueller et al. 2022, appendix C, with every cell having its
+    turn instead of chance).
+
+    Args:
+      grid: to be brought up to date.
+      key: of the points.
+      density_fn: of positions.
+      step: length of a step, in scene units.
+      turn: counts the calls; every cell is probed in `TURNS` of them.
+      decay, threshold: see above.
+      reach: that of `coarsen`.
+      chunk: cells looked into together.
+    """
+    shape = grid.occupied.shape
+    slots = grid.occupied.size
+    share = -(-slots // TURNS)
+    key_start, key_place = jax.random.split(key)
+    own = (TURNS * jnp.arange(share, dtype=jnp.int32) + turn % TURNS) % slots
+    mask = grid.occupied.reshape(1, -1)
+    rank = rank_samples(mask)
+    spare = jnp.maximum(rank[0, -1] + mask[0, -1] - share, 0)
+    aimed = pack(mask, rank, share, jax.random.randint(key_start, (), 0, spare + 1))
+    cells = jnp.concatenate([own, jnp.minimum(aimed.sample, slots - 1)])
+    place = jnp.stack(jnp.unravel_index(cells, shape), axis=-1).astype(jnp.float32)
+    place = place + jax.random.uniform(key_place, place.shape)
+    size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(shape, jnp.float32)
+    positions = grid.aabb[:1] + place * size[None]
+    count = positions.shape[0]
+    padded = jnp.pad(positions, ((0, -count % chunk if count > chunk else 0), (0, 0)), mode="edge")
+    density = jax.lax.map(density_fn, padded.reshape(-1, min(chunk, count), 3)).ravel()[:count]
+    found = jnp.full((slots,), -1.0).at[cells].max(density * step)
+    before = jnp.maximum(grid.optical, 0.0) * decay
+    optical = jnp.where(found >= 0.0, jnp.maximum(before, found), grid.optical)
+    least = jnp.minimum(threshold, jnp.mean(jnp.maximum(optical, 0.0)))
+    occupied = ((optical < 0.0) | (optical > least)).reshape(shape)
+    coarse = coarsen(OccupancyGrid(occupied, grid.aabb), COARSE, reach)
+    return dataclasses.replace(grid, occupied=occupied, coarse=coarse, optical=optical)
 
 
 def forget(slots: int) -> Float[Array, "slots"]:

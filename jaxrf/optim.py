@@ -18,24 +18,37 @@ class Course(NamedTuple):
 
     key: of all chance.
     steps, progress: (k,) how far training has come after how many steps, linear in between.
+    restart: progress at which rates began anew; 0 if they never did.
     """
 
     key: jax.Array
     steps: Float[Array, "k"]
     progress: Float[Array, "k"]
+    restart: Float[Array, ""]
 
 
 def make_schedule(config: OptimizerConfig, peak: float, course: Course) -> optax.Schedule:
-    """Learning rate by step: exponential decay to `final_fraction` of the peak, after a warm-up.
+    """Learning rate by step: decay to `final_fraction` of the peak, after a warm-up.
 
-    The warm-up rises linearly from a hundredth of the peak and does not delay the decay. The course
+    The decay goes by `config.decay`. The warm-up rises linearly from a hundredth of the peak and
+    does not delay the decay. After a restart the decay begins anew, at the same pace. The course
     may be traced, so that a step compiled for one length of training serves all others.
     """
+    final = config.final_fraction
 
     def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         done = jnp.interp(jnp.asarray(step, jnp.float32), course.steps, course.progress)
         ramp = jnp.minimum(0.01 + 0.99 * done / max(config.warmup, 1e-9), 1.0)
-        return peak * config.final_fraction**done * (ramp if config.warmup > 0 else 1.0)
+        since = jnp.maximum(done - course.restart, 0.0)
+        match config.decay:
+            case "exponential":
+                rest = final**since
+            case "cosine":
+                rest = final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * since))
+            case "steps":
+                passed = sum((since >= at) * 1.0 for at in (0.5, 0.75, 0.9))
+                rest = final ** (passed / 3.0)
+        return peak * rest * (ramp if config.warmup > 0 else 1.0)
 
     return rate
 
@@ -63,10 +76,42 @@ def make_optimizer(
     return optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(config.clip_norm),
-            optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+            _scale_by_adam(config),
+            _decay_weights(config.weight_decay, labels),
             optax.partition(rates, labels),
         )
     )
+
+
+def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    if not config.skip_zero_gradients:
+        return adam
+
+    def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+        updates, new = adam.update(grads, state, params)
+
+        def choose(changed: Params, otherwise: Params) -> Params:
+            return jax.tree.map(lambda g, a, b: jnp.where(g != 0, a, b), grads, changed, otherwise)
+
+        zeros = jax.tree.map(jnp.zeros_like, grads)
+        moments = {"mu": choose(new.mu, state.mu), "nu": choose(new.nu, state.nu)}
+        return choose(updates, zeros), new._replace(**moments)
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _decay_weights(rate: float, labels: Params) -> optax.GradientTransformation:
+    if not rate:
+        return optax.identity()
+
+    def is_matrix(params: Params) -> Params:
+        def below(label: str, part: Params) -> Params:
+            return jax.tree.map(lambda leaf: label == "network" and leaf.ndim > 1, part)
+
+        return jax.tree.map(below, labels, params)
+
+    return optax.add_decayed_weights(rate, mask=is_matrix)
 
 
 def map_moments(fn: Any, opt_state: Any) -> Any:
@@ -75,10 +120,20 @@ def map_moments(fn: Any, opt_state: Any) -> Any:
     For a grid that changes its resolution: the moments are resampled as the parameters are.
     """
 
-    def is_adam(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByAdamState)
-
     def map_node(node: Any) -> Any:
-        return node._replace(mu=fn(node.mu), nu=fn(node.nu)) if is_adam(node) else node
+        return node._replace(mu=fn(node.mu), nu=fn(node.nu)) if _is_adam(node) else node
 
-    return jax.tree.map(map_node, opt_state, is_leaf=is_adam)
+    return jax.tree.map(map_node, opt_state, is_leaf=_is_adam)
+
+
+def forget_moments(opt_state: Any) -> Any:
+    """Adam's state as before the first step; the schedules go on counting."""
+
+    def forget(node: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, node) if _is_adam(node) else node
+
+    return jax.tree.map(forget, opt_state, is_leaf=_is_adam)
+
+
+def _is_adam(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)

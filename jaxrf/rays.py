@@ -64,3 +64,11 @@ def clip_to_aabb(rays: Rays, aabb: Float[Array, "2 3"]) -> Rays:
     return dataclasses.replace(
         rays, near=jnp.where(hit, near, rays.near), far=jnp.where(hit, far, rays.near)
     )
+
+
+def normalise_distances(
+    rays: Rays, distances: Float[Array, "*batch n"]
+) -> Float[Array, "*batch n"]:
+    """Distances such that near is 0 and far is 1; all 0 for rays without length."""
+    near, length = rays.near[..., None], (rays.far - rays.near)[..., None]
+    return jnp.where(length > 0, (distances - near) / jnp.where(length > 0, length, 1.0), 0.0)

@@ -6,12 +6,14 @@ events.*       for TensorBoard
 metrics.json   what came out
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +118,21 @@ def make_writable(folder: Path, option: str) -> None:
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file such that it is there wholly or not at all."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to that takes the place of another one wholly or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file such that it is there wholly or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
@@ -198,12 +207,26 @@ def save(
 
     `seconds` is the training time so far, `psnr` the last validation's.
     """
-    meta = {
+    meta = describe(scene, stage, seconds)
+    checkpoint.save(manager, int(state.step), state, meta, psnr)
+
+
+def describe(scene: SceneSummary, stage: Stage, seconds: float) -> dict[str, Any]:
+    """What has to be known before a state can be restored, as JSON can hold it."""
+    return {
         "scene": dataclasses.asdict(scene),
         "stage": dataclasses.asdict(stage),
         "seconds": seconds,
     }
-    checkpoint.save(manager, int(state.step), state, meta, psnr)
+
+
+def parse_description(meta: dict[str, Any]) -> tuple[SceneSummary, Stage, float]:
+    """What `describe` was given; ValueError, KeyError or TypeError if it did not make this."""
+    scene = SceneSummary(**meta["scene"] | {"focus": tuple(meta["scene"]["focus"])})
+    fixed: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in meta["stage"].items()
+    }
+    return scene, Stage(**fixed), float(meta["seconds"])
 
 
 def open_run(folder: Path, step: int | None = None, config: TrainConfig | None = None) -> Run:
@@ -234,10 +257,7 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
                 f"(there are: {known}): choose another, or train the run anew."
             )
         try:
-            meta = checkpoint.read_meta(manager, step)
-            scene = SceneSummary(**meta["scene"] | {"focus": tuple(meta["scene"]["focus"])})
-            stage = _read_stage(meta["stage"])
-            seconds = float(meta["seconds"])
+            scene, stage, seconds = parse_description(checkpoint.read_meta(manager, step))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
@@ -253,11 +273,6 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
     return Run(folder, config, scene, stage, state, seconds)
 
 
-def _read_stage(values: dict[str, Any]) -> Stage:
-    fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return methods.Stage(**fixed)
-
-
 def make_render_view(run: Run, subrays: int | None = None) -> RenderView:
     """A function (cameras, index) -> picture of what the run has learnt.
 
@@ -266,7 +281,7 @@ def make_render_view(run: Run, subrays: int | None = None) -> RenderView:
     return evaluate.make_render_view(
         run.config,
         run.stage,
-        run.state.params,
+        run.state.shown,
         run.state.grid,
         (run.scene.near, run.scene.far),
         train.background_color(run.config),

@@ -1,5 +1,7 @@
 """Samplers: rays in, interval edges along them out. Every source of chance is a key."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,13 +11,17 @@ from jaxrf.stepfun import even_uniforms, integrate_weights, invert_cdf, midpoint
 
 
 def stratified(
-    key: jax.Array | None, rays: Rays, count: int
+    key: jax.Array | None,
+    rays: Rays,
+    count: int,
+    spacing: Literal["linear", "disparity"] = "linear",
 ) -> Float[Array, "*batch count_plus_1"]:
     """Edges of `count` intervals that tile each ray from near to far.
 
     With a key, every inner edge is uniform in the cell around its even place, independently for
     each ray (NeRF, eq. 2, with edges for points); without, the edges are even. The first edge is
-    near and the last is far, always.
+    near and the last is far, always. With a `spacing` in disparity they are even in the inverse of
+    the distance; near must then be above 0 (one below 1e-3 of far counts as that for inner edges).
     """
     even = jnp.linspace(0.0, 1.0, count + 1, dtype=rays.near.dtype)
     shape = (*rays.near.shape, count + 1)
@@ -24,6 +30,13 @@ def stratified(
         shift = jax.random.uniform(key, shape, sdist.dtype, -0.5, 0.5) / count
         sdist = sdist.at[..., 1:-1].add(shift[..., 1:-1])
     near, far = rays.near[..., None], rays.far[..., None]
+    if spacing == "disparity":
+        # A ray that ends where it begins at 0 has no inverse, and gets none.
+        positive_far = jnp.where(far > 0.0, far, 1.0)
+        inverse_near = 1.0 / jnp.maximum(near, 1e-3 * positive_far)
+        inverse = inverse_near + sdist * (1.0 / positive_far - inverse_near)
+        inner = jnp.clip(1.0 / inverse, near, far)
+        return jnp.where(sdist > 0.0, jnp.where(sdist < 1.0, inner, far), near)
     # Rounding must neither pass far nor stop short of it.
     return jnp.where(sdist < 1.0, jnp.minimum(near + sdist * (far - near), far), far)
 

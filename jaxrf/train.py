@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, assert_never, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxrf import losses, memory, methods, occupancy, optim, progress
 from jaxrf.cameras import Cameras, pixels_to_rays, resize_cameras
-from jaxrf.config import TrainConfig
-from jaxrf.data.base import Scene, Split
+from jaxrf.config import LossConfig, TrainConfig
+from jaxrf.data.base import Scene, Split, downscale_images
 from jaxrf.errors import InputError
 from jaxrf.fields.base import Params
+from jaxrf.losses import ErrorFn
 from jaxrf.methods import Stage
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.optim import Course
@@ -42,12 +43,19 @@ class TrainState:
       opt_state: of the optimiser.
       step: () number of steps done.
       grid: cells that may be occupied.
+      average: running average of the parameters, if there is one.
     """
 
     params: Params
     opt_state: Any
     step: Int[Array, ""]
     grid: OccupancyGrid
+    average: Params | None = None
+
+    @property
+    def shown(self) -> Params:
+        """The parameters to render with."""
+        return self.params if self.average is None else self.average
 
 
 class TrainPixels(NamedTuple):
@@ -55,14 +63,19 @@ class TrainPixels(NamedTuple):
 
     images: (n, h, w, 4) straight RGBA.
     cameras: n of them.
-    drawn: (p,) flat indices (image, row, column) of pixels to draw from; the first `total` count.
+    drawn: (p,) flat indices (image, row, column) of pixels to draw from, ascending; the first
+      `total` count. Those of smaller pictures follow those of larger ones.
     total: () how many.
+    smaller: the pictures at 1/2, 1/4, ... of their size, as many as are trained on.
+    starts: (1 + smaller,) where in `drawn` the pixels of each size begin.
     """
 
     images: UInt8[Array, "n h w 4"]
     cameras: Cameras
     drawn: Int[Array, "p"]
     total: Int[Array, ""]
+    smaller: tuple[UInt8[Array, "n _ _ 4"], ...]
+    starts: Int[Array, "sizes"]
 
 
 class Batch(NamedTuple):
@@ -72,12 +85,14 @@ class Batch(NamedTuple):
     truth: (p, 3) true colours of the pixels over what is behind them.
     behind: (p, 3) backgrounds.
     alpha: (p,) of the pixels.
+    area: (p,) of the pixels, in the smallest ones.
     """
 
     rays: Rays
     truth: Float[Array, "p 3"]
     behind: Float[Array, "p 3"]
     alpha: Float[Array, "p"]
+    area: Float[Array, "p"]
 
 
 class Metrics(NamedTuple):
@@ -113,17 +128,23 @@ def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
     return np.full(3, BACKGROUNDS[config.background], np.float32)
 
 
-def make_course(config: TrainConfig) -> Course:
-    """The course that a configuration asks for."""
+def make_course(config: TrainConfig, grown: int = 0) -> Course:
+    """The course that a configuration asks for once all growths before step `grown` are done."""
     steps, reached = progress.tabulate(config)
-    return Course(jax.random.key(config.seed), jnp.asarray(steps), jnp.asarray(reached))
+    restart = methods.find_restart(config, grown)
+    return Course(
+        jax.random.key(config.seed),
+        jnp.asarray(steps),
+        jnp.asarray(reached),
+        jnp.asarray(restart, jnp.float32),
+    )
 
 
 def make_optimizer(
     config: TrainConfig, params: Params, course: Course
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a run; the parameters only tell which groups there are."""
-    labels = methods.label_params(config.field, params)
+    labels = methods.label_params(params)
     return optim.make_optimizer(config.optimizer, course, labels)
 
 
@@ -137,7 +158,9 @@ def init_params(config: TrainConfig, stage: Stage) -> tuple[Params, Any]:
 
 def init_state(config: TrainConfig, stage: Stage, grid: OccupancyGrid) -> TrainState:
     """The state before the first step."""
-    return TrainState(*init_params(config, stage), jnp.zeros((), jnp.int32), grid)
+    params, opt_state = init_params(config, stage)
+    average = params if config.optimizer.average else None
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid, average)
 
 
 # One program instead of an operation at a time, each of which would be compiled by itself.
@@ -151,37 +174,97 @@ def draw_batch(
     scene_range: tuple[float, float],
     background: str,
     subrays: int = 1,
+    crop: float | Float[Array, ""] = 1.0,
+    size: Int[Array, ""] | None = None,
 ) -> Batch:
-    """Random pixels, each as subrays x subrays rays that pass the centres of its equal parts."""
+    """Random pixels, each as subrays x subrays rays that pass the centres of its equal parts.
+
+    With a `crop` below 1 pixels are moved into that part of the pictures, around the middle. With a
+    `size` they are drawn from pictures made smaller so many times alone.
+    """
     key_pixel, key_background = jax.random.split(key)
     height, width = pixels.images.shape[1:3]
-    flat = pixels.drawn[jax.random.randint(key_pixel, (count,), 0, pixels.total)]
-    image, inside = flat // (height * width), flat % (height * width)
-    row, column = inside // width, inside % width
+    first, last = jnp.zeros((), jnp.int32), pixels.total
+    if size is not None:
+        ends = jnp.append(pixels.starts[1:], pixels.total)
+        # A size of which no pixel sees anything leaves the choice to all.
+        some = ends[size] > pixels.starts[size]
+        first = jnp.where(some, pixels.starts[size], first)
+        last = jnp.where(some, ends[size], last)
+    flat = pixels.drawn[jax.random.randint(key_pixel, (count,), first, last)]
+    image, row, column, factor, rgba = _read_pixels(pixels, flat, crop)
     # A sub-ray is the ray of a finer pixel.
     finer = resize_cameras(pixels.cameras, subrays * width, subrays * height)
     part = jnp.arange(subrays)[None]
     columns = jnp.tile(subrays * column[:, None] + part, (1, subrays))
     rows = jnp.repeat(subrays * row[:, None] + part, subrays, axis=1)
+    parts = jnp.repeat(factor, subrays**2).astype(jnp.float32)
     centres = jnp.stack([columns, rows], axis=-1).reshape(-1, 2).astype(jnp.float32) + 0.5
+    centres = centres * parts[:, None]
     rays = pixels_to_rays(finer, jnp.repeat(image, subrays**2), centres, *scene_range)
-    rgba = pixels.images[image, row, column].astype(jnp.float32) / 255.0
+    rays = dataclasses.replace(rays, radii=rays.radii * parts)
     if background == "random":
         behind = jax.random.uniform(key_background, (count, 3))
     else:
         behind = jnp.full((count, 3), BACKGROUNDS[background])
     alpha = rgba[:, 3:]
-    return Batch(rays, rgba[:, :3] * alpha + behind * (1.0 - alpha), behind, alpha[:, 0])
+    truth = rgba[:, :3] * alpha + behind * (1.0 - alpha)
+    return Batch(rays, truth, behind, alpha[:, 0], jnp.square(factor.astype(jnp.float32)))
 
 
-def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float, float]) -> StepFn:
+def _read_pixels(
+    pixels: TrainPixels, flat: Int[Array, "p"], crop: float | Float[Array, ""]
+) -> tuple[Int[Array, "p"], Int[Array, "p"], Int[Array, "p"], Int[Array, "p"], Float[Array, "p 4"]]:
+    """Image, row and column of pixels, how many pixels of the largest they span, their RGBA."""
+    image = row = column = jnp.zeros_like(flat)
+    factor, rgba, begin = jnp.ones_like(flat), jnp.zeros((flat.size, 4)), 0
+    for halvings, images in enumerate((pixels.images, *pixels.smaller)):
+        count, height, width = images.shape[:3]
+        here = (flat >= begin) & (flat < begin + count * height * width)
+        at, inside = jnp.divmod(jnp.where(here, flat - begin, 0), height * width)
+        y, x = jnp.divmod(inside, width)
+        if not isinstance(crop, float) or crop < 1.0:
+            y, x = (
+                jnp.floor((n + 0.5 - 0.5 * side) * crop + 0.5 * side).astype(jnp.int32)
+                for n, side in ((y, height), (x, width))
+            )
+        image, row, column, factor = (
+            jnp.where(here, new, old)
+            for new, old in ((at, image), (y, row), (x, column), (2**halvings, factor))
+        )
+        rgba = jnp.where(here[:, None], images[at, y, x].astype(jnp.float32) / 255.0, rgba)
+        begin += count * height * width
+    return image, row, column, factor, rgba
+
+
+def choose_error(config: LossConfig) -> ErrorFn:
+    """The error of a pixel's colour that a configuration asks for."""
+    match config.error:
+        case "squared":
+            return losses.squared_error
+        case "huber":
+            return partial(losses.huber_error, delta=config.scale)
+        case "charbonnier":
+            return partial(losses.charbonnier_error, epsilon=config.scale)
+    assert_never(config.error)
+
+
+def make_train_step(
+    config: TrainConfig,
+    stage: Stage,
+    scene_range: tuple[float, float],
+    error_fn: ErrorFn | None = None,
+) -> StepFn:
     """The pure function that does steps: (state, pixels, course, count) -> (state, metrics).
+
+    `error_fn` is the error of a pixel's colour, by default that of the configuration.
 
     Any count runs in the same compiled loop, and the chance of each step is folded in from its
     number, so where a run is cut into dispatches changes no bit of the result.
     """
 
     parts = stage.subrays**2
+    error_fn = error_fn or choose_error(config.loss)
 
     def loss_fn(
         params: Params, grid: OccupancyGrid, batch: Batch, key: jax.Array
@@ -190,13 +273,22 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
         predicted = methods.predict(config.field, stage, params, grid, key, batch.rays, behind)
         used = ~jnp.any(predicted.dropped.reshape(-1, parts), axis=1)
         colors = [jnp.mean(rgb.reshape(-1, parts, 3), axis=1) for rgb in predicted.rgb]
-        errors = [losses.mean_squared_error(rgb, batch.truth, used) for rgb in colors]
+        # A pixel four times as large counts four times as much (Mip-NeRF, section 4.2).
+        area = batch.area / jnp.maximum(losses.mean_of_used(batch.area, used), 1e-9)
+        errors = [losses.mean_of_used(area * error_fn(rgb, batch.truth), used) for rgb in colors]
+        whole = ~predicted.dropped
+        if config.loss.distortion_weight:
+            distortion = losses.mean_of_used(predicted.distortion, whole)
+            errors.append(config.loss.distortion_weight * distortion)
+        if config.loss.entropy_weight:
+            entropy = losses.mean_of_used(losses.opacity_entropy(predicted.opacity), whole)
+            errors.append(config.loss.entropy_weight * entropy)
         key_penalty = jax.random.fold_in(key, 0)
         penalty = methods.regularise(config.field, stage, params, grid, key_penalty)
         loss = sum(errors, penalty)
         metrics = Metrics(
             loss=loss,
-            mse=errors[-1],
+            mse=losses.mean_squared_error(colors[-1], batch.truth, used),
             opacity=jnp.mean(predicted.opacity),
             truth_alpha=jnp.mean(batch.alpha),
             dropped=jnp.mean(predicted.dropped * 1.0),
@@ -227,13 +319,29 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
     def step(pixels: TrainPixels, course: Course, state: TrainState) -> tuple[TrainState, Metrics]:
         key_batch, key = jax.random.split(jax.random.fold_in(course.key, state.step))
         count = stage.rays // parts
-        batch = draw_batch(pixels, key_batch, count, scene_range, config.background, stage.subrays)
+        done = jnp.interp(state.step * 1.0, course.steps, course.progress)
+        crop: float | Array = 1.0
+        if config.crop_until > 0.0:
+            crop = jnp.where(done < config.crop_until, config.crop, 1.0)
+        size = None
+        if config.enlarge_at:
+            passed = sum(jnp.where(done >= at, 1, 0) for at in config.enlarge_at)
+            size = len(config.enlarge_at) - jnp.asarray(passed, jnp.int32)
+        batch = draw_batch(
+            pixels, key_batch, count, scene_range, config.background, stage.subrays, crop, size
+        )
         grads, (metrics, grid) = differentiate(state.params, state.grid, batch, key)
         optimizer = make_optimizer(config, state.params, course)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        key_probe = jax.random.fold_in(key, 1)
+        grid = methods.refresh(config.field, stage, params, grid, key_probe)
         metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
-        return TrainState(params, opt_state, state.step + 1, grid), metrics
+        average = state.average
+        if average is not None:
+            decay = config.optimizer.average
+            average = jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, average, params)
+        return TrainState(params, opt_state, state.step + 1, grid, average), metrics
 
     def run(
         state: TrainState, pixels: TrainPixels, course: Course, count: Int[Array, ""]
@@ -249,19 +357,37 @@ def make_train_step(config: TrainConfig, stage: Stage, scene_range: tuple[float,
     return run
 
 
-def put_pixels(split: Split) -> TrainPixels:
-    """A split's pictures on the device, every pixel to be drawn from."""
-    total = math.prod(split.images.shape[:3])
+def put_pixels(split: Split, sizes: int = 1) -> TrainPixels:
+    """A split's pictures on the device, every pixel to be drawn from.
+
+    `sizes` is in how many sizes, each half the one before.
+    """
+    smaller = [downscale_images(split.images, 2**halvings) for halvings in range(1, sizes)]
+    counts = [math.prod(images.shape[:3]) for images in (split.images, *smaller)]
+    total = sum(counts)
     if total >= 2**31:
         raise InputError(
             f"The {split.name} split has {total} pixels, more than 2^31: use --downscale."
+        )
+    if min(counts) == 0:
+        height, width = split.images.shape[1:3]
+        raise InputError(
+            f"Pictures of {width}x{height} cannot be halved {sizes - 1} times: lower --scales or "
+            "the number of moments in --enlarge-at."
         )
     return TrainPixels(
         images=jnp.asarray(split.images),
         cameras=jax.tree.map(jnp.asarray, split.cameras),
         drawn=jnp.arange(total, dtype=jnp.int32),
         total=jnp.asarray(total, jnp.int32),
+        smaller=tuple(jnp.asarray(images) for images in smaller),
+        starts=jnp.asarray(np.cumsum([0, *counts[:-1]]), jnp.int32),
     )
+
+
+def count_sizes(config: TrainConfig) -> int:
+    """In how many sizes the pictures are trained on."""
+    return max(config.scales, len(config.enlarge_at) + 1)
 
 
 def keep_hitting_pixels(
@@ -269,8 +395,11 @@ def keep_hitting_pixels(
 ) -> TrainPixels:
     """Leaves out the pixels whose rays cannot hit an occupied cell (TensoRF's ray filtering).
 
-    Large sets are tested on every k-th pixel, with the cells dilated by what lies between.
+    Large sets are tested on every k-th pixel, with the cells dilated by what lies between. Cells
+    that are probed come and go, so that by them no pixel is left out.
     """
+    if isinstance(grid, occupancy.ProbedGrid):
+        return pixels
     count, height, width = pixels.images.shape[:3]
     stride = max(1, math.ceil(math.sqrt(count * height * width / MOST_TESTED_RAYS)))
     size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(grid.occupied.shape)
@@ -284,12 +413,22 @@ def keep_hitting_pixels(
         grid = OccupancyGrid(grid.occupied, grid.aabb)
     kept = np.asarray(_find_hitting(grid, pixels.cameras, (height, width), stride, scene_range))
     kept = np.repeat(np.repeat(kept, stride, 1), stride, 2)[:, :height, :width]
-    chosen = np.flatnonzero(kept).astype(np.int32)
-    if chosen.size == 0:
+    drawn, starts, begin = np.zeros(pixels.drawn.shape, np.int32), [0], 0
+    for halvings, images in enumerate((pixels.images, *pixels.smaller)):
+        side, (_, rows, columns) = 2**halvings, images.shape[:3]
+        whole = kept[:, : rows * side, : columns * side]
+        within = whole.reshape(count, rows, side, columns, side).any(axis=(2, 4))
+        chosen = np.flatnonzero(within) + begin
+        drawn[starts[-1] : starts[-1] + chosen.size] = chosen
+        starts.append(starts[-1] + chosen.size)
+        begin += within.size
+    if starts[-1] == 0:
         return pixels
-    drawn = np.zeros(kept.size, np.int32)
-    drawn[: chosen.size] = chosen
-    return pixels._replace(drawn=jnp.asarray(drawn), total=jnp.asarray(chosen.size, jnp.int32))
+    return pixels._replace(
+        drawn=jnp.asarray(drawn),
+        total=jnp.asarray(starts[-1], jnp.int32),
+        starts=jnp.asarray(starts[:-1], jnp.int32),
+    )
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
@@ -328,11 +467,13 @@ def enter_next_stage(
 ) -> tuple[Stage, TrainState]:
     """State and stage after a growth: parameters and moments on the new grid."""
     stage, grid, carry_over = methods.grow(config, stage, growth, state.params, state.grid)
+    params = carry_over(state.params)
+    opt_state = optim.map_moments(carry_over, state.opt_state)
+    if methods.restarts(config.field, growth):
+        opt_state = optim.forget_moments(opt_state)
+    average = None if state.average is None else carry_over(state.average)
     return stage, dataclasses.replace(
-        state,
-        params=carry_over(state.params),
-        opt_state=optim.map_moments(carry_over, state.opt_state),
-        grid=grid,
+        state, params=params, opt_state=opt_state, grid=grid, average=average
     )
 
 
@@ -366,17 +507,23 @@ def compile_step(
     scene_range: tuple[float, float],
     state: TrainState,
     pixels: TrainPixels,
+    error_fn: ErrorFn | None = None,
 ) -> StepFn:
     """The training steps of a stage, compiled; the state that is passed in is used up."""
-    run = jax.jit(make_train_step(config, stage, scene_range), donate_argnums=0)
+    run = jax.jit(make_train_step(config, stage, scene_range, error_fn), donate_argnums=0)
     return run.lower(state, pixels, make_course(config), jnp.asarray(1, jnp.int32)).compile()
 
 
 class StepCompiler:
     """Compiles the steps of stages, those to come in the background."""
 
-    def __init__(self, config: TrainConfig, scene_range: tuple[float, float]) -> None:
-        self.config, self.scene_range = config, scene_range
+    def __init__(
+        self,
+        config: TrainConfig,
+        scene_range: tuple[float, float],
+        error_fn: ErrorFn | None = None,
+    ) -> None:
+        self.config, self.scene_range, self.error_fn = config, scene_range, error_fn
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[Stage, Future[StepFn]] = {}
 
@@ -386,7 +533,7 @@ class StepCompiler:
             return
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, pixels))
         self._ahead[stage] = self._pool.submit(
-            compile_step, self.config, stage, self.scene_range, *shapes
+            compile_step, self.config, stage, self.scene_range, shapes[0], shapes[1], self.error_fn
         )
 
     def get(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> StepFn:
@@ -442,6 +589,7 @@ def fit(
     scene: Scene,
     observer: Observer,
     restored: tuple[Stage, TrainState] | None = None,
+    error_fn: ErrorFn | None = None,
 ) -> tuple[Stage, TrainState]:
     """Trains until `config.steps` or until the observer stops it.
 
@@ -450,6 +598,7 @@ def fit(
       scene: its training split is used.
       observer: told after every dispatch.
       restored: stage and state to continue from, as they were saved.
+      error_fn: error of a pixel's colour, a loss of your own; by default the configuration's.
 
     Returns:
       The last stage and state.
@@ -458,13 +607,12 @@ def fit(
       DivergedError: with what to change.
     """
     scene_range = (scene.near, scene.far)
-    every_pixel = put_pixels(scene.splits["train"])
+    every_pixel = put_pixels(scene.splits["train"], count_sizes(config))
     growths = methods.plan_growth(config)
-    course = make_course(config)
     best_mse = math.inf
     # A dispatch lasts no longer than about a second, lest signals have to wait.
     pace = math.inf
-    with StepCompiler(config, scene_range) as compiler:
+    with StepCompiler(config, scene_range, error_fn) as compiler:
         if restored is None:
             stage = methods.first_stage(config, scene.aabb)
             grid = methods.init_grid(config.field, stage, scene.aabb)
@@ -475,7 +623,8 @@ def fit(
             stage, state = restored
         step = int(state.step)
         pixels = every_pixel
-        if any(growth.step < step for growth in growths):
+        course = make_course(config, step)
+        if config.filter_rays and any(growth.step < step for growth in growths):
             pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
 
         while step < config.steps:
@@ -483,7 +632,9 @@ def fit(
             growth = next((growth for growth in growths if growth.step == step), None)
             if growth is not None:
                 stage, state = enter_next_stage(config, stage, state, growth)
-                pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
+                course = make_course(config, step + 1)
+                if config.filter_rays:
+                    pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
 
             started = time.perf_counter()
             run = compiler.get(stage, state, pixels)
@@ -516,7 +667,7 @@ def fit(
                 stop = observer.on_dispatch(state, stage, metrics, count)
                 fitted = observer.replan(config, step, coming is not None)
                 if fitted is not config:
-                    config, course = fitted, make_course(fitted)
+                    config, course = fitted, make_course(fitted, step)
                     growths = methods.plan_growth(config)
                     # A growth may be due at this very step now.
                     coming = next((growth for growth in growths if growth.step >= step), None)

@@ -1,5 +1,6 @@
 """A tiny scene for the tests of training: a ball coloured by its normals, in seconds' reach."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -18,6 +19,7 @@ from PIL import Image
 from jaxrf import methods, progress, train
 from jaxrf.cameras import image_rays, look_at, make_cameras
 from jaxrf.config import (
+    HashGridConfig,
     NeRFConfig,
     OptimizerConfig,
     TensoRFConfig,
@@ -186,6 +188,47 @@ def tiny_nerf(**changes: Any) -> TrainConfig:
         "video": VideoConfig(frames=0),
     }
     return TrainConfig(**(settings | changes))
+
+
+def tiny_hashgrid(**changes: Any) -> TrainConfig:
+    """A hash grid on an occupancy grid of 8^3 cells, which are probed at every fourth step."""
+    field = HashGridConfig(
+        levels=3,
+        channels=2,
+        coarsest=4,
+        finest=12,
+        log2_rows=8,
+        width=8,
+        density_layers=1,
+        color_layers=1,
+        occupancy_cells=8,
+        march_steps=32,
+        occupancy_every=4,
+    )
+    settings: dict[str, Any] = {
+        "field": field,
+        "steps": 24,
+        "batch_samples": 1 << 12,
+        "batch_rays": 128,
+        "render_samples": 1 << 13,
+        "steps_per_dispatch": 4,
+        "optimizer": OptimizerConfig(grid_rate=0.02, network_rate=0.01, epsilon=1e-15),
+        "video": VideoConfig(frames=0),
+    }
+    return TrainConfig(**(settings | changes))
+
+
+def marching_nerf(**changes: Any) -> TrainConfig:
+    """`tiny_nerf` with one network and an occupancy grid."""
+    field = dataclasses.replace(
+        tiny_nerf().field,
+        sampler="occupancy",
+        occupancy_cells=6,
+        occupancy_every=3,
+        march_steps=32,
+    )
+    settings: dict[str, Any] = {"field": field, "batch_samples": 1 << 11}
+    return tiny_nerf(**(settings | changes))
 
 
 _init_state = jax.jit(train.init_state, static_argnums=(0, 1))

@@ -68,7 +68,8 @@ ROOFLINE = Roofline(matmul=1.0, layer=2.0, memory=3.0, gather=4.0, scatter=5.0)
 def make_result(preset: str, curve: list[tuple[float, float]]) -> dict[str, Any]:
     return {
         "preset": preset, "seed": 0, "dataset": "ball", "resolution": [16, 16], "views": 2,
-        "background": "white", "psnr": 30.123, "ssim": 0.9, "first_step_seconds": 5.0,
+        "background": "white", "budget": 60.0, "parameters": 12345, "compile_seconds": 1.5,
+        "psnr": 30.123, "ssim": 0.9, "first_step_seconds": 5.0,
         "seconds_to_db": {f"{level:g}": None for level in bench.LEVELS} | {"25": 12.0},
         "rays_per_second": 1.5e5, "samples_per_second": 3e6, "share_of_roofline": 0.25,
         "peak_memory_bytes": 2**31, "frame_seconds": {"200": 0.1, "400": 0.4}, "curve": curve,
@@ -77,7 +78,7 @@ def make_result(preset: str, curve: list[tuple[float, float]]) -> dict[str, Any]
 
 def test_a_report_has_a_row_for_each_run_and_the_machine() -> None:
     report = {
-        "date": "2026-01-02", "hardware": "CPU", "processor": "some", "options": {"budget": "60"},
+        "date": "2026-01-02", "hardware": "CPU", "processor": "some",
         "versions": {"jax": "1", "python": "2"}, "roofline": vars(ROOFLINE),
         "runs": [make_result("voxels-small", []), make_result("nerf-small", [])],
     }  # fmt: skip
@@ -87,7 +88,8 @@ def test_a_report_has_a_row_for_each_run_and_the_machine() -> None:
     assert len({line.count("|") for line in tables[:3]}) == 1
     assert len({line.count("|") for line in tables[3:]}) == 1
     assert (
-        "| nerf-small, 0 | 30.12 dB, 0.9000 | 5.0 | 12 | - | - | - | 150.0k | 3.00M | 25% |" in text
+        "| 16x16 | nerf-small, 0 | 60 | 30.12 dB, 0.9000 | 12,345 | 5.0, 1.5 | 12 | - | - | - | "
+        "150.0k | 3.00M | 25% |" in text
     )
     assert "| 1 GFLOP/s | 2 GFLOP/s | 3 GB/s | 4 M/s | 5 M/s |" in text
 

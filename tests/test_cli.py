@@ -11,7 +11,7 @@ import pytest
 from scenes import tiny_nerf
 
 from jaxrf import cli, config, runs
-from jaxrf.cli_options import EvalOptions, RenderOptions
+from jaxrf.cli_options import EvalOptions, ExportOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.errors import InputError
 
@@ -64,10 +64,11 @@ NERF_OPTIONS = option_names(TrainConfig, config.nerf_small())
         ("train_lego.py", ["--preset", "nerf-small"], NERF_OPTIONS),
         ("train_lego.py", ["--preset", "tensorf-small"], TENSORF_OPTIONS),
         ("render_360.py", [], option_names(RenderOptions, RenderOptions())),
-        ("jaxrf", [], ["train", "eval", "render"]),
+        ("jaxrf", [], ["train", "eval", "render", "export"]),
         ("jaxrf", ["train"], TRAIN_OPTIONS),
         ("jaxrf", ["eval"], option_names(EvalOptions, EvalOptions())),
         ("jaxrf", ["render"], option_names(RenderOptions, RenderOptions())),
+        ("jaxrf", ["export"], option_names(ExportOptions, ExportOptions())),
     ],
 )
 def test_help_mentions_every_option_and_needs_no_jax(
@@ -96,7 +97,7 @@ def test_jaxrf_without_a_command_explains_itself(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == cli.USAGE
 
 
-@pytest.mark.parametrize("command", [cli.train, cli.evaluate, cli.render])
+@pytest.mark.parametrize("command", [cli.train, cli.evaluate, cli.render, cli.export])
 def test_an_unknown_option_ends_with_code_2(
     command: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,11 +287,11 @@ def test_resume_without_a_run_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_eval_and_render_without_a_run_say_so(
+def test_eval_render_and_export_without_a_run_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for command in (cli.evaluate, cli.render):
+    for command in (cli.evaluate, cli.render, cli.export):
         assert command([]) == 2
         assert str(tmp_path / "runs") in error_line(capsys)
         assert command(["nowhere"]) == 2

@@ -1,6 +1,7 @@
 """Interpolation in grids, against hat functions summed over every grid point and against torch.
 
-And mixtures of rows with the gradient of their own, against einsum.
+And mixtures of rows with the gradient of their own, against einsum, and hash grids against loops
+over the corners with the integers of Python.
 """
 
 import functools
@@ -13,7 +14,17 @@ import pytest
 import torch
 
 from jaxrf import grids
-from jaxrf.grids import mix_rows, resample_line, resample_plane, sample_line, sample_plane
+from jaxrf.grids import (
+    HashLevels,
+    find_hash_rows,
+    mix_rows,
+    plan_hash_levels,
+    resample_line,
+    resample_plane,
+    sample_hash_grid,
+    sample_line,
+    sample_plane,
+)
 
 line_at = jax.jit(sample_line)
 plane_at = jax.jit(sample_plane)
@@ -272,3 +283,161 @@ def test_rows_that_are_not_mixed_get_no_gradient() -> None:
     indices = jnp.asarray(np.random.default_rng(0).choice([2, 5, 6], (20, 4)), jnp.int32)
     slope = np.asarray(pull_back(mix_rows, (table, indices, weights, gradient))[1])
     assert np.flatnonzero(np.any(slope != 0, axis=1)).tolist() == [2, 5, 6]
+
+
+# Hash grids.
+
+
+@pytest.mark.parametrize(
+    ("levels", "coarsest", "finest"),
+    [(16, 16, 2048), (16, 16, 524_288), (8, 16, 256), (3, 4, 12), (5, 2, 32), (2, 7, 7), (1, 9, 9)],
+)
+def test_cells_of_hash_levels_are_the_largest_not_above_the_geometric_series(
+    levels: int, coarsest: int, finest: int
+) -> None:
+    plan = plan_hash_levels(levels, coarsest, finest, 1 << 19)
+    assert len(plan.cells) == levels and plan.cells[0] == coarsest
+    assert plan.cells[-1] == finest
+    for level, cells in enumerate(plan.cells):
+        # cells <= coarsest (finest / coarsest)^(level / (levels - 1)), in integers.
+        last = max(levels - 1, 1)
+        exact = coarsest ** (last - level) * finest**level
+        assert cells**last <= exact < (cells + 1) ** last
+
+
+@pytest.mark.parametrize("most_rows", [1, 64, 256, 1 << 19])
+def test_a_hash_level_has_a_row_for_each_corner_or_as_many_as_are_allowed(most_rows: int) -> None:
+    plan = plan_hash_levels(5, 3, 40, most_rows)
+    start = 0
+    for cells, first in zip(plan.cells, plan.starts[:-1], strict=True):
+        assert first == start
+        start += min((cells + 1) ** 3, most_rows)
+    assert plan.starts[-1] == start and len(plan.starts) == 6
+    hash(plan)
+
+
+def hash_row_slowly(corner: tuple[int, ...], cells: int, rows: int) -> int:
+    x, y, z = corner
+    if (cells + 1) ** 3 <= rows:
+        return x * (cells + 1) ** 2 + y * (cells + 1) + z
+    return (x ^ (y * 2_654_435_761) % 2**32 ^ (z * 805_459_861) % 2**32) % rows
+
+
+@pytest.mark.parametrize(("cells", "rows"), [(6, 7**3), (6, 512), (7, 512), (7, 256), (9, 1)])
+def test_rows_of_all_corners_equal_a_hash_in_python(cells: int, rows: int) -> None:
+    corners = list(np.ndindex(cells + 1, cells + 1, cells + 1))
+    x, y, z = (jnp.asarray(axis, jnp.int32) for axis in np.transpose(corners))
+    found = np.asarray(find_hash_rows((x, y, z), cells, rows))
+    assert found.tolist() == [hash_row_slowly(corner, cells, rows) for corner in corners]
+    assert found.min() >= 0 and found.max() < rows
+    if len(corners) <= rows:
+        assert len(set(found.tolist())) == len(corners), "no two corners share a row"
+
+
+def test_rows_of_corners_of_a_very_fine_level_equal_a_hash_in_python() -> None:
+    cells, rows = 524_288, 1 << 19
+    corners = np.random.default_rng(0).integers(0, cells + 1, (500, 3))
+    corners[:2] = [[0, 0, 0], [cells, cells, cells]]
+    x, y, z = (jnp.asarray(axis, jnp.int32) for axis in corners.T)
+    wanted = [hash_row_slowly(tuple(c), cells, rows) for c in corners.tolist()]
+    assert np.asarray(find_hash_rows((x, y, z), cells, rows)).tolist() == wanted
+
+
+def hash_grid_slowly(table: np.ndarray, unit: np.ndarray, levels: list[tuple[int, int]]) -> Any:
+    """Features of one position: for each (cells, rows) the 8 corners around it by their hats."""
+    found, start = [], 0
+    for cells, rows in levels:
+        at = [min(max(float(u), 0.0), 1.0) * cells for u in unit]
+        total = np.zeros(table.shape[1])
+        for offset in np.ndindex(2, 2, 2):
+            corner = tuple(min(int(a), cells - 1) + o for a, o in zip(at, offset, strict=True))
+            share = np.prod([hat(a - c) for a, c in zip(at, corner, strict=True)])
+            row = start + hash_row_slowly(corner, cells, rows)
+            total += share * table[row].astype(np.float64)
+        found.append(total)
+        start += rows
+    assert start == len(table)
+    return np.concatenate(found)
+
+
+# 4, 6 and 12 cells: one level with a row for each of its corners, two with fewer.
+HASHED = plan_hash_levels(3, 4, 12, 256)
+HASH_LEVELS = [(4, 125), (6, 256), (12, 256)]
+hash_grid_at = jax.jit(sample_hash_grid, static_argnums=2)
+
+
+def hash_case(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """A table, and positions inside, on corners, on the faces and outside."""
+    unit = np.random.default_rng(4).uniform(-0.1, 1.1, (count, 3))
+    unit[:10] = np.random.default_rng(5).choice([0.0, 0.25, 0.5, 1.0], (10, 3))
+    unit[10:13] = [[0, 0, 0], [1, 1, 1], [-1e30, 1e30, np.inf]]
+    return random_grid(HASHED.starts[-1], 2), unit.astype(np.float32)
+
+
+def test_hash_grid_equals_loops_over_all_corners() -> None:
+    assert HASHED.cells == (4, 6, 12) and HASHED.starts == (0, 125, 381, 637)
+    table, unit = hash_case()
+    found = hash_grid_at(jnp.asarray(table), jnp.asarray(unit), HASHED)
+    assert found.shape == (60, 6)
+    for value, position in zip(found, unit, strict=True):
+        wanted = hash_grid_slowly(table, position, HASH_LEVELS)
+        np.testing.assert_allclose(value, wanted, atol=2e-5)
+
+
+def test_hash_grid_in_float64_equals_loops_much_more_closely() -> None:
+    table, unit = (x[:20].astype(np.float64) if i else x for i, x in enumerate(hash_case()))
+    with jax.enable_x64(True):
+        wide = jnp.asarray(table, jnp.float64)
+        found = sample_hash_grid(wide, jnp.asarray(unit, jnp.float64), HASHED)
+        assert found.dtype == jnp.float64
+        for value, position in zip(found, unit, strict=True):
+            wanted = hash_grid_slowly(table, position, HASH_LEVELS)
+            np.testing.assert_allclose(value, wanted, atol=1e-13)
+
+
+def test_hash_grid_of_no_positions_is_empty() -> None:
+    found = sample_hash_grid(jnp.ones((637, 2)), jnp.zeros((0, 3)), HASHED)
+    assert found.shape == (0, 6)
+
+
+def test_hash_grid_interpolates_a_constant_and_a_dense_level_a_plane() -> None:
+    _, unit = hash_case()
+    same = hash_grid_at(jnp.full((637, 2), 3.0), jnp.asarray(unit), HASHED)
+    np.testing.assert_allclose(same, 3.0, rtol=1e-5)
+    corners = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 3, indexing="ij"), axis=-1)
+    table = jnp.asarray(corners.reshape(-1, 3), jnp.float32)
+    found = hash_grid_at(table, jnp.asarray(unit), HashLevels((4,), (0, 125)))
+    np.testing.assert_allclose(found, np.clip(unit, 0, 1), atol=1e-6)
+
+
+def test_gradients_of_a_hash_grid_are_the_shares_of_the_corners_and_slopes() -> None:
+    table, unit = hash_case()
+    pull = np.random.default_rng(6).normal(size=(60, 6)).astype(np.float32)
+
+    @jax.jit
+    def slopes(table: jax.Array, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = lambda t, u: jnp.sum(jnp.asarray(pull) * sample_hash_grid(t, u, HASHED))  # noqa: E731
+        return jax.grad(total, argnums=(0, 1))(table, unit)
+
+    to_table, to_unit = slopes(jnp.asarray(table), jnp.asarray(unit))
+    assert np.all(np.isfinite(to_table)) and np.all(np.isfinite(to_unit))
+    for row in (0, 62, 124, 130, 300, 500, 636):
+        one = np.zeros_like(table)
+        one[row] = 1.0
+        wanted = np.zeros(2)
+        for position, weights in zip(unit, pull, strict=True):
+            shares = hash_grid_slowly(one, position, HASH_LEVELS)
+            wanted += np.sum((shares * weights).reshape(3, 2), axis=0)
+        np.testing.assert_allclose(to_table[row], wanted, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(to_unit)[(unit < 0) | (unit > 1)], 0.0)
+    for index in range(20, 30):
+        for axis in range(3):
+            if not 0.01 < unit[index, axis] < 0.99:
+                continue
+            ends = []
+            for shift in (-1e-4, 1e-4):
+                moved = unit[index].astype(np.float64)
+                moved[axis] += shift
+                ends.append(np.sum(pull[index] * hash_grid_slowly(table, moved, HASH_LEVELS)))
+            wanted_slope = (ends[1] - ends[0]) / 2e-4
+            assert float(to_unit[index, axis]) == pytest.approx(wanted_slope, rel=1e-3, abs=1e-2)

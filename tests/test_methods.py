@@ -8,17 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import first_state, make_scene, tiny_nerf, tiny_tensorf, tiny_voxels
+from scenes import (
+    first_state,
+    make_scene,
+    marching_nerf,
+    tiny_hashgrid,
+    tiny_nerf,
+    tiny_tensorf,
+    tiny_voxels,
+)
 
 from jaxrf import config as configs
-from jaxrf import methods, occupancy, progress, train
+from jaxrf import methods, occupancy, progress, render, train
 from jaxrf.cameras import image_rays
 from jaxrf.config import TensoRFConfig, TrainConfig, VoxelsConfig
 from jaxrf.fields import tensorf, voxels
 from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.methods import Growth, Stage
-from jaxrf.occupancy import OccupancyGrid, WatchedGrid
+from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
 from jaxrf.rays import Rays, clip_to_aabb
 
 BOX = np.array([[-1.5] * 3, [1.5] * 3], np.float32)
@@ -108,7 +116,7 @@ def test_a_pixel_gets_its_sub_rays_from_the_asked_step_on() -> None:
 
 
 @pytest.mark.parametrize("subrays", [1, 2, 3, 20])
-@pytest.mark.parametrize("make", [tiny_tensorf, tiny_nerf, tiny_voxels])
+@pytest.mark.parametrize("make", [tiny_tensorf, tiny_nerf, tiny_voxels, tiny_hashgrid])
 def test_a_batch_is_of_whole_pixels(make: Any, subrays: int) -> None:
     config = make(subrays=subrays, subrays_from=0.0)
     stage = methods.first_stage(config, BOX)
@@ -241,7 +249,9 @@ def look_around(
     return grid
 
 
-def render(config: TrainConfig, stage: Stage, params: Params, grid: OccupancyGrid) -> np.ndarray:
+def render_view(
+    config: TrainConfig, stage: Stage, params: Params, grid: OccupancyGrid
+) -> np.ndarray:
     rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
     background = jnp.array([0.0, 0.9, 0.9])
@@ -280,7 +290,7 @@ def test_a_growth_keeps_what_the_field_shows(
     if pruned:
         grid = look_around(config, stage, params, grid)
         stage, grid, _ = methods.grow(config, stage, Growth(1, True, None, 1), params, grid)
-    before = render(config, stage, params, grid)
+    before = render_view(config, stage, params, grid)
     assert before.std(axis=0).min() > 0.05  # there is something to see
     grid = look_around(config, stage, params, grid)
     new_stage, new, carry_over = methods.grow(
@@ -289,7 +299,7 @@ def test_a_growth_keeps_what_the_field_shows(
     assert isinstance(new, WatchedGrid)
     if prune or voxels:
         assert not np.any(occupancy.recall_weights(new)), "cells are other ones now"
-    after = render(config, new_stage, carry_over(params), new)
+    after = render_view(config, new_stage, carry_over(params), new)
     assert np.abs(after - before).mean() < 0.01
     assert new_stage.pruned == (prune or pruned)
     if prune or pruned:
@@ -468,7 +478,7 @@ def test_shapes_stay_unless_the_field_or_its_grid_changes() -> None:
         {"table_cells": 5},
     ):
         assert not methods.shapes_stay(stage, dataclasses.replace(stage, **change))
-    other = Stage((8, 8, 8), (8, 8, 8), 32, 2, 3, 7, 8, 9, 10, True, 5, 4)
+    other = Stage((8, 8, 8), (8, 8, 8), 32, 2, 3, 7, 8, 9, 10, 1.5, True, 5, 4)
     assert methods.shapes_stay(stage, stage) and methods.shapes_stay(stage, other)
 
 
@@ -579,6 +589,8 @@ BUDGETS = [
     (tiny_tensorf, "color_budget", 400),
     (tiny_voxels, "block_budget", 100),
     (tiny_voxels, "sample_budget", 500),
+    (tiny_hashgrid, "block_budget", 100),
+    (tiny_hashgrid, "sample_budget", 500),
 ]
 
 
@@ -668,11 +680,11 @@ def test_pictures_are_the_same_whether_features_are_computed_for_all_samples_or_
     stage, state = first_state(config)
     params = ball_params(stage, linear_factors(state.params))
     everything, some = (dataclasses.replace(stage, color_budget=n) for n in (0, 100))
-    pictures = [render(config, s, params, state.grid) for s in (everything, some)]
+    pictures = [render_view(config, s, params, state.grid) for s in (everything, some)]
     np.testing.assert_allclose(pictures[1], pictures[0], atol=1e-5)
     thrifty = ball_config(shading=shading, color_threshold=0.05, density_scale=0.3)
-    assert np.abs(render(thrifty, some, params, state.grid) - pictures[0]).max() > 0.01
-    np.testing.assert_array_equal(render(thrifty, everything, params, state.grid), pictures[0])
+    assert np.abs(render_view(thrifty, some, params, state.grid) - pictures[0]).max() > 0.01
+    np.testing.assert_array_equal(render_view(thrifty, everything, params, state.grid), pictures[0])
 
 
 @pytest.mark.parametrize("make", [tiny_tensorf, tiny_voxels])
@@ -771,7 +783,7 @@ def test_chunks_of_a_nerf_fit_the_allowance() -> None:
         assert methods.rays_at_once(config) == max(64, samples // (12 + 12 + 8))
 
 
-@pytest.mark.parametrize("make", [tiny_tensorf, tiny_voxels])
+@pytest.mark.parametrize("make", [tiny_tensorf, tiny_voxels, tiny_hashgrid, marching_nerf])
 def test_grids_render_as_many_rays_at_once_as_they_may_take_samples(make: Any) -> None:
     # Waves take some of their rays at a time, so that the samples do not add up.
     for samples in (1, 1 << 11, 1 << 20):
@@ -790,12 +802,14 @@ def test_grids_render_as_many_rays_at_once_as_they_may_take_samples(make: Any) -
         tiny_nerf(),
         tiny_nerf(field=configs.NeRFConfig(fine_samples=0, width=8)),
         tiny_voxels(),
+        tiny_hashgrid(),
+        marching_nerf(),
     ],
-    ids=["tensorf", "nerf", "coarse", "voxels"],
+    ids=["tensorf", "nerf", "coarse", "voxels", "hash grid", "marching nerf"],
 )
 def test_every_parameter_has_a_label(config: TrainConfig) -> None:
     _, state = first_state(config)
-    labels = methods.label_params(config.field, state.params)
+    labels = methods.label_params(state.params)
     assert jax.tree.structure(labels) == jax.tree.structure(state.params)
     assert set(jax.tree.leaves(labels)) <= {"grid", "network"}
 
@@ -803,10 +817,10 @@ def test_every_parameter_has_a_label(config: TrainConfig) -> None:
 def test_planes_and_lines_are_grids_and_the_rest_networks() -> None:
     config = tiny_tensorf()
     _, state = first_state(config)
-    labels = methods.label_params(config.field, state.params)
+    labels = methods.label_params(state.params)
     assert set(jax.tree.leaves([labels["density"], labels["features"]])) == {"grid"}
     assert set(jax.tree.leaves([labels["basis"], labels["mlp"]])) == {"network"}
-    nerf = methods.label_params(tiny_nerf().field, first_state(tiny_nerf())[1].params)
+    nerf = methods.label_params(first_state(tiny_nerf())[1].params)
     assert set(jax.tree.leaves(nerf)) == {"network"}
 
 
@@ -936,10 +950,15 @@ def test_a_table_that_gets_too_small_is_made_larger() -> None:
 def test_grids_are_described_in_their_own_terms() -> None:
     described = [
         methods.describe_grid(config.field, stage, state.grid)
-        for config in (tiny_voxels(), tiny_tensorf(), tiny_nerf())
+        for config in (tiny_voxels(), tiny_tensorf(), tiny_nerf(), tiny_hashgrid())
         for stage, state in [first_state(config)]
     ]
-    assert described == ["512 voxels of 0.375", "grid 8x8x8, 100.0% occupied", ""]
+    assert described == [
+        "512 voxels of 0.375",
+        "grid 8x8x8, 100.0% occupied",
+        "",
+        "100.0% of the box occupied",
+    ]
 
 
 def test_training_rays_are_jittered_and_rendering_is_not() -> None:
@@ -957,7 +976,9 @@ def test_training_rays_are_jittered_and_rendering_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [tiny_tensorf(), tiny_nerf(), tiny_voxels()], ids=["tensorf", "nerf", "voxels"]
+    "config",
+    [tiny_tensorf(), tiny_nerf(), tiny_voxels(), tiny_hashgrid()],
+    ids=["tensorf", "nerf", "voxels", "hash grid"],
 )
 def test_rays_that_miss_the_box_show_the_background(config: TrainConfig) -> None:
     stage, state = first_state(config)
@@ -967,3 +988,284 @@ def test_rays_that_miss_the_box_show_the_background(config: TrainConfig) -> None
     rendering = RENDER(config.field, stage, 1 << 12, *rest)
     np.testing.assert_allclose(rendering.rgb, np.tile(background, (8, 1)), atol=1e-6)
     np.testing.assert_allclose(rendering.opacity, 0.0, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------
+# Fields without a grid of their own that march through one that is probed
+# ---------------------------------------------------------------------------------------------
+
+
+def lively(params: Params, seed: int = 0) -> Params:
+    """Parameters out of numpy, such that density and colour vary."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.6, x.shape), x.dtype), params)
+
+
+@pytest.mark.parametrize("make", [tiny_hashgrid, marching_nerf])
+def test_first_stage_of_a_marching_field_has_cells_and_budgets(make: Any) -> None:
+    config = make()
+    stage, state = first_state(config, LONG)
+    field = config.field
+    side = 3.0 / field.occupancy_cells
+    cells = tuple(math.ceil(n / side - 1e-6) for n in (3.0, 2.2, 1.5))
+    assert stage.cells == cells and isinstance(state.grid, ProbedGrid)
+    assert np.all(state.grid.occupied) and set(state.params) == {"fine"}
+    assert (stage.rays, stage.sample_budget) == (config.batch_rays, config.batch_samples)
+    assert stage.passes == 1 and methods.plan_growth(config) == []
+    step = float(methods.step_length(field, stage, LONG))
+    diagonal = float(np.linalg.norm(LONG[1] - LONG[0]))
+    assert step == pytest.approx(diagonal / 32, rel=1e-6)
+    assert stage.blocks * methods.BLOCK_STEPS * step >= diagonal + step
+    cell = float(np.min((LONG[1] - LONG[0]) / np.array(cells)))
+    assert stage.reach == pytest.approx(0.5 * methods.BLOCK_STEPS * step / cell, rel=1e-5)
+    assert methods.fit_batch(config, stage, LONG) == stage
+    less = methods.ask_less_memory(tiny_hashgrid(batch_rays=512), stage)
+    assert (less.batch_rays, less.batch_samples) == (256, 1 << 11)
+
+
+def test_marching_shows_the_same_field_as_many_even_samples() -> None:
+    config = tiny_hashgrid()
+    field = dataclasses.replace(config.field, march_steps=400, density_scale=3.0)
+    stage, state = first_state(dataclasses.replace(config, field=field))
+    params = lively(state.params)
+    even = dataclasses.replace(field, sampler="hierarchical", coarse_samples=400, fine_samples=0)
+    other_stage, other = first_state(dataclasses.replace(config, field=even))
+    assert set(other.params) == {"coarse"} and not isinstance(other.grid, ProbedGrid)
+    behind, key = jnp.asarray([0.0, 0.9, 0.9]), jax.random.key(0)
+    rays = some_rays(40)
+    box = jnp.asarray(BOX)
+    found = [
+        RENDER(field, stage, 1 << 13, params, state.grid, rays, behind, box),
+        RENDER(even, other_stage, 1, {"coarse": params["fine"]}, other.grid, rays, behind, box),
+    ]
+    wanted = np.asarray(found[1].rgb)
+    assert wanted.std(axis=0).min() > 0.03 and 0.1 < np.mean(found[1].opacity) < 0.99
+    np.testing.assert_allclose(found[0].rgb, wanted, atol=0.01)
+    np.testing.assert_allclose(found[0].opacity, found[1].opacity, atol=0.01)
+    behinds = jnp.broadcast_to(behind, (40, 3))
+    for config_, stage_, params_, grid in (
+        (field, roomy(stage), params, state.grid),
+        (even, other_stage, {"coarse": params["fine"]}, other.grid),
+    ):
+        predicted = PREDICT(config_, stage_, params_, grid, key, rays, behinds)
+        np.testing.assert_allclose(predicted.rgb[-1], wanted, atol=0.02)
+        assert predicted.distortion.shape == (40,)
+        found.append(predicted.distortion)
+    np.testing.assert_allclose(found[2], found[3], rtol=0.05, atol=1e-3)
+
+
+def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
+    config = tiny_hashgrid()
+    stage, state = first_state(config)
+    stage, params, rays = roomy(stage), lively(state.params), some_rays(12)
+    key, grid = jax.random.key(2), state.grid
+    assert isinstance(grid, ProbedGrid)
+    behind = jnp.ones((12, 3))
+    predicted = PREDICT(config.field, stage, params, grid, key, rays, behind)
+    budgets = (stage.blocks, methods.BLOCK_STEPS, 1 << 10, 1 << 10)
+    samples, _ = jax.jit(occupancy.march_to_samples, static_argnums=5)(
+        grid,
+        grid.coarse,
+        clip_to_aabb(rays, grid.aabb),
+        jax.random.uniform(key, (12,)),
+        methods.step_length(config.field, stage, grid.aabb),
+        occupancy.Marching(*budgets),
+    )
+    fns = methods.bind(methods.make_field(config.field, stage), params["fine"], grid)
+    weights = jax.jit(
+        lambda samples: render.render_packed_samples(fns, rays, samples, behind).weights
+    )(samples)
+    for ray in range(12):
+        mine = np.flatnonzero(samples.mask & (samples.ray_indices == ray))
+        total = 0.0
+        # Distances are from 0 at near to 1 at far: the scene is seen between 2 and 6.
+        begin, end = ((np.asarray(t)[mine] - 2.0) / 4.0 for t in (samples.t_starts, samples.t_ends))
+        for i, first in enumerate(mine):
+            total += float(weights[first]) ** 2 * (end[i] - begin[i]) / 3.0
+            for j, second in enumerate(mine):
+                apart = abs(begin[i] + end[i] - begin[j] - end[j]) / 2.0
+                total += float(weights[first] * weights[second]) * apart
+        assert float(predicted.distortion[ray]) == pytest.approx(total, rel=1e-3, abs=1e-6)
+    assert np.max(predicted.distortion) > 1e-3
+
+
+def axis_rays() -> Rays:
+    """Along the axes, through the middle, along a face and an edge, and past the box."""
+    rows = []
+    for axis in range(3):
+        for sign in (-1.0, 1.0):
+            for beside in ((0.0, 0.0), (1.5, 0.2), (1.5, -1.5), (1.7, 0.0)):
+                rest = [a for a in range(3) if a != axis]
+                origin, direction = np.zeros(3), np.zeros(3)
+                origin[axis], direction[axis] = -4.0 * sign, sign
+                origin[rest] = beside
+                rows.append((origin, direction))
+    origins, directions = (jnp.asarray(np.stack(x), jnp.float32) for x in zip(*rows, strict=True))
+    rays = some_rays(len(rows))
+    return dataclasses.replace(rays, origins=origins, directions=directions)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+@pytest.mark.parametrize("make", [tiny_hashgrid, marching_nerf])
+def test_gradients_through_marching_rays_along_the_axes_are_finite(make: Any, scale: float) -> None:
+    config = make()
+    stage, state = first_state(config)
+    stage = roomy(stage)
+    params, rays = lively(state.params), axis_rays()
+    if make is tiny_hashgrid:
+        config = make(field=dataclasses.replace(config.field, density_scale=scale))
+    elif scale > 1.0:
+        head = params["fine"]["params"]["density_head"]
+        head["bias"] = head["bias"] + scale
+    behind = jnp.ones((24, 3))
+
+    def total(params: Params) -> Any:
+        key = jax.random.key(0)
+        predicted = methods.predict(config.field, stage, params, state.grid, key, rays, behind)
+        return jnp.sum(predicted.rgb[-1]) + jnp.sum(predicted.distortion), predicted
+
+    grads, predicted = jax.jit(jax.grad(total, has_aux=True))(params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    assert not np.any(predicted.dropped)
+    past = np.arange(24) % 4 == 3
+    np.testing.assert_allclose(predicted.rgb[-1][past], 1.0, atol=1e-6)
+    np.testing.assert_array_equal(predicted.opacity[past], 0.0)
+    if scale > 1.0:
+        np.testing.assert_allclose(predicted.opacity[::4], 1.0, atol=1e-5)
+    else:
+        assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+
+
+REFRESH = jax.jit(methods.refresh, static_argnums=(0, 1))
+
+
+def test_cells_are_probed_now_and_then_and_their_turns_go_on() -> None:
+    config = tiny_hashgrid()
+    stage, state = first_state(config)
+    params, grid = lively(state.params), state.grid
+    assert isinstance(grid, ProbedGrid)
+    step = methods.step_length(config.field, stage, grid.aabb)
+    fns = methods.bind(methods.make_field(config.field, stage), params["fine"], grid)
+    probe = jax.jit(
+        lambda grid, key, turn: occupancy.probe_cells(
+            grid,
+            key,
+            lambda positions: fns.density(positions, positions[:, 0])[0],
+            step,
+            turn,
+            decay=0.95,
+            threshold=0.01,
+            reach=stage.reach,
+        )
+    )
+    for number in range(13):
+        key = jax.random.key(number)
+        wanted = probe(grid, key, number // 4) if number % 4 == 0 else grid
+        after = REFRESH(config.field, stage, params, grid, key)
+        assert isinstance(after, ProbedGrid) and int(after.clock) == number + 1
+        np.testing.assert_allclose(after.optical, wanted.optical, rtol=1e-5)
+        np.testing.assert_array_equal(after.occupied, wanted.occupied)
+        np.testing.assert_array_equal(after.coarse.occupied, wanted.coarse.occupied)
+        grid = after
+    assert np.all(grid.optical >= 0), "four turns are over"
+
+
+@pytest.mark.parametrize("make", [tiny_nerf, tiny_tensorf])
+def test_grids_that_are_not_probed_are_not_refreshed(make: Any) -> None:
+    config = make()
+    stage, state = first_state(config)
+    key = jax.random.key(0)
+    assert methods.refresh(config.field, stage, state.params, state.grid, key) is state.grid
+
+
+def test_samples_lie_in_occupied_cells_alone() -> None:
+    config = solid(tiny_hashgrid())
+    stage, state = first_state(config)
+    occupied = np.zeros(stage.cells, bool)
+    occupied[2:4, 3:5, 5:7] = True
+    plain = OccupancyGrid(jnp.asarray(occupied), state.grid.aabb)
+    grid = occupancy.begin_probing(plain, stage.reach)
+    rays = some_rays(300)
+    rest = (state.params, grid, jax.random.key(0), rays, jnp.ones((300, 3)))
+    predicted = PREDICT(config.field, roomy(stage), *rest)
+    box = jnp.asarray(occupancy.occupied_aabb(grid), jnp.float32)
+    clipped = clip_to_aabb(rays, box)
+    length = np.asarray(clipped.far - clipped.near)
+    step = float(methods.step_length(config.field, stage, BOX))
+    opacity = np.asarray(predicted.opacity)
+    assert np.all(opacity[length == 0] == 0) and np.all(opacity[length > step] > 0.999)
+    assert 10 < np.sum(length > step) < 200
+    # Rendering sees what training sees, in the whole box and in the tight one.
+    tight, tight_box = methods.fit_to_render(config.field, stage, grid, tight=True)
+    assert tight.blocks < stage.blocks
+    for s, b in ((stage, BOX), (tight, tight_box)):
+        args = (state.params, grid, rays, jnp.ones(3), jnp.asarray(b))
+        shown = np.asarray(RENDER(config.field, s, 1 << 12, *args).opacity)
+        assert np.all(shown[length == 0] == 0) and np.all(shown[length > step] > 0.999)
+
+
+@pytest.mark.parametrize("sampler", ["hierarchical", "occupancy"])
+def test_density_is_noisy_in_training_and_not_in_rendering(sampler: str) -> None:
+    make = tiny_nerf if sampler == "hierarchical" else marching_nerf
+    plain, rays = make(), some_rays(16)
+    noisy = make(field=dataclasses.replace(plain.field, density_noise=2.0))
+    stage, state = first_state(plain)
+    rest = (state.params, state.grid, jax.random.key(0), rays, jnp.ones((16, 3)))
+    pair = [PREDICT(c.field, roomy(stage), *rest) for c in (plain, noisy)]
+    for quiet, loud in zip(pair[0].rgb, pair[1].rgb, strict=True):
+        assert np.max(np.abs(quiet - loud)) > 1e-3
+    rest = (state.params, state.grid, rays, jnp.ones(3), state.grid.aabb)
+    shown = [RENDER(c.field, stage, 1 << 12, *rest).rgb for c in (plain, noisy)]
+    np.testing.assert_array_equal(shown[0], shown[1])
+
+
+# ---------------------------------------------------------------------------------------------
+# TensoRF's options
+# ---------------------------------------------------------------------------------------------
+
+
+def cp_config(**changes: Any) -> TrainConfig:
+    """Three lines to a component, colour by harmonics of four coefficients."""
+    changes = {"factors": "cp", "color": "harmonics", "feature_dim": 12} | changes
+    return tiny_tensorf(field=dataclasses.replace(tiny_tensorf().field, **changes))
+
+
+def test_lines_grow_without_planes() -> None:
+    config = cp_config(init_scale=0.5)
+    stage, state = first_state(config)
+    assert "mlp" not in state.params
+    growth = Growth(3, False, 15**3, 1)
+    new_stage, grid, carry_over = methods.grow(config, stage, growth, state.params, state.grid)
+    positions = positions_in(grid)
+    before = values_at(config, stage, state.params, state.grid, positions)
+    after = values_at(config, new_stage, carry_over(state.params), grid, positions)
+    for old_value, new_value in zip(before, after, strict=True):
+        np.testing.assert_allclose(new_value, old_value, rtol=1e-3, atol=1e-5)
+    assert np.std(before[1]) > 1e-3
+
+
+def test_the_penalty_of_lines_holds_their_nonorthogonality() -> None:
+    config = cp_config(orthogonality_weight=0.7, l1_weight=0.0, density_tv_weight=3.0)
+    stage, state = first_state(config)
+    rest = (state.params, state.grid, jax.random.key(0))
+    found = methods.regularise(config.field, stage, *rest)
+    wanted = 0.7 * tensorf.nonorthogonality(state.params)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert float(found) > 0
+
+
+def test_rates_restart_at_upsamplings_alone_and_only_if_asked() -> None:
+    field = TensoRFConfig(upsample_at=(0.25, 0.5), prune_at=(0.1, 0.75), initial_voxels=1000)
+    plain = TrainConfig(field=field, steps=100)
+    config = dataclasses.replace(plain, field=dataclasses.replace(field, reset_rates=True))
+    steps = {
+        growth.step: methods.restarts(config.field, growth)
+        for growth in methods.plan_growth(config)
+    }
+    assert steps == {10: False, 25: True, 50: True, 75: False}
+    for step, wanted in ((0, 0.0), (25, 0.0), (26, 0.25), (50, 0.25), (51, 0.5), (100, 0.5)):
+        assert methods.find_restart(config, step) == pytest.approx(wanted)
+        assert methods.find_restart(plain, step) == 0.0
+    longer = progress.refit(config, 30, 310)
+    assert methods.find_restart(longer, 31) == pytest.approx(0.25)
+    assert methods.find_restart(tiny_nerf(), 5) == methods.find_restart(tiny_voxels(), 24) == 0.0

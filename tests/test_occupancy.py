@@ -14,9 +14,12 @@ from jaxrf.occupancy import (
     COARSE,
     FADING,
     PROBES,
+    TURNS,
     Marching,
     OccupancyGrid,
+    ProbedGrid,
     WatchedGrid,
+    begin_probing,
     cell_centres,
     coarsen,
     dilate,
@@ -27,6 +30,7 @@ from jaxrf.occupancy import (
     march_to_samples,
     note_weights,
     occupied_aabb,
+    probe_cells,
     recall_weights,
     resample_grid,
     update_from_density,
@@ -548,3 +552,208 @@ def test_a_watched_grid_is_a_pytree_that_jit_accepts() -> None:
     assert isinstance(again, WatchedGrid) and isinstance(again.coarse, OccupancyGrid)
     positions = jnp.asarray(np.random.default_rng(5).uniform(0, 3, (6, 3)), jnp.float32)
     np.testing.assert_array_equal(lookup(grid, positions), lookup(random_grid(), positions))
+
+
+# Probing.
+
+SLOTS = math.prod(SHAPE)
+SHARE = -(-SLOTS // TURNS)
+STEP = 0.1
+
+
+def density_by_cell(values: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """A density that is constant in each cell, so that chance does not matter."""
+
+    def density(positions: jax.Array) -> jax.Array:
+        return values[find_slots(make_full_grid(SHAPE, jnp.asarray(BOX)), positions)[0]]
+
+    return density
+
+
+@functools.partial(jax.jit, static_argnames=("reach", "chunk"))
+def probe(
+    grid: ProbedGrid,
+    key: jax.Array,
+    values: jax.Array,
+    turn: jax.Array | int,
+    reach: float = 3.0,
+    chunk: int = 1 << 16,
+) -> ProbedGrid:
+    fn = density_by_cell(values)
+    rules = {"decay": 0.8, "threshold": 0.01, "reach": reach, "chunk": chunk}
+    return probe_cells(grid, key, fn, STEP, turn, **rules)
+
+
+def probed(optical: np.ndarray, occupied: np.ndarray, reach: float = 3.0) -> ProbedGrid:
+    """A grid with a past."""
+    plain = OccupancyGrid(jnp.asarray(occupied.reshape(SHAPE)), jnp.asarray(BOX))
+    grid = begin_probing(plain, reach)
+    return dataclasses.replace(grid, optical=jnp.asarray(optical, jnp.float32))
+
+
+def test_a_grid_that_begins_probing_keeps_its_cells_and_knows_nothing() -> None:
+    grid = random_grid(0.02)
+    for reach in (0.0, 4.0):
+        begun = begin_probing(grid, reach)
+        np.testing.assert_array_equal(begun.occupied, grid.occupied)
+        np.testing.assert_array_equal(begun.aabb, grid.aabb)
+        np.testing.assert_array_equal(begun.coarse.occupied, coarsen(grid, COARSE, reach).occupied)
+        assert begun.optical.shape == (SLOTS,) and np.all(np.asarray(begun.optical) < 0)
+        assert int(begun.clock) == 0
+    assert isinstance(jax.jit(lambda g: g)(begun), ProbedGrid)
+
+
+def test_every_cell_has_its_turn_and_stays_occupied_until_then() -> None:
+    # Nothing is there, so that a cell is empty as soon as it was looked into.
+    grid = begin_probing(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    turns_of = np.zeros(SLOTS, int)
+    for turn in range(TURNS):
+        grid = probe(grid, jax.random.key(turn), jnp.zeros(SLOTS), turn)
+        known = np.asarray(grid.optical) >= 0
+        # Its own quarter, and others that were still occupied.
+        assert np.all(known[turn % SLOTS :: TURNS])
+        assert SHARE <= known.sum() <= 2 * SHARE * (turn + 1)
+        np.testing.assert_array_equal(np.asarray(grid.occupied).ravel(), ~known)
+        turns_of[turn::TURNS] += 1
+    assert np.all(turns_of == 1) and not np.any(grid.occupied)
+    assert not np.any(grid.coarse.occupied)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (1, 5, 1), (2, 3, 3)])
+def test_every_cell_of_a_grid_of_any_size_has_its_turn(shape: tuple[int, int, int]) -> None:
+    grid = begin_probing(make_full_grid(shape, jnp.asarray(BOX)), 1.0)
+    # As if nothing were occupied: none but the own quarter and the last cell are looked into.
+    grid = dataclasses.replace(grid, occupied=jnp.zeros(shape, bool))
+    look = jax.jit(
+        lambda grid, turn: probe_cells(
+            dataclasses.replace(grid, occupied=jnp.zeros(shape, bool)),
+            jax.random.key(0),
+            lambda positions: positions[:, 0] * 0.0 + 1.0,
+            STEP,
+            turn,
+            decay=0.9,
+            threshold=0.01,
+            reach=1.0,
+        )
+    )
+    for turn in range(7, 7 + TURNS):
+        grid = look(grid, turn)
+    np.testing.assert_allclose(grid.optical, STEP, rtol=1e-6)
+
+
+@pytest.mark.parametrize("turn", [0, 1, 3, 6])
+@pytest.mark.parametrize("count", [0, 1, SHARE - 1, SHARE])
+def test_probing_equals_a_loop_while_all_occupied_cells_have_a_place(count: int, turn: int) -> None:
+    rng = np.random.default_rng(count)
+    before = rng.choice([-1.0, 0.0, 0.005, 0.05, 3.0], SLOTS)
+    values = rng.choice([0.0, 0.02, 0.2, 30.0], SLOTS)
+    occupied = np.zeros(SLOTS, bool)
+    occupied[rng.permutation(SLOTS)[:count]] = True
+    looked = {cell for cell in range(SLOTS) if cell % TURNS == turn % TURNS or occupied[cell]}
+    if count < SHARE:
+        looked.add(SLOTS - 1)  # fills the places that are left
+    wanted = before.copy()
+    for cell in looked:
+        wanted[cell] = max(max(before[cell], 0.0) * 0.8, values[cell] * STEP)
+    least = min(0.01, np.mean(np.maximum(wanted, 0.0)))
+    grid = probe(
+        probed(before, occupied), jax.random.key(5), jnp.asarray(values, jnp.float32), turn
+    )
+    np.testing.assert_allclose(grid.optical, wanted, rtol=1e-5)
+    flags = (wanted < 0) | (wanted > least)
+    np.testing.assert_array_equal(np.asarray(grid.occupied).ravel(), flags)
+    assert 0 < flags.sum() < SLOTS
+    fine = OccupancyGrid(grid.occupied, grid.aabb)
+    np.testing.assert_array_equal(grid.coarse.occupied, coarsen(fine, COARSE, 3.0).occupied)
+
+
+def test_of_too_many_occupied_cells_some_are_looked_into_and_all_of_them_in_the_long_run() -> None:
+    seen = np.zeros(SLOTS, int)
+    for number in range(200):
+        grid = probed(np.full(SLOTS, -1.0), np.ones(SLOTS, bool))
+        grid = probe(grid, jax.random.key(number), jnp.ones(SLOTS), 0)
+        known = np.asarray(grid.optical) >= 0
+        aimed = np.flatnonzero(known & (np.arange(SLOTS) % TURNS != 0))
+        # Cells next to each other, as many as there are places.
+        assert aimed[-1] - aimed[0] < SHARE and aimed.size >= SHARE - SHARE // TURNS - 1
+        seen[aimed] += 1
+    assert np.all(seen[np.arange(SLOTS) % TURNS != 0] > 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 2 * SHARE - 1, 2 * SHARE])
+def test_probing_is_the_same_however_many_cells_are_looked_into_together(chunk: int) -> None:
+    values = jnp.asarray(np.random.default_rng(0).uniform(0, 1, SLOTS), jnp.float32)
+    begun = begin_probing(random_grid(), 3.0)
+    whole, parts = (probe(begun, jax.random.key(1), values, 2, chunk=n) for n in (1 << 16, chunk))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_points_are_spread_over_their_cells_and_nowhere_else() -> None:
+    found: list[np.ndarray] = []
+
+    def density(positions: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda p: found.append(np.asarray(p)), positions)
+        return jnp.zeros(positions.shape[:1])
+
+    grid = begin_probing(random_grid(), 3.0)
+    for number in range(30):
+        rules = {"decay": 0.9, "threshold": 0.01, "reach": 3.0}
+        probe_cells(grid, jax.random.key(number), density, STEP, 1, **rules)
+    jax.effects_barrier()
+    scaled = (np.concatenate([points[:SHARE] for points in found]) - BOX[0]) / CELL
+    own = np.array(np.unravel_index((TURNS * np.arange(SHARE) + 1) % SLOTS, SHAPE)).T
+    place = scaled - np.tile(own, (30, 1))
+    assert place.min() > -1e-5 and place.max() < 1 + 1e-5
+    np.testing.assert_allclose(place.mean(axis=0), 0.5, atol=0.05)
+    np.testing.assert_allclose(place.std(axis=0), 12**-0.5, atol=0.03)
+
+
+def test_what_was_found_fades_and_its_cell_is_given_up() -> None:
+    grid = probed(np.full(SLOTS, 0.05), np.ones(SLOTS, bool))
+    ages = []
+    for turn in range(8 * TURNS):
+        grid = probe(grid, jax.random.key(turn), jnp.zeros(SLOTS), turn)
+        ages.append(float(jnp.max(grid.optical)))
+        assert np.all(np.asarray(grid.optical) <= 0.05 * 0.8 ** ((turn + 1) // TURNS) * 1.0001)
+    assert ages == sorted(ages, reverse=True) and ages[0] == pytest.approx(0.05)
+    # 0.05 * 0.8^8 is less than the threshold, and what is above the mean is still there.
+    assert float(jnp.max(grid.optical)) < 0.01
+
+
+def test_cells_of_a_dense_ball_stay_and_far_ones_get_empty() -> None:
+    box, shape = jnp.asarray([[-1.0] * 3, [1.0] * 3]), (12, 12, 12)
+
+    def density(positions: jax.Array) -> jax.Array:
+        return 50.0 * (jnp.linalg.norm(positions, axis=-1) < 0.6)
+
+    rules = {"decay": 0.95, "threshold": 0.01, "reach": 2.0}
+    look = jax.jit(lambda grid, key, turn: probe_cells(grid, key, density, STEP, turn, **rules))
+    grid = begin_probing(make_full_grid(shape, box), 2.0)
+    centres = np.linalg.norm(np.asarray(cell_centres(shape, box)), axis=-1)
+    half = 0.5 * 3**0.5 / 6
+    for turn in range(5 * TURNS):
+        grid = look(grid, jax.random.key(turn), turn)
+        occupied = np.asarray(grid.occupied)
+        assert np.all(occupied[centres < 0.6 - half]), "no sample of what is dense is missed"
+        assert turn < TURNS or not np.any(occupied[centres > 0.6 + half])
+    assert 0.05 < occupied.mean() < 0.3
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
+def test_probing_extreme_densities_leaves_numbers(value: float) -> None:
+    grid = begin_probing(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    for turn in range(TURNS):
+        grid = probe(grid, jax.random.key(turn), jnp.full(SLOTS, value), turn)
+    assert np.all(np.isfinite(grid.optical))
+    np.testing.assert_allclose(grid.optical, value * STEP, rtol=1e-5)
+    assert np.all(grid.occupied) or value < 1.0
+
+
+def test_a_few_faint_cells_count_if_all_else_is_fainter() -> None:
+    values = np.full(SLOTS, 1e-6)
+    values[[3, 17, 40]] = 1e-3
+    grid = begin_probing(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    for turn in range(TURNS):
+        grid = probe(grid, jax.random.key(turn), jnp.asarray(values, jnp.float32), turn)
+    assert np.flatnonzero(np.asarray(grid.occupied)).tolist() == [3, 17, 40]

@@ -1,4 +1,4 @@
-"""Schedules in closed form, one rate for each group, clipping, and moments that change shape."""
+"""Schedules in closed form, rates of groups, clipping, decay, and moments that change shape."""
 
 import dataclasses
 import math
@@ -18,10 +18,10 @@ CONFIG = OptimizerConfig(
 )
 
 
-def even_course(steps: int, places: int = 4) -> Course:
+def even_course(steps: int, places: int = 4, restart: float = 0.0) -> Course:
     """The course of a training of so many steps at an even pace, as `progress` tabulates it."""
     corners = [0.0] + [float(steps)] * (places - 1), [0.0] + [1.0] * (places - 1)
-    return Course(jax.random.key(0), *(jnp.asarray(values) for values in corners))
+    return Course(jax.random.key(0), *(jnp.asarray(values) for values in (*corners, restart)))
 
 
 # Paced so that 20 of 100 steps, 40 of 300, and then all 240 steps were planned.
@@ -29,6 +29,7 @@ BENT = Course(
     jax.random.key(0),
     jnp.asarray([0.0, 20.0, 40.0, 240.0]),
     jnp.asarray([0.0, 0.2, 0.25, 1.0]),
+    jnp.asarray(0.0),
 )
 
 
@@ -61,7 +62,7 @@ def test_a_change_of_pace_bends_the_schedule_and_moves_nothing_behind_it(warmup:
 
 def test_one_program_serves_every_course() -> None:
     rate = jax.jit(lambda course, step: make_schedule(CONFIG, 0.02, course)(step))
-    for course in (even_course(100), even_course(7), BENT):
+    for course in (even_course(100), even_course(7), BENT, even_course(9, restart=0.4)):
         wanted = make_schedule(CONFIG, 0.02, course)(5)
         np.testing.assert_allclose(rate(course, jnp.asarray(5)), wanted, rtol=1e-6)
     assert rate._cache_size() == 1
@@ -75,6 +76,60 @@ def test_warm_up_rises_linearly_from_a_hundredth_without_delaying_the_decay(step
     assert float(make_schedule(config, 0.02, even_course(100))(step)) == pytest.approx(
         expected, rel=1e-5
     )
+
+
+def decay_slowly(decay: str, final: float, since: float) -> float:
+    """What is left of the rate a fraction of all steps after the decay began."""
+    if decay == "exponential":
+        return math.exp(math.log(final) * since)
+    if decay == "cosine":
+        return (1 + final) / 2 + (1 - final) / 2 * math.cos(math.pi * since)
+    rest = 1.0
+    for at in (0.5, 0.75, 0.9):
+        if since >= at:
+            rest *= final ** (1 / 3)
+    return rest
+
+
+DECAYS = ["exponential", "cosine", "steps"]
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_every_decay_goes_from_the_peak_to_the_final_fraction_by_its_own_law(decay: str) -> None:
+    config = dataclasses.replace(CONFIG, decay=decay)
+    schedule = jax.jit(make_schedule(config, 0.02, even_course(200)))
+    for step in (0, 1, 50, 99, 100, 101, 149, 150, 151, 179, 180, 181, 199, 200, 300):
+        expected = 0.02 * decay_slowly(decay, 0.1, min(step / 200, 1.0))
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), step
+    assert float(schedule(0)) == pytest.approx(0.02)
+    assert float(schedule(200)) == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_after_a_restart_the_decay_begins_anew_at_the_same_pace_without_a_warm_up(
+    decay: str, warmup: float
+) -> None:
+    config = dataclasses.replace(CONFIG, decay=decay, warmup=warmup)
+    schedule = jax.jit(make_schedule(config, 0.02, even_course(100, restart=0.25)))
+    fresh = jax.jit(make_schedule(dataclasses.replace(config, warmup=0.0), 0.02, even_course(100)))
+    assert float(schedule(25)) == pytest.approx(0.02, rel=1e-5)
+    for step in (25, 26, 50, 74, 76, 99, 100, 200):
+        assert float(schedule(step)) == pytest.approx(float(fresh(min(step, 100) - 25)), rel=1e-4)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("final", [1e-3, 0.5, 1.0])
+def test_rates_lie_between_the_final_fraction_and_the_peak_and_never_rise(
+    decay: str, final: float
+) -> None:
+    config = dataclasses.replace(CONFIG, decay=decay, final_fraction=final)
+    rates = jax.jit(lambda course: jax.vmap(make_schedule(config, 1.0, course))(jnp.arange(103)))
+    for restart in (0.0, 0.1, 0.33, 0.999, 1.0):
+        values = np.asarray(rates(even_course(100, restart=restart)))
+        assert np.all(np.diff(values) <= 1e-6)
+        assert final * (1 - 1e-5) <= values[-1] and values[0] == pytest.approx(1.0)
+        assert values[math.floor(100 * restart)] == pytest.approx(1.0)
 
 
 def test_schedules_of_a_run_without_or_with_one_step_are_finite() -> None:
@@ -133,6 +188,95 @@ def test_labels_may_stand_above_the_leaves() -> None:
     updates, _ = optimizer.update(ones, optimizer.init(params), params)
     np.testing.assert_allclose(updates["planes"][1], -0.02, rtol=1e-4)
     np.testing.assert_allclose(updates["mlp"]["kernel"], -1e-3, rtol=1e-4)
+
+
+def run_optimizer(
+    config: OptimizerConfig, params: Any, labels: Any, gradients: list[Any]
+) -> list[Any]:
+    """The parameters after each step."""
+    optimizer = make_optimizer(config, even_course(10), labels)
+
+    @jax.jit
+    def update(params: Any, state: Any, gradient: Any) -> Any:
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, after = optimizer.init(params), []
+    for gradient in gradients:
+        params, state = update(params, state, gradient)
+        after.append(params)
+    return after
+
+
+def skipping_adam_slowly(
+    gradients: list[float], rates: list[float], config: OptimizerConfig
+) -> list[float]:
+    """As `adam_slowly`, but steps without a gradient only count for the bias."""
+    value = mean = square = 0.0
+    values = []
+    for i, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        if gradient:
+            mean = config.beta1 * mean + (1 - config.beta1) * gradient
+            square = config.beta2 * square + (1 - config.beta2) * gradient**2
+            corrected = mean / (1 - config.beta1**i)
+            corrected_square = square / (1 - config.beta2**i)
+            value -= rate * corrected / (math.sqrt(corrected_square) + config.epsilon)
+        values.append(value)
+    return values
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_entries_without_a_gradient_are_left_alone_one_by_one_if_asked(skip: bool) -> None:
+    config = dataclasses.replace(CONFIG, skip_zero_gradients=skip)
+    columns = [[0.3, 0.0, 0.0, -1.2, 0.5], [0.0, 0.0, 0.7, 0.0, 0.1], [0.0] * 5, [1.0] * 5]
+    gradients = [{"table": jnp.asarray(row)} for row in zip(*columns, strict=True)]
+    after = run_optimizer(config, {"table": jnp.zeros(4)}, {"table": "grid"}, gradients)
+    rates = [0.02 * 0.1 ** (i / 10) for i in range(5)]
+    slowly = skipping_adam_slowly if skip else adam_slowly
+    expected = np.array([slowly(column, rates, config) for column in columns]).T
+    for params, row in zip(after, expected, strict=True):
+        np.testing.assert_allclose(params["table"], row, rtol=1e-4, atol=1e-9)
+    np.testing.assert_array_equal(after[-1]["table"][2], 0.0)
+    assert (float(after[2]["table"][0]) == float(after[0]["table"][0])) == skip
+
+
+def test_a_gradient_that_is_not_a_number_does_not_go_unnoticed() -> None:
+    config = dataclasses.replace(CONFIG, skip_zero_gradients=True)
+    gradients = [{"table": jnp.asarray([jnp.nan, 0.0])}]
+    (after,) = run_optimizer(config, {"table": jnp.ones(2)}, {"table": "grid"}, gradients)
+    assert np.isnan(after["table"][0])
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_weight_decay_shrinks_matrices_of_networks_by_the_rate_and_nothing_else(
+    above: bool,
+) -> None:
+    config = dataclasses.replace(CONFIG, weight_decay=0.3)
+    mlp = {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)}
+    params = {"planes": (jnp.full((3, 4, 4), 2.0),), "mlp": mlp}
+    labels = {
+        "planes": "grid",
+        "mlp": "network" if above else {"kernel": "network", "bias": "network"},
+    }
+    # A zero gradient: Adam does nothing, which leaves the decay, not divided by any moment.
+    nothing = [jax.tree.map(jnp.zeros_like, params)] * 3
+    for skip in (False, True):
+        skipping = dataclasses.replace(config, skip_zero_gradients=skip)
+        kernel = 2.0
+        for i, after in enumerate(run_optimizer(skipping, params, labels, nothing)):
+            kernel *= 1.0 - 1e-3 * 0.1 ** (i / 10) * 0.3
+            np.testing.assert_allclose(after["mlp"]["kernel"], kernel, rtol=1e-6)
+            np.testing.assert_array_equal(after["mlp"]["bias"], 2.0)
+            np.testing.assert_array_equal(after["planes"][0], 2.0)
+
+
+def test_weight_decay_adds_to_adam_s_step() -> None:
+    gradient, labels = [{"kernel": jnp.full((2, 2), 0.7)}], {"kernel": "network"}
+    params = {"kernel": jnp.full((2, 2), 5.0)}
+    config = dataclasses.replace(CONFIG, weight_decay=0.3)
+    (plain,), (decayed,) = (run_optimizer(c, params, labels, gradient) for c in (CONFIG, config))
+    difference = np.asarray(plain["kernel"], np.float64) - np.asarray(decayed["kernel"])
+    np.testing.assert_allclose(difference, 1e-3 * 0.3 * 5.0, rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", [0.0, 0.1, 100.0, 1e15])

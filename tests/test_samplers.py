@@ -1,5 +1,6 @@
 """Samplers: sorted edges within near and far, chance that is independent and has the right law."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from jaxrf.rays import Rays
 from jaxrf.samplers import importance, stratified
 
-stratify = jax.jit(stratified, static_argnames="count")
+stratify = jax.jit(stratified, static_argnames=("count", "spacing"))
 draw = jax.jit(importance, static_argnames="count")
 
 # XLA flushes subnormal numbers to zero.
@@ -119,6 +120,92 @@ def test_the_same_key_gives_the_same_edges_and_another_key_others() -> None:
         first, again, other = (np.asarray(sample(jax.random.key(k))) for k in (1, 1, 2))
         np.testing.assert_array_equal(first, again)
         assert not np.array_equal(first, other)
+
+
+# Stratified sampling that is even in disparity.
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_edges_even_in_disparity_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    far = np.random.default_rng(0).uniform(3, 90, batch)
+    tdist = stratify(None, make_rays(batch, far=far), count=5, spacing="disparity")
+    assert tdist.shape == (*batch, 6)
+    for index in np.ndindex(*batch, 6):
+        share = index[-1] / 5
+        inverse = (1 - share) / 2.0 + share / float(far[index[:-1]])
+        assert float(tdist[index]) == pytest.approx(1 / inverse, rel=1e-5)
+
+
+@settings(max_examples=60)
+@given(
+    st.just(0.0) | FLOATS(2**-40, 10),
+    st.just(0.0) | FLOATS(2**-40, 2**20),
+    st.integers(0, 1000),
+    st.booleans(),
+)
+def test_edges_in_disparity_are_sorted_from_exactly_near_to_exactly_far(
+    near: float, length: float, seed: int, with_key: bool
+) -> None:
+    near32, far32 = np.float32(near), np.float32(near) + np.float32(length)
+    key = jax.random.key(seed) if with_key else None
+    rays = make_rays((3,), near32, far32)
+    tdist = np.asarray(stratify(key, rays, count=16, spacing="disparity"))
+    assert np.all(np.diff(tdist, axis=-1) >= 0)
+    np.testing.assert_array_equal(tdist[:, 0], near32)
+    np.testing.assert_array_equal(tdist[:, -1], far32)
+
+
+def test_edges_in_disparity_begin_and_end_exactly_whatever_the_rounding() -> None:
+    rng = np.random.default_rng(2)
+    near = rng.uniform(0.01, 3, 5000).astype(np.float32)
+    far = (near + rng.uniform(0, 50, 5000)).astype(np.float32)
+    rays = make_rays((5000,), near, far)
+    tdist = np.asarray(stratify(jax.random.key(0), rays, count=16, spacing="disparity"))
+    assert np.all(np.diff(tdist, axis=-1) >= 0)
+    np.testing.assert_array_equal(tdist[:, 0], near)
+    np.testing.assert_array_equal(tdist[:, -1], far)
+
+
+@pytest.mark.parametrize("near", [0.0, 1e-20, 1e-3])
+def test_a_near_of_next_to_nothing_counts_as_a_thousandth_of_far_for_the_inner_edges(
+    near: float,
+) -> None:
+    tdist = stratify(None, make_rays((), near, 8.0), count=4, spacing="disparity")
+    inverse = [(1 - share) / 8e-3 + share / 8.0 for share in (0.25, 0.5, 0.75)]
+    assert float(tdist[0]) == np.float32(near) and float(tdist[-1]) == 8.0
+    np.testing.assert_allclose(tdist[1:-1], 1 / np.array(inverse), rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+@pytest.mark.parametrize("place", [0.0, 1e-6, 2.0, 1e6])
+def test_a_ray_without_length_gets_intervals_without_length_in_disparity(
+    place: float, with_key: bool
+) -> None:
+    key, rays = jax.random.key(0) if with_key else None, make_rays((2,), place, place)
+    tdist = stratify(key, rays, count=4, spacing="disparity")
+    np.testing.assert_array_equal(tdist, np.float32(place))
+
+
+def test_edges_are_uniform_in_their_cells_of_disparity() -> None:
+    count = 5
+    rays = make_rays((3000,), 0.5, 50.0)
+    tdist = np.asarray(stratify(jax.random.key(4), rays, count=count, spacing="disparity"))
+    sdist = (1 / tdist - 2.0) / (1 / 50.0 - 2.0)
+    for edge in range(1, count):
+        assert_uniform(sdist[:, edge] * count - edge + 0.5)
+
+
+@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+def test_gradients_of_edges_by_near_and_far_are_finite(spacing: str) -> None:
+    near = jnp.asarray([0.0, 0.0, 2.0, 2.0, 1e-20, 1e6])
+    far = jnp.asarray([0.0, 4.0, 2.0, 6.0, 1e6, 1e6])
+
+    def total(near: jax.Array, far: jax.Array) -> jax.Array:
+        rays = dataclasses.replace(make_rays((6,)), near=near, far=far)
+        return jnp.sum(stratified(None, rays, 8, spacing) * jnp.arange(9.0)[None])
+
+    for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(near, far):
+        assert np.all(np.isfinite(gradient))
 
 
 # Importance sampling.

@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scenes import (
     Recorder,
     differing_leaves,
     first_state,
     make_scene,
+    marching_nerf,
+    tiny_hashgrid,
     tiny_nerf,
     tiny_tensorf,
     tiny_voxels,
@@ -21,13 +24,13 @@ from scenes import (
 
 from jaxrf import memory, methods, metrics, occupancy, optim, progress, runs, train
 from jaxrf.cameras import image_rays, project
-from jaxrf.config import OptimizerConfig, TrainConfig
+from jaxrf.config import LossConfig, OptimizerConfig, TrainConfig
 from jaxrf.data.base import Split, composite
 from jaxrf.evaluate import make_render_view
 from jaxrf.fields import tensorf
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.methods import Stage
-from jaxrf.occupancy import OccupancyGrid
+from jaxrf.occupancy import OccupancyGrid, ProbedGrid
 from jaxrf.train import DivergedError, Metrics, TrainPixels, TrainState
 
 RANGE = (2.0, 6.0)
@@ -37,6 +40,21 @@ def by_weight(**changes: Any) -> TrainConfig:
     """`tiny_tensorf`, pruned by what rays have seen."""
     field = dataclasses.replace(tiny_tensorf().field, prune_by="weight", prune_threshold=0.03)
     return tiny_tensorf(field=field, **changes)
+
+
+def averaged_hashgrid(**changes: Any) -> TrainConfig:
+    """`tiny_hashgrid` with all that a resumed run has to go on with."""
+    optimizer = dataclasses.replace(tiny_hashgrid().optimizer, average=0.9)
+    return tiny_hashgrid(
+        **{"optimizer": optimizer, "crop_until": 0.5, "subrays": 2, "subrays_from": 0.6} | changes
+    )
+
+
+def restarting(**changes: Any) -> TrainConfig:
+    """`tiny_tensorf` whose rates and moments begin anew at its upsampling."""
+    return tiny_tensorf(
+        field=dataclasses.replace(tiny_tensorf().field, reset_rates=True), **changes
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -63,8 +81,20 @@ def through_disk(
         (by_weight(background="random", seed=5), [6, 9, 12]),
         (tiny_nerf(), [5]),
         (tiny_voxels(background="random", seed=5), [6, 9, 12, 20]),
+        # More sub-rays from step 14 on; cells are probed before step 17.
+        (averaged_hashgrid(background="random", seed=5), [3, 14, 16, 18]),
+        (marching_nerf(), [4, 7]),
+        (restarting(), [12, 15]),
     ],
-    ids=["tensorf", "tensorf by weight", "nerf", "voxels"],
+    ids=[
+        "tensorf",
+        "tensorf by weight",
+        "nerf",
+        "voxels",
+        "hash grid",
+        "marching nerf",
+        "restarting",
+    ],
 )
 def test_stopped_and_resumed_training_gives_the_same_bits(
     tmp_path: Path, config: TrainConfig, stops: list[int]
@@ -477,7 +507,7 @@ def coded_pixels(height: int, width: int, count: int) -> tuple[TrainPixels, Trai
 def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> None:
     coded, noise = coded_pixels(5, 7, 3)
     key = jax.random.key(3)
-    rays, code, _, opaque = train.draw_batch(coded, key, 300, RANGE, background)
+    rays, code, _, opaque = train.draw_batch(coded, key, 300, RANGE, background)[:4]
     assert np.all(np.asarray(opaque) == 1.0)
     column, row, image = np.rint(np.asarray(code) * 255).astype(int).T
     assert len({*zip(image, row, column, strict=True)}) > 60  # of 105
@@ -487,7 +517,7 @@ def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> No
         stack = np.stack([np.asarray(getattr(rays_of_image, name)) for rays_of_image in wanted])
         np.testing.assert_allclose(getattr(rays, name), stack[image, row, column], atol=1e-6)
 
-    _, truth, behind, alpha = train.draw_batch(noise, key, 300, RANGE, background)
+    _, truth, behind, alpha = train.draw_batch(noise, key, 300, RANGE, background)[:4]
     rgba = np.asarray(noise.images)[image, row, column]
     behind = np.asarray(behind)
     np.testing.assert_allclose(alpha, rgba[:, 3] / 255.0, atol=1e-6)
@@ -505,8 +535,8 @@ def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> No
 def test_sub_rays_pass_the_middles_of_the_parts_of_their_pixel() -> None:
     coded, _ = coded_pixels(5, 7, 3)
     key = jax.random.key(3)
-    one, code, behind, _ = train.draw_batch(coded, key, 40, RANGE, "random")
-    rays, same_code, same_behind, _ = train.draw_batch(coded, key, 40, RANGE, "random", 3)
+    one, code, behind, _ = train.draw_batch(coded, key, 40, RANGE, "random")[:4]
+    rays, same_code, same_behind, _ = train.draw_batch(coded, key, 40, RANGE, "random", 3)[:4]
     assert np.array_equal(code, same_code) and np.array_equal(behind, same_behind)
     assert rays.near.shape == (360,)
     assert np.array_equal(rays.camera_index, np.repeat(one.camera_index, 9))
@@ -534,7 +564,7 @@ def test_the_loss_compares_the_mean_of_the_sub_rays() -> None:
     _, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     pixels = train.put_pixels(scene.splits["train"])
-    rays, truth, behind, _ = train.draw_batch(pixels, key_batch, 16, RANGE, "white", 2)
+    rays, truth, behind, _ = train.draw_batch(pixels, key_batch, 16, RANGE, "white", 2)[:4]
     behind = jnp.repeat(behind, 4, axis=0)
     rgb = methods.predict(config.field, stage, state.params, state.grid, key, rays, behind).rgb[-1]
     mean = np.stack([np.mean(rgb[4 * i : 4 * i + 4], axis=0) for i in range(16)])
@@ -554,9 +584,9 @@ def test_pixels_that_do_not_fit_into_the_budget_do_not_count_for_the_loss(subray
     )
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     parts = subrays**2
-    rays, truth, behind, _ = train.draw_batch(
+    rays, truth, behind = train.draw_batch(
         pixels, key_batch, 128 // parts, RANGE, "white", subrays
-    )
+    )[:3]
     behind = jnp.repeat(behind, parts, axis=0)
     predict = jax.jit(methods.predict, static_argnums=(0, 1))
     predicted = predict(config.field, stage, state.params, state.grid, key, rays, behind)
@@ -580,7 +610,7 @@ def test_a_batch_is_drawn_evenly_from_the_listed_pixels_only() -> None:
     drawn = np.zeros(105, np.int32)
     drawn[:4] = listed
     some = coded._replace(drawn=jnp.asarray(drawn), total=jnp.asarray(4, jnp.int32))
-    _, code, _, _ = train.draw_batch(some, jax.random.key(0), 2000, RANGE, "white")
+    _, code, _, _ = train.draw_batch(some, jax.random.key(0), 2000, RANGE, "white")[:4]
     column, row, image = np.rint(np.asarray(code) * 255).astype(int).T
     seen, counts = np.unique((image * 5 + row) * 7 + column, return_counts=True)
     assert seen.tolist() == listed.tolist()
@@ -589,7 +619,7 @@ def test_a_batch_is_drawn_evenly_from_the_listed_pixels_only() -> None:
 
 def test_the_random_background_is_independent_of_the_pixels() -> None:
     coded, _ = coded_pixels(5, 7, 3)
-    _, code, behind, _ = train.draw_batch(coded, jax.random.key(0), 4000, RANGE, "random")
+    _, code, behind, _ = train.draw_batch(coded, jax.random.key(0), 4000, RANGE, "random")[:4]
     together = np.concatenate([np.asarray(code), np.asarray(behind)], axis=-1)
     correlation = np.corrcoef(together.T)[:3, 3:]
     assert np.abs(correlation).max() < 0.08
@@ -754,7 +784,7 @@ def test_loss_metrics_are_those_of_an_independent_rendering() -> None:
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     key_batch, key_samples = jax.random.split(key)
     pixels = train.put_pixels(scene.splits["train"])
-    rays, truth, behind, alpha = train.draw_batch(pixels, key_batch, 64, RANGE, "white")
+    rays, truth, behind, alpha = train.draw_batch(pixels, key_batch, 64, RANGE, "white")[:4]
     prediction = methods.predict(
         config.field, stage, state.params, state.grid, key_samples, rays, behind
     )
@@ -770,7 +800,7 @@ def test_loss_metrics_are_those_of_an_independent_rendering() -> None:
 def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
     config = tiny_tensorf(steps=1000, optimizer=OptimizerConfig(grid_rate=0.5, network_rate=0.01))
     _, before = first_state(config)
-    labels = methods.label_params(config.field, before.params)
+    labels = methods.label_params(before.params)
     # Adam's bias-corrected step is at most the rate, and nearly that where there is a gradient.
     moved = {"grid": 0.0, "network": 0.0}
     config = dataclasses.replace(config, steps_per_dispatch=1)
@@ -794,17 +824,238 @@ def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
         tiny_nerf(steps=300, steps_per_dispatch=100),
         tiny_voxels(steps=400, steps_per_dispatch=100),
         by_weight(steps=400, steps_per_dispatch=100),
+        tiny_hashgrid(steps=300, steps_per_dispatch=100),
+        marching_nerf(steps=300, steps_per_dispatch=100),
     ],
-    ids=["tensorf", "nerf", "voxels", "tensorf by weight"],
+    ids=["tensorf", "nerf", "voxels", "tensorf by weight", "hash grid", "marching nerf"],
 )
 def test_training_learns_the_ball(config: TrainConfig) -> None:
     scene = make_scene()
     stage, state = train.fit(config, scene, Recorder())
     white = np.ones(3, np.float32)
-    render = make_render_view(config, stage, state.params, state.grid, RANGE, white)
+    render = make_render_view(config, stage, state.shown, state.grid, RANGE, white)
     split = scene.splits["test"]
     truths = [composite(image, white) for image in split.images]
     mean = np.mean(composite(scene.splits["train"].images, white), axis=(0, 1, 2))
     reached = np.mean([metrics.psnr(render(split.cameras, i).rgb, t) for i, t in enumerate(truths)])
     constant = np.mean([metrics.psnr(np.broadcast_to(mean, t.shape), t) for t in truths])
     assert reached > constant + 6.0
+    if isinstance(state.grid, ProbedGrid):
+        centres = occupancy.cell_centres(stage.cells, state.grid.aabb)
+        distance = np.linalg.norm(centres, axis=-1)
+        occupied = np.asarray(state.grid.occupied)
+        assert 0.05 < np.mean(occupied) < 0.95
+        assert np.all(occupied[(distance > 0.6) & (distance < 0.8)]), "here the ball's surface is"
+
+
+# ---------------------------------------------------------------------------------------------
+# Averages, crops, losses, restarts
+# ---------------------------------------------------------------------------------------------
+
+
+def run_steps(
+    config: TrainConfig, steps: int, error_fn: Any = None
+) -> tuple[list[TrainState], list[Metrics]]:
+    """The states before and after each of some single steps, all done by one program."""
+    stage, state = first_state(config)
+    pixels = train.put_pixels(make_scene().splits["train"])
+    run = jax.jit(train.make_train_step(config, stage, RANGE, error_fn))
+    states, told = [state], []
+    for _ in range(steps):
+        course = train.make_course(config, int(states[-1].step))
+        state, metric = run(states[-1], pixels, course, jnp.asarray(1, jnp.int32))
+        states.append(state)
+        told.append(metric)
+    return states, told
+
+
+def test_the_average_of_the_parameters_follows_them_and_is_shown() -> None:
+    optimizer = dataclasses.replace(tiny_hashgrid().optimizer, average=0.7)
+    config = tiny_hashgrid(optimizer=optimizer)
+    states, _ = run_steps(config, 4)
+    wanted = jax.tree.map(lambda x: np.asarray(x, np.float64), states[0].params)
+    assert differing_leaves(states[0].average, states[0].params) == []
+    for state in states[1:]:
+        wanted = jax.tree.map(
+            lambda a, b: 0.7 * a + 0.3 * np.asarray(b, np.float64), wanted, state.params
+        )
+        for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        assert state.shown is state.average
+    assert differing_leaves(states[-1].average, states[-1].params) != []
+    # It changes nothing else.
+    plain, _ = run_steps(tiny_hashgrid(), 4)
+    assert plain[-1].average is None and plain[-1].shown is plain[-1].params
+    assert differing_leaves(plain[-1].params, states[-1].params) == []
+    assert differing_leaves(plain[-1].grid, states[-1].grid) == []
+
+
+def test_the_average_grows_with_the_grid() -> None:
+    config = tiny_tensorf(optimizer=OptimizerConfig(average=0.5))
+    stage, state = first_state(config)
+    other = jax.tree.map(lambda x: 2.0 * x + 1.0, state.params)
+    state = dataclasses.replace(state, average=other)
+    growth = methods.Growth(12, False, 12**3, 1)
+    _, new = train.enter_next_stage(config, stage, state, growth)
+    wanted = tensorf.resample(other, (12, 12, 12), state.grid.aabb, new.grid.aabb)
+    for a, b in zip(jax.tree.leaves(new.average), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("crop", [0.01, 0.4, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("size", [(5, 7), (6, 4), (1, 1)])
+def test_a_crop_draws_from_the_middle_of_the_pictures(size: tuple[int, int], crop: float) -> None:
+    coded, _ = coded_pixels(*size, 3)
+    key = jax.random.key(3)
+    whole = train.draw_batch(coded, key, 400, RANGE, "white")
+    batch = train.draw_batch(coded, key, 400, RANGE, "white", 1, jnp.asarray(crop))
+    height, width = size
+    column, row, image = np.rint(np.asarray(batch.truth) * 255).astype(int).T
+    before = np.rint(np.asarray(whole.truth) * 255).astype(int).T
+    np.testing.assert_array_equal(image, before[2])
+    for found, old, count in ((row, before[1], height), (column, before[0], width)):
+        # The pixel that holds the place to which the middle of the other is moved.
+        place = crop * (old + 0.5 - 0.5 * count) + 0.5 * count
+        assert np.all(np.abs(found + 0.5 - place) <= 0.5 + 1e-5)
+        assert np.all(np.abs(found + 0.5 - 0.5 * count) <= 0.5 * crop * count + 0.5)
+    rays = [image_rays(coded.cameras, i, *RANGE) for i in range(3)]
+    stack = np.stack([np.asarray(r.directions) for r in rays])
+    np.testing.assert_allclose(batch.rays.directions, stack[image, row, column], atol=1e-6)
+    if crop == 1.0:
+        assert differing_leaves(batch, whole) == []
+
+
+def test_the_first_steps_see_the_middle_and_the_others_all() -> None:
+    # A quarter of the pictures' sides shows nothing but the ball.
+    config = tiny_nerf(steps=12, crop_until=0.4, crop=0.25)
+    _, told = run_steps(config, 8)
+    alphas = [float(metric.truth_alpha) for metric in told]
+    # Progress is 0, 1/12, ..., and reaches 0.4 after the fifth step.
+    assert alphas[:5] == [1.0] * 5 and max(alphas[5:]) < 0.7
+    _, plain = run_steps(tiny_nerf(), 1)
+    assert float(plain[0].truth_alpha) < 0.7
+
+
+def test_an_error_of_ones_own_is_what_is_minimised() -> None:
+    def weighted(predicted: jax.Array, truth: jax.Array) -> jax.Array:
+        return 3.0 * jnp.abs(predicted - truth)[:, 0] + 1.0
+
+    config = tiny_hashgrid()
+    plain, (usual, *_) = run_steps(config, 1)
+    own, (told, *_) = run_steps(config, 1, weighted)
+    np.testing.assert_allclose(usual.loss, usual.mse, rtol=1e-5)
+    np.testing.assert_allclose(told.mse, usual.mse, rtol=1e-5)
+    stage, state = first_state(config)
+    key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    pixels = train.put_pixels(make_scene().splits["train"])
+    rays, truth, behind, _ = train.draw_batch(pixels, key_batch, 128, RANGE, "white")[:4]
+    predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
+        config.field, stage, state.params, state.grid, key, rays, behind
+    )
+    used = ~np.asarray(predicted.dropped)
+    errors = 3.0 * np.abs(np.asarray(predicted.rgb[-1] - truth))[used, 0] + 1.0
+    np.testing.assert_allclose(told.loss, np.mean(errors), rtol=1e-4)
+    assert "params" in " ".join(differing_leaves(own[-1], plain[-1]))
+
+
+def test_fit_takes_an_error_of_ones_own() -> None:
+    # Whatever is shown is right: nothing is learned.
+    config = tiny_nerf(steps=3)
+    recorder = Recorder()
+    _, state = train.fit(
+        config, make_scene(), recorder, error_fn=lambda rgb, _: jnp.sum(0.0 * rgb, axis=-1)
+    )
+    assert float(recorder.metrics[-1].loss) == 0.0 < float(recorder.metrics[-1].mse)
+    assert differing_leaves(state.params, first_state(config)[1].params) == []
+
+
+def test_the_loss_has_the_terms_that_were_asked_for() -> None:
+    field = dataclasses.replace(tiny_hashgrid().field, density_scale=5.0)
+    difference = np.array([[0.05, -0.3, 0.0], [0.5, 0.0, -0.02]])
+    for kind, terms in (
+        ("squared", difference**2),
+        (
+            "huber",
+            np.where(abs(difference) <= 0.2, difference**2 / 2, 0.2 * abs(difference) - 0.02),
+        ),
+        ("charbonnier", np.sqrt(difference**2 + 0.04)),
+    ):
+        error = train.choose_error(LossConfig(error=kind, scale=0.2))  # type: ignore[arg-type]
+        found = error(jnp.asarray(0.3 + difference), jnp.full((2, 3), 0.3))
+        np.testing.assert_allclose(found, terms.mean(axis=-1), rtol=1e-5)
+    loss = LossConfig(distortion_weight=2.0, entropy_weight=0.5)
+    config = tiny_hashgrid(field=field, loss=loss)
+    _, (told, *_) = run_steps(config, 1)
+    stage, state = first_state(config)
+    key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    pixels = train.put_pixels(make_scene().splits["train"])
+    batch = train.draw_batch(pixels, key_batch, 128, RANGE, "white")
+    predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
+        field, stage, state.params, state.grid, key, batch.rays, batch.behind
+    )
+    used = ~np.asarray(predicted.dropped)
+    p = np.clip(np.asarray(predicted.opacity, np.float64), 1e-5, 1 - 1e-5)[used]
+    entropy = np.mean(-p * np.log(p) - (1 - p) * np.log(1 - p))
+    distortion = np.mean(np.asarray(predicted.distortion)[used])
+    assert entropy > 0.01 and distortion > 1e-3
+    wanted = float(told.mse) + 2.0 * distortion + 0.5 * entropy
+    np.testing.assert_allclose(told.loss, wanted, rtol=1e-3)
+
+
+def schedule_counts(state: TrainState) -> list[int]:
+    """How many steps each schedule of the optimiser has counted, Adam's own count left out."""
+    kept = optim.map_moments(lambda _: None, state.opt_state)
+    found = jax.tree.leaves(kept, is_leaf=lambda n: isinstance(n, optax.ScaleByAdamState))
+    return [int(n) for n in found if not isinstance(n, optax.ScaleByAdamState)]
+
+
+def test_at_a_restart_moments_are_forgotten_and_schedules_go_on() -> None:
+    config = restarting()
+    stage, state = train.fit(config, make_scene(), Recorder(12))
+    growth = methods.Growth(12, True, 12**3, 1)
+    _, new = train.enter_next_stage(config, stage, state, growth)
+    (adam,) = (
+        node
+        for node in jax.tree.leaves(
+            new.opt_state, is_leaf=lambda n: isinstance(n, optax.ScaleByAdamState)
+        )
+        if isinstance(node, optax.ScaleByAdamState)
+    )
+    assert int(adam.count) == 0
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves((adam.mu, adam.nu)))
+    shapes = jax.tree.map(jnp.shape, new.params)
+    assert jax.tree.map(jnp.shape, adam.mu) == shapes == jax.tree.map(jnp.shape, adam.nu)
+    assert set(schedule_counts(new)) == {12} == set(schedule_counts(state))
+    # Pruning alone restarts nothing.
+    _, pruned = train.enter_next_stage(config, stage, state, growth._replace(voxels=None))
+    assert differing_leaves(pruned.opt_state, state.opt_state) == []
+
+
+def test_after_a_restart_rates_are_as_at_the_start() -> None:
+    """Adam's first step is as large as the rate, wherever there is a gradient."""
+    rates = OptimizerConfig(grid_rate=0.5, network_rate=0.01, final_fraction=0.01)
+    config = restarting(optimizer=rates, steps_per_dispatch=1)
+    _, state = first_state(config)
+    optimizer = train.make_optimizer(config, state.params, train.make_course(config, 13))
+    grads = jax.tree.map(jnp.ones_like, state.params)
+    for node, wanted in ((12, 0.5), (18, 0.5 * 0.01 ** (6 / 24))):
+        counted = jax.tree.map(
+            lambda x, n=node: jnp.full_like(x, n) if x.dtype == jnp.int32 else x, state.opt_state
+        )
+        opt_state = optim.forget_moments(counted)
+        updates, _ = jax.jit(optimizer.update)(grads, opt_state, state.params)
+        # The norm is clipped, which Adam does not see but for its epsilon.
+        for leaf in jax.tree.leaves(updates["density"]):
+            np.testing.assert_allclose(leaf, -wanted, rtol=1e-3)
+    assert methods.find_restart(config, 13) == 0.5
+
+
+def test_no_pixel_is_left_out_by_cells_that_come_and_go() -> None:
+    config = tiny_hashgrid()
+    _, state = first_state(config)
+    pixels = train.put_pixels(make_scene().splits["train"])
+    occupied = jnp.zeros(state.grid.occupied.shape, bool).at[4, 4, 4].set(True)
+    grid = dataclasses.replace(state.grid, occupied=occupied)
+    assert train.keep_hitting_pixels(pixels, grid, RANGE) is pixels
+    plain = OccupancyGrid(occupied, grid.aabb)
+    assert int(train.keep_hitting_pixels(pixels, plain, RANGE).total) < int(pixels.total)

@@ -11,14 +11,17 @@ class MLP(nn.Module):
       width: of every hidden layer.
       layers: number of hidden layers.
       outputs: channels that come out, without activation.
+      bias: whether layers add one.
     """
 
     width: int
     layers: int
     outputs: int
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch outputs"]:
         for _ in range(self.layers):
-            x = nn.relu(nn.Dense(self.width, kernel_init=nn.initializers.he_uniform())(x))
-        return nn.Dense(self.outputs)(x)
+            layer = nn.Dense(self.width, self.bias, kernel_init=nn.initializers.he_uniform())
+            x = nn.relu(layer(x))
+        return nn.Dense(self.outputs, self.bias)(x)

@@ -4,7 +4,7 @@ Mildenhall et al.: NeRF (ECCV 2020), section 5 and appendix A.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrf import encodings
+from jaxrf.fields.bitnerf import BitDense
 
 Params = Any
 
@@ -23,13 +24,17 @@ class _Network(nn.Module):
     layers: int
     skip: int
     color_width: int
+    use_directions: bool
+    ternary: bool
 
     def setup(self) -> None:
-        self.trunk = [nn.Dense(self.width) for _ in range(self.layers)]
-        self.density_head = nn.Dense(1)
-        self.bottleneck = nn.Dense(self.width)
-        self.view = nn.Dense(self.color_width)
-        self.rgb_head = nn.Dense(3)
+        dense: Any = BitDense if self.ternary else nn.Dense
+        self.trunk = [dense(self.width) for _ in range(self.layers)]
+        self.density_head = dense(1)
+        if self.use_directions:
+            self.bottleneck = dense(self.width)
+            self.view = dense(self.color_width)
+        self.rgb_head = dense(3)
 
     def latent(self, encoded: Float[Array, "m e"]) -> Float[Array, "m width"]:
         x = encoded
@@ -43,13 +48,14 @@ class _Network(nn.Module):
         return self.density_head(latent)[..., 0]
 
     def features(self, latent: Float[Array, "m width"]) -> Float[Array, "m width"]:
-        return self.bottleneck(latent)
+        return self.bottleneck(latent) if self.use_directions else latent
 
     def raw_rgb(
         self, features: Float[Array, "m width"], encoded: Float[Array, "m e"]
     ) -> Float[Array, "m 3"]:
-        hidden = nn.relu(self.view(jnp.concatenate([features, encoded], axis=-1)))
-        return self.rgb_head(hidden)
+        if self.use_directions:
+            features = nn.relu(self.view(jnp.concatenate([features, encoded], axis=-1)))
+        return self.rgb_head(features)
 
     def __call__(
         self, position: Float[Array, "m e"], direction: Float[Array, "m d"]
@@ -67,8 +73,13 @@ class NeRF:
       skip: index of the layer that takes the encoded position again (5: after five layers).
       color_width: of the colour head's hidden layer.
       position_octaves, direction_octaves: of the Fourier encodings.
-      density_bias: added to the raw density before the softplus; softplus instead of the paper's
-        ReLU, because a field that starts at zero everywhere gets no gradient from a ReLU.
+      density_bias: added to the raw density.
+      encoding: "fourier" of positions, or "integrated" over the cone's round cross-section.
+      use_directions: whether colour depends on the view direction.
+      activation: of the raw density; "softplus" instead of the paper's "relu", because a field that
+        starts at zero everywhere gets no gradient from a ReLU.
+      density_noise: standard deviation of the noise on the raw density, while training.
+      ternary: layers of ternary weights and 8-bit activations (`bitnerf`).
     """
 
     layers: int = 8
@@ -78,37 +89,60 @@ class NeRF:
     position_octaves: int = 10
     direction_octaves: int = 4
     density_bias: float = 0.0
+    encoding: Literal["fourier", "integrated"] = "fourier"
+    use_directions: bool = True
+    activation: Literal["softplus", "relu"] = "softplus"
+    density_noise: float = 0.0
+    ternary: bool = False
 
     def _network(self) -> _Network:
-        return _Network(self.width, self.layers, self.skip, self.color_width)
+        sizes = (self.width, self.layers, self.skip, self.color_width)
+        return _Network(*sizes, self.use_directions, self.ternary)
+
+    def _encode(
+        self, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
+    ) -> Float[Array, "m e"]:
+        if self.encoding == "fourier":
+            return encodings.fourier(positions, self.position_octaves)
+        # A disc of radius r has a variance of r^2 / 4 along each of its two axes.
+        variance = 0.25 * jnp.square(radii)
+        return encodings.integrated_fourier(positions, variance, self.position_octaves)
 
     def init(self, key: jax.Array) -> Params:
         """Parameters of one network."""
         zero = jnp.zeros((1, 3))
         return self._network().init(
             key,
-            encodings.fourier(zero, self.position_octaves),
+            self._encode(zero, zero[:, 0]),
             encodings.fourier(zero, self.direction_octaves),
         )
 
     def density(
         self, params: Params, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
     ) -> tuple[Float[Array, "m"], Float[Array, "m width"]]:
-        """Softplus of the density head; the latent is the trunk's output. Radii are not used."""
-        del radii
-        network = self._network()
-        encoded = encodings.fourier(positions, self.position_octaves)
-        latent: Array = network.apply(params, encoded, method="latent")
-        raw: Array = network.apply(params, latent, method="raw_density")
-        return jax.nn.softplus(raw + self.density_bias), latent
+        """The activated density head; the latent is the trunk's output.
+
+        Noise is added if `params` holds a key as "noise". The radii matter to the integrated
+        encoding alone.
+        """
+        network, weights = self._network(), {"params": params["params"]}
+        encoded = self._encode(positions, radii)
+        latent: Array = network.apply(weights, encoded, method="latent")
+        raw: Array = network.apply(weights, latent, method="raw_density") + self.density_bias
+        if "noise" in params:
+            raw = raw + self.density_noise * jax.random.normal(params["noise"], raw.shape)
+        activate = jax.nn.softplus if self.activation == "softplus" else jax.nn.relu
+        return activate(raw), latent
 
     def features(self, params: Params, latent: Float[Array, "m width"]) -> Float[Array, "m width"]:
         """The bottleneck before the direction joins."""
-        return self._network().apply(params, latent, method="features")
+        weights = {"params": params["params"]}
+        return self._network().apply(weights, latent, method="features")
 
     def color(
         self, params: Params, features: Float[Array, "m width"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
         """Sigmoid of the colour head."""
         encoded = encodings.fourier(directions, self.direction_octaves)
-        return jax.nn.sigmoid(self._network().apply(params, features, encoded, method="raw_rgb"))
+        weights = {"params": params["params"]}
+        return jax.nn.sigmoid(self._network().apply(weights, features, encoded, method="raw_rgb"))

@@ -1,11 +1,11 @@
-"""TensoRF-VM: density and features as sums of products of planes and lines.
+"""TensoRF: density and features as sums of products of planes and lines, or of three lines.
 
 Chen, Xu, Geiger, Yu, Su: TensoRF, tensorial radiance fields (ECCV 2022), section 4.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ LINE_AXES = (2, 1, 0)
 
 @dataclasses.dataclass(frozen=True)
 class TensoRF:
-    """Spec of a vector-matrix factorised field.
+    """Spec of a factorised field.
 
     Attributes:
       resolution: grid points along x, y, z.
@@ -35,6 +35,8 @@ class TensoRF:
       density_shift: added before the softplus that makes the density.
       density_scale: factor of the density (the paper's distance scale).
       init_scale: standard deviation of the factors at the start.
+      factors: "vm", planes and lines (eq. 3), or "cp", three lines (eq. 2).
+      color_by: "mlp", or "harmonics" of the features as coefficients.
     """
 
     resolution: tuple[int, int, int]
@@ -48,6 +50,9 @@ class TensoRF:
     density_shift: float = -10.0
     density_scale: float = 25.0
     init_scale: float = 0.1
+    factors: Literal["vm", "cp"] = "vm"
+    color_by: Literal["mlp", "harmonics"] = "mlp"
+    in_box: ClassVar[bool] = True
 
     def _mlp(self) -> MLP:
         return MLP(self.width, self.layers, 3)
@@ -57,31 +62,33 @@ class TensoRF:
 
         Returns:
           {"density", "features": {"planes": 3 x (height, width, c), "lines": 3 x (size, c)},
-          "basis": (3 c, feature_dim), "mlp"}.
+          "basis": (3 c, feature_dim), "mlp"}; without planes, a basis of (c, feature_dim), and
+          without an MLP where it does not apply.
         """
         key_density, key_features, key_basis, key_mlp = jax.random.split(key, 4)
         inputs = jnp.zeros((1, self.feature_dim))
-        basis_bound = 1.0 / math.sqrt(3 * self.feature_components)
-        return {
+        components = self.feature_components * (3 if self.factors == "vm" else 1)
+        bound = 1.0 / math.sqrt(components)
+        params = {
             "density": self._init_factors(key_density, self.density_components),
             "features": self._init_factors(key_features, self.feature_components),
             "basis": jax.random.uniform(
-                key_basis,
-                (3 * self.feature_components, self.feature_dim),
-                minval=-basis_bound,
-                maxval=basis_bound,
+                key_basis, (components, self.feature_dim), minval=-bound, maxval=bound
             ),
-            "mlp": self._mlp().init(key_mlp, self._encode(inputs, inputs[:, :3])),
         }
+        if self.color_by == "mlp":
+            params["mlp"] = self._mlp().init(key_mlp, self._encode(inputs, inputs[:, :3]))
+        return params
 
     def _init_factors(self, key: jax.Array, components: int) -> dict[str, tuple[Array, ...]]:
         keys = jax.random.split(key, 6)
         normal = jax.random.normal
+        planes = zip(keys[:3], PLANE_AXES, strict=True) if self.factors == "vm" else ()
         return {
             "planes": tuple(
                 self.init_scale
                 * normal(k, (self.resolution[down], self.resolution[across], components))
-                for k, (across, down) in zip(keys[:3], PLANE_AXES, strict=True)
+                for k, (across, down) in planes
             ),
             "lines": tuple(
                 self.init_scale * normal(k, (self.resolution[axis], components))
@@ -92,12 +99,14 @@ class TensoRF:
     def _products(
         self, factors: dict[str, tuple[Array, ...]], unit: Float[Array, "m 3"]
     ) -> list[Float[Array, "m c"]]:
+        lines = grids.sample_lines(factors["lines"], [unit[:, axis] for axis in LINE_AXES])
+        if self.factors == "cp":
+            return [lines[0] * lines[1] * lines[2]]
         planes = grids.sample_planes(
             factors["planes"],
             [unit[:, across] for across, _ in PLANE_AXES],
             [unit[:, down] for _, down in PLANE_AXES],
         )
-        lines = grids.sample_lines(factors["lines"], [unit[:, axis] for axis in LINE_AXES])
         return [plane * line for plane, line in zip(planes, lines, strict=True)]
 
     def density(
@@ -125,7 +134,12 @@ class TensoRF:
     def color(
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
-        """Colour MLP of features, direction and their encodings."""
+        """Colour MLP of features, direction and their encodings, or harmonics of the direction."""
+        if self.color_by == "harmonics":
+            bands = math.isqrt(self.feature_dim // 3)
+            basis = encodings.spherical_harmonics(directions, bands)
+            coefficients = features.reshape(features.shape[0], 3, bands**2)
+            return jax.nn.sigmoid(jnp.sum(coefficients * basis[:, None], axis=-1))
         return jax.nn.sigmoid(self._mlp().apply(params["mlp"], self._encode(features, directions)))
 
     def _encode(
@@ -168,7 +182,8 @@ def resample(
                     (start[down], start[across]),
                     (stop[down], stop[across]),
                 )
-                for plane, (across, down) in zip(factors["planes"], PLANE_AXES, strict=True)
+                # Without planes there are none to go on.
+                for plane, (across, down) in zip(factors["planes"], PLANE_AXES, strict=False)
             ),
             "lines": tuple(
                 grids.resample_line(line, resolution[axis], start[axis], stop[axis])
@@ -207,3 +222,18 @@ def total_variation(factors: dict[str, tuple[Array, ...]]) -> Float[Array, ""]:
         )
 
     return sum((plane_variation(plane) for plane in factors["planes"]), jnp.zeros(()))
+
+
+def nonorthogonality(params: Params) -> Float[Array, ""]:
+    """Mean absolute inner product of different components' lines, summed over all lines.
+
+    Zero if the components along each axis are orthogonal (the authors' code, "Ortho weight").
+    """
+
+    def mean_product(line: Array) -> Array:
+        count = line.shape[1]
+        products = jnp.abs(line.T @ line) * (1.0 - jnp.eye(count, dtype=line.dtype))
+        return jnp.sum(products) / max(count * (count - 1), 1)
+
+    lines = [*params["density"]["lines"], *params["features"]["lines"]]
+    return sum((mean_product(line) for line in lines), jnp.zeros(()))

@@ -140,3 +140,119 @@ def test_fresh_network_lets_light_through_and_has_a_gradient() -> None:
     density, _, color = evaluate(params, positions, directions)
     assert np.all(np.asarray(density) > 0) and np.all(np.asarray(density) < 20)
     assert np.std(np.asarray(color)) > 0
+
+
+# Options.
+
+
+def run_field(
+    field: NeRF, params: Any, positions: np.ndarray, directions: np.ndarray, radii: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+    """Density and colour."""
+    density, latent = field.density(params, jnp.asarray(positions), jnp.asarray(radii))
+    features = field.features(params, latent)
+    return density, field.color(params, features, jnp.asarray(directions))
+
+
+def raw_slowly(field: NeRF, params: Any, encoded: np.ndarray) -> tuple[float, np.ndarray]:
+    """Raw density and the trunk's output."""
+    layers, hidden = params["params"], encoded
+    for index in range(field.layers):
+        layer = layers[f"trunk_{index}"]
+        hidden = np.concatenate([encoded, hidden]) if index == field.skip else hidden
+        kernel = np.asarray(layer["kernel"], np.float64)
+        hidden = np.maximum(hidden @ kernel + np.asarray(layer["bias"], np.float64), 0.0)
+    head = layers["density_head"]
+    raw = hidden @ np.asarray(head["kernel"], np.float64) + np.asarray(head["bias"], np.float64)
+    return float(raw[0]), hidden
+
+
+def test_integrated_encoding_fades_what_is_finer_than_the_cone() -> None:
+    field = dataclasses.replace(FIELD, encoding="integrated", layers=2)
+    params = random_params(field)
+    assert params["params"]["trunk_0"]["kernel"].shape == (2 * 3 * 3, 10)
+    positions, directions = random_inputs(8)
+    radii = np.array([0.0, 1e-6, 0.05, 0.1, 0.3, 1.0, 30.0, 1e15], np.float32)
+    density, color = run_field(field, params, positions, directions, radii)
+    assert np.all(np.isfinite(density)) and np.all(np.isfinite(color))
+    for i in range(8):
+        encoded = []
+        for octave in range(3):
+            # A disc's variance along each axis is a quarter of its radius squared.
+            fade = math.exp(-0.5 * 4**octave * 0.25 * float(radii[i]) ** 2)
+            for fn in (math.sin, math.cos):
+                encoded += [fade * fn(2**octave * float(x)) for x in positions[i]]
+        raw, _ = raw_slowly(field, params, np.array(encoded))
+        assert float(density[i]) == pytest.approx(math.log1p(math.exp(raw)), rel=1e-4)
+
+
+def test_gradients_of_the_integrated_encoding_are_finite_for_any_radius() -> None:
+    field = dataclasses.replace(FIELD, encoding="integrated", layers=2)
+    params = random_params(field)
+    positions, directions = random_inputs(4)
+    radii = jnp.asarray([0.0, 1e-20, 1.0, 1e15])
+
+    def total(params: Any, positions: jax.Array, radii: jax.Array) -> jax.Array:
+        density, latent = field.density(params, positions, radii)
+        color = field.color(params, field.features(params, latent), jnp.asarray(directions))
+        return jnp.sum(density) + jnp.sum(color)
+
+    grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(params, jnp.asarray(positions), radii)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+def test_without_directions_colour_is_a_layer_of_the_trunk_alone() -> None:
+    field = dataclasses.replace(FIELD, use_directions=False, layers=2)
+    params = random_params(field)
+    assert set(params["params"]) == {"trunk_0", "trunk_1", "density_head", "rgb_head"}
+    positions, directions = random_inputs(8)
+    density, color = run_field(field, params, positions, directions, np.zeros(8, np.float32))
+    _, turned = run_field(field, params, positions, -directions, np.zeros(8, np.float32))
+    np.testing.assert_array_equal(color, turned)
+    head = params["params"]["rgb_head"]
+    for i in range(8):
+        encoded = np.array(encode_slowly(positions[i], field.position_octaves))
+        raw, hidden = raw_slowly(field, params, encoded)
+        assert float(density[i]) == pytest.approx(math.log1p(math.exp(raw)), rel=1e-4)
+        rgb = hidden @ np.asarray(head["kernel"], np.float64) + np.asarray(head["bias"])
+        np.testing.assert_allclose(color[i], 1.0 / (1.0 + np.exp(-rgb)), atol=1e-5)
+
+
+def test_density_by_relu_is_the_raw_density_where_that_is_positive() -> None:
+    field = dataclasses.replace(FIELD, activation="relu", layers=2, density_bias=-0.8)
+    params = random_params(field)
+    positions, _ = random_inputs(40)
+    density, _ = field.density(params, jnp.asarray(positions), jnp.zeros(40))
+    wanted = []
+    for position in positions:
+        encoded = np.array(encode_slowly(position, field.position_octaves))
+        wanted.append(max(raw_slowly(field, params, encoded)[0] - 0.8, 0.0))
+    np.testing.assert_allclose(density, wanted, rtol=1e-4, atol=1e-5)
+    assert 3 < np.sum(np.asarray(wanted) == 0) < 37
+
+
+def test_noise_is_added_to_the_raw_density_only_where_there_is_a_key() -> None:
+    field = dataclasses.replace(FIELD, activation="relu", density_noise=0.5, density_bias=100.0)
+    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
+    positions = jnp.zeros((4000, 3))
+
+    def density_with(params: Any) -> np.ndarray:
+        return np.asarray(field.density(params, positions, jnp.zeros(4000))[0])
+
+    np.testing.assert_array_equal(density_with(nothing), 100.0)
+    first, again, other = (
+        density_with(nothing | {"noise": jax.random.key(k)}) - 100.0 for k in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.05
+    for noise in (first, other):
+        assert np.mean(noise) == pytest.approx(0.0, abs=0.03)
+        assert np.std(noise) == pytest.approx(0.5, rel=0.05)
+    # Colour is not noisy, and does not mind the key.
+    noisy = PARAMS | {"noise": jax.random.key(0)}
+    points, directions = random_inputs(5)
+    latent = field.density(PARAMS, jnp.asarray(points), jnp.zeros(5))[1]
+    np.testing.assert_array_equal(
+        field.color(noisy, field.features(noisy, latent), jnp.asarray(directions)),
+        field.color(PARAMS, field.features(PARAMS, latent), jnp.asarray(directions)),
+    )

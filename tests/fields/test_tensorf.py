@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrf import encodings
 from jaxrf.fields.tensorf import (
     TensoRF,
     fit_resolution,
     l1_norm,
+    nonorthogonality,
     resample,
     total_variation,
 )
@@ -397,3 +399,122 @@ def test_total_variation_equals_loop() -> None:
 def test_total_variation_of_constant_planes_is_zero() -> None:
     constant = jax.tree.map(lambda x: jnp.full_like(x, 3.0), PARAMS["density"])
     assert float(total_variation(constant)) == 0.0
+
+
+# Three lines, harmonics.
+
+CP = dataclasses.replace(FIELD, factors="cp", color_by="harmonics", feature_dim=12)
+CP_PARAMS = random_params(CP, 5)
+
+
+def line_products_slowly(field: TensoRF, factors: Any, position: np.ndarray) -> np.ndarray:
+    """The c products of three lines at a position; lines are of z, y and x."""
+    (low, high), products = BOX.astype(np.float64), np.ones(factors["lines"][0].shape[1])
+    for line, axis in zip(factors["lines"], (2, 1, 0), strict=True):
+        size = field.resolution[axis]
+        assert line.shape[0] == size
+        at = (float(position[axis]) - low[axis]) / (high[axis] - low[axis]) * (size - 1)
+        products *= sum(hat(at - i) * np.asarray(line[i], np.float64) for i in range(size))
+    return products
+
+
+def test_parameters_of_three_lines_and_harmonics_have_neither_planes_nor_networks() -> None:
+    params = jax.jit(CP.init)(jax.random.key(1, impl="rbg"))
+    assert set(params) == {"density", "features", "basis"}
+    for factors, components in ((params["density"], 2), (params["features"], 3)):
+        assert factors["planes"] == ()
+        shapes = [(5, components), (6, components), (4, components)]
+        assert [line.shape for line in factors["lines"]] == shapes
+    assert params["basis"].shape == (3, 12) and np.all(np.abs(params["basis"]) <= 3**-0.5)
+    assert float(total_variation(params["density"])) == 0.0
+    lines = [np.asarray(line, np.float64) for line in params["density"]["lines"]]
+    wanted = sum(np.mean(np.abs(line)) for line in lines)
+    assert float(l1_norm(params)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_density_and_features_of_three_lines_equal_sums_over_all_grid_points() -> None:
+    positions = random_positions(20)
+    positions[:2] = 0.999 * BOX + 0.001 * BOX.mean(axis=0)
+    density, latent = look_up(CP, CP_PARAMS, jnp.asarray(positions))
+    features = features_of(CP, CP_PARAMS, latent)
+    assert features.shape == (20, 12)
+    for value, feature, position in zip(density, features, positions, strict=True):
+        raw = np.sum(line_products_slowly(CP, CP_PARAMS["density"], position)) - 1.0
+        assert float(value) == pytest.approx(25.0 * math.log1p(math.exp(raw)), rel=1e-4)
+        products = line_products_slowly(CP, CP_PARAMS["features"], position)
+        wanted = products @ np.asarray(CP_PARAMS["basis"], np.float64)
+        np.testing.assert_allclose(feature, wanted, atol=1e-5)
+    outside = density_of(CP, CP_PARAMS, jnp.asarray(2.0 * BOX))
+    np.testing.assert_array_equal(outside, 0.0)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+def test_color_by_harmonics_is_the_sigmoid_of_their_sum(bands: int) -> None:
+    field = dataclasses.replace(CP, feature_dim=3 * bands**2)
+    rng = np.random.default_rng(bands)
+    features = rng.normal(size=(7, field.feature_dim)).astype(np.float32)
+    directions = rng.normal(size=(7, 3))
+    directions[:3] = np.eye(3)
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    found = field.color({}, jnp.asarray(features), jnp.asarray(directions, jnp.float32))
+    basis = np.asarray(encodings.spherical_harmonics(jnp.asarray(directions, jnp.float32), bands))
+    for i in range(7):
+        for channel in range(3):
+            mine = features[i, channel * bands**2 : (channel + 1) * bands**2]
+            raw = sum(float(a) * float(b) for a, b in zip(mine, basis[i], strict=True))
+            wanted = 1.0 / (1.0 + math.exp(-raw))
+            assert float(found[i, channel]) == pytest.approx(wanted, abs=1e-5)
+    if bands == 1:
+        turned = field.color({}, jnp.asarray(features), -jnp.asarray(directions, jnp.float32))
+        np.testing.assert_array_equal(turned, found)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e8])
+def test_gradients_of_three_lines_and_harmonics_are_finite(scale: float) -> None:
+    positions = jnp.asarray([*BOX, (9.0, 9.0, 9.0), (0.0, 0.0, 1.0)])
+    up = jnp.asarray([[0.0, 0.0, 1.0]] * 4)
+
+    def total(params: Any, positions: jax.Array) -> jax.Array:
+        density, latent = CP.density(bind(params), positions, jnp.zeros(4))
+        return jnp.sum(density) + jnp.sum(CP.color(params, CP.features(params, latent), up))
+
+    params = jax.tree.map(lambda x: x * scale, CP_PARAMS)
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(params, positions)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+
+
+def test_resampling_three_lines_keeps_the_values_of_the_common_points() -> None:
+    finer = resample_to(CP_PARAMS, (7, 11, 9))
+    assert jax.tree.structure(finer) == jax.tree.structure(CP_PARAMS)
+    for name in ("density", "features"):
+        for old, new in zip(CP_PARAMS[name]["lines"], finer[name]["lines"], strict=True):
+            np.testing.assert_allclose(new[::2], old, atol=1e-5)
+    np.testing.assert_array_equal(finer["basis"], CP_PARAMS["basis"])
+
+
+@pytest.mark.parametrize("params", [PARAMS, CP_PARAMS], ids=["vm", "cp"])
+def test_nonorthogonality_equals_loop(params: Any) -> None:
+    total = 0.0
+    for factors in (params["density"], params["features"]):
+        for line in factors["lines"]:
+            columns, products = np.asarray(line, np.float64).T, []
+            for i, a in enumerate(columns):
+                for j, b in enumerate(columns):
+                    if i != j:
+                        products.append(abs(sum(x * y for x, y in zip(a, b, strict=True))))
+            total += sum(products) / len(products)
+    assert float(nonorthogonality(params)) == pytest.approx(total, rel=1e-5)
+
+
+def test_nonorthogonality_of_orthogonal_single_and_vanishing_components_is_zero() -> None:
+    def with_lines(line: np.ndarray) -> Any:
+        factors = {"planes": (), "lines": (jnp.asarray(line, jnp.float32),) * 3}
+        return {"density": factors, "features": factors}
+
+    crossed = np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0], [2.0, -1.0, 0.0]])
+    for line in (crossed, np.ones((5, 1)), np.zeros((4, 3))):
+        params = with_lines(line)
+        assert float(nonorthogonality(params)) == 0.0
+        gradients = jax.grad(nonorthogonality)(params)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+    assert float(nonorthogonality(with_lines(np.ones((5, 2))))) == 6 * 5.0

@@ -1,0 +1,1 @@
+"""Trained fields in files that are made for something else than training on."""

@@ -1,0 +1,82 @@
+"""Layers of ternary weights and 8-bit activations, as a network trains with them.
+
+Ma et al.: The era of 1-bit LLMs, all large language models are in 1.58 bits (2024).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Scales are at least this, lest an all-zero row or matrix divide by zero.
+LEAST_SCALE = 1e-5
+
+
+@jax.custom_jvp
+def _straight_through(quantised: Array, x: Array) -> Array:
+    """The quantised values, with the gradient of what they were made of."""
+    del x
+    return quantised
+
+
+# Not x + stop_gradient(quantised - x), which is rounded: whole numbers are to stay whole.
+_straight_through.defjvps(None, lambda tangent, *_: tangent)
+
+
+def quantise_weights(
+    weights: Float[Array, "i o"],
+) -> tuple[Float[Array, "i o"], Float[Array, ""]]:
+    """Weights as -1, 0, 1 times a scale, the mean of their absolute values.
+
+    Gradients pass the rounding straight through, and none flows through the scale.
+    """
+    mean = jnp.mean(jnp.abs(jax.lax.stop_gradient(weights)))
+    scale = jnp.maximum(mean, LEAST_SCALE)
+    ratio = weights / scale
+    return _straight_through(jnp.clip(jnp.round(ratio), -1.0, 1.0), ratio), scale
+
+
+def quantise_activations(
+    x: Float[Array, "*batch i"],
+) -> tuple[Float[Array, "*batch i"], Float[Array, "*batch 1"]]:
+    """Rows as whole numbers from -128 to 127 times a scale of each row, its maximum over 127.
+
+    Gradients pass the rounding straight through, and none flows through the scales.
+    """
+    most = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
+    scale = jnp.maximum(most / 127.0, LEAST_SCALE)
+    ratio = x / scale
+    return _straight_through(jnp.clip(jnp.round(ratio), -128.0, 127.0), ratio), scale
+
+
+def normalise(x: Float[Array, "*batch i"]) -> Float[Array, "*batch i"]:
+    """Rows divided by the root of their mean square (RMSNorm without gain)."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+class BitDense(nn.Module):
+    """A linear layer of ternary weights on normalised 8-bit activations.
+
+    y = (Xq Wq) s_x s_w + b. Gradients pass the rounding straight through and see the quantised
+    operands; none flows through the scales. If the parameters hold a "scale" beside the kernel, the
+    kernel is ternary already: the mean of its absolute values would be another scale.
+
+    Attributes:
+      features: channels that come out.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        if self.has_variable("params", "scale"):
+            ternary, weight_scale = kernel, self.get_variable("params", "scale")
+        else:
+            ternary, weight_scale = quantise_weights(kernel)
+        whole, row_scale = quantise_activations(normalise(x))
+        # Sums of whole numbers, which are exact in whatever order and precision they are taken.
+        product = (whole @ ternary) * row_scale * weight_scale
+        return product + bias.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,0 +1,118 @@
+"""Hash grid: a multiresolution table of features and two small networks.
+
+Mueller, Evans, Schied, Keller: Instant neural graphics primitives with a multiresolution hash
+encoding (SIGGRAPH 2022).
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrf import encodings, grids
+from jaxrf.fields.mlp import MLP
+
+Params = dict[str, Any]
+
+
+@jax.custom_jvp
+def clamped_exp(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The exponential, of at most e^80, whose gradient is that at x clamped to [-15, 15]."""
+    return jnp.exp(jnp.minimum(x, 80.0))
+
+
+@clamped_exp.defjvp
+def _clamped_exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    return clamped_exp(x), jnp.exp(jnp.clip(x, -15.0, 15.0)) * tangent
+
+
+@dataclasses.dataclass(frozen=True)
+class HashGrid:
+    """Spec of a hash grid.
+
+    Attributes:
+      levels, channels: of the table; channels are those of one level.
+      coarsest, finest: cells along the box's sides at the first and the last level.
+      log2_rows: of the most rows that a level has.
+      width: of both networks.
+      density_layers, color_layers: hidden layers of the two.
+      feature_dim: channels that the density network hands on to the colour network.
+      direction_bands: of the direction's spherical harmonics.
+      density_shift: added to the raw density before its exponential.
+      density_scale: factor of the density; that of a box of side 1 is (side of the box)^-1.
+    """
+
+    levels: int = 16
+    channels: int = 2
+    coarsest: int = 16
+    finest: int = 2048
+    log2_rows: int = 19
+    width: int = 64
+    density_layers: int = 1
+    color_layers: int = 2
+    feature_dim: int = 15
+    direction_bands: int = 4
+    density_shift: float = -1.0
+    density_scale: float = 1.0
+    in_box: ClassVar[bool] = True
+
+    def plan(self) -> grids.HashLevels:
+        """Where the levels lie in the table."""
+        return grids.plan_hash_levels(self.levels, self.coarsest, self.finest, 1 << self.log2_rows)
+
+    def _density_mlp(self) -> MLP:
+        return MLP(self.width, self.density_layers, 1 + self.feature_dim, bias=False)
+
+    def _color_mlp(self) -> MLP:
+        return MLP(self.width, self.color_layers, 3, bias=False)
+
+    def init(self, key: jax.Array) -> Params:
+        """Features uniform in +-1e-4 (section 4), networks as usual for layers with ReLU.
+
+        Returns:
+          {"table": (rows, channels), "density_mlp", "color_mlp"}.
+        """
+        key_table, key_density, key_color = jax.random.split(key, 3)
+        rows = self.plan().starts[-1]
+        encoded = jnp.zeros((1, self.levels * self.channels))
+        seen = jnp.zeros((1, self.feature_dim + self.direction_bands**2))
+        return {
+            "table": jax.random.uniform(
+                key_table, (rows, self.channels), minval=-1e-4, maxval=1e-4
+            ),
+            "density_mlp": self._density_mlp().init(key_density, encoded),
+            "color_mlp": self._color_mlp().init(key_color, seen),
+        }
+
+    def density(
+        self, params: Params, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
+    ) -> tuple[Float[Array, "m"], Float[Array, "m c"]]:
+        """Exponential of the density network's first output, zero outside the box.
+
+        `params` holds, besides what is trained, the box (2, 3) as "aabb". The latent is the rest of
+        the network's output. The radii are not used.
+        """
+        del radii
+        low, high = params["aabb"][:1], params["aabb"][1:]
+        unit = (positions - low) / (high - low)
+        encoded = grids.sample_hash_grid(params["table"], unit, self.plan())
+        out = self._density_mlp().apply(params["density_mlp"], encoded)
+        density = self.density_scale * clamped_exp(out[:, 0] + self.density_shift)
+        inside = jnp.all((unit >= 0) & (unit <= 1), axis=-1)
+        return jnp.where(inside, density, 0.0), out[:, 1:]
+
+    def features(self, params: Params, latent: Float[Array, "m c"]) -> Float[Array, "m c"]:
+        """The density network's other outputs themselves."""
+        del params
+        return latent
+
+    def color(
+        self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
+    ) -> Float[Array, "m 3"]:
+        """Sigmoid of the colour network, which sees features and spherical harmonics."""
+        seen = encodings.spherical_harmonics(directions, self.direction_bands)
+        inputs = jnp.concatenate([features, seen], axis=-1)
+        return jax.nn.sigmoid(self._color_mlp().apply(params["color_mlp"], inputs))

@@ -1,0 +1,281 @@
+"""Ternary layers and their gradients against the recipe in numpy and float64."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrf.fields.bitnerf import (
+    LEAST_SCALE,
+    BitDense,
+    normalise,
+    quantise_activations,
+    quantise_weights,
+)
+from jaxrf.fields.nerf import NeRF
+
+# ---------------------------------------------------------------------------------------------
+# The recipe, literally, with its W of shape (out, in)
+# ---------------------------------------------------------------------------------------------
+
+
+def quantise_weights_slowly(W: np.ndarray) -> tuple[np.ndarray, float]:
+    scale = max(float(np.mean(np.abs(W))), LEAST_SCALE)
+    return np.clip(np.round(W / scale), -1, 1), scale
+
+
+def quantise_activations_slowly(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scales = np.maximum(np.max(np.abs(X), axis=1, keepdims=True) / 127, LEAST_SCALE)
+    return np.clip(np.round(X / scales), -128, 127), scales
+
+
+def normalise_slowly(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised rows, and for each the Jacobian of that: (n, i, i)."""
+    square = np.mean(x**2, axis=1) + 1e-6
+    root, channels = np.sqrt(square), x.shape[1]
+    outer = x[:, :, None] * x[:, None, :] / (channels * square[:, None, None])
+    return x / root[:, None], (np.eye(channels) - outer) / root[:, None, None]
+
+
+def bit_dense_slowly(
+    x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, g: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Output, and the gradients of sum(g * output) in input, kernel and bias."""
+    normalised, jacobian = normalise_slowly(x)
+    Xq, s_x = quantise_activations_slowly(normalised)
+    Wq, s_w = quantise_weights_slowly(kernel.T)
+    y = (Xq @ Wq.T) * s_x * s_w + bias
+    dX = (g @ Wq) * s_w
+    dW = g.T @ (Xq * s_x)
+    return y, np.einsum("nij,ni->nj", jacobian, dX), dW.T, g.sum(axis=0)
+
+
+@jax.jit
+def apply_layer(x: jax.Array, kernel: jax.Array, bias: jax.Array, **more: jax.Array) -> jax.Array:
+    out: Any = BitDense(kernel.shape[1]).apply(
+        {"params": {"kernel": kernel, "bias": bias, **more}}, x
+    )
+    return out
+
+
+@jax.jit
+def layer_with_gradients(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, g: jax.Array
+) -> tuple[jax.Array, ...]:
+    y, pull_back = jax.vjp(apply_layer, x, kernel, bias)
+    return (y, *pull_back(g))
+
+
+def random_layer(
+    rows: int, inside: int, outside: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Input, kernel, bias, and a gradient that comes back, in float32."""
+    rng = np.random.default_rng(seed)
+    shapes = (rows, inside), (inside, outside), (outside,), (rows, outside)
+    x, kernel, bias, g = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    return x, kernel, bias, g
+
+
+# ---------------------------------------------------------------------------------------------
+# Quantisation
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e-4, 1.0, 1e15])
+def test_quantised_weights_are_those_of_the_recipe(size: float) -> None:
+    weights = size * random_layer(1, 17, 9)[1]
+    ternary, scale = quantise_weights(jnp.asarray(weights))
+    wanted, wanted_scale = quantise_weights_slowly(weights.astype(np.float64))
+    np.testing.assert_array_equal(ternary, wanted)
+    assert float(scale) == pytest.approx(wanted_scale, rel=1e-6)
+    assert size < 1e-5 or set(np.unique(ternary)) == {-1.0, 0.0, 1.0}
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-4, 1.0, 1e30])
+def test_quantised_activations_are_those_of_the_recipe(size: float) -> None:
+    x = size * random_layer(11, 33, 1)[0]
+    whole, scales = quantise_activations(jnp.asarray(x))
+    wanted, wanted_scales = quantise_activations_slowly(x.astype(np.float64))
+    np.testing.assert_array_equal(whole, wanted)
+    np.testing.assert_allclose(scales, wanted_scales, rtol=1e-6)
+    assert size < 1.0 or np.all(np.max(np.abs(whole), axis=1) == 127)
+    error = np.abs(np.asarray(whole) * np.asarray(scales) - x)
+    assert np.all(error <= 0.5001 * np.asarray(scales))
+
+
+def test_rounding_is_passed_straight_and_scales_have_no_gradient() -> None:
+    x, kernel, _, _ = random_layer(5, 7, 7)
+    g = random_layer(5, 7, 7, seed=1)
+
+    def of_weights(w: jax.Array) -> jax.Array:
+        ternary, scale = quantise_weights(w)
+        return jnp.sum(ternary * scale * g[1])
+
+    def of_activations(x: jax.Array) -> jax.Array:
+        whole, scales = quantise_activations(x)
+        return jnp.sum(whole * scales * g[0])
+
+    np.testing.assert_allclose(jax.grad(of_weights)(kernel), g[1], rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(of_activations)(x), g[0], rtol=1e-6)
+    # An outlier is clipped; its gradient is not.
+    kernel[2, 3] = 100.0
+    np.testing.assert_allclose(jax.grad(of_weights)(kernel), g[1], rtol=1e-6)
+    for function, value in ((quantise_weights, kernel), (quantise_activations, x)):
+        scale_gradient = jax.grad(lambda v, f=function: jnp.sum(f(v)[1]))(jnp.asarray(value))
+        np.testing.assert_array_equal(scale_gradient, np.zeros_like(value))
+
+
+def test_what_is_ternary_already_is_quantised_to_itself_with_another_scale() -> None:
+    ternary, scale = quantise_weights(jnp.asarray(random_layer(1, 16, 8)[1]))
+    again, other = quantise_weights(ternary * scale)
+    np.testing.assert_array_equal(again, ternary)
+    assert float(other) < 0.9 * float(scale)
+
+
+def test_normalised_rows_have_a_mean_square_of_one_whatever_their_size() -> None:
+    x = random_layer(4, 16, 1)[0] * np.array([[1e-2], [1.0], [1e6], [1e18]], np.float32)
+    mean_square = np.mean(np.asarray(normalise(jnp.asarray(x))) ** 2, axis=1)
+    np.testing.assert_allclose(mean_square, 1.0, rtol=0.02)
+
+
+# ---------------------------------------------------------------------------------------------
+# The layer
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4), (31, 64, 16), (3, 1, 5), (4, 9, 1), (1, 1, 1)])
+def test_layer_and_its_gradients_are_those_of_the_recipe(shape: tuple[int, int, int]) -> None:
+    layer = random_layer(*shape)
+    found = layer_with_gradients(*(jnp.asarray(value) for value in layer))
+    wanted = bit_dense_slowly(*(value.astype(np.float64) for value in layer))
+    for name, a, b in zip(("y", "dx", "dW", "db"), found, wanted, strict=True):
+        assert a.shape == b.shape
+        # Of one channel the normalisation keeps the sign alone: its gradient cancels to nearly 0.
+        tolerance = 1e-5 * max(np.max(np.abs(b)), 0.1)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=tolerance, err_msg=name)
+
+
+def test_products_are_sums_of_whole_numbers() -> None:
+    """Exact, so that no order of summation and no lower precision changes a bit."""
+    x, kernel, bias, _ = random_layer(8, 300, 5)
+    found = apply_layer(jnp.asarray(x), jnp.asarray(kernel), jnp.zeros_like(bias))
+    whole, scales = jax.jit(lambda x: quantise_activations(normalise(x)))(x)
+    ternary, scale = jax.jit(quantise_weights)(kernel)
+    sums = np.asarray(found, np.float64) / np.asarray(scales) / float(scale)
+    np.testing.assert_allclose(sums, np.round(sums), atol=1e-3)
+    np.testing.assert_array_equal(np.round(sums), np.asarray(whole) @ np.asarray(ternary))
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3), (2, 1, 3)])
+def test_any_batch_shape_is_its_rows_one_by_one(batch: tuple[int, ...]) -> None:
+    rows = int(np.prod(batch))
+    x, kernel, bias, _ = random_layer(rows, 6, 4)
+    found = apply_layer(jnp.asarray(x).reshape(*batch, 6), jnp.asarray(kernel), jnp.asarray(bias))
+    assert found.shape == (*batch, 4)
+    for row, out in zip(x, np.asarray(found).reshape(rows, 4), strict=True):
+        # A row's scale is its own: what else is in the batch does not matter.
+        alone = apply_layer(jnp.asarray(row), jnp.asarray(kernel), jnp.asarray(bias))
+        np.testing.assert_allclose(out, alone, rtol=1e-6)
+
+
+ROWS = {
+    "zeros": 0.0,
+    "tiny": 1e-20,
+    "small": 1e-5,
+    "large": 1e6,
+    "huge": 1e18,
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("weights", ["zeros", "tiny", "small", "large"])
+def test_extremes_are_finite_and_follow_the_recipe(row: str, weights: str) -> None:
+    x, kernel, bias, g = random_layer(4, 8, 3)
+    x, kernel = x * np.float32(ROWS[row]), kernel * np.float32(ROWS[weights])
+    layer = x, kernel, bias, g
+    found = layer_with_gradients(*(jnp.asarray(value) for value in layer))
+    assert all(np.all(np.isfinite(leaf)) for leaf in found)
+    wanted = bit_dense_slowly(*(value.astype(np.float64) for value in layer))
+    for a, b in zip(found, wanted, strict=True):
+        # Huge rows cancel in the gradient of their normalisation but for rounding.
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(np.max(np.abs(b)), 1e-6))
+    if "zeros" in (row, weights):
+        np.testing.assert_array_equal(found[0], np.broadcast_to(bias, (4, 3)))
+
+
+def test_one_outlier_leaves_the_other_weights_nothing_but_no_nan() -> None:
+    x, kernel, bias, g = random_layer(4, 8, 3)
+    kernel[0, 0] = 1e9
+    y, *gradients = layer_with_gradients(*(jnp.asarray(v) for v in (x, kernel, bias, g)))
+    np.testing.assert_array_equal(y[:, 1:], np.broadcast_to(bias[1:], (4, 2)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in gradients)
+
+
+def test_a_scale_among_the_parameters_is_taken_as_it_is() -> None:
+    x, kernel, bias, _ = (jnp.asarray(value) for value in random_layer(9, 12, 7))
+    ternary, scale = quantise_weights(kernel)
+    y = apply_layer(x, kernel, bias)
+    np.testing.assert_array_equal(apply_layer(x, ternary, bias, scale=scale), y)
+    doubled = apply_layer(x, ternary, jnp.zeros_like(bias), scale=2.0 * scale)
+    np.testing.assert_allclose(doubled, 2.0 * (y - bias[None]), rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------
+# A whole network
+# ---------------------------------------------------------------------------------------------
+
+FIELD = NeRF(
+    layers=2, width=8, skip=1, color_width=6, position_octaves=2, direction_octaves=1, ternary=True
+)
+
+
+@jax.jit
+def evaluate(params: Any, positions: jax.Array, directions: jax.Array) -> tuple[Any, Any]:
+    density, latent = FIELD.density(params, positions, positions[:, 0])
+    return density, FIELD.color(params, FIELD.features(params, latent), directions)
+
+
+def random_params(seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(FIELD.init, jax.random.key(0))
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.4, s.shape), s.dtype), shapes)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
+def test_a_ternary_nerf_has_finite_density_and_color_and_gradients(scale: float) -> None:
+    rng = np.random.default_rng(1)
+    positions = jnp.asarray(rng.uniform(-1, 1, (12, 3)), jnp.float32)
+    directions = rng.normal(size=(12, 3))
+    directions = jnp.asarray(directions / np.linalg.norm(directions, axis=1, keepdims=True))
+    params = jax.tree.map(lambda x: x * scale, random_params())
+    density, color = evaluate(params, positions, directions.astype(jnp.float32))
+    assert density.shape == (12,) and color.shape == (12, 3)
+    assert np.all(np.isfinite(density)) and np.all(np.asarray(density) >= 0)
+    assert np.all(np.asarray(color) >= 0) and np.all(np.asarray(color) <= 1)
+    assert scale == 0.0 or np.std(np.asarray(color)) > 0
+
+    def total(params: Any) -> jax.Array:
+        density, color = evaluate(params, positions, directions.astype(jnp.float32))
+        return jnp.sum(density) + jnp.sum(color)
+
+    gradients = jax.jit(jax.grad(total))(params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+
+
+def test_a_ternary_nerf_knows_its_weights_only_as_ternary() -> None:
+    """Weights that move within their third of the range change nothing but their common scale."""
+    params = random_params()
+    kernel = params["params"]["trunk_1"]["kernel"]
+    ternary, scale = quantise_weights(kernel)
+    quantised = params["params"] | {
+        "trunk_1": params["params"]["trunk_1"] | {"kernel": ternary, "scale": scale}
+    }
+    positions = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (12, 3)), jnp.float32)
+    for a, b in zip(
+        evaluate(params, positions, positions),
+        evaluate({"params": quantised}, positions, positions),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
