@@ -663,14 +663,15 @@ def hashgrid_small() -> TrainConfig:
             occupancy_cells=64,
             march_steps=256,
             color_layers=1,
+            shading="per_ray",
         ),
         background="random",
-        steps=3000,
-        batch_samples=1 << 15,
-        batch_rays=2048,
+        steps=4000,
+        batch_samples=1 << 14,
+        batch_rays=1024,
         render_samples=1 << 15,
         optimizer=OptimizerConfig(
-            grid_rate=0.02, network_rate=0.01, final_fraction=0.05, epsilon=1e-15
+            grid_rate=0.04, network_rate=0.01, final_fraction=0.05, epsilon=1e-15
         ),
     )
 
@@ -689,6 +690,7 @@ def pynerf_small() -> TrainConfig:
             march_steps=256,
             color_width=64,
             color_layers=1,
+            shading="per_ray",
         ),
         scales=4,
     )
