@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from made_up import make_scene
 
-from jaxrf import methods, train
+from jaxrf import stages, train
 from jaxrf.config import NeRFConfig, make_preset
 
 RAYS, SAMPLES = 1024, 64
@@ -92,9 +92,9 @@ def make_jax_step() -> Callable[[], object]:
         batch_rays=RAYS,
     )
     scene = make_scene(views=8, size=64)
-    config = methods.fit_config(config, scene)
-    stage = methods.first_stage(config, scene.aabb)
-    grid = methods.init_grid(config.field, stage, scene.aabb)
+    config = stages.fit_config(config, scene)
+    stage = stages.first_stage(config, scene.aabb)
+    grid = stages.init_grid(config.field, stage, scene.aabb)
     state = train.init_state(config, stage, grid)
     pixels = train.put_pixels(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from made_up import make_scene
 
-from jaxrf import methods, train
+from jaxrf import stages, train
 from jaxrf.config import NeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig, make_preset
 
 FACTORS = (1, 2, 4, 8)
@@ -28,8 +28,8 @@ SMALL_NERF = NeRFConfig(layers=4, width=64, skip=2, color_width=32, coarse_sampl
 def measure(config: TrainConfig, views: int, steps: int) -> tuple[float, float]:
     """Milliseconds of a step, and MiB of the program."""
     scene = make_scene(views, size=64)
-    stage = methods.first_stage(config, scene.aabb)
-    grid = methods.init_grid(config.field, stage, scene.aabb)
+    stage = stages.first_stage(config, scene.aabb)
+    grid = stages.init_grid(config.field, stage, scene.aabb)
     state = train.init_state(config, stage, grid)
     pixels = train.put_pixels(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
@@ -73,7 +73,7 @@ def make_config(kind: str, factor: int, grown: str) -> tuple[TrainConfig, int]:
         field=field,
         batch_rays=rays,
         batch_samples=samples,
-        pass_samples=methods.CACHED_SAMPLES,
+        pass_samples=stages.CACHED_SAMPLES,
     )
     return config, views
 

@@ -243,6 +243,12 @@ def _check(config: TrainConfig) -> None:
                 "density_scale", "initial_voxels", "final_voxels", "occupancy_voxels",
                 "step_ratio", prefix="field.",
             )  # fmt: skip
+            wanted = [3 * bands**2 for bands in range(1, 5)]
+            if config.field.color == "harmonics" and config.field.feature_dim not in wanted:
+                raise InputError(
+                    f"--field.feature-dim is {config.field.feature_dim}: harmonics need one of "
+                    f"{', '.join(str(n) for n in wanted)}."
+                )
         case configs.VoxelsConfig():
             _check_positive(
                 config.field, "width", "feature_dim", "density_scale", "initial_resolution",
@@ -271,10 +277,11 @@ def _check(config: TrainConfig) -> None:
 
 def _check_positive(options: Any, *names: str, prefix: str = "") -> None:
     for name in names:
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            option = "--" + prefix + name.replace("_", "-")
-            raise InputError(f"{option} is {value}: give a number above 0.")
+        given = getattr(options, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and not value > 0:
+                option = "--" + prefix + name.replace("_", "-")
+                raise InputError(f"{option} is {value}: give a number above 0.")
 
 
 def _guard(command: Callable[[], int]) -> int:

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxrf import cameras as cams
-from jaxrf import evaluate, memory, methods, monitor, pictures, runs, train
+from jaxrf import evaluate, memory, monitor, pictures, runs, stages, train
 from jaxrf.cli_options import Channel, EvalOptions, ExportOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.data import sources
@@ -88,7 +88,7 @@ def run_training(config: TrainConfig, preset: str) -> int:
         print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.steps}.")
     else:
         data = None if source.folder is None else source.folder.absolute()
-        config = methods.fit_config(config, scene)
+        config = stages.fit_config(config, scene)
         config = dataclasses.replace(config, run_dir=run_dir, data=data)
         runs.create_folder(run_dir)
         runs.write_config(run_dir, config)

@@ -92,15 +92,25 @@ class TensoRFConfig:
 class SampledConfig:
     """How the rays of a field that has no grid of its own are sampled."""
 
-    sampler: Literal["hierarchical", "occupancy"] = "hierarchical"
-    """Coarse and fine samples with a network for each, or steps through the cells of an occupancy
-    grid that may hold anything, packed, with one network (much faster)."""
+    sampler: Literal["hierarchical", "occupancy", "proposal"] = "hierarchical"
+    """Coarse and fine samples with a network for each; steps through the cells of an occupancy
+    grid that may hold anything, packed, with one network (much faster); or samples where small
+    hash grids propose them, which learn from the field."""
     coarse_samples: int = 64
     """hierarchical: stratified samples per ray."""
     fine_samples: int = 128
     """hierarchical: importance samples per ray, in addition; 0 trains the coarse network alone."""
     spacing: Literal["linear", "disparity"] = "linear"
-    """hierarchical: what the coarse samples are spread evenly in, distance or its inverse."""
+    """hierarchical, proposal: what the first samples are spread evenly in, distance or its
+    inverse."""
+    proposal_samples: tuple[int, ...] = (128, 64)
+    """proposal: samples of each proposal."""
+    proposed_samples: int = 32
+    """proposal: samples of the field."""
+    proposal_cells: tuple[int, ...] = (64, 128)
+    """proposal: finest cells of each proposal's hash grid, along a side."""
+    interlevel_weight: float = 1.0
+    """proposal: weight of what the proposals miss."""
     occupancy_cells: int = 128
     """occupancy: cells along the longest side of the box."""
     occupancy_every: int = 16
@@ -167,9 +177,9 @@ class HashGridConfig(SampledConfig):
     """Instant-NGP's hash grid with two small MLPs."""
 
     kind: Annotated[Literal["hashgrid"], tyro.conf.Suppress] = "hashgrid"
-    sampler: Literal["hierarchical", "occupancy"] = "occupancy"
-    """Coarse and fine samples with a field for each, or steps through the cells of an occupancy
-    grid that may hold anything, packed."""
+    sampler: Literal["hierarchical", "occupancy", "proposal"] = "occupancy"
+    """Coarse and fine samples with a field for each; steps through the cells of an occupancy grid
+    that may hold anything, packed; or samples where small hash grids propose them."""
     levels: int = 16
     """Levels of the grid."""
     channels: int = 2
@@ -201,9 +211,9 @@ class PyNeRFConfig(SampledConfig):
     """PyNeRF: a pyramid of heads on hash grids, the head chosen by a sample's size."""
 
     kind: Annotated[Literal["pynerf"], tyro.conf.Suppress] = "pynerf"
-    sampler: Literal["hierarchical", "occupancy"] = "occupancy"
-    """Coarse and fine samples with a field for each, or steps through the cells of an occupancy
-    grid that may hold anything, packed."""
+    sampler: Literal["hierarchical", "occupancy", "proposal"] = "occupancy"
+    """Coarse and fine samples with a field for each; steps through the cells of an occupancy grid
+    that may hold anything, packed; or samples where small hash grids propose them."""
     heads: int = 8
     """Levels of the pyramid."""
     factor: float = 2.0

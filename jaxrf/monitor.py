@@ -16,7 +16,7 @@ import psutil
 from tqdm import tqdm
 
 from jaxrf import config as configs
-from jaxrf import evaluate, memory, methods, optim, pictures, progress, runs
+from jaxrf import evaluate, memory, optim, pictures, progress, runs, stages
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Split
 from jaxrf.errors import InputError
@@ -160,7 +160,7 @@ class Monitor:
         self.clock.compile += seconds
         self.clock.train += now - self._mark - seconds
         self._mark = now
-        grid = methods.describe_grid(self.config.field, stage, state.grid)
+        grid = stages.describe_grid(self.config.field, stage, state.grid)
         if grid:
             rays = f"{stage.rays} rays a step, {stage.subrays**2} a pixel, from {pixels} pixels"
             self._bar.write(f"  step {self._bar.n}: {grid}; {rays}")
@@ -232,7 +232,7 @@ class Monitor:
         if first and growing:
             # The first steps share the machine with compilation; later ones are about as fast as
             # the best of them. It need not be exact, as it is done once more.
-            left -= 1.5 * len(methods.plan_growth(config))
+            left -= 1.5 * len(stages.plan_growth(config))
             pace = self._pace.best
         if self.val is not None and config.validate_every > 0:
             coming = math.ceil((1.0 - progress.progress_at(config, step)) / config.validate_every)

@@ -174,7 +174,7 @@ def probe_cells(
     """Looks into a quarter of all cells and a quarter that is occupied, and decides anew.
 
     A cell's optical depth becomes the larger of what it was, times `decay`, and of density times
-    step at a random point of the cell. Occupied is what exceeds the threshold or the mean, if that
+    step at a random point of the cell. Occupied is what reaches the threshold or the mean, if that
     is less, and what was never probed (Mueller et al. 2022, appendix C, with every cell having its
     turn instead of chance).
 
@@ -209,7 +209,8 @@ def probe_cells(
     before = jnp.maximum(grid.optical, 0.0) * decay
     optical = jnp.where(found >= 0.0, jnp.maximum(before, found), grid.optical)
     least = jnp.minimum(threshold, jnp.mean(jnp.maximum(optical, 0.0)))
-    occupied = ((optical < 0.0) | (optical > least)).reshape(shape)
+    # Not more than the mean alone: a field that is the same everywhere is occupied everywhere.
+    occupied = ((optical < 0.0) | (optical >= least)).reshape(shape)
     coarse = coarsen(OccupancyGrid(occupied, grid.aabb), COARSE, reach)
     return dataclasses.replace(grid, occupied=occupied, coarse=coarse, optical=optical)
 

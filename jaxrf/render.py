@@ -187,6 +187,16 @@ def render_samples(
     return _finish(summed, opacity, weights, rays, tdist, background), weights
 
 
+def weigh_intervals(
+    fns: RadianceFns, rays: Rays, tdist: Float[Array, "r n_plus_1"]
+) -> Float[Array, "r n"]:
+    """Weights of the given intervals, without any colour."""
+    distances = midpoints(tdist)
+    positions = points_along(rays, distances).reshape(-1, 3)
+    density, _ = fns.density(positions, (rays.radii[:, None] * distances).ravel())
+    return compute_weights(density.reshape(distances.shape), tdist)[0]
+
+
 def sample_points(
     rays: Rays, samples: PackedSamples
 ) -> tuple[Float[Array, "m 3"], Float[Array, "m"]]:

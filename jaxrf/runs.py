@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrf import checkpoint, evaluate, methods, train
+from jaxrf import checkpoint, evaluate, stages, train
 from jaxrf import config as configs
 from jaxrf.cameras import find_focus
 from jaxrf.config import TrainConfig
@@ -265,7 +265,7 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
             ) from error
         # Of the state only shapes are needed, which do not depend on the box.
         box = np.array([[0.0] * 3, [1.0] * 3], np.float32)
-        grid = methods.init_grid(config.field, stage, box)
+        grid = stages.init_grid(config.field, stage, box)
         target = jax.eval_shape(lambda: train.init_state(config, stage, grid))
         state = checkpoint.restore(manager, step, target)
     finally:

@@ -41,6 +41,25 @@ def stratified(
     return jnp.where(sdist < 1.0, jnp.minimum(near + sdist * (far - near), far), far)
 
 
+def resample(
+    key: jax.Array | None,
+    tdist: Float[Array, "*batch n_plus_1"],
+    weights: Float[Array, "*batch n"],
+    count: int,
+) -> Float[Array, "*batch count_plus_1"]:
+    """Edges of `count` intervals where the weights are, from near to far (Mip-NeRF 360, section 3).
+
+    The weights are padded by 1e-2 of an even share, so that nothing is never looked at. The first
+    and the last edge are those given. No gradient flows through.
+    """
+    weights = jax.lax.stop_gradient(weights)
+    cdf = integrate_weights(weights, padding=0.01 / weights.shape[-1])
+    uniforms = even_uniforms(key, (*weights.shape[:-1], count - 1), weights.dtype)
+    inner = invert_cdf(uniforms, tdist, cdf)
+    edges = jnp.concatenate([tdist[..., :1], inner, tdist[..., -1:]], axis=-1)
+    return jax.lax.stop_gradient(edges)
+
+
 def importance(
     key: jax.Array | None,
     tdist: Float[Array, "*batch n_plus_1"],

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from jaxrf import losses, memory, methods, occupancy, optim, progress
+from jaxrf import losses, memory, methods, occupancy, optim, progress, stages
 from jaxrf.cameras import Cameras, pixels_to_rays, resize_cameras
 from jaxrf.config import LossConfig, TrainConfig
 from jaxrf.data.base import Scene, Split, downscale_images
@@ -131,7 +131,7 @@ def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
 def make_course(config: TrainConfig, grown: int = 0) -> Course:
     """The course that a configuration asks for once all growths before step `grown` are done."""
     steps, reached = progress.tabulate(config)
-    restart = methods.find_restart(config, grown)
+    restart = stages.find_restart(config, grown)
     return Course(
         jax.random.key(config.seed),
         jnp.asarray(steps),
@@ -277,6 +277,8 @@ def make_train_step(
         area = batch.area / jnp.maximum(losses.mean_of_used(batch.area, used), 1e-9)
         errors = [losses.mean_of_used(area * error_fn(rgb, batch.truth), used) for rgb in colors]
         whole = ~predicted.dropped
+        if missing := getattr(config.field, "interlevel_weight", 0.0):
+            errors.append(missing * losses.mean_of_used(predicted.missed, whole))
         if config.loss.distortion_weight:
             distortion = losses.mean_of_used(predicted.distortion, whole)
             errors.append(config.loss.distortion_weight * distortion)
@@ -456,20 +458,20 @@ def _find_hitting(
 
 def foresee_state(config: TrainConfig, stage: Stage, ahead: Stage, state: TrainState) -> TrainState:
     """The shapes of the state in a stage that is to come; those of the present one if it stays."""
-    if methods.shapes_stay(stage, ahead):
+    if stages.shapes_stay(stage, ahead):
         return state
-    grid = methods.init_grid(config.field, ahead, np.asarray(state.grid.aabb))
+    grid = stages.init_grid(config.field, ahead, np.asarray(state.grid.aabb))
     return jax.eval_shape(partial(init_state, config, ahead), grid)
 
 
 def enter_next_stage(
-    config: TrainConfig, stage: Stage, state: TrainState, growth: methods.Growth
+    config: TrainConfig, stage: Stage, state: TrainState, growth: stages.Growth
 ) -> tuple[Stage, TrainState]:
     """State and stage after a growth: parameters and moments on the new grid."""
-    stage, grid, carry_over = methods.grow(config, stage, growth, state.params, state.grid)
+    stage, grid, carry_over = stages.grow(config, stage, growth, state.params, state.grid)
     params = carry_over(state.params)
     opt_state = optim.map_moments(carry_over, state.opt_state)
-    if methods.restarts(config.field, growth):
+    if stages.restarts(config.field, growth):
         opt_state = optim.forget_moments(opt_state)
     average = None if state.average is None else carry_over(state.average)
     return stage, dataclasses.replace(
@@ -608,14 +610,14 @@ def fit(
     """
     scene_range = (scene.near, scene.far)
     every_pixel = put_pixels(scene.splits["train"], count_sizes(config))
-    growths = methods.plan_growth(config)
+    growths = stages.plan_growth(config)
     best_mse = math.inf
     # A dispatch lasts no longer than about a second, lest signals have to wait.
     pace = math.inf
     with StepCompiler(config, scene_range, error_fn) as compiler:
         if restored is None:
-            stage = methods.first_stage(config, scene.aabb)
-            grid = methods.init_grid(config.field, stage, scene.aabb)
+            stage = stages.first_stage(config, scene.aabb)
+            grid = stages.init_grid(config.field, stage, scene.aabb)
             shapes = jax.eval_shape(partial(init_state, config, stage), grid)
             compiler.begin(stage, shapes, every_pixel)
             state = _init_state(config, stage, grid)
@@ -639,18 +641,18 @@ def fit(
             started = time.perf_counter()
             run = compiler.get(stage, state, pixels)
             while memory.needed_bytes(run) > SHARE_OF_MEMORY * memory.free_bytes():
-                smaller = methods.ask_less_memory(config, stage)
+                smaller = stages.ask_less_memory(config, stage)
                 if smaller is config:
                     break
                 config = smaller
-                stage = methods.fit_batch(config, stage, np.asarray(state.grid.aabb))
+                stage = stages.fit_batch(config, stage, np.asarray(state.grid.aabb))
                 observer.on_change(config, step, _describe_batch(config, stage))
                 run = compiler.get(stage, state, pixels)
             observer.on_stage(stage, state, int(pixels.total), time.perf_counter() - started)
 
             coming = next((growth for growth in growths if growth.step > step), None)
             if coming is not None:
-                ahead = methods.foresee_stage(config, stage, coming, state.grid)
+                ahead = stages.foresee_stage(config, stage, coming, state.grid)
                 if ahead is not None:
                     compiler.begin(ahead, foresee_state(config, stage, ahead, state), pixels)
             while step < (coming.step if coming else config.steps):
@@ -668,7 +670,7 @@ def fit(
                 fitted = observer.replan(config, step, coming is not None)
                 if fitted is not config:
                     config, course = fitted, make_course(fitted, step)
-                    growths = methods.plan_growth(config)
+                    growths = stages.plan_growth(config)
                     # A growth may be due at this very step now.
                     coming = next((growth for growth in growths if growth.step >= step), None)
                 if stop:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxrf import methods, progress, train
+from jaxrf import progress, stages, train
 from jaxrf.cameras import image_rays, look_at, make_cameras
 from jaxrf.config import (
     HashGridConfig,
@@ -28,7 +29,9 @@ from jaxrf.config import (
     VoxelsConfig,
 )
 from jaxrf.data.base import Scene, Split
+from jaxrf.fields.base import Params
 from jaxrf.methods import Stage
+from jaxrf.occupancy import OccupancyGrid
 from jaxrf.train import Metrics, TrainState
 
 SIZE = 16
@@ -36,6 +39,9 @@ VIEWS = {"train": 6, "val": 2, "test": 2}
 ANGLE = 0.7
 RADIUS = 0.9
 DISTANCE = 4.0
+BOX = np.array([[-1.5] * 3, [1.5] * 3], np.float32)
+# No two sides are alike.
+LONG = np.array([[-1.5, -1.0, -0.5], [1.5, 1.2, 1.0]], np.float32)
 
 # As `tiny_tensorf`, for the command line, but pruned by weight.
 TINY = shlex.split("""
@@ -231,14 +237,64 @@ def marching_nerf(**changes: Any) -> TrainConfig:
     return tiny_nerf(**(settings | changes))
 
 
+def proposing_hashgrid(**changes: Any) -> TrainConfig:
+    """`tiny_hashgrid` with samples where a proposal wants them."""
+    field = dataclasses.replace(
+        tiny_hashgrid().field,
+        sampler="proposal",
+        proposal_samples=(16,),
+        proposal_cells=(16,),
+        proposed_samples=10,
+    )
+    settings: dict[str, Any] = {"field": field, "batch_rays": 64}
+    return tiny_hashgrid(**(settings | changes))
+
+
+def ball_config(side: int = 12, **changes: Any) -> TrainConfig:
+    """A TensoRF that is thin but for what `ball_params` puts into it."""
+    field = dataclasses.replace(
+        tiny_tensorf().field,
+        **{"density_shift": -10.0, "density_scale": 5.0, "initial_voxels": side**3, **changes},
+    )
+    return tiny_tensorf(field=field)
+
+
+def positions_in(grid: OccupancyGrid, count: int = 400, seed: int = 0) -> jax.Array:
+    """Random positions in the occupied cells of a grid, not quite at their faces."""
+    rng = np.random.default_rng(seed)
+    cells = np.argwhere(np.asarray(grid.occupied))
+    low, high = np.asarray(grid.aabb, np.float64)
+    places = cells[rng.integers(0, len(cells), count)] + rng.uniform(0.01, 0.99, (count, 3))
+    return jnp.asarray(low + places * (high - low) / grid.occupied.shape, jnp.float32)
+
+
+def linear_factors(params: Params, seed: int = 0) -> Params:
+    """Parameters whose planes and lines are linear in the position, which no resampling changes."""
+    rng = np.random.default_rng(seed)
+
+    def ramp(values: jax.Array) -> jax.Array:
+        axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in values.shape[:-1]), indexing="ij")
+        slopes = rng.normal(size=(len(axes) + 1, values.shape[-1]))
+        ramps = slopes[-1] + sum(a[..., None] * s for a, s in zip(axes, slopes[:-1], strict=True))
+        return jnp.asarray(ramps, jnp.float32)
+
+    return {**params, **{k: jax.tree.map(ramp, params[k]) for k in ("density", "features")}}
+
+
+def cp_config(**changes: Any) -> TrainConfig:
+    """Three lines to a component, colour by harmonics of four coefficients."""
+    changes = {"factors": "cp", "color": "harmonics", "feature_dim": 12} | changes
+    return tiny_tensorf(field=dataclasses.replace(tiny_tensorf().field, **changes))
+
+
 _init_state = jax.jit(train.init_state, static_argnums=(0, 1))
 
 
 def first_state(config: TrainConfig, aabb: np.ndarray | None = None) -> tuple[Stage, TrainState]:
     """Stage and state before the first step, in the scene's box unless another one is given."""
     aabb = make_scene().aabb if aabb is None else aabb
-    stage = methods.first_stage(config, aabb)
-    return stage, _init_state(config, stage, methods.init_grid(config.field, stage, aabb))
+    stage = stages.first_stage(config, aabb)
+    return stage, _init_state(config, stage, stages.init_grid(config.field, stage, aabb))
 
 
 class Recorder:

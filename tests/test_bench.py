@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scenes import make_scene, tiny_nerf, tiny_tensorf, write_scene
 
-from jaxrf import bench, cli, methods
+from jaxrf import bench, cli, methods, stages
 from jaxrf.bench import ROW, Roofline
 from jaxrf.config import NeRFConfig, VoxelsConfig
 
@@ -39,7 +39,7 @@ def test_levels_are_reached_between_validations(level: float, expected: float | 
 )
 def test_work_of_a_nerf_is_that_of_its_matrices(field: NeRFConfig) -> None:
     config = tiny_nerf(field=field)
-    stage = methods.first_stage(config, make_scene().aabb)
+    stage = stages.first_stage(config, make_scene().aabb)
     params = jax.eval_shape(lambda: methods.make_field(field, stage).init(jax.random.key(0)))
     matrices = [leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     work = bench.count_work(field, stage)
@@ -51,7 +51,7 @@ def test_work_of_grids_is_that_of_their_rows() -> None:
     voxels = bench.count_work(VoxelsConfig(feature_dim=7), methods.Stage((8,) * 3, (8,) * 3, 1, 1))
     assert (voxels.flops, voxels.gathered, voxels.scattered) == (0.0, 8.0, 8.0)
     config = tiny_tensorf()
-    stage = methods.first_stage(config, make_scene().aabb)
+    stage = stages.first_stage(config, make_scene().aabb)
     field: Any = config.field
     one, half = (
         bench.count_work(field, dataclasses.replace(stage, sample_budget=100, color_budget=colored))

@@ -28,6 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "losses metrics",
         "optim",
         "methods",
+        "stages",
         "pictures",
         "checkpoint writers parallel",
         "evaluate",

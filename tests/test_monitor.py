@@ -17,7 +17,7 @@ import psutil
 import pytest
 from scenes import first_state, make_scene, tiny_nerf, tiny_voxels
 
-from jaxrf import evaluate, methods, monitor, progress, runs
+from jaxrf import evaluate, methods, monitor, progress, runs, stages
 from jaxrf.config import TrainConfig
 from jaxrf.errors import InputError
 from jaxrf.monitor import Monitor, catch_signals
@@ -318,7 +318,7 @@ def test_steps_are_fitted_to_the_budget_early_and_again_after_the_last_growth(
     run.dispatch(4, 0.4, growing=True)
     assert run.config.knots == ()
     run.dispatch(4, 0.4, growing=True)
-    growths = len(methods.plan_growth(tiny_voxels(steps=200)))
+    growths = len(stages.plan_growth(tiny_voxels(steps=200)))
     left = 0.96 * (100.0 - 5.8 - 1.5 * growths) - 0.3
     assert run.config.steps == 9 + int(left / 0.1) and len(run.config.knots) == 1
     assert runs.read_config(tmp_path) == run.config

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrf.rays import Rays
-from jaxrf.samplers import importance, stratified
+from jaxrf.samplers import importance, resample, stratified
 
 stratify = jax.jit(stratified, static_argnames=("count", "spacing"))
 draw = jax.jit(importance, static_argnames="count")
@@ -305,3 +305,40 @@ def test_no_gradient_flows_through_importance_sampling() -> None:
 def test_one_coarse_interval_is_enough() -> None:
     tdist = draw(None, jnp.asarray([[1.0, 3.0]]), jnp.asarray([[0.5]]), count=4)
     np.testing.assert_allclose(tdist, [[1.0, 1.25, 1.75, 2.25, 2.75, 3.0]], rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------
+# Resampling
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_resampled_edges_lie_where_the_weights_are(seed: int | None) -> None:
+    tdist = jnp.linspace(2.0, 6.0, 9)[None].repeat(3, axis=0)
+    weights = jnp.zeros((3, 8)).at[:, 5].set(jnp.asarray([1.0, 0.5, 0.0]))
+    key = None if seed is None else jax.random.key(seed)
+    edges = np.asarray(resample(key, tdist, weights, 40))
+    assert edges.shape == (3, 41) and np.all(np.diff(edges, axis=-1) >= 0)
+    assert np.all(edges[:, 0] == 2.0) and np.all(edges[:, -1] == 6.0)
+    inside = np.mean((edges[:, 1:-1] >= 4.5) & (edges[:, 1:-1] <= 5.0), axis=-1)
+    assert np.all(inside[:2] > 0.9)
+    # Where nothing has weight all of the ray is looked at.
+    np.testing.assert_allclose(np.diff(edges[2, 1:-1]), 4.0 / 39, atol=0.12)
+
+
+def test_resampling_inverts_the_padded_distribution() -> None:
+    rng = np.random.default_rng(0)
+    weights, tdist = rng.uniform(size=6), np.cumsum(rng.uniform(0.1, 1.0, 7))
+    padded = weights + 0.01 / 6
+    cdf = np.concatenate([[0.0], np.cumsum(padded) / padded.sum()])
+    wanted = np.interp((np.arange(9) + 0.5) / 9, cdf, tdist)
+    found = resample(None, jnp.asarray(tdist), jnp.asarray(weights), 10)
+    np.testing.assert_allclose(found[1:-1], wanted, rtol=1e-5)
+
+
+def test_one_interval_spans_the_ray_and_no_gradient_flows() -> None:
+    tdist = jnp.asarray([1.0, 2.0, 3.0])
+    edges = resample(None, tdist, jnp.asarray([0.3, 0.7]), 1)
+    assert np.asarray(edges).tolist() == [1.0, 3.0]
+    slope = jax.grad(lambda w: jnp.sum(resample(None, tdist, w, 4)))(jnp.ones(2))
+    assert not np.any(slope)

@@ -16,16 +16,18 @@ from scenes import (
     first_state,
     make_scene,
     marching_nerf,
+    proposing_hashgrid,
     tiny_hashgrid,
     tiny_nerf,
     tiny_tensorf,
     tiny_voxels,
 )
 
-from jaxrf import memory, methods, metrics, occupancy, optim, progress, runs, train
-from jaxrf.cameras import image_rays, project
+from jaxrf import memory, methods, metrics, occupancy, optim, progress, runs, stages, train
+from jaxrf.cameras import image_rays, project, resize_cameras
 from jaxrf.config import LossConfig, OptimizerConfig, TrainConfig
-from jaxrf.data.base import Split, composite
+from jaxrf.data.base import Split, composite, downscale_images
+from jaxrf.errors import InputError
 from jaxrf.evaluate import make_render_view
 from jaxrf.fields import tensorf
 from jaxrf.fields.voxels import VoxelGrid
@@ -186,7 +188,7 @@ def test_a_run_that_is_done_is_left_alone() -> None:
 
 def test_a_new_plan_moves_the_growths_to_come_and_the_end() -> None:
     config = tiny_voxels(steps_per_dispatch=1)
-    assert [growth.step for growth in methods.plan_growth(config)] == [6, 12, 18]
+    assert [growth.step for growth in stages.plan_growth(config)] == [6, 12, 18]
     # After 8 of 24 steps 32 are left for the remaining two thirds.
     recorder = Recorder(plans={8: 40})
     stage, state = train.fit(config, make_scene(), recorder)
@@ -212,7 +214,7 @@ def test_a_growth_that_is_due_when_the_plan_changes_still_comes(steps: int) -> N
     recorder = Recorder(plans={11: 12 + (steps - 14) // 13})
     train.fit(config, make_scene(), recorder)
     assert recorder.config is not None
-    wanted = [growth.step for growth in methods.plan_growth(recorder.config)]
+    wanted = [growth.step for growth in stages.plan_growth(recorder.config)]
     assert [step for step, _, _ in recorder.stages] == [0, *wanted]
 
 
@@ -326,11 +328,11 @@ def test_the_shapes_of_a_state_are_foreseen(make: Any, pruned: bool) -> None:
     stage = dataclasses.replace(stage, pruned=pruned)
     foreseen = 0
     for growth in (
-        methods.Growth(9, True, None, 1),
-        methods.Growth(9, False, 12**3, 2),
-        methods.Growth(9, True, 12**3, 1),
+        stages.Growth(9, True, None, 1),
+        stages.Growth(9, False, 12**3, 2),
+        stages.Growth(9, True, 12**3, 1),
     ):
-        ahead = methods.foresee_stage(config, stage, growth, state.grid)
+        ahead = stages.foresee_stage(config, stage, growth, state.grid)
         new_stage, new_state = train.enter_next_stage(config, stage, state, growth)
         if ahead is None or ahead != new_stage:
             continue
@@ -419,7 +421,7 @@ def test_when_hardly_any_memory_is_free_what_needs_least_is_tried(scarce: list[i
     scarce += [1000]
     config = tiny_voxels(batch_rays=256, batch_samples=1 << 11)
     stage, _ = train.fit(config, make_scene(), Recorder(stop_at=1))
-    assert methods.FEWEST_RAYS <= stage.rays < 2 * methods.FEWEST_RAYS
+    assert stages.FEWEST_RAYS <= stage.rays < 2 * stages.FEWEST_RAYS
 
 
 def test_rays_of_a_fixed_number_of_samples_need_more_passes_and_no_smaller_batch(
@@ -462,7 +464,7 @@ def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
     state = dataclasses.replace(
         state, opt_state=optim.map_moments(lambda _: moved, state.opt_state)
     )
-    growth = methods.Growth(12, False, 12**3, 1)
+    growth = stages.Growth(12, False, 12**3, 1)
     new_stage, new_state = train.enter_next_stage(config, stage, state, growth)
     assert new_stage.resolution == (12, 12, 12)
     boxes = state.grid.aabb, new_state.grid.aabb
@@ -826,8 +828,9 @@ def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
         by_weight(steps=400, steps_per_dispatch=100),
         tiny_hashgrid(steps=300, steps_per_dispatch=100),
         marching_nerf(steps=300, steps_per_dispatch=100),
+        proposing_hashgrid(steps=300, steps_per_dispatch=100),
     ],
-    ids=["tensorf", "nerf", "voxels", "tensorf by weight", "hash grid", "marching nerf"],
+    ids=["tensorf", "nerf", "voxels", "by weight", "hash grid", "marching nerf", "proposals"],
 )
 def test_training_learns_the_ball(config: TrainConfig) -> None:
     scene = make_scene()
@@ -895,7 +898,7 @@ def test_the_average_grows_with_the_grid() -> None:
     stage, state = first_state(config)
     other = jax.tree.map(lambda x: 2.0 * x + 1.0, state.params)
     state = dataclasses.replace(state, average=other)
-    growth = methods.Growth(12, False, 12**3, 1)
+    growth = stages.Growth(12, False, 12**3, 1)
     _, new = train.enter_next_stage(config, stage, state, growth)
     wanted = tensorf.resample(other, (12, 12, 12), state.grid.aabb, new.grid.aabb)
     for a, b in zip(jax.tree.leaves(new.average), jax.tree.leaves(wanted), strict=True):
@@ -1012,7 +1015,7 @@ def schedule_counts(state: TrainState) -> list[int]:
 def test_at_a_restart_moments_are_forgotten_and_schedules_go_on() -> None:
     config = restarting()
     stage, state = train.fit(config, make_scene(), Recorder(12))
-    growth = methods.Growth(12, True, 12**3, 1)
+    growth = stages.Growth(12, True, 12**3, 1)
     _, new = train.enter_next_stage(config, stage, state, growth)
     (adam,) = (
         node
@@ -1047,7 +1050,7 @@ def test_after_a_restart_rates_are_as_at_the_start() -> None:
         # The norm is clipped, which Adam does not see but for its epsilon.
         for leaf in jax.tree.leaves(updates["density"]):
             np.testing.assert_allclose(leaf, -wanted, rtol=1e-3)
-    assert methods.find_restart(config, 13) == 0.5
+    assert stages.find_restart(config, 13) == 0.5
 
 
 def test_no_pixel_is_left_out_by_cells_that_come_and_go() -> None:
@@ -1059,3 +1062,106 @@ def test_no_pixel_is_left_out_by_cells_that_come_and_go() -> None:
     assert train.keep_hitting_pixels(pixels, grid, RANGE) is pixels
     plain = OccupancyGrid(occupied, grid.aabb)
     assert int(train.keep_hitting_pixels(pixels, plain, RANGE).total) < int(pixels.total)
+
+
+# ---------------------------------------------------------------------------------------------
+# Pictures of several sizes
+# ---------------------------------------------------------------------------------------------
+
+
+def test_pixels_of_smaller_pictures_are_means_seen_through_wider_cones() -> None:
+    split = make_scene().splits["train"]
+    pixels = train.put_pixels(split, 3)
+    size = split.images.shape[1]
+    counts = [len(split) * (size // 2**k) ** 2 for k in range(3)]
+    assert np.asarray(pixels.starts).tolist() == [0, counts[0], counts[0] + counts[1]]
+    assert int(pixels.total) == sum(counts)
+    for halvings in range(3):
+        batch = train.draw_batch(
+            pixels, jax.random.key(2), 60, RANGE, "white", size=jnp.asarray(halvings)
+        )
+        factor = 2**halvings
+        assert np.all(np.asarray(batch.area) == factor**2)
+        small = dataclasses.replace(
+            split, images=downscale_images(split.images, factor),
+            cameras=resize_cameras(split.cameras, size // factor, size // factor),
+        )  # fmt: skip
+        rays = [image_rays(small.cameras, i, *RANGE) for i in range(len(split))]
+        truth = composite(small.images, np.ones(3, np.float32))
+        for index in range(60):
+            camera = int(batch.rays.camera_index[index])
+            off = np.linalg.norm(
+                np.asarray(rays[camera].directions) - np.asarray(batch.rays.directions[index]),
+                axis=-1,
+            )
+            row, column = np.unravel_index(np.argmin(off), off.shape)
+            assert off[row, column] < 1e-5
+            np.testing.assert_allclose(batch.truth[index], truth[camera, row, column], atol=1e-5)
+            # Measured to the next ray, which is farther: equal to first order only.
+            wide = float(rays[camera].radii[row, column])
+            assert float(batch.rays.radii[index]) == pytest.approx(wide, rel=0.06)
+
+
+def test_all_sizes_are_drawn_from_by_their_numbers_of_pixels() -> None:
+    pixels = train.put_pixels(make_scene().splits["train"], 3)
+    batch = train.draw_batch(pixels, jax.random.key(0), 4000, RANGE, "white")
+    shares = [float(np.mean(np.asarray(batch.area) == 4.0**k)) for k in range(3)]
+    np.testing.assert_allclose(shares, np.array([16, 4, 1]) / 21, atol=0.03)
+
+
+def test_pixels_that_hit_nothing_are_left_out_at_every_size() -> None:
+    pixels = train.put_pixels(make_scene().splits["train"], 2)
+    occupied = np.zeros((8, 8, 8), bool)
+    occupied[3:5, 3:5, 3:5] = True
+    grid = OccupancyGrid(jnp.asarray(occupied), jnp.array([[-1.5] * 3, [1.5] * 3]))
+    kept = train.keep_hitting_pixels(pixels, grid, RANGE)
+    starts, total = np.asarray(kept.starts), int(kept.total)
+    drawn = np.asarray(kept.drawn)
+    count, height, width = pixels.images.shape[:3]
+    large, small = drawn[: starts[1]], drawn[starts[1] : total] - count * height * width
+    image, row, column = np.unravel_index(large, (count, height, width))
+    parents = {*zip(image, row // 2, column // 2, strict=True)}
+    found = np.unravel_index(small, (count, height // 2, width // 2))
+    assert {*zip(*found, strict=True)} == parents
+    assert 0 < large.size < 0.5 * count * height * width
+
+
+def test_a_pixel_of_a_smaller_picture_counts_by_its_area() -> None:
+    config = tiny_nerf(steps=1, steps_per_dispatch=1, scales=2)
+    recorder = Recorder()
+    train.fit(config, make_scene(), recorder)
+    pixels = train.put_pixels(make_scene().splits["train"], 2)
+    stage, state = first_state(config)
+    key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+    batch = train.draw_batch(pixels, key_batch, 64, RANGE, "white")
+    predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
+        config.field, stage, state.params, state.grid, key, batch.rays, batch.behind
+    )
+    loss = 0.0
+    area = np.asarray(batch.area, np.float64)
+    assert set(area) == {1.0, 4.0}
+    for rgb in predicted.rgb:
+        error = np.mean(np.square(np.asarray(rgb - batch.truth, np.float64)), axis=-1)
+        loss += np.sum(area * error) / np.sum(area)
+    assert float(recorder.metrics[0].loss) == pytest.approx(loss, rel=1e-4)
+
+
+def test_pictures_become_larger_when_their_time_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_nerf(steps=8, steps_per_dispatch=1, enlarge_at=(0.25, 0.5))
+    drawn: list[int] = []
+    really = train.draw_batch
+
+    def note(*arguments: Any) -> train.Batch:
+        batch = really(*arguments)
+        jax.debug.callback(lambda area: drawn.append(int(area.max())), batch.area)
+        return batch
+
+    monkeypatch.setattr(train, "draw_batch", note)
+    train.fit(config, make_scene(), Recorder())
+    jax.effects_barrier()
+    assert drawn == [16, 16, 4, 4, 1, 1, 1, 1]
+
+
+def test_pictures_that_cannot_be_halved_so_often_are_refused() -> None:
+    with pytest.raises(InputError, match="cannot be halved 9 times"):
+        train.put_pixels(make_scene().splits["train"], 10)
