@@ -48,10 +48,20 @@ def test_every_preset_has_a_name_and_is_explained() -> None:
     assert names == [
         "voxels-small",
         "tensorf-small",
+        "tensorf-cp-small",
         "tensorf-vm48",
         "tensorf-vm192",
+        "tensorf-cp384",
+        "hashgrid-small",
+        "hashgrid-ngp",
+        "hashgrid-f4",
+        "pynerf-small",
+        "pynerf-paper",
         "nerf-small",
+        "nerf-tiny",
         "nerf-original",
+        "bitnerf-small",
+        "custom",
     ]
     assert all(preset.__doc__ for preset in config.PRESETS)
     for name, preset in zip(names, config.PRESETS, strict=True):
