@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrf.cameras import Cameras
 from jaxrf.packing import pack, rank_samples
 from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays, clip_to_aabb, points_along
@@ -37,6 +38,7 @@ PROBES = 8
 FADING = 0.97
 # Calls of `probe_cells` after which every cell had its turn.
 TURNS = 4
+UNPROBED, UNSEEN = -1.0, -2.0
 
 
 @as_pytree()
@@ -66,8 +68,9 @@ class ProbedGrid(OccupancyGrid):
 
     Attributes:
       coarse: made of it by `coarsen`.
-      optical: (slots,) per cell, the largest optical depth of a step found there, fading; below 0
-        where none has been looked for yet. A slot is a cell's flat index.
+      optical: (slots,) per cell, the largest optical depth of a step found there, fading;
+        `UNPROBED` where none has been looked for yet, `UNSEEN` where nothing is to be looked for. A
+        slot is a cell's flat index.
       clock: () how many steps have been done.
     """
 
@@ -154,8 +157,44 @@ def begin_probing(grid: OccupancyGrid, reach: float) -> ProbedGrid:
         occupied=grid.occupied,
         aabb=grid.aabb,
         coarse=coarsen(grid, COARSE, reach),
-        optical=jnp.full((grid.occupied.size,), -1.0),
+        optical=jnp.full((grid.occupied.size,), UNPROBED),
         clock=jnp.zeros((), jnp.int32),
+    )
+
+
+def leave_out_unseen(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGrid:
+    """The grid without the cells that no camera has in its picture: they stay empty for good.
+
+    A cell is seen if the ball around it is before the camera and not wholly beside its picture.
+    `reach` is that of `coarsen`.
+    """
+    x, y, z = shape = grid.occupied.shape
+    centres = cell_centres((x, y, z), grid.aabb).reshape(-1, 3)
+    size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(shape, jnp.float32)
+    radius = 0.5 * jnp.linalg.norm(size)
+
+    def add(seen: Array, index: Array) -> tuple[Array, None]:
+        pose = jnp.asarray(cameras.T_world_camera)[index]
+        offset = centres - pose[None, :3, 3]
+        x, y, z = (jnp.sum(offset * pose[None, :3, axis], axis=-1) for axis in range(3))
+        inside = z < radius
+        focal, middle = (jnp.asarray(v)[index] for v in (cameras.focal, cameras.principal_point))
+        for value, axis, length in ((x, 0, cameras.width), (-y, 1, cameras.height)):
+            # The planes through the camera and the picture's two sides along this axis.
+            for side, room in ((-1.0, middle[axis]), (1.0, length - middle[axis])):
+                beyond = (side * focal[axis] * value + room * z) / jnp.hypot(focal[axis], room)
+                inside &= beyond < radius
+        return seen | inside, None
+
+    count = cameras.T_world_camera.shape[0]
+    nothing = jnp.zeros(centres.shape[:1], bool)
+    seen, _ = jax.lax.scan(add, nothing, jnp.arange(count, dtype=jnp.int32))
+    occupied = grid.occupied & seen.reshape(shape)
+    return dataclasses.replace(
+        grid,
+        occupied=occupied,
+        coarse=coarsen(OccupancyGrid(occupied, grid.aabb), COARSE, reach),
+        optical=jnp.where(seen, grid.optical, UNSEEN),
     )
 
 
@@ -205,12 +244,13 @@ def probe_cells(
     count = positions.shape[0]
     padded = jnp.pad(positions, ((0, -count % chunk if count > chunk else 0), (0, 0)), mode="edge")
     density = jax.lax.map(density_fn, padded.reshape(-1, min(chunk, count), 3)).ravel()[:count]
-    found = jnp.full((slots,), -1.0).at[cells].max(density * step)
+    found = jnp.full((slots,), UNPROBED).at[cells].max(density * step)
     before = jnp.maximum(grid.optical, 0.0) * decay
-    optical = jnp.where(found >= 0.0, jnp.maximum(before, found), grid.optical)
+    probed = (found >= 0.0) & (grid.optical != UNSEEN)
+    optical = jnp.where(probed, jnp.maximum(before, found), grid.optical)
     least = jnp.minimum(threshold, jnp.mean(jnp.maximum(optical, 0.0)))
     # Not more than the mean alone: a field that is the same everywhere is occupied everywhere.
-    occupied = ((optical < 0.0) | (optical >= least)).reshape(shape)
+    occupied = ((optical == UNPROBED) | (optical >= least)).reshape(shape)
     coarse = coarsen(OccupancyGrid(occupied, grid.aabb), COARSE, reach)
     return dataclasses.replace(grid, occupied=occupied, coarse=coarse, optical=optical)
 

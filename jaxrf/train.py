@@ -163,6 +163,7 @@ def init_state(config: TrainConfig, stage: Stage, grid: OccupancyGrid) -> TrainS
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid, average)
 
 
+_leave_out_unseen = jax.jit(occupancy.leave_out_unseen, static_argnums=2)
 # One program instead of an operation at a time, each of which would be compiled by itself.
 _init_state = jax.jit(init_state, static_argnums=(0, 1))
 
@@ -620,6 +621,8 @@ def fit(
             grid = stages.init_grid(config.field, stage, scene.aabb)
             shapes = jax.eval_shape(partial(init_state, config, stage), grid)
             compiler.begin(stage, shapes, every_pixel)
+            if isinstance(grid, occupancy.ProbedGrid):
+                grid = _leave_out_unseen(grid, every_pixel.cameras, stage.reach)
             state = _init_state(config, stage, grid)
         else:
             stage, state = restored

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrf.cameras import look_at, make_cameras, project
 from jaxrf.occupancy import (
     COARSE,
     FADING,
@@ -25,6 +26,7 @@ from jaxrf.occupancy import (
     dilate,
     find_slots,
     hit_by,
+    leave_out_unseen,
     lookup,
     make_full_grid,
     march_to_samples,
@@ -757,3 +759,31 @@ def test_a_few_faint_cells_count_if_all_else_is_fainter() -> None:
     for turn in range(TURNS):
         grid = probe(grid, jax.random.key(turn), jnp.asarray(values, jnp.float32), turn)
     assert np.flatnonzero(np.asarray(grid.occupied)).tolist() == [3, 17, 40]
+
+
+def test_cells_beside_all_pictures_stay_empty_for_good() -> None:
+    """Against the corners of every cell, one camera and one corner at a time."""
+    poses = np.stack([look_at(np.array(eye), np.zeros(3)) for eye in ([0, -3, 0.5], [2.0, 0, 0])])
+    cameras = make_cameras(poses, 40, 30, 0.5)
+    box = jnp.array([[-1.0, -1.2, -1.1], [1.2, 1.0, 1.0]])
+    full = begin_probing(make_full_grid((9, 10, 11), box), 1.0)
+    grid = leave_out_unseen(full, cameras, 1.0)
+    low, high = np.asarray(box)
+    axes = [np.linspace(low[a], high[a], n + 1) for a, n in enumerate((9, 10, 11))]
+    corners = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    seen = np.zeros((9, 10, 11), bool)
+    for camera in range(2):
+        points, depth = project(cameras, camera, corners.reshape(-1, 3))
+        inside = (depth > 0) & np.all((points >= 0) & (points <= [40, 30]), axis=-1)
+        inside = inside.reshape(10, 11, 12)
+        for x, y, z in np.ndindex(2, 2, 2):
+            seen |= inside[x : x + 9, y : y + 10, z : z + 11]
+    occupied = np.asarray(grid.occupied)
+    assert np.all(occupied[seen]) and np.sum(~occupied) > 0 and np.sum(occupied) < 2 * np.sum(seen)
+    dense = jnp.full((1,), 9.0)
+    for turn in range(TURNS):
+        grid = probe_cells(
+            grid, jax.random.key(turn), lambda p: 0.0 * p[:, 0] + dense, 1.0, turn,
+            decay=0.9, threshold=0.01, reach=1.0,
+        )  # fmt: skip
+    assert np.array_equal(grid.occupied, occupied)
