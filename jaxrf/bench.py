@@ -136,7 +136,7 @@ def train(
         sys.executable, "-m", "jaxrf", "train", "--preset", preset, "--seed", str(seed),
         "--run-dir", str(run_dir), "--budget", str(budget), "--video.frames", "0",
         "--downscale", str(downscale), "--test-every", str(options.every),
-        "--validate-every", "0.1", "--validation-views", "2",
+        "--validate-every", "0.1", "--validate-apart", "--validation-views", "2",
     ]  # fmt: skip
     if options.data is not None:
         command += ["--data", str(options.data)]
@@ -336,9 +336,9 @@ def format_report(report: dict[str, Any]) -> str:
         "",
         f"{report['hardware']}; processor {report['processor']}. jax {versions['jax']}, Python "
         f"{versions['python']}. {first['dataset']} on {first['background']}, {first['views']} "
-        "test views, seconds from the start of the process, compilation cache empty. `first step` "
-        "and `compile` are seconds, the latter those in which training waited. Frames are rendered "
-        "with one ray a pixel. Made by `jaxrf bench`.",
+        "test views, seconds from the start of the process, compilation cache empty, validations "
+        "apart. `first step` and `compile` are seconds, the latter those in which training "
+        "waited. Frames are rendered with one ray a pixel. Made by `jaxrf bench`.",
         "",
         "| float32 matmul | layer 65,536x256x256 | memory | gather of rows of 8 | scatter |",
         "|---|---|---|---|---|",

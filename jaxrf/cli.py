@@ -35,6 +35,7 @@ OPERATIONAL = frozenset(
         "render_samples",
         "steps_per_dispatch",
         "validate_every",
+        "validate_apart",
         "validation_views",
         "test_every",
         "checkpoint_seconds",

@@ -456,6 +456,8 @@ class TrainConfig:
     """Steps that run on the device between two looks from outside; does not change results."""
     validate_every: float = 0.1
     """Fraction of all steps between validations on a few val views; 0 never validates."""
+    validate_apart: bool = False
+    """The seconds of validations do not count for the budget, as when a curve is drawn."""
     validation_views: int = 4
     """Number of val views that are rendered at each validation."""
     test_every: int = 1

@@ -234,7 +234,7 @@ class Monitor:
             # the best of them. It need not be exact, as it is done once more.
             left -= 1.5 * len(stages.plan_growth(config))
             pace = self._pace.best
-        if self.val is not None and config.validate_every > 0:
+        if self.val is not None and config.validate_every > 0 and not config.validate_apart:
             coming = math.ceil((1.0 - progress.progress_at(config, step)) / config.validate_every)
             left -= (coming - 1) * (self._validation_seconds or 1.0)
         # Checkpoints and records take their share; to be cut off before the rates have come down
@@ -310,7 +310,10 @@ class Monitor:
         self._bar.write(
             f"  step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(scored)} views"
         )
-        self.clock.validate += time.perf_counter() - begun
+        elapsed = time.perf_counter() - begun
+        self.clock.validate += elapsed
+        if self.deadline is not None and self.config.validate_apart:
+            self.deadline += elapsed
 
 
 def write_pictures(events: EventWriter, tag: str, scored: evaluate.Scored, step: int) -> None:

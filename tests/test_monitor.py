@@ -363,6 +363,28 @@ def test_validations_to_come_take_their_share_of_the_budget(
     assert runs_of[0] - runs_of[1] == pytest.approx(0.96 * 9 * 2.0 * 9, abs=2)
 
 
+def test_validations_that_do_not_count_move_the_deadline(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines = []
+    really = evaluate.make_render_view
+    for apart in (False, True):
+        run = Budgeted(watch, monkeypatch, 100.0)
+        changed = dataclasses.replace(run.config, validate_every=0.1, validate_apart=apart)
+        run.config = run.watched.monitor.config = changed
+
+        def make_slowly(*arguments: Any, run: Budgeted = run, **named: Any) -> Any:
+            run.now += 7.0
+            return really(*arguments, **named)
+
+        monkeypatch.setattr(evaluate, "make_render_view", make_slowly)
+        run.begin_stage()
+        run.dispatch(30, 1.0, growing=True)
+        assert run.watched.monitor.clock.validate == 7.0
+        deadlines.append(run.watched.monitor.deadline)
+    assert deadlines == [1100.0, 1107.0]
+
+
 def test_without_a_budget_nothing_is_planned_anew(
     watch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -100,6 +100,11 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
             f"The run {run.folder} is of the field {run.config.field.kind}, whose weights are not "
             "ternary: name a run of a bitnerf."
         )
+    if run.config.field.sampler == "proposal":
+        raise InputError(
+            f"The run {run.folder} has proposals, whose hash grids are not ternary: train with "
+            "--field.sampler occupancy or hierarchical to export it."
+        )
     layers = _layers(run.state.shown)
     quantised = [_quantise(jnp.asarray(layer["kernel"])) for layer in layers]
     trits = [np.asarray(ternary).astype(np.int8).reshape(-1) for ternary, _ in quantised]
