@@ -38,6 +38,7 @@ OPERATIONAL = frozenset(
         "validate_apart",
         "validation_views",
         "test_every",
+        "lpips",
         "checkpoint_seconds",
         "keep_checkpoints",
         "video",

@@ -25,6 +25,8 @@ class EvalOptions:
     """Behind transparent pixels. Default: as in training."""
     subrays: int | None = None
     """Rays per pixel along each axis, averaged. Default: as in training."""
+    lpips: Path | None = None
+    """Weights of LPIPS as .npz, to score by it too. Default: as in training."""
     step: int | None = None
     """Which checkpoint. Default: the last."""
 

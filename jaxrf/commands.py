@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxrf import cameras as cams
-from jaxrf import evaluate, memory, monitor, pictures, runs, stages, train
+from jaxrf import evaluate, lpips, memory, monitor, pictures, runs, stages, train
 from jaxrf.cli_options import Channel, EvalOptions, ExportOptions, RenderOptions
 from jaxrf.config import TrainConfig
 from jaxrf.data import sources
@@ -71,6 +71,9 @@ def run_training(config: TrainConfig, preset: str) -> int:
     set_up_jax(config.matmul_precision)
     hardware = describe_hardware()
     print(f"Hardware: {hardware}. Preset: {preset} (--preset names another).")
+    if config.lpips:
+        # What is wrong with them is to be found out now, not after training.
+        lpips.load_weights(config.lpips)
     folder = source.folder or _ensure_bricks(config)
     # Nothing of the test split is decoded yet, but what is missing there is to be found out now.
     sources.load_scene(folder, ["test"], config.downscale, choose=_no_views)
@@ -165,7 +168,7 @@ def finish_training(
     runs.write_metrics(run.folder, _metrics(run, split, test, seconds, trained, hardware))
     size = f"{split.cameras.width}x{split.cameras.height}"
     print(
-        f"Test: PSNR {test['psnr']:.2f} dB, SSIM {test['ssim']:.4f} over {len(test['per_image'])} "
+        f"Test: {_describe_score(test)} over {len(test['per_image'])} "
         f"views of {size} on {_behind(run.config)}; {seconds['total']:.0f} s since the start. "
         f"Written to {run.folder / runs.METRICS_FILE}."
     )
@@ -211,6 +214,9 @@ def run_evaluation(options: EvalOptions) -> int:
     if options.background:
         config = dataclasses.replace(run.config, background=options.background)
         run = dataclasses.replace(run, config=config)
+    if options.lpips:
+        config = dataclasses.replace(run.config, lpips=options.lpips)
+        run = dataclasses.replace(run, config=config)
     scene = sources.load_scene(data, [options.split], downscale, _every(options.every))
     split = scene.splits[options.split]
     score = _score(run, split, None, options.subrays)
@@ -229,10 +235,17 @@ def run_evaluation(options: EvalOptions) -> int:
     for picture in score["per_image"]:
         print(f"{picture['name']:>12}  PSNR {picture['psnr']:6.2f} dB  SSIM {picture['ssim']:.4f}")
     print(
-        f"{options.split}: PSNR {score['psnr']:.2f} dB, SSIM {score['ssim']:.4f} over "
-        f"{len(score['per_image'])} views on {_behind(run.config)}. Written to {folder / name}."
+        f"{options.split}: {_describe_score(score)} over {len(score['per_image'])} views on "
+        f"{_behind(run.config)}. Written to {folder / name}."
     )
+    if "lpips" not in score:
+        print("LPIPS is not among them: it needs its weights, --lpips FILE.")
     return 0
+
+
+def _describe_score(score: dict[str, Any]) -> str:
+    text = f"PSNR {score['psnr']:.2f} dB, SSIM {score['ssim']:.4f}"
+    return f"{text}, LPIPS {score['lpips']:.4f}" if "lpips" in score else text
 
 
 def run_rendering(options: RenderOptions) -> int:
@@ -344,7 +357,8 @@ def _score(
     background = train.background_color(run.config)
     render = runs.make_render_view(run, subrays)
     indices = range(len(split))
-    everything = evaluate.score_split(render, split, background, indices)
+    weights = lpips.load_weights(run.config.lpips) if run.config.lpips else None
+    everything = evaluate.score_split(render, split, background, indices, weights)
     shown = [indices[i] for i in evaluate.spread(len(indices), 4)]
     scored = []
     for item in tqdm(everything, total=len(indices), desc=f"{split.name} views", unit="view"):
@@ -355,7 +369,8 @@ def _score(
     summary = evaluate.summarise(scored)
     if events:
         step = int(run.state.step)
-        events.scalars({"test/psnr": summary["psnr"], "test/ssim": summary["ssim"]}, step)
+        figures = {key: value for key, value in summary.items() if key != "per_image"}
+        events.scalars({f"test/{key}": value for key, value in figures.items()}, step)
     return summary
 
 

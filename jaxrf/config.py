@@ -462,6 +462,8 @@ class TrainConfig:
     """Number of val views that are rendered at each validation."""
     test_every: int = 1
     """Score every K-th test view at the end; 1 scores all."""
+    lpips: Path | None = None
+    """Weights of LPIPS as .npz, to score the test views by it too (see jaxrf/lpips.py)."""
     checkpoint_seconds: float = 30.0
     """Seconds between checkpoints."""
     keep_checkpoints: int = 2
@@ -696,7 +698,7 @@ def pynerf_small() -> TrainConfig:
             heads=4,
             levels=8,
             channels=4,
-            finest=256,
+            finest=128,
             log2_rows=15,
             occupancy_cells=64,
             march_steps=256,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrf import memory, metrics
+from jaxrf import lpips, memory, metrics
 from jaxrf.cameras import Cameras, image_rays, resize_cameras
 from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.data.base import Split, composite
@@ -33,6 +33,7 @@ class Scored(NamedTuple):
     rendering: in host memory.
     truth: (h, w, 3) composited over the background.
     psnr, ssim: of the rendering against the truth.
+    lpips: likewise, if there are weights for it.
     """
 
     view: int
@@ -41,6 +42,7 @@ class Scored(NamedTuple):
     truth: Float[np.ndarray, "h w 3"]
     psnr: float
     ssim: float
+    lpips: float | None = None
 
 
 def make_render_view(
@@ -105,6 +107,7 @@ def _render_chunks(
 
 
 _ssim = jax.jit(metrics.ssim)
+_lpips = jax.jit(lpips.lpips)
 
 
 def render_progressively(
@@ -120,9 +123,13 @@ def render_progressively(
 
 
 def score_split(
-    render: RenderView, split: Split, background: Float[np.ndarray, "3"], indices: Sequence[int]
+    render: RenderView,
+    split: Split,
+    background: Float[np.ndarray, "3"],
+    indices: Sequence[int],
+    lpips_weights: lpips.Weights | None = None,
 ) -> Iterator[Scored]:
-    """Renders and scores pictures of a split, one after the other."""
+    """Renders and scores pictures of a split, one after the other; by LPIPS given its weights."""
     for index in indices:
         rendering = render(split.cameras, index)
         truth = composite(split.images[index], background)
@@ -133,16 +140,19 @@ def score_split(
             truth=truth,
             psnr=metrics.psnr(rendering.rgb, truth),
             ssim=float(_ssim(rendering.rgb, truth)),
+            lpips=float(_lpips(lpips_weights, rendering.rgb, truth)) if lpips_weights else None,
         )
 
 
 def summarise(scored: list[Scored]) -> dict[str, Any]:
-    """Means over pictures and the figures of each, as `metrics.json` holds them."""
-    return {
-        "psnr": float(np.mean([s.psnr for s in scored])),
-        "ssim": float(np.mean([s.ssim for s in scored])),
-        "per_image": [{"name": s.name, "psnr": s.psnr, "ssim": s.ssim} for s in scored],
-    }
+    """Means over pictures and the figures of each, as `metrics.json` holds them.
+
+    LPIPS is among them only where it was computed.
+    """
+    keys = ["psnr", "ssim"] + ["lpips"] * all(s.lpips is not None for s in scored)
+    means = {key: float(np.mean([getattr(s, key) for s in scored])) for key in keys}
+    each = [{"name": s.name} | {key: getattr(s, key) for key in keys} for s in scored]
+    return {**means, "per_image": each}
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -362,9 +362,17 @@ def _bind_fine(
 
 
 def refresh(
-    config: FieldConfig, stage: Stage, params: Params, grid: OccupancyGrid, key: jax.Array
+    config: FieldConfig,
+    stage: Stage,
+    params: Params,
+    grid: OccupancyGrid,
+    key: jax.Array,
+    sizes: int = 1,
 ) -> OccupancyGrid:
-    """The occupancy grid after a training step: now and then its cells are probed."""
+    """The occupancy grid after a training step: now and then its cells are probed.
+
+    `sizes` is in how many sizes pictures are trained on, each half the one before.
+    """
     if not isinstance(grid, ProbedGrid):
         return grid
     assert isinstance(config, SampledConfig)
@@ -374,12 +382,13 @@ def refresh(
         return occ.probe_cells(
             grid,
             key,
-            lambda positions: fns.density(positions, jnp.zeros(positions.shape[:1]))[0],
+            lambda positions, radii: fns.density(positions, radii)[0],
             step_length(config, stage, grid.aabb),
             grid.clock // config.occupancy_every,
             decay=config.occupancy_decay,
             threshold=config.occupancy_threshold,
             reach=stage.reach,
+            sizes=sizes,
         )
 
     due = grid.clock % config.occupancy_every == 0

@@ -72,11 +72,13 @@ class ProbedGrid(OccupancyGrid):
         `UNPROBED` where none has been looked for yet, `UNSEEN` where nothing is to be looked for. A
         slot is a cell's flat index.
       clock: () how many steps have been done.
+      radius: () of a pixel's cone in the middle of the box, for which the density is probed.
     """
 
     coarse: OccupancyGrid
     optical: Float[Array, "slots"]
     clock: Int[Array, ""]
+    radius: Float[Array, ""]
 
 
 class PackedSamples(NamedTuple):
@@ -159,14 +161,15 @@ def begin_probing(grid: OccupancyGrid, reach: float) -> ProbedGrid:
         coarse=coarsen(grid, COARSE, reach),
         optical=jnp.full((grid.occupied.size,), UNPROBED),
         clock=jnp.zeros((), jnp.int32),
+        radius=jnp.zeros(()),
     )
 
 
-def leave_out_unseen(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGrid:
-    """The grid without the cells that no camera has in its picture: they stay empty for good.
+def fit_to_cameras(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGrid:
+    """The grid without the cells that no camera sees, probed for pixels of these cameras' width.
 
-    A cell is seen if the ball around it is before the camera and not wholly beside its picture.
-    `reach` is that of `coarsen`.
+    A cell is seen if the ball around it is before the camera and not wholly beside its picture. The
+    others stay empty for good. `reach` is that of `coarsen`.
     """
     x, y, z = shape = grid.occupied.shape
     centres = cell_centres((x, y, z), grid.aabb).reshape(-1, 3)
@@ -190,21 +193,26 @@ def leave_out_unseen(grid: ProbedGrid, cameras: Cameras, reach: float) -> Probed
     nothing = jnp.zeros(centres.shape[:1], bool)
     seen, _ = jax.lax.scan(add, nothing, jnp.arange(count, dtype=jnp.int32))
     occupied = grid.occupied & seen.reshape(shape)
+    middle = jnp.mean(grid.aabb, axis=0)[None] - jnp.asarray(cameras.T_world_camera)[:, :3, 3]
+    spacing = jnp.linalg.norm(middle, axis=-1) / jnp.mean(jnp.asarray(cameras.focal), axis=-1)
     return dataclasses.replace(
         grid,
         occupied=occupied,
         coarse=coarsen(OccupancyGrid(occupied, grid.aabb), COARSE, reach),
         optical=jnp.where(seen, grid.optical, UNSEEN),
+        # As in `pixels_to_rays`.
+        radius=jnp.mean(spacing) * (2.0 / math.sqrt(12.0)),
     )
 
 
 def probe_cells(
     grid: ProbedGrid,
     key: jax.Array,
-    density_fn: Callable[[Float[Array, "n 3"]], Float[Array, "n"]],
+    density_fn: Callable[[Float[Array, "n 3"], Float[Array, "n"]], Float[Array, "n"]],
     step: Float[Array, ""] | float,
     turn: Int[Array, ""] | int,
     *,
+    sizes: int = 1,
     decay: float,
     threshold: float,
     reach: float,
@@ -220,8 +228,9 @@ def probe_cells(
     Args:
       grid: to be brought up to date.
       key: of the points.
-      density_fn: of positions.
+      density_fn: of positions and of the radii of cones there.
       step: length of a step, in scene units.
+      sizes: of pictures, each half the one before: cones are those of any of them, by chance.
       turn: counts the calls; every cell is probed in `TURNS` of them.
       decay, threshold: see above.
       reach: that of `coarsen`.
@@ -230,7 +239,7 @@ def probe_cells(
     shape = grid.occupied.shape
     slots = grid.occupied.size
     share = -(-slots // TURNS)
-    key_start, key_place = jax.random.split(key)
+    key_start, key_place, key_size = jax.random.split(key, 3)
     own = (TURNS * jnp.arange(share, dtype=jnp.int32) + turn % TURNS) % slots
     mask = grid.occupied.reshape(1, -1)
     rank = rank_samples(mask)
@@ -242,8 +251,12 @@ def probe_cells(
     size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(shape, jnp.float32)
     positions = grid.aabb[:1] + place * size[None]
     count = positions.shape[0]
-    padded = jnp.pad(positions, ((0, -count % chunk if count > chunk else 0), (0, 0)), mode="edge")
-    density = jax.lax.map(density_fn, padded.reshape(-1, min(chunk, count), 3)).ravel()[:count]
+    radii = grid.radius * 2.0 ** jax.random.randint(key_size, (count,), 0, sizes)
+    padding = -count % chunk if count > chunk else 0
+    points = jnp.pad(positions, ((0, padding), (0, 0)), mode="edge")
+    parts = points.reshape(-1, min(chunk, count), 3), jnp.pad(radii, (0, padding))
+    parts = parts[0], parts[1].reshape(parts[0].shape[:2])
+    density = jax.lax.map(lambda part: density_fn(*part), parts).ravel()[:count]
     found = jnp.full((slots,), UNPROBED).at[cells].max(density * step)
     before = jnp.maximum(grid.optical, 0.0) * decay
     probed = (found >= 0.0) & (grid.optical != UNSEEN)

@@ -163,7 +163,7 @@ def init_state(config: TrainConfig, stage: Stage, grid: OccupancyGrid) -> TrainS
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid, average)
 
 
-_leave_out_unseen = jax.jit(occupancy.leave_out_unseen, static_argnums=2)
+_fit_to_cameras = jax.jit(occupancy.fit_to_cameras, static_argnums=2)
 # One program instead of an operation at a time, each of which would be compiled by itself.
 _init_state = jax.jit(init_state, static_argnums=(0, 1))
 
@@ -338,7 +338,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         key_probe = jax.random.fold_in(key, 1)
-        grid = methods.refresh(config.field, stage, params, grid, key_probe)
+        sizes = count_sizes(config)
+        grid = methods.refresh(config.field, stage, params, grid, key_probe, sizes)
         metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
         average = state.average
         if average is not None:
@@ -622,7 +623,7 @@ def fit(
             shapes = jax.eval_shape(partial(init_state, config, stage), grid)
             compiler.begin(stage, shapes, every_pixel)
             if isinstance(grid, occupancy.ProbedGrid):
-                grid = _leave_out_unseen(grid, every_pixel.cameras, stage.reach)
+                grid = _fit_to_cameras(grid, every_pixel.cameras, stage.reach)
             state = _init_state(config, stage, grid)
         else:
             stage, state = restored

@@ -204,3 +204,25 @@ def test_views_are_spread_evenly_and_as_many_as_wanted(count: int, wanted: int) 
 
 def test_nothing_is_spread_over_nothing() -> None:
     assert evaluate.spread(0, 4) == [] and evaluate.spread(4, 0) == []
+
+
+def test_lpips_is_among_the_scores_only_if_there_are_weights_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    split = make_scene().splits["test"]
+    black = np.zeros(3, np.float32)
+    asked: list[Any] = []
+
+    def distance(weights: Any, rendered: np.ndarray, truth: np.ndarray) -> float:
+        asked.append(weights)
+        return 0.1 * len(asked)
+
+    monkeypatch.setattr(evaluate, "_lpips", distance)
+    without = evaluate.summarise(list(evaluate.score_split(fake_render(0.5), split, black, [0, 1])))
+    assert asked == [] and "lpips" not in without and "lpips" not in without["per_image"][0]
+    weights = {"lin0.model.1.weight": jnp.ones((1, 1, 1, 1))}
+    scored = list(evaluate.score_split(fake_render(0.5), split, black, [0, 1], weights))
+    summary = evaluate.summarise(scored)
+    assert asked == [weights, weights] and summary["lpips"] == pytest.approx(0.15)
+    assert [item["lpips"] for item in summary["per_image"]] == pytest.approx([0.1, 0.2])
+    assert summary["psnr"] == without["psnr"]

@@ -25,7 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "fields",
         "samplers",
         "render",
-        "losses metrics",
+        "losses metrics lpips",
         "optim",
         "methods",
         "stages",

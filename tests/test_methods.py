@@ -685,7 +685,7 @@ def test_cells_are_probed_now_and_then_and_their_turns_go_on() -> None:
         lambda grid, key, turn: occupancy.probe_cells(
             grid,
             key,
-            lambda positions: fns.density(positions, positions[:, 0])[0],
+            lambda positions, radii: fns.density(positions, radii)[0],
             step,
             turn,
             decay=0.95,

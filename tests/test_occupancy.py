@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrf.cameras import look_at, make_cameras, project
+from jaxrf.cameras import image_rays, look_at, make_cameras, project
 from jaxrf.occupancy import (
     COARSE,
     FADING,
@@ -25,8 +25,8 @@ from jaxrf.occupancy import (
     coarsen,
     dilate,
     find_slots,
+    fit_to_cameras,
     hit_by,
-    leave_out_unseen,
     lookup,
     make_full_grid,
     march_to_samples,
@@ -563,10 +563,10 @@ SHARE = -(-SLOTS // TURNS)
 STEP = 0.1
 
 
-def density_by_cell(values: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def density_by_cell(values: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """A density that is constant in each cell, so that chance does not matter."""
 
-    def density(positions: jax.Array) -> jax.Array:
+    def density(positions: jax.Array, radii: jax.Array) -> jax.Array:
         return values[find_slots(make_full_grid(SHAPE, jnp.asarray(BOX)), positions)[0]]
 
     return density
@@ -606,19 +606,30 @@ def test_a_grid_that_begins_probing_keeps_its_cells_and_knows_nothing() -> None:
 
 
 def test_every_cell_has_its_turn_and_stays_occupied_until_then() -> None:
-    # Nothing is there, so that a cell is empty as soon as it was looked into.
+    # Only the first cell holds anything: any other is empty as soon as it was looked into.
+    first = np.arange(SLOTS) == 0
+    values = 5.0 * jnp.asarray(first, jnp.float32)
     grid = begin_probing(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
     turns_of = np.zeros(SLOTS, int)
     for turn in range(TURNS):
-        grid = probe(grid, jax.random.key(turn), jnp.zeros(SLOTS), turn)
+        grid = probe(grid, jax.random.key(turn), values, turn)
         known = np.asarray(grid.optical) >= 0
         # Its own quarter, and others that were still occupied.
         assert np.all(known[turn % SLOTS :: TURNS])
         assert SHARE <= known.sum() <= 2 * SHARE * (turn + 1)
-        np.testing.assert_array_equal(np.asarray(grid.occupied).ravel(), ~known)
+        np.testing.assert_array_equal(np.asarray(grid.occupied).ravel(), ~known | first)
         turns_of[turn::TURNS] += 1
-    assert np.all(turns_of == 1) and not np.any(grid.occupied)
-    assert not np.any(grid.coarse.occupied)
+    assert np.all(turns_of == 1) and np.asarray(grid.occupied).ravel().tolist() == first.tolist()
+    found = coarsen(OccupancyGrid(grid.occupied, grid.aabb), COARSE, 3.0).occupied
+    np.testing.assert_array_equal(grid.coarse.occupied, found)
+
+
+def test_where_nothing_is_denser_than_elsewhere_everything_stays_occupied() -> None:
+    """A field that starts at nothing has to be looked into, or it would stay nothing."""
+    grid = begin_probing(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    for turn in range(TURNS):
+        grid = probe(grid, jax.random.key(turn), jnp.zeros(SLOTS), turn)
+    assert np.all(grid.occupied) and np.all(grid.optical == 0)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (1, 5, 1), (2, 3, 3)])
@@ -630,7 +641,7 @@ def test_every_cell_of_a_grid_of_any_size_has_its_turn(shape: tuple[int, int, in
         lambda grid, turn: probe_cells(
             dataclasses.replace(grid, occupied=jnp.zeros(shape, bool)),
             jax.random.key(0),
-            lambda positions: positions[:, 0] * 0.0 + 1.0,
+            lambda positions, radii: positions[:, 0] * 0.0 + 1.0,
             STEP,
             turn,
             decay=0.9,
@@ -662,7 +673,7 @@ def test_probing_equals_a_loop_while_all_occupied_cells_have_a_place(count: int,
         probed(before, occupied), jax.random.key(5), jnp.asarray(values, jnp.float32), turn
     )
     np.testing.assert_allclose(grid.optical, wanted, rtol=1e-5)
-    flags = (wanted < 0) | (wanted > least)
+    flags = (wanted < 0) | (wanted >= np.float32(least))
     np.testing.assert_array_equal(np.asarray(grid.occupied).ravel(), flags)
     assert 0 < flags.sum() < SLOTS
     fine = OccupancyGrid(grid.occupied, grid.aabb)
@@ -694,7 +705,7 @@ def test_probing_is_the_same_however_many_cells_are_looked_into_together(chunk: 
 def test_points_are_spread_over_their_cells_and_nowhere_else() -> None:
     found: list[np.ndarray] = []
 
-    def density(positions: jax.Array) -> jax.Array:
+    def density(positions: jax.Array, radii: jax.Array) -> jax.Array:
         jax.debug.callback(lambda p: found.append(np.asarray(p)), positions)
         return jnp.zeros(positions.shape[:1])
 
@@ -726,7 +737,7 @@ def test_what_was_found_fades_and_its_cell_is_given_up() -> None:
 def test_cells_of_a_dense_ball_stay_and_far_ones_get_empty() -> None:
     box, shape = jnp.asarray([[-1.0] * 3, [1.0] * 3]), (12, 12, 12)
 
-    def density(positions: jax.Array) -> jax.Array:
+    def density(positions: jax.Array, radii: jax.Array) -> jax.Array:
         return 50.0 * (jnp.linalg.norm(positions, axis=-1) < 0.6)
 
     rules = {"decay": 0.95, "threshold": 0.01, "reach": 2.0}
@@ -767,7 +778,7 @@ def test_cells_beside_all_pictures_stay_empty_for_good() -> None:
     cameras = make_cameras(poses, 40, 30, 0.5)
     box = jnp.array([[-1.0, -1.2, -1.1], [1.2, 1.0, 1.0]])
     full = begin_probing(make_full_grid((9, 10, 11), box), 1.0)
-    grid = leave_out_unseen(full, cameras, 1.0)
+    grid = fit_to_cameras(full, cameras, 1.0)
     low, high = np.asarray(box)
     axes = [np.linspace(low[a], high[a], n + 1) for a, n in enumerate((9, 10, 11))]
     corners = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
@@ -783,7 +794,32 @@ def test_cells_beside_all_pictures_stay_empty_for_good() -> None:
     dense = jnp.full((1,), 9.0)
     for turn in range(TURNS):
         grid = probe_cells(
-            grid, jax.random.key(turn), lambda p: 0.0 * p[:, 0] + dense, 1.0, turn,
+            grid, jax.random.key(turn), lambda p, r: 0.0 * r + dense, 1.0, turn,
             decay=0.9, threshold=0.01, reach=1.0,
         )  # fmt: skip
     assert np.array_equal(grid.occupied, occupied)
+
+
+def test_cells_are_probed_with_the_cones_of_the_cameras_pixels_of_every_size() -> None:
+    poses = np.stack([look_at(np.array(eye), np.zeros(3)) for eye in ([0, -4.0, 0.5], [4.0, 0, 0])])
+    cameras = make_cameras(poses, 64, 64, 0.4)
+    box = jnp.array([[-1.0] * 3, [1.0] * 3])
+    grid = fit_to_cameras(begin_probing(make_full_grid((4, 4, 4), box), 1.0), cameras, 1.0)
+    wanted = [
+        float(image_rays(cameras, i, 1.0, 8.0).radii[31, 31]) * np.linalg.norm(poses[i, :3, 3])
+        for i in range(2)
+    ]
+    assert float(grid.radius) == pytest.approx(np.mean(wanted), rel=2e-3)
+    found: list[np.ndarray] = []
+
+    def density(positions: jax.Array, radii: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda r: found.append(np.asarray(r)), radii)
+        return jnp.zeros_like(radii)
+
+    rules = {"decay": 0.9, "threshold": 0.01, "reach": 1.0}
+    for sizes, factors in ((1, [1]), (3, [1, 2, 4])):
+        found.clear()
+        probe_cells(grid, jax.random.key(0), density, STEP, 0, sizes=sizes, **rules)
+        jax.effects_barrier()
+        ratio = np.unique(np.concatenate(found) / float(grid.radius))
+        np.testing.assert_allclose(ratio, factors, rtol=1e-5)
