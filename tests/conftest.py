@@ -1,6 +1,7 @@
 """Set-up shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # (n,) + (n, 1) is (n, n) by numpy's rules and nearly always a mistake in ours.
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Lets go of what a module compiled: each program holds maps, of which Linux allows 65,530."""
+    yield
+    import jax
+
+    jax.clear_caches()
 
 
 # The first example compiles and the others do not: a deadline would only measure that.
