@@ -366,18 +366,18 @@ def put_pixels(split: Split, sizes: int = 1) -> TrainPixels:
 
     `sizes` is in how many sizes, each half the one before.
     """
+    height, width = split.images.shape[1:3]
+    if min(height, width) < 2 ** (sizes - 1):
+        raise InputError(
+            f"Pictures of {width}x{height} cannot be halved {sizes - 1} times: lower --scales or "
+            "the number of moments in --enlarge-at."
+        )
     smaller = [downscale_images(split.images, 2**halvings) for halvings in range(1, sizes)]
     counts = [math.prod(images.shape[:3]) for images in (split.images, *smaller)]
     total = sum(counts)
     if total >= 2**31:
         raise InputError(
             f"The {split.name} split has {total} pixels, more than 2^31: use --downscale."
-        )
-    if min(counts) == 0:
-        height, width = split.images.shape[1:3]
-        raise InputError(
-            f"Pictures of {width}x{height} cannot be halved {sizes - 1} times: lower --scales or "
-            "the number of moments in --enlarge-at."
         )
     return TrainPixels(
         images=jnp.asarray(split.images),
