@@ -142,6 +142,8 @@ class EncodedMLPConfig(SampledConfig):
     """Whether colour depends on the view direction."""
     activation: Literal["softplus", "relu"] = "softplus"
     """Of the raw density."""
+    density_bias: float = 0.0
+    """Added to the raw density: lower starts emptier."""
     density_noise: float = 0.0
     """Standard deviation of the noise added to the raw density while training."""
     layers: int = 8

@@ -139,6 +139,7 @@ def make_field(config: FieldConfig, stage: Stage) -> Field:
                 encoding=config.encoding,
                 use_directions=config.use_directions,
                 activation=config.activation,
+                density_bias=config.density_bias,
                 density_noise=config.density_noise,
                 ternary=isinstance(config, BitNeRFConfig),
                 layers=config.layers,

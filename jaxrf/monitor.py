@@ -137,6 +137,7 @@ class Monitor:
         self._bar = tqdm(total=config.steps, initial=done, unit="step", desc="train", leave=True)
         self._mark = time.perf_counter()
         self._pace = Pace()
+        self._half_time = 0.0
         self._validation_seconds = 0.0
         self.history: list[Validation] = []
         self._saved_at = time.perf_counter()
@@ -213,26 +214,30 @@ class Monitor:
     def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
         """Fits the number of steps to the budget, if there is one, and writes it down.
 
-        As soon as the speed is known, again when the field has its final size, and after each half
-        of what is then left: the speed of a machine that others use too changes.
+        As soon as the speed is known, again when the field has its final size or half of the time
+        is over, and after each half of what is then left: the speed of a machine that others use
+        too changes.
         """
         if self.deadline is None or len(config.knots) == progress.MOST_KNOTS:
             return config
         first = not config.knots
         if not self._pace.is_known(least=0.7 if first else 2.0):
             return config
-        if not first and growing:
+        # What comes after the last growth is left to be fitted then, unless time is running out.
+        if not first and growing and time.time() < self._half_time:
             return config
-        if len(config.knots) > 1:
+        if len(config.knots) > 1 and not growing:
             halfway = 0.5 * (1.0 + config.knots[-1].progress)
             if progress.progress_at(config, step) < halfway:
                 return config
         left = self.deadline - time.time()
+        self._half_time = time.time() + 0.5 * left
         pace = self._pace.seconds / self._pace.steps
+        if growing:
+            left -= 1.5 * sum(growth.step > step for growth in stages.plan_growth(config))
         if first and growing:
             # The first steps share the machine with compilation; later ones are about as fast as
             # the best of them. It need not be exact, as it is done once more.
-            left -= 1.5 * len(stages.plan_growth(config))
             pace = self._pace.best
         if self.val is not None and config.validate_every > 0 and not config.validate_apart:
             coming = math.ceil((1.0 - progress.progress_at(config, step)) / config.validate_every)

@@ -347,6 +347,21 @@ def test_steps_are_fitted_to_the_budget_early_and_again_after_the_last_growth(
     assert 0.0 < 1100.0 - run.now < 6.0
 
 
+def test_steps_are_fitted_again_while_growing_if_half_of_the_time_is_over(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Budgeted(watch, monkeypatch, 100.0)
+    run.begin_stage()
+    run.dispatch(1, 1.0, growing=True)
+    run.dispatch(10, 1.0, growing=True)
+    assert len(run.config.knots) == 1
+    # The machine is much slower than it seemed: this growth would never come.
+    while len(run.config.knots) == 1:
+        run.dispatch(1, 3.0, growing=True)
+    assert 1050.0 <= run.now <= 1055.0
+    assert run.config.steps - run.step < 1100.0 - run.now
+
+
 def test_validations_to_come_take_their_share_of_the_budget(
     watch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrf import cli, config, evaluate, methods, runs, train
+from jaxrf import cli, config, evaluate, methods, runs, stages, train
 from jaxrf.config import BricksConfig, TensoRFConfig
 from jaxrf.data import sources
 from jaxrf.fields.voxels import VoxelGrid
@@ -73,7 +73,12 @@ def test_nerf_learns_bricks(tmp_path: Path) -> None:
     assert cli.train([*options.split(), "--steps", "300", "--video.frames", "0"]) == 0
     run = runs.open_run(tmp_path / "run")
     small = dataclasses.replace(
-        config.nerf_small(), video=run.config.video, subrays=1, steps=300, downscale=4
+        config.nerf_small(),
+        video=run.config.video,
+        subrays=1,
+        steps=300,
+        downscale=4,
+        pass_samples=stages.CACHED_SAMPLES,
     )
     assert dataclasses.replace(run.config, data=None, run_dir=None) == small
     split = sources.load_scene(data, ["test"], 4).splits["test"]
