@@ -240,8 +240,10 @@ def count_work(config: FieldConfig, stage: Stage) -> Work:
         case TensoRFConfig():
             colored = stage.color_budget / stage.sample_budget if stage.color_budget else 1.0
             channels = config.density_components + colored * config.feature_components
-            rows = 3 * (4 + 2) * channels / ROW
-            flops = 2 * 3 * config.feature_components * config.feature_dim * colored
+            planes = 3 if config.factors == "vm" else 0
+            rows = (4 * planes + 2 * 3) * channels / ROW
+            products = max(planes, 1) * config.feature_components
+            flops = 2 * products * config.feature_dim * colored
             return Work(3.0 * flops, rows, rows)
         case NeRFConfig() | BitNeRFConfig():
             position, direction = (
