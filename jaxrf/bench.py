@@ -376,9 +376,19 @@ def format_report(report: dict[str, Any]) -> str:
 
 def plot_curves(results: list[dict[str, Any]]) -> bytes:
     """PSNR on validation views against seconds since the start, a line for each run, as PNG."""
-    curves = {}
-    for run in results:
-        size = "x".join(str(n) for n in run["resolution"])
-        title = f"{run['preset']}, {size}, {run['budget']:g} s, seed {run['seed']}"
-        curves[title] = run["curve"]
+    titles = [
+        (
+            run["preset"],
+            "x".join(str(n) for n in run["resolution"]),
+            f"{run['budget']:g} s",
+            f"seed {run['seed']}",
+        )
+        for run in results
+    ]
+    # What all runs share tells none apart.
+    shared = {part for part, *others in zip(*titles, strict=True) if set(others) <= {part}}
+    curves = {
+        ", ".join(title[:1] + tuple(part for part in title[1:] if part not in shared)): run["curve"]
+        for title, run in zip(titles, results, strict=True)
+    }
     return pictures.encode_plot(curves, "seconds since the start", "validation PSNR, dB")

@@ -267,6 +267,14 @@ def _check(config: TrainConfig) -> None:
                 field, "coarse_samples", "occupancy_cells", "occupancy_every", "march_steps",
                 "color_share", prefix="field.",
             )  # fmt: skip
+            _check_positive(
+                field, "proposal_samples", "proposed_samples", "proposal_cells", prefix="field."
+            )
+            if not 0 < len(field.proposal_samples) <= len(field.proposal_cells):
+                raise InputError(
+                    f"--field.proposal-samples has {len(field.proposal_samples)} numbers: give one "
+                    "for each proposal, and as many in --field.proposal-cells."
+                )
             sizes = ("layers", "width", "color_width", "levels", "channels", "coarsest", "finest")
             _check_positive(field, *(n for n in sizes if hasattr(field, n)), prefix="field.")
         case _:

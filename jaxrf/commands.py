@@ -229,6 +229,7 @@ def run_evaluation(options: EvalOptions) -> int:
     }
     kept = ("rays_per_second", "samples_per_second", "validations")
     trained = {name: before[name] for name in kept if name in before}
+    trained |= score_sizes(run, split, score)
     values = _metrics(run, split, score, seconds, trained, hardware)
     name = runs.METRICS_FILE if options.split == "test" else f"metrics_{options.split}.json"
     runs.write_text(folder / name, runs.to_text(values))

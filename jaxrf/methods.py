@@ -108,83 +108,26 @@ def make_field(config: FieldConfig, stage: Stage) -> Field:
     """The field's spec at a stage."""
     match config:
         case VoxelsConfig():
-            return voxels.Voxels(
-                table_rows=stage.table_rows,
-                feature_dim=config.feature_dim,
-                width=config.width,
-                layers=config.layers,
-                direction_octaves=config.direction_octaves,
-                density_shift=config.density_shift,
-                density_scale=config.density_scale,
-                density_gain=config.density_gain,
-            )
+            return _make_spec(voxels.Voxels, config, table_rows=stage.table_rows)
         case TensoRFConfig():
-            return tensorf.TensoRF(
-                resolution=stage.resolution,
-                density_components=config.density_components,
-                feature_components=config.feature_components,
-                feature_dim=config.feature_dim,
-                width=config.width,
-                layers=config.layers,
-                feature_octaves=config.feature_octaves,
-                direction_octaves=config.direction_octaves,
-                density_shift=config.density_shift,
-                density_scale=config.density_scale,
-                init_scale=config.init_scale,
-                factors=config.factors,
-                color_by=config.color,
-            )
+            own = {"resolution": stage.resolution, "color_by": config.color}
+            return _make_spec(tensorf.TensoRF, config, **own)
         case NeRFConfig() | BitNeRFConfig():
-            return nerf.NeRF(
-                encoding=config.encoding,
-                use_directions=config.use_directions,
-                activation=config.activation,
-                density_bias=config.density_bias,
-                density_noise=config.density_noise,
-                ternary=isinstance(config, BitNeRFConfig),
-                layers=config.layers,
-                width=config.width,
-                skip=config.skip,
-                color_width=config.color_width,
-                position_octaves=config.position_octaves,
-                direction_octaves=config.direction_octaves,
-            )
+            return _make_spec(nerf.NeRF, config, ternary=isinstance(config, BitNeRFConfig))
         case HashGridConfig():
-            return ngp.HashGrid(
-                levels=config.levels,
-                channels=config.channels,
-                coarsest=config.coarsest,
-                finest=config.finest,
-                log2_rows=config.log2_rows,
-                width=config.width,
-                density_layers=config.density_layers,
-                color_layers=config.color_layers,
-                feature_dim=config.feature_dim,
-                direction_bands=config.direction_bands,
-                density_shift=config.density_shift,
-                density_scale=config.density_scale,
-            )
+            return _make_spec(ngp.HashGrid, config)
         case PyNeRFConfig():
-            return pynerf.PyNeRF(
-                heads=config.heads,
-                factor=config.factor,
-                levels=config.levels,
-                channels=config.channels,
-                coarsest=config.coarsest,
-                finest=config.finest,
-                log2_rows=config.log2_rows,
-                tables=config.tables,
-                blend=config.blend,
-                width=config.width,
-                feature_dim=config.feature_dim,
-                color_width=config.color_width,
-                color_layers=config.color_layers,
-                direction_bands=config.direction_bands,
-                density_shift=config.density_shift,
-            )
+            return _make_spec(pynerf.PyNeRF, config)
         case CustomConfig():
             return base.load_field(config.source)
     assert_never(config)
+
+
+def _make_spec(spec: type[Any], config: FieldConfig, **own: Any) -> Any:
+    """A spec whose numbers are those of the same name in the configuration, and its own ones."""
+    names = (field.name for field in dataclasses.fields(spec))
+    shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return spec(**shared | own)
 
 
 def make_proposals(config: SampledConfig) -> list[ngp.HashGrid]:

@@ -17,14 +17,15 @@ def encode_plot(curves: Mapping[str, Sequence[tuple[float, float]]], across: str
     """A plot of named curves of (x, y) with labelled axes, as PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for name, points in curves.items():
         if points:
             axes.plot(*zip(*points, strict=True), marker=".", label=name)
     axes.set(xlabel=across, ylabel=up)
     axes.grid(alpha=0.3)
-    axes.legend()
+    # Beside the axes, where it hides no curve.
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

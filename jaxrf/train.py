@@ -274,8 +274,10 @@ def make_train_step(
         predicted = methods.predict(config.field, stage, params, grid, key, batch.rays, behind)
         used = ~jnp.any(predicted.dropped.reshape(-1, parts), axis=1)
         colors = [jnp.mean(rgb.reshape(-1, parts, 3), axis=1) for rgb in predicted.rgb]
-        # A pixel four times as large counts four times as much (Mip-NeRF, section 4.2).
-        area = batch.area / jnp.maximum(losses.mean_of_used(batch.area, used), 1e-9)
+        # A pixel four times as large counts four times as much (Mip-NeRF, section 4.2), relative to
+        # all pixels of the step: where it has passes, that mean is 1 already and none is dropped.
+        mean = losses.mean_of_used(batch.area, used) if stage.passes == 1 else 1.0
+        area = batch.area / jnp.maximum(mean, 1e-9)
         errors = [losses.mean_of_used(area * error_fn(rgb, batch.truth), used) for rgb in colors]
         whole = ~predicted.dropped
         if missing := getattr(config.field, "interlevel_weight", 0.0):
@@ -333,6 +335,7 @@ def make_train_step(
         batch = draw_batch(
             pixels, key_batch, count, scene_range, config.background, stage.subrays, crop, size
         )
+        batch = batch._replace(area=batch.area / jnp.mean(batch.area))
         grads, (metrics, grid) = differentiate(state.params, state.grid, batch, key)
         optimizer = make_optimizer(config, state.params, course)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

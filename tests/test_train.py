@@ -434,8 +434,8 @@ def test_rays_of_a_fixed_number_of_samples_need_more_passes_and_no_smaller_batch
     assert "--pass-samples" in observer.changes[0][1]
 
 
-@pytest.mark.parametrize("subrays", [1, 2])
-def test_a_gradient_of_several_passes_is_that_of_one(subrays: int) -> None:
+@pytest.mark.parametrize(("subrays", "scales"), [(1, 1), (2, 1), (1, 3)])
+def test_a_gradient_of_several_passes_is_that_of_one(subrays: int, scales: int) -> None:
     """Without jitter; the state after three steps, each pass of which sees its own rays."""
     states = []
     for samples in (None, 200):
@@ -445,7 +445,7 @@ def test_a_gradient_of_several_passes_is_that_of_one(subrays: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
             really = methods._coarse_to_fine
             patch.setattr(methods, "_coarse_to_fine", lambda *a, f=really: f(*a[:4], None, *a[5:]))
-            pixels = train.put_pixels(make_scene().splits["train"])
+            pixels = train.put_pixels(make_scene().splits["train"], scales)
             run = train.compile_step(config, stage, RANGE, state, pixels)
         states.append(run(state, pixels, train.make_course(config), jnp.asarray(3, jnp.int32)))
     (whole, metrics), (parts, same) = states
