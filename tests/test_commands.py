@@ -649,5 +649,5 @@ def test_training_is_done_within_its_budget(tmp_path: Path, scene_folder: Path) 
     seconds = values["seconds"]
     assert 20.0 < seconds["total"] - seconds["evaluate"] < 25.0 + 1.0
     config = runs.read_config(tmp_path / "run")
-    assert config.budget == 25.0 and config.knots
+    assert config.budget == 25.0 and len(config.knots) >= 2
     assert 0.9 * config.steps < values["steps"] <= config.steps
