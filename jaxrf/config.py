@@ -617,6 +617,7 @@ def nerf_small() -> TrainConfig:
             color_width=64,
             position_octaves=8,
             direction_octaves=2,
+            density_bias=-2.0,
             sampler="occupancy",
             occupancy_cells=64,
             march_steps=192,
@@ -626,6 +627,7 @@ def nerf_small() -> TrainConfig:
         batch_samples=1 << 14,
         batch_rays=2048,
         render_samples=1 << 15,
+        validate_every=0.5,
         optimizer=OptimizerConfig(network_rate=4e-3, final_fraction=0.05, warmup=0.02),
     )
 
@@ -686,6 +688,7 @@ def hashgrid_small() -> TrainConfig:
         batch_samples=1 << 14,
         batch_rays=1024,
         render_samples=1 << 15,
+        validate_every=0.5,
         optimizer=OptimizerConfig(
             grid_rate=0.04, network_rate=0.01, final_fraction=0.05, epsilon=1e-15
         ),
