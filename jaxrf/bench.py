@@ -43,6 +43,8 @@ ROW = 8
 TRIES = 5
 # Frames that take so many seconds are timed once only.
 LONG_FRAME = 10.0
+# What tells a run from another one.
+RUN_KEY = ("downscale", "preset", "budget", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +87,18 @@ def run_bench(options: BenchOptions) -> int:
     if sources.find_source(make_config(options, options.presets[0])).folder is None:
         # Rendered now, lest the first run pay for it.
         sources.ensure_bricks(BricksConfig())
+    stem = options.output / f"{datetime.date.today().isoformat()}-{options.name}"
+    results = read_results(stem) if options.resume else []
+    done = {tuple(run[part] for part in RUN_KEY) for run in results}
+    seeds = range(options.seeds)
+    plan = [
+        run
+        for run in itertools.product(options.downscale, options.presets, options.budget, seeds)
+        if run not in done
+    ]
     print("Measuring what the machine can do ...", flush=True)
     roofline = measure_roofline()
-    stem = options.output / f"{datetime.date.today().isoformat()}-{options.name}"
-    results: list[dict[str, Any]] = []
-    plan = list(
-        itertools.product(options.downscale, options.presets, options.budget, range(options.seeds))
-    )
+    table = write_report(stem, roofline, results) if results else ""
     with tempfile.TemporaryDirectory(prefix="jaxrf-bench-") as folder:
         for number, (downscale, preset, budget, seed) in enumerate(plan):
             print(
@@ -101,20 +108,56 @@ def run_bench(options: BenchOptions) -> int:
             )
             run_dir = Path(folder) / f"run-{number}"
             train(options, preset, seed, downscale, budget, run_dir)
-            results.append(summarise(run_dir, preset, seed, budget, roofline))
+            summary = summarise(run_dir, preset, seed, budget, roofline)
+            results.append({"downscale": downscale, **summary})
             # After every run, lest what took hours be lost.
             table = write_report(stem, roofline, results)
     print(f"{table}\nWritten to {stem}.json, .md and .png")
     return 0
 
 
+def read_results(stem: Path) -> list[dict[str, Any]]:
+    """The runs of a report; none if there is no report.
+
+    Raises:
+      InputError: if it was measured on another machine or with other versions, or is damaged.
+    """
+    path = stem.with_suffix(".json")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: report[name] for name in ("hardware", "processor", "versions")}
+        results = [dict(run) for run in report["runs"]]
+        if any(part not in run for run in results for part in RUN_KEY):
+            raise ValueError("it is of an earlier version")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be continued ({error}): choose another --name or leave out --resume."
+        ) from error
+    for name, here in describe_machine().items():
+        if found[name] != here:
+            raise InputError(
+                f"{path} was measured with {name} {found[name]}, here it is {here}: choose another "
+                "--name."
+            )
+    return results
+
+
+def describe_machine() -> dict[str, Any]:
+    """What figures depend on besides the code."""
+    return {
+        "hardware": commands.describe_hardware(),
+        "processor": describe_processor(),
+        "versions": commands.describe_versions(),
+    }
+
+
 def write_report(stem: Path, roofline: Roofline, results: list[dict[str, Any]]) -> str:
     """Writes what was measured as JSON, as a table and as a plot; returns the table."""
     report = {
         "date": datetime.date.today().isoformat(),
-        "hardware": commands.describe_hardware(),
-        "processor": describe_processor(),
-        "versions": commands.describe_versions(),
+        **describe_machine(),
         "roofline": dataclasses.asdict(roofline),
         "runs": results,
     }

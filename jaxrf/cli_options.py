@@ -91,3 +91,5 @@ class BenchOptions:
     """Folder to write to."""
     name: str = "bench"
     """What the files are called, after the date."""
+    resume: bool = False
+    """Keep the runs that the files of today and of this name hold already, and do the others."""

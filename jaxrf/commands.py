@@ -430,7 +430,10 @@ def render_orbit(
     """
     radius = options.radius or run.scene.radius
     orbit = orbit_cameras(run, options)
-    half_diagonal = 0.5 * float(np.linalg.norm(np.diff(occupied_aabb(run.state.grid), axis=0)))
+    box = occupied_aabb(run.state.grid)
+    if (bounds := run.state.grid.bounds) is not None:
+        box = np.clip(box, *np.asarray(bounds))
+    half_diagonal = 0.5 * float(np.linalg.norm(np.diff(box, axis=0)))
     low, high = max(radius - half_diagonal, 0.0), radius + half_diagonal
     render = runs.make_render_view(run, options.subrays)
     frames = []

@@ -19,7 +19,22 @@ Background = Literal["white", "black", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TensoRFConfig:
+class CaptureConfig:
+    """What captured scenes need of any field."""
+
+    contract: bool = False
+    """Space around the scene's box is contracted into a box twice as large, for scenes without
+    bounds; rays then have no end. Start emptier, with a lower density-shift or -bias: fog that is
+    thin in a box hides everything over such lengths."""
+    appearance_dim: int = 0
+    """Numbers learnt for each training picture, which change the look of what it shows (exposure,
+    weather) but not its shape. Views are rendered with their mean. 0: pictures look alike."""
+    appearance_pictures: Annotated[int | None, tyro.conf.Suppress] = None
+    """How many there are; settled when training begins."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensoRFConfig(CaptureConfig):
     """TensoRF and how its grid grows. Times are fractions of all steps."""
 
     kind: Annotated[Literal["tensorf"], tyro.conf.Suppress] = "tensorf"
@@ -89,7 +104,7 @@ class TensoRFConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SampledConfig:
+class SampledConfig(CaptureConfig):
     """How the rays of a field that has no grid of its own are sampled."""
 
     sampler: Literal["hierarchical", "occupancy", "proposal"] = "hierarchical"
@@ -262,7 +277,7 @@ class CustomConfig(SampledConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class VoxelsConfig:
+class VoxelsConfig(CaptureConfig):
     """Packed voxels, refined and pruned. Times are fractions of all steps."""
 
     kind: Annotated[Literal["voxels"], tyro.conf.Suppress] = "voxels"

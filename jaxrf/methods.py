@@ -5,6 +5,7 @@ Here and in `stages` the union of field configurations is taken apart.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, assert_never
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrf import losses, samplers
+from jaxrf import contraction, losses, samplers
 from jaxrf import occupancy as occ
 from jaxrf.config import (
     BitNeRFConfig,
@@ -26,6 +27,7 @@ from jaxrf.config import (
     TrainConfig,
     VoxelsConfig,
 )
+from jaxrf.errors import InputError
 from jaxrf.fields import base, nerf, ngp, pynerf, tensorf, voxels
 from jaxrf.fields.base import Field, Params
 from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
@@ -76,6 +78,10 @@ class Stage:
     pruned: bool = False
     table_rows: int = 0
     table_cells: int = 0
+
+
+# What is added to features seen from cameras.
+Looks = Callable[[Int[Array, "m"]], Float[Array, "_ k"]]
 
 
 class Prediction(NamedTuple):
@@ -148,6 +154,38 @@ def make_proposals(config: SampledConfig) -> list[ngp.HashGrid]:
 
 def init_params(config: FieldConfig, stage: Stage, key: jax.Array) -> Params:
     """Fresh parameters of everything that the method trains."""
+    params = _init_fields(config, stage, key)
+    if not config.appearance_dim:
+        return params
+    # Fields split the key itself.
+    key_matrix = jax.random.fold_in(key, 0)
+    channels = _count_looks(make_field(config, stage))
+    matrix = jax.random.normal(key_matrix, (config.appearance_dim, channels))
+    return params | {
+        "appearance": {
+            # Pictures look alike at first.
+            "codes": jnp.zeros((config.appearance_pictures or 1, config.appearance_dim)),
+            "matrix": matrix / math.sqrt(config.appearance_dim),
+        }
+    }
+
+
+def _count_looks(field: Field) -> int:
+    """Of a field's features, the first so many to which a picture's appearance is added."""
+    match field:
+        case nerf.NeRF():
+            return field.width
+        case pynerf.PyNeRF():
+            return field.feature_dim * (field.heads if field.blend == "results" else 1)
+        case _ if isinstance(channels := getattr(field, "feature_dim", None), int):
+            return channels
+    raise InputError(
+        f"The field {type(field).__name__} has no feature_dim, the number of its features: give it "
+        "one, or leave --field.appearance-dim at 0."
+    )
+
+
+def _init_fields(config: FieldConfig, stage: Stage, key: jax.Array) -> Params:
     field = make_field(config, stage)
     if not isinstance(config, SampledConfig):
         return field.init(key)
@@ -177,11 +215,14 @@ def bind(
     params: Params,
     grid: OccupancyGrid | None = None,
     key: jax.Array | None = None,
+    looks: Looks | None = None,
 ) -> RadianceFns:
     """A field with its parameters as callables for the renderer.
 
     Fields that fill the box of an occupancy grid, or pack their rows by it, need that too; those
-    that are noisy while training then get a key.
+    that are noisy while training then get a key. With a grid of contracted space any field is one
+    of that space, though its density stays one per length in the scene.
+    `looks` are what is added to features, by the camera they are seen from.
     """
     if key is not None and getattr(field, "density_noise", None):
         # The same key serves to place samples.
@@ -191,11 +232,35 @@ def bind(
     elif getattr(field, "in_box", False):
         assert grid is not None
         params = params | {"aabb": grid.aabb}
-    return RadianceFns(
-        density=lambda positions, radii: field.density(params, positions, radii),
-        features=lambda latent: field.features(params, latent),
-        color=lambda features, directions: field.color(params, features, directions),
-    )
+
+    def density(positions: Array, radii: Array) -> tuple[Array, Any]:
+        if grid is not None and grid.bounds is not None:
+            radii = contraction.contract_radii(radii, positions, grid.bounds)
+            positions = contraction.contract(positions, grid.bounds)
+        return field.density(params, positions, radii)
+
+    def color(features: Array, directions: Array, camera_index: Array) -> Array:
+        if looks is not None:
+            offset = looks(camera_index)
+            features = features.at[:, : offset.shape[-1]].add(offset)
+        return field.color(params, features, directions)
+
+    return RadianceFns(density, lambda latent: field.features(params, latent), color)
+
+
+def _make_looks(config: FieldConfig, params: Params, mean: bool) -> Looks | None:
+    """What pictures add to features: each its own, or the mean of all; None if nothing.
+
+    A linear map of a code for each picture (Martin-Brualla et al. 2021, section 4.1, whose network
+    takes the code itself).
+    """
+    if not config.appearance_dim:
+        return None
+    codes, matrix = (params["appearance"][name] for name in ("codes", "matrix"))
+    if mean:
+        average = jnp.mean(codes, axis=0, keepdims=True) @ matrix
+        return lambda camera_index: average
+    return lambda camera_index: codes[camera_index] @ matrix
 
 
 def step_length(
@@ -212,14 +277,21 @@ def step_length(
     return config.step_ratio * jnp.mean((aabb[1] - aabb[0]) / intervals)
 
 
-def count_blocks(aabb: Float[np.ndarray, "2 3"], step: Float[Array, ""]) -> int:
-    """Blocks of steps that reach across the whole box."""
-    diagonal = float(np.linalg.norm(aabb[1] - aabb[0]))
-    return math.ceil(diagonal / float(step) / BLOCK_STEPS) + 1
+def count_blocks(
+    aabb: Float[np.ndarray, "2 3"],
+    step: Float[Array, ""],
+    bounds: Float[np.ndarray | Array, "2 3"] | None = None,
+) -> int:
+    """Blocks of steps that reach across the whole box, or to the end of contracted space."""
+    far = contraction.LONGEST if bounds is not None else 1.0
+    box = aabb if bounds is None else bounds
+    diagonal = float(np.linalg.norm(np.asarray(box[1] - box[0])))
+    return math.ceil(far * diagonal / float(step) / BLOCK_STEPS) + 1
 
 
 def _learn(grid: OccupancyGrid, positions: Array, weights: Array) -> OccupancyGrid:
     """The occupancy grid after some samples were given weight."""
+    positions = occ.to_grid(grid, positions)
     match grid:
         case voxels.VoxelGrid():
             slots, _ = voxels.find_cells(grid, positions)
@@ -253,7 +325,12 @@ def predict(
             opacity=last.rendering.opacity,
             dropped=jnp.zeros(rays.near.shape, bool),
             samples=jnp.asarray(rays.near.size * samples_per_ray(config), jnp.int32),
-            distortion=losses.distortion(last.weights, normalise_distances(rays, last.tdist)),
+            distortion=losses.distortion(
+                last.weights,
+                normalise_distances(
+                    rays if grid.bounds is None else occ.to_march(grid, rays), last.tdist
+                ),
+            ),
             grid=grid,
         )
     assert isinstance(grid, WatchedGrid | ProbedGrid)
@@ -261,7 +338,7 @@ def predict(
     samples, marched = occ.march_to_samples(
         grid,
         grid.coarse,
-        clip_to_aabb(rays, grid.aabb),
+        occ.to_march(grid, rays),
         jax.random.uniform(key, rays.near.shape),
         step_length(config, stage, grid.aabb),
         occ.Marching(*budgets),
@@ -281,6 +358,9 @@ def predict(
     index = samples.ray_indices
     edges = jnp.stack([samples.t_starts, samples.t_ends], axis=-1)
     near_to_far = jax.tree.map(lambda x: x[index], rays)
+    if grid.bounds is not None:
+        edges = contraction.march(edges, near_to_far.origins, grid.bounds)
+        near_to_far = occ.to_march(grid, near_to_far)
     starts, ends = jnp.moveaxis(normalise_distances(near_to_far, edges), -1, 0)
     return Prediction(
         rgb=(rendering.rgb,),
@@ -300,9 +380,10 @@ def _bind_fine(
     grid: OccupancyGrid,
     key: jax.Array | None = None,
 ) -> RadianceFns:
-    """The network that marching rays see."""
+    """The network that marching rays see; without a key, as pictures look on average."""
     inner = params["fine"] if isinstance(config, SampledConfig) else params
-    return bind(make_field(config, stage), inner, grid, key)
+    looks = _make_looks(config, params, mean=key is None)
+    return bind(make_field(config, stage), inner, grid, key, looks)
 
 
 def refresh(
@@ -320,7 +401,8 @@ def refresh(
     if not isinstance(grid, ProbedGrid):
         return grid
     assert isinstance(config, SampledConfig)
-    fns = _bind_fine(config, stage, params, grid)
+    # Cells are probed where they are in the grid.
+    fns = _bind_fine(config, stage, params, dataclasses.replace(grid, bounds=None))
 
     def probe(grid: ProbedGrid) -> ProbedGrid:
         return occ.probe_cells(
@@ -349,7 +431,7 @@ def samples_per_ray(config: SampledConfig) -> int:
 
 
 class _Level(NamedTuple):
-    """What a network saw: its rendering, where its intervals lie, and their weights."""
+    """What a network saw: its rendering, where its intervals lie in marching, their weights."""
 
     rendering: Rendering
     tdist: Float[Array, "r n_plus_1"]
@@ -371,19 +453,21 @@ def _sample(
         return _coarse_to_fine(config, stage, params, grid, key, rays, background), []
     count = len(config.proposal_samples)
     keys = [None] * (1 + count) if key is None else list(jax.random.split(key, 1 + count))
-    clipped = clip_to_aabb(rays, grid.aabb)
-    tdist = samplers.stratified(keys[0], clipped, config.proposal_samples[0], config.spacing)
+    marched = occ.to_march(grid, rays)
+    tdist = samplers.stratified(keys[0], marched, config.proposal_samples[0], config.spacing)
     proposed = []
     wanted = (*config.proposal_samples[1:], config.proposed_samples)
     for proposal, inner, samples, key_draw in zip(
         make_proposals(config), params["proposals"], wanted, keys[1:], strict=True
     ):
-        weights = weigh_intervals(bind(proposal, inner, grid), rays, tdist)
+        edges = occ.from_march(grid, tdist, rays.origins)
+        weights = weigh_intervals(bind(proposal, inner, grid), rays, edges)
         proposed.append((tdist, weights))
         tdist = samplers.resample(key_draw, tdist, weights, samples)
-    fns = bind(make_field(config, stage), params["fine"], grid, keys[-1])
+    fns = _bind_fine(config, stage, params, grid, keys[-1])
     per_ray = config.shading == "per_ray"
-    rendering, weights = render_samples(fns, rays, tdist, background, per_ray=per_ray)
+    edges = occ.from_march(grid, tdist, rays.origins)
+    rendering, weights = render_samples(fns, rays, edges, background, per_ray=per_ray)
     return [_Level(rendering, tdist, weights)], proposed
 
 
@@ -399,13 +483,15 @@ def _coarse_to_fine(
     assert isinstance(config, SampledConfig)
     field = make_field(config, stage)
     key_coarse, key_fine = (None, None) if key is None else jax.random.split(key)
-    clipped = clip_to_aabb(rays, grid.aabb)
-    tdist = samplers.stratified(key_coarse, clipped, config.coarse_samples, config.spacing)
+    marched = occ.to_march(grid, rays)
+    tdist = samplers.stratified(key_coarse, marched, config.coarse_samples, config.spacing)
     per_ray = config.shading == "per_ray"
 
     def render(name: str, tdist: Array, key: jax.Array | None) -> _Level:
-        fns = bind(field, params[name], grid, key)
-        rendering, weights = render_samples(fns, rays, tdist, background, per_ray=per_ray)
+        looks = _make_looks(config, params, mean=key is None)
+        fns = bind(field, params[name], grid, key, looks)
+        edges = occ.from_march(grid, tdist, rays.origins)
+        rendering, weights = render_samples(fns, rays, edges, background, per_ray=per_ray)
         return _Level(rendering, tdist, weights)
 
     coarse = render("coarse", tdist, key_coarse)
@@ -427,23 +513,26 @@ def render_rays(
 ) -> Rendering:
     """Renders rays of batch shape (r,) without jitter, in blocks of at most `samples` samples.
 
-    Only what lies in the box `aabb`, by default the grid's, is rendered; `stage.blocks` have to
-    reach across it.
+    Only what lies in the box `aabb`, by default the grid's, is rendered, unless space is
+    contracted; `stage.blocks` have to reach across it.
     """
     behind = jnp.broadcast_to(background, (*rays.near.shape, 3))
     if isinstance(config, SampledConfig) and not marches(config):
         return _sample(config, stage, params, grid, None, rays, behind)[0][-1].rendering
     assert isinstance(grid, WatchedGrid | ProbedGrid)
-    clipped = clip_to_aabb(rays, grid.aabb if aabb is None else aabb)
+    if grid.bounds is None and aabb is not None:
+        marched = clip_to_aabb(rays, aabb)
+    else:
+        marched = occ.to_march(grid, rays)
     step = step_length(config, stage, grid.aabb)
-    blocks = occ.find_blocks(grid.coarse, clipped, BLOCK_STEPS * step, stage.blocks)
+    blocks = occ.find_blocks(grid.coarse, marched, BLOCK_STEPS * step, stage.blocks)
     at_once = max(3 * samples // 8, BLOCK_STEPS)
     return render_blocks(
         _bind_fine(config, stage, params, grid),
-        clipped,
+        marched,
         blocks,
         step,
-        lambda positions: occ.lookup(grid, positions),
+        lambda positions: occ.lookup(grid, occ.to_grid(grid, positions)),
         behind,
         rays.far,
         steps=BLOCK_STEPS,
@@ -452,6 +541,7 @@ def render_rays(
         per_ray=config.shading == "per_ray",
         color_budget=max(at_once // 3, 1) if stage.color_budget else None,
         color_threshold=_color_threshold(config),
+        from_march=lambda distances, origins: occ.from_march(grid, distances, origins),
     )
 
 
@@ -473,7 +563,7 @@ def fit_to_render(
         color_budget=min(stage.color_budget, 1),
         table_rows=stage.table_rows,
     )
-    if tight and marches(config):
+    if tight and marches(config) and grid.bounds is None:
         step = step_length(config, stage, grid.aabb)
         box = occ.occupied_aabb(grid).astype(np.float32)
         bare = dataclasses.replace(bare, blocks=count_blocks(box, step))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrf import contraction
 from jaxrf.cameras import Cameras
 from jaxrf.packing import pack, rank_samples
 from jaxrf.pytree import as_pytree
@@ -24,10 +25,12 @@ class OccupancyGrid:
     Attributes:
       occupied: (x, y, z) one flag per cell.
       aabb: (2, 3) the box that the cells tile.
+      bounds: (2, 3) the scene's box, if space around it is contracted, which the cells then tile.
     """
 
     occupied: Bool[Array, "x y z"]
     aabb: Float[Array, "2 3"]
+    bounds: Float[Array, "2 3"] | None = dataclasses.field(default=None, kw_only=True)
 
 
 # Fine cells along the side of a coarse one.
@@ -68,7 +71,8 @@ class ProbedGrid(OccupancyGrid):
 
     Attributes:
       coarse: made of it by `coarsen`.
-      optical: (slots,) per cell, the largest optical depth of a step found there, fading;
+      optical: (slots,) per cell, the largest optical depth of a step found there, fading, a step
+        being as long as it is in the grid;
         `UNPROBED` where none has been looked for yet, `UNSEEN` where nothing is to be looked for. A
         slot is a cell's flat index.
       clock: () how many steps have been done.
@@ -110,9 +114,40 @@ class Marching(NamedTuple):
     sample_budget: int
 
 
-def make_full_grid(resolution: tuple[int, int, int], aabb: Float[Array, "2 3"]) -> OccupancyGrid:
+def make_full_grid(
+    resolution: tuple[int, int, int],
+    aabb: Float[Array, "2 3"],
+    bounds: Float[Array, "2 3"] | None = None,
+) -> OccupancyGrid:
     """A grid in which every cell may be occupied."""
-    return OccupancyGrid(jnp.ones(resolution, bool), jnp.asarray(aabb, jnp.float32))
+    return OccupancyGrid(jnp.ones(resolution, bool), jnp.asarray(aabb, jnp.float32), bounds=bounds)
+
+
+def to_grid(grid: OccupancyGrid, positions: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
+    """Where positions in the scene are in the grid: themselves, unless space is contracted."""
+    return positions if grid.bounds is None else contraction.contract(positions, grid.bounds)
+
+
+def to_march(grid: OccupancyGrid, rays: Rays) -> Rays:
+    """Rays whose near and far are those of marching, which steps along them are even in.
+
+    They are clipped to the box. Where space is contracted they are marched distances, which
+    `from_march` makes distances again, and far is far out.
+    """
+    if grid.bounds is None:
+        return clip_to_aabb(rays, grid.aabb)
+    ends = jnp.stack([rays.near, contraction.reach_out(rays.origins, grid.bounds)], axis=-1)
+    near, far = jnp.moveaxis(contraction.march(ends, rays.origins, grid.bounds), -1, 0)
+    return dataclasses.replace(rays, near=near, far=far)
+
+
+def from_march(
+    grid: OccupancyGrid, marched: Float[Array, "*batch n"], origins: Float[Array, "*batch 3"]
+) -> Float[Array, "*batch n"]:
+    """Distances along rays from these origins that are so far in marching."""
+    if grid.bounds is None:
+        return marched
+    return contraction.unmarch(marched, origins, grid.bounds)
 
 
 def find_slots(
@@ -137,7 +172,7 @@ def find_slots(
 
 
 def lookup(grid: OccupancyGrid, positions: Float[Array, "*batch 3"]) -> Bool[Array, "*batch"]:
-    """Whether each position's cell may be occupied; outside the box nothing is."""
+    """Whether the cell of each position in the grid may be occupied; outside the box nothing is."""
     flat, inside, _ = find_slots(grid, positions)
     return inside & grid.occupied.ravel()[flat]
 
@@ -147,6 +182,7 @@ def watch(grid: OccupancyGrid, reach: float) -> WatchedGrid:
     return WatchedGrid(
         occupied=grid.occupied,
         aabb=grid.aabb,
+        bounds=grid.bounds,
         coarse=coarsen(grid, COARSE, reach),
         memory=forget(grid.occupied.size),
         clock=jnp.zeros((), jnp.int32),
@@ -158,6 +194,7 @@ def begin_probing(grid: OccupancyGrid, reach: float) -> ProbedGrid:
     return ProbedGrid(
         occupied=grid.occupied,
         aabb=grid.aabb,
+        bounds=grid.bounds,
         coarse=coarsen(grid, COARSE, reach),
         optical=jnp.full((grid.occupied.size,), UNPROBED),
         clock=jnp.zeros((), jnp.int32),
@@ -168,15 +205,30 @@ def begin_probing(grid: OccupancyGrid, reach: float) -> ProbedGrid:
 def fit_to_cameras(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGrid:
     """The grid without the cells that no camera sees, probed for pixels of these cameras' width.
 
-    A cell is seen if the ball around it is before the camera and not wholly beside its picture. The
-    others stay empty for good. `reach` is that of `coarsen`.
+    A cell is seen if the ball around it is before the camera and not wholly beside its picture; in
+    contracted space, where cells are long, if a ball as wide as the cell around its middle or a
+    corner is. The others stay empty for good. `reach` is that of `coarsen`.
     """
     x, y, z = shape = grid.occupied.shape
     centres = cell_centres((x, y, z), grid.aabb).reshape(-1, 3)
     size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(shape, jnp.float32)
-    radius = 0.5 * jnp.linalg.norm(size)
+    radius = jnp.broadcast_to(0.5 * jnp.linalg.norm(size), centres.shape[:1])
+    balls = [(centres, radius)]
+    if grid.bounds is not None:
+        half = 0.5 * size[None]
+        signs = [2.0 * jnp.asarray(corner)[None] - 1.0 for corner in np.ndindex(2, 2, 2)]
+        corners = [centres + half * sign for sign in signs]
+        balls = []
+        for places in (centres, *corners):
+            outwards = contraction.stretch(places, grid.bounds)
+            across = outwards / (2.0 * jnp.sqrt(outwards) - 1.0)
+            balls.append((contraction.uncontract(places, grid.bounds), radius * across))
 
     def add(seen: Array, index: Array) -> tuple[Array, None]:
+        inside = [is_seen(index, *ball) for ball in balls]
+        return seen | jnp.any(jnp.stack(inside), axis=0), None
+
+    def is_seen(index: Array, centres: Array, radius: Array) -> Array:
         pose = jnp.asarray(cameras.T_world_camera)[index]
         offset = centres - pose[None, :3, 3]
         x, y, z = (jnp.sum(offset * pose[None, :3, axis], axis=-1) for axis in range(3))
@@ -187,18 +239,18 @@ def fit_to_cameras(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGr
             for side, room in ((-1.0, middle[axis]), (1.0, length - middle[axis])):
                 beyond = (side * focal[axis] * value + room * z) / jnp.hypot(focal[axis], room)
                 inside &= beyond < radius
-        return seen | inside, None
+        return inside
 
     count = cameras.T_world_camera.shape[0]
     nothing = jnp.zeros(centres.shape[:1], bool)
     seen, _ = jax.lax.scan(add, nothing, jnp.arange(count, dtype=jnp.int32))
     occupied = grid.occupied & seen.reshape(shape)
-    middle = jnp.mean(grid.aabb, axis=0)[None] - jnp.asarray(cameras.T_world_camera)[:, :3, 3]
-    spacing = jnp.linalg.norm(middle, axis=-1) / jnp.mean(jnp.asarray(cameras.focal), axis=-1)
+    away = jnp.mean(grid.aabb, axis=0)[None] - jnp.asarray(cameras.T_world_camera)[:, :3, 3]
+    spacing = jnp.linalg.norm(away, axis=-1) / jnp.mean(jnp.asarray(cameras.focal), axis=-1)
     return dataclasses.replace(
         grid,
         occupied=occupied,
-        coarse=coarsen(OccupancyGrid(occupied, grid.aabb), COARSE, reach),
+        coarse=coarsen(dataclasses.replace(grid, occupied=occupied), COARSE, reach),
         optical=jnp.where(seen, grid.optical, UNSEEN),
         # As in `pixels_to_rays`.
         radius=jnp.mean(spacing) * (2.0 / math.sqrt(12.0)),
@@ -228,8 +280,8 @@ def probe_cells(
     Args:
       grid: to be brought up to date.
       key: of the points.
-      density_fn: of positions and of the radii of cones there.
-      step: length of a step, in scene units.
+      density_fn: of positions in the grid and of the radii of cones there.
+      step: length of a step in the grid, in scene units.
       sizes: of pictures, each half the one before: cones are those of any of them, by chance.
       turn: counts the calls; every cell is probed in `TURNS` of them.
       decay, threshold: see above.
@@ -263,9 +315,20 @@ def probe_cells(
     optical = jnp.where(probed, jnp.maximum(before, found), grid.optical)
     least = jnp.minimum(threshold, jnp.mean(jnp.maximum(optical, 0.0)))
     # Not more than the mean alone: a field that is the same everywhere is occupied everywhere.
-    occupied = ((optical == UNPROBED) | (optical >= least)).reshape(shape)
-    coarse = coarsen(OccupancyGrid(occupied, grid.aabb), COARSE, reach)
+    x, y, z = shape
+    stretch = measure_stretch(grid, cell_centres((x, y, z), grid.aabb)).ravel()
+    occupied = ((optical == UNPROBED) | (optical * stretch >= least)).reshape(shape)
+    coarse = coarsen(dataclasses.replace(grid, occupied=occupied), COARSE, reach)
     return dataclasses.replace(grid, occupied=occupied, coarse=coarse, optical=optical)
+
+
+def measure_stretch(
+    grid: OccupancyGrid, positions: Float[Array, "*batch 3"]
+) -> Float[Array, "*batch"]:
+    """How much longer the scene is than the grid at positions in the grid."""
+    if grid.bounds is None:
+        return jnp.ones(positions.shape[:-1])
+    return contraction.stretch(positions, grid.bounds)
 
 
 def forget(slots: int) -> Float[Array, "slots"]:
@@ -333,6 +396,7 @@ def update_from_density(
     count = centres.shape[0]
     padded = jnp.pad(centres, ((0, -count % chunk), (0, 0)), mode="edge")
     density = jax.lax.map(density_fn, padded.reshape(-1, min(chunk, padded.shape[0]), 3))
+    step = step * measure_stretch(grid, centres)
     alpha = 1.0 - jnp.exp(-density.ravel()[:count] * step)
     opaque = (alpha > threshold).reshape(grid.occupied.shape)
     return dataclasses.replace(grid, occupied=grid.occupied & dilate(opaque & grid.occupied))
@@ -362,7 +426,7 @@ def resample_grid(
     for corner in np.ndindex(2, 2, 2):
         sign = jnp.asarray(corner, jnp.float32) * 2.0 - 1.0
         occupied |= lookup(grid, centres + (sign * half).reshape(1, 1, 1, 3))
-    return OccupancyGrid(occupied, jnp.asarray(aabb, jnp.float32))
+    return OccupancyGrid(occupied, jnp.asarray(aabb, jnp.float32), bounds=grid.bounds)
 
 
 def hit_by(
@@ -376,6 +440,7 @@ def hit_by(
       rays: batch shape (r,).
       at_once: blocks of probes looked into together.
     """
+    assert grid.bounds is None, "where space is contracted every ray may hit something"
     step = jnp.min((grid.aabb[1] - grid.aabb[0]) / jnp.asarray(grid.occupied.shape, jnp.float32))
     clipped = clip_to_aabb(rays, grid.aabb)
     most = math.ceil(math.sqrt(sum(n * n for n in grid.occupied.shape)) / PROBES) + 1
@@ -416,7 +481,7 @@ def coarsen(grid: OccupancyGrid, factor: int, reach: float) -> OccupancyGrid:
     pooled = padded.reshape(x, factor, y, factor, z, factor).any(axis=(1, 3, 5))
     high = grid.aabb[0] + size * jnp.asarray(padded.shape, grid.aabb.dtype)
     aabb = jnp.stack([grid.aabb[0], high])
-    return OccupancyGrid(dilate(pooled, math.ceil(reach / factor)), aabb)
+    return OccupancyGrid(dilate(pooled, math.ceil(reach / factor)), aabb, bounds=grid.bounds)
 
 
 def find_blocks(
@@ -430,7 +495,7 @@ def find_blocks(
 
     Args:
       coarse: made by `coarsen` with a reach of half a block.
-      rays: batch shape (r,), clipped to the box.
+      rays: batch shape (r,), made by `to_march`.
       length: of a block, in scene units.
       count: of blocks.
       begin: (r,) where the first block begins; by default at near.
@@ -440,7 +505,8 @@ def find_blocks(
     start = begin[:, None] + length * jnp.arange(count, dtype=near.dtype)[None]
     # What lies outside of the box is cut off, lest the middle of the rest be missed.
     start, stop = jnp.maximum(start, near), jnp.minimum(start + length, far)
-    return (stop > start) & lookup(coarse, points_along(rays, 0.5 * (start + stop)))
+    middle = from_march(coarse, 0.5 * (start + stop), rays.origins)
+    return (stop > start) & lookup(coarse, to_grid(coarse, points_along(rays, middle)))
 
 
 def march_to_samples(
@@ -456,15 +522,15 @@ def march_to_samples(
     Args:
       grid: a step is a sample if its middle lies in an occupied cell.
       coarse: made by `coarsen` with a reach of half a block of steps.
-      rays: batch shape (r,), clipped to the box.
+      rays: batch shape (r,), made by `to_march`.
       offset: (r,) in [0, 1); each ray's first step begins so many steps before its near, and is
         clamped to it.
       step: length of a step, in scene units.
       marching: shapes and budgets.
 
     Returns:
-      The samples, and how many rays fitted into the budgets: of the first so many rays all samples
-      are there, of the others none is to be used.
+      The samples, between distances along the rays as they are, and how many rays fitted into the
+      budgets: of the first so many rays all samples are there, of the others none is to be used.
     """
     steps = marching.block_steps
     near = rays.near - offset * step
@@ -480,9 +546,11 @@ def march_to_samples(
     low, high = rays.near[ray][:, None], rays.far[ray][:, None]
     stops = jnp.clip(starts + step, low, high)
     starts = jnp.clip(starts, low, high)
+    origins = rays.origins[ray]
+    starts, stops = (from_march(grid, edges, origins) for edges in (starts, stops))
     middle = 0.5 * (starts + stops)
-    positions = rays.origins[ray][:, None] + middle[..., None] * rays.directions[ray][:, None]
-    inside = block.valid[:, None] & (stops > starts) & lookup(grid, positions)
+    positions = origins[:, None] + middle[..., None] * rays.directions[ray][:, None]
+    inside = block.valid[:, None] & (stops > starts) & lookup(grid, to_grid(grid, positions))
     rank = rank_samples(inside)
     sample = pack(inside, rank, marching.sample_budget)
     overflow = _first_overflow(inside, rank, marching.sample_budget)

@@ -21,7 +21,8 @@ from jaxrf.stepfun import midpoints
 
 DensityFn = Callable[[Float[Array, "m 3"], Float[Array, "m"]], tuple[Float[Array, "m"], Any]]
 FeaturesFn = Callable[[Any], Float[Array, "m c"]]
-ColorFn = Callable[[Float[Array, "m c"], Float[Array, "m 3"]], Float[Array, "m 3"]]
+ColorFn = Callable[[Float[Array, "m c"], Float[Array, "m 3"], Int[Array, "m"]], Float[Array, "m 3"]]
+FromMarch = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w n"]]
 
 
 class RadianceFns(NamedTuple):
@@ -29,7 +30,7 @@ class RadianceFns(NamedTuple):
 
     density: (positions, radii) -> (density, latent), the latent being whatever the field hands on.
     features: latent -> features, which may be composited along a ray.
-    color: (features, directions) -> rgb in [0, 1].
+    color: (features, directions, camera_index) -> rgb in [0, 1].
     """
 
     density: DensityFn
@@ -143,11 +144,11 @@ def _shade(
     color_fn: ColorFn,
     summed: Float[Array, "r c"],
     opacity: Float[Array, "r"],
-    directions: Float[Array, "r 3"],
+    rays: Rays,
 ) -> Float[Array, "r 3"]:
     """Premultiplied colour of rays from their composited features: one colour for each ray."""
     mean = summed / jnp.maximum(opacity, 1e-3)[:, None]
-    return color_fn(mean, directions) * opacity[:, None]
+    return color_fn(mean, rays.directions, rays.camera_index) * opacity[:, None]
 
 
 def render_samples(
@@ -180,10 +181,11 @@ def render_samples(
     values = fns.features(latent)
     if not per_ray:
         directions = jnp.broadcast_to(rays.directions[:, None], (count, intervals, 3))
-        values = fns.color(values, directions.reshape(-1, 3))
+        cameras = jnp.broadcast_to(rays.camera_index[:, None], (count, intervals))
+        values = fns.color(values, directions.reshape(-1, 3), cameras.ravel())
     summed = jnp.sum(weights[..., None] * values.reshape(count, intervals, -1), axis=1)
     if per_ray:
-        summed = _shade(fns.color, summed, opacity, rays.directions)
+        summed = _shade(fns.color, summed, opacity, rays)
     return _finish(summed, opacity, weights, rays, tdist, background), weights
 
 
@@ -262,11 +264,11 @@ def render_packed_samples(
         latent = jax.tree.map(lambda x: x[index], latent)
     values = fns.features(latent)
     if not per_ray:
-        values = fns.color(values, rays.directions[ray])
+        values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
     rgb = jnp.zeros((count, values.shape[-1]), values.dtype)
     rgb = rgb.at[ray].add(values * colored[:, None], indices_are_sorted=True)
     if per_ray:
-        rgb = _shade(fns.color, rgb, opacity, rays.directions)
+        rgb = _shade(fns.color, rgb, opacity, rays)
     rgb = rgb + (1.0 - opacity)[:, None] * background
     return PackedRendering(rgb, opacity, weights, fitting)
 
@@ -296,6 +298,7 @@ def render_blocks(
     color_budget: int | None = None,
     color_threshold: float = 0.0,
     stop: float = 1e-3,
+    from_march: FromMarch | None = None,
 ) -> Rendering:
     """Renders rays front to back, block by block of steps, until they are opaque.
 
@@ -304,7 +307,7 @@ def render_blocks(
 
     Args:
       fns: the field.
-      rays: batch shape (r,), clipped to the box.
+      rays: batch shape (r,), as they are marched (`occupancy.to_march`).
       blocks: (r, n) which blocks of each ray, from near on, may hold anything.
       step: length of a step, in scene units.
       occupied: whether a position is worth evaluating.
@@ -318,8 +321,11 @@ def render_blocks(
         to give them only to samples of a weight above `color_threshold`; None gives them to all.
       color_threshold: see there.
       stop: transmittance below which a ray is done.
+      from_march: distances along rays from some origins that are so far in marching; by default
+        the same.
     """
     count, most = blocks.shape
+    wave_sizes = (steps, samples, from_march or _stay)
     bits = pack_bits(blocks)
 
     def is_alive(wave: _Wave) -> Bool[Array, "r"]:
@@ -331,7 +337,7 @@ def render_blocks(
         def add(summed: Array, ray: Array, weight: Array, latent: Any, first: Array) -> Array:
             values = fns.features(latent)
             if not per_ray:
-                values = fns.color(values, rays.directions[ray])
+                values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
             values = jnp.concatenate([first, values], axis=-1)
             return summed.at[ray].add(values * weight[:, None])
 
@@ -358,7 +364,7 @@ def render_blocks(
         chosen = pack(alive, rank_samples(alive), at_once)
         ray = jnp.minimum(chosen.sample, count - 1)
         block = jnp.minimum(wave.block[ray], most - 1)
-        found = _enter_blocks(fns, rays, ray, chosen.valid, block, step, occupied, steps, samples)
+        found = _enter_blocks(fns, rays, ray, chosen.valid, block, step, occupied, *wave_sizes)
         before = wave.transmittance[ray]
         weights, after = _absorb(found, before)
         weight = jnp.where(found.valid, weights.ravel()[found.place], 0.0)
@@ -401,13 +407,13 @@ def render_blocks(
         chosen = pack(waiting[None], rank_samples(waiting[None]), at_once)
         ray = jnp.minimum(chosen.sample, count - 1)
         found = _enter_blocks(
-            fns, rays, ray, chosen.valid, middle[ray], step, occupied, steps, samples
+            fns, rays, ray, chosen.valid, middle[ray], step, occupied, *wave_sizes
         )
         weights, _ = _absorb(found, 1.0 - begun[ray])
         here = _find_distance(half[ray] - begun[ray], weights, found.edges)
         color = wave.summed[ray, 2:]
         if per_ray:
-            color = _shade(fns.color, color, opacity[ray], rays.directions[ray])
+            color = _shade(fns.color, color, opacity[ray], jax.tree.map(lambda x: x[ray], rays))
         done = jnp.where(found.fits, ray, count)
         return (
             waiting.at[done].set(False, mode="drop"),
@@ -424,6 +430,11 @@ def render_blocks(
         depth=jnp.where(hit, distance / jnp.where(hit, opacity, 1.0), nothing),
         median_depth=median,
     )
+
+
+def _stay(marched: Float[Array, "w n"], origins: Float[Array, "w 3"]) -> Float[Array, "w n"]:
+    del origins
+    return marched
 
 
 class _Entered(NamedTuple):
@@ -449,14 +460,16 @@ def _enter_blocks(
     occupied: Callable[[Float[Array, "m s 3"]], Bool[Array, "m s"]],
     steps: int,
     samples: int,
+    from_march: FromMarch,
 ) -> _Entered:
     """The density along one block of each ray, evaluated where it is occupied."""
     near, far = rays.near[ray][:, None], rays.far[ray][:, None]
     index = block[:, None] * steps + jnp.arange(steps + 1, dtype=jnp.int32)[None]
-    edges = jnp.minimum(near + step * index, far)
+    origins = rays.origins[ray]
+    edges = from_march(jnp.minimum(near + step * index, far), origins)
     middle = midpoints(edges)
     directions = rays.directions[ray][:, None]
-    positions = rays.origins[ray][:, None] + middle[..., None] * directions
+    positions = origins[:, None] + middle[..., None] * directions
     inside = wanted[:, None] & (jnp.diff(edges, axis=-1) > 0) & occupied(positions)
     rank = rank_samples(inside)
     # Rays whose samples do not all fit are left for later.

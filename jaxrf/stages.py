@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxrf import contraction, progress
 from jaxrf import occupancy as occ
-from jaxrf import progress
 from jaxrf.config import (
     FieldConfig,
     SampledConfig,
@@ -45,6 +45,7 @@ FEWEST_RAYS = 64
 def _block_reach(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]) -> float:
     """Half a block of steps, in cells of the occupancy grid."""
     cell = float(np.min((aabb[1] - aabb[0]) / np.array(stage.cells)))
+    cell = cell / contraction.FASTEST if config.contract else cell
     return 0.5 * BLOCK_STEPS * float(step_length(config, stage, aabb)) / cell
 
 
@@ -61,6 +62,11 @@ class Growth(NamedTuple):
     prune: bool
     voxels: int | None
     subrays: int
+
+
+def _place_grid(config: FieldConfig, aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
+    """The box that grids fill at the start: the scene's, or that of contracted space."""
+    return contraction.expand(aabb) if config.contract else aabb
 
 
 def plan_growth(config: TrainConfig) -> list[Growth]:
@@ -127,9 +133,13 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     distance = np.linalg.norm(np.asarray(cameras.T_world_camera)[:, :3, 3] - centre, axis=-1)
     pixel = float(np.mean(distance) / np.mean(np.asarray(cameras.focal)))
     subrays = 1
+    box = _place_grid(config.field, scene.aabb)
+    pictures = len(scene.splits["train"])
+    settled: Any = dataclasses.replace(config.field, appearance_pictures=pictures)
+    config = dataclasses.replace(config, field=settled) if settled.appearance_dim else config
     match config.field:
         case VoxelsConfig() as field:
-            voxel = float(np.max(np.diff(scene.aabb, axis=0))) / field.initial_resolution
+            voxel = float(np.max(np.diff(box, axis=0))) / field.initial_resolution
             divisions = field.divisions
             if divisions is None:
                 wanted = round(math.log2(max(voxel / pixel, 1.0)))
@@ -138,7 +148,7 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
             config = dataclasses.replace(config, field=field)
             subrays = 2 if voxel / 2**divisions <= 1.25 * pixel else 1
         case TensoRFConfig() as field:
-            voxel = float(np.cbrt(np.prod(scene.aabb[1] - scene.aabb[0]) / field.final_voxels))
+            voxel = float(np.cbrt(np.prod(box[1] - box[0]) / field.final_voxels))
             subrays = 2 if voxel <= 1.25 * pixel else 1
         case SampledConfig():
             pass
@@ -161,7 +171,9 @@ def _subrays_from(config: TrainConfig) -> int:
 
 
 def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
-    """The stage that training starts with."""
+    """The stage that training starts with, in a scene of this box."""
+    bounds = aabb if config.field.contract else None
+    aabb = _place_grid(config.field, aabb)
     subrays = (config.subrays or 1) if _subrays_from(config) <= 0 else 1
     resolution = cells = (1, 1, 1)
     table = (0, 0)
@@ -182,7 +194,7 @@ def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
             assert_never(config.field)
     stage = Stage(resolution, cells, config.batch_rays, subrays)
     stage = dataclasses.replace(stage, table_rows=table[0], table_cells=table[1])
-    return fit_batch(config, stage, box)
+    return fit_batch(config, stage, box, bounds)
 
 
 def describe_grid(config: FieldConfig, stage: Stage, grid: OccupancyGrid) -> str:
@@ -225,20 +237,22 @@ def _fit_cells(
 
 
 def init_grid(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]) -> OccupancyGrid:
-    """The occupancy grid before the first step: everything in the box may be occupied."""
+    """The occupancy grid before the first step: everything in the scene's box may be occupied."""
+    bounds = jnp.asarray(aabb, jnp.float32) if config.contract else None
+    aabb = _place_grid(config, aabb)
     match config:
         case VoxelsConfig():
             occupied = np.zeros(stage.cells, bool)
             x, y, z = _count_cells(config.initial_resolution, aabb)
             occupied[:x, :y, :z] = True
             cube = _cube(config, stage.cells[0], aabb)
-            grid = voxels.number_cells(occupied, cube, _block_reach(config, stage, cube))
+            grid = voxels.number_cells(occupied, cube, _block_reach(config, stage, cube), bounds)
             return voxels.resize_grid(grid, stage.table_cells)
         case TensoRFConfig():
-            full = occ.make_full_grid(stage.cells, jnp.asarray(aabb))
+            full = occ.make_full_grid(stage.cells, jnp.asarray(aabb), bounds)
             return _watch(full, _block_reach(config, stage, aabb))
         case SampledConfig():
-            full = occ.make_full_grid(stage.cells, jnp.asarray(aabb))
+            full = occ.make_full_grid(stage.cells, jnp.asarray(aabb), bounds)
             return _begin_probing(full, stage.reach) if marches(config) else full
     assert_never(config)
 
@@ -247,8 +261,13 @@ _watch = jax.jit(occ.watch, static_argnums=1)
 _begin_probing = jax.jit(occ.begin_probing, static_argnums=1)
 
 
-def fit_batch(config: TrainConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]) -> Stage:
-    """The stage with its budgets, for a grid on this box.
+def fit_batch(
+    config: TrainConfig,
+    stage: Stage,
+    aabb: Float[np.ndarray, "2 3"],
+    bounds: Float[np.ndarray | Array, "2 3"] | None = None,
+) -> Stage:
+    """The stage with its budgets, for a grid on this box with these bounds.
 
     Rays that do not fit into a budget are dropped, so their number follows it by itself.
     """
@@ -265,7 +284,7 @@ def fit_batch(config: TrainConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"])
     blocks_per_sample = 6 if isinstance(field, SampledConfig) else 3
     return dataclasses.replace(
         stage,
-        blocks=count_blocks(aabb, step_length(field, stage, aabb)),
+        blocks=count_blocks(aabb, step_length(field, stage, aabb), bounds),
         block_budget=max(blocks_per_sample * config.batch_samples // BLOCK_STEPS, 1),
         sample_budget=config.batch_samples,
         color_budget=math.ceil(share * config.batch_samples) if share < 1.0 else 0,
@@ -305,12 +324,12 @@ def foresee_stage(
     stage = dataclasses.replace(stage, subrays=growth.subrays)
     match config.field:
         case VoxelsConfig() | SampledConfig():
-            return fit_batch(config, stage, np.asarray(grid.aabb))
+            return fit_batch(config, stage, np.asarray(grid.aabb), grid.bounds)
         case TensoRFConfig() as field:
             if growth.voxels is not None and not stage.pruned:
                 return None
             stage, aabb = _place_tensorf(field, stage, growth, grid)
-            return fit_batch(config, stage, aabb)
+            return fit_batch(config, stage, aabb, grid.bounds)
     assert_never(config.field)
 
 
@@ -346,7 +365,7 @@ def grow(
             pass
         case _:
             assert_never(config.field)
-    return fit_batch(config, stage, np.asarray(grid.aabb)), grid, carry_over
+    return fit_batch(config, stage, np.asarray(grid.aabb), grid.bounds), grid, carry_over
 
 
 def _place_tensorf(
@@ -356,7 +375,10 @@ def _place_tensorf(
     stage = dataclasses.replace(stage, pruned=stage.pruned or growth.prune)
     if growth.voxels is None:
         return stage, np.asarray(grid.aabb)
-    box = occ.occupied_aabb(grid).astype(np.float32)
+    # All of contracted space is one box, which does not shrink.
+    box = np.asarray(grid.aabb)
+    if grid.bounds is None:
+        box = occ.occupied_aabb(grid).astype(np.float32)
     resolution, cells = _fit_cells(config, growth.voxels, box)
     return dataclasses.replace(stage, resolution=resolution, cells=cells), box
 
@@ -393,7 +415,7 @@ def _prune_tensorf(
         seen = occ.recall_weights(grid).reshape(stage.cells) > config.prune_threshold
         kept = jax.jit(occ.dilate)(seen & grid.occupied) & grid.occupied
         return dataclasses.replace(grid, occupied=kept) if bool(kept.any()) else grid
-    fns = bind(make_field(config, stage), params, grid)
+    fns = bind(make_field(config, stage), params, dataclasses.replace(grid, bounds=None))
 
     def density(positions: Array) -> Array:
         return fns.density(positions, jnp.zeros(positions.shape[:-1]))[0]

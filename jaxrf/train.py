@@ -403,9 +403,10 @@ def keep_hitting_pixels(
     """Leaves out the pixels whose rays cannot hit an occupied cell (TensoRF's ray filtering).
 
     Large sets are tested on every k-th pixel, with the cells dilated by what lies between. Cells
-    that are probed come and go, so that by them no pixel is left out.
+    that are probed come and go, so that by them no pixel is left out; nor is any where space is
+    contracted, whose rays all go on.
     """
-    if isinstance(grid, occupancy.ProbedGrid):
+    if isinstance(grid, occupancy.ProbedGrid) or grid.bounds is not None:
         return pixels
     count, height, width = pixels.images.shape[:3]
     stride = max(1, math.ceil(math.sqrt(count * height * width / MOST_TESTED_RAYS)))
@@ -652,7 +653,9 @@ def fit(
                 if smaller is config:
                     break
                 config = smaller
-                stage = stages.fit_batch(config, stage, np.asarray(state.grid.aabb))
+                stage = stages.fit_batch(
+                    config, stage, np.asarray(state.grid.aabb), state.grid.bounds
+                )
                 observer.on_change(config, step, _describe_batch(config, stage))
                 run = compiler.get(stage, state, pixels)
             observer.on_stage(stage, state, int(pixels.total), time.perf_counter() - started)

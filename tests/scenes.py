@@ -96,6 +96,46 @@ def make_scene(size: int = SIZE) -> Scene:
     return Scene("ball", splits, aabb, 2.0, 6.0)
 
 
+def _meet_sphere(
+    origins: np.ndarray, directions: np.ndarray, radius: float, side: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which lines meet a sphere around the origin, and the unit normals there."""
+    along = np.sum(origins * directions, axis=-1)
+    room = along**2 - np.sum(origins**2, axis=-1) + radius**2
+    distance = -along + side * np.sqrt(np.maximum(room, 0.0))
+    return room > 0, (origins + distance[..., None] * directions) / radius
+
+
+@functools.cache
+def make_surroundings(size: int = 24, wall: float = 25.0) -> Scene:
+    """A ball in the middle of a room with a striped round wall, far outside of the scene's box.
+
+    The cameras stand in the box. Stripes and parallax give away how far the wall is.
+    """
+    splits = {}
+    for split, count in {"train": 60, "val": 4, "test": 4}.items():
+        rng = np.random.default_rng(len(split))
+        poses, images = [], []
+        for _ in range(count):
+            outwards = rng.normal(size=3)
+            place = 1.3 * outwards / np.linalg.norm(outwards)
+            poses.append(look_at(place, rng.normal(size=3) * 0.4))
+            rays = image_rays(make_cameras(poses[-1][None], size, size, 1.2), 0, 0.3, 6.0)
+            lines = np.asarray(rays.origins, np.float64), np.asarray(rays.directions, np.float64)
+            ball, normals = _meet_sphere(*lines, 0.5, -1.0)
+            _, far = _meet_sphere(*lines, wall, 1.0)
+            stripes = 0.5 + 0.45 * np.sin(5.0 * far)
+            rgb = np.where(ball[..., None], 0.5 + 0.5 * normals, stripes)
+            images.append(np.concatenate([rgb, np.ones((size, size, 1))], axis=-1))
+        splits[split] = Split(
+            name=split,
+            names=tuple(f"r_{index}" for index in range(count)),
+            images=np.rint(255 * np.stack(images)).astype(np.uint8),
+            cameras=make_cameras(np.stack(poses), size, size, 1.2),
+        )
+    return Scene("surroundings", splits, BOX, 0.3, 6.0)
+
+
 def write_scene(folder: Path, size: int = SIZE) -> Path:
     """The scene as a folder in the Blender layout."""
     for name, split in make_scene(size).splits.items():

@@ -13,7 +13,9 @@ from scenes import make_scene, tiny_nerf, tiny_tensorf, write_scene
 
 from jaxrf import bench, cli, methods, stages
 from jaxrf.bench import ROW, Roofline
+from jaxrf.cli_options import BenchOptions
 from jaxrf.config import NeRFConfig, VoxelsConfig
+from jaxrf.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -124,3 +126,50 @@ def test_a_benchmark_runs_and_leaves_its_figures(tmp_path: Path) -> None:
     assert 0 < run["share_of_roofline"] < 2 and all(report["roofline"].values())
     assert len(run["curve"]) >= 2 and run["frame_seconds"]["400"] > 0
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".md", ".png"}
+
+
+def test_a_report_of_this_machine_is_gone_on_with_and_another_is_not(tmp_path: Path) -> None:
+    stem = tmp_path / "2026-01-02-some"
+    assert bench.read_results(stem) == []
+    wanted = [make_result("voxels-small", [(1.0, 20.0)]) | {"downscale": 4}]
+    bench.write_report(stem, ROOFLINE, wanted)
+    found = bench.read_results(stem)
+    assert [run["preset"] for run in found] == ["voxels-small"] and found[0]["downscale"] == 4
+
+    path = stem.with_suffix(".json")
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps(report | {"processor": "an abacus"}))
+    with pytest.raises(InputError, match="processor an abacus"):
+        bench.read_results(stem)
+    for text in ("{", json.dumps(report | {"runs": [{}]}), json.dumps({"runs": 3}), "[]"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="cannot be continued"):
+            bench.read_results(stem)
+
+
+def test_runs_that_are_there_are_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, float]] = []
+
+    def train(_: Any, preset: str, seed: int, downscale: int, budget: float, folder: Path) -> None:
+        trained.append((preset, budget))
+
+    def summarise(folder: Path, preset: str, seed: int, budget: float, _: Any) -> dict[str, Any]:
+        return make_result(preset, [(1.0, 20.0)]) | {"budget": budget}
+
+    monkeypatch.setattr(bench, "train", train)
+    monkeypatch.setattr(bench, "summarise", summarise)
+    monkeypatch.setattr(bench, "measure_roofline", lambda: ROOFLINE)
+    monkeypatch.setattr(bench.sources, "ensure_bricks", lambda _: None)
+    options = BenchOptions(presets=("voxels-small",), budget=(60.0,), output=tmp_path)
+    assert bench.run_bench(options) == 0
+    more = dataclasses.replace(
+        options, presets=("voxels-small", "nerf-small"), budget=(30.0, 60.0), resume=True
+    )
+    assert bench.run_bench(more) == 0
+    rest = [("voxels-small", 30.0), ("nerf-small", 30.0), ("nerf-small", 60.0)]
+    assert trained == [("voxels-small", 60.0), *rest]
+    (path,) = tmp_path.glob("*.json")
+    assert len(json.loads(path.read_text())["runs"]) == 4
+    assert bench.run_bench(more) == 0 and len(trained) == 4

@@ -47,7 +47,7 @@ def option_names(options: Any, default: Any, prefix: str = "") -> list[str]:
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             names += option_names(value, value, f"{name}.")
-        elif field.name not in ("kind", "knots"):
+        elif field.name not in ("kind", "knots", "appearance_pictures"):
             names.append("--" + name)
     return names
 

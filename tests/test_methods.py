@@ -1,6 +1,7 @@
 """Methods: what a training batch predicts and what is rendered."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,9 +26,10 @@ from scenes import (
 )
 
 from jaxrf import config as configs
-from jaxrf import methods, occupancy, render, stages, train
+from jaxrf import contraction, methods, occupancy, render, stages, train
 from jaxrf.cameras import image_rays
-from jaxrf.config import TensoRFConfig, TrainConfig, VoxelsConfig
+from jaxrf.config import CustomConfig, PyNeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig
+from jaxrf.errors import InputError
 from jaxrf.fields import tensorf, voxels
 from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
@@ -558,9 +560,13 @@ def lively(params: Params, seed: int = 0) -> Params:
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.6, x.shape), x.dtype), params)
 
 
-def test_marching_shows_the_same_field_as_many_even_samples() -> None:
+@pytest.mark.parametrize("contract", [False, True])
+def test_marching_shows_the_same_field_as_many_even_samples(contract: bool) -> None:
     config = tiny_hashgrid()
-    field = dataclasses.replace(config.field, march_steps=400, density_scale=3.0)
+    scale = 0.1 if contract else 3.0
+    field = dataclasses.replace(
+        config.field, march_steps=400, density_scale=scale, contract=contract
+    )
     stage, state = first_state(dataclasses.replace(config, field=field))
     params = lively(state.params)
     even = dataclasses.replace(field, sampler="hierarchical", coarse_samples=400, fine_samples=0)
@@ -574,7 +580,8 @@ def test_marching_shows_the_same_field_as_many_even_samples() -> None:
         RENDER(even, other_stage, 1, {"coarse": params["fine"]}, other.grid, rays, behind, box),
     ]
     wanted = np.asarray(found[1].rgb)
-    assert wanted.std(axis=0).min() > 0.03 and 0.1 < np.mean(found[1].opacity) < 0.99
+    # Over infinite lengths any fog is opaque.
+    assert wanted.std(axis=0).min() > 0.03 and 0.1 < np.mean(found[1].opacity) < 1.0 + contract
     np.testing.assert_allclose(found[0].rgb, wanted, atol=0.01)
     np.testing.assert_allclose(found[0].opacity, found[1].opacity, atol=0.01)
     behinds = jnp.broadcast_to(behind, (40, 3))
@@ -641,9 +648,13 @@ def axis_rays() -> Rays:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e30])
+@pytest.mark.parametrize("contract", [False, True])
 @pytest.mark.parametrize("make", [tiny_hashgrid, marching_nerf])
-def test_gradients_through_marching_rays_along_the_axes_are_finite(make: Any, scale: float) -> None:
+def test_gradients_through_marching_rays_along_the_axes_are_finite(
+    make: Any, contract: bool, scale: float
+) -> None:
     config = make()
+    config = make(field=dataclasses.replace(config.field, contract=contract))
     stage, state = first_state(config)
     stage = roomy(stage)
     params, rays = lively(state.params), axis_rays()
@@ -662,9 +673,10 @@ def test_gradients_through_marching_rays_along_the_axes_are_finite(make: Any, sc
     grads, predicted = jax.jit(jax.grad(total, has_aux=True))(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
     assert not np.any(predicted.dropped)
-    past = np.arange(24) % 4 == 3
-    np.testing.assert_allclose(predicted.rgb[-1][past], 1.0, atol=1e-6)
-    np.testing.assert_array_equal(predicted.opacity[past], 0.0)
+    if not contract:
+        past = np.arange(24) % 4 == 3
+        np.testing.assert_allclose(predicted.rgb[-1][past], 1.0, atol=1e-6)
+        np.testing.assert_array_equal(predicted.opacity[past], 0.0)
     if scale > 1.0:
         np.testing.assert_allclose(predicted.opacity[::4], 1.0, atol=1e-5)
     else:
@@ -792,3 +804,161 @@ def test_proposals_count_among_the_samples_of_a_ray() -> None:
     two = dataclasses.replace(field, proposal_samples=(32, 16), proposal_cells=(64, 128))
     assert methods.samples_per_ray(two) == 58
     assert [p.finest for p in methods.make_proposals(two)] == [64, 128]
+
+
+# What captured scenes need of any field.
+
+EVERY_FIELD = [
+    tiny_voxels,
+    tiny_tensorf,
+    cp_config,
+    tiny_nerf,
+    marching_nerf,
+    tiny_hashgrid,
+    proposing_hashgrid,
+]
+
+
+def capture(make: Any, **changes: Any) -> TrainConfig:
+    config = make()
+    return dataclasses.replace(config, field=dataclasses.replace(config.field, **changes))
+
+
+def outgoing_rays(count: int = 40) -> Rays:
+    """From within the box, to all sides."""
+    rng = np.random.default_rng(4)
+    directions = rng.normal(size=(count, 3))
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    origins = rng.uniform(-1.0, 1.0, (count, 3))
+    return dataclasses.replace(
+        some_rays(count),
+        origins=jnp.asarray(origins, jnp.float32),
+        directions=jnp.asarray(directions, jnp.float32),
+        near=jnp.full((count,), 0.1),
+    )
+
+
+@pytest.mark.parametrize("make", EVERY_FIELD)
+def test_contracted_space_is_seen_beyond_the_box_and_the_range_of_distances(make: Any) -> None:
+    config = capture(make, contract=True)
+    stage, state = first_state(config)
+    assert np.max(np.abs(state.grid.aabb)) >= 2.99
+    rays = outgoing_rays()
+    params = lively(state.params)
+    behind = jnp.ones((40, 3))
+
+    def total(params: Params) -> Any:
+        key = jax.random.key(0)
+        predicted = methods.predict(
+            config.field, roomy(stage), params, state.grid, key, rays, behind
+        )
+        return jnp.sum(predicted.rgb[-1]) + jnp.sum(predicted.distortion), predicted
+
+    grads, predicted = jax.jit(jax.grad(total, has_aux=True))(params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    # Hardly any of space is empty, and rays have no end.
+    assert np.mean(predicted.opacity > 0.98) > 0.8
+    shown = RENDER(config.field, stage, 1 << 12, params, state.grid, rays, jnp.ones(3))
+    assert np.mean(shown.opacity > 0.98) > 0.8
+    distance = jnp.linspace(0.5, 60.0, 7)
+    far = (rays.origins[0][None] + distance[:, None] * rays.directions[:1]).astype(jnp.float32)
+    grid = dataclasses.replace(state.grid, bounds=None)
+    inner = params.get("fine", params)
+    field = methods.make_field(config.field, stage)
+    radii = jnp.full((7,), 0.01)
+    bound = methods.bind(field, inner, state.grid).density(far, radii)[0]
+    where, box = jnp.asarray(far), jnp.asarray(BOX)
+    there = contraction.contract(where, box)
+    shrunk = contraction.contract_radii(radii, where, box)
+    expected = methods.bind(field, inner, grid).density(there, shrunk)[0]
+    np.testing.assert_allclose(bound, expected, rtol=1e-5)
+    assert np.all(np.asarray(bound)[-1] > 0)
+
+
+@pytest.mark.parametrize("make", [tiny_voxels, tiny_tensorf])
+def test_contracted_space_stays_whole_as_grids_grow(make: Any) -> None:
+    config = capture(make, contract=True)
+    stage, state = first_state(config)
+    rays, key = outgoing_rays(), jax.random.key(0)
+    behind = jnp.ones((40, 3))
+    before = PREDICT(config.field, roomy(stage), state.params, state.grid, key, rays, behind)
+    for growth in stages.plan_growth(config):
+        if growth.voxels is None:
+            continue
+        divide = dataclasses.replace(stage)
+        upsampling = growth._replace(prune=False)
+        stage, grid, carry = stages.grow(config, divide, upsampling, state.params, state.grid)
+        np.testing.assert_array_equal(grid.bounds, BOX)
+        assert stage.blocks >= 1 and bool(np.all(np.asarray(grid.aabb[1]) >= 2.99))
+        params = carry(state.params)
+        after = PREDICT(config.field, roomy(stage), params, grid, key, rays, behind)
+        np.testing.assert_allclose(after.rgb[-1], before.rgb[-1], atol=0.05)
+
+
+@pytest.mark.parametrize("make", EVERY_FIELD)
+def test_pictures_look_alike_until_their_codes_differ(make: Any) -> None:
+    plain = make()
+    config = capture(make, appearance_dim=3, appearance_pictures=6)
+    stage, state = first_state(config)
+    rays, behind, key = some_rays(60), jnp.zeros((60, 3)), jax.random.key(0)
+    inner = {name: value for name, value in state.params.items() if name != "appearance"}
+    assert state.params["appearance"]["codes"].shape == (6, 3)
+    expected = PREDICT(plain.field, roomy(stage), inner, state.grid, key, rays, behind)
+    found = PREDICT(config.field, roomy(stage), state.params, state.grid, key, rays, behind)
+    np.testing.assert_allclose(found.rgb[-1], expected.rgb[-1], atol=1e-6)
+
+    codes = jnp.zeros((6, 3)).at[2].set(5.0)
+    changed = state.params | {"appearance": state.params["appearance"] | {"codes": codes}}
+    seen = PREDICT(config.field, roomy(stage), changed, state.grid, key, rays, behind)
+    others = np.asarray(rays.camera_index) != 2
+    np.testing.assert_allclose(seen.rgb[-1][others], expected.rgb[-1][others], atol=1e-6)
+    apart = np.abs(np.asarray(seen.rgb[-1] - expected.rgb[-1]))[~others]
+    assert apart.max() > 1e-4
+    np.testing.assert_allclose(seen.opacity, expected.opacity, atol=1e-6)
+
+    # Views are shown with the mean of all codes, whichever camera they are seen from.
+    mean = changed | {"appearance": changed["appearance"] | {"codes": jnp.full((6, 3), 5.0 / 6.0)}}
+    views = [
+        RENDER(config.field, stage, 1 << 12, params, state.grid, rays, jnp.zeros(3)).rgb
+        for params in (changed, mean)
+    ]
+    np.testing.assert_allclose(views[0], views[1], atol=1e-5)
+
+
+def test_codes_learn_from_their_own_pictures() -> None:
+    config = capture(tiny_hashgrid, appearance_dim=3, appearance_pictures=6)
+    stage, state = first_state(config)
+    rays, behind = some_rays(60), jnp.zeros((60, 3))
+    rays = dataclasses.replace(rays, camera_index=rays.camera_index % 4)
+
+    def total(params: Params) -> Any:
+        key = jax.random.key(0)
+        grid = state.grid
+        return jnp.sum(methods.predict(config.field, stage, params, grid, key, rays, behind).rgb[0])
+
+    grads = jax.jit(jax.grad(total))(lively(state.params))["appearance"]["codes"]
+    learning = np.any(np.asarray(grads) != 0, axis=-1)
+    np.testing.assert_array_equal(learning, [True] * 4 + [False] * 2)
+
+
+@pytest.mark.parametrize("blend", ["features", "results"])
+def test_the_appearance_of_a_pyramid_leaves_the_shares_of_its_heads(blend: Any) -> None:
+    field = PyNeRFConfig(
+        heads=3, levels=2, finest=16, log2_rows=8, width=8, color_width=8, blend=blend,
+        feature_dim=4, appearance_dim=2, appearance_pictures=6, occupancy_cells=4, march_steps=16,
+    )  # fmt: skip
+    stage, state = first_state(tiny_hashgrid(field=field))
+    channels = 12 if blend == "results" else 4
+    assert state.params["appearance"]["matrix"].shape == (2, channels)
+    rays = some_rays(8)
+    args = (state.params, state.grid, jax.random.key(0), rays, jnp.zeros((8, 3)))
+    assert np.all(np.isfinite(PREDICT(field, stage, *args).rgb[0]))
+
+
+def test_a_field_whose_features_are_not_counted_has_no_appearances(tmp_path: Path) -> None:
+    (tmp_path / "bare.py").write_text(
+        "class Bare:\n    init = density = features = color = lambda *_: None\n"
+    )
+    field = CustomConfig(source=f"{tmp_path / 'bare.py'}:Bare", appearance_dim=2)
+    with pytest.raises(InputError, match="Bare has no feature_dim"):
+        methods.init_params(field, Stage((1, 1, 1), (1, 1, 1), 1, 1), jax.random.key(0))

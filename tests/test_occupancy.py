@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrf import contraction
 from jaxrf.cameras import image_rays, look_at, make_cameras, project
 from jaxrf.occupancy import (
     COARSE,
@@ -26,19 +27,23 @@ from jaxrf.occupancy import (
     dilate,
     find_slots,
     fit_to_cameras,
+    from_march,
     hit_by,
     lookup,
     make_full_grid,
     march_to_samples,
+    measure_stretch,
     note_weights,
     occupied_aabb,
     probe_cells,
     recall_weights,
     resample_grid,
+    to_grid,
+    to_march,
     update_from_density,
     watch,
 )
-from jaxrf.rays import Rays, clip_to_aabb
+from jaxrf.rays import Rays, clip_to_aabb, points_along
 
 # Cells of 0.5 x 0.25 x 1, all exact in float32.
 BOX = np.array([[-1.0, 0.0, 2.0], [1.0, 1.25, 5.0]], np.float32)
@@ -823,3 +828,118 @@ def test_cells_are_probed_with_the_cones_of_the_cameras_pixels_of_every_size() -
         jax.effects_barrier()
         ratio = np.unique(np.concatenate(found) / float(grid.radius))
         np.testing.assert_allclose(ratio, factors, rtol=1e-5)
+
+
+# Contracted space.
+
+
+def contracted_case(
+    count: int, share: float = 0.05
+) -> tuple[OccupancyGrid, Rays, np.ndarray, float, float]:
+    """Some cells of contracted space, rays of which many begin inside it, a step, the reach."""
+    aabb = jnp.asarray(contraction.expand(BOX))
+    occupied = np.random.default_rng(2).uniform(size=(12, 10, 14)) < share
+    grid = OccupancyGrid(jnp.asarray(occupied), aabb, bounds=jnp.asarray(BOX))
+    cell = float(np.min(np.diff(np.asarray(aabb), axis=0)[0] / occupied.shape))
+    rng = np.random.default_rng(3)
+    rays = dataclasses.replace(
+        random_rays(count),
+        origins=jnp.asarray(rng.uniform(*contraction.expand(BOX), (count, 3)), jnp.float32),
+        near=jnp.full((count,), 0.05),
+    )
+    offset = rng.uniform(size=count).astype(np.float32)
+    step = 0.4 * cell
+    return grid, to_march(grid, rays), offset, step, contraction.FASTEST * 0.5 * 4 * step / cell
+
+
+def test_in_contracted_space_packed_samples_are_the_steps_of_a_dense_march() -> None:
+    grid, rays, offset, step, reach = contracted_case(60)
+    coarse = coarsen(grid, COARSE, reach)
+    diagonal = float(np.linalg.norm(BOX[1] - BOX[0]))
+    blocks = int(contraction.LONGEST * diagonal / (4 * step)) + 2
+    assert blocks * 4 * step > float(jnp.max(rays.far))
+    found, fitting = jax.jit(march_to_samples, static_argnums=5)(
+        grid, coarse, rays, jnp.asarray(offset), step, Marching(blocks, 4, 1 << 14, 1 << 14)
+    )
+    assert int(fitting) == 60
+    # All steps at once, nothing passed over.
+    index = jnp.arange(4 * blocks)[None]
+    near, far = rays.near[:, None], rays.far[:, None]
+    edges = [near + (index + shift - jnp.asarray(offset)[:, None]) * step for shift in (0, 1)]
+    starts, stops = (jnp.clip(edge, near, far) for edge in edges)
+    begins, ends = (from_march(grid, edge, rays.origins) for edge in (starts, stops))
+    positions = points_along(rays, 0.5 * (begins + ends))
+    inside = np.asarray((ends > begins) & look_up(grid, to_grid(grid, positions)))
+    wanted = np.stack([begins, ends], axis=-1)[inside]
+    used = np.asarray(found.mask)
+    assert 100 < used.sum() < 0.5 * inside.size
+    np.testing.assert_array_equal(np.asarray(found.ray_indices)[used], np.nonzero(inside)[0])
+    marched = np.stack([found.t_starts, found.t_ends], axis=-1)[used]
+    np.testing.assert_allclose(marched, wanted, rtol=1e-4, atol=1e-5)
+    # Some lie far behind the box.
+    assert np.max(marched[:, 0]) > 10.0 * diagonal
+
+
+def test_without_contraction_rays_march_as_they_are() -> None:
+    grid, rays = random_grid(), random_rays(30)
+    clipped = clip_to_aabb(rays, grid.aabb)
+    marched = to_march(grid, rays)
+    np.testing.assert_array_equal(marched.near, clipped.near)
+    np.testing.assert_array_equal(marched.far, clipped.far)
+    distances = jnp.asarray([[1.0, 2.0]])
+    assert from_march(grid, distances, jnp.zeros((1, 3))) is distances
+    assert to_grid(grid, rays.origins) is rays.origins
+    np.testing.assert_array_equal(measure_stretch(grid, jnp.zeros((4, 3))), 1.0)
+
+
+def test_what_is_made_of_a_grid_keeps_its_bounds() -> None:
+    grid, _, _, _, reach = contracted_case(1)
+    wider = resample_grid(grid, (20, 20, 20), grid.aabb)
+    for made in (coarsen(grid, 2, 1.0), watch(grid, reach), begin_probing(grid, reach), wider):
+        np.testing.assert_array_equal(made.bounds, BOX)
+    np.testing.assert_array_equal(watch(grid, reach).coarse.bounds, BOX)
+
+
+def test_cells_far_out_need_less_density_as_steps_through_them_are_longer() -> None:
+    aabb = contraction.expand(BOX)
+    grid = make_full_grid((8, 8, 8), jnp.asarray(aabb), jnp.asarray(BOX))
+    centres = cell_centres((8, 8, 8), grid.aabb)
+    stretched = np.asarray(contraction.stretch(centres, jnp.asarray(BOX)))
+    kept = update_from_density(grid, lambda p: jnp.full(p.shape[:1], 0.5), 0.01, 0.02).occupied
+    alone = stretched * 0.005 > -np.log(1 - 0.02)
+    assert 0 < alone.mean() < 1
+    np.testing.assert_array_equal(kept, dilate(jnp.asarray(alone)))
+    # A cell of much density keeps the mean above the threshold, which then decides.
+    for dense in (0.5, 1e5):
+        probed = begin_probing(grid, 1.0)
+
+        def density(p: jax.Array, r: jax.Array, dense: float = dense) -> jax.Array:
+            near = jnp.all(jnp.abs(p - jnp.mean(jnp.asarray(aabb), axis=0)[None]) < 0.1, axis=-1)
+            return jnp.where(near, dense, 0.5)
+
+        for turn in range(4 * TURNS):
+            probed = probe_cells(
+                probed, jax.random.key(turn), density, 0.01, turn,
+                decay=1.0, threshold=0.02, reach=1.0,
+            )  # fmt: skip
+        occupied = np.asarray(probed.occupied)
+        if dense < 1.0:
+            assert occupied.all()
+        else:
+            assert np.all(occupied[stretched > 4.5])
+            assert np.sum(occupied[stretched < 3.5]) <= 8
+
+
+def test_cameras_see_cells_where_they_are_in_space() -> None:
+    """Looking along an axis from the middle, far cells are seen if they are within the picture."""
+    box = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
+    shape = (16, 16, 16)
+    grid = make_full_grid(shape, jnp.asarray(contraction.expand(box)), jnp.asarray(box))
+    pose = look_at(np.array([0.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0]))
+    cameras = make_cameras(pose[None], 20, 20, 0.8)
+    seen = np.asarray(fit_to_cameras(begin_probing(grid, 1.0), cameras, 1.0).occupied)
+    positions = contraction.uncontract(cell_centres(shape, grid.aabb), jnp.asarray(box))
+    pixels, depth = project(cameras, 0, np.asarray(positions, np.float64))
+    within = (depth > 0) & np.all((pixels > 0) & (pixels < 20), axis=-1)
+    assert np.all(seen[within]) and within.any()
+    assert not np.any(seen[:7]) and 0.05 < seen.mean() < 0.5

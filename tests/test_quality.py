@@ -2,13 +2,16 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from scenes import Recorder, make_surroundings
 
 from jaxrf import cli, config, evaluate, methods, runs, stages, train
 from jaxrf.config import BricksConfig, TensoRFConfig
 from jaxrf.data import sources
+from jaxrf.data.base import Scene
 from jaxrf.fields.voxels import VoxelGrid
 
 
@@ -86,3 +89,44 @@ def test_nerf_learns_bricks(tmp_path: Path) -> None:
     render = runs.make_render_view(run)
     scored = list(evaluate.score_split(render, split, background, list(range(len(split)))))
     assert evaluate.summarise(scored)["psnr"] > 17.0
+
+
+def render_learnt(
+    settings: config.TrainConfig, scene: Scene, split: str = "test"
+) -> tuple[float, list[evaluate.Scored]]:
+    """Trains, and renders the views of a split: their PSNR and themselves."""
+    settings = stages.fit_config(settings, scene)
+    stage, state = train.fit(settings, scene, Recorder())
+    background = train.background_color(settings)
+    spread = scene.near, scene.far
+    render = evaluate.make_render_view(settings, stage, state.shown, state.grid, spread, background)
+    views = scene.splits[split]
+    scored = list(evaluate.score_split(render, views, background, list(range(len(views)))))
+    return evaluate.summarise(scored)["psnr"], scored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "changes", "wanted"),
+    [
+        ("voxels-small", {"density_shift": -8.0}, 22.0),
+        ("tensorf-small", {}, 25.0),
+        ("hashgrid-small", {}, 22.0),
+        ("hashgrid-small", {"sampler": "proposal"}, 27.0),
+    ],
+)
+def test_a_wall_far_outside_of_the_box_is_learnt_where_space_is_contracted(
+    preset: str, changes: dict[str, Any], wanted: float
+) -> None:
+    scene = make_surroundings()
+    found = []
+    for contract in (True, False):
+        settings = config.make_preset(preset)
+        field: Any = settings.field
+        field = dataclasses.replace(field, contract=contract, **changes)
+        settings = dataclasses.replace(settings, field=field, background="white", steps=300)
+        found.append(render_learnt(settings, scene))
+    assert found[0][0] > wanted > found[1][0] + 3.0
+    # The wall is 24 to 26 away; the box ends after 4 at most.
+    depths = [scored.rendering.median_depth[0, 0] for scored in found[0][1]]
+    assert np.median(depths) > 7.0

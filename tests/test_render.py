@@ -61,7 +61,7 @@ def field_color(xp: Any, features: Any, directions: Any) -> Any:
 FNS = RadianceFns(
     density=lambda positions, radii: (field_density(jnp, positions, radii), positions),
     features=lambda positions: field_features(jnp, positions),
-    color=lambda features, directions: field_color(jnp, features, directions),
+    color=lambda features, directions, _: field_color(jnp, features, directions),
 )
 
 
@@ -472,7 +472,9 @@ def test_opaque_space_shows_the_first_sample(per_ray: bool) -> None:
     rendering, _ = render_every(OPAQUE, rays, tdist, make_background(), per_ray=per_ray)
     first = 0.5 * (tdist[:, 0] + tdist[:, 1])
     color = FNS.color(
-        FNS.features(rays.origins + first[:, None] * rays.directions), rays.directions
+        FNS.features(rays.origins + first[:, None] * rays.directions),
+        rays.directions,
+        rays.camera_index,
     )
     np.testing.assert_allclose(rendering.rgb, color, atol=1e-5)
     np.testing.assert_allclose(rendering.depth, first, rtol=1e-6)
@@ -814,7 +816,7 @@ def parametric_fns(params: dict[str, jax.Array]) -> RadianceFns:
     return RadianceFns(
         density=lambda p, r: (params["density"][0] * field_density(jnp, p, r), p),
         features=lambda p: field_features(jnp, p) * params["features"][None],
-        color=lambda f, d: field_color(jnp, f, d) * params["color"][None],
+        color=lambda f, d, _: field_color(jnp, f, d) * params["color"][None],
     )
 
 
@@ -835,7 +837,7 @@ def render_densely(
     if per_ray:
         sparse = thin._replace(features=lambda p: fns.features(p) * matters)
     else:
-        sparse = thin._replace(color=lambda f, d: fns.color(f, d) * matters)
+        sparse = thin._replace(color=lambda f, d, c: fns.color(f, d, c) * matters)
     return render_samples(sparse, rays, tdist, background, per_ray=per_ray)[0]
 
 

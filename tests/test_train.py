@@ -1165,3 +1165,24 @@ def test_pictures_become_larger_when_their_time_comes(monkeypatch: pytest.Monkey
 def test_pictures_that_cannot_be_halved_so_often_are_refused() -> None:
     with pytest.raises(InputError, match="cannot be halved 9 times"):
         train.put_pixels(make_scene().splits["train"], 10)
+
+
+def test_appearances_take_up_how_pictures_were_exposed() -> None:
+    scene = make_scene()
+    split = scene.splits["train"]
+    exposure = np.array([1.0, 0.4, 0.9, 0.3, 0.7, 0.5])[:, None, None, None]
+    rgb = np.rint(split.images[..., :3] * exposure).astype(np.uint8)
+    images = np.concatenate([rgb, split.images[..., 3:]], axis=-1)
+    exposed = dataclasses.replace(
+        scene, splits={"train": dataclasses.replace(split, images=images)}
+    )
+    errors = []
+    for dim in (0, 4):
+        config = tiny_hashgrid(steps=300)
+        field = dataclasses.replace(config.field, appearance_dim=dim, direction_bands=1)
+        config = stages.fit_config(dataclasses.replace(config, field=field), exposed)
+        recorder = Recorder()
+        _, state = train.fit(config, exposed, recorder)
+        assert ("appearance" in state.params) == (dim > 0)
+        errors.append(np.mean([float(m.mse) for m in recorder.metrics[-5:]]))
+    assert errors[1] < 0.5 * errors[0]

@@ -105,6 +105,11 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
             f"The run {run.folder} has proposals, whose hash grids are not ternary: train with "
             "--field.sampler occupancy or hierarchical to export it."
         )
+    if run.config.field.appearance_dim:
+        raise InputError(
+            f"The run {run.folder} has learnt appearances, which are not ternary: train with "
+            "--field.appearance-dim 0 to export it."
+        )
     layers = _layers(run.state.shown)
     quantised = [_quantise(jnp.asarray(layer["kernel"])) for layer in layers]
     trits = [np.asarray(ternary).astype(np.int8).reshape(-1) for ternary, _ in quantised]
@@ -114,6 +119,10 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
         "step": int(run.state.step),
         **runs.describe(run.scene, run.stage, run.seconds),
     }
+    grid = run.state.grid
+    boxes: dict[str, Any] = {"aabb": grid.aabb} | (
+        {} if grid.bounds is None else {"bounds": grid.bounds}
+    )
     file = io.BytesIO()
     np.savez(
         file,
@@ -121,8 +130,8 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
         weights=pack_trits(np.concatenate(trits), PACKINGS[form]),
         scales=np.array([scale for _, scale in quantised], np.float32),
         biases=np.concatenate([np.asarray(layer["bias"], np.float32) for layer in layers]),
-        occupied=np.packbits(np.asarray(run.state.grid.occupied)),
-        aabb=np.asarray(run.state.grid.aabb, np.float32),
+        occupied=np.packbits(np.asarray(grid.occupied)),
+        **boxes,
     )
     runs.make_writable(path.absolute().parent, "--output")
     with runs.replacing(path) as temporary:
@@ -163,7 +172,10 @@ def _parse(path: Path, arrays: dict[str, np.ndarray]) -> Run:
     meta = json.loads(arrays["meta"].tobytes())
     config = configs.from_json(meta["config"])
     scene, stage, seconds = runs.parse_description(meta)
-    grid = _make_grid(config, stage, arrays["occupied"], arrays["aabb"])
+    boxes: dict[str, Any] = {
+        name: jnp.asarray(arrays[name]) for name in ("aabb", "bounds") if name in arrays
+    }
+    grid = _make_grid(config, stage, arrays["occupied"], boxes)
     shapes = jax.eval_shape(lambda: methods.init_params(config.field, stage, jax.random.key(0)))
     packing = PACKINGS[meta["format"]]
     layers = _unpack_layers(_layers(shapes), arrays, packing)
@@ -199,12 +211,12 @@ def _make_grid(
     config: TrainConfig,
     stage: Stage,
     bits: UInt8[np.ndarray, "bytes"],
-    aabb: Float[np.ndarray, "2 3"],
+    boxes: dict[str, Any],
 ) -> OccupancyGrid:
     """An occupancy grid to render with."""
     count = math.prod(stage.cells)
     if len(bits) != math.ceil(count / 8):
         raise ValueError("its occupancy grid is not that of its stage")
     occupied = np.unpackbits(bits, count=count).astype(bool).reshape(stage.cells)
-    grid = OccupancyGrid(jnp.asarray(occupied), jnp.asarray(aabb))
+    grid = OccupancyGrid(jnp.asarray(occupied), **boxes)
     return occ.begin_probing(grid, stage.reach) if methods.marches(config.field) else grid

@@ -157,7 +157,10 @@ def total_variation(
 
 
 def number_cells(
-    occupied: Bool[np.ndarray, "n n n"], aabb: Float[np.ndarray, "2 3"], reach: float
+    occupied: Bool[np.ndarray, "n n n"],
+    aabb: Float[np.ndarray, "2 3"],
+    reach: float,
+    bounds: Float[Array, "2 3"] | None = None,
 ) -> VoxelGrid:
     """A grid of these cells, its arrays just large enough. `reach` is that of `coarsen`."""
     side = occupied.shape[0]
@@ -169,11 +172,13 @@ def number_cells(
     row_of = np.cumsum(used, dtype=np.int32)
     number = np.zeros(side**3, np.int32)
     number[np.flatnonzero(occupied)] = np.arange(1, len(places) + 1)
-    plain = OccupancyGrid(jnp.asarray(occupied), jnp.asarray(aabb, jnp.float32))
+    box = jnp.asarray(aabb, jnp.float32)
+    plain = OccupancyGrid(jnp.asarray(occupied), box, bounds=bounds)
     watched = jax.jit(watch, static_argnums=1)(plain, reach)
     return VoxelGrid(
         occupied=watched.occupied,
         aabb=watched.aabb,
+        bounds=watched.bounds,
         coarse=watched.coarse,
         memory=forget(len(places) + 1),
         clock=watched.clock,
@@ -226,7 +231,8 @@ def refine(grid: VoxelGrid, keep: Bool[np.ndarray, "n n n"], divide: int, reach:
     aabb = np.asarray(grid.aabb, np.float64)
     size = (aabb[1] - aabb[0]) / side
     corner = aabb[0] + low * size
-    new = number_cells(occupied, np.stack([corner, corner + side * size / divide]), reach)
+    box = np.stack([corner, corner + side * size / divide])
+    new = number_cells(occupied, box, reach, grid.bounds)
 
     places = np.argwhere(occupied)
     parent = old_number[np.ravel_multi_index(tuple((places // divide + low).T), (side,) * 3)]

@@ -1,0 +1,121 @@
+"""Contraction: all of space in a box twice as large as the scene's, which itself stays as it is."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# Rays end so many knees from their origin, where distances have no end.
+FARTHEST = 1000.0
+# What is marched along a ray at most, in diagonals of the scene's box.
+LONGEST = 4.0
+# A ray crosses contracted space at most so many times as fast as its marched distance grows, if it
+# begins within 3 half diagonals of the box's centre.
+FASTEST = 1.5
+
+
+def expand(aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
+    """The box that all of space is contracted into: the same centre, twice the size."""
+    centre = 0.5 * (aabb[:1] + aabb[1:])
+    return centre + 2.0 * (aabb - centre)
+
+
+def contract(
+    positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+) -> Float[Array, "*batch 3"]:
+    """Positions in contracted space, in scene units; inside the box nothing moves.
+
+    With m the largest coordinate, counted from the box's centre in halves of its sides, all
+    coordinates are multiplied with (2 - 1/m) / m where m > 1 (Mip-NeRF 360, eq. 10, with the
+    maximum for the norm, so that a box remains a box).
+    """
+    centre, half = _measure(aabb, positions.ndim)
+    largest = jnp.maximum(_largest((positions - centre) / half), 1.0)[..., None]
+    return centre + (positions - centre) * (2.0 - 1.0 / largest) / largest
+
+
+def uncontract(
+    contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+) -> Float[Array, "*batch 3"]:
+    """The inverse of `contract`; what lies on the contracted space's border is put far out."""
+    centre, half = _measure(aabb, contracted.ndim)
+    inside = jnp.clip(_largest((contracted - centre) / half), 1.0, 2.0 - 1.0 / FARTHEST)[..., None]
+    return centre + (contracted - centre) / ((2.0 - inside) * inside)
+
+
+def stretch(
+    contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+) -> Float[Array, "*batch"]:
+    """How much longer space is outwards than contracted space is there: m^2, 1 inside the box."""
+    centre, half = _measure(aabb, contracted.ndim)
+    inside = jnp.clip(_largest((contracted - centre) / half), 1.0, 2.0 - 1.0 / FARTHEST)
+    return jnp.square(1.0 / (2.0 - inside))
+
+
+def contract_radii(
+    radii: Float[Array, "*batch"], positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+) -> Float[Array, "*batch"]:
+    """Radii of cones at positions in space as they are in contracted space.
+
+    They shrink like the third root of the volume, (2m - 1)^(2/3) / m^2.
+    """
+    centre, half = _measure(aabb, positions.ndim)
+    largest = jnp.maximum(_largest((positions - centre) / half), 1.0)
+    return radii * jnp.cbrt(jnp.square(2.0 * largest - 1.0)) / jnp.square(largest)
+
+
+def march(
+    distances: Float[Array, "*batch n"],
+    origins: Float[Array, "*batch 3"],
+    aabb: Float[Array, "2 3"],
+) -> Float[Array, "*batch n"]:
+    """Marched distances of distances along rays: as long up to a knee behind the box, then finite.
+
+    Beyond the knee k a distance t counts as k (2 - k / t), so that even steps of it are about even
+    steps through contracted space. The knee lies where the box can but be behind. What is longer
+    than `LONGEST` diagonals of the box is shortened to that as a whole.
+    """
+    knee, shortening = _find_knee(origins, aabb)
+    beyond = knee * (2.0 - knee / jnp.maximum(distances, knee))
+    return jnp.where(distances > knee, beyond, distances) * shortening
+
+
+def unmarch(
+    marched: Float[Array, "*batch n"],
+    origins: Float[Array, "*batch 3"],
+    aabb: Float[Array, "2 3"],
+) -> Float[Array, "*batch n"]:
+    """The inverse of `march`: at most `FARTHEST` knees."""
+    knee, shortening = _find_knee(origins, aabb)
+    straight = marched / shortening
+    rest = jnp.clip(2.0 - straight / knee, 1.0 / FARTHEST, 1.0)
+    return jnp.where(straight > knee, knee / rest, straight)
+
+
+def reach_out(
+    origins: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+) -> Float[Array, "*batch"]:
+    """The distance at which rays end: `FARTHEST` knees."""
+    return FARTHEST * _find_knee(origins, aabb)[0][..., 0]
+
+
+def _find_knee(
+    origins: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch 1"]]:
+    """The distance at which a ray has surely left the box, and the factor of what it marches."""
+    centre, half = _measure(aabb, origins.ndim)
+    radius = jnp.linalg.norm(half, axis=-1)
+    # Not the norm itself, whose gradient at the centre is not a number.
+    away = jnp.sqrt(jnp.sum(jnp.square(origins - centre), axis=-1) + 1e-12)
+    knee = away + radius
+    shortening = jnp.minimum(LONGEST * radius / knee, 1.0)
+    return knee[..., None], shortening[..., None]
+
+
+def _measure(aabb: Float[Array, "2 3"], axes: int) -> tuple[Array, Array]:
+    """Centre and half the sides of a box, with as many axes as the positions have."""
+    shape = (1,) * (axes - 1) + (3,)
+    return (0.5 * (aabb[0] + aabb[1])).reshape(shape), (0.5 * (aabb[1] - aabb[0])).reshape(shape)
+
+
+def _largest(scaled: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
+    return jnp.max(jnp.abs(scaled), axis=-1)
