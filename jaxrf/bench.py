@@ -126,7 +126,10 @@ def read_results(stem: Path) -> list[dict[str, Any]]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         found = {name: report[name] for name in ("hardware", "processor", "versions")}
-        results = [dict(run) for run in report["runs"]]
+        results = [
+            {**run, "curve": [(point[0], point[1]) for point in run["curve"]]}
+            for run in report["runs"]
+        ]
         if any(part not in run for run in results for part in RUN_KEY):
             raise ValueError("it is of an earlier version")
     except FileNotFoundError:

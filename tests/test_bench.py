@@ -141,7 +141,12 @@ def test_a_report_of_this_machine_is_gone_on_with_and_another_is_not(tmp_path: P
     path.write_text(json.dumps(report | {"processor": "an abacus"}))
     with pytest.raises(InputError, match="processor an abacus"):
         bench.read_results(stem)
-    for text in ("{", json.dumps(report | {"runs": [{}]}), json.dumps({"runs": 3}), "[]"):
+    for text in (
+        "{",
+        json.dumps(report | {"runs": [{"curve": []}]}),
+        json.dumps({"runs": 3}),
+        "[]",
+    ):
         path.write_text(text)
         with pytest.raises(InputError, match="cannot be continued"):
             bench.read_results(stem)
