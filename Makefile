@@ -54,10 +54,16 @@ $(VENV)/.created:
 	$(INSTALL) --quiet --upgrade pip
 	touch $@
 
+# Only what training imports is compiled to bytecode, once, even where Python is told to write none:
+# every start would else take two seconds longer.
+WARM_UP := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import jaxrf.bench, jaxrf.checkpoint, jaxrf.writers, orbax.checkpoint, tensorboardX, imageio.v3, matplotlib.pyplot'
+
 $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/.created
 	$(INSTALL) --editable .
+	$(WARM_UP)
 	touch $@
 
 $(VENV)/.installed-dev: requirements.txt requirements-dev.txt pyproject.toml | $(VENV)/.created
 	$(INSTALL) --editable '.[dev]'
+	$(WARM_UP)
 	touch $@ $(VENV)/.installed

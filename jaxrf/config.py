@@ -190,10 +190,9 @@ class BitNeRFConfig(EncodedMLPConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class HashGridConfig(SampledConfig):
-    """Instant-NGP's hash grid with two small MLPs."""
+class HashedConfig(SampledConfig):
+    """A table of hashed features with small MLPs."""
 
-    kind: Annotated[Literal["hashgrid"], tyro.conf.Suppress] = "hashgrid"
     sampler: Literal["hierarchical", "occupancy", "proposal"] = "occupancy"
     """Coarse and fine samples with a field for each; steps through the cells of an occupancy grid
     that may hold anything, packed; or samples where small hash grids propose them."""
@@ -207,60 +206,47 @@ class HashGridConfig(SampledConfig):
     """Cells along a side of the finest level."""
     log2_rows: int = 19
     """A level has at most 2 to the power of this rows."""
+    read_as: Literal["float32", "bfloat16"] = "float32"
+    """Type of the table as it is read: bfloat16 halves what look-ups move where they are bound by
+    memory. It is trained and summed up in float32."""
     width: int = 64
-    """Width of both MLPs."""
-    density_layers: int = 1
-    """Hidden layers of the density MLP."""
-    color_layers: int = 2
-    """Hidden layers of the colour MLP."""
+    """Width of the MLPs."""
     feature_dim: int = 15
     """Channels that the density MLP hands on to the colour MLP."""
+    color_layers: int = 2
+    """Hidden layers of the colour MLP."""
     direction_bands: int = 4
     """Bands of the direction's spherical harmonics."""
     density_shift: float = -1.0
     """Added to the raw density before its exponential: lower starts emptier."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HashGridConfig(HashedConfig):
+    """Instant-NGP's hash grid with two small MLPs."""
+
+    kind: Annotated[Literal["hashgrid"], tyro.conf.Suppress] = "hashgrid"
+    density_layers: int = 1
+    """Hidden layers of the density MLP."""
     density_scale: float = 1.0
     """Factor of the density."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PyNeRFConfig(SampledConfig):
+class PyNeRFConfig(HashedConfig):
     """PyNeRF: a pyramid of heads on hash grids, the head chosen by a sample's size."""
 
     kind: Annotated[Literal["pynerf"], tyro.conf.Suppress] = "pynerf"
-    sampler: Literal["hierarchical", "occupancy", "proposal"] = "occupancy"
-    """Coarse and fine samples with a field for each; steps through the cells of an occupancy grid
-    that may hold anything, packed; or samples where small hash grids propose them."""
     heads: int = 8
-    """Levels of the pyramid."""
+    """Levels of the pyramid, each a density MLP; the finest level of the grid is the last's."""
     factor: float = 2.0
-    """Ratio of two levels' cells."""
-    levels: int = 16
-    """Levels of a hash grid."""
-    channels: int = 4
-    """Channels of a level."""
-    coarsest: int = 16
-    """Cells along a side of the coarsest level."""
-    finest: int = 4096
-    """Cells along a side of the finest level, which are those of the finest head."""
-    log2_rows: int = 20
-    """A level has at most 2 to the power of this rows."""
+    """Ratio of two heads' cells."""
     tables: Literal["shared", "separate"] = "shared"
     """One hash grid for all heads, or one for each that ends at the head's own cells."""
     blend: Literal["features", "results"] = "features"
     """Blend the outputs of neighbouring heads, or their densities and colours."""
-    width: int = 64
-    """Width of the heads."""
-    feature_dim: int = 15
-    """Channels that a head hands on to the colour MLP."""
     color_width: int = 128
     """Width of the colour MLP."""
-    color_layers: int = 3
-    """Hidden layers of the colour MLP."""
-    direction_bands: int = 4
-    """Bands of the direction's spherical harmonics."""
-    density_shift: float = -1.0
-    """Added to the raw density before its exponential: lower starts emptier."""
     consistency_weight: float = 0.0
     """Weight of the difference between neighbouring heads' outputs."""
     consistency_points: int = 1024
@@ -375,7 +361,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Weight matrices of networks shrink by this times the rate (AdamW)."""
     average: float = 0.0
-    """Decay of the running average of all parameters that is rendered; 0 renders the last."""
+    """Decay of the running average of all parameters that is rendered; 0 renders the last. The
+    average is shorter at first: step n, from 0, decays by (n + 1) / (n + 10) at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -611,7 +598,9 @@ def hashgrid_f4() -> TrainConfig:
 def pynerf_paper() -> TrainConfig:
     """PyNeRF on multi-scale Blender: 8 heads, 16 levels of 4 channels, 50,000 steps."""
     return TrainConfig(
-        field=PyNeRFConfig(tables="separate"),
+        field=PyNeRFConfig(
+            tables="separate", channels=4, finest=4096, log2_rows=20, color_layers=3
+        ),
         steps=50_000,
         batch_samples=1 << 18,
         batch_rays=8192,

@@ -6,42 +6,56 @@ contiguous memory.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 # Bytes of gradient rows that a CPU scatters at a time: what stays in its cache.
 SCATTERED_AT_ONCE = 1 << 22
+TableType = Literal["float32", "bfloat16"]
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def mix_rows(
-    table: Float[Array, "rows c"], indices: Int[Array, "m k"], weights: Float[Array, "m k"]
+    table: Float[Array, "rows c"],
+    indices: Int[Array, "m k"],
+    weights: Float[Array, "m k"],
+    read_as: TableType = "float32",
 ) -> Float[Array, "m c"]:
     """Weighted sums of k rows: out[i] = sum_k weights[i, k] table[indices[i, k]].
 
     One gather for each k. Its gradient is a scatter, which on a CPU goes block by block: that is up
-    to 5 times faster than the one scatter that XLA derives (docs/gather.md).
+    to 5 times faster than the one scatter that XLA derives (docs/gather.md). Read as bfloat16, rows
+    are half as long; the sums and the gradient are of the table's own type even so.
     """
-    terms = (weights[:, k, None] * table[indices[:, k]] for k in range(indices.shape[1]))
+    rows = _narrow(table, read_as)
+    terms = (weights[:, k, None] * rows[indices[:, k]] for k in range(indices.shape[1]))
     return sum(terms, jnp.zeros((), table.dtype))
 
 
+def _narrow(table: Float[Array, "rows c"], read_as: TableType) -> Float[Array, "rows c"]:
+    return table.astype(jnp.bfloat16) if read_as == "bfloat16" else table
+
+
 def _mix_rows_forward(
-    table: Float[Array, "rows c"], indices: Int[Array, "m k"], weights: Float[Array, "m k"]
+    table: Float[Array, "rows c"],
+    indices: Int[Array, "m k"],
+    weights: Float[Array, "m k"],
+    read_as: TableType,
 ) -> tuple[Float[Array, "m c"], tuple[Array, Array, Array]]:
-    return mix_rows(table, indices, weights), (table, indices, weights)
+    return mix_rows(table, indices, weights, read_as), (table, indices, weights)
 
 
 def _mix_rows_backward(
-    kept: tuple[Array, Array, Array], gradient: Float[Array, "m c"]
+    read_as: TableType, kept: tuple[Array, Array, Array], gradient: Float[Array, "m c"]
 ) -> tuple[Float[Array, "rows c"], None, Float[Array, "m k"]]:
     table, indices, weights = kept
-    places = range(indices.shape[1])
-    to_weights = [jnp.sum(gradient * table[indices[:, k]], axis=-1) for k in places]
+    places, rows = range(indices.shape[1]), _narrow(table, read_as)
+    to_weights = [jnp.sum(gradient * rows[indices[:, k]], axis=-1) for k in places]
     to_table = jax.lax.platform_dependent(
         jnp.zeros_like(table), indices, weights, gradient, cpu=_scatter_blocks, default=_scatter
     )
@@ -186,6 +200,14 @@ def resample_plane(
     return sample_plane(plane, across.ravel(), down.ravel()).reshape(*size, plane.shape[-1])
 
 
+def to_unit_box(
+    positions: Float[Array, "m 3"], aabb: Float[Array, "2 3"]
+) -> tuple[Float[Array, "m 3"], Bool[Array, "m"]]:
+    """Positions as parts of a box's sides, and whether they are inside: all in [0, 1]."""
+    unit = (positions - aabb[:1]) / (aabb[1:] - aabb[:1])
+    return unit, jnp.all((unit >= 0.0) & (unit <= 1.0), axis=-1)
+
+
 class HashLevels(NamedTuple):
     """The levels of a multiresolution hash grid, one after the other in one table; static.
 
@@ -228,16 +250,28 @@ def find_hash_rows(
     x, y, z = corner
     if (cells + 1) ** 3 <= rows:
         return (x * (cells + 1) + y) * (cells + 1) + z
+    return (_hash_corners(corner) & jnp.uint32(rows - 1)).astype(jnp.int32)
+
+
+def _hash_corners(
+    corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]],
+) -> UInt32[Array, "*batch"]:
+    x, y, z = corner
     mixed = x.astype(jnp.uint32)
     for axis, prime in ((y, 2654435761), (z, 805459861)):
         mixed = mixed ^ (axis.astype(jnp.uint32) * jnp.uint32(prime))
-    return (mixed & jnp.uint32(rows - 1)).astype(jnp.int32)
+    return mixed
 
 
 def sample_hash_grid(
-    table: Float[Array, "rows c"], unit: Float[Array, "m 3"], plan: HashLevels
+    table: Float[Array, "rows c"],
+    unit: Float[Array, "m 3"],
+    plan: HashLevels,
+    read_as: TableType = "float32",
 ) -> Float[Array, "m e"]:
     """Trilinear features of all levels at positions in [0, 1], which are clamped to it.
+
+    The table is read as `mix_rows` does.
 
     Returns:
       (m, levels c), those of the coarsest level first.
@@ -257,6 +291,51 @@ def sample_hash_grid(
         indices.append(find_hash_rows((x, y, z), cells, stop - start) + start)
         weights.append(weight)
     # All samples of a level together, whose rows so stay in the cache.
-    mixed = mix_rows(table, jnp.concatenate(indices), jnp.concatenate(weights))
+    mixed = mix_rows(table, jnp.concatenate(indices), jnp.concatenate(weights), read_as)
     mixed = mixed.reshape(levels, count, table.shape[1])
     return mixed.transpose(1, 0, 2).reshape(count, levels * table.shape[1])
+
+
+def sample_hash_grids(
+    table: Float[Array, "rows c"],
+    unit: Float[Array, "m 3"],
+    plans: Sequence[HashLevels],
+    chosen: Int[Array, "m"],
+    read_as: TableType = "float32",
+) -> Float[Array, "m e"]:
+    """As `sample_hash_grid`, with each position in one of several grids of as many levels each.
+
+    Args:
+      table: of the grids one after the other.
+      unit: positions in [0, 1], which are clamped to it.
+      plans: of each grid.
+      chosen: which grid each position is in.
+      read_as: see `mix_rows`.
+    """
+    count, levels = unit.shape[0], len(plans[0].cells)
+    offsets = [offset[None] for offset in np.array(list(np.ndindex(2, 2, 2)), np.int32).T]
+    firsts = np.cumsum([0, *(plan.starts[-1] for plan in plans[:-1])])
+    cells = np.array([plan.cells for plan in plans], np.int32)
+    starts = np.array([plan.starts[:-1] for plan in plans], np.int32) + firsts[:, None]
+    rows = np.array([np.diff(plan.starts) for plan in plans], np.int32)
+    dense = (cells.astype(np.int64) + 1) ** 3 <= rows
+    indices, weights = [], []
+    for level in range(levels):
+        along, start, most, numbered = (
+            jnp.asarray(numbers[:, level])[chosen][:, None]
+            for numbers in (cells, starts.astype(np.int32), rows, dense)
+        )
+        corner, weight = [], jnp.ones((count, 8), unit.dtype)
+        for axis, offset in enumerate(offsets):
+            scaled = jnp.clip(unit[:, axis, None], 0.0, 1.0) * along.astype(unit.dtype)
+            low = jnp.minimum(scaled.astype(jnp.int32), along - 1)
+            fraction = scaled - low.astype(unit.dtype)
+            corner.append(low + offset)
+            weight *= jnp.where(offset == 1, fraction, 1.0 - fraction)
+        x, y, z = corner
+        number = (x * (along + 1) + y) * (along + 1) + z
+        hashed = _hash_corners((x, y, z)) & (most - 1).astype(jnp.uint32)
+        indices.append(jnp.where(numbered, number, hashed.astype(jnp.int32)) + start)
+        weights.append(weight)
+    mixed = mix_rows(table, jnp.concatenate(indices), jnp.concatenate(weights), read_as)
+    return mixed.reshape(levels, count, -1).transpose(1, 0, 2).reshape(count, -1)

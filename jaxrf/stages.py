@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, assert_never
 
 import jax
@@ -331,6 +331,36 @@ def foresee_stage(
             stage, aabb = _place_tensorf(field, stage, growth, grid)
             return fit_batch(config, stage, aabb, grid.bounds)
     assert_never(config.field)
+
+
+def ignore_pruning(config: FieldConfig, stage: Stage) -> Stage:
+    """The stage as its steps see it: whether cells were pruned matters to one penalty alone."""
+    if isinstance(config, TensoRFConfig) and config.l1_weight != config.l1_weight_pruned:
+        return stage
+    return dataclasses.replace(stage, pruned=False)
+
+
+def foresee_stages(
+    config: TrainConfig, stage: Stage, growths: Sequence[Growth], grid: OccupancyGrid
+) -> list[Stage]:
+    """The stages that growths lead to, as far as that can be told beforehand, in order.
+
+    Stages may be short, and to compile the next one takes longer than to train some of them.
+    """
+    found: list[Stage] = []
+    ahead, pruned = stage, False
+    for growth in growths:
+        # A grid is reshaped by what the prunings before leave of it.
+        following = None
+        if growth.voxels is None or not pruned:
+            following = foresee_stage(config, ahead, growth, grid)
+        if following is None:
+            break
+        found.append(following)
+        if not shapes_stay(ahead, following):
+            break
+        ahead, pruned = following, pruned or growth.prune
+    return found
 
 
 def shapes_stay(stage: Stage, ahead: Stage) -> bool:

@@ -346,7 +346,8 @@ def make_train_step(
         metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
         average = state.average
         if average is not None:
-            decay = config.optimizer.average
+            # At first a shorter memory, lest the beginning be remembered for long.
+            decay = jnp.minimum(config.optimizer.average, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, average, params)
         return TrainState(params, opt_state, state.step + 1, grid, average), metrics
 
@@ -537,6 +538,7 @@ class StepCompiler:
 
     def begin(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> None:
         """Begins with a stage that will be asked for; shapes of the state and pixels suffice."""
+        stage = stages.ignore_pruning(self.config.field, stage)
         if stage in self._ahead:
             return
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, pixels))
@@ -547,7 +549,7 @@ class StepCompiler:
     def get(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> StepFn:
         """The steps of a stage, as soon as they are compiled."""
         self.begin(stage, state, pixels)
-        return self._ahead[stage].result()
+        return self._ahead[stages.ignore_pruning(self.config.field, stage)].result()
 
     def __enter__(self) -> "StepCompiler":
         return self
@@ -660,11 +662,10 @@ def fit(
                 run = compiler.get(stage, state, pixels)
             observer.on_stage(stage, state, int(pixels.total), time.perf_counter() - started)
 
-            coming = next((growth for growth in growths if growth.step > step), None)
-            if coming is not None:
-                ahead = stages.foresee_stage(config, stage, coming, state.grid)
-                if ahead is not None:
-                    compiler.begin(ahead, foresee_state(config, stage, ahead, state), pixels)
+            later = [growth for growth in growths if growth.step > step]
+            coming = later[0] if later else None
+            for ahead in stages.foresee_stages(config, stage, later, state.grid):
+                compiler.begin(ahead, foresee_state(config, stage, ahead, state), pixels)
             while step < (coming.step if coming else config.steps):
                 end = coming.step if coming else config.steps
                 at_once = max(int(min(1.0 / pace, config.steps_per_dispatch)), 1)

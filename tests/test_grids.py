@@ -278,6 +278,29 @@ def test_gradients_of_mixtures_of_extreme_rows_are_finite(scale: float) -> None:
         assert np.all(np.isfinite(slope))
 
 
+def test_rows_read_as_bfloat16_are_rounded_and_their_gradients_are_not() -> None:
+    case = mixing_case(23, 500, 8, 3)
+    table, *rest = case
+    rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
+    narrow = functools.partial(mix_rows, read_as="bfloat16")
+    found, wanted = pull_back(narrow, case), pull_back(mix_rows, (rounded, *rest))
+    for value, truth in zip(found, wanted, strict=True):
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, truth, atol=1e-5)
+    # A row that is mixed a hundred times gets the whole sum, which bfloat16 could not hold.
+    assert np.abs(np.asarray(pull_back(mix_rows, case)[0] - found[0])).max() > 1e-4
+
+
+def test_parts_of_a_box_are_inside_up_to_its_faces() -> None:
+    aabb = jnp.asarray([[-1.0, 0.0, 2.0], [1.0, 4.0, 3.0]])
+    positions = jnp.asarray(
+        [[-1.0, 0.0, 2.0], [1.0, 4.0, 3.0], [0.0, 1.0, 2.25], [1.1, 1.0, 2.5], [0.0, -1e9, 2.5]]
+    )
+    unit, inside = grids.to_unit_box(positions, aabb)
+    np.testing.assert_allclose(unit[:3], [[0.0] * 3, [1.0] * 3, [0.5, 0.25, 0.25]])
+    assert np.asarray(inside).tolist() == [True, True, True, False, False]
+
+
 def test_rows_that_are_not_mixed_get_no_gradient() -> None:
     table, _, weights, gradient = mixing_case(9, 20, 4, 3)
     indices = jnp.asarray(np.random.default_rng(0).choice([2, 5, 6], (20, 4)), jnp.int32)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -342,3 +343,35 @@ def test_one_interval_spans_the_ray_and_no_gradient_flows() -> None:
     assert np.asarray(edges).tolist() == [1.0, 3.0]
     slope = jax.grad(lambda w: jnp.sum(resample(None, tdist, w, 4)))(jnp.ones(2))
     assert not np.any(slope)
+
+
+@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+def test_samplers_in_float64_equal_those_in_float32(spacing: str) -> None:
+    rng = np.random.default_rng(7)
+    near, weights = rng.uniform(0.5, 2.0, 40), rng.exponential(0.2, (40, 8))
+
+    def sample(dtype: Any) -> list[jax.Array]:
+        ends = {"near": jnp.asarray(near, dtype), "far": jnp.asarray(near + 4.0, dtype)}
+        rays = dataclasses.replace(make_rays((40,)), **ends)
+        tdist = stratified(None, rays, 8, spacing)
+        given_ = jnp.asarray(weights, dtype)
+        drawn = importance(None, tdist, given_, 12), resample(None, tdist, given_, 12)
+        return [tdist, *drawn]
+
+    narrow = sample(jnp.float32)
+    with jax.enable_x64(True):
+        exact = sample(jnp.float64)
+        assert all(value.dtype == jnp.float64 for value in exact)
+    for value, wanted in zip(narrow, exact, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-30, 1e30])
+def test_samples_are_in_order_within_their_ray_for_weights_of_any_size(weight: float) -> None:
+    """No length, one spike, all the same: drawn where there is something, finite and in order."""
+    tdist = jnp.asarray([np.full(7, 3.0), EDGES, EDGES * 1e6])
+    weights = weight * jnp.asarray([WEIGHTS, WEIGHTS == 0.5, np.ones(6)], jnp.float32)
+    for drawn in (importance(None, tdist, weights, 9), resample(None, tdist, weights, 9)):
+        assert np.all(np.isfinite(drawn)) and np.all(np.diff(np.asarray(drawn)) >= 0)
+        np.testing.assert_array_equal(drawn[:, 0], tdist[:, 0])
+        np.testing.assert_array_equal(drawn[:, -1], tdist[:, -1])

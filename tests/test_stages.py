@@ -469,3 +469,33 @@ def test_rates_restart_at_upsamplings_alone_and_only_if_asked() -> None:
     longer = progress.refit(config, 30, 310)
     assert stages.find_restart(longer, 31) == pytest.approx(0.25)
     assert stages.find_restart(tiny_nerf(), 5) == stages.find_restart(tiny_voxels(), 24) == 0.0
+
+
+def test_stages_are_foreseen_up_to_the_first_that_depends_on_a_pruning_to_come() -> None:
+    config = tiny_tensorf(steps=100, subrays=2, subrays_from=0.35)
+    field = dataclasses.replace(config.field, prune_at=(0.2, 0.5), upsample_at=(0.5,))
+    config = dataclasses.replace(config, field=field)
+    stage, state = first_state(config)
+    growths = stages.plan_growth(config)
+    assert [(g.step, g.prune, g.voxels is None, g.subrays) for g in growths] == [
+        (20, True, True, 1), (35, False, True, 2), (50, True, False, 2),
+    ]  # fmt: skip
+    found = stages.foresee_stages(config, stage, growths, state.grid)
+    # The box of the upsampled grid is known once the first pruning is done.
+    assert [(s.pruned, s.subrays) for s in found] == [(True, 1), (True, 2)]
+    pruned = found[0]
+    found = stages.foresee_stages(config, pruned, growths[1:], state.grid)
+    assert [s.subrays for s in found] == [2, 2] and found[-1].resolution != stage.resolution
+    assert found[0] == stages.foresee_stage(config, pruned, growths[1], state.grid)
+    assert stages.foresee_stages(config, stage, [], state.grid) == []
+
+
+def test_whether_cells_were_pruned_matters_to_steps_with_two_penalties_alone() -> None:
+    config = tiny_tensorf()
+    stage, _ = first_state(config)
+    pruned = dataclasses.replace(stage, pruned=True)
+    field = dataclasses.replace(config.field, l1_weight=0.1, l1_weight_pruned=0.1)
+    assert stages.ignore_pruning(field, pruned) == stage
+    field = dataclasses.replace(field, l1_weight_pruned=0.2)
+    assert stages.ignore_pruning(field, pruned) == pruned
+    assert stages.ignore_pruning(tiny_voxels().field, pruned) == stage

@@ -873,14 +873,18 @@ def run_steps(
 
 
 def test_the_average_of_the_parameters_follows_them_and_is_shown() -> None:
-    optimizer = dataclasses.replace(tiny_hashgrid().optimizer, average=0.7)
+    optimizer = dataclasses.replace(tiny_hashgrid().optimizer, average=0.2)
     config = tiny_hashgrid(optimizer=optimizer)
     states, _ = run_steps(config, 4)
     wanted = jax.tree.map(lambda x: np.asarray(x, np.float64), states[0].params)
     assert differing_leaves(states[0].average, states[0].params) == []
-    for state in states[1:]:
+    for step, state in enumerate(states[1:]):
+        # At first it remembers less.
+        decay = min(0.2, (1 + step) / (10 + step))
         wanted = jax.tree.map(
-            lambda a, b: 0.7 * a + 0.3 * np.asarray(b, np.float64), wanted, state.params
+            lambda a, b, decay=decay: decay * a + (1 - decay) * np.asarray(b, np.float64),
+            wanted,
+            state.params,
         )
         for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -37,6 +37,7 @@ class HashGrid:
       levels, channels: of the table; channels are those of one level.
       coarsest, finest: cells along the box's sides at the first and the last level.
       log2_rows: of the most rows that a level has.
+      read_as: type of the table as it is read; it is trained and summed up in float32.
       width: of both networks.
       density_layers, color_layers: hidden layers of the two.
       feature_dim: channels that the density network hands on to the colour network.
@@ -50,6 +51,7 @@ class HashGrid:
     coarsest: int = 16
     finest: int = 2048
     log2_rows: int = 19
+    read_as: grids.TableType = "float32"
     width: int = 64
     density_layers: int = 1
     color_layers: int = 2
@@ -96,12 +98,11 @@ class HashGrid:
         the network's output. The radii are not used.
         """
         del radii
-        low, high = params["aabb"][:1], params["aabb"][1:]
-        unit = (positions - low) / (high - low)
-        encoded = grids.sample_hash_grid(params["table"], unit, self.plan())
+        unit, inside = grids.to_unit_box(positions, params["aabb"])
+        plan = self.plan()
+        encoded = grids.sample_hash_grid(params["table"], unit, plan, self.read_as)
         out = self._density_mlp().apply(params["density_mlp"], encoded)
         density = self.density_scale * clamped_exp(out[:, 0] + self.density_shift)
-        inside = jnp.all((unit >= 0) & (unit <= 1), axis=-1)
         return jnp.where(inside, density, 0.0), out[:, 1:]
 
     def features(self, params: Params, latent: Float[Array, "m c"]) -> Float[Array, "m c"]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf import encodings, grids
@@ -71,7 +72,7 @@ class PyNeRF:
     Attributes:
       heads: levels of the pyramid, each with a density network.
       factor: ratio of two levels' cells.
-      levels, channels, coarsest, finest, log2_rows: of the hash grid.
+      levels, channels, coarsest, finest, log2_rows, read_as: of the hash grid, as `ngp.HashGrid`.
       tables: "shared" by all heads, or "separate": each its own, up to its own finest cells.
       blend: "features", the heads' outputs before they become density and colour, or "results",
         density and colour of the heads, each having a colour network.
@@ -89,6 +90,7 @@ class PyNeRF:
     coarsest: int = 16
     finest: int = 4096
     log2_rows: int = 20
+    read_as: grids.TableType = "float32"
     tables: Literal["shared", "separate"] = "separate"
     blend: Literal["features", "results"] = "features"
     width: int = 64
@@ -120,22 +122,20 @@ class PyNeRF:
         """Features uniform in +-1e-4, networks as usual for layers with ReLU.
 
         Returns:
-          {"table": one (rows, channels) or one for each head, "hidden": (heads, inputs, width),
+          {"table": (rows, channels), of all heads' grids one after the other if they are separate,
+          "hidden": (heads, inputs, width),
           "out": (heads, width, 1 + feature_dim), "color_mlp": one or one for each head}.
         """
         key_table, key_hidden, key_out, key_color = jax.random.split(key, 4)
-        tables = tuple(
-            jax.random.uniform(k, (plan.starts[-1], self.channels), minval=-1e-4, maxval=1e-4)
-            for k, plan in zip(
-                jax.random.split(key_table, len(self.plans())), self.plans(), strict=True
-            )
-        )
+        rows = sum(plan.starts[-1] for plan in self.plans())
         inputs = self.levels * self.channels
         bounds = math.sqrt(6.0 / inputs), math.sqrt(3.0 / self.width)
         seen = jnp.zeros((1, self.feature_dim + self.direction_bands**2))
         count = self.heads if self.blend == "results" else 1
         return {
-            "table": tables,
+            "table": jax.random.uniform(
+                key_table, (rows, self.channels), minval=-1e-4, maxval=1e-4
+            ),
             "hidden": bounds[0]
             * jax.random.uniform(key_hidden, (self.heads, inputs, self.width), minval=-1.0),
             "out": bounds[1]
@@ -147,25 +147,47 @@ class PyNeRF:
             ),
         }
 
+    def encode_all(self, params: Params, unit: Float[Array, "m 3"]) -> list[Float[Array, "m e"]]:
+        """What each head sees at positions in the unit box."""
+        plans = self.plans()
+        ends = np.cumsum([plan.starts[-1] for plan in plans])
+        tables = jnp.split(params["table"], ends[:-1])
+        encoded = [
+            grids.sample_hash_grid(table, unit, plan, self.read_as)
+            for table, plan in zip(tables, plans, strict=True)
+        ]
+        return encoded * (self.heads // len(encoded))
+
+    def encode_nearest(
+        self, params: Params, unit: Float[Array, "m 3"], level: Float[Array, "m"]
+    ) -> list[Float[Array, "m e"]]:
+        """What each head sees where it counts, next to a level; zeros elsewhere."""
+        if self.tables == "shared":
+            return self.encode_all(params, unit)
+        last = self.heads - 1
+        lower = jnp.clip(jnp.floor(level), 0.0, max(last - 1, 0)).astype(jnp.int32)
+        seen = [jnp.zeros((), unit.dtype)] * self.heads
+        for nearest in (lower, jnp.minimum(lower + 1, last)):
+            encoded = grids.sample_hash_grids(
+                params["table"], unit, self.plans(), nearest, self.read_as
+            )
+            seen = [
+                jnp.where((nearest == head)[:, None], encoded, other)
+                for head, other in enumerate(seen)
+            ]
+        return seen
+
     def run_heads(
-        self, params: Params, unit: Float[Array, "m 3"], share: Float[Array, "m heads"]
+        self, params: Params, encoded: list[Float[Array, "m e"]], share: Float[Array, "m heads"]
     ) -> tuple[Float[Array, "m heads c"], Float[Array, "m c"]]:
-        """The outputs of all heads at positions in the unit box, and their blend.
+        """The outputs of all heads for what they see, and their blend.
 
         Args:
           params: as `init` made them.
-          unit: positions, clamped to [0, 1].
+          encoded: for each head.
           share: how much each head counts.
         """
-        plans = self.plans()
-        encoded = [
-            grids.sample_hash_grid(table, unit, plan)
-            for table, plan in zip(params["table"], plans, strict=True)
-        ]
-        hidden = [
-            jax.nn.relu(encoded[index % len(encoded)] @ params["hidden"][index])
-            for index in range(self.heads)
-        ]
+        hidden = [jax.nn.relu(seen @ params["hidden"][index]) for index, seen in enumerate(encoded)]
         outputs = [h @ params["out"][index] for index, h in enumerate(hidden)]
         stacked = jnp.stack(outputs, axis=1)
         return stacked, jnp.sum(share[..., None] * stacked, axis=1)
@@ -178,14 +200,15 @@ class PyNeRF:
         `params` holds, besides what is trained, the box (2, 3) as "aabb". The latent is what the
         heads hand on, and how much each counts.
         """
-        low, high = params["aabb"][:1], params["aabb"][1:]
-        unit = (positions - low) / (high - low)
+        unit, inside = grids.to_unit_box(positions, params["aabb"])
+        extent = jnp.max(params["aabb"][1] - params["aabb"][0])
         # The radii are those at the samples already.
         area = compute_sample_area(radii, jnp.ones_like(radii))
         coarsest = create_pyramid_hierarchy(self.heads, self.finest, self.factor)[0]
-        level = get_pyramid_level(area, jnp.max(high - low), coarsest, self.factor)
+        level = get_pyramid_level(area, extent, coarsest, self.factor)
         share = blend_levels(level, self.heads)
-        outputs, blended = self.run_heads(params, unit, share)
+        encoded = self.encode_nearest(params, unit, level)
+        outputs, blended = self.run_heads(params, encoded, share)
         if self.blend == "features":
             density = clamped_exp(blended[:, 0] + self.density_shift)
             latent: Any = blended[:, 1:]
@@ -194,7 +217,6 @@ class PyNeRF:
             density = jnp.sum(share * each, axis=-1)
             flat = outputs[..., 1:].reshape(-1, self.heads * self.feature_dim)
             latent = jnp.concatenate([flat, share], axis=-1)
-        inside = jnp.all((unit >= 0) & (unit <= 1), axis=-1)
         return jnp.where(inside, density, 0.0), latent
 
     def features(self, params: Params, latent: Float[Array, "m c"]) -> Float[Array, "m c"]:
@@ -223,5 +245,5 @@ class PyNeRF:
 def inconsistency(field: PyNeRF, params: Params, unit: Float[Array, "m 3"]) -> Float[Array, ""]:
     """Mean squared difference of neighbouring heads' outputs at positions in the unit box."""
     share = jnp.full((unit.shape[0], field.heads), 1.0 / field.heads)
-    outputs, _ = field.run_heads(params, unit, share)
+    outputs, _ = field.run_heads(params, field.encode_all(params, unit), share)
     return jnp.mean(jnp.square(jnp.diff(outputs, axis=1)))

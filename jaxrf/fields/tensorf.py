@@ -119,11 +119,9 @@ class TensoRF:
         ask for them. The radii are not used.
         """
         del radii
-        low, high = params["aabb"][:1], params["aabb"][1:]
-        unit = (positions - low) / (high - low)
+        unit, inside = grids.to_unit_box(positions, params["aabb"])
         raw = sum(jnp.sum(p, axis=-1) for p in self._products(params["density"], unit))
         density = self.density_scale * jax.nn.softplus(raw + self.density_shift)
-        inside = jnp.all((unit >= 0) & (unit <= 1), axis=-1)
         return jnp.where(inside, density, 0.0), unit
 
     def features(self, params: Params, latent: Float[Array, "m 3"]) -> Float[Array, "m c"]:

@@ -134,8 +134,11 @@ def evaluate_slowly(field: PyNeRF, params: Any, *inputs: Any) -> tuple[np.ndarra
 
         out, density, color = np.zeros(1 + field.feature_dim), 0.0, np.zeros(3)
         for head, weight in weights.items():
-            table = head if field.tables == "separate" else 0
-            encoded = grids.sample_hash_grid(params["table"][table], unit, field.plans()[table])
+            number = head if field.tables == "separate" else 0
+            plan = field.plans()[number]
+            first = sum(p.starts[-1] for p in field.plans()[:number])
+            table = params["table"][first : first + plan.starts[-1]]
+            encoded = grids.sample_hash_grid(table, unit, plan)
             hidden = np.maximum(np.asarray(encoded[0] @ params["hidden"][head]), 0.0)
             result = hidden @ np.asarray(params["out"][head])
             if field.blend == "features":
@@ -161,9 +164,38 @@ def test_field_equals_a_loop_over_samples_and_heads(tables: Any, blend: Any) -> 
     np.testing.assert_allclose(rgb, wanted_rgb, atol=2e-5)
 
 
+@pytest.mark.parametrize("blend", ["features", "results"])
+def test_field_in_float64_equals_the_one_in_float32(blend: Any) -> None:
+    field = dataclasses.replace(FIELD, blend=blend)
+    params, inputs = random_params(field), random_inputs()
+    narrow = evaluate(field, params, *inputs)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
+        exact = evaluate(field, wide, *(np.asarray(x, np.float64) for x in inputs))
+        assert all(value.dtype == jnp.float64 for value in exact)
+    for value, wanted in zip(narrow, exact, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e3, 1e8])
+@pytest.mark.parametrize("blend", ["features", "results"])
+def test_density_is_finite_for_parameters_of_any_size(blend: Any, scale: float) -> None:
+    field = dataclasses.replace(FIELD, blend=blend)
+    params = {
+        name: value if name == "aabb" else jax.tree.map(lambda x: x * scale, value)
+        for name, value in random_params(field).items()
+    }
+    density, rgb = evaluate(field, params, *random_inputs())
+    assert np.all(np.isfinite(density)) and np.all(np.asarray(density) >= 0)
+    if scale < 1e8:
+        # Beyond, the colour network's sums are infinite.
+        assert np.all((np.asarray(rgb) >= 0) & (np.asarray(rgb) <= 1))
+
+
 def test_fresh_parameters_are_even_and_of_the_shapes_that_were_promised() -> None:
     params = FIELD.init(jax.random.key(3))
-    assert [t.shape[1] for t in params["table"]] == [2, 2, 2] and len(params["color_mlp"]) == 1
+    rows = sum(plan.starts[-1] for plan in FIELD.plans())
+    assert params["table"].shape == (rows, 2) and len(params["color_mlp"]) == 1
     # Each head's finest level has its own cells.
     assert [plan.cells[-1] for plan in FIELD.plans()] == [4, 8, 16]
     assert params["hidden"].shape == (3, 4, 5) and params["out"].shape == (3, 5, 4)
@@ -188,11 +220,28 @@ def test_outside_the_box_there_is_nothing_and_gradients_are_finite() -> None:
         assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_heads_next_to_a_level_see_what_all_see_and_the_others_nothing(heads: int) -> None:
+    field = dataclasses.replace(FIELD, heads=heads)
+    params = random_params(field)
+    unit = jax.random.uniform(jax.random.key(1), (60, 3), minval=-0.1, maxval=1.1)
+    level = jnp.linspace(-1.5, heads + 0.5, 60)
+    share = np.asarray(blend_levels(level, heads))
+    found = field.encode_nearest(params, unit, level)
+    wanted = field.encode_all(params, unit)
+    for head in range(heads):
+        counts = share[:, head] > 0
+        assert counts.any()
+        np.testing.assert_allclose(found[head][counts], wanted[head][counts], atol=1e-5)
+        far = np.abs(np.clip(np.asarray(level), 0, heads - 1) - head) > 1.0
+        np.testing.assert_array_equal(np.asarray(found[head])[far], 0.0)
+
+
 def test_heads_that_agree_are_consistent() -> None:
     field = dataclasses.replace(FIELD, tables="shared")
     params = random_params(field)
     unit = jax.random.uniform(jax.random.key(0), (50, 3))
-    outputs, _ = field.run_heads(params, unit, jnp.ones((50, 3)))
+    outputs, _ = field.run_heads(params, field.encode_all(params, unit), jnp.ones((50, 3)))
     wanted = np.mean(np.square(np.asarray(outputs)[:, 1:] - np.asarray(outputs)[:, :-1]))
     assert float(inconsistency(field, params, unit)) == pytest.approx(float(wanted), rel=1e-5)
     alike = {
