@@ -279,6 +279,10 @@ def _check(config: TrainConfig) -> None:
             _check_positive(field, *(n for n in sizes if hasattr(field, n)), prefix="field.")
         case _:
             assert_never(config.field)
+    if config.field.appearance_dim < 0:
+        raise InputError(
+            f"--field.appearance-dim is {config.field.appearance_dim}: give 0 or more."
+        )
     if not config.validate_every >= 0:
         raise InputError(f"--validate-every is {config.validate_every}: give 0 or more.")
     if not 0 <= config.seed < 2**32:

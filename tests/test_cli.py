@@ -166,6 +166,7 @@ def test_numbers_that_are_not_positive_are_refused(
         ["--seed", "-1"],
         ["--seed", str(2**32)],
         ["--validate-every", "-0.1"],
+        ["--field.appearance-dim", "-1"],
         ["--optimizer.grid-rate", "-0.1"],
         ["--optimizer.network-rate", "nan"],
         ["--optimizer.final-fraction", "0"],

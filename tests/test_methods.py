@@ -808,15 +808,8 @@ def test_proposals_count_among_the_samples_of_a_ray() -> None:
 
 # What captured scenes need of any field.
 
-EVERY_FIELD = [
-    tiny_voxels,
-    tiny_tensorf,
-    cp_config,
-    tiny_nerf,
-    marching_nerf,
-    tiny_hashgrid,
-    proposing_hashgrid,
-]
+# One of each way of sampling and of each kind of grid.
+WAYS = [tiny_voxels, tiny_tensorf, tiny_nerf, marching_nerf, proposing_hashgrid]
 
 
 def capture(make: Any, **changes: Any) -> TrainConfig:
@@ -838,7 +831,7 @@ def outgoing_rays(count: int = 40) -> Rays:
     )
 
 
-@pytest.mark.parametrize("make", EVERY_FIELD)
+@pytest.mark.parametrize("make", WAYS)
 def test_contracted_space_is_seen_beyond_the_box_and_the_range_of_distances(make: Any) -> None:
     config = capture(make, contract=True)
     stage, state = first_state(config)
@@ -895,7 +888,7 @@ def test_contracted_space_stays_whole_as_grids_grow(make: Any) -> None:
         np.testing.assert_allclose(after.rgb[-1], before.rgb[-1], atol=0.05)
 
 
-@pytest.mark.parametrize("make", EVERY_FIELD)
+@pytest.mark.parametrize("make", [tiny_voxels, cp_config, tiny_nerf, tiny_hashgrid])
 def test_pictures_look_alike_until_their_codes_differ(make: Any) -> None:
     plain = make()
     config = capture(make, appearance_dim=3, appearance_pictures=6)

@@ -1,6 +1,7 @@
 """What every reader of a data set gives: a `Scene` with its `Split`s, in host memory."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -60,13 +61,18 @@ def downscale_images(
     count, height, width, _ = images.shape
     small_h, small_w = height // factor, width // factor
     result = np.empty((count, small_h, small_w, 4), np.uint8)
-    for image, small in zip(images, result, strict=True):
-        pixels = image[: small_h * factor, : small_w * factor].astype(np.float32)
+
+    def shrink(index: int) -> None:
+        pixels = images[index, : small_h * factor, : small_w * factor].astype(np.float32)
         pixels[..., :3] *= pixels[..., 3:]
         rows = pixels.reshape(small_h, factor, -1).sum(axis=1)
         total = rows.reshape(small_h, small_w, factor, 4).sum(axis=2)
+        small = result[index]
         small[..., :3] = np.rint(total[..., :3] / np.maximum(total[..., 3:], 1.0))
         small[..., 3] = np.rint(total[..., 3] / factor**2)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(shrink, range(count)))
     return result
 
 
