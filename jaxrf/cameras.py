@@ -1,4 +1,4 @@
-"""Pinhole cameras: pixels to rays, and paths of cameras.
+"""Cameras: pixels to rays, and paths of cameras.
 
 Axes are OpenGL's: x right, y up, z backwards. Pixel (column i, row j) covers [i, i+1] x [j, j+1]
 of the image plane, so its centre is at (i + 0.5, j + 0.5) and row 0 is the top.
@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxrf import lenses
+from jaxrf.lenses import Lens
 from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays
 
+# Points along each side of a picture by which what a lens sees is enclosed.
+BORDER = 65
 
-@as_pytree("width", "height")
+
+@as_pytree("width", "height", "lens", "ndc")
 @dataclasses.dataclass(frozen=True)
 class Cameras:
     """Cameras that share an image size.
@@ -24,6 +29,10 @@ class Cameras:
       focal: (n, 2) focal lengths fx, fy in pixels.
       principal_point: (n, 2) in pixels from the image's top left corner.
       width, height: of every image, in pixels.
+      lens: of every camera.
+      distortion: (n, k) coefficients of each lens (`lenses.COEFFICIENTS`); None is a pinhole.
+      ndc: if rays are to be in normalised device coordinates, the two slopes and the near plane of
+        `rays_to_ndc`; the cameras themselves are in space.
     """
 
     T_world_camera: Float[Array | np.ndarray, "n 4 4"]
@@ -31,6 +40,9 @@ class Cameras:
     principal_point: Float[Array | np.ndarray, "n 2"]
     width: int
     height: int
+    lens: Lens = "perspective"
+    distortion: Float[Array | np.ndarray, "n k"] | None = None
+    ndc: tuple[float, float, float] | None = None
 
     def __len__(self) -> int:
         return self.T_world_camera.shape[0]
@@ -76,7 +88,8 @@ def pixels_to_rays(
       cameras: the cameras that `camera_index` points into.
       camera_index: (...) which camera.
       pixels: (..., 2) column and row in pixels; a pixel's centre is at + 0.5.
-      near, far: the same for every ray, distances along its unit direction.
+      near, far: the same for every ray, distances along its unit direction. In normalised device
+        coordinates rays reach from the near plane to infinity instead.
 
     Returns:
       Rays whose `radii` are those of Mip-NeRF's cones (section 3.1): at distance 1, the distance
@@ -85,17 +98,20 @@ def pixels_to_rays(
     pose = jnp.asarray(cameras.T_world_camera)[camera_index]
     focal = jnp.asarray(cameras.focal)[camera_index]
     offset = (pixels - jnp.asarray(cameras.principal_point)[camera_index]) / focal
-    flip = jnp.array([1.0, -1.0], pixels.dtype).reshape((1,) * (pixels.ndim - 1) + (2,))
+    # Lenses look along +z with y down.
+    flip = jnp.array([1.0, -1.0, -1.0], pixels.dtype).reshape((1,) * (pixels.ndim - 1) + (3,))
 
     def unit(offset: Array) -> Array:
-        direction = jnp.concatenate([offset * flip, -jnp.ones_like(offset[..., :1])], axis=-1)
-        return direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
+        if cameras.distortion is not None:
+            coefficients = jnp.asarray(cameras.distortion)[camera_index]
+            offset = lenses.undistort(cameras.lens, coefficients, offset)
+        return lenses.point_to_direction(cameras.lens, offset) * flip
 
     direction = unit(offset)
     right = jnp.array([1.0, 0.0], pixels.dtype).reshape((1,) * (pixels.ndim - 1) + (2,))
     spacing = jnp.linalg.norm(unit(offset + right / focal) - direction, axis=-1)
     near_array = jnp.full(camera_index.shape, near, pixels.dtype)
-    return Rays(
+    rays = Rays(
         origins=pose[..., :3, 3],
         # An explicit sum: a matmul of 3x3s would follow the default matmul precision.
         directions=jnp.sum(pose[..., :3, :3] * direction[..., None, :], axis=-1),
@@ -104,6 +120,37 @@ def pixels_to_rays(
         radii=spacing * (2.0 / np.sqrt(12.0)).item(),
         camera_index=camera_index,
     )
+    if cameras.ndc is None:
+        return rays
+    return rays_to_ndc(rays, jnp.asarray(cameras.ndc[:2], pixels.dtype), cameras.ndc[2])
+
+
+def find_slopes(cameras: Cameras, index: Int[Array, ""]) -> Float[Array, "4"]:
+    """Slopes of four planes that enclose what a camera sees: to the left, right, top and bottom.
+
+    A slope is how far from the optical axis a plane is at distance 1. Infinite where a lens sees
+    too far aside for any.
+    """
+    focal, middle = (jnp.asarray(v)[index] for v in (cameras.focal, cameras.principal_point))
+    size = jnp.asarray([cameras.width, cameras.height], focal.dtype)
+    if cameras.distortion is None and cameras.lens != "fisheye":
+        first, last = middle / focal, (size - middle) / focal
+        return jnp.stack([first[0], last[0], first[1], last[1]])
+    share = jnp.linspace(0.0, 1.0, BORDER)
+    still = jnp.zeros_like(share)
+    sides = [(share, still), (share, still + 1.0), (still, share), (still + 1.0, share)]
+    border = jnp.concatenate([jnp.stack(side, axis=-1) for side in sides]) * size[None]
+    offset = (border - middle[None]) / focal[None]
+    if cameras.distortion is not None:
+        coefficients = jnp.asarray(cameras.distortion)[index]
+        coefficients = jnp.broadcast_to(coefficients, (offset.shape[0], coefficients.size))
+        offset = lenses.undistort(cameras.lens, coefficients, offset)
+    direction = lenses.point_to_direction(cameras.lens, offset)
+    ahead = jnp.min(direction[:, 2]) > 0.1
+    plane = direction[:, :2] / jnp.where(ahead, direction[:, 2:], 1.0)
+    low, high = jnp.min(plane, axis=0), jnp.max(plane, axis=0)
+    slopes = jnp.stack([-low[0], high[0], -low[1], high[1]])
+    return jnp.where(ahead, slopes, jnp.inf)
 
 
 def image_rays(cameras: Cameras, index: int | Int[Array, ""], near: float, far: float) -> Rays:
@@ -123,12 +170,76 @@ def project(
     The inverse of `pixels_to_rays`; in float64. A depth that is not positive is behind the camera.
     """
     pose = np.asarray(cameras.T_world_camera[index], np.float64)
-    local = (positions - pose[:3, 3]) @ pose[:3, :3]
-    depth = -local[..., 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        plane = local[..., :2] * np.array([1.0, -1.0]) / depth[..., None]
+    local = (positions - pose[:3, 3]) @ pose[:3, :3] * np.array([1.0, -1.0, -1.0])
+    depth = local[..., 2]
+    plane = lenses.direction_to_point(cameras.lens, local)
+    if cameras.distortion is not None:
+        coefficients = np.asarray(cameras.distortion[index], np.float64)
+        coefficients = np.broadcast_to(coefficients, (*plane.shape[:-1], coefficients.size))
+        plane = np.asarray(lenses.distort(cameras.lens, coefficients, plane, xp=np))
     focal = np.asarray(cameras.focal[index], np.float64)
     return plane * focal + np.asarray(cameras.principal_point[index], np.float64), depth
+
+
+def rays_to_ndc(rays: Rays, slopes: Float[Array, "2"], plane: float = 1.0) -> Rays:
+    """Rays in normalised device coordinates, in which a forward-facing scene fills a cube.
+
+    o' = -(o_x / (s_x o_z), o_y / (s_y o_z), -1 - 2 n / o_z) after the origin was moved on to the
+    plane z = -n, and d' accordingly (NeRF, appendix C), s being half of the picture's extent over
+    the focal length. The rays reach from that plane (-1 along z') to infinity (1); their
+    directions are of unit length and `far` is where z' is 1. A cone's radius grows from the middle
+    of the way, where it is that of the cone in space.
+
+    Args:
+      rays: looking down -z; those that do not become rays without length.
+      slopes: half of the picture's width and height over the focal lengths.
+      plane: n, how far ahead the near plane is.
+    """
+    axis = (1,) * (rays.origins.ndim - 1)
+    scale = slopes.reshape((*axis, 2))
+    ahead = -rays.directions[..., 2:]
+    looking = ahead[..., 0] > 1e-6
+    ahead = jnp.where(looking[..., None], ahead, 1.0)
+    start = (plane + rays.origins[..., 2:]) / ahead
+    origin = rays.origins + start * rays.directions
+    depth = -origin[..., 2:]
+    to_point = origin[..., :2] / (scale * depth)
+    begin = jnp.concatenate([to_point, 1.0 - 2.0 * plane / depth], axis=-1)
+    end_point = rays.directions[..., :2] / (scale * ahead)
+    end = jnp.concatenate([end_point, jnp.ones_like(depth)], axis=-1)
+    way = end - begin
+    length = jnp.linalg.norm(way, axis=-1)
+    # Half a picture is so wide at distance 1, and 1 in these coordinates.
+    width = rays.radii / jnp.sqrt(scale[..., 0] * scale[..., 1])
+    return dataclasses.replace(
+        rays,
+        origins=begin,
+        directions=way / length[..., None],
+        near=jnp.zeros_like(length),
+        far=jnp.where(looking, length, 0.0),
+        radii=width / (0.5 * length),
+    )
+
+
+def ndc_to_distance(
+    rays: Rays, ndc: Rays, distances: Float[Array, "*batch"], plane: float = 1.0
+) -> Float[Array, "*batch"]:
+    """Distances along rays in space that are so far along the same rays in `rays_to_ndc`.
+
+    t = n t' / (-d_z (1 - t')) behind the near plane, t' being the part of the way to infinity
+    (NeRF, appendix C). What is at infinity is put 1e6 near planes away.
+
+    Args:
+      rays: in space.
+      ndc: what `rays_to_ndc` made of them.
+      distances: along `ndc`.
+      plane: as there.
+    """
+    ahead = -rays.directions[..., 2]
+    ahead = jnp.where(ahead > 1e-6, ahead, 1.0)
+    part = distances / jnp.where(ndc.far > 0.0, ndc.far, 1.0)
+    start = (plane + rays.origins[..., 2]) / ahead
+    return start + plane * part / (ahead * jnp.maximum(1.0 - part, 1e-6))
 
 
 def look_at(
@@ -188,4 +299,26 @@ def orbit_path(
             ]
         )
         poses.append(look_at(centre + radius * outwards, centre))
+    return np.stack(poses)
+
+
+def spiral_path(
+    frames: int,
+    spread: Float[np.ndarray, "3"],
+    depth: float,
+    turns: int = 2,
+) -> Float[np.ndarray, "frames 4 4"]:
+    """Poses on a spiral around the origin that look at a point so far ahead, along -z (LLFF).
+
+    Args:
+      frames: number of poses; the last is one step short of the first.
+      spread: how far the poses go to each side, in scene units; along z half as often.
+      depth: distance of the point.
+      turns: how often they go round.
+    """
+    target = np.array([0.0, 0.0, -depth])
+    poses = []
+    for angle in np.linspace(0.0, 2.0 * np.pi * turns, frames, endpoint=False):
+        place = spread * np.array([np.cos(angle), -np.sin(angle), -np.sin(0.5 * angle)])
+        poses.append(look_at(place, target, np.array([0.0, 1.0, 0.0])))
     return np.stack(poses)

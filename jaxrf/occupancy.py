@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf import contraction
-from jaxrf.cameras import Cameras
+from jaxrf.cameras import Cameras, find_slopes
 from jaxrf.packing import pack, rank_samples
 from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays, clip_to_aabb, points_along
@@ -209,6 +209,9 @@ def fit_to_cameras(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGr
     contracted space, where cells are long, if a ball as wide as the cell around its middle or a
     corner is. The others stay empty for good. `reach` is that of `coarsen`.
     """
+    if cameras.ndc is not None:
+        # All cameras look into all of the box, more or less.
+        return grid
     x, y, z = shape = grid.occupied.shape
     centres = cell_centres((x, y, z), grid.aabb).reshape(-1, 3)
     size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(shape, jnp.float32)
@@ -232,13 +235,14 @@ def fit_to_cameras(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGr
         pose = jnp.asarray(cameras.T_world_camera)[index]
         offset = centres - pose[None, :3, 3]
         x, y, z = (jnp.sum(offset * pose[None, :3, axis], axis=-1) for axis in range(3))
-        inside = z < radius
-        focal, middle = (jnp.asarray(v)[index] for v in (cameras.focal, cameras.principal_point))
-        for value, axis, length in ((x, 0, cameras.width), (-y, 1, cameras.height)):
-            # The planes through the camera and the picture's two sides along this axis.
-            for side, room in ((-1.0, middle[axis]), (1.0, length - middle[axis])):
-                beyond = (side * focal[axis] * value + room * z) / jnp.hypot(focal[axis], room)
-                inside &= beyond < radius
+        slopes = find_slopes(cameras, index)
+        bounded = jnp.isfinite(slopes)
+        finite = jnp.where(bounded, slopes, 0.0)
+        inside = (z < radius) | ~bounded[0]
+        # The planes through the camera and the picture's sides.
+        for side, value in enumerate((-x, x, y, -y)):
+            beyond = (value + finite[side] * z) / jnp.hypot(1.0, finite[side])
+            inside &= (beyond < radius) | ~bounded[side]
         return inside
 
     count = cameras.T_world_camera.shape[0]

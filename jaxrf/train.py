@@ -413,6 +413,9 @@ def keep_hitting_pixels(
     stride = max(1, math.ceil(math.sqrt(count * height * width / MOST_TESTED_RAYS)))
     size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(grid.occupied.shape)
     footprint = 0.71 * stride * scene_range[1] / float(jnp.min(pixels.cameras.focal))
+    if pixels.cameras.ndc is not None:
+        # The box is two wide, as far as pictures reach.
+        footprint = 1.42 * stride * float(jnp.max(size)) / min(height, width)
     if stride > 1:
         cells = math.ceil(footprint / float(jnp.min(size)))
         # Padded first: the tested ray may pass outside the box where its neighbours hit it.

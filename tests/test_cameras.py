@@ -1,6 +1,8 @@
 """Pixels to rays against loops, where pixel centres lie, and paths of cameras."""
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,15 @@ import pytest
 from jaxrf.cameras import (
     Cameras,
     find_focus,
+    find_slopes,
     image_rays,
     look_at,
     make_cameras,
+    ndc_to_distance,
     orbit_path,
     pixels_to_rays,
     project,
+    rays_to_ndc,
     resize_cameras,
 )
 from jaxrf.rays import Rays
@@ -286,3 +291,144 @@ def test_focus_of_parallel_cameras_is_finite_and_on_average_on_their_axes() -> N
     poses[:, 0, 3] = [-1.0, 3.0]
     np.testing.assert_allclose(find_focus(poses), [1.0, 0.0, 0.0], atol=1e-9)
     np.testing.assert_allclose(find_focus(poses[:1]), [-1.0, 0.0, 0.0], atol=1e-9)
+
+
+# Lenses.
+
+
+def bent_cameras(count: int = 2) -> Cameras:
+    """The lens of a telephone, off the middle, as in instant-ngp's fox."""
+    poses = np.stack([look_at(np.array([3.0, i, 1.0]), np.zeros(3)) for i in range(count)])
+    numbers = [0.0578421, -0.0805099, 0.0, 0.0, 0.0, 0.0, -0.000980296, 0.00015575]
+    return Cameras(
+        T_world_camera=poses.astype(np.float32),
+        focal=np.tile(np.array([[343.88, 343.62]], np.float32), (count, 1)),
+        principal_point=np.tile(np.array([[138.64, 241.3]], np.float32), (count, 1)),
+        width=270,
+        height=480,
+        distortion=np.tile(np.array([numbers], np.float32), (count, 1)),
+    )
+
+
+def fisheye_cameras(reach: float) -> Cameras:
+    """A lens that sees so far from its axis, in radians, at the middle of the picture's sides."""
+    return Cameras(
+        T_world_camera=np.eye(4, dtype=np.float32)[None],
+        focal=np.full((1, 2), 50.0 / reach, np.float32),
+        principal_point=np.full((1, 2), 50.0, np.float32),
+        width=100,
+        height=100,
+        lens="fisheye",
+        distortion=np.array([[0.01, -0.002, 0, 0, 0, 0, 0, 0]], np.float32),
+    )
+
+
+@pytest.mark.parametrize("cameras", [bent_cameras(), fisheye_cameras(0.6)], ids=["bent", "fisheye"])
+def test_points_along_rays_of_a_lens_are_projected_to_their_pixels(cameras: Cameras) -> None:
+    rays = image_rays(cameras, 0, 0.1, 9.0)
+    distance = np.random.default_rng(0).uniform(0.5, 8.0, rays.near.shape)[..., None]
+    points = np.asarray(rays.origins) + distance * np.asarray(rays.directions)
+    pixels, depth = project(cameras, 0, points.astype(np.float64))
+    columns, rows = np.meshgrid(np.arange(cameras.width) + 0.5, np.arange(cameras.height) + 0.5)
+    np.testing.assert_allclose(pixels, np.stack([columns, rows], axis=-1), atol=2e-3)
+    assert np.all(depth > 0)
+    np.testing.assert_allclose(np.linalg.norm(rays.directions, axis=-1), 1.0, rtol=1e-5)
+
+
+def test_a_lens_that_bends_nothing_is_a_pinhole() -> None:
+    plain = dataclasses.replace(bent_cameras(), distortion=None)
+    straight = dataclasses.replace(plain, distortion=np.zeros((2, 8), np.float32))
+    wanted, found = (image_rays(c, 1, 0.1, 9.0) for c in (plain, straight))
+    np.testing.assert_allclose(found.directions, wanted.directions, atol=1e-6)
+    np.testing.assert_allclose(found.radii, wanted.radii, rtol=1e-3)
+
+
+def test_a_lens_stays_what_it_is_at_another_size() -> None:
+    large, small = bent_cameras(), resize_cameras(bent_cameras(), 135, 240)
+    index = jnp.zeros((3,), jnp.int32)
+    pixels = jnp.asarray([[10.0, 20.0], [130.0, 3.0], [70.5, 239.5]])
+    wanted = pixels_to_rays(large, index, 2.0 * pixels, 0.1, 9.0)
+    found = pixels_to_rays(small, index, pixels, 0.1, 9.0)
+    np.testing.assert_allclose(found.directions, wanted.directions, atol=1e-6)
+    np.testing.assert_allclose(found.radii, 2.0 * wanted.radii, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "cameras",
+    [bent_cameras(), dataclasses.replace(bent_cameras(), distortion=None), fisheye_cameras(0.6)],
+    ids=["bent", "pinhole", "fisheye"],
+)
+def test_slopes_enclose_all_that_is_seen_and_no_more(cameras: Cameras) -> None:
+    left, right, top, bottom = np.asarray(find_slopes(cameras, jnp.asarray(0)))
+    rays = image_rays(cameras, 0, 0.1, 9.0)
+    pose = np.asarray(cameras.T_world_camera[0])
+    local = np.asarray(rays.directions) @ pose[:3, :3]
+    plane = local[..., :2] / -local[..., 2:]
+    for slope, seen in ((left, -plane[..., 0]), (right, plane[..., 0]), (top, plane[..., 1])):
+        assert seen.max() < slope < seen.max() + 0.02
+    assert (-plane[..., 1]).max() < bottom < (-plane[..., 1]).max() + 0.02
+
+
+def test_a_lens_that_sees_aside_has_no_enclosing_planes() -> None:
+    assert np.all(np.isinf(find_slopes(fisheye_cameras(1.6), jnp.asarray(0))))
+
+
+# Normalised device coordinates.
+
+
+def forward_rays(count: int = 50) -> Rays:
+    rng = np.random.default_rng(8)
+    directions = np.concatenate([rng.uniform(-0.4, 0.4, (count, 2)), -np.ones((count, 1))], -1)
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    return Rays(
+        origins=jnp.asarray(rng.normal(0, 0.2, (count, 3)), jnp.float32),
+        directions=jnp.asarray(directions, jnp.float32),
+        near=jnp.zeros(count),
+        far=jnp.full((count,), 100.0),
+        radii=jnp.full((count,), 1e-3),
+        camera_index=jnp.zeros((count,), jnp.int32),
+    )
+
+
+def project_slowly(point: np.ndarray, slopes: np.ndarray, plane: float) -> np.ndarray:
+    x, y, z = point
+    return np.array([-x / (slopes[0] * z), -y / (slopes[1] * z), 1.0 + 2.0 * plane / z])
+
+
+@pytest.mark.parametrize("plane", [1.0, 1.5])
+def test_a_ray_in_ndc_passes_the_images_of_its_points(plane: float) -> None:
+    rays, slopes = forward_rays(), np.array([0.5, 0.4], np.float32)
+    ndc = rays_to_ndc(rays, jnp.asarray(slopes), plane)
+    np.testing.assert_allclose(np.linalg.norm(ndc.directions, axis=-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(ndc.origins[:, 2], -1.0, atol=1e-5)
+    ends = ndc.origins + ndc.far[:, None] * ndc.directions
+    np.testing.assert_allclose(ends[:, 2], 1.0, atol=1e-5)
+    for part in (0.0, 0.3, 0.8, 0.99):
+        there = part * ndc.far
+        distance = ndc_to_distance(rays, ndc, there, plane)
+        points = np.asarray(rays.origins + distance[:, None] * rays.directions, np.float64)
+        expected = np.stack([project_slowly(point, slopes, plane) for point in points])
+        found = ndc.origins + there[:, None] * ndc.directions
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_the_order_along_a_ray_is_kept_and_its_end_is_far_away() -> None:
+    rays = forward_rays()
+    ndc = rays_to_ndc(rays, jnp.asarray([0.5, 0.4]))
+    parts = np.linspace(0.0, 1.0, 20)
+    distances = np.stack([ndc_to_distance(rays, ndc, p * ndc.far) for p in parts])
+    assert np.all(np.diff(distances, axis=0) > 0) and np.all(distances[-1] > 1e5)
+
+
+def test_rays_that_look_aside_or_back_have_no_length_in_ndc() -> None:
+    rays = forward_rays(3)
+    directions = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.6, -0.8]])
+    rays = dataclasses.replace(rays, directions=directions)
+
+    def total(origins: jax.Array) -> Any:
+        ndc = rays_to_ndc(dataclasses.replace(rays, origins=origins), jnp.asarray([0.5, 0.4]))
+        return jnp.sum(ndc.origins) + jnp.sum(ndc.far), ndc
+
+    grads, ndc = jax.grad(total, has_aux=True)(rays.origins)
+    assert np.asarray(ndc.far > 0).tolist() == [False, False, True]
+    assert all(np.all(np.isfinite(x)) for x in (ndc.origins, ndc.directions, ndc.radii, grads))

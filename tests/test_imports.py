@@ -18,7 +18,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "__init__",
         "errors memory pytree",
         "config",
-        "rays stepfun contraction packing progress",
+        "rays stepfun contraction lenses packing progress",
         "cameras",
         "data",
         "encodings grids occupancy",
@@ -44,7 +44,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     )
 )
 FLOOR_OF = {room: height for height, floor in enumerate(FLOORS) for room in floor}
-LEAVES = frozenset({"errors", "memory", "pytree", "stepfun", "contraction", "packing"})
+LEAVES = frozenset({"errors", "memory", "pytree", "stepfun", "contraction", "lenses", "packing"})
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,0 +1,129 @@
+"""Lenses: how real cameras bend what a pinhole would show, and how to undo it exactly.
+
+A point of the image plane is given by where it lies for a focal length of 1, x to the right and y
+down, counted from the principal point. What the lens bends is a "ray point": for lenses that map
+lines nearly to lines the point at which the ray meets the plane at distance 1, for fisheyes the
+angle to the optical axis, in the direction in which the ray leaves it.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Lens = Literal["perspective", "fisheye", "fov"]
+# Numbers that bend a ray point, by lens; those left out of a file are 0.
+#   perspective: k1 k2 k3 k4 k5 k6 p1 p2 (OpenCV's rational model, of which COLMAP's SIMPLE_RADIAL,
+#     RADIAL, OPENCV and FULL_OPENCV are parts)
+#   fisheye: k1 k2 k3 k4 p1 p2 sx1 sy1 (COLMAP's THIN_PRISM_FISHEYE, of which OPENCV_FISHEYE,
+#     SIMPLE_RADIAL_FISHEYE and RADIAL_FISHEYE are parts)
+#   fov: omega (Devernay and Faugeras 2001)
+COEFFICIENTS: dict[Lens, int] = {"perspective": 8, "fisheye": 8, "fov": 1}
+# Newton's method doubles the right digits in each step: from 1e-1 it takes 4 to float64.
+STEPS = 12
+
+
+def distort(
+    lens: Lens,
+    coefficients: Float[Array | np.ndarray, "*batch k"],
+    point: Float[Array | np.ndarray, "*batch 2"],
+    xp: Any = jnp,
+) -> Float[Array | np.ndarray, "*batch 2"]:
+    """Where on the image plane a ray point is seen.
+
+    Args:
+      lens: which family.
+      coefficients: in the order of `COEFFICIENTS`.
+      point: ray points.
+      xp: jax.numpy or numpy.
+    """
+    k = [coefficients[..., i] for i in range(COEFFICIENTS[lens])]
+    x, y = point[..., 0], point[..., 1]
+    square = x * x + y * y
+    if lens == "fov":
+        return point * _fov_factor(square, k[0], xp)[..., None]
+    if lens == "perspective":
+        k1, k2, k3, k4, k5, k6, p1, p2 = k
+        radial = 1.0 + square * (k1 + square * (k2 + square * k3))
+        radial = radial / (1.0 + square * (k4 + square * (k5 + square * k6)))
+        prism: tuple[Any, Any] = (0.0, 0.0)
+    else:
+        k1, k2, k3, k4, p1, p2, sx1, sy1 = k
+        radial = 1.0 + square * (k1 + square * (k2 + square * (k3 + square * k4)))
+        prism = (sx1 * square, sy1 * square)
+    across = 2.0 * p1 * x * y + p2 * (square + 2.0 * x * x) + prism[0]
+    down = p1 * (square + 2.0 * y * y) + 2.0 * p2 * x * y + prism[1]
+    return xp.stack([x * radial + across, y * radial + down], axis=-1)
+
+
+def _fov_factor(square: Any, omega: Any, xp: Any) -> Any:
+    """arctan(2 r tan(omega / 2)) / (r omega), by its series where r or omega is next to 0."""
+    slope = 2.0 * xp.tan(0.5 * omega)
+    small = (square * slope * slope < 1e-6) | (omega < 1e-4)
+    radius = xp.sqrt(xp.where(small, 1.0, square))
+    width = xp.where(omega < 1e-4, 1.0, omega)
+    whole = xp.arctan(radius * slope) / (radius * width)
+    straight = xp.where(omega < 1e-4, 1.0 + omega * omega / 12.0, slope / width)
+    series = straight * (1.0 - square * slope * slope / 3.0)
+    return xp.where(small, series, whole)
+
+
+def undistort(
+    lens: Lens, coefficients: Float[Array, "*batch k"], seen: Float[Array, "*batch 2"]
+) -> Float[Array, "*batch 2"]:
+    """The ray point that is seen at a place of the image plane: the inverse of `distort`.
+
+    Newton's method from the place itself, with the exact derivative. Where a lens that was fitted
+    to a smaller picture folds over, the solution is not the ray's; what is far outside of what the
+    lens can show gives a finite point.
+    """
+
+    def bend(point: Array) -> Array:
+        return jnp.asarray(distort(lens, coefficients, point))
+
+    along = [jnp.broadcast_to(jnp.asarray(unit, seen.dtype), seen.shape) for unit in np.eye(2)]
+
+    def improve(_: Any, point: Array) -> Array:
+        found, (right, down) = bend(point), (jax.jvp(bend, (point,), (a,))[1] for a in along)
+        missing = seen - found
+        area = right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]
+        # A fold has no area: no step is taken there.
+        safe = jnp.where(jnp.abs(area) < 1e-6, jnp.inf, area)
+        step = jnp.stack(
+            [
+                missing[..., 0] * down[..., 1] - missing[..., 1] * down[..., 0],
+                missing[..., 1] * right[..., 0] - missing[..., 0] * right[..., 1],
+            ],
+            axis=-1,
+        )
+        return point + jnp.clip(step / safe[..., None], -0.5, 0.5)
+
+    return jax.lax.fori_loop(0, STEPS, improve, seen)
+
+
+def point_to_direction(lens: Lens, point: Float[Array, "*batch 2"]) -> Float[Array, "*batch 3"]:
+    """The unit direction of a ray point, x right, y down, z forwards."""
+    if lens == "perspective" or lens == "fov":
+        ahead = jnp.concatenate([point, jnp.ones_like(point[..., :1])], axis=-1)
+        return ahead / jnp.linalg.norm(ahead, axis=-1, keepdims=True)
+    square = jnp.sum(jnp.square(point), axis=-1, keepdims=True)
+    centre = square < 1e-12
+    angle = jnp.sqrt(jnp.where(centre, 1.0, square))
+    # sin(angle) / angle, of which the limit is 1.
+    ratio = jnp.where(centre, 1.0, jnp.sin(angle) / angle)
+    return jnp.concatenate([point * ratio, jnp.where(centre, 1.0, jnp.cos(angle))], axis=-1)
+
+
+def direction_to_point(
+    lens: Lens, direction: Float[np.ndarray, "*batch 3"]
+) -> Float[np.ndarray, "*batch 2"]:
+    """The ray point of directions of any length; the inverse of `point_to_direction`, in numpy."""
+    across, ahead = direction[..., :2], direction[..., 2:]
+    if lens == "perspective" or lens == "fov":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return across / ahead
+    radius = np.linalg.norm(across, axis=-1, keepdims=True)
+    angle = np.arctan2(radius, ahead)
+    return across * np.where(radius > 0, angle / np.where(radius > 0, radius, 1.0), 0.0)
