@@ -435,10 +435,11 @@ def plot_curves(results: list[dict[str, Any]]) -> bytes:
         )
         for run in results
     ]
-    # What all runs share tells none apart.
-    shared = {part for part, *others in zip(*titles, strict=True) if set(others) <= {part}}
+    # What all runs share tells none apart, and stands above the plot.
+    common = [part for part, *others in zip(*titles, strict=True) if set(others) <= {part}]
     curves = {
-        ", ".join(title[:1] + tuple(part for part in title[1:] if part not in shared)): run["curve"]
+        ", ".join(title[:1] + tuple(part for part in title[1:] if part not in common)): run["curve"]
         for title, run in zip(titles, results, strict=True)
     }
-    return pictures.encode_plot(curves, "seconds since the start", "validation PSNR, dB")
+    title = ", ".join([results[0]["dataset"], *common, f"on {results[0]['background']}"])
+    return pictures.encode_plot(curves, "seconds since the start", "validation PSNR, dB", title)

@@ -187,8 +187,8 @@ def rays_to_ndc(rays: Rays, slopes: Float[Array, "2"], plane: float = 1.0) -> Ra
     o' = -(o_x / (s_x o_z), o_y / (s_y o_z), -1 - 2 n / o_z) after the origin was moved on to the
     plane z = -n, and d' accordingly (NeRF, appendix C), s being half of the picture's extent over
     the focal length. The rays reach from that plane (-1 along z') to infinity (1); their
-    directions are of unit length and `far` is where z' is 1. A cone's radius grows from the middle
-    of the way, where it is that of the cone in space.
+    directions are of unit length and `far` is where z' is 1. Pixels are about as wide all the way
+    there; `radii` are such that a cone is so wide in the middle of it.
 
     Args:
       rays: looking down -z; those that do not become rays without length.
@@ -299,26 +299,4 @@ def orbit_path(
             ]
         )
         poses.append(look_at(centre + radius * outwards, centre))
-    return np.stack(poses)
-
-
-def spiral_path(
-    frames: int,
-    spread: Float[np.ndarray, "3"],
-    depth: float,
-    turns: int = 2,
-) -> Float[np.ndarray, "frames 4 4"]:
-    """Poses on a spiral around the origin that look at a point so far ahead, along -z (LLFF).
-
-    Args:
-      frames: number of poses; the last is one step short of the first.
-      spread: how far the poses go to each side, in scene units; along z half as often.
-      depth: distance of the point.
-      turns: how often they go round.
-    """
-    target = np.array([0.0, 0.0, -depth])
-    poses = []
-    for angle in np.linspace(0.0, 2.0 * np.pi * turns, frames, endpoint=False):
-        place = spread * np.array([np.cos(angle), -np.sin(angle), -np.sin(0.5 * angle)])
-        poses.append(look_at(place, target, np.array([0.0, 1.0, 0.0])))
     return np.stack(poses)

@@ -276,22 +276,42 @@ def sample_hash_grid(
     Returns:
       (m, levels c), those of the coarsest level first.
     """
-    count, levels = unit.shape[0], len(plan.cells)
-    # The eight corners of a cell, as arrays along one axis each: few and large operations compile
-    # several times faster than one for each corner.
-    offsets = [offset[None] for offset in np.array(list(np.ndindex(2, 2, 2)), np.int32).T]
-    indices, weights = [], []
+    corners = []
     for cells, start, stop in zip(plan.cells, plan.starts, plan.starts[1:], strict=False):
-        corner, weight = [], jnp.ones((count, 8), unit.dtype)
-        for axis, offset in enumerate(offsets):
-            low, fraction = _split(unit[:, axis], cells + 1)
-            corner.append(low[:, None] + offset)
-            weight *= jnp.where(offset == 1, fraction[:, None], 1.0 - fraction[:, None])
-        x, y, z = corner
-        indices.append(find_hash_rows((x, y, z), cells, stop - start) + start)
-        weights.append(weight)
+        corner, weight = _find_corners(unit, cells)
+        corners.append((find_hash_rows(corner, cells, stop - start) + start, weight))
+    return _mix_levels(table, corners, read_as)
+
+
+def _find_corners(
+    unit: Float[Array, "m 3"], cells: int | Int[Array, "m 1"]
+) -> tuple[tuple[Int[Array, "m 8"], Int[Array, "m 8"], Int[Array, "m 8"]], Float[Array, "m 8"]]:
+    """The corners of each position's cell, x, y and z apart, and their trilinear weights.
+
+    As arrays along one axis each: few and large operations compile several times faster than one
+    for each corner.
+    """
+    corner, weight = [], jnp.ones((unit.shape[0], 8), unit.dtype)
+    for axis, offset in enumerate(np.array(list(np.ndindex(2, 2, 2)), np.int32).T):
+        scaled = jnp.clip(unit[:, axis, None], 0.0, 1.0) * cells
+        low = jnp.minimum(jnp.floor(scaled).astype(jnp.int32), cells - 1)
+        fraction, upper = scaled - low, offset[None]
+        corner.append(low + upper)
+        weight *= jnp.where(upper == 1, fraction, 1.0 - fraction)
+    x, y, z = corner
+    return (x, y, z), weight
+
+
+def _mix_levels(
+    table: Float[Array, "rows c"],
+    corners: Sequence[tuple[Int[Array, "m 8"], Float[Array, "m 8"]]],
+    read_as: TableType,
+) -> Float[Array, "m e"]:
+    """Features of levels, given the rows and weights of the corners in each, side by side."""
+    indices, weights = zip(*corners, strict=True)
     # All samples of a level together, whose rows so stay in the cache.
     mixed = mix_rows(table, jnp.concatenate(indices), jnp.concatenate(weights), read_as)
+    levels, count = len(corners), indices[0].shape[0]
     mixed = mixed.reshape(levels, count, table.shape[1])
     return mixed.transpose(1, 0, 2).reshape(count, levels * table.shape[1])
 
@@ -312,30 +332,19 @@ def sample_hash_grids(
       chosen: which grid each position is in.
       read_as: see `mix_rows`.
     """
-    count, levels = unit.shape[0], len(plans[0].cells)
-    offsets = [offset[None] for offset in np.array(list(np.ndindex(2, 2, 2)), np.int32).T]
     firsts = np.cumsum([0, *(plan.starts[-1] for plan in plans[:-1])])
     cells = np.array([plan.cells for plan in plans], np.int32)
-    starts = np.array([plan.starts[:-1] for plan in plans], np.int32) + firsts[:, None]
+    starts = np.array([plan.starts[:-1] for plan in plans]) + firsts[:, None]
     rows = np.array([np.diff(plan.starts) for plan in plans], np.int32)
     dense = (cells.astype(np.int64) + 1) ** 3 <= rows
-    indices, weights = [], []
-    for level in range(levels):
+    corners = []
+    for level in range(cells.shape[1]):
         along, start, most, numbered = (
             jnp.asarray(numbers[:, level])[chosen][:, None]
             for numbers in (cells, starts.astype(np.int32), rows, dense)
         )
-        corner, weight = [], jnp.ones((count, 8), unit.dtype)
-        for axis, offset in enumerate(offsets):
-            scaled = jnp.clip(unit[:, axis, None], 0.0, 1.0) * along.astype(unit.dtype)
-            low = jnp.minimum(scaled.astype(jnp.int32), along - 1)
-            fraction = scaled - low.astype(unit.dtype)
-            corner.append(low + offset)
-            weight *= jnp.where(offset == 1, fraction, 1.0 - fraction)
-        x, y, z = corner
+        (x, y, z), weight = _find_corners(unit, along)
         number = (x * (along + 1) + y) * (along + 1) + z
         hashed = _hash_corners((x, y, z)) & (most - 1).astype(jnp.uint32)
-        indices.append(jnp.where(numbered, number, hashed.astype(jnp.int32)) + start)
-        weights.append(weight)
-    mixed = mix_rows(table, jnp.concatenate(indices), jnp.concatenate(weights), read_as)
-    return mixed.reshape(levels, count, -1).transpose(1, 0, 2).reshape(count, -1)
+        corners.append((jnp.where(numbered, number, hashed.astype(jnp.int32)) + start, weight))
+    return _mix_levels(table, corners, read_as)

@@ -210,8 +210,9 @@ def fit_to_cameras(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGr
     corner is. The others stay empty for good. `reach` is that of `coarsen`.
     """
     if cameras.ndc is not None:
-        # All cameras look into all of the box, more or less.
-        return grid
+        # All cameras look into all of the box, more or less, and it is two wide as pictures are.
+        width = 2.0 / math.sqrt(cameras.width * cameras.height)
+        return dataclasses.replace(grid, radius=jnp.asarray(width * (2.0 / math.sqrt(12.0))))
     x, y, z = shape = grid.occupied.shape
     centres = cell_centres((x, y, z), grid.aabb).reshape(-1, 3)
     size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(shape, jnp.float32)

@@ -13,7 +13,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 
-def encode_plot(curves: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> bytes:
+def encode_plot(
+    curves: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, title: str = ""
+) -> bytes:
     """A plot of named curves of (x, y) with labelled axes, as PNG."""
     from matplotlib.figure import Figure
 
@@ -22,7 +24,7 @@ def encode_plot(curves: Mapping[str, Sequence[tuple[float, float]]], across: str
     for name, points in curves.items():
         if points:
             axes.plot(*zip(*points, strict=True), marker=".", label=name)
-    axes.set(xlabel=across, ylabel=up)
+    axes.set(xlabel=across, ylabel=up, title=title)
     axes.grid(alpha=0.3)
     # Beside the axes, where it hides no curve.
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))

@@ -17,6 +17,7 @@ from jaxrf.occupancy import (
     FADING,
     PROBES,
     TURNS,
+    UNPROBED,
     Marching,
     OccupancyGrid,
     ProbedGrid,
@@ -943,3 +944,17 @@ def test_cameras_see_cells_where_they_are_in_space() -> None:
     within = (depth > 0) & np.all((pixels > 0) & (pixels < 20), axis=-1)
     assert np.all(seen[within]) and within.any()
     assert not np.any(seen[:7]) and 0.05 < seen.mean() < 0.5
+
+
+def test_in_ndc_all_cells_are_looked_for_with_pixels_as_wide_as_there() -> None:
+    cameras = make_cameras(np.eye(4)[None], 40, 20, 1.0)
+    slopes = (0.5 * 40 / float(cameras.focal[0, 0]), 0.5 * 20 / float(cameras.focal[0, 0]), 1.0)
+    cameras = dataclasses.replace(cameras, ndc=slopes)
+    box = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
+    grid = fit_to_cameras(
+        begin_probing(make_full_grid((4, 4, 4), jnp.asarray(box)), 1.0), cameras, 1.0
+    )
+    assert np.all(grid.occupied) and np.all(np.asarray(grid.optical) == UNPROBED)
+    rays = image_rays(cameras, 0, 0.0, 1.0)
+    middle = rays.radii[10, 20] * 0.5 * rays.far[10, 20]
+    assert float(grid.radius) == pytest.approx(float(middle), rel=0.05)
