@@ -5,6 +5,7 @@ import datetime
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -41,8 +42,8 @@ LEVELS = (25.0, 28.0, 30.0, 32.0)
 ROW = 8
 # Times of everything short are the best of so many.
 TRIES = 5
-# Frames that take so many seconds are timed once only.
-LONG_FRAME = 10.0
+# Frames that take so many seconds are timed once only, compilation included.
+LONG_FRAME = 30.0
 # What tells a run from another one.
 RUN_KEY = ("downscale", "preset", "budget", "seed")
 
@@ -87,7 +88,7 @@ def run_bench(options: BenchOptions) -> int:
     if sources.find_source(make_config(options, options.presets[0])).folder is None:
         # Rendered now, lest the first run pay for it.
         sources.ensure_bricks(BricksConfig())
-    stem = options.output / f"{datetime.date.today().isoformat()}-{options.name}"
+    stem = find_stem(options)
     results = read_results(stem) if options.resume else []
     done = {tuple(run[part] for part in RUN_KEY) for run in results}
     seeds = range(options.seeds)
@@ -114,6 +115,15 @@ def run_bench(options: BenchOptions) -> int:
             table = write_report(stem, roofline, results)
     print(f"{table}\nWritten to {stem}.json, .md and .png")
     return 0
+
+
+def find_stem(options: BenchOptions) -> Path:
+    """Where the report goes, without its ending: the newest one to be gone on with, or today's."""
+    if options.resume:
+        found = sorted(options.output.glob(f"????-??-??-{options.name}.json"))
+        if found:
+            return found[-1].with_suffix("")
+    return options.output / f"{datetime.date.today().isoformat()}-{options.name}"
 
 
 def read_results(stem: Path) -> list[dict[str, Any]]:
@@ -159,7 +169,6 @@ def describe_machine() -> dict[str, Any]:
 def write_report(stem: Path, roofline: Roofline, results: list[dict[str, Any]]) -> str:
     """Writes what was measured as JSON, as a table and as a plot; returns the table."""
     report = {
-        "date": datetime.date.today().isoformat(),
         **describe_machine(),
         "roofline": dataclasses.asdict(roofline),
         "runs": results,
@@ -172,8 +181,8 @@ def write_report(stem: Path, roofline: Roofline, results: list[dict[str, Any]]) 
 
 
 def make_config(options: BenchOptions, preset: str) -> TrainConfig:
-    """The configuration that a preset is trained with."""
-    return dataclasses.replace(make_preset(preset), data=options.data)
+    """The configuration that a preset is trained with, apart from options that follow its name."""
+    return dataclasses.replace(make_preset(preset.split()[0]), data=options.data)
 
 
 def train(
@@ -181,9 +190,9 @@ def train(
 ) -> None:
     """Trains in a process of its own with an empty compilation cache, as a first run would."""
     command = [
-        sys.executable, "-m", "jaxrf", "train", "--preset", preset, "--seed", str(seed),
-        "--run-dir", str(run_dir), "--budget", str(budget), "--video.frames", "0",
-        "--downscale", str(downscale), "--test-every", str(options.every),
+        sys.executable, "-m", "jaxrf", "train", "--preset", *shlex.split(preset),
+        "--seed", str(seed), "--run-dir", str(run_dir), "--budget", str(budget),
+        "--downscale", str(downscale), "--test-every", str(options.every), "--video.frames", "0",
         "--validate-every", "0.1", "--validate-apart", "--validation-views", "2",
     ]  # fmt: skip
     if options.data is not None:
@@ -211,6 +220,7 @@ def summarise(
     )
     seconds = metrics["seconds"]
     return {
+        "date": datetime.date.today().isoformat(),
         "preset": preset,
         "seed": seed,
         "budget": budget,
@@ -257,8 +267,8 @@ def time_frame(run: runs.Run, size: int) -> float:
         started = time.perf_counter()
         render(orbit, index)
         times.append(time.perf_counter() - started)
-        if len(times) > 1 and times[-1] > LONG_FRAME:
-            break
+        if times[-1] > LONG_FRAME:
+            return times[-1]
     return float(np.median(times[1:]))
 
 
@@ -273,7 +283,7 @@ def count_work(config: FieldConfig, stage: Stage) -> Work:
             layers += seen + (config.color_layers - 1) * config.width + 3
             return Work(6.0 * config.width * layers, rows, rows)
         case PyNeRFConfig():
-            tables = config.heads if config.tables == "separate" else 1
+            tables = min(config.heads, 2) if config.tables == "separate" else 1
             encoded = config.levels * config.channels
             rows = 8 * encoded * tables / ROW
             heads = config.heads * config.width * (encoded + 1 + config.feature_dim)
@@ -383,12 +393,13 @@ def format_report(report: dict[str, Any]) -> str:
     roofline, results = report["roofline"], report["runs"]
     first = results[0]
     versions = report["versions"]
+    dates = sorted({run["date"] for run in results})
     lines = [
-        f"# Benchmark of {report['date']}",
+        f"# Benchmark of {' to '.join(dates[:1] + dates[1:][-1:])}",
         "",
         f"{report['hardware']}; processor {report['processor']}. jax {versions['jax']}, Python "
-        f"{versions['python']}. {first['dataset']} on {first['background']}, {first['views']} "
-        "test views, seconds from the start of the process, compilation cache empty, validations "
+        f"{versions['python']}. {first['dataset']} on {first['background']}, "
+        "seconds from the start of the process, compilation cache empty, validations "
         "apart. `first step` and `compile` are seconds, the latter those in which training "
         "waited. Frames are rendered with one ray a pixel. Made by `jaxrf bench`.",
         "",
@@ -398,11 +409,11 @@ def format_report(report: dict[str, Any]) -> str:
         f"{roofline['memory']:.0f} GB/s | {roofline['gather']:.0f} M/s | "
         f"{roofline['scatter']:.0f} M/s |",
         "",
-        "| pictures | preset, seed | budget s | test PSNR, SSIM | parameters "
+        "| pictures | preset, seed | budget s | test PSNR, SSIM | test views | parameters "
         "| first step, compile | "
         + " | ".join(f"{level:g} dB s" for level in LEVELS)
         + " | rays/s | samples/s | of the roofline | 200x200, 400x400 frame s | memory |",
-        "|---" * (11 + len(LEVELS)) + "|",
+        "|---" * (12 + len(LEVELS)) + "|",
     ]
     for run in results:
         times = (run["seconds_to_db"][f"{level:g}"] for level in LEVELS)
@@ -411,6 +422,7 @@ def format_report(report: dict[str, Any]) -> str:
             f"{run['preset']}, {run['seed']}",
             f"{run['budget']:g}",
             f"{run['psnr']:.2f} dB, {run['ssim']:.4f}",
+            str(run["views"]),
             f"{run['parameters']:,}",
             f"{run['first_step_seconds']:.1f}, {run['compile_seconds']:.1f}",
             *("-" if t is None else f"{t:.0f}" for t in times),

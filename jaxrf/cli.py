@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +130,7 @@ def bench(argv: Sequence[str] | None = None, prog: str = "jaxrf bench") -> int:
         options = tyro.cli(BenchOptions, prog=prog, args=arguments)
         _check_positive(options, "downscale", "budget", "seeds", "every")
         for preset in options.presets:
-            configs.make_preset(preset)
+            parse_training(["--preset", *shlex.split(preset)], prog)
         from jaxrf.bench import run_bench
 
         return run_bench(options)

@@ -80,7 +80,8 @@ class BenchOptions:
     downscale: tuple[int, ...] = (1,)
     """Shrink the pictures by these whole factors, averaging areas."""
     presets: tuple[str, ...] = ("voxels-small", "tensorf-small", "nerf-small")
-    """What is trained, each in a process of its own with an empty compilation cache."""
+    """What is trained, each in a process of its own with an empty compilation cache; options of
+    training may follow a name: "nerf-original --field.sampler occupancy"."""
     budget: tuple[float, ...] = (60.0,)
     """Seconds from the start of the process for each; several train anew for each of them."""
     seeds: int = 1
@@ -92,4 +93,4 @@ class BenchOptions:
     name: str = "bench"
     """What the files are called, after the date."""
     resume: bool = False
-    """Keep the runs that the files of today and of this name hold already, and do the others."""
+    """Keep the runs that the newest files of this name hold already, and do the others."""

@@ -1,6 +1,7 @@
 """The benchmark: what it counts, finds and writes; that it runs is a slow test."""
 
 import dataclasses
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,9 @@ ROOFLINE = Roofline(matmul=1.0, layer=2.0, memory=3.0, gather=4.0, scatter=5.0)
 
 def make_result(preset: str, curve: list[tuple[float, float]]) -> dict[str, Any]:
     return {
-        "preset": preset, "seed": 0, "dataset": "ball", "resolution": [16, 16], "views": 2,
-        "background": "white", "budget": 60.0, "parameters": 12345, "compile_seconds": 1.5,
+        "date": "2026-01-02", "preset": preset, "seed": 0, "dataset": "ball",
+        "resolution": [16, 16], "views": 2, "background": "white", "budget": 60.0,
+        "parameters": 12345, "compile_seconds": 1.5,
         "psnr": 30.123, "ssim": 0.9, "first_step_seconds": 5.0,
         "seconds_to_db": {f"{level:g}": None for level in bench.LEVELS} | {"25": 12.0},
         "rays_per_second": 1.5e5, "samples_per_second": 3e6, "share_of_roofline": 0.25,
@@ -80,18 +82,21 @@ def make_result(preset: str, curve: list[tuple[float, float]]) -> dict[str, Any]
 
 def test_a_report_has_a_row_for_each_run_and_the_machine() -> None:
     report = {
-        "date": "2026-01-02", "hardware": "CPU", "processor": "some",
+        "hardware": "CPU", "processor": "some",
         "versions": {"jax": "1", "python": "2"}, "roofline": vars(ROOFLINE),
         "runs": [make_result("voxels-small", []), make_result("nerf-small", [])],
     }  # fmt: skip
     text = bench.format_report(report)
+    assert text.startswith("# Benchmark of 2026-01-02\n")
+    later = report | {"runs": [make_result("a", []), make_result("b", []) | {"date": "2026-01-05"}]}
+    assert bench.format_report(later).startswith("# Benchmark of 2026-01-02 to 2026-01-05\n")
     tables = [line for line in text.splitlines() if line.startswith("|")]
     # As many cells in each line of a table as in its head.
     assert len({line.count("|") for line in tables[:3]}) == 1
     assert len({line.count("|") for line in tables[3:]}) == 1
     assert (
-        "| 16x16 | nerf-small, 0 | 60 | 30.12 dB, 0.9000 | 12,345 | 5.0, 1.5 | 12 | - | - | - | "
-        "150.0k | 3.00M | 25% |" in text
+        "| 16x16 | nerf-small, 0 | 60 | 30.12 dB, 0.9000 | 2 | 12,345 | 5.0, 1.5 | 12 | - | - "
+        "| - | 150.0k | 3.00M | 25% |" in text
     )
     assert "| 1 GFLOP/s | 2 GFLOP/s | 3 GB/s | 4 M/s | 5 M/s |" in text
 
@@ -112,6 +117,8 @@ def test_an_unknown_preset_is_refused_at_once(capsys: pytest.CaptureFixture[str]
     assert cli.main(["bench", "--presets", "no-such"]) == 2
     assert "no-such is unknown" in capsys.readouterr().err
     assert cli.main(["bench", "--budget", "-1"]) == 2
+    assert cli.main(["bench", "--presets", "nerf-small --steps -1"]) == 2
+    assert "--steps" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -131,9 +138,13 @@ def test_a_benchmark_runs_and_leaves_its_figures(tmp_path: Path) -> None:
 def test_a_report_of_this_machine_is_gone_on_with_and_another_is_not(tmp_path: Path) -> None:
     stem = tmp_path / "2026-01-02-some"
     assert bench.read_results(stem) == []
+    options = BenchOptions(output=tmp_path, name="some", resume=True)
+    assert bench.find_stem(options).name == f"{datetime.date.today().isoformat()}-some"
     wanted = [make_result("voxels-small", [(1.0, 20.0)]) | {"downscale": 4}]
     bench.write_report(stem, ROOFLINE, wanted)
     found = bench.read_results(stem)
+    assert bench.find_stem(options) == stem
+    assert bench.find_stem(dataclasses.replace(options, resume=False)) != stem
     assert [run["preset"] for run in found] == ["voxels-small"] and found[0]["downscale"] == 4
 
     path = stem.with_suffix(".json")

@@ -1,0 +1,84 @@
+"""What the pyramid of a PyNeRF is for: PSNR at each size of the pictures, beside other fields.
+
+python benchmarks/multi_scale.py --data ...        prints a table in Markdown
+
+All are trained on the pictures at 1, 1/2, 1/4 and 1/8 of their size at once, pixels weighted by
+their area, for the same time, in processes of their own with an empty compilation cache, and scored
+at each of these sizes against pictures averaged over areas (Mip-NeRF, section 4.2).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FIELDS = {
+    "NeRF": ["nerf-small"],
+    "NeRF, integrated encoding": ["nerf-small", "--field.encoding", "integrated"],
+    "NeRF, 2x2 rays a pixel": ["nerf-small", "--subrays", "2"],
+    "hash grid": ["hashgrid-small"],
+    "hash grid, 2x2 rays a pixel": ["hashgrid-small", "--subrays", "2"],
+    "PyNeRF": ["pynerf-small"],
+    "PyNeRF, a table for each head": ["pynerf-small", "--field.tables", "separate"],
+    "PyNeRF, blending densities and colours": ["pynerf-small", "--field.blend", "results"],
+    "PyNeRF, consistency 0.1": ["pynerf-small", "--field.consistency-weight", "0.1"],
+    "PyNeRF, consistency 0.001": ["pynerf-small", "--field.consistency-weight", "0.001"],
+    "PyNeRF, sizes one after the other": [
+        "pynerf-small", "--enlarge-at", "0.067", "0.167", "0.333",
+    ],
+}  # fmt: skip
+
+
+def measure(folder: Path, arguments: list[str], split: str) -> dict[str, float]:
+    """PSNR at each size and their mean, steps and peak memory."""
+    command = [sys.executable, "-m", "jaxrf"]
+    train = [
+        "train", "--preset", *arguments, "--run-dir", str(folder), "--scales", "4",
+        "--video.frames", "0", "--validate-every", "0",
+    ]  # fmt: skip
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder.with_suffix(".cache"))}
+    subprocess.run([*command, *train], check=True, capture_output=True, env=environment)
+    name = "metrics.json"
+    if split == "val":
+        score = ["eval", "--run", str(folder), "--split", "val", "--every", "8"]
+        subprocess.run([*command, *score], check=True, capture_output=True, env=environment)
+        name = "metrics_val.json"
+    trained = json.loads((folder / "metrics.json").read_text())
+    scored = json.loads((folder / name).read_text())
+    return {
+        **{f"1/{size['factor']}": size["psnr"] for size in scored["sizes"]},
+        "mean": scored["mean_of_sizes"]["psnr"],
+        "steps": trained["steps"],
+        "GiB": trained["peak_memory_bytes"] / 2**30,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--downscale", default="2")
+    parser.add_argument("--budget", default="120", help="seconds from the start of the process")
+    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--only", nargs="*", default=list(FIELDS), help="names of some fields")
+    options = parser.parse_args()
+    common = ["--data", options.data, "--downscale", options.downscale, "--budget", options.budget]
+    # Where validation views are scored, one test view has to do.
+    common += ["--test-every", "8" if options.split == "test" else "1000"]
+    print("| field | 1 | 1/2 | 1/4 | 1/8 | mean, dB | steps | memory |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(options.only):
+            found = measure(Path(folder, str(number)), [*FIELDS[name], *common], options.split)
+            sizes = " | ".join(f"{found[f'1/{2**halvings}']:.2f}" for halvings in range(4))
+            print(
+                f"| {name} | {sizes} | {found['mean']:.2f} | {found['steps']:.0f} "
+                f"| {found['GiB']:.1f} GiB |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
