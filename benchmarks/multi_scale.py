@@ -23,11 +23,14 @@ FIELDS = {
     "hash grid, 2x2 rays a pixel": ["hashgrid-small", "--subrays", "2"],
     "PyNeRF": ["pynerf-small"],
     "PyNeRF, a table for each head": ["pynerf-small", "--field.tables", "separate"],
-    "PyNeRF, blending densities and colours": ["pynerf-small", "--field.blend", "results"],
+    "PyNeRF, blending densities and colours": [
+        "pynerf-small", "--field.blend", "results", "--field.shading", "per_sample",
+    ],
     "PyNeRF, consistency 0.1": ["pynerf-small", "--field.consistency-weight", "0.1"],
     "PyNeRF, consistency 0.001": ["pynerf-small", "--field.consistency-weight", "0.001"],
     "PyNeRF, sizes one after the other": [
-        "pynerf-small", "--enlarge-at", "0.067", "0.167", "0.333",
+        "pynerf-small", "--scale-schedule",
+        "0", "8", "0.067", "4", "0.167", "2", "0.333", "1",
     ],
 }  # fmt: skip
 

@@ -93,7 +93,8 @@ def pixels_to_rays(
 
     Returns:
       Rays whose `radii` are those of Mip-NeRF's cones (section 3.1): at distance 1, the distance
-      to the neighbouring pixel's ray times 2 / sqrt(12).
+      to the neighbouring pixels' rays times 2 / sqrt(12), the geometric mean of that to the right
+      and that below, so that its square is the area of the pixel.
     """
     pose = jnp.asarray(cameras.T_world_camera)[camera_index]
     focal = jnp.asarray(cameras.focal)[camera_index]
@@ -108,8 +109,11 @@ def pixels_to_rays(
         return lenses.point_to_direction(cameras.lens, offset) * flip
 
     direction = unit(offset)
-    right = jnp.array([1.0, 0.0], pixels.dtype).reshape((1,) * (pixels.ndim - 1) + (2,))
-    spacing = jnp.linalg.norm(unit(offset + right / focal) - direction, axis=-1)
+    spacing = jnp.ones_like(offset[..., 0])
+    for aside in ([1.0, 0.0], [0.0, 1.0]):
+        step = jnp.array(aside, pixels.dtype).reshape((1,) * (pixels.ndim - 1) + (2,))
+        apart = jnp.linalg.norm(unit(offset + step / focal) - direction, axis=-1)
+        spacing = spacing * jnp.sqrt(apart)
     near_array = jnp.full(camera_index.shape, near, pixels.dtype)
     rays = Rays(
         origins=pose[..., :3, 3],

@@ -276,10 +276,39 @@ def _check(config: TrainConfig) -> None:
                     f"--field.proposal-samples has {len(field.proposal_samples)} numbers: give one "
                     "for each proposal, and as many in --field.proposal-cells."
                 )
+            points = field.sampler == "hierarchical" and field.quadrature == "points"
+            if points and field.coarse_samples < 3:
+                raise InputError(
+                    f"--field.coarse-samples is {field.coarse_samples}: points need 3 or more."
+                )
+            if points and getattr(field, "encoding", "fourier") == "integrated":
+                raise InputError(
+                    "--field.encoding is integrated, which is over intervals: add "
+                    "--field.quadrature intervals."
+                )
+            results = getattr(field, "blend", "features") == "results"
+            if results and field.shading == "per_ray":
+                raise InputError(
+                    "--field.blend is results, which has no features to sum up along a ray: add "
+                    "--field.shading per_sample."
+                )
             sizes = ("layers", "width", "color_width", "levels", "channels", "coarsest", "finest")
             _check_positive(field, *(n for n in sizes if hasattr(field, n)), prefix="field.")
         case _:
             assert_never(config.field)
+    moments = [at for at, _ in config.scale_schedule]
+    factors = [factor for _, factor in config.scale_schedule]
+    if moments and (moments[0] != 0 or moments != sorted(set(moments)) or min(factors) < 1):
+        raise InputError(
+            f"--scale-schedule is {' '.join(f'{a:g} {f}' for a, f in config.scale_schedule)}: give "
+            "ascending steps from 0 on, each followed by a factor of 1 or more."
+        )
+    if max(moments, default=0) >= config.steps:
+        raise InputError(
+            f"--scale-schedule goes on to step {max(moments):g}, training only to {config.steps}: "
+            "give earlier steps, or fractions of all steps."
+        )
+    _check_positive(config.loss, "huber_delta", "charbonnier_epsilon", prefix="loss.")
     if config.field.appearance_dim < 0:
         raise InputError(
             f"--field.appearance-dim is {config.field.appearance_dim}: give 0 or more."

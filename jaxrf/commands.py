@@ -94,6 +94,7 @@ def run_training(config: TrainConfig, preset: str) -> int:
         config = stages.fit_config(config, scene)
         config = dataclasses.replace(config, run_dir=run_dir, data=data)
         runs.create_folder(run_dir)
+        config = runs.keep_sources(run_dir, config)
         runs.write_config(run_dir, config)
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
 
@@ -193,7 +194,7 @@ def score_sizes(run: Run, split: Split, whole: dict[str, Any]) -> dict[str, Any]
     sizes = [{"factor": 1, "psnr": whole["psnr"], "ssim": whole["ssim"]}]
     for halvings in range(1, run.config.scales):
         smaller = downscale_split(split, 2**halvings)
-        score = _score(run, smaller, None)
+        score = _score(run, smaller, None, lpips_too=False)
         sizes.append({"factor": 2**halvings, "psnr": score["psnr"], "ssim": score["ssim"]})
     mean = {key: float(np.mean([size[key] for size in sizes])) for key in ("psnr", "ssim")}
     shown = ", ".join(f"1/{size['factor']}: {size['psnr']:.2f} dB" for size in sizes)
@@ -239,8 +240,6 @@ def run_evaluation(options: EvalOptions) -> int:
         f"{options.split}: {_describe_score(score)} over {len(score['per_image'])} views on "
         f"{_behind(run.config)}. Written to {folder / name}."
     )
-    if "lpips" not in score:
-        print("LPIPS is not among them: it needs its weights, --lpips FILE.")
     return 0
 
 
@@ -352,13 +351,19 @@ def _behind(config: TrainConfig) -> str:
 
 
 def _score(
-    run: Run, split: Split, events: EventWriter | None, subrays: int | None = None
+    run: Run,
+    split: Split,
+    events: EventWriter | None,
+    subrays: int | None = None,
+    lpips_too: bool = True,
 ) -> dict[str, Any]:
     """Scores all pictures of a split; a few are written as TensorBoard images."""
     background = train.background_color(run.config)
     render = runs.make_render_view(run, subrays)
     indices = range(len(split))
-    weights = lpips.load_weights(run.config.lpips) if run.config.lpips else None
+    weights = None
+    if lpips_too:
+        weights = _load_lpips(run.config, (split.cameras.width, split.cameras.height))
     everything = evaluate.score_split(render, split, background, indices, weights)
     shown = [indices[i] for i in evaluate.spread(len(indices), 4)]
     scored = []
@@ -373,6 +378,21 @@ def _score(
         figures = {key: value for key, value in summary.items() if key != "per_image"}
         events.scalars({f"test/{key}": value for key, value in figures.items()}, step)
     return summary
+
+
+def _load_lpips(config: TrainConfig, size: tuple[int, int]) -> lpips.Weights | None:
+    """The weights to score pictures of a size with; says why there are none."""
+    if config.lpips is None:
+        print("LPIPS is left out: it needs its weights, --lpips FILE.")
+        return None
+    weights = lpips.load_weights(config.lpips)
+    if min(size) >= lpips.smallest_side(weights):
+        return weights
+    print(
+        f"LPIPS is left out: its network needs pictures of {lpips.smallest_side(weights)} pixels "
+        f"or more along each side, these have {size[0]}x{size[1]}."
+    )
+    return None
 
 
 def _metrics(

@@ -77,8 +77,8 @@ class TensoRFConfig(CaptureConfig):
     occupancy_voxels: int = 128**3
     """Cells of the occupancy grid at most; it has as many as there are voxels."""
     prune_by: Literal["alpha", "weight"] = "alpha"
-    """What has to reach the threshold: the alpha of one step through a cell, or the weight that
-    some ray gave it, which drops what is hidden too."""
+    """What has to reach the threshold: the alpha of one step through a cell, `density_scale` left
+    out, or the weight that some ray gave it, which drops what is hidden too."""
     prune_threshold: float = 1e-4
     """A cell is kept if it, or a cell next to it, reaches this."""
     step_ratio: float = 0.5
@@ -94,9 +94,10 @@ class TensoRFConfig(CaptureConfig):
     l1_weight_pruned: float = 4e-5
     """The same after the first pruning."""
     density_tv_weight: float = 0.0
-    """Weight of the density planes' total variation."""
+    """Weight of the total variation of the density's planes, or of its lines in cp; it fades as the
+    rates do."""
     feature_tv_weight: float = 0.0
-    """Weight of the feature planes' total variation."""
+    """The same of the features."""
     orthogonality_weight: float = 0.0
     """Weight of how far from orthogonal the lines of different components are."""
     reset_rates: bool = False
@@ -115,6 +116,10 @@ class SampledConfig(CaptureConfig):
     """hierarchical: stratified samples per ray."""
     fine_samples: int = 128
     """hierarchical: importance samples per ray, in addition; 0 trains the coarse network alone."""
+    quadrature: Literal["intervals", "points"] = "intervals"
+    """hierarchical: intervals that tile the ray within the box, each evaluated in its middle; or
+    points on the whole ray, each standing for what follows up to the next, the last for all that is
+    behind it, as in NeRF's original code."""
     spacing: Literal["linear", "disparity"] = "linear"
     """hierarchical, proposal: what the first samples are spread evenly in, distance or its
     inverse."""
@@ -130,6 +135,9 @@ class SampledConfig(CaptureConfig):
     """occupancy: cells along the longest side of the box."""
     occupancy_every: int = 16
     """occupancy: steps between two looks at the density in cells."""
+    occupancy_warmup: int = 256
+    """occupancy: steps in which such a look is one into all cells; later it is one into a quarter
+    of them and as many that are occupied."""
     occupancy_decay: float = 0.95
     """occupancy: what a cell's optical depth is multiplied with before it is compared with what was
     found now."""
@@ -151,8 +159,8 @@ class EncodedMLPConfig(SampledConfig):
     """An MLP of encoded positions and directions."""
 
     encoding: Literal["fourier", "integrated"] = "fourier"
-    """Positions are encoded as points, or as the part of the cone around them (mip-NeRF), which
-    fades out what is finer than a pixel."""
+    """Positions are encoded as points, or as the part of the cone that they stand for (mip-NeRF),
+    which fades out what is finer than a pixel or a step."""
     use_directions: bool = True
     """Whether colour depends on the view direction."""
     activation: Literal["softplus", "relu"] = "softplus"
@@ -301,9 +309,9 @@ class VoxelsConfig(CaptureConfig):
     shading: Literal["per_sample", "per_ray"] = "per_ray"
     """Colour every sample, or once per ray from composited features (faster)."""
     density_tv_weight: float = 0.0
-    """Weight of the density's total variation."""
+    """Weight of the density's total variation; it fades as the rates do."""
     feature_tv_weight: float = 0.0
-    """Weight of the features' total variation."""
+    """The same of the features."""
     tv_cells: int = 8192
     """Cells drawn per step for the total variation."""
 
@@ -325,8 +333,13 @@ class LossConfig:
 
     error: Literal["squared", "huber", "charbonnier"] = "squared"
     """Of a pixel's colour."""
-    scale: float = 0.1
-    """Where huber becomes linear; the epsilon of charbonnier."""
+    source: str = ""
+    """A function of your own instead, (predicted, truth) -> error of each pixel:
+    path/to/file.py:function."""
+    huber_delta: float = 0.1
+    """Difference from which on huber is linear."""
+    charbonnier_epsilon: float = 1e-3
+    """Difference below which charbonnier is no longer linear."""
     distortion_weight: float = 0.0
     """Weight of the rays' distortion, which pulls what a ray sees together."""
     entropy_weight: float = 0.0
@@ -358,6 +371,8 @@ class OptimizerConfig:
     """Gradients are scaled down to this global norm if it is larger."""
     skip_zero_gradients: bool = False
     """Entries without a gradient in a step are left alone in it, as are their moments."""
+    l2: float = 0.0
+    """This times the weight matrices of networks is added to their gradients."""
     weight_decay: float = 0.0
     """Weight matrices of networks shrink by this times the rate (AdamW)."""
     average: float = 0.0
@@ -441,9 +456,10 @@ class TrainConfig:
     scales: int = 1
     """Train on so many sizes of the pictures, each half the one before, pixels weighted by their
     area, and score them all."""
-    enlarge_at: tuple[float, ...] = ()
-    """Fractions of all steps at which the pictures trained on become twice as large, up to their
-    size at the last; instead of all `scales` at once."""
+    scale_schedule: tuple[tuple[float, int], ...] = ()
+    """Train on one size of the pictures after the other instead: pairs of the step, or the fraction
+    of all steps if below 1, from which on they are so many times smaller, as in
+    0 8 2000 4 5000 2 10000 1. Those of `scales` are scored nevertheless."""
     render_samples: int = 1 << 20
     """Samples evaluated at once when rendering; lower it if memory runs out."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -455,7 +471,8 @@ class TrainConfig:
     crop: float = 0.5
     """The middle is so much of width and height."""
     filter_rays: bool = True
-    """Leave out pixels whose rays cannot hit an occupied cell, whenever cells were pruned."""
+    """Leave out pixels whose rays cannot hit an occupied cell: those that miss the box at first, if
+    many do, and more whenever cells were pruned."""
     steps_per_dispatch: int = 25
     """Steps that run on the device between two looks from outside; does not change results."""
     validate_every: float = 0.1
@@ -532,12 +549,12 @@ def tensorf_small() -> TrainConfig:
 
 def tensorf_vm48() -> TrainConfig:
     """TensoRF VM-48 as published: 30,000 steps, final grid 300^3 (32.39 dB mean, V100 14 min)."""
-    return TrainConfig(field=TensoRFConfig(density_components=8, feature_components=8))
+    return _change_field(tensorf_vm192(), density_components=8, feature_components=8)
 
 
 def tensorf_vm192() -> TrainConfig:
     """TensoRF VM-192 as published: 30,000 steps, final grid 300^3 (33.14 dB mean, V100 17 min)."""
-    return TrainConfig(field=TensoRFConfig())
+    return TrainConfig(field=TensoRFConfig(occupancy_voxels=256**3, reset_rates=True))
 
 
 def tensorf_cp384() -> TrainConfig:
@@ -551,6 +568,7 @@ def tensorf_cp384() -> TrainConfig:
             init_scale=0.2,
             l1_weight=1e-5,
             l1_weight_pruned=1e-5,
+            occupancy_voxels=256**3,
             reset_rates=True,
         )
     )
@@ -568,9 +586,9 @@ def tensorf_cp_small() -> TrainConfig:
 
 
 def hashgrid_ngp() -> TrainConfig:
-    """Instant-NGP: 16 levels of 2 channels, 2^19 rows, to 2048^3 (35.67 dB on lego, nerfacc)."""
+    """Instant-NGP: 16 levels of 2 channels, 2^19 rows, to 4096^3 (35.67 dB on lego, nerfacc)."""
     return TrainConfig(
-        field=HashGridConfig(),
+        field=HashGridConfig(finest=4096),
         background="random",
         steps=20_000,
         batch_samples=1 << 18,
@@ -583,7 +601,7 @@ def hashgrid_ngp() -> TrainConfig:
             warmup=0.005,
             epsilon=1e-15,
             skip_zero_gradients=True,
-            weight_decay=1e-6,
+            l2=1e-6,
             average=0.95,
         ),
         loss=LossConfig(error="huber"),
@@ -592,7 +610,7 @@ def hashgrid_ngp() -> TrainConfig:
 
 def hashgrid_f4() -> TrainConfig:
     """Instant-NGP's other shape: 8 levels of 4 channels."""
-    return _change_field(hashgrid_ngp(), levels=8, channels=4)
+    return _change_field(hashgrid_ngp(), levels=8, channels=4, finest=2048)
 
 
 def pynerf_paper() -> TrainConfig:
@@ -611,6 +629,13 @@ def pynerf_paper() -> TrainConfig:
     )
 
 
+def pynerf_growing() -> TrainConfig:
+    """PyNeRF on pictures of growing size, neighbouring heads held consistent: 30,000 steps."""
+    paper = _change_field(pynerf_paper(), tables="shared", consistency_weight=0.1)
+    schedule = ((0.0, 8), (2000.0, 4), (5000.0, 2), (10_000.0, 1))
+    return dataclasses.replace(paper, steps=30_000, scale_schedule=schedule)
+
+
 def nerf_small() -> TrainConfig:
     """A small NeRF (4 layers of 64) on an occupancy grid, for a CPU."""
     return TrainConfig(
@@ -624,6 +649,7 @@ def nerf_small() -> TrainConfig:
             density_bias=-2.0,
             sampler="occupancy",
             occupancy_cells=64,
+            occupancy_warmup=0,
             march_steps=192,
         ),
         background="random",
@@ -665,11 +691,26 @@ def _change_field(config: TrainConfig, **changes: Any) -> TrainConfig:
     return dataclasses.replace(config, field=dataclasses.replace(field, **changes))
 
 
+def bitnerf_tiny() -> TrainConfig:
+    """The BitNeRF of the same experiments: 16 octaves, 8 layers of 256, AdamW."""
+    tiny = nerf_tiny()
+    shared = {f.name: getattr(tiny.field, f.name) for f in dataclasses.fields(EncodedMLPConfig)}
+    field = BitNeRFConfig(**shared | {"width": 256})
+    rates = dataclasses.replace(tiny.optimizer, network_rate=5e-5, weight_decay=0.05)
+    return dataclasses.replace(tiny, field=field, optimizer=rates)
+
+
 def nerf_original() -> TrainConfig:
-    """The NeRF of the paper: 8 layers of 256, 64 + 128 samples, 200,000 steps of 4096 rays."""
+    """The NeRF of the paper: 8 layers of 256, 64 + 128 samples, 200,000 steps of 4096 rays.
+
+    As in its original code, the first 500 steps see the middle of the pictures alone, lest all
+    become background. Softplus instead of ReLU makes the density, as in Mip-NeRF: a ray along which
+    every raw density is negative would never learn.
+    """
     return TrainConfig(
-        field=NeRFConfig(),
+        field=NeRFConfig(quadrature="points"),
         steps=200_000,
+        crop_until=0.0025,
         optimizer=OptimizerConfig(network_rate=5e-4, beta2=0.999),
     )
 
@@ -683,6 +724,7 @@ def hashgrid_small() -> TrainConfig:
             finest=256,
             log2_rows=15,
             occupancy_cells=64,
+            occupancy_warmup=0,
             march_steps=256,
             color_layers=1,
             shading="per_ray",
@@ -710,6 +752,7 @@ def pynerf_small() -> TrainConfig:
             finest=128,
             log2_rows=15,
             occupancy_cells=64,
+            occupancy_warmup=0,
             march_steps=256,
             color_width=64,
             color_layers=1,
@@ -723,7 +766,9 @@ def custom() -> TrainConfig:
     """A field of your own on an occupancy grid: name its class with --field.source."""
     return dataclasses.replace(
         hashgrid_small(),
-        field=CustomConfig(sampler="occupancy", occupancy_cells=64, march_steps=256),
+        field=CustomConfig(
+            sampler="occupancy", occupancy_cells=64, occupancy_warmup=0, march_steps=256
+        ),
     )
 
 
@@ -739,10 +784,12 @@ PRESETS = (
     hashgrid_f4,
     pynerf_small,
     pynerf_paper,
+    pynerf_growing,
     nerf_small,
     nerf_tiny,
     nerf_original,
     bitnerf_small,
+    bitnerf_tiny,
     custom,
 )
 
@@ -814,7 +861,12 @@ def _build(expected: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} is {value!r}, not a list")
-        return tuple(_build(typing.get_args(expected)[0], v, where) for v in value)
+        parts = typing.get_args(expected)
+        if parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
+        if len(parts) != len(value):
+            raise ValueError(f"{where} is {value!r}, not a list of {len(parts)}")
+        return tuple(_build(part, v, where) for part, v in zip(parts, value, strict=True))
     if dataclasses.is_dataclass(expected):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}, not an object")

@@ -5,6 +5,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrf.rays import Frusta
+
 
 def fourier(
     x: Float[Array, "*batch d"], octaves: int, include_input: bool = True
@@ -22,23 +24,50 @@ def fourier(
 
 
 def integrated_fourier(
-    x: Float[Array, "*batch d"], variance: Float[Array, "*batch"], octaves: int
+    x: Float[Array, "*batch d"], variance: Float[Array, "*batch d"], octaves: int
 ) -> Float[Array, "*batch e"]:
-    """The expectation of `fourier`, without the input, over a round Gaussian (Mip-NeRF, eq. 14).
+    """The expectation of `fourier`, without the input, over a Gaussian (Mip-NeRF, eq. 14).
 
     E[sin(2^l x)] = sin(2^l x) exp(-4^l variance / 2), likewise for cosines: what is finer than the
     Gaussian fades out.
 
     Args:
       x: mean.
-      variance: along every coordinate.
+      variance: along each coordinate.
       octaves: frequencies 2^0 to 2^(octaves - 1).
     """
-    faded = [jnp.exp(-0.5 * 4.0**octave * variance)[..., None] for octave in range(octaves)]
-    plain = fourier(x, octaves, include_input=False)
-    size = 2 * x.shape[-1]
-    parts = [plain[..., i * size : (i + 1) * size] * f for i, f in enumerate(faded)]
-    return jnp.concatenate(parts, axis=-1) if parts else x[..., :0]
+    if octaves == 0:
+        return x[..., :0]
+    faded = [jnp.exp(-0.5 * 4.0**octave * variance) for octave in range(octaves)]
+    # A sine and a cosine of each.
+    twice = jnp.concatenate([f for fade in faded for f in (fade, fade)], axis=-1)
+    return fourier(x, octaves, include_input=False) * twice
+
+
+def describe_frusta(
+    middles: Float[Array, "m 3"], frusta: Frusta
+) -> tuple[Float[Array, "m 3"], Float[Array, "m 3"]]:
+    """Mean of the points in parts of cones, and their variance along each coordinate.
+
+    Mip-NeRF, eq. 7 and 8, and the diagonal of eq. 16.
+
+    Args:
+      middles: points of the axes halfway through the parts.
+      frusta: the parts.
+    """
+    middle, half = 0.5 * (frusta.starts + frusta.ends), 0.5 * (frusta.ends - frusta.starts)
+    squared, half_squared = jnp.square(middle), jnp.square(half)
+    # Its square, by which gradients divide, has to be a float32 too.
+    whole = jnp.maximum(3.0 * squared + half_squared, 1e-15)
+    shift = 2.0 * middle * half_squared / whole
+    # Shares of the whole, lest fourth powers leave the range of float32.
+    share = half_squared / whole
+    along = half_squared / 3.0 - 4.0 / 15.0 * share * share * (12.0 * squared - half_squared)
+    across = squared / 4.0 + 5.0 / 12.0 * half_squared - 4.0 / 15.0 * share * half_squared
+    across = jnp.square(frusta.slopes) * across
+    axes = jnp.square(frusta.directions)
+    variance = along[:, None] * axes + across[:, None] * (1.0 - axes)
+    return middles + shift[:, None] * frusta.directions, jnp.maximum(variance, 0.0)
 
 
 def spherical_harmonics(

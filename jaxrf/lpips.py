@@ -93,12 +93,17 @@ def find_network(weights: Weights) -> tuple[tuple[Convolution, ...], ...]:
     raise ValueError("it is of neither AlexNet nor VGG16")
 
 
+def smallest_side(weights: Weights) -> int:
+    """Width and height below which pictures leave nothing to compare."""
+    return 31 if find_network(weights) is ALEXNET else 16
+
+
 def lpips(
     weights: Weights, rendered: Float[Array, "h w 3"], truth: Float[Array, "h w 3"]
 ) -> Float[Array, ""]:
     """Distance of two pictures in [0, 1]; 0 if they are the same (eq. 1).
 
-    Pictures smaller than the network's reach (AlexNet 31, VGG16 16 pixels) cannot be compared.
+    Pictures smaller than `smallest_side` cannot be compared.
     """
     pair = jnp.stack([jnp.clip(rendered, 0.0, 1.0), truth]).transpose(0, 3, 1, 2)
     shift, scale = (jnp.asarray(v).reshape(1, 3, 1, 1) for v in (SHIFT, SCALE))

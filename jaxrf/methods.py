@@ -31,7 +31,7 @@ from jaxrf.errors import InputError
 from jaxrf.fields import base, nerf, ngp, pynerf, tensorf, voxels
 from jaxrf.fields.base import Field, Params
 from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
-from jaxrf.rays import Rays, clip_to_aabb, normalise_distances
+from jaxrf.rays import Frusta, Rays, clip_to_aabb, normalise_distances
 from jaxrf.render import (
     RadianceFns,
     Rendering,
@@ -233,10 +233,14 @@ def bind(
         assert grid is not None
         params = params | {"aabb": grid.aabb}
 
-    def density(positions: Array, radii: Array) -> tuple[Array, Any]:
-        if grid is not None and grid.bounds is not None:
-            radii = contraction.contract_radii(radii, positions, grid.bounds)
-            positions = contraction.contract(positions, grid.bounds)
+    whole = getattr(field, "in_frusta", False)
+
+    def density(positions: Array, frusta: Frusta) -> tuple[Array, Any]:
+        if grid is None or grid.bounds is None:
+            return field.density(params, positions, frusta if whole else frusta.radii)
+        # Bent cones have no simple form: there a sample is as long as it is wide.
+        radii = contraction.contract_radii(frusta.radii, positions, grid.bounds)
+        positions = contraction.contract(positions, grid.bounds)
         return field.density(params, positions, radii)
 
     def color(features: Array, directions: Array, camera_index: Array) -> Array:
@@ -392,33 +396,35 @@ def refresh(
     params: Params,
     grid: OccupancyGrid,
     key: jax.Array,
-    sizes: int = 1,
+    factors: tuple[int, ...] = (1,),
 ) -> OccupancyGrid:
     """The occupancy grid after a training step: now and then its cells are probed.
 
-    `sizes` is in how many sizes pictures are trained on, each half the one before.
+    `factors` is how many times smaller pictures are in each size that is trained on.
     """
     if not isinstance(grid, ProbedGrid):
         return grid
     assert isinstance(config, SampledConfig)
     # Cells are probed where they are in the grid.
-    fns = _bind_fine(config, stage, params, dataclasses.replace(grid, bounds=None))
+    field, inner = make_field(config, stage), {**params["fine"], "aabb": grid.aabb}
 
-    def probe(grid: ProbedGrid) -> ProbedGrid:
+    def probe(turn: Array, grid: ProbedGrid) -> ProbedGrid:
         return occ.probe_cells(
             grid,
-            key,
-            lambda positions, radii: fns.density(positions, radii)[0],
+            jax.random.fold_in(key, turn),
+            lambda positions, radii: field.density(inner, positions, radii)[0],
             step_length(config, stage, grid.aabb),
-            grid.clock // config.occupancy_every,
+            turn,
             decay=config.occupancy_decay,
             threshold=config.occupancy_threshold,
             reach=stage.reach,
-            sizes=sizes,
+            factors=factors,
         )
 
-    due = grid.clock % config.occupancy_every == 0
-    probed: ProbedGrid = jax.lax.cond(due, probe, lambda grid: grid, grid)
+    first, since = jnp.divmod(grid.clock, config.occupancy_every)
+    turns = jnp.where(grid.clock < config.occupancy_warmup, occ.TURNS, 1)
+    last = first + jnp.where(since == 0, turns, 0)
+    probed: ProbedGrid = jax.lax.fori_loop(first, last, probe, grid)
     return dataclasses.replace(probed, clock=probed.clock + 1)
 
 
@@ -483,21 +489,33 @@ def _coarse_to_fine(
     assert isinstance(config, SampledConfig)
     field = make_field(config, stage)
     key_coarse, key_fine = (None, None) if key is None else jax.random.split(key)
-    marched = occ.to_march(grid, rays)
-    tdist = samplers.stratified(key_coarse, marched, config.coarse_samples, config.spacing)
+    points = config.quadrature == "points"
+    # The original code looks along the whole ray.
+    marched = rays if points and grid.bounds is None else occ.to_march(grid, rays)
     per_ray = config.shading == "per_ray"
+
+    def end(points: Array) -> Array:
+        return jnp.concatenate([points, jnp.maximum(marched.far[:, None], points[:, -1:])], axis=-1)
 
     def render(name: str, tdist: Array, key: jax.Array | None) -> _Level:
         looks = _make_looks(config, params, mean=key is None)
         fns = bind(field, params[name], grid, key, looks)
         edges = occ.from_march(grid, tdist, rays.origins)
-        rendering, weights = render_samples(fns, rays, edges, background, per_ray=per_ray)
+        rendering, weights = render_samples(
+            fns, rays, edges, background, per_ray=per_ray, at_starts=points
+        )
         return _Level(rendering, tdist, weights)
 
+    first = (key_coarse, marched, config.coarse_samples, config.spacing)
+    tdist = end(samplers.stratified_points(*first)) if points else samplers.stratified(*first)
     coarse = render("coarse", tdist, key_coarse)
     if not config.fine_samples:
         return [coarse]
-    tdist = samplers.importance(key_fine, tdist, coarse.weights, config.fine_samples)
+    wanted = (coarse.weights, config.fine_samples)
+    if points:
+        tdist = end(samplers.importance_points(key_fine, tdist[:, :-1], *wanted))
+    else:
+        tdist = samplers.importance(key_fine, tdist, *wanted)
     return [coarse, render("fine", tdist, key_fine)]
 
 
@@ -582,9 +600,17 @@ def rays_at_once(config: TrainConfig) -> int:
 
 
 def regularise(
-    config: FieldConfig, stage: Stage, params: Params, grid: OccupancyGrid, key: jax.Array
+    config: FieldConfig,
+    stage: Stage,
+    params: Params,
+    grid: OccupancyGrid,
+    key: jax.Array,
+    fade: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """The penalty on the parameters that is added to the loss."""
+    """The penalty on the parameters that is added to the loss.
+
+    `fade` is a factor of the weights of total variation.
+    """
     zero = jnp.zeros(())
     match config:
         case VoxelsConfig():
@@ -593,22 +619,29 @@ def regularise(
             assert isinstance(grid, voxels.VoxelGrid)
             cells = jax.random.randint(key, (config.tv_cells,), 1, grid.count)
             density, features = voxels.total_variation(params["table"], grid.rows[cells])
-            return config.density_tv_weight * density + config.feature_tv_weight * features
+            total = config.density_tv_weight * density + config.feature_tv_weight * features
+            return fade * total
         case TensoRFConfig():
             l1_weight = config.l1_weight_pruned if stage.pruned else config.l1_weight
-            terms = [
-                (l1_weight, tensorf.l1_norm),
-                (config.density_tv_weight, lambda p: tensorf.total_variation(p["density"])),
-                (config.feature_tv_weight, lambda p: tensorf.total_variation(p["features"])),
-                (config.orthogonality_weight, tensorf.nonorthogonality),
-            ]
-            return sum((weight * term(params) for weight, term in terms if weight), zero)
+            total = zero
+            if l1_weight:
+                total += l1_weight * tensorf.l1_norm(params)
+            for weight, part in (
+                (config.density_tv_weight, "density"),
+                (config.feature_tv_weight, "features"),
+            ):
+                if weight:
+                    total += weight * fade * tensorf.total_variation(params[part])
+            if config.orthogonality_weight:
+                total += config.orthogonality_weight * tensorf.nonorthogonality(params)
+            return total
         case PyNeRFConfig() if config.consistency_weight:
             field = make_field(config, stage)
             assert isinstance(field, pynerf.PyNeRF)
             unit = jax.random.uniform(key, (config.consistency_points, 3))
-            inner = params["fine" if "fine" in params else "coarse"]
-            return config.consistency_weight * pynerf.inconsistency(field, inner, unit)
+            networks = [params[name] for name in ("coarse", "fine") if name in params]
+            terms = (pynerf.inconsistency(field, inner, unit) for inner in networks)
+            return config.consistency_weight * sum(terms, zero)
         case SampledConfig():
             return zero
     assert_never(config)

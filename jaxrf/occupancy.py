@@ -269,7 +269,7 @@ def probe_cells(
     step: Float[Array, ""] | float,
     turn: Int[Array, ""] | int,
     *,
-    sizes: int = 1,
+    factors: tuple[int, ...] = (1,),
     decay: float,
     threshold: float,
     reach: float,
@@ -287,7 +287,7 @@ def probe_cells(
       key: of the points.
       density_fn: of positions in the grid and of the radii of cones there.
       step: length of a step in the grid, in scene units.
-      sizes: of pictures, each half the one before: cones are those of any of them, by chance.
+      factors: how many times wider cones are, one of these by chance.
       turn: counts the calls; every cell is probed in `TURNS` of them.
       decay, threshold: see above.
       reach: that of `coarsen`.
@@ -308,7 +308,8 @@ def probe_cells(
     size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(shape, jnp.float32)
     positions = grid.aabb[:1] + place * size[None]
     count = positions.shape[0]
-    radii = grid.radius * 2.0 ** jax.random.randint(key_size, (count,), 0, sizes)
+    wider = jnp.asarray(factors, jnp.float32)
+    radii = grid.radius * wider[jax.random.randint(key_size, (count,), 0, len(factors))]
     padding = -count % chunk if count > chunk else 0
     points = jnp.pad(positions, ((0, padding), (0, 0)), mode="edge")
     parts = points.reshape(-1, min(chunk, count), 3), jnp.pad(radii, (0, padding))

@@ -64,6 +64,9 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, Adam, and one scheduled learning rate for each group.
 
+    `config.l2` times the networks' matrices joins the gradients before Adam sees them,
+    `config.weight_decay` times them after it (Loshchilov and Hutter 2019).
+
     Args:
       config: rates and constants.
       course: of the training.
@@ -76,8 +79,9 @@ def make_optimizer(
     return optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(config.clip_norm),
+            _add_weights(config.l2, labels),
             _scale_by_adam(config),
-            _decay_weights(config.weight_decay, labels),
+            _add_weights(config.weight_decay, labels),
             optax.partition(rates, labels),
         )
     )
@@ -101,7 +105,8 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(adam.init, update)
 
 
-def _decay_weights(rate: float, labels: Params) -> optax.GradientTransformation:
+def _add_weights(rate: float, labels: Params) -> optax.GradientTransformation:
+    """So many times the weight matrices of networks are added to updates."""
     if not rate:
         return optax.identity()
 

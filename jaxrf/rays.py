@@ -1,6 +1,7 @@
 """Rays: the pytree that samplers and renderers work on, and its intersection with a box."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -28,6 +29,36 @@ class Rays:
     far: Float[Array, "*batch"]
     radii: Float[Array, "*batch"]
     camera_index: Int[Array, "*batch"]
+
+
+class Frusta(NamedTuple):
+    """The parts of cones that m samples stand for.
+
+    directions: (m, 3) of their axes, of unit length.
+    slopes: (m,) radius of the cone at distance 1.
+    starts, ends: (m,) between which distances from the apex they lie.
+    """
+
+    directions: Float[Array, "m 3"]
+    slopes: Float[Array, "m"]
+    starts: Float[Array, "m"]
+    ends: Float[Array, "m"]
+
+    @property
+    def radii(self) -> Float[Array, "m"]:
+        """Of the cones halfway through."""
+        return self.slopes * (0.5 * (self.starts + self.ends))
+
+
+def frusta_along(rays: Rays, edges: Float[Array, "*batch n_plus_1"]) -> Frusta:
+    """The parts of each ray's cone between given distances, those of a ray one after the other."""
+    shape = (*edges.shape[:-1], edges.shape[-1] - 1)
+    return Frusta(
+        jnp.broadcast_to(rays.directions[..., None, :], (*shape, 3)).reshape(-1, 3),
+        jnp.broadcast_to(rays.radii[..., None], shape).ravel(),
+        edges[..., :-1].ravel(),
+        edges[..., 1:].ravel(),
+    )
 
 
 def points_along(rays: Rays, distances: Float[Array, "*batch n"]) -> Float[Array, "*batch n 3"]:

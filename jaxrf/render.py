@@ -16,10 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrf.occupancy import PackedSamples
 from jaxrf.packing import find_bit, pack, pack_bits, rank_samples, sum_before
 from jaxrf.pytree import as_pytree
-from jaxrf.rays import Rays, points_along
+from jaxrf.rays import Frusta, Rays, frusta_along, points_along
 from jaxrf.stepfun import midpoints
 
-DensityFn = Callable[[Float[Array, "m 3"], Float[Array, "m"]], tuple[Float[Array, "m"], Any]]
+# Length of an interval that has no end (the original code of NeRF).
+ENDLESS = 1e10
+DensityFn = Callable[[Float[Array, "m 3"], Frusta], tuple[Float[Array, "m"], Any]]
 FeaturesFn = Callable[[Any], Float[Array, "m c"]]
 ColorFn = Callable[[Float[Array, "m c"], Float[Array, "m 3"], Int[Array, "m"]], Float[Array, "m 3"]]
 FromMarch = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w n"]]
@@ -28,7 +30,7 @@ FromMarch = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w
 class RadianceFns(NamedTuple):
     """A radiance field as three callables.
 
-    density: (positions, radii) -> (density, latent), the latent being whatever the field hands on.
+    density: (positions, frusta) -> (density, latent), the latent being whatever the field hands on.
     features: latent -> features, which may be composited along a ray.
     color: (features, directions, camera_index) -> rgb in [0, 1].
     """
@@ -158,6 +160,7 @@ def render_samples(
     background: Float[Array, "r 3"],
     *,
     per_ray: bool = False,
+    at_starts: bool = False,
 ) -> tuple[Rendering, Float[Array, "r n"]]:
     """Renders rays from every one of the given intervals.
 
@@ -168,15 +171,21 @@ def render_samples(
       background: (r, 3) colour behind each ray.
       per_ray: composite features along the ray and colour them once, instead of colouring each
         sample and compositing colours.
+      at_starts: evaluate the field where each interval starts, and take the last one for endless,
+        as NeRF's original code does.
 
     Returns:
       The rendering and the weights (r, n).
     """
-    distances = midpoints(tdist)
+    distances = tdist[:, :-1] if at_starts else midpoints(tdist)
     count, intervals = distances.shape
     positions = points_along(rays, distances).reshape(-1, 3)
-    density, latent = fns.density(positions, (rays.radii[:, None] * distances).ravel())
-    weights, _ = compute_weights(density.reshape(count, intervals), tdist)
+    frusta = frusta_along(rays, tdist)
+    frusta = frusta._replace(ends=frusta.starts) if at_starts else frusta
+    density, latent = fns.density(positions, frusta)
+    edges = jnp.concatenate([distances, jnp.full((count, 1), ENDLESS, tdist.dtype)], axis=-1)
+    edges = edges if at_starts else tdist
+    weights, _ = compute_weights(density.reshape(count, intervals), edges)
     opacity = jnp.sum(weights, axis=-1)
     values = fns.features(latent)
     if not per_ray:
@@ -195,7 +204,7 @@ def weigh_intervals(
     """Weights of the given intervals, without any colour."""
     distances = midpoints(tdist)
     positions = points_along(rays, distances).reshape(-1, 3)
-    density, _ = fns.density(positions, (rays.radii[:, None] * distances).ravel())
+    density, _ = fns.density(positions, frusta_along(rays, tdist))
     return compute_weights(density.reshape(distances.shape), tdist)[0]
 
 
@@ -248,8 +257,9 @@ def render_packed_samples(
     """
     count = rays.near.size
     ray = samples.ray_indices
-    positions, distance = sample_points(rays, samples)
-    density, latent = fns.density(positions, rays.radii[ray] * distance)
+    positions, _ = sample_points(rays, samples)
+    frusta = Frusta(rays.directions[ray], rays.radii[ray], samples.t_starts, samples.t_ends)
+    density, latent = fns.density(positions, frusta)
     weights, _ = compute_packed_weights(density, samples)
     opacity = jnp.zeros((count,), weights.dtype).at[ray].add(weights, indices_are_sorted=True)
     fitting, colored = jnp.asarray(count, jnp.int32), weights
@@ -379,7 +389,8 @@ def render_blocks(
         )
 
     def probe(positions: Array) -> Array:
-        return fns.features(fns.density(positions, positions[:, 0])[1])
+        frusta = Frusta(positions, *(positions[:, 0],) * 3)
+        return fns.features(fns.density(positions, frusta)[1])
 
     channels = jax.eval_shape(probe, jnp.zeros((1, 3))).shape[-1] if per_ray else 3
     wave = jax.lax.while_loop(
@@ -478,8 +489,13 @@ def _enter_blocks(
     place = jnp.minimum(packed.sample, inside.size - 1)
     row = place // steps
     distance = middle.ravel()[place]
-    radii = rays.radii[ray[row]] * distance
-    density, latent = fns.density(positions.reshape(-1, 3)[place], radii)
+    frusta = Frusta(
+        rays.directions[ray[row]],
+        rays.radii[ray[row]],
+        edges[:, :-1].ravel()[place],
+        edges[:, 1:].ravel()[place],
+    )
+    density, latent = fns.density(positions.reshape(-1, 3)[place], frusta)
     dense = jnp.zeros((inside.size,)).at[packed.sample].set(density, mode="drop")
     return _Entered(
         edges, dense.reshape(inside.shape), fits, place, packed.valid, row, distance, latent

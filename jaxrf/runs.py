@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrf import checkpoint, evaluate, stages, train
+from jaxrf import checkpoint, evaluate, stages, train, user_code
 from jaxrf import config as configs
 from jaxrf.cameras import find_focus
 from jaxrf.config import TrainConfig
@@ -140,6 +140,18 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     write_text(folder / CONFIG_FILE, configs.to_json(config))
 
 
+def keep_sources(folder: Path, config: TrainConfig) -> TrainConfig:
+    """Copies the user's own code into a run's folder; the configuration then names the copies."""
+
+    def keep(part: Any) -> Any:
+        source = getattr(part, "source", "")
+        if not source:
+            return part
+        return dataclasses.replace(part, source=user_code.copy_into(folder, source))
+
+    return dataclasses.replace(config, field=keep(config.field), loss=keep(config.loss))
+
+
 def find_newest(root: Path) -> Path:
     """The newest run under a folder, by its config file; InputError if there is none."""
     found = sorted(root.glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
@@ -155,7 +167,7 @@ def read_config(folder: Path) -> TrainConfig:
     """The configuration of a run; InputError if it is missing or does not fit this version."""
     path = folder / CONFIG_FILE
     try:
-        return configs.from_json(path.read_text(encoding="utf-8"))
+        config = configs.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is not a run: it has no {CONFIG_FILE}; name a folder that training wrote."
@@ -165,6 +177,13 @@ def read_config(folder: Path) -> TrainConfig:
         raise InputError(
             f"{path} cannot be used ({reason}): restore it, or train the run anew."
         ) from error
+
+    def find(part: Any) -> Any:
+        source = user_code.find_copy(folder, getattr(part, "source", ""))
+        return dataclasses.replace(part, source=source) if source else part
+
+    # A run may have been moved, and its code with it.
+    return dataclasses.replace(config, field=find(config.field), loss=find(config.loss))
 
 
 def open_checkpoints(folder: Path, config: TrainConfig) -> Any:

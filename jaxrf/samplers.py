@@ -23,12 +23,43 @@ def stratified(
     near and the last is far, always. With a `spacing` in disparity they are even in the inverse of
     the distance; near must then be above 0 (one below 1e-3 of far counts as that for inner edges).
     """
-    even = jnp.linspace(0.0, 1.0, count + 1, dtype=rays.near.dtype)
-    shape = (*rays.near.shape, count + 1)
-    sdist = jnp.broadcast_to(even.reshape((1,) * rays.near.ndim + (-1,)), shape)
+    sdist = _count_evenly(rays, count + 1)
     if key is not None:
-        shift = jax.random.uniform(key, shape, sdist.dtype, -0.5, 0.5) / count
+        shift = jax.random.uniform(key, sdist.shape, sdist.dtype, -0.5, 0.5) / count
         sdist = sdist.at[..., 1:-1].add(shift[..., 1:-1])
+    return _space(rays, sdist, spacing)
+
+
+def stratified_points(
+    key: jax.Array | None,
+    rays: Rays,
+    count: int,
+    spacing: Literal["linear", "disparity"] = "linear",
+) -> Float[Array, "*batch count"]:
+    """Ordered points on each ray, as the original code of NeRF places them.
+
+    Without a key they are even from near to far, both included; with one, each is uniform between
+    the middles to its neighbours, the first and the last not beyond their even places.
+    """
+    even = _space(rays, _count_evenly(rays, count), spacing)
+    if key is None:
+        return even
+    between = midpoints(even)
+    lower = jnp.concatenate([even[..., :1], between], axis=-1)
+    upper = jnp.concatenate([between, even[..., -1:]], axis=-1)
+    return lower + (upper - lower) * jax.random.uniform(key, even.shape, even.dtype)
+
+
+def _count_evenly(rays: Rays, count: int) -> Float[Array, "*batch count"]:
+    even = jnp.linspace(0.0, 1.0, count, dtype=rays.near.dtype)
+    shape = (*rays.near.shape, count)
+    return jnp.broadcast_to(even.reshape((1,) * rays.near.ndim + (-1,)), shape)
+
+
+def _space(
+    rays: Rays, sdist: Float[Array, "*batch n"], spacing: Literal["linear", "disparity"]
+) -> Float[Array, "*batch n"]:
+    """Distances of which near is 0 and far is 1, in distance or in its inverse."""
     near, far = rays.near[..., None], rays.far[..., None]
     if spacing == "disparity":
         # A ray that ends where it begins at 0 has no inverse, and gets none.
@@ -79,3 +110,33 @@ def importance(
     uniforms = even_uniforms(key, (*weights.shape[:-1], count), weights.dtype)
     drawn = invert_cdf(uniforms, tdist, cdf)
     return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([tdist, drawn], axis=-1), axis=-1))
+
+
+def importance_points(
+    key: jax.Array | None,
+    points: Float[Array, "*batch n"],
+    weights: Float[Array, "*batch n"],
+    count: int,
+) -> Float[Array, "*batch m"]:
+    """The given points and `count` more where the weights are, sorted, as in NeRF's original code.
+
+    The weight of a point, the first and the last left out, counts between the middles to its
+    neighbours, padded by 1e-5. Without a key the new points are even in the distribution. No
+    gradient flows through.
+
+    Args:
+      key: of the chance, if any.
+      points: ordered, 3 or more.
+      weights: of the points.
+      count: how many more.
+    """
+    points, weights = jax.lax.stop_gradient((points, weights))
+    cdf = integrate_weights(weights[..., 1:-1], padding=1e-5)
+    shape = (*weights.shape[:-1], count)
+    if key is None:
+        even = jnp.linspace(0.0, 1.0, count, dtype=weights.dtype)
+        uniforms = jnp.broadcast_to(even.reshape((1,) * (weights.ndim - 1) + (-1,)), shape)
+    else:
+        uniforms = jax.random.uniform(key, shape, weights.dtype)
+    drawn = invert_cdf(uniforms, midpoints(points), cdf)
+    return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([points, drawn], axis=-1), axis=-1))

@@ -25,7 +25,6 @@ from jaxrf.fields.base import Params
 from jaxrf.methods import (
     BLOCK_STEPS,
     Stage,
-    bind,
     count_blocks,
     make_field,
     marches,
@@ -137,6 +136,10 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     pictures = len(scene.splits["train"])
     settled: Any = dataclasses.replace(config.field, appearance_pictures=pictures)
     config = dataclasses.replace(config, field=settled) if settled.appearance_dim else config
+    schedule = tuple(
+        (at if at < 1.0 else at / config.steps, factor) for at, factor in config.scale_schedule
+    )
+    config = dataclasses.replace(config, scale_schedule=schedule)
     match config.field:
         case VoxelsConfig() as field:
             voxel = float(np.max(np.diff(box, axis=0))) / field.initial_resolution
@@ -445,10 +448,12 @@ def _prune_tensorf(
         seen = occ.recall_weights(grid).reshape(stage.cells) > config.prune_threshold
         kept = jax.jit(occ.dilate)(seen & grid.occupied) & grid.occupied
         return dataclasses.replace(grid, occupied=kept) if bool(kept.any()) else grid
-    fns = bind(make_field(config, stage), params, dataclasses.replace(grid, bounds=None))
+    # The published threshold is for the density before its factor.
+    bare = make_field(dataclasses.replace(config, density_scale=1.0), stage)
+    inner = params | {"aabb": grid.aabb}
 
     def density(positions: Array) -> Array:
-        return fns.density(positions, jnp.zeros(positions.shape[:-1]))[0]
+        return bare.density(inner, positions, jnp.zeros(positions.shape[:-1]))[0]
 
     step = step_length(config, stage, grid.aabb)
     return occ.update_from_density(grid, jax.jit(density), step, config.prune_threshold)

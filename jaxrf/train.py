@@ -1,9 +1,10 @@
 """Training: one linear loop from pictures to a field, read top to bottom in `fit`."""
 
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, assert_never, runtime_checkable
@@ -14,8 +15,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from jaxrf import losses, memory, methods, occupancy, optim, progress, stages
-from jaxrf.cameras import Cameras, pixels_to_rays, resize_cameras
+from jaxrf import losses, memory, methods, occupancy, optim, progress, stages, user_code
+from jaxrf.cameras import Cameras, pixels_to_rays, project, resize_cameras
 from jaxrf.config import LossConfig, TrainConfig
 from jaxrf.data.base import Scene, Split, downscale_images
 from jaxrf.errors import InputError
@@ -66,7 +67,8 @@ class TrainPixels(NamedTuple):
     drawn: (p,) flat indices (image, row, column) of pixels to draw from, ascending; the first
       `total` count. Those of smaller pictures follow those of larger ones.
     total: () how many.
-    smaller: the pictures at 1/2, 1/4, ... of their size, as many as are trained on.
+    smaller: the pictures in the other sizes that are trained on.
+    factors: (1 + smaller,) how many times smaller each is, the first being 1.
     starts: (1 + smaller,) where in `drawn` the pixels of each size begin.
     """
 
@@ -75,6 +77,7 @@ class TrainPixels(NamedTuple):
     drawn: Int[Array, "p"]
     total: Int[Array, ""]
     smaller: tuple[UInt8[Array, "n _ _ 4"], ...]
+    factors: Int[Array, "sizes"]
     starts: Int[Array, "sizes"]
 
 
@@ -181,7 +184,7 @@ def draw_batch(
     """Random pixels, each as subrays x subrays rays that pass the centres of its equal parts.
 
     With a `crop` below 1 pixels are moved into that part of the pictures, around the middle. With a
-    `size` they are drawn from pictures made smaller so many times alone.
+    `size` they are drawn from the pictures of that size alone.
     """
     key_pixel, key_background = jax.random.split(key)
     height, width = pixels.images.shape[1:3]
@@ -219,7 +222,7 @@ def _read_pixels(
     """Image, row and column of pixels, how many pixels of the largest they span, their RGBA."""
     image = row = column = jnp.zeros_like(flat)
     factor, rgba, begin = jnp.ones_like(flat), jnp.zeros((flat.size, 4)), 0
-    for halvings, images in enumerate((pixels.images, *pixels.smaller)):
+    for size, images in enumerate((pixels.images, *pixels.smaller)):
         count, height, width = images.shape[:3]
         here = (flat >= begin) & (flat < begin + count * height * width)
         at, inside = jnp.divmod(jnp.where(here, flat - begin, 0), height * width)
@@ -231,7 +234,7 @@ def _read_pixels(
             )
         image, row, column, factor = (
             jnp.where(here, new, old)
-            for new, old in ((at, image), (y, row), (x, column), (2**halvings, factor))
+            for new, old in ((at, image), (y, row), (x, column), (pixels.factors[size], factor))
         )
         rgba = jnp.where(here[:, None], images[at, y, x].astype(jnp.float32) / 255.0, rgba)
         begin += count * height * width
@@ -239,14 +242,31 @@ def _read_pixels(
 
 
 def choose_error(config: LossConfig) -> ErrorFn:
-    """The error of a pixel's colour that a configuration asks for."""
+    """The error of a pixel's colour that a configuration asks for.
+
+    Raises:
+      InputError: if it is a function of the user's that is none.
+    """
+    if config.source:
+        own = user_code.load(config.source, "--loss.source")
+        try:
+            error = jax.eval_shape(own, *(jax.ShapeDtypeStruct((5, 3), jnp.float32),) * 2)
+            found = f"gives {error.shape}" if error.shape != (5,) else ""
+        except Exception as error:
+            found = user_code.describe(error, config.source.rpartition(":")[0])
+        if found:
+            raise InputError(
+                f"--loss.source {config.source} is no loss ({found}): it must take two arrays "
+                "(5, 3) and give one (5,)."
+            )
+        return own
     match config.error:
         case "squared":
             return losses.squared_error
         case "huber":
-            return partial(losses.huber_error, delta=config.scale)
+            return partial(losses.huber_error, delta=config.huber_delta)
         case "charbonnier":
-            return partial(losses.charbonnier_error, epsilon=config.scale)
+            return partial(losses.charbonnier_error, epsilon=config.charbonnier_epsilon)
     assert_never(config.error)
 
 
@@ -268,7 +288,7 @@ def make_train_step(
     error_fn = error_fn or choose_error(config.loss)
 
     def loss_fn(
-        params: Params, grid: OccupancyGrid, batch: Batch, key: jax.Array
+        params: Params, grid: OccupancyGrid, batch: Batch, key: jax.Array, done: Array
     ) -> tuple[Array, tuple[Metrics, OccupancyGrid]]:
         behind = jnp.repeat(batch.behind, parts, axis=0)
         predicted = methods.predict(config.field, stage, params, grid, key, batch.rays, behind)
@@ -289,7 +309,9 @@ def make_train_step(
             entropy = losses.mean_of_used(losses.opacity_entropy(predicted.opacity), whole)
             errors.append(config.loss.entropy_weight * entropy)
         key_penalty = jax.random.fold_in(key, 0)
-        penalty = methods.regularise(config.field, stage, params, grid, key_penalty)
+        # Total variation fades as the rates do (the authors' code of TensoRF).
+        fade = config.optimizer.final_fraction**done
+        penalty = methods.regularise(config.field, stage, params, grid, key_penalty, fade)
         loss = sum(errors, penalty)
         metrics = Metrics(
             loss=loss,
@@ -303,15 +325,16 @@ def make_train_step(
         return loss, (metrics, predicted.grid)
 
     def differentiate(
-        params: Params, grid: OccupancyGrid, batch: Batch, key: jax.Array
+        params: Params, grid: OccupancyGrid, batch: Batch, key: jax.Array, done: Array
     ) -> tuple[Params, tuple[Metrics, OccupancyGrid]]:
         gradient = jax.grad(loss_fn, has_aux=True)
         if stage.passes == 1:
-            return gradient(params, grid, batch, key)
+            return gradient(params, grid, batch, key, done)
 
         def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
             some, index = part
-            grads, (metrics, _) = gradient(params, grid, some, jax.random.fold_in(key, index))
+            key_pass = jax.random.fold_in(key, index)
+            grads, (metrics, _) = gradient(params, grid, some, key_pass, done)
             return jax.tree.map(jnp.add, total, (grads, metrics)), None
 
         split = jax.tree.map(lambda x: x.reshape(stage.passes, -1, *x.shape[1:]), batch)
@@ -328,21 +351,18 @@ def make_train_step(
         crop: float | Array = 1.0
         if config.crop_until > 0.0:
             crop = jnp.where(done < config.crop_until, config.crop, 1.0)
-        size = None
-        if config.enlarge_at:
-            passed = sum(jnp.where(done >= at, 1, 0) for at in config.enlarge_at)
-            size = len(config.enlarge_at) - jnp.asarray(passed, jnp.int32)
+        size = _find_size(config, done)
         batch = draw_batch(
             pixels, key_batch, count, scene_range, config.background, stage.subrays, crop, size
         )
         batch = batch._replace(area=batch.area / jnp.mean(batch.area))
-        grads, (metrics, grid) = differentiate(state.params, state.grid, batch, key)
+        grads, (metrics, grid) = differentiate(state.params, state.grid, batch, key, done)
         optimizer = make_optimizer(config, state.params, course)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         key_probe = jax.random.fold_in(key, 1)
-        sizes = count_sizes(config)
-        grid = methods.refresh(config.field, stage, params, grid, key_probe, sizes)
+        factors = list_factors(config)
+        grid = methods.refresh(config.field, stage, params, grid, key_probe, factors)
         metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
         average = state.average
         if average is not None:
@@ -365,18 +385,20 @@ def make_train_step(
     return run
 
 
-def put_pixels(split: Split, sizes: int = 1) -> TrainPixels:
+def put_pixels(split: Split, factors: Sequence[int] = (1,)) -> TrainPixels:
     """A split's pictures on the device, every pixel to be drawn from.
 
-    `sizes` is in how many sizes, each half the one before.
+    `factors` is how many times smaller they are in each of the sizes that are trained on, the first
+    of which is their own.
     """
+    assert factors[0] == 1
     height, width = split.images.shape[1:3]
-    if min(height, width) < 2 ** (sizes - 1):
+    if min(height, width) < max(factors):
         raise InputError(
-            f"Pictures of {width}x{height} cannot be halved {sizes - 1} times: lower --scales or "
-            "the number of moments in --enlarge-at."
+            f"Pictures of {width}x{height} cannot be made {max(factors)} times smaller: lower "
+            "--scales or the factors in --scale-schedule."
         )
-    smaller = [downscale_images(split.images, 2**halvings) for halvings in range(1, sizes)]
+    smaller = [downscale_images(split.images, factor) for factor in factors[1:]]
     counts = [math.prod(images.shape[:3]) for images in (split.images, *smaller)]
     total = sum(counts)
     if total >= 2**31:
@@ -389,13 +411,28 @@ def put_pixels(split: Split, sizes: int = 1) -> TrainPixels:
         drawn=jnp.arange(total, dtype=jnp.int32),
         total=jnp.asarray(total, jnp.int32),
         smaller=tuple(jnp.asarray(images) for images in smaller),
+        factors=jnp.asarray(factors, jnp.int32),
         starts=jnp.asarray(np.cumsum([0, *counts[:-1]]), jnp.int32),
     )
 
 
-def count_sizes(config: TrainConfig) -> int:
-    """In how many sizes the pictures are trained on."""
-    return max(config.scales, len(config.enlarge_at) + 1)
+def list_factors(config: TrainConfig) -> tuple[int, ...]:
+    """How many times smaller the pictures are in each size that is trained on, ascending from 1."""
+    halved = {2**halvings for halvings in range(config.scales)}
+    return tuple(sorted({1} | halved | {factor for _, factor in config.scale_schedule}))
+
+
+def _find_size(config: TrainConfig, done: Float[Array, ""]) -> Int[Array, ""] | None:
+    """Which size is trained on when training has come so far; None if all are at once."""
+    if not config.scale_schedule:
+        return None
+    # Steps become fractions when a configuration is fitted to its scene.
+    assert all(0.0 <= at < 1.0 for at, _ in config.scale_schedule)
+    factors = list_factors(config)
+    size = jnp.asarray(factors.index(config.scale_schedule[0][1]), jnp.int32)
+    for at, factor in config.scale_schedule:
+        size = jnp.where(done >= at, factors.index(factor), size)
+    return size
 
 
 def keep_hitting_pixels(
@@ -426,8 +463,8 @@ def keep_hitting_pixels(
     kept = np.asarray(_find_hitting(grid, pixels.cameras, (height, width), stride, scene_range))
     kept = np.repeat(np.repeat(kept, stride, 1), stride, 2)[:, :height, :width]
     drawn, starts, begin = np.zeros(pixels.drawn.shape, np.int32), [0], 0
-    for halvings, images in enumerate((pixels.images, *pixels.smaller)):
-        side, (_, rows, columns) = 2**halvings, images.shape[:3]
+    for factor, images in zip(pixels.factors, (pixels.images, *pixels.smaller), strict=True):
+        side, (_, rows, columns) = int(factor), images.shape[:3]
         whole = kept[:, : rows * side, : columns * side]
         within = whole.reshape(count, rows, side, columns, side).any(axis=(2, 4))
         chosen = np.flatnonzero(within) + begin
@@ -441,6 +478,24 @@ def keep_hitting_pixels(
         total=jnp.asarray(starts[-1], jnp.int32),
         starts=jnp.asarray(starts[:-1], jnp.int32),
     )
+
+
+def see_past_box(cameras: Cameras, aabb: Float[np.ndarray, "2 3"]) -> bool:
+    """Whether it is worth a second or two to find the pixels that look past the box.
+
+    It is where less than 9 tenths of the pictures lie within the upright rectangles around the
+    box as they show it. A camera in the box or beside it sees it everywhere.
+    """
+    if cameras.ndc is not None:
+        return False
+    corners = np.array(list(itertools.product(*np.asarray(aabb, np.float64).T)))
+    size = np.array([cameras.width, cameras.height])
+    shares = []
+    for index in range(len(cameras.T_world_camera)):
+        pixels, depth = project(cameras, index, corners)
+        low, high = (np.clip(f(pixels, axis=0), 0.0, size) for f in (np.min, np.max))
+        shares.append(float(np.prod((high - low) / size)) if depth.min() > 0 else 1.0)
+    return float(np.mean(shares)) < 0.9
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
@@ -511,6 +566,26 @@ class Observer(Protocol):
     def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
         """The configuration is another one from this step on."""
         ...
+
+
+class Silence:
+    """An observer that neither says nor changes anything."""
+
+    def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
+        """Nothing."""
+
+    def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
+        """Goes on."""
+        del state, stage, metrics, steps
+        return False
+
+    def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
+        """Keeps the plan."""
+        del step, growing
+        return config
+
+    def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
+        """Nothing."""
 
 
 def compile_step(
@@ -600,7 +675,7 @@ def _describe_batch(config: TrainConfig, stage: Stage) -> str:
 def fit(
     config: TrainConfig,
     scene: Scene,
-    observer: Observer,
+    observer: Observer | None = None,
     restored: tuple[Stage, TrainState] | None = None,
     error_fn: ErrorFn | None = None,
 ) -> tuple[Stage, TrainState]:
@@ -609,7 +684,7 @@ def fit(
     Args:
       config: what to train and how.
       scene: its training split is used.
-      observer: told after every dispatch.
+      observer: told after every dispatch; by default nobody is.
       restored: stage and state to continue from, as they were saved.
       error_fn: error of a pixel's colour, a loss of your own; by default the configuration's.
 
@@ -619,8 +694,9 @@ def fit(
     Raises:
       DivergedError: with what to change.
     """
+    observer = observer or Silence()
     scene_range = (scene.near, scene.far)
-    every_pixel = put_pixels(scene.splits["train"], count_sizes(config))
+    every_pixel = put_pixels(scene.splits["train"], list_factors(config))
     growths = stages.plan_growth(config)
     best_mse = math.inf
     # A dispatch lasts no longer than about a second, lest signals have to wait.
@@ -637,9 +713,11 @@ def fit(
         else:
             stage, state = restored
         step = int(state.step)
-        pixels = every_pixel
         course = make_course(config, step)
-        if config.filter_rays and any(growth.step < step for growth in growths):
+        pixels = every_pixel
+        filters = config.filter_rays and methods.marches(config.field)
+        begun = any(growth.step < step for growth in growths)
+        if filters and (begun or see_past_box(every_pixel.cameras, scene.aabb)):
             pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
 
         while step < config.steps:
@@ -648,7 +726,7 @@ def fit(
             if growth is not None:
                 stage, state = enter_next_stage(config, stage, state, growth)
                 course = make_course(config, step + 1)
-                if config.filter_rays:
+                if filters:
                     pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
 
             started = time.perf_counter()

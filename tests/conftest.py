@@ -36,6 +36,21 @@ def forget_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def forget_many_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets go of them within a module too, if it compiles very many."""
+    yield
+    maps = Path("/proc/self/maps")
+    # Counted now and then, as that takes some milliseconds.
+    if hash(request.node.nodeid) % 16 == 0 and maps.exists():
+        with maps.open("rb") as lines:
+            many = sum(1 for _ in lines) > 20_000
+        if many:
+            import jax
+
+            jax.clear_caches()
+
+
 # The first example compiles and the others do not: a deadline would only measure that.
 settings.register_profile("jaxrf", deadline=None)
 settings.register_profile("jaxrf-ci", deadline=None, derandomize=True)

@@ -20,9 +20,12 @@ from PIL import Image
 from jaxrf import progress, stages, train
 from jaxrf.cameras import image_rays, look_at, make_cameras
 from jaxrf.config import (
+    BitNeRFConfig,
+    EncodedMLPConfig,
     HashGridConfig,
     NeRFConfig,
     OptimizerConfig,
+    PyNeRFConfig,
     TensoRFConfig,
     TrainConfig,
     VideoConfig,
@@ -250,6 +253,7 @@ def tiny_hashgrid(**changes: Any) -> TrainConfig:
         occupancy_cells=8,
         march_steps=32,
         occupancy_every=4,
+        occupancy_warmup=0,
     )
     settings: dict[str, Any] = {
         "field": field,
@@ -272,6 +276,7 @@ def marching_nerf(**changes: Any) -> TrainConfig:
         occupancy_cells=6,
         occupancy_every=3,
         march_steps=32,
+        occupancy_warmup=0,
     )
     settings: dict[str, Any] = {"field": field, "batch_samples": 1 << 11}
     return tiny_nerf(**(settings | changes))
@@ -288,6 +293,41 @@ def proposing_hashgrid(**changes: Any) -> TrainConfig:
     )
     settings: dict[str, Any] = {"field": field, "batch_rays": 64}
     return tiny_hashgrid(**(settings | changes))
+
+
+def tiny_pynerf(**changes: Any) -> TrainConfig:
+    """Three heads held consistent on one hash grid, and two sizes of the pictures."""
+    field = PyNeRFConfig(
+        heads=3,
+        levels=3,
+        channels=2,
+        coarsest=4,
+        finest=12,
+        log2_rows=8,
+        width=8,
+        color_width=8,
+        color_layers=1,
+        feature_dim=4,
+        occupancy_cells=8,
+        occupancy_every=4,
+        occupancy_warmup=0,
+        march_steps=32,
+        consistency_weight=1e-3,
+        consistency_points=16,
+    )
+    return tiny_hashgrid(field=dataclasses.replace(field, **changes), scales=2)
+
+
+def change_nerf(**changes: Any) -> TrainConfig:
+    """`tiny_nerf` with other options of its field."""
+    return tiny_nerf(field=dataclasses.replace(tiny_nerf().field, **changes))
+
+
+def tiny_bitnerf(**changes: Any) -> TrainConfig:
+    """`tiny_nerf` with ternary weights."""
+    names = [f.name for f in dataclasses.fields(EncodedMLPConfig)]
+    shared = {name: getattr(tiny_nerf().field, name) for name in names}
+    return tiny_nerf(field=BitNeRFConfig(**shared | changes))
 
 
 def ball_config(side: int = 12, **changes: Any) -> TrainConfig:

@@ -78,8 +78,9 @@ def test_rays_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
         direction = ray_slowly(cameras, camera, column, row)
         np.testing.assert_allclose(rays.directions[at], direction, atol=1e-6)
         np.testing.assert_array_equal(rays.origins[at], cameras.T_world_camera[camera][:3, 3])
-        neighbour = ray_slowly(cameras, camera, column + 1.0, row)
-        radius = np.linalg.norm(neighbour - direction) * 2.0 / math.sqrt(12.0)
+        right = np.linalg.norm(ray_slowly(cameras, camera, column + 1.0, row) - direction)
+        below = np.linalg.norm(ray_slowly(cameras, camera, column, row + 1.0) - direction)
+        radius = math.sqrt(right * below) * 2.0 / math.sqrt(12.0)
         assert float(rays.radii[at]) == pytest.approx(radius, rel=1e-4)
 
 
@@ -432,3 +433,18 @@ def test_rays_that_look_aside_or_back_have_no_length_in_ndc() -> None:
     grads, ndc = jax.grad(total, has_aux=True)(rays.origins)
     assert np.asarray(ndc.far > 0).tolist() == [False, False, True]
     assert all(np.all(np.isfinite(x)) for x in (ndc.origins, ndc.directions, ndc.radii, grads))
+
+
+def test_the_square_of_a_cone_s_radius_is_the_area_of_its_pixel() -> None:
+    cameras = dataclasses.replace(
+        unmoved_camera(40, 30), focal=np.array([[30.0, 75.0]], np.float32)
+    )
+    rays = image_rays(cameras, 0, 1.0, 2.0)
+    corners = np.stack(np.meshgrid(np.arange(41.0), np.arange(31.0)), axis=-1)
+    edge = [np.array([ray_slowly(cameras, 0, *corner) for corner in row]) for row in corners]
+    directions = np.array(edge)
+    across = directions[:-1, 1:] - directions[:-1, :-1]
+    down = directions[1:, :-1] - directions[:-1, :-1]
+    area = np.linalg.norm(across, axis=-1) * np.linalg.norm(down, axis=-1)
+    # As wide as a disc whose variance is that of the pixel: radius^2 = area / 3.
+    np.testing.assert_allclose(np.asarray(rays.radii) ** 2 * 3.0, area, rtol=0.05)

@@ -322,3 +322,31 @@ def test_memory_that_runs_out_is_advice_and_other_faults_are_tracebacks(
     assert len(capsys.readouterr().err.splitlines()) == 1
     with pytest.raises(ZeroDivisionError):
         cli._guard(fail(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("--preset pynerf-small --field.blend results", "add --field.shading per_sample"),
+        ("--scale-schedule 5 2", "ascending steps from 0"),
+        ("--scale-schedule 0 4 100 2 50 1", "ascending steps from 0"),
+        ("--scale-schedule 0 0", "a factor of 1 or more"),
+        ("--steps 100 --scale-schedule 0 4 100 1", "training only to 100"),
+        ("--loss.charbonnier-epsilon 0", "--loss.charbonnier-epsilon is 0"),
+        ("--loss.huber-delta -1", "--loss.huber-delta is -1"),
+        ("--preset nerf-original --field.coarse-samples 2", "points need 3 or more"),
+        ("--preset nerf-original --field.encoding integrated", "--field.quadrature intervals"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    arguments: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.train(arguments.split()) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_schedule_of_sizes_is_read_as_pairs() -> None:
+    config, _ = cli.parse_training(
+        ["--scale-schedule", *["0", "8", "2000", "4", "0.9", "1"][:4]], "prog"
+    )
+    assert config.scale_schedule == ((0.0, 8), (2000.0, 4))

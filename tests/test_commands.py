@@ -28,6 +28,7 @@ from scenes import (
     differing_leaves,
     make_scene,
     read_mp4,
+    tiny_tensorf,
     write_scene,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -651,3 +652,25 @@ def test_training_is_done_within_its_budget(tmp_path: Path, scene_folder: Path) 
     config = runs.read_config(tmp_path / "run")
     assert config.budget == 25.0 and len(config.knots) >= 2
     assert 0.9 * config.steps < values["steps"] <= config.steps
+
+
+@pytest.mark.parametrize("size", [(25, 40), (31, 31), (None, None)])
+def test_lpips_is_computed_or_it_is_said_why_not(
+    size: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = {"1": 0, "2": 3, "3": 6, "4": 8, "5": 10}
+    arrays = {
+        f"net.slice{part}.{layer}.{kind}": np.zeros(1)
+        for part, layer in layers.items()
+        for kind in ("weight", "bias")
+    } | {f"lin{number}.model.1.weight": np.zeros(1) for number in range(5)}
+    np.savez(tmp_path / "alex.npz", **arrays)
+    path = tmp_path / "alex.npz" if size[0] else None
+    config = tiny_tensorf(lpips=path)
+    weights = commands._load_lpips(config, size if size[0] else (100, 100))
+    said = capsys.readouterr().out
+    assert (weights is not None) == (size == (31, 31)) == (said == "")
+    if size[0] == 25:
+        assert "pictures of 31 pixels or more along each side, these have 25x40" in said
+    elif size[0] is None:
+        assert "it needs its weights, --lpips FILE" in said

@@ -57,10 +57,12 @@ def test_every_preset_has_a_name_and_is_explained() -> None:
         "hashgrid-f4",
         "pynerf-small",
         "pynerf-paper",
+        "pynerf-growing",
         "nerf-small",
         "nerf-tiny",
         "nerf-original",
         "bitnerf-small",
+        "bitnerf-tiny",
         "custom",
     ]
     assert all(preset.__doc__ for preset in config.PRESETS)
@@ -209,3 +211,99 @@ def test_an_accelerator_needs_a_device_and_its_plugin(
     monkeypatch.setattr(glob, "glob", lambda pattern: fnmatch.filter(files, pattern))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in modules else None)
     assert config.expects_accelerator() is expected
+
+
+def constants(name: str, *paths: str) -> list[Any]:
+    """Numbers of a preset, named with dots."""
+    found = []
+    for path in paths:
+        value: Any = config.make_preset(name)
+        for part in path.split("."):
+            value = getattr(value, part)
+        found.append(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        (
+            "tensorf-vm192",
+            {
+                "field.factors": "vm", "field.density_components": 16,
+                "field.feature_components": 48, "field.initial_voxels": 128**3,
+                "field.final_voxels": 300**3, "field.occupancy_voxels": 256**3,
+                "field.prune_by": "alpha", "field.prune_threshold": 1e-4,
+                "field.l1_weight": 8e-5, "field.l1_weight_pruned": 4e-5,
+                "field.reset_rates": True, "field.density_shift": -10.0,
+                "field.density_scale": 25.0, "field.color_threshold": 1e-4,
+                "optimizer.grid_rate": 0.02, "optimizer.network_rate": 1e-3,
+                "optimizer.beta2": 0.99, "steps": 30_000, "batch_rays": 4096,
+            },
+        ),
+        ("tensorf-vm48", {"field.density_components": 8, "field.reset_rates": True}),
+        (
+            "tensorf-cp384",
+            {
+                "field.factors": "cp", "field.density_components": 96,
+                "field.feature_components": 288, "field.final_voxels": 500**3,
+                "field.l1_weight": 1e-5, "field.reset_rates": True, "field.init_scale": 0.2,
+            },
+        ),
+        (
+            "hashgrid-ngp",
+            {
+                "field.levels": 16, "field.channels": 2, "field.log2_rows": 19,
+                "field.coarsest": 16, "field.finest": 4096, "field.march_steps": 1024,
+                "field.occupancy_cells": 128, "field.occupancy_warmup": 256,
+                "field.occupancy_every": 16, "field.occupancy_threshold": 0.01,
+                "optimizer.grid_rate": 0.01, "optimizer.epsilon": 1e-15, "optimizer.l2": 1e-6,
+                "optimizer.skip_zero_gradients": True, "optimizer.average": 0.95,
+                "loss.error": "huber", "background": "random", "batch_samples": 2**18,
+            },
+        ),
+        ("hashgrid-f4", {"field.levels": 8, "field.channels": 4}),
+        (
+            "pynerf-paper",
+            {
+                "field.heads": 8, "field.factor": 2.0, "field.levels": 16, "field.channels": 4,
+                "field.log2_rows": 20, "field.tables": "separate", "scales": 4,
+                "batch_rays": 8192, "steps": 50_000,
+            },
+        ),
+        (
+            "pynerf-growing",
+            {
+                "scale_schedule": ((0.0, 8), (2000.0, 4), (5000.0, 2), (10_000.0, 1)),
+                "field.consistency_weight": 0.1, "steps": 30_000,
+            },
+        ),
+        (
+            "nerf-original",
+            {
+                "field.layers": 8, "field.width": 256, "field.skip": 5, "field.color_width": 128,
+                "field.position_octaves": 10, "field.direction_octaves": 4,
+                "field.coarse_samples": 64, "field.fine_samples": 128,
+                "field.quadrature": "points", "optimizer.network_rate": 5e-4, "steps": 200_000,
+                "batch_rays": 4096,
+            },
+        ),
+        (
+            "nerf-tiny",
+            {
+                "field.layers": 8, "field.width": 64, "field.skip": 5,
+                "field.position_octaves": 16, "field.use_directions": False,
+                "field.coarse_samples": 32, "field.fine_samples": 0,
+            },
+        ),
+        (
+            "bitnerf-tiny",
+            {
+                "field.width": 256, "field.position_octaves": 16, "field.use_directions": False,
+                "optimizer.network_rate": 5e-5, "optimizer.weight_decay": 0.05,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_published_presets_have_the_published_numbers(name: str, numbers: dict[str, Any]) -> None:
+    assert constants(name, *numbers) == list(numbers.values())

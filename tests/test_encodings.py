@@ -1,6 +1,7 @@
 """Encodings against loops, quadrature and the definition of the spherical harmonics."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrf.encodings import fourier, integrated_fourier, spherical_harmonics
+from jaxrf.encodings import (
+    describe_frusta,
+    fourier,
+    integrated_fourier,
+    spherical_harmonics,
+)
+from jaxrf.rays import Frusta
 
 encode = jax.jit(fourier, static_argnames=("octaves", "include_input"))
 integrate = jax.jit(integrated_fourier, static_argnames="octaves")
@@ -72,7 +79,7 @@ def test_integrated_encoding_is_the_mean_of_encodings_for_any_batch_shape(
 ) -> None:
     rng = np.random.default_rng(1)
     x = rng.uniform(-2, 2, (*batch, 3)).astype(np.float32)
-    variance = rng.uniform(0.0, 0.3, batch).astype(np.float32)
+    variance = rng.uniform(0.0, 0.3, (*batch, 3)).astype(np.float32)
     encoded = integrate(jnp.asarray(x), jnp.asarray(variance), octaves=octaves)
     assert encoded.shape == (*batch, 6 * octaves)
     # Gauss-Hermite quadrature of a Gaussian: all coordinates may move together, as each number
@@ -82,7 +89,7 @@ def test_integrated_encoding_is_the_mean_of_encodings_for_any_batch_shape(
     for index in np.ndindex(batch):
         expected = np.zeros(6 * octaves)
         for node, weight in zip(nodes, node_weights, strict=True):
-            moved = x[index].astype(np.float64) + node * math.sqrt(float(variance[index]))
+            moved = x[index].astype(np.float64) + node * np.sqrt(variance[index], dtype=np.float64)
             expected += weight * np.array(fourier_slowly(moved, octaves, include_input=False))
         np.testing.assert_allclose(encoded[index], expected, atol=1e-5)
 
@@ -94,13 +101,13 @@ def test_integrated_encoding_is_the_mean_over_random_points() -> None:
     mean = np.mean(encode(jnp.asarray(points), octaves=3, include_input=False), axis=0)
     # Four standard errors.
     np.testing.assert_allclose(
-        integrate(jnp.asarray(x), jnp.asarray(variance), octaves=3), mean, atol=4 / math.sqrt(40000)
+        integrate(jnp.asarray(x), jnp.full(3, variance), octaves=3), mean, atol=4 / math.sqrt(40000)
     )
 
 
 def test_integrated_encoding_of_a_point_is_the_plain_one() -> None:
     x = jnp.asarray(np.random.default_rng(3).uniform(-2, 2, (7, 3)), jnp.float32)
-    integrated = integrate(x, jnp.zeros(7), octaves=5)
+    integrated = integrate(x, jnp.zeros((7, 3)), octaves=5)
     np.testing.assert_allclose(integrated, encode(x, octaves=5, include_input=False), atol=1e-6)
 
 
@@ -111,13 +118,56 @@ def test_integrated_encoding_fades_out_with_finite_gradients(variance: float) ->
     def total(x: jax.Array, variance: jax.Array) -> jax.Array:
         return jnp.sum(integrated_fourier(x, variance, 10))
 
-    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(x, jnp.asarray(variance))
+    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(x, jnp.full(3, variance))
     assert np.isfinite(value) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
-    encoded = np.abs(integrate(x, jnp.asarray(variance), octaves=10))
+    encoded = np.abs(integrate(x, jnp.full(3, variance), octaves=10))
     if variance >= 1.0:
         assert np.all(encoded[6 * 3 :] < 1e-10)
     if variance == 1e30:
         np.testing.assert_array_equal(encoded, 0.0)
+
+
+# Parts of cones.
+
+
+@pytest.mark.parametrize(
+    ("slope", "start", "end"), [(0.1, 2.0, 3.0), (0.5, 0.0, 1.0), (0.01, 1.0, 1.001), (0.3, 0.5, 4)]
+)
+def test_the_part_of_a_cone_has_the_mean_and_variance_of_its_points(
+    slope: float, start: float, end: float
+) -> None:
+    rng, count = np.random.default_rng(4), 400_000
+    axis = np.array([0.48, -0.6, 0.64])
+    # Uniform in the volume, which grows with the square of the distance.
+    t = np.cbrt(rng.uniform(start**3, end**3, count))
+    aside, turn = slope * t * np.sqrt(rng.uniform(size=count)), rng.uniform(0, 2 * np.pi, count)
+    across = np.cross(axis, [0.0, 0.0, 1.0])
+    across /= np.linalg.norm(across)
+    points = t[:, None] * axis + aside[:, None] * (
+        np.cos(turn)[:, None] * across + np.sin(turn)[:, None] * np.cross(axis, across)
+    )
+    frusta = Frusta(*(jnp.asarray([v], jnp.float32) for v in (axis, slope, start, end)))
+    middle = jnp.asarray(0.5 * (start + end) * axis, jnp.float32)[None]
+    mean, variance = jax.jit(describe_frusta)(middle, frusta)
+    error = points.std(axis=0) / math.sqrt(count)
+    np.testing.assert_allclose(mean[0], points.mean(axis=0), atol=4 * error.max() + 1e-6)
+    np.testing.assert_allclose(variance[0], points.var(axis=0), rtol=0.01, atol=1e-9)
+
+
+def test_parts_of_cones_have_finite_gradients_at_the_extremes() -> None:
+    starts = jnp.asarray([0.0, 0.0, 2.0, 2.0, 1e9, 0.0])
+    ends = jnp.asarray([0.0, 1.0, 2.0, 1e10, 1e10, 1e-12])
+    directions = jnp.tile(jnp.asarray([[0.0, 0.0, 1.0]]), (6, 1))
+
+    def total(middles: jax.Array, slopes: jax.Array, starts: jax.Array, ends: jax.Array) -> Any:
+        mean, variance = describe_frusta(middles, Frusta(directions, slopes, starts, ends))
+        return jnp.sum(integrated_fourier(mean, variance, 10)), variance
+
+    grads, variance = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(
+        jnp.ones((6, 3)), jnp.full(6, 0.01), starts, ends
+    )
+    assert all(np.all(np.isfinite(gradient)) for gradient in grads)
+    assert np.all(np.isfinite(variance)) and np.all(np.asarray(variance) >= 0)
 
 
 # Spherical harmonics.

@@ -17,7 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for floor in (
         "__init__",
         "errors memory pytree",
-        "config",
+        "config user_code",
         "rays stepfun contraction lenses packing progress",
         "cameras",
         "data",

@@ -115,9 +115,8 @@ def test_the_chosen_error_equals_loop_over_channels(name: str, scale: float) -> 
     }[name]
     predicted, truth = np.random.default_rng(2).uniform(-1, 2, (2, 20, 3)).astype(np.float32)
     truth[0] = predicted[0]
-    error = jax.jit(choose_error(LossConfig(error=name, scale=scale)))(
-        jnp.asarray(predicted), jnp.asarray(truth)
-    )
+    loss = LossConfig(error=name, huber_delta=scale, charbonnier_epsilon=scale)
+    error = jax.jit(choose_error(loss))(jnp.asarray(predicted), jnp.asarray(truth))
     assert error.shape == (20,)
     expected = [
         sum(slowly(float(predicted[r, c]) - float(truth[r, c])) for c in range(3)) / 3
@@ -131,7 +130,7 @@ DIFFERENCES = np.array([-1e3, -0.5, -0.1001, -0.1, -0.05, 0.0, 0.05, 0.1, 0.1001
 
 def slopes(error: str, scale: float) -> np.ndarray:
     """The derivative of the error of one channel at DIFFERENCES."""
-    fn = choose_error(LossConfig(error=error, scale=scale))
+    fn = choose_error(LossConfig(error=error, huber_delta=scale, charbonnier_epsilon=scale))
     predicted = jnp.asarray(np.stack([DIFFERENCES] * 3, axis=1), jnp.float32)
     gradient = jax.grad(lambda x: jnp.sum(fn(x, jnp.zeros_like(x))))(predicted)
     return 3.0 * np.asarray(gradient)[:, 0]

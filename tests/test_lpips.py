@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jaxrf.errors import InputError
-from jaxrf.lpips import ALEXNET, VGG16, Convolution, load_weights, lpips
+from jaxrf.lpips import ALEXNET, VGG16, Convolution, load_weights, lpips, smallest_side
 
 # Channels of all convolutions, smaller than in the real networks but for the input.
 SHAPES = {
@@ -117,3 +117,12 @@ def test_a_file_that_is_missing_or_something_else_is_refused(tmp_path: Path) -> 
     (tmp_path / "text.npz").write_text("weights")
     with pytest.raises(InputError, match="does not hold the weights of LPIPS"):
         load_weights(tmp_path / "text.npz")
+
+
+@pytest.mark.parametrize("name", ["alex", "vgg"])
+def test_pictures_of_the_smallest_side_can_be_compared_and_smaller_ones_not(name: str) -> None:
+    weights = {key: jnp.asarray(value) for key, value in random_weights(name).items()}
+    side = smallest_side(weights)
+    first, second = (jnp.asarray(p) for p in two_pictures(side, side + 3))
+    assert float(lpips(weights, first, second)) > 0.0
+    assert not np.isfinite(float(lpips(weights, first[:-1], second[:-1])))

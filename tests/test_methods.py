@@ -1,6 +1,7 @@
 """Methods: what a training batch predicts and what is rendered."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from scenes import (
     BOX,
     LONG,
     ball_config,
+    change_nerf,
     cp_config,
     first_state,
     linear_factors,
@@ -19,8 +21,10 @@ from scenes import (
     marching_nerf,
     positions_in,
     proposing_hashgrid,
+    tiny_bitnerf,
     tiny_hashgrid,
     tiny_nerf,
+    tiny_pynerf,
     tiny_tensorf,
     tiny_voxels,
 )
@@ -35,12 +39,18 @@ from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.methods import Stage
 from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
-from jaxrf.rays import Rays, clip_to_aabb
+from jaxrf.rays import Frusta, Rays, clip_to_aabb
 from jaxrf.stages import Growth
 
 # Compiled whole: operation by operation they take much longer.
 PREDICT = jax.jit(methods.predict, static_argnums=(0, 1))
 RENDER = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))
+
+
+def spheres(radii: jax.Array) -> Frusta:
+    """Parts of cones of which only the radii matter."""
+    ones = jnp.ones_like(radii)
+    return Frusta(jnp.stack([ones, 0 * ones, 0 * ones], axis=-1), radii, ones, ones)
 
 
 def some_rays(count: int = 512) -> Rays:
@@ -194,7 +204,8 @@ def test_by_weight_what_is_hidden_is_pruned_and_by_alpha_it_is_not() -> None:
             density_scale=1e4,
             occupancy_voxels=16**3,
             prune_by=prune_by,
-            prune_threshold=0.3,
+            # Alpha is that of the density before its factor.
+            prune_threshold=0.3 if prune_by == "weight" else 0.3 / 1e4,
         )
         stage, state = first_state(config)
         params = ball_params(stage, state.params)
@@ -444,9 +455,13 @@ def test_grids_render_as_many_rays_at_once_as_they_may_take_samples(make: Any) -
         tiny_voxels(),
         tiny_hashgrid(),
         marching_nerf(),
+        proposing_hashgrid(),
+        tiny_hashgrid(field=PyNeRFConfig(heads=2, levels=2, log2_rows=8, finest=32)),
     ],
-    ids=["tensorf", "nerf", "coarse", "voxels", "hash grid", "marching nerf"],
-)
+    ids=[
+        "tensorf", "nerf", "coarse", "voxels", "hash grid", "marching nerf", "proposals", "pyramid"
+    ],
+)  # fmt: skip
 def test_every_parameter_has_a_label(config: TrainConfig) -> None:
     _, state = first_state(config)
     labels = methods.label_params(state.params)
@@ -501,6 +516,8 @@ def test_the_penalty_is_the_weighted_sum_of_its_terms() -> None:
     rest = (state.grid, jax.random.key(0))
     found = methods.regularise(field, stage, params, *rest)
     np.testing.assert_allclose(found, 0.5 * l1 + variation, rtol=1e-6)
+    faded = methods.regularise(field, stage, params, *rest, fade=jnp.asarray(0.1))
+    np.testing.assert_allclose(faded, 0.5 * l1 + 0.1 * variation, rtol=1e-6)
     pruned = dataclasses.replace(stage, pruned=True)
     np.testing.assert_allclose(
         methods.regularise(field, pruned, params, *rest), 0.25 * l1 + variation, rtol=1e-6
@@ -692,12 +709,12 @@ def test_cells_are_probed_now_and_then_and_their_turns_go_on() -> None:
     params, grid = lively(state.params), state.grid
     assert isinstance(grid, ProbedGrid)
     step = methods.step_length(config.field, stage, grid.aabb)
-    fns = methods.bind(methods.make_field(config.field, stage), params["fine"], grid)
+    field, inner = methods.make_field(config.field, stage), params["fine"] | {"aabb": grid.aabb}
     probe = jax.jit(
         lambda grid, key, turn: occupancy.probe_cells(
             grid,
             key,
-            lambda positions, radii: fns.density(positions, radii)[0],
+            lambda positions, radii: field.density(inner, positions, radii)[0],
             step,
             turn,
             decay=0.95,
@@ -707,7 +724,8 @@ def test_cells_are_probed_now_and_then_and_their_turns_go_on() -> None:
     )
     for number in range(13):
         key = jax.random.key(number)
-        wanted = probe(grid, key, number // 4) if number % 4 == 0 else grid
+        turn = number // 4
+        wanted = probe(grid, jax.random.fold_in(key, turn), turn) if number % 4 == 0 else grid
         after = REFRESH(config.field, stage, params, grid, key)
         assert isinstance(after, ProbedGrid) and int(after.clock) == number + 1
         np.testing.assert_allclose(after.optical, wanted.optical, rtol=1e-5)
@@ -766,12 +784,13 @@ def test_density_is_noisy_in_training_and_not_in_rendering(sampler: str) -> None
     np.testing.assert_array_equal(shown[0], shown[1])
 
 
-def test_the_penalty_of_lines_holds_their_nonorthogonality() -> None:
+def test_the_penalty_of_lines_holds_their_nonorthogonality_and_variation() -> None:
     config = cp_config(orthogonality_weight=0.7, l1_weight=0.0, density_tv_weight=3.0)
     stage, state = first_state(config)
     rest = (state.params, state.grid, jax.random.key(0))
     found = methods.regularise(config.field, stage, *rest)
     wanted = 0.7 * tensorf.nonorthogonality(state.params)
+    wanted += 3.0 * tensorf.total_variation(state.params["density"])
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert float(found) > 0
 
@@ -859,11 +878,12 @@ def test_contracted_space_is_seen_beyond_the_box_and_the_range_of_distances(make
     inner = params.get("fine", params)
     field = methods.make_field(config.field, stage)
     radii = jnp.full((7,), 0.01)
-    bound = methods.bind(field, inner, state.grid).density(far, radii)[0]
+    cones = spheres(radii)
+    bound = methods.bind(field, inner, state.grid).density(far, cones)[0]
     where, box = jnp.asarray(far), jnp.asarray(BOX)
     there = contraction.contract(where, box)
     shrunk = contraction.contract_radii(radii, where, box)
-    expected = methods.bind(field, inner, grid).density(there, shrunk)[0]
+    expected = methods.bind(field, inner, grid).density(there, spheres(shrunk))[0]
     np.testing.assert_allclose(bound, expected, rtol=1e-5)
     assert np.all(np.asarray(bound)[-1] > 0)
 
@@ -955,3 +975,137 @@ def test_a_field_whose_features_are_not_counted_has_no_appearances(tmp_path: Pat
     field = CustomConfig(source=f"{tmp_path / 'bare.py'}:Bare", appearance_dim=2)
     with pytest.raises(InputError, match="Bare has no feature_dim"):
         methods.init_params(field, Stage((1, 1, 1), (1, 1, 1), 1, 1), jax.random.key(0))
+
+
+def test_at_first_every_cell_is_probed_at_once() -> None:
+    config = tiny_hashgrid()
+    field = dataclasses.replace(config.field, occupancy_warmup=5)
+    config = tiny_hashgrid(field=field)
+    stage, state = first_state(config)
+    params, grid = lively(state.params), state.grid
+    assert isinstance(grid, ProbedGrid)
+    first = REFRESH(config.field, stage, params, grid, jax.random.key(0))
+    assert isinstance(first, ProbedGrid) and np.all(first.optical >= 0)
+    # Step 4 is one of the first five still, step 8 is not: a quarter and those that are occupied.
+    late = dataclasses.replace(grid, clock=jnp.asarray(8, jnp.int32))
+    assert np.sum(REFRESH(config.field, stage, params, late, jax.random.key(0)).optical < 0) > 0
+    early = dataclasses.replace(grid, clock=jnp.asarray(4, jnp.int32))
+    assert np.all(REFRESH(config.field, stage, params, early, jax.random.key(0)).optical >= 0)
+
+
+def nerf_slowly(
+    config: TrainConfig, stage: Stage, params: Params, rays: Rays, near: float, far: float
+) -> np.ndarray:
+    """Pixels of a NeRF as its original code computes them, without jitter, in float64."""
+    field, sampled = methods.make_field(config.field, stage), config.field
+    assert isinstance(sampled, configs.NeRFConfig)
+
+    def look(name: str, origin: np.ndarray, direction: np.ndarray, t: np.ndarray) -> Any:
+        points = jnp.asarray(origin + t[:, None] * direction, jnp.float32)
+        density, latent = field.density(params[name], points, jnp.zeros(len(t)))
+        along = jnp.asarray(np.tile(direction, (len(t), 1)), jnp.float32)
+        rgb = field.color(params[name], field.features(params[name], latent), along)
+        dists = np.append(np.diff(t), 1e10)
+        alpha = 1.0 - np.exp(-np.asarray(density, np.float64) * dists)
+        light = np.cumprod(np.append(1.0, 1.0 - alpha[:-1] + 1e-10))
+        weights = alpha * light
+        return weights, weights @ np.asarray(rgb, np.float64) + 1.0 - weights.sum()
+
+    pixels = []
+    for origin, direction in zip(
+        np.asarray(rays.origins, np.float64), np.asarray(rays.directions, np.float64), strict=True
+    ):
+        steps = np.linspace(0.0, 1.0, sampled.coarse_samples)
+        if sampled.spacing == "linear":
+            t = near * (1.0 - steps) + far * steps
+        else:
+            t = 1.0 / (1.0 / near * (1.0 - steps) + 1.0 / far * steps)
+        weights, _ = look("coarse", origin, direction, t)
+        middles, inner = 0.5 * (t[1:] + t[:-1]), weights[1:-1] + 1e-5
+        cdf = np.append(0.0, np.cumsum(inner / inner.sum()))
+        drawn = np.interp(np.linspace(0.0, 1.0, sampled.fine_samples), cdf, middles)
+        t = np.sort(np.concatenate([t, drawn]))
+        pixels.append(look("fine", origin, direction, t)[1])
+    return np.array(pixels)
+
+
+@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+def test_points_give_the_pixels_of_the_original_code(spacing: Any) -> None:
+    config = tiny_nerf()
+    field = dataclasses.replace(config.field, quadrature="points", spacing=spacing)
+    config = tiny_nerf(field=field)
+    stage, state = first_state(config)
+    params, rays = lively(state.params), some_rays(12)
+    shown = RENDER(config.field, stage, 1 << 12, params, state.grid, rays, jnp.ones(3))
+    wanted = nerf_slowly(config, stage, params, rays, 2.0, 6.0)
+    assert np.std(wanted) > 0.02
+    np.testing.assert_allclose(shown.rgb, wanted, atol=2e-4)
+
+
+EVERY_FIELD = {
+    "tensorf": tiny_tensorf(),
+    "tensorf, per sample": tiny_tensorf(
+        field=dataclasses.replace(tiny_tensorf().field, shading="per_sample", color_share=0.5)
+    ),
+    "cp": cp_config(),
+    "voxels": tiny_voxels(),
+    "nerf": tiny_nerf(),
+    "nerf, points": change_nerf(quadrature="points"),
+    "nerf, disparity, relu": change_nerf(spacing="disparity", activation="relu"),
+    "nerf, integrated": change_nerf(encoding="integrated"),
+    "marching nerf, integrated": marching_nerf(
+        field=dataclasses.replace(marching_nerf().field, encoding="integrated")
+    ),
+    "bitnerf": tiny_bitnerf(),
+    "hash grid": tiny_hashgrid(),
+    "hash grid, bfloat16": tiny_hashgrid(
+        field=dataclasses.replace(tiny_hashgrid().field, read_as="bfloat16")
+    ),
+    "proposals": proposing_hashgrid(),
+    "pyramid": tiny_pynerf(),
+    "pyramid, results": tiny_pynerf(blend="results"),
+    "pyramid, separate": tiny_pynerf(tables="separate"),
+}
+
+
+@pytest.mark.parametrize("config", EVERY_FIELD.values(), ids=EVERY_FIELD)
+def test_gradients_of_every_field_and_sampler_are_finite_at_the_extremes(
+    config: TrainConfig,
+) -> None:
+    stage, state = first_state(config)
+    stage = roomy(stage)
+    rays = axis_rays()
+    # Some without length, some that end before the box, the others along an axis, past it or in it.
+    number = np.arange(24)
+    far = np.where(number % 8 == 1, 2.0, np.where(number % 8 == 4, 2.1, 6.0))
+    rays = dataclasses.replace(rays, far=jnp.asarray(far, jnp.float32))
+    behind = jnp.ones((24, 3))
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def differentiate(params: Params) -> Any:
+        key = jax.random.key(0)
+        predicted = methods.predict(config.field, stage, params, state.grid, key, rays, behind)
+        loss = sum(jnp.sum(rgb) for rgb in predicted.rgb) + jnp.sum(predicted.distortion)
+        penalty = methods.regularise(config.field, stage, params, state.grid, key)
+        return loss + jnp.sum(predicted.missed) + penalty, predicted
+
+    for scale in (1.0, 1e3):
+        params = jax.tree.map(lambda x, scale=scale: scale * x, lively(state.params))
+        grads, predicted = differentiate(params)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+        assert all(np.all(np.isfinite(rgb)) for rgb in predicted.rgb)
+        opacity = np.asarray(predicted.opacity)
+        assert np.all((opacity >= 0) & (opacity < 1.001))
+        if scale == 1.0:
+            assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("config", EVERY_FIELD.values(), ids=EVERY_FIELD)
+def test_what_is_rendered_does_not_depend_on_how_rays_are_batched(config: TrainConfig) -> None:
+    stage, state = first_state(config)
+    params, rays = lively(state.params), some_rays(24)
+    whole = RENDER(config.field, stage, 1 << 12, params, state.grid, rays, jnp.ones(3))
+    part = jax.tree.map(lambda x: x[:7], rays)
+    alone = RENDER(config.field, stage, 1 << 12, params, state.grid, part, jnp.ones(3))
+    np.testing.assert_allclose(alone.rgb, whole.rgb[:7], atol=2e-5)

@@ -329,3 +329,22 @@ def test_mapped_moments_are_resampled_and_the_counts_stay() -> None:
     coarse, _ = optimizer.update(gradients, state, params)
     np.testing.assert_allclose(updates["planes"], np.repeat(coarse["planes"], 2), rtol=1e-5)
     np.testing.assert_allclose(updates["kernel"], coarse["kernel"], rtol=1e-5)
+
+
+def test_l2_joins_the_gradients_of_networks_matrices() -> None:
+    config = dataclasses.replace(CONFIG, l2=0.3, beta1=0.9, beta2=0.99, epsilon=1e-8)
+    params = {"kernel": jnp.full((2, 2), 5.0), "bias": jnp.full(2, 5.0), "table": jnp.full(2, 5.0)}
+    labels = {"kernel": "network", "bias": "network", "table": "grid"}
+    gradients = [
+        {"kernel": jnp.full((2, 2), g), "bias": jnp.zeros(2), "table": jnp.zeros(2)}
+        for g in (0.7, -1.1, 0.0)
+    ]
+    weight, mu, nu = 5.0, 0.0, 0.0
+    for i, after in enumerate(run_optimizer(config, params, labels, gradients)):
+        gradient = (0.7, -1.1, 0.0)[i] + 0.3 * weight
+        mu, nu = 0.9 * mu + 0.1 * gradient, 0.99 * nu + 0.01 * gradient**2
+        step = (mu / (1 - 0.9 ** (i + 1))) / (math.sqrt(nu / (1 - 0.99 ** (i + 1))) + 1e-8)
+        weight -= 1e-3 * 0.1 ** (i / 10) * step
+        np.testing.assert_allclose(after["kernel"], weight, rtol=1e-6)
+        np.testing.assert_array_equal(after["bias"], 5.0)
+        np.testing.assert_array_equal(after["table"], 5.0)

@@ -59,7 +59,7 @@ def field_color(xp: Any, features: Any, directions: Any) -> Any:
 
 
 FNS = RadianceFns(
-    density=lambda positions, radii: (field_density(jnp, positions, radii), positions),
+    density=lambda positions, frusta: (field_density(jnp, positions, frusta.radii), positions),
     features=lambda positions: field_features(jnp, positions),
     color=lambda features, directions, _: field_color(jnp, features, directions),
 )
@@ -455,6 +455,29 @@ def test_rendering_equals_loops(per_ray: bool) -> None:
     assert_close_to(slow, rendering)
 
 
+def test_points_stand_for_what_follows_and_the_last_for_all_that_is_behind() -> None:
+    rays, background = make_rays(), make_background()
+    tdist = make_edges(rays)
+    rendering, weights = render_samples(FNS, rays, tdist, background, at_starts=True)
+    origins, directions = np.asarray(rays.origins), np.asarray(rays.directions)
+    for r in range(RAYS):
+        light, rgb, total = 1.0, np.zeros(3), []
+        for i in range(INTERVALS):
+            t = float(tdist[r, i])
+            point = (origins[r] + t * directions[r])[None]
+            length = 1e10 if i == INTERVALS - 1 else float(tdist[r, i + 1]) - t
+            radii = np.array([float(rays.radii[r]) * t])
+            alpha = 1.0 - math.exp(-float(field_density(np, point, radii)[0]) * length)
+            features = field_features(np, point)
+            rgb += light * alpha * field_color(np, features, directions[r][None])[0]
+            total.append(light * alpha)
+            light *= 1.0 - alpha
+        np.testing.assert_allclose(weights[r], total, atol=2e-5)
+        expected = rgb + (1.0 - sum(total)) * np.asarray(background[r])
+        np.testing.assert_allclose(rendering.rgb[r], expected, atol=3e-5)
+    assert np.all(np.isfinite(rendering.depth)) and np.all(np.isfinite(rendering.median_depth))
+
+
 @pytest.mark.parametrize("per_ray", [False, True])
 def test_empty_space_shows_exactly_the_background(per_ray: bool) -> None:
     rays = make_rays()
@@ -814,7 +837,7 @@ def assert_packed_close_to(
 
 def parametric_fns(params: dict[str, jax.Array]) -> RadianceFns:
     return RadianceFns(
-        density=lambda p, r: (params["density"][0] * field_density(jnp, p, r), p),
+        density=lambda p, r: (params["density"][0] * field_density(jnp, p, r.radii), p),
         features=lambda p: field_features(jnp, p) * params["features"][None],
         color=lambda f, d, _: field_color(jnp, f, d) * params["color"][None],
     )
@@ -921,7 +944,7 @@ def blocks_case(
     edges = rays.near[:, None] + step * jnp.arange(blocks * steps + 1.0)[None]
     edges = jnp.minimum(edges, rays.far[:, None])
     wanted = jnp.asarray(np.random.default_rng(4).uniform(size=(count, blocks)) < 0.6)
-    fns = FNS._replace(density=lambda x, r: (density * field_density(jnp, x, r), x))
+    fns = FNS._replace(density=lambda x, r: (density * field_density(jnp, x, r.radii), x))
     return fns, rays, edges, wanted, step, lambda positions: jnp.sin(9.0 * positions[..., 0]) > -0.5
 
 

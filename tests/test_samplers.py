@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrf.rays import Rays
-from jaxrf.samplers import importance, resample, stratified
+from jaxrf.samplers import (
+    importance,
+    importance_points,
+    resample,
+    stratified,
+    stratified_points,
+)
 
 stratify = jax.jit(stratified, static_argnames=("count", "spacing"))
 draw = jax.jit(importance, static_argnames="count")
@@ -375,3 +381,48 @@ def test_samples_are_in_order_within_their_ray_for_weights_of_any_size(weight: f
         assert np.all(np.isfinite(drawn)) and np.all(np.diff(np.asarray(drawn)) >= 0)
         np.testing.assert_array_equal(drawn[:, 0], tdist[:, 0])
         np.testing.assert_array_equal(drawn[:, -1], tdist[:, -1])
+
+
+# Points, as in NeRF's original code.
+
+
+@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_points_without_key_are_even_and_with_one_between_the_middles(
+    batch: tuple[int, ...], spacing: Any
+) -> None:
+    far = np.random.default_rng(0).uniform(3, 9, batch)
+    rays = make_rays(batch, far=far)
+    even = stratified_points(None, rays, 6, spacing)
+    drawn = stratified_points(jax.random.key(1), rays, 6, spacing)
+    assert even.shape == drawn.shape == (*batch, 6)
+    for index in np.ndindex(*batch):
+        steps = np.linspace(0, 1, 6)
+        line = 2.0 * (1 - steps) + float(far[index]) * steps
+        inverse = 1 / (1 / 2.0 * (1 - steps) + 1 / float(far[index]) * steps)
+        wanted = line if spacing == "linear" else inverse
+        np.testing.assert_allclose(even[index], wanted, rtol=1e-6)
+        middles = 0.5 * (wanted[1:] + wanted[:-1])
+        lower, upper = np.append(wanted[0], middles), np.append(middles, wanted[-1])
+        found = np.asarray(drawn[index])
+        assert np.all(found >= lower - 1e-5) and np.all(found <= upper + 1e-5)
+    assert not np.array_equal(even, drawn)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_more_points_are_drawn_between_the_middles_where_the_weights_are(seed: int | None) -> None:
+    points = np.array([2.0, 2.5, 3.5, 4.0, 5.0, 5.5], np.float32)
+    weights = np.array([9.0, 0.2, 0.0, 0.5, 0.1, 9.0], np.float32)
+    count = 4000
+    key = None if seed is None else jax.random.key(seed)
+    union = importance_points(key, jnp.asarray(points), jnp.asarray(weights), count)
+    assert union.shape == (count + 6,) and np.all(np.diff(union) >= 0)
+    assert all(np.any(np.asarray(union) == p) for p in points)
+    rest = np.asarray(union).tolist()
+    for p in points:
+        rest.remove(p)
+    middles = 0.5 * (points[1:] + points[:-1])
+    found, _ = np.histogram(rest, middles)
+    wanted = weights[1:-1] / weights[1:-1].sum()
+    np.testing.assert_allclose(found / count, wanted, atol=0.03 if seed else 2e-3)
+    assert min(rest) >= middles[0] and max(rest) <= middles[-1]

@@ -31,6 +31,7 @@ from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.methods import Stage
 from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
+from jaxrf.rays import Frusta
 from jaxrf.stages import Growth
 
 
@@ -185,7 +186,8 @@ def values_at(
 ) -> tuple[jax.Array, jax.Array]:
     """Density and features of the field."""
     fns = methods.bind(methods.make_field(config.field, stage), params, grid)
-    density, latent = fns.density(positions, jnp.zeros(len(positions)))
+    nothing = jnp.zeros(len(positions))
+    density, latent = fns.density(positions, Frusta(positions, nothing, nothing, nothing))
     return density, fns.features(latent)
 
 
@@ -499,3 +501,25 @@ def test_whether_cells_were_pruned_matters_to_steps_with_two_penalties_alone() -
     field = dataclasses.replace(field, l1_weight_pruned=0.2)
     assert stages.ignore_pruning(field, pruned) == pruned
     assert stages.ignore_pruning(tiny_voxels().field, pruned) == stage
+
+
+def test_pruning_by_alpha_leaves_the_density_s_factor_out() -> None:
+    config = ball_config(side=12, density_scale=25.0, prune_by="alpha", prune_threshold=1e-4)
+    assert isinstance(config.field, TensoRFConfig)
+    stage, state = first_state(config)
+    step = float(methods.step_length(config.field, stage, np.asarray(state.grid.aabb)))
+    # softplus(raw - 10) step = 1e-4, nearly.
+    edge = 10.0 + math.log(1e-4 / step)
+    raw = np.where(np.arange(12) < 6, edge - 0.3, edge + 0.3)
+    density = jax.tree.map(jnp.zeros_like, state.params["density"])
+    # One product alone, whose line runs along x.
+    line = density["lines"][2].at[:, 0].set(jnp.asarray(raw, jnp.float32))
+    plane = density["planes"][2].at[..., 0].set(1.0)
+    density = {
+        "planes": (*density["planes"][:2], plane),
+        "lines": (*density["lines"][:2], line),
+    }
+    params = {**state.params, "density": density}
+    _, grid, _ = stages.grow(config, stage, Growth(6, True, None, 1), params, state.grid)
+    occupied = np.asarray(grid.occupied)
+    assert not occupied[:4].any() and occupied[7:].all()

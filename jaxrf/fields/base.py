@@ -1,13 +1,12 @@
 """The contract of a radiance field."""
 
 import functools
-import importlib.util
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float
 
+from jaxrf import user_code
 from jaxrf.errors import InputError
 
 Params = Any
@@ -21,6 +20,9 @@ class Field(Protocol):
     `color` gives the colour of features seen from a direction. So colour can be computed only for
     the samples that matter, once per sample or once per ray.
 
+    A field with `in_frusta = True` gets the parts of cones that samples stand for, `rays.Frusta`,
+    in place of radii where space is not contracted and no grid is probed.
+
     A field whose class has `in_box = True` finds the scene's box (2, 3) as "aabb" among its
     parameters, which then have to be a dict. Parameters under the name "table", "planes" or "lines"
     learn at the rate of grids, all others at that of networks.
@@ -31,7 +33,7 @@ class Field(Protocol):
         ...
 
     def density(
-        self, params: Params, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
+        self, params: Params, positions: Float[Array, "m 3"], radii: Any
     ) -> tuple[Float[Array, "m"], Any]:
         """Density (>= 0, per scene unit) at positions, for cones of these radii, and a latent."""
         ...
@@ -57,20 +59,18 @@ def load_field(source: str) -> Field:
     Raises:
       InputError: if there is no such file or class, or if it is no field.
     """
+    made = user_code.load(source, "--field.source")
     path, _, name = source.rpartition(":")
-    if not path or not Path(path).is_file():
-        raise InputError(
-            f"--field.source is {source!r}: name a Python file and a class in it, such as "
-            "my_field.py:MyField."
-        )
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = getattr(module, name, None)
     if not callable(made):
-        raise InputError(f"{path} has no class {name!r}: name one that it has in --field.source.")
-    field = made()
+        raise InputError(f"{name} in {path} is no class: name one in --field.source.")
+    try:
+        field = made()
+        hash(field)
+    except Exception as error:
+        raise InputError(
+            f"{name} in {path} cannot be made without arguments, as a frozen dataclass of numbers "
+            f"can ({user_code.describe(error, path)}): correct it."
+        ) from error
     missing = [
         part for part in ("init", "density", "features", "color") if not hasattr(field, part)
     ]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxrf import encodings
 from jaxrf.fields.bitnerf import BitDense
+from jaxrf.rays import Frusta
 
 Params = Any
 
@@ -74,7 +75,8 @@ class NeRF:
       color_width: of the colour head's hidden layer.
       position_octaves, direction_octaves: of the Fourier encodings.
       density_bias: added to the raw density.
-      encoding: "fourier" of positions, or "integrated" over the cone's round cross-section.
+      encoding: "fourier" of positions, or "integrated" over the part of the cone that a sample
+        stands for (Mip-NeRF).
       use_directions: whether colour depends on the view direction.
       activation: of the raw density; "softplus" instead of the paper's "relu", because a field that
         starts at zero everywhere gets no gradient from a ReLU.
@@ -99,13 +101,21 @@ class NeRF:
         sizes = (self.width, self.layers, self.skip, self.color_width)
         return _Network(*sizes, self.use_directions, self.ternary)
 
+    @property
+    def in_frusta(self) -> bool:
+        """Whether densities are asked for with the whole parts of cones."""
+        return self.encoding == "integrated"
+
     def _encode(
-        self, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
+        self, positions: Float[Array, "m 3"], cones: Frusta | Float[Array, "m"]
     ) -> Float[Array, "m e"]:
         if self.encoding == "fourier":
             return encodings.fourier(positions, self.position_octaves)
-        # A disc of radius r has a variance of r^2 / 4 along each of its two axes.
-        variance = 0.25 * jnp.square(radii)
+        if isinstance(cones, Frusta):
+            positions, variance = encodings.describe_frusta(positions, cones)
+        else:
+            # A disc of radius r has a variance of r^2 / 4 along each of its two axes.
+            variance = jnp.broadcast_to(0.25 * jnp.square(cones)[:, None], positions.shape)
         return encodings.integrated_fourier(positions, variance, self.position_octaves)
 
     def init(self, key: jax.Array) -> Params:
@@ -118,12 +128,15 @@ class NeRF:
         )
 
     def density(
-        self, params: Params, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
+        self,
+        params: Params,
+        positions: Float[Array, "m 3"],
+        radii: Frusta | Float[Array, "m"],
     ) -> tuple[Float[Array, "m"], Float[Array, "m width"]]:
         """The activated density head; the latent is the trunk's output.
 
         Noise is added if `params` holds a key as "noise". The radii matter to the integrated
-        encoding alone.
+        encoding alone, which takes the whole parts of cones in their place, and else balls.
         """
         network, weights = self._network(), {"params": params["params"]}
         encoded = self._encode(positions, radii)

@@ -212,14 +212,17 @@ def l1_norm(params: Params) -> Float[Array, ""]:
 
 
 def total_variation(factors: dict[str, tuple[Array, ...]]) -> Float[Array, ""]:
-    """Mean squared difference of neighbouring plane entries, both ways, summed over planes."""
+    """Mean squared difference of neighbouring entries, summed over planes, both ways.
 
-    def plane_variation(plane: Array) -> Array:
-        return jnp.mean(jnp.square(jnp.diff(plane, axis=0))) + jnp.mean(
-            jnp.square(jnp.diff(plane, axis=1))
-        )
+    Over lines where there are no planes (the authors' code, section "TV loss").
+    """
 
-    return sum((plane_variation(plane) for plane in factors["planes"]), jnp.zeros(()))
+    def variation(entries: Array, axis: int) -> Array:
+        return jnp.mean(jnp.square(jnp.diff(entries, axis=axis)))
+
+    along = [(plane, axis) for plane in factors["planes"] for axis in (0, 1)]
+    along = along or [(line, 0) for line in factors["lines"]]
+    return sum((variation(*entries) for entries in along), jnp.zeros(()))
 
 
 def nonorthogonality(params: Params) -> Float[Array, ""]:

@@ -1,10 +1,12 @@
 """Fields that users bring: found in a file, refused with a reason, trained like any other."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from scenes import Recorder, make_scene, tiny_hashgrid
+from scenes import Recorder, make_scene, tiny_hashgrid, write_scene
 
 from jaxrf import train
 from jaxrf.config import CustomConfig, OptimizerConfig, from_json, make_preset, to_json
@@ -41,17 +43,19 @@ def test_the_field_of_the_tutorial_learns() -> None:
 def test_the_preset_for_it_asks_for_a_class() -> None:
     config = make_preset("custom").field
     assert isinstance(config, CustomConfig)
-    with pytest.raises(InputError, match="name a Python file and a class"):
+    with pytest.raises(InputError, match="name a Python file and what is meant"):
         load_field(config.source)
 
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("nothing.py:Field", "name a Python file and a class"),
-        ("field.py", "name a Python file and a class"),
-        ("field.py:Missing", "has no class 'Missing'"),
-        ("field.py:number", "has no class 'number'"),
+        ("nothing.py:Field", "name a Python file and what is meant"),
+        ("field.py", "name a Python file and what is meant"),
+        ("field.py:Missing", "has no 'Missing'"),
+        ("field.py:number", "number in .* is no class"),
+        ("field.py:Needy", r"Needy in .* cannot be made .*missing 1 required.*"),
+        ("field.py:Mutable", r"Mutable in .* cannot be made .*unhashable"),
         ("field.py:Half", "is no field, it has no 'features'"),
     ],
 )
@@ -59,7 +63,26 @@ def test_what_is_no_field_is_refused_with_a_reason(
     tmp_path: Path, name: str, complaint: str
 ) -> None:
     (tmp_path / "field.py").write_text(
-        "number = 3\nclass Half:\n    def init(self, key): ...\n    def density(self): ...\n"
+        "import dataclasses\nnumber = 3\n"
+        "class Half:\n    def init(self, key): ...\n    def density(self): ...\n"
+        "class Needy:\n    def __init__(self, size): ...\n"
+        "@dataclasses.dataclass\nclass Mutable:\n    size: int = 3\n"
     )
     with pytest.raises(InputError, match=complaint):
         load_field(str(tmp_path / name))
+
+
+def test_the_python_of_the_tutorial_runs(tmp_path: Path) -> None:
+    text = TUTORIAL.with_name("your_field.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    data = write_scene(tmp_path / "ball")
+    for written, run in (
+        ('"data/nerf_synthetic/lego"', repr(str(data))),
+        ("downscale=4", "downscale=1"),
+        ("steps=400", "steps=2, batch_rays=64, batch_samples=2048"),
+    ):
+        assert code.count(written) == 1
+        code = code.replace(written, run)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert int(names["state"].step) == 2

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrf import encodings
 from jaxrf.fields.nerf import NeRF
+from jaxrf.rays import Frusta
 
 FIELD = NeRF(layers=7, width=10, skip=5, color_width=6, position_octaves=3, direction_octaves=2)
 
@@ -182,6 +184,28 @@ def test_integrated_encoding_fades_what_is_finer_than_the_cone() -> None:
             fade = math.exp(-0.5 * 4**octave * 0.25 * float(radii[i]) ** 2)
             for fn in (math.sin, math.cos):
                 encoded += [fade * fn(2**octave * float(x)) for x in positions[i]]
+        raw, _ = raw_slowly(field, params, np.array(encoded))
+        assert float(density[i]) == pytest.approx(math.log1p(math.exp(raw)), rel=1e-4)
+
+
+def test_the_integrated_encoding_sees_how_long_and_wide_a_sample_is() -> None:
+    field = dataclasses.replace(FIELD, encoding="integrated", layers=2)
+    assert field.in_frusta and not FIELD.in_frusta
+    params = random_params(field)
+    positions, directions = random_inputs(8)
+    directions = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+    starts = np.linspace(0.0, 3.0, 8)
+    frusta = Frusta(
+        *(jnp.asarray(x, jnp.float32) for x in (directions, np.full(8, 0.1), starts, starts + 0.7))
+    )
+    density, _ = field.density(params, jnp.asarray(positions), frusta)
+    mean, variance = encodings.describe_frusta(jnp.asarray(positions), frusta)
+    for i in range(8):
+        encoded = []
+        for octave in range(3):
+            fade = np.exp(-0.5 * 4**octave * np.asarray(variance[i], np.float64))
+            for fn in (np.sin, np.cos):
+                encoded += [*(fade * fn(2**octave * np.asarray(mean[i], np.float64)))]
         raw, _ = raw_slowly(field, params, np.array(encoded))
         assert float(density[i]) == pytest.approx(math.log1p(math.exp(raw)), rel=1e-4)
 
