@@ -22,6 +22,7 @@ FIELDS = {
     "hash grid": ["hashgrid-small"],
     "hash grid, 2x2 rays a pixel": ["hashgrid-small", "--subrays", "2"],
     "PyNeRF": ["pynerf-small"],
+    "PyNeRF, 2x2 rays a pixel": ["pynerf-small", "--subrays", "2"],
     "PyNeRF, a table for each head": ["pynerf-small", "--field.tables", "separate"],
     "PyNeRF, blending densities and colours": [
         "pynerf-small", "--field.blend", "results", "--field.shading", "per_sample",
