@@ -57,9 +57,18 @@ def describe(error: Exception, path: str) -> str:
 
 
 def copy_into(folder: Path, source: str) -> str:
-    """Copies the file of a source into a folder, under its name; returns the source of the copy."""
+    """Copies the file of a source into a folder, under its name; returns the source of the copy.
+
+    Raises:
+      InputError: if the folder has another file of that name.
+    """
     path, _, name = source.rpartition(":")
     copy = folder.absolute() / Path(path).name
+    if copy.exists() and copy.read_bytes() != Path(path).read_bytes():
+        raise InputError(
+            f"{folder} has another {copy.name} than {path} already: files of a field and of a loss "
+            "need names of their own."
+        )
     if Path(path).absolute() != copy:
         shutil.copyfile(path, copy)
     return f"{copy}:{name}"

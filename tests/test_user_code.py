@@ -117,3 +117,21 @@ def test_a_run_keeps_the_code_it_was_trained_with(tmp_path: Path) -> None:
     assert runs.keep_sources(moved, found) == found
     plain = TrainConfig(field=CustomConfig())
     assert runs.keep_sources(moved, plain) == plain
+
+
+def test_two_files_of_one_name_do_not_take_each_other_s_place(tmp_path: Path) -> None:
+    field = write(tmp_path / "a" / "own.py", FIELD)
+    loss = write(tmp_path / "b" / "own.py", LOSS)
+    config = TrainConfig(
+        field=CustomConfig(source=f"{field}:Nothing"), loss=LossConfig(source=f"{loss}:absolute")
+    )
+    folder = tmp_path / "run"
+    runs.create_folder(folder)
+    with pytest.raises(InputError, match=r"another own\.py"):
+        runs.keep_sources(folder, config)
+    # One file may well hold both.
+    both = write(tmp_path / "c" / "both.py", FIELD + LOSS)
+    config = TrainConfig(
+        field=CustomConfig(source=f"{both}:Nothing"), loss=LossConfig(source=f"{both}:absolute")
+    )
+    assert runs.keep_sources(folder, config).loss.source == f"{folder / 'both.py'}:absolute"
