@@ -138,7 +138,7 @@ class Monitor:
         self._mark = time.perf_counter()
         self._pace = Pace()
         self._half_time = 0.0
-        self._validation_seconds = 0.0
+        self._validation_seconds = self._slowest_validation = 0.0
         self.history: list[Validation] = []
         self._saved_at = time.perf_counter()
         self._saved_step: int | None = None
@@ -214,23 +214,24 @@ class Monitor:
     def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
         """Fits the number of steps to the budget, if there is one, and writes it down.
 
-        As soon as the speed is known, again when the field has its final size or half of the time
-        is over, and after each half of what is then left: the speed of a machine that others use
-        too changes.
+        As soon as the speed is known, again when the field has its final size, and whenever half
+        of the time or of the way that was left is behind: the speed of a machine that others use
+        too changes, and compilation between stages takes time that no step shows.
         """
         if self.deadline is None or len(config.knots) == progress.MOST_KNOTS:
             return config
         first = not config.knots
-        if not self._pace.is_known(least=0.7 if first else 2.0):
+        left = self.deadline - time.time()
+        if not self._pace.is_known(least=min(0.7, 0.03 * left) if first else min(2.0, 0.1 * left)):
             return config
+        half_time = time.time() >= self._half_time
         # What comes after the last growth is left to be fitted then, unless time is running out.
-        if not first and growing and time.time() < self._half_time:
+        if not first and growing and not half_time:
             return config
-        if len(config.knots) > 1 and not growing:
+        if len(config.knots) > 1 and not growing and not half_time:
             halfway = 0.5 * (1.0 + config.knots[-1].progress)
             if progress.progress_at(config, step) < halfway:
                 return config
-        left = self.deadline - time.time()
         self._half_time = time.time() + 0.5 * left
         pace = self._pace.seconds / self._pace.steps
         if growing:
@@ -241,7 +242,7 @@ class Monitor:
             pace = self._pace.best
         if self.val is not None and config.validate_every > 0 and not config.validate_apart:
             coming = math.ceil((1.0 - progress.progress_at(config, step)) / config.validate_every)
-            left -= (coming - 1) * (self._validation_seconds or 1.0)
+            left -= min((coming - 1) * (self._validation_seconds or 1.0), 0.5 * max(left, 0.0))
         # Checkpoints and records take their share; to be cut off before the rates have come down
         # would cost more than a few steps less.
         left = 0.96 * left - 0.3
@@ -280,6 +281,10 @@ class Monitor:
         interval = self.config.validate_every
         if self.val is None or interval <= 0 or step >= self.config.steps:
             return False
+        if self.deadline is not None and not self.config.validate_apart:
+            # Better trained to the end than measured once more on the way.
+            if 2.0 * self._slowest_validation > self.deadline - time.time():
+                return False
         now, before = (
             progress.progress_at(self.config, s) / interval for s in (step, step - steps)
         )
@@ -317,6 +322,7 @@ class Monitor:
         )
         elapsed = time.perf_counter() - begun
         self.clock.validate += elapsed
+        self._slowest_validation = max(self._slowest_validation, elapsed)
         if self.deadline is not None and self.config.validate_apart:
             self.deadline += elapsed
 

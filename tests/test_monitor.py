@@ -400,6 +400,43 @@ def test_validations_that_do_not_count_move_the_deadline(
     assert deadlines == [1100.0, 1107.0]
 
 
+def test_a_validation_that_would_take_half_of_the_time_left_is_left_out(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Budgeted(watch, monkeypatch, 20.0)
+    run.config = run.watched.monitor.config = dataclasses.replace(run.config, validate_every=0.1)
+    really = evaluate.make_render_view
+
+    def make_slowly(*arguments: Any, **named: Any) -> Any:
+        run.now += 4.0
+        return really(*arguments, **named)
+
+    monkeypatch.setattr(evaluate, "make_render_view", make_slowly)
+    run.begin_stage()
+    validated = []
+    for _ in range(5):
+        run.dispatch(25, 0.5, growing=True)
+        validated.append(run.watched.monitor.clock.validate)
+    # 19.5, 15 and 10.5 s are left before the first three, 6 s before the fourth.
+    assert validated == [4.0, 8.0, 12.0, 12.0, 12.0]
+
+
+def test_time_lost_between_stages_is_made_good_by_fewer_steps(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Budgeted(watch, monkeypatch, 25.0)
+    lost = {251: 8.0, 501: 11.5}  # compilation, of which no step tells
+    run.begin_stage()
+    run.dispatch(1, 2.0, growing=False)
+    while run.step < run.config.steps:
+        run.dispatch(min(25, run.config.steps - run.step), 0.1, growing=False)
+        if run.step in lost:
+            run.now += lost[run.step]
+            run.begin_stage()
+    # `dispatch` asserts that nothing was cut off.
+    assert len(run.config.knots) >= 2 and 20.0 < run.now - 1000.0 <= 25.0
+
+
 def test_without_a_budget_nothing_is_planned_anew(
     watch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
