@@ -281,10 +281,10 @@ class Monitor:
         interval = self.config.validate_every
         if self.val is None or interval <= 0 or step >= self.config.steps:
             return False
-        if self.deadline is not None and not self.config.validate_apart:
-            # Better trained to the end than measured once more on the way.
-            if 2.0 * self._slowest_validation > self.deadline - time.time():
-                return False
+        # Better trained to the end than measured once more on the way.
+        ends = None if self.config.validate_apart else self.deadline
+        if ends is not None and 2.0 * self._slowest_validation > ends - time.time():
+            return False
         now, before = (
             progress.progress_at(self.config, s) / interval for s in (step, step - steps)
         )
