@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from jaxrf.cameras import make_cameras, orbit_path
+from jaxrf.cameras import make_cameras
 from jaxrf.data.base import Scene, Split
+from jaxrf.paths import orbit_path
 
 
 def make_scene(views: int, size: int) -> Scene:

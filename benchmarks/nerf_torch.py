@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from made_up import make_scene
 
-from jaxrf import stages, train
+from jaxrf import batches, stages, train
 from jaxrf.config import NeRFConfig, make_preset
 
 RAYS, SAMPLES = 1024, 64
@@ -96,7 +96,7 @@ def make_jax_step() -> Callable[[], object]:
     stage = stages.first_stage(config, scene.aabb)
     grid = stages.init_grid(config.field, stage, scene.aabb)
     state = train.init_state(config, stage, grid)
-    pixels = train.put_pixels(scene.splits["train"])
+    pixels = batches.put_pixels(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
     course, one = train.make_course(config), jnp.asarray(1, jnp.int32)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from made_up import make_scene
 
-from jaxrf import stages, train
+from jaxrf import batches, stages, train
 from jaxrf.config import NeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig, make_preset
 
 FACTORS = (1, 2, 4, 8)
@@ -31,7 +31,7 @@ def measure(config: TrainConfig, views: int, steps: int) -> tuple[float, float]:
     stage = stages.first_stage(config, scene.aabb)
     grid = stages.init_grid(config.field, stage, scene.aabb)
     state = train.init_state(config, stage, grid)
-    pixels = train.put_pixels(scene.splits["train"])
+    pixels = batches.put_pixels(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
     course, count = train.make_course(config), jnp.asarray(steps, jnp.int32)
     times = []

@@ -277,30 +277,3 @@ def find_focus(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, 
     across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
     sides = np.einsum("nij,nj->i", across, origins)
     return np.linalg.lstsq(across.sum(axis=0), sides, rcond=1e-6)[0]
-
-
-def orbit_path(
-    frames: int,
-    radius: float,
-    elevation: float,
-    target: Float[np.ndarray, "3"] | None = None,
-) -> Float[np.ndarray, "frames 4 4"]:
-    """Poses on a full circle around +z through `target` (default the origin), looking at it.
-
-    Args:
-      frames: number of poses; the last is one step short of the first, so that a video loops.
-      radius: distance from the target, in scene units.
-      elevation: angle above the horizon, radians.
-    """
-    centre = np.zeros(3) if target is None else np.asarray(target, np.float64)
-    poses = []
-    for azimuth in np.linspace(0.0, 2.0 * np.pi, frames, endpoint=False):
-        outwards = np.array(
-            [
-                np.cos(elevation) * np.cos(azimuth),
-                np.cos(elevation) * np.sin(azimuth),
-                np.sin(elevation),
-            ]
-        )
-        poses.append(look_at(centre + radius * outwards, centre))
-    return np.stack(poses)

@@ -13,7 +13,14 @@ from typing import Any, assert_never
 import tyro
 
 from jaxrf import config as configs
-from jaxrf.cli_options import BenchOptions, EvalOptions, ExportOptions, RenderOptions
+from jaxrf.cli_options import (
+    BenchOptions,
+    DataFetchOptions,
+    DataInfoOptions,
+    EvalOptions,
+    ExportOptions,
+    RenderOptions,
+)
 from jaxrf.config import TrainConfig
 from jaxrf.errors import InputError
 
@@ -24,6 +31,8 @@ commands:
   eval    score a trained run on a split and write its metrics.json
   render  render a 360-degree orbit as MP4, GIF and PNG (same as render_360.py)
   export  write a trained run as one small file
+  data    what a data set holds and what looks wrong in it (jaxrf data info PATH), or download one
+          (jaxrf data fetch lego)
   bench   measure this machine, and how fast and how good each field gets on it
 """
 
@@ -35,6 +44,7 @@ OPERATIONAL = frozenset(
         "resume",
         "render_samples",
         "steps_per_dispatch",
+        "stream",
         "validate_every",
         "validate_apart",
         "validation_views",
@@ -55,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": evaluate,
         "render": render,
         "export": export,
+        "data": data,
         "bench": bench,
     }
     if arguments and arguments[0] in commands:
@@ -118,6 +129,32 @@ def export(argv: Sequence[str] | None = None, prog: str = "jaxrf export") -> int
         from jaxrf.commands import run_export
 
         return run_export(options)
+
+    return _guard(command)
+
+
+def data(argv: Sequence[str] | None = None, prog: str = "jaxrf data") -> int:
+    """Parses options and describes or downloads a data set; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        rest = arguments[1:]
+        named = bool(rest) and not rest[0].startswith("-")
+        match arguments[:1]:
+            case ["info"]:
+                rest = ["--data", *rest] if named else rest
+                options = tyro.cli(DataInfoOptions, prog=f"{prog} info", args=rest)
+                _check_positive(options, "downscale")
+                from jaxrf.commands import run_data_info
+
+                return run_data_info(options)
+            case ["fetch"]:
+                rest = ["--name", *rest] if named else rest
+                wanted = tyro.cli(DataFetchOptions, prog=f"{prog} fetch", args=rest)
+                from jaxrf.commands import run_data_fetch
+
+                return run_data_fetch(wanted)
+        raise InputError("jaxrf data has two commands: info PATH and fetch NAME.")
 
     return _guard(command)
 

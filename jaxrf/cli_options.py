@@ -47,10 +47,15 @@ class RenderOptions:
     """Frames per second."""
     size: int = 400
     """Width of a frame in pixels; the height follows the training pictures."""
+    path: str = "auto"
+    """Where the camera goes: orbit, ellipse (as wide as the training cameras stand), spiral, train
+    (through the training cameras), or a .json file of nerfstudio's viewer in the coordinates of the
+    data set's files. Default: a spiral where all cameras face forward, else an orbit."""
     elevation: float = 30.0
-    """Degrees above the horizon."""
+    """orbit: degrees above the horizon."""
     radius: float | None = None
-    """Distance from the scene's centre, in scene units. Default: that of the training cameras."""
+    """orbit: distance from the scene's centre, in scene units. Default: that of the training
+    cameras."""
     subrays: int | None = None
     """Rays per pixel along each axis, averaged; 1 is quickest. Default: as in training."""
     step: int | None = None
@@ -69,6 +74,34 @@ class ExportOptions:
     """File to write. Default: ternary2.npz or ternary16.npz in the run's folder."""
     step: int | None = None
     """Which checkpoint. Default: the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfoOptions:
+    """Say what a data set holds and what looks wrong in it, and draw its cameras."""
+
+    data: Path
+    """The data set: a folder, or a tiny_nerf_data.npz."""
+    downscale: int = 1
+    """Shrink the pictures by this whole factor, averaging areas."""
+    skip_missing: bool = False
+    """Leave out pictures that the data set names but that are not there."""
+    output: Path = Path("data-info")
+    """Folder to write cameras.png and cameras.html to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFetchOptions:
+    """Download a public data set, going on where a download broke off."""
+
+    name: str
+    """lego, fern or tiny_nerf."""
+    output: Path = Path("data")
+    """Folder of data sets."""
+    url: str | None = None
+    """Address of the same file elsewhere."""
+    sha256: str | None = None
+    """What the file's SHA-256 must be. Default: that of the last time."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,17 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxrf import cameras as cams
-from jaxrf import evaluate, lpips, memory, monitor, pictures, runs, stages, train
-from jaxrf.cli_options import Channel, EvalOptions, ExportOptions, RenderOptions
+from jaxrf import evaluate, lpips, memory, monitor, paths, pictures, runs, stages, train
+from jaxrf.cli_options import (
+    Channel,
+    DataFetchOptions,
+    DataInfoOptions,
+    EvalOptions,
+    ExportOptions,
+    RenderOptions,
+)
 from jaxrf.config import TrainConfig
-from jaxrf.data import sources
+from jaxrf.data import fetch, frames, sources, survey
 from jaxrf.data.base import Split, downscale_split
 from jaxrf.errors import InputError
 from jaxrf.export import ternary
@@ -76,8 +83,11 @@ def run_training(config: TrainConfig, preset: str) -> int:
         lpips.load_weights(config.lpips)
     folder = source.folder or _ensure_bricks(config)
     # Nothing of the test split is decoded yet, but what is missing there is to be found out now.
-    sources.load_scene(folder, ["test"], config.downscale, choose=_no_views)
-    scene = sources.load_scene(folder, ["train"], config.downscale)
+    skip = config.skip_missing
+    sources.load_scene(folder, ["test"], config.downscale, _no_views, skip)
+    scene = sources.load_scene(folder, ["train"], config.downscale, skip_missing=skip)
+    if source.folder is not None:
+        print(f"Found: {sources.describe_scene(folder, scene)}")
     if source.folder is None:
         scene = dataclasses.replace(scene, name="bricks")
     val = _load_val(folder, config)
@@ -161,7 +171,9 @@ def finish_training(
     """Scores a trained run on the test split of its data and renders its video."""
     started = time.perf_counter()
     every = _every(run.config.test_every)
-    split = sources.load_scene(data, ["test"], run.config.downscale, every).splits["test"]
+    split = sources.load_scene(
+        data, ["test"], run.config.downscale, every, run.config.skip_missing
+    ).splits["test"]
     test = _score(run, split, events)
     trained = trained | score_sizes(run, split, test)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
@@ -218,7 +230,8 @@ def run_evaluation(options: EvalOptions) -> int:
     if options.lpips:
         config = dataclasses.replace(run.config, lpips=options.lpips)
         run = dataclasses.replace(run, config=config)
-    scene = sources.load_scene(data, [options.split], downscale, _every(options.every))
+    skip, some = run.config.skip_missing, _every(options.every)
+    scene = sources.load_scene(data, [options.split], downscale, some, skip)
     split = scene.splits[options.split]
     score = _score(run, split, None, options.subrays)
     before = runs.read_metrics(folder)
@@ -328,7 +341,8 @@ def _load_val(folder: Path, config: TrainConfig) -> Split | None:
     def choose(count: int) -> list[int]:
         return evaluate.spread(count, config.validation_views)
 
-    return sources.load_scene(folder, ["val"], config.downscale, choose).splits["val"]
+    scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
+    return scene.splits["val"]
 
 
 def _check_same_scene(run: Run, scene: SceneSummary) -> None:
@@ -417,6 +431,37 @@ def _metrics(
     }
 
 
+def run_data_info(options: DataInfoOptions) -> int:
+    """Prints what a data set holds, writes pictures of its cameras; returns the exit code."""
+    path = sources.find_data(options.data)
+    every = ("train", "val", "test")
+    scene = sources.load_scene(path, every, options.downscale, skip_missing=options.skip_missing)
+    print(f"{path}: {sources.describe_scene(path, scene)}")
+    lines, oddities = survey.describe_scene(scene), survey.find_oddities(scene)
+    print("\n".join(f"  {line}" for line in lines))
+    print("Looks wrong:" if oddities else "Nothing looks wrong.")
+    for sentence in oddities:
+        print(f"  {sentence}")
+    runs.make_writable(options.output, "--output")
+    (options.output / "cameras.png").write_bytes(survey.draw_scene(scene))
+    runs.write_text(options.output / "cameras.html", survey.write_page(scene, lines, oddities))
+    print(f"Drawn: {options.output / 'cameras.png'} and cameras.html (to be turned in a browser)")
+    return 0
+
+
+def run_data_fetch(options: DataFetchOptions) -> int:
+    """Downloads a data set; returns the exit code."""
+    with tqdm(unit="B", unit_scale=True, desc=options.name) as bar:
+
+        def show(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        place, digest = fetch.fetch(options.name, options.output, options.url, options.sha256, show)
+    print(f"{place} is there; SHA-256 of what was downloaded: {digest}.")
+    return 0
+
+
 def _fresh_folder(wanted: Path) -> Path:
     """The wanted folder, or the first of wanted-2, wanted-3, ... that does not exist."""
     folder, number = wanted, 2
@@ -425,40 +470,83 @@ def _fresh_folder(wanted: Path) -> Path:
     return folder
 
 
-def orbit_cameras(run: Run, options: RenderOptions) -> cams.Cameras:
-    """Cameras around what a run's training cameras look at, with their field of view."""
-    target = np.asarray(run.scene.focus)
-    radius = options.radius or run.scene.radius
-    poses = cams.orbit_path(options.frames, radius, np.deg2rad(options.elevation), target)
-    angle = 2.0 * np.arctan(0.5 * run.scene.width / run.scene.focal)
-    width, height = options.size, options.size * run.scene.height // run.scene.width
-    return cams.make_cameras(poses, width, height, angle)
+def path_cameras(run: Run, options: RenderOptions) -> cams.Cameras:
+    """The cameras of a video's frames, as `options.path` says, with the training cameras' view.
+
+    Raises:
+      InputError: there is no such path, or its file is damaged.
+    """
+    scene, kind = run.scene, options.path
+    if kind.endswith(".json"):
+        return _read_cameras(run, Path(kind), options.size)
+    if kind == "auto":
+        kind = "orbit" if scene.ndc is None else "spiral"
+    training = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
+    last = np.tile(np.array([[[0.0, 0.0, 0.0, 1.0]]]), (len(training), 1, 1))
+    training = np.concatenate([training, last], axis=1)
+    if kind in ("ellipse", "train") and not len(training):
+        raise InputError(
+            f"{run.folder} does not hold the poses of its training pictures, which --path {kind} "
+            "needs: choose another one."
+        )
+    match kind:
+        case "orbit":
+            radius, elevation = options.radius or scene.radius, np.deg2rad(options.elevation)
+            poses = paths.orbit_path(options.frames, radius, elevation, np.asarray(scene.focus))
+        case "spiral":
+            # Near things move more than far ones: what counts is between, in disparity.
+            depth = 1.0 / (0.25 / (5.0 * scene.far) + 0.75 / scene.near)
+            poses = paths.spiral_path(options.frames, np.asarray(scene.spread), depth)
+        case "ellipse":
+            poses = paths.ellipse_path(options.frames, training)
+        case "train":
+            poses = paths.interpolate_path(options.frames, training)
+        case _:
+            raise InputError(
+                f"--path {kind} is none of orbit, spiral, ellipse and train, nor a .json file."
+            )
+    angle = 2.0 * np.arctan(0.5 * scene.width / scene.focal)
+    width, height = options.size, options.size * scene.height // scene.width
+    cameras = cams.make_cameras(poses, width, height, angle)
+    return dataclasses.replace(cameras, ndc=scene.ndc)
+
+
+def _read_cameras(run: Run, path: Path, width: int) -> cams.Cameras:
+    """Cameras of a file, where the scene lies while training, with pictures of this width."""
+    cameras = paths.read_path(path).cameras
+    frame = frames.unpack_frame(run.scene.frame)
+    poses = frames.move_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
+    moved = dataclasses.replace(cameras, T_world_camera=poses.astype(np.float32), ndc=run.scene.ndc)
+    return cams.resize_cameras(moved, width, max(width * cameras.height // cameras.width, 1))
 
 
 def render_orbit(
     run: Run, options: RenderOptions, title: str
 ) -> list[dict[Channel, UInt8[np.ndarray, "h w 3"]]]:
-    """Frames of an orbit around what the training cameras look at.
+    """Frames of a video along a path, by default an orbit around what the training cameras look at.
 
     Args:
       run: what to render.
-      options: size, number of frames, elevation, radius and channels.
+      options: path, size, number of frames and channels.
       title: of the progress bar.
 
     Returns:
       For each frame, an 8-bit picture of each channel.
     """
-    radius = options.radius or run.scene.radius
-    orbit = orbit_cameras(run, options)
+    path = path_cameras(run, options)
     box = occupied_aabb(run.state.grid)
     if (bounds := run.state.grid.bounds) is not None:
         box = np.clip(box, *np.asarray(bounds))
     half_diagonal = 0.5 * float(np.linalg.norm(np.diff(box, axis=0)))
-    low, high = max(radius - half_diagonal, 0.0), radius + half_diagonal
+    away = np.linalg.norm(np.asarray(path.T_world_camera)[:, :3, 3] - box.mean(axis=0), axis=-1)
+    low, high = max(float(away.min()) - half_diagonal, 0.0), float(away.max()) + half_diagonal
+    if path.ndc is not None:
+        # From the near plane to infinity.
+        low, high = 0.0, 2.0
     render = runs.make_render_view(run, options.subrays)
-    frames = []
-    for index in tqdm(range(options.frames), desc=title, unit="frame"):
-        result = render(orbit, index)
+    shown = []
+    for index in tqdm(range(len(path)), desc=title, unit="frame"):
+        result = render(path, index)
         depth = pictures.depth_picture(result.median_depth, result.opacity, low, high)
         opacity = np.repeat(result.opacity[..., None], 3, axis=-1)
         channels: dict[Channel, Float[np.ndarray, "h w 3"]] = {
@@ -466,5 +554,5 @@ def render_orbit(
             "depth": depth,
             "opacity": opacity,
         }
-        frames.append({c: pictures.to_uint8(channels[c]) for c in options.channels})
-    return frames
+        shown.append({c: pictures.to_uint8(channels[c]) for c in options.channels})
+    return shown

@@ -22,10 +22,10 @@ Background = Literal["white", "black", "random"]
 class CaptureConfig:
     """What captured scenes need of any field."""
 
-    contract: bool = False
+    contract: bool | None = None
     """Space around the scene's box is contracted into a box twice as large, for scenes without
     bounds; rays then have no end. Start emptier, with a lower density-shift or -bias: fog that is
-    thin in a box hides everything over such lengths."""
+    thin in a box hides everything over such lengths. Default: where the data has no bounds."""
     appearance_dim: int = 0
     """Numbers learnt for each training picture, which change the look of what it shows (exposure,
     weather) but not its shape. Views are rendered with their mean. 0: pictures look alike."""
@@ -417,9 +417,11 @@ class TrainConfig:
     field: tyro.conf.AvoidSubcommands[FieldConfig]
     """What is trained; --preset chooses its kind."""
     data: Path | None = None
-    """Folder with a data set in the NeRF-synthetic (Blender) layout. Default:
-    ./data/nerf_synthetic/lego or the same under the folder in JAXRF_DATA, if present, else the
-    built-in scene `bricks`."""
+    """Folder with a data set: NeRF-synthetic (Blender), LLFF, nerfstudio or instant-ngp, COLMAP,
+    DeepVoxels, or tiny_nerf_data.npz. Default: ./data/nerf_synthetic/lego or the same under the
+    folder in JAXRF_DATA, if present, else the built-in scene `bricks`."""
+    skip_missing: bool = False
+    """Leave out pictures that the data set names but that are not there."""
     downscale: int = 1
     """Shrink the pictures by this whole factor, averaging areas."""
     background: Background = "white"
@@ -440,6 +442,9 @@ class TrainConfig:
     """Samples evaluated per step; the number of rays per step follows from it."""
     batch_rays: int = 4096
     """Most rays per step."""
+    stream: bool | None = None
+    """Leave the training pictures in host memory and send the device the pixels of each step, with
+    the same results. Default: if they would take more than half of the device's free memory."""
     pass_samples: int | None = None
     """Samples whose gradient is computed at once, where rays have a fixed number of them; the
     gradients of a step's passes are added. Default: 2048 on a CPU, which its cache holds, else as

@@ -133,14 +133,19 @@ def score_split(
     for index in indices:
         rendering = render(split.cameras, index)
         truth = composite(split.images[index], background)
+        rgb, mask = rendering.rgb, None if split.masks is None else split.masks[index]
+        if mask is not None:
+            # What is not to be compared is as it should be.
+            rgb = np.where(mask[..., None], rgb, truth)
+        compared = (rgb, truth) if mask is None else (rgb[mask], truth[mask])
         yield Scored(
             view=index,
             name=split.names[index],
             rendering=rendering,
             truth=truth,
-            psnr=metrics.psnr(rendering.rgb, truth),
-            ssim=float(_ssim(rendering.rgb, truth)),
-            lpips=float(_lpips(lpips_weights, rendering.rgb, truth)) if lpips_weights else None,
+            psnr=metrics.psnr(*compared),
+            ssim=float(_ssim(rgb, truth)),
+            lpips=float(_lpips(lpips_weights, rgb, truth)) if lpips_weights else None,
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def psnr(rendered: Float[np.ndarray, "h w 3"], truth: Float[np.ndarray, "h w 3"]) -> float:
+def psnr(rendered: Float[np.ndarray, "*pixels 3"], truth: Float[np.ndarray, "*pixels 3"]) -> float:
     """Peak signal-to-noise ratio in dB, -10 log10(MSE), of the rendering clipped to [0, 1].
 
     Infinite for equal images.

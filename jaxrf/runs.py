@@ -25,6 +25,7 @@ from jaxrf import config as configs
 from jaxrf.cameras import find_focus
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Scene
+from jaxrf.data.frames import identity_frame, pack_frame
 from jaxrf.errors import InputError
 from jaxrf.evaluate import RenderView
 from jaxrf.methods import Stage
@@ -32,6 +33,8 @@ from jaxrf.train import TrainState
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
+# Of more training poses a run keeps only some.
+MOST_POSES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,10 @@ class SceneSummary:
       radius: mean distance of the training cameras from it.
       train_views: number of training pictures.
       checksum: CRC-32 of the training pictures.
+      ndc: as in `Cameras`.
+      spread: how far the training cameras are apart from their middle, along each axis.
+      poses: of the training cameras, 12 numbers each, or of every k-th if they are very many.
+      frame: out of the coordinates of the data set's files, as `frames.pack_frame` gives it.
     """
 
     name: str
@@ -60,6 +67,10 @@ class SceneSummary:
     radius: float
     train_views: int
     checksum: int
+    ndc: tuple[float, float, float] | None = None
+    spread: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    poses: tuple[tuple[float, ...], ...] = ()
+    frame: tuple[float, ...] = pack_frame(identity_frame())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +91,8 @@ def summarise_scene(scene: Scene, data: Path) -> SceneSummary:
     poses = np.asarray(split.cameras.T_world_camera)
     x, y, z = (float(v) for v in find_focus(poses))
     distances = np.linalg.norm(poses[:, :3, 3] - np.array([x, y, z]), axis=-1)
+    # As far as nine of ten cameras are.
+    spread = np.percentile(np.abs(poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0)), 90, axis=0)
     return SceneSummary(
         name=scene.name,
         data=str(data.absolute()),
@@ -92,6 +105,13 @@ def summarise_scene(scene: Scene, data: Path) -> SceneSummary:
         radius=float(distances.mean()),
         train_views=len(split),
         checksum=zlib.crc32(split.images.tobytes()),
+        ndc=split.cameras.ndc,
+        spread=(float(spread[0]), float(spread[1]), float(spread[2])),
+        poses=tuple(
+            tuple(float(v) for v in pose[:3].ravel())
+            for pose in poses[:: 1 + len(poses) // MOST_POSES]
+        ),
+        frame=pack_frame(scene.frame),
     )
 
 
@@ -230,6 +250,11 @@ def save(
     checkpoint.save(manager, int(state.step), state, meta, psnr)
 
 
+def _freeze(value: Any) -> Any:
+    """JSON's lists as tuples, all the way down."""
+    return tuple(_freeze(v) for v in value) if isinstance(value, list) else value
+
+
 def describe(scene: SceneSummary, stage: Stage, seconds: float) -> dict[str, Any]:
     """What has to be known before a state can be restored, as JSON can hold it."""
     return {
@@ -241,7 +266,7 @@ def describe(scene: SceneSummary, stage: Stage, seconds: float) -> dict[str, Any
 
 def parse_description(meta: dict[str, Any]) -> tuple[SceneSummary, Stage, float]:
     """What `describe` was given; ValueError, KeyError or TypeError if it did not make this."""
-    scene = SceneSummary(**meta["scene"] | {"focus": tuple(meta["scene"]["focus"])})
+    scene = SceneSummary(**{name: _freeze(value) for name, value in dict(meta["scene"]).items()})
     fixed: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in meta["stage"].items()
     }

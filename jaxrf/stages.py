@@ -132,10 +132,14 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     distance = np.linalg.norm(np.asarray(cameras.T_world_camera)[:, :3, 3] - centre, axis=-1)
     pixel = float(np.mean(distance) / np.mean(np.asarray(cameras.focal)))
     subrays = 1
+    settled: Any = config.field
+    if settled.contract is None:
+        settled = dataclasses.replace(settled, contract=scene.unbounded)
+    if settled.appearance_dim:
+        pictures = len(scene.splits["train"])
+        settled = dataclasses.replace(settled, appearance_pictures=pictures)
+    config = dataclasses.replace(config, field=settled)
     box = _place_grid(config.field, scene.aabb)
-    pictures = len(scene.splits["train"])
-    settled: Any = dataclasses.replace(config.field, appearance_pictures=pictures)
-    config = dataclasses.replace(config, field=settled) if settled.appearance_dim else config
     schedule = tuple(
         (at if at < 1.0 else at / config.steps, factor) for at, factor in config.scale_schedule
     )

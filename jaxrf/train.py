@@ -1,10 +1,9 @@
 """Training: one linear loop from pictures to a field, read top to bottom in `fit`."""
 
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, assert_never, runtime_checkable
@@ -13,12 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
-from jaxrf import losses, memory, methods, occupancy, optim, progress, stages, user_code
-from jaxrf.cameras import Cameras, pixels_to_rays, project, resize_cameras
+from jaxrf import (
+    batches,
+    losses,
+    memory,
+    methods,
+    occupancy,
+    optim,
+    progress,
+    stages,
+    user_code,
+)
+from jaxrf.batches import BACKGROUNDS, Batch, Streamed, TrainPixels
 from jaxrf.config import LossConfig, TrainConfig
-from jaxrf.data.base import Scene, Split, downscale_images
+from jaxrf.data.base import Scene
 from jaxrf.errors import InputError
 from jaxrf.fields.base import Params
 from jaxrf.losses import ErrorFn
@@ -26,12 +35,11 @@ from jaxrf.methods import Stage
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.optim import Course
 from jaxrf.pytree import as_pytree
-from jaxrf.rays import Rays
 
-BACKGROUNDS = {"white": 1.0, "black": 0.0, "random": 1.0}
-MOST_TESTED_RAYS = 1 << 20
 # Of the free memory a step may ask for so much, lest what else happens finds none.
 SHARE_OF_MEMORY = 0.9
+# Pictures that take more of it are streamed.
+SHARE_FOR_PICTURES = 0.5
 
 
 @as_pytree()
@@ -59,45 +67,6 @@ class TrainState:
         return self.params if self.average is None else self.average
 
 
-class TrainPixels(NamedTuple):
-    """The training pictures on the device.
-
-    images: (n, h, w, 4) straight RGBA.
-    cameras: n of them.
-    drawn: (p,) flat indices (image, row, column) of pixels to draw from, ascending; the first
-      `total` count. Those of smaller pictures follow those of larger ones.
-    total: () how many.
-    smaller: the pictures in the other sizes that are trained on.
-    factors: (1 + smaller,) how many times smaller each is, the first being 1.
-    starts: (1 + smaller,) where in `drawn` the pixels of each size begin.
-    """
-
-    images: UInt8[Array, "n h w 4"]
-    cameras: Cameras
-    drawn: Int[Array, "p"]
-    total: Int[Array, ""]
-    smaller: tuple[UInt8[Array, "n _ _ 4"], ...]
-    factors: Int[Array, "sizes"]
-    starts: Int[Array, "sizes"]
-
-
-class Batch(NamedTuple):
-    """What a training step compares.
-
-    rays: (p * s,) those of a pixel next to each other.
-    truth: (p, 3) true colours of the pixels over what is behind them.
-    behind: (p, 3) backgrounds.
-    alpha: (p,) of the pixels.
-    area: (p,) of the pixels, in the smallest ones.
-    """
-
-    rays: Rays
-    truth: Float[Array, "p 3"]
-    behind: Float[Array, "p 3"]
-    alpha: Float[Array, "p"]
-    area: Float[Array, "p"]
-
-
 class Metrics(NamedTuple):
     """Means over the steps of one dispatch.
 
@@ -123,7 +92,7 @@ class Metrics(NamedTuple):
         return cls(*(jnp.zeros(()) for _ in cls._fields))
 
 
-StepFn = Callable[[TrainState, TrainPixels, Course, Int[Array, ""]], tuple[TrainState, Metrics]]
+StepFn = Callable[..., tuple[TrainState, Metrics]]
 
 
 def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
@@ -171,76 +140,6 @@ _fit_to_cameras = jax.jit(occupancy.fit_to_cameras, static_argnums=2)
 _init_state = jax.jit(init_state, static_argnums=(0, 1))
 
 
-def draw_batch(
-    pixels: TrainPixels,
-    key: jax.Array,
-    count: int,
-    scene_range: tuple[float, float],
-    background: str,
-    subrays: int = 1,
-    crop: float | Float[Array, ""] = 1.0,
-    size: Int[Array, ""] | None = None,
-) -> Batch:
-    """Random pixels, each as subrays x subrays rays that pass the centres of its equal parts.
-
-    With a `crop` below 1 pixels are moved into that part of the pictures, around the middle. With a
-    `size` they are drawn from the pictures of that size alone.
-    """
-    key_pixel, key_background = jax.random.split(key)
-    height, width = pixels.images.shape[1:3]
-    first, last = jnp.zeros((), jnp.int32), pixels.total
-    if size is not None:
-        ends = jnp.append(pixels.starts[1:], pixels.total)
-        # A size of which no pixel sees anything leaves the choice to all.
-        some = ends[size] > pixels.starts[size]
-        first = jnp.where(some, pixels.starts[size], first)
-        last = jnp.where(some, ends[size], last)
-    flat = pixels.drawn[jax.random.randint(key_pixel, (count,), first, last)]
-    image, row, column, factor, rgba = _read_pixels(pixels, flat, crop)
-    # A sub-ray is the ray of a finer pixel.
-    finer = resize_cameras(pixels.cameras, subrays * width, subrays * height)
-    part = jnp.arange(subrays)[None]
-    columns = jnp.tile(subrays * column[:, None] + part, (1, subrays))
-    rows = jnp.repeat(subrays * row[:, None] + part, subrays, axis=1)
-    parts = jnp.repeat(factor, subrays**2).astype(jnp.float32)
-    centres = jnp.stack([columns, rows], axis=-1).reshape(-1, 2).astype(jnp.float32) + 0.5
-    centres = centres * parts[:, None]
-    rays = pixels_to_rays(finer, jnp.repeat(image, subrays**2), centres, *scene_range)
-    rays = dataclasses.replace(rays, radii=rays.radii * parts)
-    if background == "random":
-        behind = jax.random.uniform(key_background, (count, 3))
-    else:
-        behind = jnp.full((count, 3), BACKGROUNDS[background])
-    alpha = rgba[:, 3:]
-    truth = rgba[:, :3] * alpha + behind * (1.0 - alpha)
-    return Batch(rays, truth, behind, alpha[:, 0], jnp.square(factor.astype(jnp.float32)))
-
-
-def _read_pixels(
-    pixels: TrainPixels, flat: Int[Array, "p"], crop: float | Float[Array, ""]
-) -> tuple[Int[Array, "p"], Int[Array, "p"], Int[Array, "p"], Int[Array, "p"], Float[Array, "p 4"]]:
-    """Image, row and column of pixels, how many pixels of the largest they span, their RGBA."""
-    image = row = column = jnp.zeros_like(flat)
-    factor, rgba, begin = jnp.ones_like(flat), jnp.zeros((flat.size, 4)), 0
-    for size, images in enumerate((pixels.images, *pixels.smaller)):
-        count, height, width = images.shape[:3]
-        here = (flat >= begin) & (flat < begin + count * height * width)
-        at, inside = jnp.divmod(jnp.where(here, flat - begin, 0), height * width)
-        y, x = jnp.divmod(inside, width)
-        if not isinstance(crop, float) or crop < 1.0:
-            y, x = (
-                jnp.floor((n + 0.5 - 0.5 * side) * crop + 0.5 * side).astype(jnp.int32)
-                for n, side in ((y, height), (x, width))
-            )
-        image, row, column, factor = (
-            jnp.where(here, new, old)
-            for new, old in ((at, image), (y, row), (x, column), (pixels.factors[size], factor))
-        )
-        rgba = jnp.where(here[:, None], images[at, y, x].astype(jnp.float32) / 255.0, rgba)
-        begin += count * height * width
-    return image, row, column, factor, rgba
-
-
 def choose_error(config: LossConfig) -> ErrorFn:
     """The error of a pixel's colour that a configuration asks for.
 
@@ -277,6 +176,8 @@ def make_train_step(
     error_fn: ErrorFn | None = None,
 ) -> StepFn:
     """The pure function that does steps: (state, pixels, course, count) -> (state, metrics).
+
+    Where pictures are not on the device, the pixels of that many steps are one more argument.
 
     `error_fn` is the error of a pixel's colour, by default that of the configuration.
 
@@ -344,16 +245,20 @@ def make_train_step(
         grads, metrics = jax.tree.map(lambda x: x / stage.passes, total)
         return grads, (metrics._replace(samples=metrics.samples * stage.passes), grid)
 
-    def step(pixels: TrainPixels, course: Course, state: TrainState) -> tuple[TrainState, Metrics]:
+    def step(
+        pixels: TrainPixels, course: Course, state: TrainState, streamed: Streamed | None
+    ) -> tuple[TrainState, Metrics]:
         key_batch, key = jax.random.split(jax.random.fold_in(course.key, state.step))
-        count = stage.rays // parts
         done = jnp.interp(state.step * 1.0, course.steps, course.progress)
-        crop: float | Array = 1.0
-        if config.crop_until > 0.0:
-            crop = jnp.where(done < config.crop_until, config.crop, 1.0)
-        size = _find_size(config, done)
-        batch = draw_batch(
-            pixels, key_batch, count, scene_range, config.background, stage.subrays, crop, size
+        batch = batches.draw_batch(
+            pixels,
+            key_batch,
+            stage.rays // parts,
+            scene_range,
+            config.background,
+            stage.subrays,
+            *batches.choose_pixels(config, done),
+            streamed,
         )
         batch = batch._replace(area=batch.area / jnp.mean(batch.area))
         grads, (metrics, grid) = differentiate(state.params, state.grid, batch, key, done)
@@ -361,7 +266,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         key_probe = jax.random.fold_in(key, 1)
-        factors = list_factors(config)
+        factors = batches.list_factors(config)
         grid = methods.refresh(config.field, stage, params, grid, key_probe, factors)
         metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
         average = state.average
@@ -372,153 +277,22 @@ def make_train_step(
         return TrainState(params, opt_state, state.step + 1, grid, average), metrics
 
     def run(
-        state: TrainState, pixels: TrainPixels, course: Course, count: Int[Array, ""]
+        state: TrainState,
+        pixels: TrainPixels,
+        course: Course,
+        count: Int[Array, ""],
+        streamed: Streamed | None = None,
     ) -> tuple[TrainState, Metrics]:
-        def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        def body(number: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, total = carry
-            state, metrics = step(pixels, course, state)
+            drawn = jax.tree.map(lambda x: x[number], streamed)
+            state, metrics = step(pixels, course, state, drawn)
             return state, jax.tree.map(jnp.add, total, metrics)
 
         state, total = jax.lax.fori_loop(0, count, body, (state, Metrics.zeros()))
         return state, jax.tree.map(lambda x: x / count, total)
 
     return run
-
-
-def put_pixels(split: Split, factors: Sequence[int] = (1,)) -> TrainPixels:
-    """A split's pictures on the device, every pixel to be drawn from.
-
-    `factors` is how many times smaller they are in each of the sizes that are trained on, the first
-    of which is their own.
-    """
-    assert factors[0] == 1
-    height, width = split.images.shape[1:3]
-    if min(height, width) < max(factors):
-        raise InputError(
-            f"Pictures of {width}x{height} cannot be made {max(factors)} times smaller: lower "
-            "--scales or the factors in --scale-schedule."
-        )
-    smaller = [downscale_images(split.images, factor) for factor in factors[1:]]
-    counts = [math.prod(images.shape[:3]) for images in (split.images, *smaller)]
-    total = sum(counts)
-    if total >= 2**31:
-        raise InputError(
-            f"The {split.name} split has {total} pixels, more than 2^31: use --downscale."
-        )
-    return TrainPixels(
-        images=jnp.asarray(split.images),
-        cameras=jax.tree.map(jnp.asarray, split.cameras),
-        drawn=jnp.arange(total, dtype=jnp.int32),
-        total=jnp.asarray(total, jnp.int32),
-        smaller=tuple(jnp.asarray(images) for images in smaller),
-        factors=jnp.asarray(factors, jnp.int32),
-        starts=jnp.asarray(np.cumsum([0, *counts[:-1]]), jnp.int32),
-    )
-
-
-def list_factors(config: TrainConfig) -> tuple[int, ...]:
-    """How many times smaller the pictures are in each size that is trained on, ascending from 1."""
-    halved = {2**halvings for halvings in range(config.scales)}
-    return tuple(sorted({1} | halved | {factor for _, factor in config.scale_schedule}))
-
-
-def _find_size(config: TrainConfig, done: Float[Array, ""]) -> Int[Array, ""] | None:
-    """Which size is trained on when training has come so far; None if all are at once."""
-    if not config.scale_schedule:
-        return None
-    # Steps become fractions when a configuration is fitted to its scene.
-    assert all(0.0 <= at < 1.0 for at, _ in config.scale_schedule)
-    factors = list_factors(config)
-    size = jnp.asarray(factors.index(config.scale_schedule[0][1]), jnp.int32)
-    for at, factor in config.scale_schedule:
-        size = jnp.where(done >= at, factors.index(factor), size)
-    return size
-
-
-def keep_hitting_pixels(
-    pixels: TrainPixels, grid: OccupancyGrid, scene_range: tuple[float, float]
-) -> TrainPixels:
-    """Leaves out the pixels whose rays cannot hit an occupied cell (TensoRF's ray filtering).
-
-    Large sets are tested on every k-th pixel, with the cells dilated by what lies between. Cells
-    that are probed come and go, so that by them no pixel is left out; nor is any where space is
-    contracted, whose rays all go on.
-    """
-    if isinstance(grid, occupancy.ProbedGrid) or grid.bounds is not None:
-        return pixels
-    count, height, width = pixels.images.shape[:3]
-    stride = max(1, math.ceil(math.sqrt(count * height * width / MOST_TESTED_RAYS)))
-    size = (grid.aabb[1] - grid.aabb[0]) / jnp.asarray(grid.occupied.shape)
-    footprint = 0.71 * stride * scene_range[1] / float(jnp.min(pixels.cameras.focal))
-    if pixels.cameras.ndc is not None:
-        # The box is two wide, as far as pictures reach.
-        footprint = 1.42 * stride * float(jnp.max(size)) / min(height, width)
-    if stride > 1:
-        cells = math.ceil(footprint / float(jnp.min(size)))
-        # Padded first: the tested ray may pass outside the box where its neighbours hit it.
-        occupied = occupancy.dilate(jnp.pad(grid.occupied, cells), cells)
-        grid = OccupancyGrid(occupied, grid.aabb + jnp.stack([-cells * size, cells * size]))
-    else:
-        grid = OccupancyGrid(grid.occupied, grid.aabb)
-    kept = np.asarray(_find_hitting(grid, pixels.cameras, (height, width), stride, scene_range))
-    kept = np.repeat(np.repeat(kept, stride, 1), stride, 2)[:, :height, :width]
-    drawn, starts, begin = np.zeros(pixels.drawn.shape, np.int32), [0], 0
-    for factor, images in zip(pixels.factors, (pixels.images, *pixels.smaller), strict=True):
-        side, (_, rows, columns) = int(factor), images.shape[:3]
-        whole = kept[:, : rows * side, : columns * side]
-        within = whole.reshape(count, rows, side, columns, side).any(axis=(2, 4))
-        chosen = np.flatnonzero(within) + begin
-        drawn[starts[-1] : starts[-1] + chosen.size] = chosen
-        starts.append(starts[-1] + chosen.size)
-        begin += within.size
-    if starts[-1] == 0:
-        return pixels
-    return pixels._replace(
-        drawn=jnp.asarray(drawn),
-        total=jnp.asarray(starts[-1], jnp.int32),
-        starts=jnp.asarray(starts[:-1], jnp.int32),
-    )
-
-
-def see_past_box(cameras: Cameras, aabb: Float[np.ndarray, "2 3"]) -> bool:
-    """Whether it is worth a second or two to find the pixels that look past the box.
-
-    It is where less than 9 tenths of the pictures lie within the upright rectangles around the
-    box as they show it. A camera in the box or beside it sees it everywhere.
-    """
-    if cameras.ndc is not None:
-        return False
-    corners = np.array(list(itertools.product(*np.asarray(aabb, np.float64).T)))
-    size = np.array([cameras.width, cameras.height])
-    shares = []
-    for index in range(len(cameras.T_world_camera)):
-        pixels, depth = project(cameras, index, corners)
-        low, high = (np.clip(f(pixels, axis=0), 0.0, size) for f in (np.min, np.max))
-        shares.append(float(np.prod((high - low) / size)) if depth.min() > 0 else 1.0)
-    return float(np.mean(shares)) < 0.9
-
-
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _find_hitting(
-    grid: OccupancyGrid,
-    cameras: Cameras,
-    size: tuple[int, int],
-    stride: int,
-    scene_range: tuple[float, float],
-) -> Bool[Array, "n h w"]:
-    """Which of every stride-th pixel along each axis hit an occupied cell, in all cameras."""
-    coarse = occupancy.coarsen(grid, occupancy.COARSE, 0.5 * occupancy.PROBES)
-    shape = tuple(math.ceil(s / stride) for s in size)
-    row, column = jnp.meshgrid(*(jnp.arange(s) for s in shape), indexing="ij")
-    centre = jnp.stack([column.ravel(), row.ravel()], axis=-1) * float(stride) + 0.5 * stride
-
-    def find(image: Array) -> Array:
-        index = jnp.full(centre.shape[:1], image, jnp.int32)
-        rays = pixels_to_rays(cameras, index, centre, *scene_range)
-        return occupancy.hit_by(grid, coarse, rays).reshape(shape)
-
-    count = cameras.T_world_camera.shape[0]
-    return jax.lax.map(find, jnp.arange(count, dtype=jnp.int32))
 
 
 def foresee_state(config: TrainConfig, stage: Stage, ahead: Stage, state: TrainState) -> TrainState:
@@ -595,10 +369,17 @@ def compile_step(
     state: TrainState,
     pixels: TrainPixels,
     error_fn: ErrorFn | None = None,
+    streams: bool = False,
 ) -> StepFn:
     """The training steps of a stage, compiled; the state that is passed in is used up."""
     run = jax.jit(make_train_step(config, stage, scene_range, error_fn), donate_argnums=0)
-    return run.lower(state, pixels, make_course(config), jnp.asarray(1, jnp.int32)).compile()
+    arguments: list[Any] = [state, pixels, make_course(config), jnp.asarray(1, jnp.int32)]
+    if streams:
+        shape = (config.steps_per_dispatch, stage.rays // stage.subrays**2)
+        flat: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
+        rgba: Any = jax.ShapeDtypeStruct((*shape, 4), jnp.uint8)
+        arguments.append(Streamed(flat, rgba))
+    return run.lower(*arguments).compile()
 
 
 class StepCompiler:
@@ -609,8 +390,10 @@ class StepCompiler:
         config: TrainConfig,
         scene_range: tuple[float, float],
         error_fn: ErrorFn | None = None,
+        streams: bool = False,
     ) -> None:
         self.config, self.scene_range, self.error_fn = config, scene_range, error_fn
+        self.streams = streams
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[Stage, Future[StepFn]] = {}
 
@@ -620,8 +403,16 @@ class StepCompiler:
         if stage in self._ahead:
             return
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, pixels))
+        some, given = shapes
         self._ahead[stage] = self._pool.submit(
-            compile_step, self.config, stage, self.scene_range, shapes[0], shapes[1], self.error_fn
+            compile_step,
+            self.config,
+            stage,
+            self.scene_range,
+            some,
+            given,
+            self.error_fn,
+            self.streams,
         )
 
     def get(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> StepFn:
@@ -695,18 +486,29 @@ def fit(
       DivergedError: with what to change.
     """
     observer = observer or Silence()
+
+    def show(pixels: TrainPixels) -> TrainPixels:
+        return batches.leave_pictures_out(pixels) if streams else pixels
+
     scene_range = (scene.near, scene.far)
-    every_pixel = put_pixels(scene.splits["train"], list_factors(config))
+    split, factors = scene.splits["train"], batches.list_factors(config)
+    streams = config.stream
+    if streams is None:
+        streams = batches.count_bytes(split, factors) > SHARE_FOR_PICTURES * memory.free_bytes()
+    every_pixel = batches.put_pixels(split, factors, streams)
     growths = stages.plan_growth(config)
     best_mse = math.inf
     # A dispatch lasts no longer than about a second, lest signals have to wait.
     pace = math.inf
-    with StepCompiler(config, scene_range, error_fn) as compiler:
+    with (
+        StepCompiler(config, scene_range, error_fn, streams) as compiler,
+        batches.PixelStream(config.steps_per_dispatch) as stream,
+    ):
         if restored is None:
             stage = stages.first_stage(config, scene.aabb)
             grid = stages.init_grid(config.field, stage, scene.aabb)
             shapes = jax.eval_shape(partial(init_state, config, stage), grid)
-            compiler.begin(stage, shapes, every_pixel)
+            compiler.begin(stage, shapes, show(every_pixel))
             if isinstance(grid, occupancy.ProbedGrid):
                 grid = _fit_to_cameras(grid, every_pixel.cameras, stage.reach)
             state = _init_state(config, stage, grid)
@@ -717,8 +519,8 @@ def fit(
         pixels = every_pixel
         filters = config.filter_rays and methods.marches(config.field)
         begun = any(growth.step < step for growth in growths)
-        if filters and (begun or see_past_box(every_pixel.cameras, scene.aabb)):
-            pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
+        if filters and (begun or batches.see_past_box(every_pixel.cameras, scene.aabb)):
+            pixels = batches.keep_hitting_pixels(every_pixel, state.grid, scene_range)
 
         while step < config.steps:
             # A state saved at the step of a growth is from before it.
@@ -727,10 +529,11 @@ def fit(
                 stage, state = enter_next_stage(config, stage, state, growth)
                 course = make_course(config, step + 1)
                 if filters:
-                    pixels = keep_hitting_pixels(every_pixel, state.grid, scene_range)
+                    pixels = batches.keep_hitting_pixels(every_pixel, state.grid, scene_range)
 
             started = time.perf_counter()
-            run = compiler.get(stage, state, pixels)
+            shown = show(pixels)
+            run = compiler.get(stage, state, shown)
             while memory.needed_bytes(run) > SHARE_OF_MEMORY * memory.free_bytes():
                 smaller = stages.ask_less_memory(config, stage)
                 if smaller is config:
@@ -740,20 +543,26 @@ def fit(
                     config, stage, np.asarray(state.grid.aabb), state.grid.bounds
                 )
                 observer.on_change(config, step, _describe_batch(config, stage))
-                run = compiler.get(stage, state, pixels)
+                run = compiler.get(stage, state, shown)
             observer.on_stage(stage, state, int(pixels.total), time.perf_counter() - started)
 
             later = [growth for growth in growths if growth.step > step]
             coming = later[0] if later else None
             for ahead in stages.foresee_stages(config, stage, later, state.grid):
-                compiler.begin(ahead, foresee_state(config, stage, ahead, state), pixels)
+                compiler.begin(ahead, foresee_state(config, stage, ahead, state), shown)
+            each = stage.rays // stage.subrays**2
             while step < (coming.step if coming else config.steps):
                 end = coming.step if coming else config.steps
                 at_once = max(int(min(1.0 / pace, config.steps_per_dispatch)), 1)
                 count = min(at_once, end - step)
                 started = time.perf_counter()
-                state, metrics = run(state, pixels, course, jnp.asarray(count, jnp.int32))
+                arguments: list[Any] = [state, shown, course, jnp.asarray(count, jnp.int32)]
+                if streams:
+                    arguments.append(stream.take(config, pixels, course, each, step))
+                state, metrics = run(*arguments)
                 step += count
+                if streams:
+                    stream.begin(config, pixels, course, each, step)
                 metrics = jax.device_get(metrics)
                 pace = (time.perf_counter() - started) / count
                 check_health(metrics, step, config, best_mse)

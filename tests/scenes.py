@@ -57,6 +57,16 @@ TINY = shlex.split("""
 """)
 
 
+def assert_looks(pose: np.ndarray, position: np.ndarray, target: np.ndarray) -> None:
+    R = pose[:3, :3]
+    np.testing.assert_allclose(R.T @ R, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(R), 1.0)
+    np.testing.assert_allclose(pose[:3, 3], position)
+    np.testing.assert_array_equal(pose[3], [0.0, 0.0, 0.0, 1.0])
+    ahead = (target - position) / np.linalg.norm(target - position)
+    np.testing.assert_allclose(-R[:, 2], ahead, atol=1e-12)
+
+
 def view_ball(T_world_camera: np.ndarray, size: int = SIZE) -> np.ndarray:
     """(size, size, 4) straight RGBA of the ball, 4 x 4 rays to a pixel."""
     cameras = make_cameras(T_world_camera[None], 4 * size, 4 * size, ANGLE)

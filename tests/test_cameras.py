@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scenes import assert_looks
 
 from jaxrf.cameras import (
     Cameras,
@@ -17,13 +19,14 @@ from jaxrf.cameras import (
     look_at,
     make_cameras,
     ndc_to_distance,
-    orbit_path,
     pixels_to_rays,
     project,
     rays_to_ndc,
     resize_cameras,
 )
 from jaxrf.rays import Rays
+from jaxrf.render import RadianceFns, render_samples
+from jaxrf.samplers import stratified
 
 rays_through = jax.jit(pixels_to_rays, static_argnames=("near", "far"))
 
@@ -213,16 +216,6 @@ def test_gradients_of_rays_in_pose_and_focal_length_are_finite() -> None:
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
-def assert_looks(pose: np.ndarray, position: np.ndarray, target: np.ndarray) -> None:
-    R = pose[:3, :3]
-    np.testing.assert_allclose(R.T @ R, np.eye(3), atol=1e-12)
-    assert np.linalg.det(R) == pytest.approx(1.0)
-    np.testing.assert_allclose(pose[:3, 3], position)
-    np.testing.assert_array_equal(pose[3], [0.0, 0.0, 0.0, 1.0])
-    ahead = (target - position) / np.linalg.norm(target - position)
-    np.testing.assert_allclose(-R[:, 2], ahead, atol=1e-12)
-
-
 def test_look_at_is_rigid_looks_at_its_target_and_stands_upright() -> None:
     rng = np.random.default_rng(3)
     for _ in range(20):
@@ -248,21 +241,6 @@ def test_looking_straight_along_up_is_still_rigid(axis: int, sign: float) -> Non
         assert_looks(look_at(position, np.zeros(3), up), position, np.zeros(3))
 
 
-def test_orbit_is_an_even_circle_that_looks_at_its_target() -> None:
-    target = np.array([1.0, -2.0, 0.5])
-    poses = orbit_path(6, radius=3.0, elevation=0.4, target=target)
-    assert poses.shape == (6, 4, 4)
-    azimuths = []
-    for pose in poses:
-        position = pose[:3, 3]
-        assert_looks(pose, position, target)
-        assert np.linalg.norm(position - target) == pytest.approx(3.0)
-        assert position[2] - target[2] == pytest.approx(3.0 * math.sin(0.4))
-        azimuths.append(math.atan2(position[1] - target[1], position[0] - target[0]))
-    steps = np.diff(np.unwrap([*azimuths, azimuths[0] + 2 * math.pi]))
-    np.testing.assert_allclose(steps, 2 * math.pi / 6)
-
-
 def test_cameras_are_a_pytree_that_jit_and_vmap_accept() -> None:
     cameras = make_rig()
     assert len(jax.tree.leaves(cameras)) == 3
@@ -279,12 +257,6 @@ def test_cameras_are_a_pytree_that_jit_and_vmap_accept() -> None:
     np.testing.assert_allclose(mapped.directions, whole.directions, atol=1e-6)
     focal = jax.vmap(lambda camera: jnp.sum(camera.focal))(cameras)
     np.testing.assert_allclose(focal, cameras.focal.sum(axis=-1), rtol=1e-6)
-
-
-def test_focus_is_where_all_cameras_look() -> None:
-    target = np.array([0.3, -0.2, 0.1])
-    poses = orbit_path(7, 2.5, 0.4, target)
-    np.testing.assert_allclose(find_focus(poses), target, atol=1e-9)
 
 
 def test_focus_of_parallel_cameras_is_finite_and_on_average_on_their_axes() -> None:
@@ -448,3 +420,47 @@ def test_the_square_of_a_cone_s_radius_is_the_area_of_its_pixel() -> None:
     area = np.linalg.norm(across, axis=-1) * np.linalg.norm(down, axis=-1)
     # As wide as a disc whose variance is that of the pixel: radius^2 = area / 3.
     np.testing.assert_allclose(np.asarray(rays.radii) ** 2 * 3.0, area, rtol=0.05)
+
+
+def test_a_scene_in_ndc_looks_as_it_does_in_space() -> None:
+    """A ball before a wall, rendered along rays in space and along the same rays in NDC."""
+    slopes, plane = np.array([0.5, 0.4]), 1.0
+    poses = np.tile(np.eye(4), (2, 1, 1))
+    poses[1, :3, 3] = [0.3, -0.2, 0.1]
+    cameras = dataclasses.replace(make_cameras(poses, 40, 32, 2.0 * math.atan(slopes[0])), ndc=None)
+    seen = dataclasses.replace(cameras, ndc=(float(slopes[0]), float(slopes[1]), plane))
+
+    def content(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ball = jnp.sum(jnp.square(x - jnp.asarray([[0.3, 0.1, -3.0]])), axis=-1) < 0.8
+        wall = x[:, 2] < -8.0
+        return jnp.where(ball | wall, 1e6, 0.0), 0.5 + 0.5 * jnp.sin(2.0 * x)
+
+    def from_ndc(x: jax.Array) -> jax.Array:
+        z = 2.0 * plane / jnp.minimum(x[:, 2:] - 1.0, -1e-9)
+        return jnp.concatenate([-x[:, :2] * jnp.asarray(slopes[None], x.dtype) * z, z], axis=-1)
+
+    def fns(place: Any) -> RadianceFns:
+        return RadianceFns(
+            density=lambda x, _: content(place(x)),
+            features=lambda color: color,
+            color=lambda color, *_: color,
+        )
+
+    for index in range(2):
+        pictures = []
+        for own, place, far in ((cameras, lambda x: x, 12.0), (seen, from_ndc, 1.0)):
+            rays = image_rays(own, index, 0.5, far)
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
+            tdist = stratified(None, flat, 4000)
+            behind = jnp.zeros((1280, 3))
+            pictures.append(jax.jit(partial(render_samples, fns(place)))(flat, tdist, behind)[0])
+        space, ndc = pictures
+        assert np.all(space.opacity > 0.999) and np.all(ndc.opacity > 0.999)
+        off = np.abs(np.asarray(space.rgb) - np.asarray(ndc.rgb)).max(axis=-1)
+        # Where a ray grazes the ball one of them may pass by.
+        assert np.mean(off < 0.02) > 0.98
+        rays, bent = (image_rays(own, index, 0.5, 12.0) for own in (cameras, seen))
+        there = jnp.asarray(ndc.median_depth).reshape(32, 40)
+        distance = np.asarray(ndc_to_distance(rays, bent, there, plane)).ravel()
+        error = np.abs(distance - np.asarray(space.median_depth))
+        assert np.mean(error < 0.02) > 0.98

@@ -29,8 +29,8 @@ from scenes import (
     tiny_voxels,
 )
 
+from jaxrf import batches, contraction, methods, occupancy, render, stages
 from jaxrf import config as configs
-from jaxrf import contraction, methods, occupancy, render, stages, train
 from jaxrf.cameras import image_rays
 from jaxrf.config import CustomConfig, PyNeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig
 from jaxrf.errors import InputError
@@ -54,8 +54,8 @@ def spheres(radii: jax.Array) -> Frusta:
 
 
 def some_rays(count: int = 512) -> Rays:
-    pixels = train.put_pixels(make_scene().splits["train"])
-    return train.draw_batch(pixels, jax.random.key(1), count, (2.0, 6.0), "white")[0]
+    pixels = batches.put_pixels(make_scene().splits["train"])
+    return batches.draw_batch(pixels, jax.random.key(1), count, (2.0, 6.0), "white")[0]
 
 
 def ball_params(stage: Stage, params: Params, aabb: np.ndarray = BOX) -> Params:

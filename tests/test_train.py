@@ -27,7 +27,7 @@ from scenes import (
     tiny_voxels,
 )
 
-from jaxrf import memory, methods, metrics, occupancy, optim, progress, runs, stages, train
+from jaxrf import batches, memory, methods, metrics, occupancy, optim, progress, runs, stages, train
 from jaxrf.cameras import image_rays, project, resize_cameras
 from jaxrf.config import LossConfig, OptimizerConfig, TrainConfig
 from jaxrf.data.base import Split, composite, downscale_images
@@ -304,7 +304,7 @@ def test_a_box_is_looked_past_where_it_fills_little_of_the_pictures() -> None:
     cameras = make_scene().splits["train"].cameras
     for size, wanted in ((0.2, True), (0.9, True), (1.5, False), (3.9, False), (100.0, False)):
         box = np.array([[-size] * 3, [size] * 3], np.float32)
-        assert train.see_past_box(cameras, box) == wanted
+        assert batches.see_past_box(cameras, box) == wanted
 
 
 def test_stages_of_voxels_keep_their_shapes_and_their_order() -> None:
@@ -378,7 +378,7 @@ def test_the_shapes_of_a_state_are_foreseen(make: Any, pruned: bool) -> None:
 def test_a_step_compiled_ahead_is_the_one_that_is_got() -> None:
     config, scene = tiny_nerf(), make_scene()
     stage, state = first_state(config)
-    pixels = train.put_pixels(scene.splits["train"])
+    pixels = batches.put_pixels(scene.splits["train"])
     with train.StepCompiler(config, RANGE) as compiler:
         compiler.begin(stage, state, pixels)
         first = compiler.get(stage, state, pixels)
@@ -397,7 +397,7 @@ def test_how_a_run_begins_does_not_depend_on_its_length(make: Any) -> None:
 def test_the_course_changes_the_result_and_not_the_program() -> None:
     config, scene = tiny_nerf(steps=3), make_scene()
     stage, _ = first_state(config)
-    pixels = train.put_pixels(scene.splits["train"])
+    pixels = batches.put_pixels(scene.splits["train"])
     run = jax.jit(train.make_train_step(config, stage, RANGE))
     results = []
     for course in (
@@ -477,7 +477,7 @@ def test_a_gradient_of_several_passes_is_that_of_one(subrays: int, scales: int) 
             really = methods._coarse_to_fine
             patch.setattr(methods, "_coarse_to_fine", lambda *a, f=really: f(*a[:4], None, *a[5:]))
             factors = tuple(2**k for k in range(scales))
-            pixels = train.put_pixels(make_scene().splits["train"], factors)
+            pixels = batches.put_pixels(make_scene().splits["train"], factors)
             run = train.compile_step(config, stage, RANGE, state, pixels)
         states.append(run(state, pixels, train.make_course(config), jnp.asarray(3, jnp.int32)))
     (whole, metrics), (parts, same) = states
@@ -509,9 +509,9 @@ def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
 
 
 def test_training_draws_only_from_the_kept_pixels_but_never_from_none() -> None:
-    pixels = train.put_pixels(make_scene().splits["train"])
+    pixels = batches.put_pixels(make_scene().splits["train"])
     empty = OccupancyGrid(jnp.zeros((4, 4, 4), bool), jnp.array([[-1.5] * 3, [1.5] * 3]))
-    kept = train.keep_hitting_pixels(pixels, empty, RANGE)
+    kept = batches.keep_hitting_pixels(pixels, empty, RANGE)
     assert int(kept.total) == int(pixels.total)
 
 
@@ -532,7 +532,7 @@ def coded_pixels(height: int, width: int, count: int) -> tuple[TrainPixels, Trai
     noise = np.random.default_rng(0).integers(0, 256, coded.shape, dtype=np.uint8)
     names = tuple(str(i) for i in range(count))
     first, second = (
-        train.put_pixels(Split("train", names, images, cameras)) for images in (coded, noise)
+        batches.put_pixels(Split("train", names, images, cameras)) for images in (coded, noise)
     )
     return first, second
 
@@ -541,7 +541,7 @@ def coded_pixels(height: int, width: int, count: int) -> tuple[TrainPixels, Trai
 def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> None:
     coded, noise = coded_pixels(5, 7, 3)
     key = jax.random.key(3)
-    rays, code, _, opaque = train.draw_batch(coded, key, 300, RANGE, background)[:4]
+    rays, code, _, opaque = batches.draw_batch(coded, key, 300, RANGE, background)[:4]
     assert np.all(np.asarray(opaque) == 1.0)
     column, row, image = np.rint(np.asarray(code) * 255).astype(int).T
     assert len({*zip(image, row, column, strict=True)}) > 60  # of 105
@@ -551,7 +551,7 @@ def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> No
         stack = np.stack([np.asarray(getattr(rays_of_image, name)) for rays_of_image in wanted])
         np.testing.assert_allclose(getattr(rays, name), stack[image, row, column], atol=1e-6)
 
-    _, truth, behind, alpha = train.draw_batch(noise, key, 300, RANGE, background)[:4]
+    _, truth, behind, alpha = batches.draw_batch(noise, key, 300, RANGE, background)[:4]
     rgba = np.asarray(noise.images)[image, row, column]
     behind = np.asarray(behind)
     np.testing.assert_allclose(alpha, rgba[:, 3] / 255.0, atol=1e-6)
@@ -569,8 +569,8 @@ def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> No
 def test_sub_rays_pass_the_middles_of_the_parts_of_their_pixel() -> None:
     coded, _ = coded_pixels(5, 7, 3)
     key = jax.random.key(3)
-    one, code, behind, _ = train.draw_batch(coded, key, 40, RANGE, "random")[:4]
-    rays, same_code, same_behind, _ = train.draw_batch(coded, key, 40, RANGE, "random", 3)[:4]
+    one, code, behind, _ = batches.draw_batch(coded, key, 40, RANGE, "random")[:4]
+    rays, same_code, same_behind, _ = batches.draw_batch(coded, key, 40, RANGE, "random", 3)[:4]
     assert np.array_equal(code, same_code) and np.array_equal(behind, same_behind)
     assert rays.near.shape == (360,)
     assert np.array_equal(rays.camera_index, np.repeat(one.camera_index, 9))
@@ -597,8 +597,8 @@ def test_the_loss_compares_the_mean_of_the_sub_rays() -> None:
     assert stage.subrays == 2 and stage.rays == 64
     _, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
-    pixels = train.put_pixels(scene.splits["train"])
-    rays, truth, behind, _ = train.draw_batch(pixels, key_batch, 16, RANGE, "white", 2)[:4]
+    pixels = batches.put_pixels(scene.splits["train"])
+    rays, truth, behind, _ = batches.draw_batch(pixels, key_batch, 16, RANGE, "white", 2)[:4]
     behind = jnp.repeat(behind, 4, axis=0)
     rgb = methods.predict(config.field, stage, state.params, state.grid, key, rays, behind).rgb[-1]
     mean = np.stack([np.mean(rgb[4 * i : 4 * i + 4], axis=0) for i in range(16)])
@@ -611,14 +611,14 @@ def test_pixels_that_do_not_fit_into_the_budget_do_not_count_for_the_loss(subray
     config = dataclasses.replace(config, field=dataclasses.replace(config.field, l1_weight=0.0))
     stage, state = first_state(config)
     stage = dataclasses.replace(stage, sample_budget=501)
-    pixels = train.put_pixels(make_scene().splits["train"])
+    pixels = batches.put_pixels(make_scene().splits["train"])
     course, one = train.make_course(config), jnp.asarray(1, jnp.int32)
     after, metrics = jax.jit(train.make_train_step(config, stage, RANGE))(
         state, pixels, course, one
     )
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     parts = subrays**2
-    rays, truth, behind = train.draw_batch(
+    rays, truth, behind = batches.draw_batch(
         pixels, key_batch, 128 // parts, RANGE, "white", subrays
     )[:3]
     behind = jnp.repeat(behind, parts, axis=0)
@@ -644,7 +644,7 @@ def test_a_batch_is_drawn_evenly_from_the_listed_pixels_only() -> None:
     drawn = np.zeros(105, np.int32)
     drawn[:4] = listed
     some = coded._replace(drawn=jnp.asarray(drawn), total=jnp.asarray(4, jnp.int32))
-    _, code, _, _ = train.draw_batch(some, jax.random.key(0), 2000, RANGE, "white")[:4]
+    _, code, _, _ = batches.draw_batch(some, jax.random.key(0), 2000, RANGE, "white")[:4]
     column, row, image = np.rint(np.asarray(code) * 255).astype(int).T
     seen, counts = np.unique((image * 5 + row) * 7 + column, return_counts=True)
     assert seen.tolist() == listed.tolist()
@@ -653,7 +653,7 @@ def test_a_batch_is_drawn_evenly_from_the_listed_pixels_only() -> None:
 
 def test_the_random_background_is_independent_of_the_pixels() -> None:
     coded, _ = coded_pixels(5, 7, 3)
-    _, code, behind, _ = train.draw_batch(coded, jax.random.key(0), 4000, RANGE, "random")[:4]
+    _, code, behind, _ = batches.draw_batch(coded, jax.random.key(0), 4000, RANGE, "random")[:4]
     together = np.concatenate([np.asarray(code), np.asarray(behind)], axis=-1)
     correlation = np.corrcoef(together.T)[:3, 3:]
     assert np.abs(correlation).max() < 0.08
@@ -685,7 +685,7 @@ def hits_cells(occupied: np.ndarray, aabb: np.ndarray, split: Split) -> np.ndarr
 
 def kept_pixels(occupied: np.ndarray, aabb: np.ndarray, split: Split) -> np.ndarray:
     grid = OccupancyGrid(jnp.asarray(occupied), jnp.asarray(aabb, jnp.float32))
-    pixels = train.keep_hitting_pixels(train.put_pixels(split), grid, RANGE)
+    pixels = batches.keep_hitting_pixels(batches.put_pixels(split), grid, RANGE)
     kept = np.zeros(split.images.shape[:3], bool)
     kept.ravel()[np.asarray(pixels.drawn)[: int(pixels.total)]] = True
     assert kept.sum() == int(pixels.total)
@@ -721,7 +721,7 @@ def test_testing_every_kth_pixel_loses_none_that_sees_something(
     monkeypatch: pytest.MonkeyPatch, rays: int
 ) -> None:
     split = make_scene(24).splits["train"]
-    monkeypatch.setattr(train, "MOST_TESTED_RAYS", rays)
+    monkeypatch.setattr(batches, "MOST_TESTED_RAYS", rays)
     for seed in range(3):
         content = some_cells(seed)
         kept = kept_pixels(np.asarray(occupancy.dilate(jnp.asarray(content))), AABB, split)
@@ -733,7 +733,7 @@ def test_testing_every_kth_pixel_loses_nothing_at_the_border_of_the_box(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     split = make_scene(24).splits["train"]
-    monkeypatch.setattr(train, "MOST_TESTED_RAYS", split.images[..., 0].size // 64)
+    monkeypatch.setattr(batches, "MOST_TESTED_RAYS", split.images[..., 0].size // 64)
     # A ray tested for a block of pixels may pass outside the box where one of the block hits it.
     box = np.array([[-0.5] * 3, [0.5] * 3])
     everything = np.ones((8, 8, 8), bool)
@@ -817,8 +817,8 @@ def test_loss_metrics_are_those_of_an_independent_rendering() -> None:
     _, state = first_state(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     key_batch, key_samples = jax.random.split(key)
-    pixels = train.put_pixels(scene.splits["train"])
-    rays, truth, behind, alpha = train.draw_batch(pixels, key_batch, 64, RANGE, "white")[:4]
+    pixels = batches.put_pixels(scene.splits["train"])
+    rays, truth, behind, alpha = batches.draw_batch(pixels, key_batch, 64, RANGE, "white")[:4]
     prediction = methods.predict(
         config.field, stage, state.params, state.grid, key_samples, rays, behind
     )
@@ -908,7 +908,7 @@ def run_steps(
 ) -> tuple[list[TrainState], list[Metrics]]:
     """The states before and after each of some single steps, all done by one program."""
     stage, state = first_state(config)
-    pixels = train.put_pixels(make_scene().splits["train"])
+    pixels = batches.put_pixels(make_scene().splits["train"])
     run = jax.jit(train.make_train_step(config, stage, RANGE, error_fn))
     states, told = [state], []
     for _ in range(steps):
@@ -961,8 +961,8 @@ def test_the_average_grows_with_the_grid() -> None:
 def test_a_crop_draws_from_the_middle_of_the_pictures(size: tuple[int, int], crop: float) -> None:
     coded, _ = coded_pixels(*size, 3)
     key = jax.random.key(3)
-    whole = train.draw_batch(coded, key, 400, RANGE, "white")
-    batch = train.draw_batch(coded, key, 400, RANGE, "white", 1, jnp.asarray(crop))
+    whole = batches.draw_batch(coded, key, 400, RANGE, "white")
+    batch = batches.draw_batch(coded, key, 400, RANGE, "white", 1, jnp.asarray(crop))
     height, width = size
     column, row, image = np.rint(np.asarray(batch.truth) * 255).astype(int).T
     before = np.rint(np.asarray(whole.truth) * 255).astype(int).T
@@ -1001,8 +1001,8 @@ def test_an_error_of_ones_own_is_what_is_minimised() -> None:
     np.testing.assert_allclose(told.mse, usual.mse, rtol=1e-5)
     stage, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    pixels = train.put_pixels(make_scene().splits["train"])
-    rays, truth, behind, _ = train.draw_batch(pixels, key_batch, 128, RANGE, "white")[:4]
+    pixels = batches.put_pixels(make_scene().splits["train"])
+    rays, truth, behind, _ = batches.draw_batch(pixels, key_batch, 128, RANGE, "white")[:4]
     predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
         config.field, stage, state.params, state.grid, key, rays, behind
     )
@@ -1042,8 +1042,8 @@ def test_the_loss_has_the_terms_that_were_asked_for() -> None:
     _, (told, *_) = run_steps(config, 1)
     stage, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    pixels = train.put_pixels(make_scene().splits["train"])
-    batch = train.draw_batch(pixels, key_batch, 128, RANGE, "white")
+    pixels = batches.put_pixels(make_scene().splits["train"])
+    batch = batches.draw_batch(pixels, key_batch, 128, RANGE, "white")
     predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
         field, stage, state.params, state.grid, key, batch.rays, batch.behind
     )
@@ -1107,12 +1107,12 @@ def test_after_a_restart_rates_are_as_at_the_start() -> None:
 def test_no_pixel_is_left_out_by_cells_that_come_and_go() -> None:
     config = tiny_hashgrid()
     _, state = first_state(config)
-    pixels = train.put_pixels(make_scene().splits["train"])
+    pixels = batches.put_pixels(make_scene().splits["train"])
     occupied = jnp.zeros(state.grid.occupied.shape, bool).at[4, 4, 4].set(True)
     grid = dataclasses.replace(state.grid, occupied=occupied)
-    assert train.keep_hitting_pixels(pixels, grid, RANGE) is pixels
+    assert batches.keep_hitting_pixels(pixels, grid, RANGE) is pixels
     plain = OccupancyGrid(occupied, grid.aabb)
-    assert int(train.keep_hitting_pixels(pixels, plain, RANGE).total) < int(pixels.total)
+    assert int(batches.keep_hitting_pixels(pixels, plain, RANGE).total) < int(pixels.total)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1122,13 +1122,13 @@ def test_no_pixel_is_left_out_by_cells_that_come_and_go() -> None:
 
 def test_pixels_of_smaller_pictures_are_means_seen_through_wider_cones() -> None:
     split = make_scene().splits["train"]
-    pixels = train.put_pixels(split, (1, 2, 4))
+    pixels = batches.put_pixels(split, (1, 2, 4))
     size = split.images.shape[1]
     counts = [len(split) * (size // 2**k) ** 2 for k in range(3)]
     assert np.asarray(pixels.starts).tolist() == [0, counts[0], counts[0] + counts[1]]
     assert int(pixels.total) == sum(counts)
     for halvings in range(3):
-        batch = train.draw_batch(
+        batch = batches.draw_batch(
             pixels, jax.random.key(2), 60, RANGE, "white", size=jnp.asarray(halvings)
         )
         factor = 2**halvings
@@ -1154,18 +1154,18 @@ def test_pixels_of_smaller_pictures_are_means_seen_through_wider_cones() -> None
 
 
 def test_all_sizes_are_drawn_from_by_their_numbers_of_pixels() -> None:
-    pixels = train.put_pixels(make_scene().splits["train"], (1, 2, 4))
-    batch = train.draw_batch(pixels, jax.random.key(0), 4000, RANGE, "white")
+    pixels = batches.put_pixels(make_scene().splits["train"], (1, 2, 4))
+    batch = batches.draw_batch(pixels, jax.random.key(0), 4000, RANGE, "white")
     shares = [float(np.mean(np.asarray(batch.area) == 4.0**k)) for k in range(3)]
     np.testing.assert_allclose(shares, np.array([16, 4, 1]) / 21, atol=0.03)
 
 
 def test_pixels_that_hit_nothing_are_left_out_at_every_size() -> None:
-    pixels = train.put_pixels(make_scene().splits["train"], (1, 2))
+    pixels = batches.put_pixels(make_scene().splits["train"], (1, 2))
     occupied = np.zeros((8, 8, 8), bool)
     occupied[3:5, 3:5, 3:5] = True
     grid = OccupancyGrid(jnp.asarray(occupied), jnp.array([[-1.5] * 3, [1.5] * 3]))
-    kept = train.keep_hitting_pixels(pixels, grid, RANGE)
+    kept = batches.keep_hitting_pixels(pixels, grid, RANGE)
     starts, total = np.asarray(kept.starts), int(kept.total)
     drawn = np.asarray(kept.drawn)
     count, height, width = pixels.images.shape[:3]
@@ -1181,10 +1181,10 @@ def test_a_pixel_of_a_smaller_picture_counts_by_its_area() -> None:
     config = tiny_nerf(steps=1, steps_per_dispatch=1, scales=2)
     recorder = Recorder()
     train.fit(config, make_scene(), recorder)
-    pixels = train.put_pixels(make_scene().splits["train"], (1, 2))
+    pixels = batches.put_pixels(make_scene().splits["train"], (1, 2))
     stage, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
-    batch = train.draw_batch(pixels, key_batch, 64, RANGE, "white")
+    batch = batches.draw_batch(pixels, key_batch, 64, RANGE, "white")
     predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
         config.field, stage, state.params, state.grid, key, batch.rays, batch.behind
     )
@@ -1203,14 +1203,14 @@ def test_pictures_become_larger_when_their_time_comes(monkeypatch: pytest.Monkey
     config = stages.fit_config(config, make_scene())
     assert config.scale_schedule == ((0, 4), (0.25, 3), (0.5, 1))
     drawn: list[int] = []
-    really = train.draw_batch
+    really = batches.draw_batch
 
-    def note(*arguments: Any) -> train.Batch:
+    def note(*arguments: Any) -> batches.Batch:
         batch = really(*arguments)
         jax.debug.callback(lambda area: drawn.append(int(area.max())), batch.area)
         return batch
 
-    monkeypatch.setattr(train, "draw_batch", note)
+    monkeypatch.setattr(batches, "draw_batch", note)
     train.fit(config, make_scene(), Recorder())
     jax.effects_barrier()
     assert drawn == [16, 16, 9, 9, 1, 1, 1, 1]
@@ -1218,7 +1218,7 @@ def test_pictures_become_larger_when_their_time_comes(monkeypatch: pytest.Monkey
 
 def test_pictures_that_cannot_be_made_so_small_are_refused() -> None:
     with pytest.raises(InputError, match="cannot be made 512 times smaller"):
-        train.put_pixels(make_scene().splits["train"], (1, 512))
+        batches.put_pixels(make_scene().splits["train"], (1, 512))
 
 
 def test_appearances_take_up_how_pictures_were_exposed() -> None:
@@ -1240,3 +1240,62 @@ def test_appearances_take_up_how_pictures_were_exposed() -> None:
         assert ("appearance" in state.params) == (dim > 0)
         errors.append(np.mean([float(m.mse) for m in recorder.metrics[-5:]]))
     assert errors[1] < 0.5 * errors[0]
+
+
+# ---------------------------------------------------------------------------------------------
+# Pictures in host memory
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_tensorf(),
+        tiny_voxels(subrays=2, subrays_from=0.5),
+        tiny_nerf(crop_until=0.4, crop=0.25, steps=20),
+        tiny_nerf(scale_schedule=((0.0, 4), (0.25, 3), (0.5, 1)), steps=20),
+        tiny_hashgrid(scales=3, background="random"),
+    ],
+    ids=["tensorf", "voxels", "crop", "schedule", "sizes"],
+)
+def test_streamed_pictures_give_the_same_bits(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, steps_per_dispatch=3)
+    results = [
+        train.fit(dataclasses.replace(config, stream=stream), make_scene())
+        for stream in (False, True)
+    ]
+    assert results[0][0] == results[1][0]
+    assert differing_leaves(results[0][1], results[1][1]) == []
+
+
+def test_pictures_are_streamed_if_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = make_scene().splits["train"]
+    whole = batches.count_bytes(split, (1, 2))
+    assert whole == 8 * 6 * (16 * 16 + 8 * 8)
+    asked: list[bool] = []
+    really = batches.put_pixels
+
+    def note(split: Any, factors: Any, stream: bool) -> Any:
+        asked.append(stream)
+        return really(split, factors, stream)
+
+    monkeypatch.setattr(batches, "put_pixels", note)
+    for free in (3 * whole, whole):
+        monkeypatch.setattr(memory, "free_bytes", lambda free=free: free)
+        monkeypatch.setattr(memory, "needed_bytes", lambda _: 0)
+        train.fit(tiny_nerf(steps=1, scales=2), make_scene())
+    assert asked == [False, True]
+
+
+def test_a_stream_draws_anew_when_something_else_is_wanted_than_was_begun() -> None:
+    config = tiny_nerf(steps=8)
+    pixels = batches.put_pixels(make_scene().splits["train"], (1,), stream=True)
+    course = train.make_course(config)
+    with batches.PixelStream(2) as stream:
+        stream.begin(config, pixels, course, 16, 0)
+        ahead = stream.take(config, pixels, course, 16, 0)
+        later = stream.take(config, pixels, course, 16, 1)
+    np.testing.assert_array_equal(ahead.flat[1], later.flat[0])
+    assert not np.array_equal(ahead.flat[0], later.flat[0])
+    images = np.asarray(pixels.images).reshape(-1, 4)
+    np.testing.assert_array_equal(ahead.rgba, images[ahead.flat])

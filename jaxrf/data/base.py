@@ -4,9 +4,10 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from jaxrf.cameras import Cameras, resize_cameras
+from jaxrf.data.frames import Frame, identity_frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Split:
       cameras: n of them, of the same width and height.
       depth: (n, h, w) true distance along each pixel centre's unit ray in scene units, inf where
         the ray hits nothing; None where the data set has no such thing.
+      masks: (n, h, w) which pixels are to be learnt from and compared; None if all are.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Split:
     images: UInt8[np.ndarray, "n h w 4"]
     cameras: Cameras
     depth: Float[np.ndarray, "n h w"] | None = None
+    masks: Bool[np.ndarray, "n h w"] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -41,6 +44,8 @@ class Scene:
       splits: by name; only those that were asked for are loaded.
       aabb: (2, 3) box that holds everything to be modelled, in scene units.
       near, far: distances along the unit ray between which cameras see anything.
+      unbounded: whether there is more to see around the box.
+      frame: how the scene's coordinates came out of those of its files.
     """
 
     name: str
@@ -48,6 +53,8 @@ class Scene:
     aabb: Float[np.ndarray, "2 3"]
     near: float
     far: float
+    unbounded: bool = False
+    frame: Frame = dataclasses.field(default_factory=identity_frame)
 
 
 def downscale_images(
@@ -79,6 +86,8 @@ def downscale_images(
 def downscale_split(split: Split, factor: int) -> Split:
     """A split with pictures `factor` times smaller by area; true depth is dropped.
 
+    A pixel counts if all that it covers does.
+
     The cameras keep their geometry: where a border that does not fill a block was cut off, the
     focal length in large pixels and the top left corner stay what they were.
     """
@@ -88,7 +97,18 @@ def downscale_split(split: Split, factor: int) -> Split:
     height, width = images.shape[1:3]
     covered = dataclasses.replace(split.cameras, width=width * factor, height=height * factor)
     cameras = resize_cameras(covered, width, height)
-    return dataclasses.replace(split, images=images, cameras=cameras, depth=None)
+    masks = None if split.masks is None else shrink_masks(split.masks, factor)
+    return dataclasses.replace(split, images=images, cameras=cameras, depth=None, masks=masks)
+
+
+def shrink_masks(
+    masks: Bool[np.ndarray, "n h w"], factor: int
+) -> Bool[np.ndarray, "n h_small w_small"]:
+    """True for blocks of factor x factor that are true throughout."""
+    count, height, width = masks.shape
+    rows, columns = height // factor, width // factor
+    whole = masks[:, : rows * factor, : columns * factor]
+    return np.asarray(whole.reshape(count, rows, factor, columns, factor).all(axis=(2, 4)))
 
 
 def composite(

@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxrf.config import BricksConfig, TrainConfig
-from jaxrf.data import blender, bricks
+from jaxrf.data import (
+    blender,
+    bricks,
+    colmap,
+    deepvoxels,
+    llff,
+    multiscale,
+    tiny_nerf,
+    transforms,
+)
 from jaxrf.data.base import Scene
+from jaxrf.data.views import ChooseViews
 from jaxrf.errors import InputError
 
 USUAL = Path("nerf_synthetic/lego")
@@ -33,16 +43,8 @@ def roots() -> list[Path]:
 def find_source(config: TrainConfig) -> Source:
     """The data set of a configuration: --data, else the usual place, else the built-in scene."""
     if config.data is not None:
-        candidates = [config.data]
-        if not config.data.is_absolute():
-            candidates += [root / config.data for root in roots()]
-        for folder in candidates:
-            if folder.exists():
-                return Source(folder, f"Data: {folder} (--data).")
-        raise InputError(
-            f"--data {config.data} does not exist: give the folder that holds "
-            "transforms_train.json, or leave --data out to use the built-in scene."
-        )
+        folder = find_data(config.data)
+        return Source(folder, f"Data: {folder} (--data).")
     for root in roots():
         if (root / USUAL).is_dir():
             return Source(root / USUAL, f"Data: {root / USUAL} (found; --data names another).")
@@ -51,6 +53,20 @@ def find_source(config: TrainConfig) -> Source:
         None,
         f"Data: the built-in scene bricks at {size}x{size}, as {Path('data') / USUAL} is not "
         "there (--data names a folder).",
+    )
+
+
+def find_data(data: Path) -> Path:
+    """A data set that was named: as it stands, or in one of `roots`."""
+    candidates = [data]
+    if not data.is_absolute():
+        candidates += [root / data for root in roots()]
+    for folder in candidates:
+        if folder.exists():
+            return folder
+    raise InputError(
+        f"--data {data} does not exist: give the folder that holds transforms_train.json or "
+        "another listing of pictures, or leave --data out to use the built-in scene."
     )
 
 
@@ -65,11 +81,109 @@ def ensure_bricks(config: BricksConfig, progress: Callable[[int, int], None] | N
     )
 
 
+class Layout(NamedTuple):
+    """A way in which data sets are stored.
+
+    name: of it, for people.
+    mark: the file by which it is known.
+    fits: whether a path holds it.
+    load: (path, splits, downscale, choose, skip_missing) -> scene.
+    """
+
+    name: str
+    mark: str
+    fits: Callable[[Path], bool]
+    load: Callable[[Path, Sequence[str], int, ChooseViews, bool], Scene]
+
+
+# What is recognised, in order: an LLFF folder has a COLMAP model too.
+LAYOUTS = (
+    Layout(
+        "NeRF's tiny example",
+        "*.npz",
+        tiny_nerf.is_tiny_nerf,
+        lambda path, splits, downscale, choose, _: tiny_nerf.load_tiny_nerf(
+            path, splits, downscale, choose
+        ),
+    ),
+    Layout(
+        "multi-scale Blender",
+        multiscale.LISTING,
+        multiscale.is_multiscale,
+        lambda path, splits, downscale, choose, _: multiscale.load_multiscale(
+            path, splits, downscale, choose
+        ),
+    ),
+    Layout(
+        "Blender (NeRF-synthetic)",
+        "transforms_train.json",
+        blender.is_blender,
+        lambda path, splits, downscale, choose, _: blender.load_blender(
+            path, splits, downscale, choose
+        ),
+    ),
+    Layout(
+        "nerfstudio or instant-ngp",
+        transforms.LISTING,
+        transforms.is_transforms,
+        transforms.load_transforms,
+    ),
+    Layout(
+        "LLFF",
+        llff.LISTING,
+        llff.is_llff,
+        lambda path, splits, downscale, choose, _: llff.load_llff(path, splits, downscale, choose),
+    ),
+    Layout(
+        "COLMAP",
+        "sparse/0/images.bin",
+        lambda path: colmap.find_model(path) is not None,
+        colmap.load_colmap,
+    ),
+    Layout(
+        "DeepVoxels",
+        f"train/NAME/{deepvoxels.INTRINSICS}",
+        lambda path: deepvoxels.find_deepvoxels(path) is not None,
+        lambda path, splits, downscale, choose, _: deepvoxels.load_deepvoxels(
+            path, splits, downscale, choose
+        ),
+    ),
+)
+
+
+def find_layout(path: Path) -> Layout:
+    """How the data set at a path is stored; InputError if that is not known."""
+    for layout in LAYOUTS:
+        if layout.fits(path):
+            return layout
+    if not path.exists():
+        raise InputError(f"There is no folder {path}; give the path of a scene's folder.")
+    marks = ", ".join(f"{layout.mark} ({layout.name})" for layout in LAYOUTS)
+    raise InputError(f"{path} holds no data set that is known: there is none of {marks}.")
+
+
 def load_scene(
-    folder: Path,
+    path: Path,
     splits: Sequence[str],
     downscale: int = 1,
-    choose: blender.ChooseViews = range,
+    choose: ChooseViews = range,
+    skip_missing: bool = False,
 ) -> Scene:
-    """The scene in a folder: only the splits that are asked for, and of these the chosen views."""
-    return blender.load_blender(folder, splits, downscale, choose)
+    """The scene at a path: only the splits that are asked for, and of these the chosen views."""
+    return find_layout(path).load(path, splits, downscale, choose, skip_missing)
+
+
+def describe_scene(path: Path, scene: Scene) -> str:
+    """One line for the user: what was found, and how it is seen."""
+    split = next(iter(scene.splits.values()))
+    cameras = split.cameras
+    parts = [f"{find_layout(path).name} layout", f"{cameras.width}x{cameras.height} pixels"]
+    counts = ", ".join(f"{len(views)} {name}" for name, views in scene.splits.items())
+    parts.append(f"{counts} views")
+    if cameras.distortion is not None or cameras.lens != "perspective":
+        parts.append(f"{cameras.lens} lens, undistorted exactly")
+    if cameras.ndc is not None:
+        parts.append("facing forward, in normalised device coordinates")
+    if scene.unbounded:
+        parts.append("without bounds: space around the cameras is contracted")
+    return "; ".join(parts) + "."

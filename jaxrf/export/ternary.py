@@ -3,6 +3,7 @@
 An .npz of numbers and text, without pickles. The pictures rendered from it are the run's own.
 """
 
+import dataclasses
 import io
 import json
 import math
@@ -117,7 +118,8 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
         "format": form,
         "config": configs.to_json(run.config),
         "step": int(run.state.step),
-        **runs.describe(run.scene, run.stage, run.seconds),
+        # The poses of all pictures would take more room than the weights.
+        **runs.describe(dataclasses.replace(run.scene, poses=()), run.stage, run.seconds),
     }
     grid = run.state.grid
     boxes: dict[str, Any] = {"aabb": grid.aabb} | (

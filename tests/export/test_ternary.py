@@ -162,12 +162,14 @@ def test_a_file_renders_the_pictures_of_a_run_on_an_occupancy_grid(tmp_path: Pat
         np.testing.assert_allclose(getattr(found, name), picture, atol=1e-6, err_msg=name)
 
 
-def test_a_file_holds_the_rendered_parameters_and_all_that_is_known_of_a_run(
+def test_a_file_holds_the_rendered_parameters_and_all_that_is_known_but_the_poses_of_pictures(
     run: runs.Run, written: Path
 ) -> None:
     read = read_ternary(written)
     assert read.folder == written
-    assert (read.config, read.scene, read.stage) == (run.config, run.scene, run.stage)
+    scene = dataclasses.replace(run.scene, poses=())
+    assert run.scene.poses
+    assert (read.config, read.scene, read.stage) == (run.config, scene, run.stage)
     assert (int(read.state.step), read.seconds) == (7, 2.5)
     assert differing_leaves(read.state.grid, run.state.grid) == []
     assert set(read.state.shown) == {"coarse", "fine"}
@@ -337,6 +339,9 @@ def test_export_says_how_small_the_file_is_and_render_takes_it(
     small = ["--frames", "1", "--size", "16", "--channels", "rgb"]
     assert cli.main(["render", str(file), *small]) == 0
     assert cli.main(["render", str(folder), *small]) == 0
+    capsys.readouterr()
+    assert cli.main(["render", str(file), *small, "--path", "train"]) == 2
+    assert "does not hold the poses of its training pictures" in capsys.readouterr().err
     picture = Path("rgb") / "0000.png"
     wanted = (folder / "orbit" / picture).read_bytes()
     assert (folder / "ternary16-orbit" / picture).read_bytes() == wanted

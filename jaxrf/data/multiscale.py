@@ -1,0 +1,112 @@
+"""Multi-scale Blender scenes: one `metadata.json` that lists every picture in several sizes.
+
+Barron et al.: Mip-NeRF (ICCV 2021), section 4.2; the layout is that of its conversion script.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrf.cameras import Cameras
+from jaxrf.data.base import Scene
+from jaxrf.data.files import check_file_path, check_folder, check_pose, name_scene, read_json
+from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, load_split
+from jaxrf.errors import InputError
+
+LISTING = "metadata.json"
+COLUMNS = ("file_path", "cam2world", "width", "height")
+
+
+def is_multiscale(folder: Path) -> bool:
+    """Whether a folder has a `metadata.json`."""
+    return os.path.isfile(folder / LISTING)
+
+
+def load_multiscale(
+    folder: Path,
+    splits: Sequence[str] = ("train", "val", "test"),
+    downscale: int = 1,
+    choose: ChooseViews = range,
+) -> Scene:
+    """Reads the largest of each picture's sizes, in the box +-1.5, seen between 2 and 6.
+
+    The smaller ones are averages of it, which `TrainConfig.scales` makes again.
+
+    Args:
+      folder: holds `metadata.json` and the pictures that it names.
+      splits, downscale, choose: see `blender.load_blender`.
+
+    Raises:
+      InputError: something is missing, broken, or not what this layout holds.
+    """
+    check_folder(folder)
+    listing = folder / LISTING
+    content = read_json(listing, "train, val and test")
+    return Scene(
+        name=name_scene(folder),
+        splits={
+            split: load_split(split, _read_views(folder, content, split), downscale, choose)
+            for split in splits
+        },
+        aabb=np.array([[-1.5] * 3, [1.5] * 3], np.float32),
+        near=2.0,
+        far=6.0,
+    )
+
+
+def _read_views(folder: Path, content: dict[str, Any], split: str) -> Views:
+    listing = folder / LISTING
+    table = content.get(split)
+    if not isinstance(table, dict):
+        raise InputError(f"{listing} has no object {split!r}; ask for another split or add it.")
+    columns = [table.get(name) for name in COLUMNS]
+    for name, column in zip(COLUMNS, columns, strict=True):
+        if not isinstance(column, list) or len(column) != len(columns[0] or ()) or not column:
+            raise InputError(
+                f"{name} of {split} in {listing} is not a list with an entry for each picture; "
+                "correct it."
+            )
+    focal = _read_focal(table, len(columns[0] or ()), f"{split} in {listing}")
+    rows = []
+    for index, (path, pose, width, height) in enumerate(zip(*columns, strict=True)):  # type: ignore[arg-type]
+        where = f"picture {index} of {split} in {listing}"
+        size = (width, height)
+        if not all(isinstance(side, float) and 1.0 <= side < 1e5 for side in size):
+            raise InputError(f"{where} has no width and height in pixels; correct them.")
+        rows.append((check_file_path(path, where), check_pose(pose, where), size, focal[index]))
+    largest = max(size for _, _, size, _ in rows)
+    rows = [row for row in rows if row[2] == largest]
+    if len({path for path, *_ in rows}) < len(rows):
+        raise InputError(f"{split} in {listing} names a picture twice; list each once.")
+    width, height = largest
+    middle = np.array([[0.5 * width, 0.5 * height]], np.float32)
+    cameras = Cameras(
+        T_world_camera=np.stack([pose for _, pose, _, _ in rows]).astype(np.float32),
+        focal=np.array([[f, f] for *_, f in rows], np.float32),
+        principal_point=np.tile(middle, (len(rows), 1)),
+        width=int(width),
+        height=int(height),
+    )
+    paths = tuple(Path(path) for path, *_ in rows)
+    return fit_to_pictures(Views(folder, listing, paths, cameras))
+
+
+def _read_focal(table: dict[str, Any], count: int, where: str) -> list[float]:
+    """Focal lengths in pixels: given as such, or in the matrices from pixels to the camera."""
+    values = table.get("focal")
+    if values is None:
+        matrices = table.get("pix2cam")
+        try:
+            values = [1.0 / matrix[0][0] for matrix in matrices]  # type: ignore[union-attr]
+        except (TypeError, IndexError, KeyError, ZeroDivisionError):
+            values = None
+    if not isinstance(values, list) or len(values) != count:
+        raise InputError(f"{where} has neither focal nor pix2cam for each picture; add one.")
+    for value in values:
+        if not isinstance(value, float) or not math.isfinite(value) or not 0.0 < value < 1e7:
+            raise InputError(f"{where} has a focal length that is none; make it pixels, above 0.")
+    return values

@@ -1,0 +1,177 @@
+"""Paths of a camera: poses for the frames of a video, made up, or out of a file."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxrf.cameras import Cameras, find_focus, look_at
+from jaxrf.data.files import check_pose, read_json
+from jaxrf.errors import InputError
+
+MOST_FRAMES = 100_000
+
+
+def orbit_path(
+    frames: int,
+    radius: float,
+    elevation: float,
+    target: Float[np.ndarray, "3"] | None = None,
+) -> Float[np.ndarray, "frames 4 4"]:
+    """Poses on a full circle around +z through `target` (default the origin), looking at it.
+
+    Args:
+      frames: number of poses; the last is one step short of the first, so that a video loops.
+      radius: distance from the target, in scene units.
+      elevation: angle above the horizon, radians.
+    """
+    centre = np.zeros(3) if target is None else np.asarray(target, np.float64)
+    poses = []
+    for azimuth in np.linspace(0.0, 2.0 * np.pi, frames, endpoint=False):
+        outwards = np.array(
+            [
+                np.cos(elevation) * np.cos(azimuth),
+                np.cos(elevation) * np.sin(azimuth),
+                np.sin(elevation),
+            ]
+        )
+        poses.append(look_at(centre + radius * outwards, centre))
+    return np.stack(poses)
+
+
+def spiral_path(
+    frames: int,
+    spread: Float[np.ndarray, "3"],
+    depth: float,
+    turns: int = 2,
+) -> Float[np.ndarray, "frames 4 4"]:
+    """Poses on a spiral around the origin that look at a point so far ahead, along -z (LLFF).
+
+    Args:
+      frames: number of poses; the last is one step short of the first.
+      spread: how far the poses go to each side, in scene units; along z half as often.
+      depth: distance of the point.
+      turns: how often they go round.
+    """
+    target = np.array([0.0, 0.0, -depth])
+    poses = []
+    for angle in np.linspace(0.0, 2.0 * np.pi * turns, frames, endpoint=False):
+        place = spread * np.array([np.cos(angle), -np.sin(angle), -np.sin(0.5 * angle)])
+        poses.append(look_at(place, target, np.array([0.0, 1.0, 0.0])))
+    return np.stack(poses)
+
+
+def ellipse_path(
+    frames: int, T_world_camera: Float[np.ndarray, "n 4 4"], share: float = 0.9
+) -> Float[np.ndarray, "frames 4 4"]:
+    """Poses on an ellipse around what cameras look at, as wide as most of them stand.
+
+    Level, at the cameras' mean height; so far along x and y as nine tenths of them are (the
+    authors' code of Mip-NeRF 360).
+
+    Args:
+      frames: number of poses; the last is one step short of the first.
+      T_world_camera: of the cameras, with z up.
+      share: of the cameras that stand within the ellipse's box.
+    """
+    focus = find_focus(T_world_camera)
+    places = np.asarray(T_world_camera, np.float64)[:, :3, 3]
+    reach = np.percentile(np.abs(places - focus), 100.0 * share, axis=0)
+    height = float(places[:, 2].mean())
+    poses = []
+    for angle in np.linspace(0.0, 2.0 * np.pi, frames, endpoint=False):
+        x, y = focus[:2] + reach[:2] * np.array([np.cos(angle), np.sin(angle)])
+        poses.append(look_at(np.array([x, y, height]), focus))
+    return np.stack(poses)
+
+
+def interpolate_path(
+    frames: int, T_world_camera: Float[np.ndarray, "n 4 4"]
+) -> Float[np.ndarray, "frames 4 4"]:
+    """Poses through given ones in their order, at an even pace: places by splines, turns by arcs.
+
+    Args:
+      frames: number of poses; the first and the last are those given.
+      T_world_camera: to pass through, two or more.
+    """
+    from scipy.interpolate import PchipInterpolator
+    from scipy.spatial.transform import Rotation, Slerp
+
+    poses = np.asarray(T_world_camera, np.float64)
+    times = np.arange(len(poses), dtype=np.float64)
+    wanted = np.linspace(0.0, times[-1], frames)
+    path = np.tile(np.eye(4), (frames, 1, 1))
+    path[:, :3, 3] = PchipInterpolator(times, poses[:, :3, 3])(wanted)
+    path[:, :3, :3] = Slerp(times, Rotation.from_matrix(poses[:, :3, :3]))(wanted).as_matrix()
+    return path
+
+
+class CameraPath(NamedTuple):
+    """The cameras of a file, in the coordinates of the data set's files.
+
+    cameras: of all frames.
+    fps: frames per second.
+    """
+
+    cameras: Cameras
+    fps: float
+
+
+def read_path(path: Path) -> CameraPath:
+    """The camera path that nerfstudio's viewer saved.
+
+    Raises:
+      InputError: it is missing or damaged, or its cameras are not perspective.
+    """
+    content = read_json(path, "camera_path")
+    kind = content.get("camera_type", "perspective")
+    if kind != "perspective":
+        raise InputError(
+            f"camera_type of {path} is {json.dumps(kind)[:40]}: save a perspective path."
+        )
+    width, height = (
+        _read_number(content, f"render_{side}", 1.0, 16_384.0, str(path))
+        for side in ("width", "height")
+    )
+    frames = content.get("camera_path")
+    if not isinstance(frames, list) or not 1 <= len(frames) <= MOST_FRAMES:
+        raise InputError(
+            f"camera_path of {path} is no list of 1 to {MOST_FRAMES} cameras: save it again."
+        )
+    poses, focal = [], []
+    for index, frame in enumerate(frames):
+        where = f"camera_path[{index}] of {path}"
+        if not isinstance(frame, dict):
+            raise InputError(f"{where} is not an object; save the path again.")
+        numbers = frame.get("camera_to_world")
+        rows = numbers
+        if isinstance(numbers, list) and len(numbers) == 16:
+            rows = [numbers[4 * i : 4 * i + 4] for i in range(4)]
+        poses.append(check_pose(rows, where))
+        # The angle of view is that from top to bottom, in degrees.
+        angle = _read_number(frame, "fov", 0.1, 179.0, where)
+        focal.append(0.5 * height / math.tan(0.5 * math.radians(angle)))
+    seconds = content.get("fps", 24.0)
+    if not isinstance(seconds, float) or not 0.0 < seconds <= 1000.0:
+        raise InputError(f"fps of {path} is {json.dumps(seconds)[:40]}: give frames per second.")
+    count = len(poses)
+    cameras = Cameras(
+        T_world_camera=np.stack(poses).astype(np.float32),
+        focal=np.tile(np.array(focal, np.float32)[:, None], (1, 2)),
+        principal_point=np.tile(np.array([[0.5 * width, 0.5 * height]], np.float32), (count, 1)),
+        width=int(width),
+        height=int(height),
+    )
+    return CameraPath(cameras, seconds)
+
+
+def _read_number(table: dict[str, Any], key: str, least: float, most: float, where: str) -> float:
+    value = table.get(key)
+    if not isinstance(value, float) or not least <= value <= most:
+        raise InputError(
+            f"{key} of {where} is {json.dumps(value)[:40]}: make it {least:g} to {most:g}."
+        )
+    return value

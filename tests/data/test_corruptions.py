@@ -1,0 +1,299 @@
+"""Data sets of strangers: whatever is wrong ends in one sentence, soon and in little room."""
+
+import io
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import struct
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from layouts import (
+    write_colmap,
+    write_deepvoxels,
+    write_llff,
+    write_multiscale,
+    write_tiny_nerf,
+    write_transforms,
+)
+from PIL import Image
+from scenes import write_scene
+
+from jaxrf.cameras import image_rays
+from jaxrf.data import sources
+from jaxrf.errors import InputError
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "transforms": write_transforms,
+    "masks": lambda folder: with_masks(write_transforms(folder)),
+    "llff": write_llff,
+    "colmap": write_colmap,
+    "colmap in text": lambda folder: write_colmap(folder, text=True),
+    "deepvoxels": write_deepvoxels,
+    "tiny_nerf": lambda folder: write_tiny_nerf(folder / "ball.npz"),
+    "blender": lambda folder: write_scene(folder / "ball"),
+    "multiscale": write_multiscale,
+}
+EACH = 60
+SECONDS, BYTES = 10.0, 2 << 30
+
+
+def with_masks(folder: Path) -> Path:
+    listing = folder / "transforms.json"
+    content = json.loads(listing.read_text())
+    for index, frame in enumerate(content["frames"]):
+        frame["mask_path"] = f"mask_{index}.png"
+        mask = np.full((16, 16), 255, np.uint8)
+        Image.fromarray(mask).save(folder / frame["mask_path"])
+    listing.write_text(json.dumps(content))
+    return folder
+
+
+# What stands in files instead of what ought to.
+HOSTILE: list[Any] = [
+    None, True, "", "x", [], {}, [[]], -1, 0, 1, 3, 10**30, 10**400, -(10**30), 1e-300, 1e300,
+    1e38, math.nan, math.inf, -math.inf, "NaN", "../../secret/secret.png", "/etc/passwd", "a\0b",
+    "\ud800", "images", ".", "~", "x" * 10_000, [1] * 1000, [[0] * 4] * 4, {"a": {"b": []}},
+    "C:\\x.png",
+]  # fmt: skip
+
+
+def corrupt_json(path: Path, chance: random.Random) -> None:
+    """One value is another one, is missing, or is there twice."""
+    tree = json.loads(path.read_text())
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        keys = node.keys() if isinstance(node, dict) else range(len(node))
+        for key in list(keys):
+            places.append((node, key))
+            if isinstance(node[key], dict | list):
+                walk(node[key])
+
+    walk(tree)
+    for _ in range(chance.choice((1, 1, 2, 5))):
+        node, key = chance.choice(places)
+        kind = chance.random()
+        if kind < 0.15 and isinstance(node, dict):
+            node.pop(key, None)
+        elif kind < 0.25 and isinstance(node, list):
+            node[:] = node[: len(node) // 2]
+        elif key in (node if isinstance(node, dict) else range(len(node))):
+            node[key] = chance.choice(HOSTILE)
+    text = json.dumps(tree)
+    bombs = [
+        "[" * 200_000,
+        '{"frames": ' * 50_000,
+        "9" * 1_000_000,
+        '{"frames": [' + "{}," * 99_999,
+    ]
+    path.write_text(
+        chance.choice(bombs) if chance.random() < 0.05 else text, errors="surrogatepass"
+    )
+
+
+def corrupt_array(path: Path, chance: random.Random) -> None:
+    """Another type, shape or size, numbers that are none, or a header that lies."""
+    table = np.load(path)
+    kind = chance.randrange(7)
+    if kind == 0:
+        table = table.astype(chance.choice(["f4", "i8", "c16", "S3", "bool"]))
+    elif kind == 1:
+        table = table.reshape(-1)[: chance.randrange(table.size)]
+    elif kind == 2:
+        table.flat[chance.randrange(table.size)] = chance.choice([np.nan, np.inf, 1e300, -1.0, 0.0])
+    elif kind == 3:
+        table = np.concatenate([table] * chance.choice((2, 50)))
+    elif kind == 4:
+        table = table * chance.choice([0.0, -1.0, 1e-30, 1e30])
+    if kind < 5:
+        np.save(path, table)
+        return
+    buffer = io.BytesIO()
+    buffer.write(b"\x93NUMPY\x01\x00")
+    shape = (10**9, 17) if kind == 5 else (len(table), 17)
+    head = (
+        f"{{'descr': '{'<f8' if kind == 5 else '|O'}', 'fortran_order': False, 'shape': {shape}, }}"
+    )
+    buffer.write(struct.pack("<H", len(head) + 1) + head.encode() + b"\n" + bytes(800))
+    path.write_bytes(buffer.getvalue())
+
+
+def corrupt_archive(path: Path, chance: random.Random) -> None:
+    with np.load(path) as file:
+        arrays = dict(file)
+    name = chance.choice(sorted(arrays))
+    kind = chance.randrange(6)
+    if kind == 0:
+        del arrays[name]
+    elif kind == 1:
+        arrays[name] = arrays[name].astype(chance.choice(["f8", "i2", "S3", "c8"]))
+    elif kind == 2 and arrays[name].ndim:
+        arrays[name] = arrays[name][: chance.randrange(len(arrays[name]))]
+    elif kind == 3:
+        arrays[name] = np.full_like(arrays[name], chance.choice([np.nan, np.inf, 1e30, -1.0]))
+    elif kind == 4:
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out,
+            out.open("images.npy", "w") as part,
+        ):
+            for _ in range(1100):
+                part.write(bytes(1 << 20))
+        return
+    else:
+        arrays[name] = np.zeros((3, 0, 2))
+    np.savez(path, **arrays)
+
+
+def corrupt_picture(path: Path, chance: random.Random) -> None:
+    """A picture of another kind or size, or one that says it is enormous."""
+    kind = chance.randrange(8)
+    if kind == 0:
+        Image.new("RGB", chance.choice([(1, 1), (15, 16), (17, 16), (300, 2)])).save(path)
+    elif kind == 1:
+        Image.new(chance.choice(["P", "L", "1", "LA", "I;16"]), (16, 16)).save(path, "PNG")
+    elif kind == 2:
+        Image.new("CMYK", (16, 16)).save(path, "JPEG")
+    elif kind == 3:
+        Image.new("RGB", (16, 16)).save(path, chance.choice(["GIF", "BMP", "TIFF"]))
+    elif kind == 4:
+        data = bytearray(path.read_bytes())
+        data[16:24] = struct.pack(
+            ">II", *chance.choice([(2**31 - 1, 2**31 - 1), (0, 0), (60_000,) * 2])
+        )
+        path.write_bytes(bytes(data))
+    elif kind == 5:
+        path.unlink()
+        path.mkdir()
+    else:
+        corrupt_bytes(path, chance)
+
+
+def corrupt_text(path: Path, chance: random.Random) -> None:
+    words = path.read_text().split(" ")
+    for _ in range(chance.choice((1, 3))):
+        place = chance.randrange(len(words))
+        words[place] = chance.choice(
+            ["nan", "inf", "-1e400", "x", "", "1e30", "0", "-3", "9" * 5000]
+        )
+    path.write_text(" ".join(words))
+
+
+def corrupt_bytes(path: Path, chance: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    kind = chance.randrange(7)
+    if kind == 0:
+        data = data[: chance.randrange(len(data) + 1)]
+    elif kind == 1:
+        data = bytearray()
+    elif kind == 2:
+        data = bytearray(chance.randbytes(len(data)))
+    elif kind == 3:
+        for _ in range(chance.choice((1, 4, 64))):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+    elif kind == 4:
+        place = chance.randrange(max(len(data) - 8, 1))
+        data[place : place + 8] = chance.choice([b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7])
+    elif kind == 5:
+        data = data + data
+    else:
+        place = chance.randrange(len(data) + 1)
+        data[place:place] = chance.randbytes(chance.choice((1, 8, 1000)))
+    path.write_bytes(bytes(data))
+
+
+def corrupt(folder: Path, chance: random.Random) -> str:
+    """Something in a data set becomes wrong; says what."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    listings = [p for p in files if p.suffix not in (".png", ".jpg")]
+    # Pictures are many, and much alike.
+    path = chance.choice(listings if chance.random() < 0.7 else files)
+    kind = chance.random()
+    if kind < 0.06:
+        path.unlink()
+    elif kind < 0.1:
+        other = chance.choice(files)
+        a, b = path.read_bytes(), other.read_bytes()
+        path.write_bytes(b)
+        other.write_bytes(a)
+    elif kind < 0.3:
+        corrupt_bytes(path, chance)
+    else:
+        by_suffix = {
+            ".json": corrupt_json, ".npy": corrupt_array, ".npz": corrupt_archive,
+            ".png": corrupt_picture, ".jpg": corrupt_picture, ".txt": corrupt_text,
+        }  # fmt: skip
+        by_suffix.get(path.suffix, corrupt_bytes)(path, chance)
+    return str(path.relative_to(folder))
+
+
+OPENED: list[str] = []
+LISTENING = False
+
+
+def note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if LISTENING and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+        OPENED.append(os.path.realpath(os.fsdecode(arguments[0])))
+
+
+sys.addaudithook(note_opened)
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_whatever_is_wrong_ends_in_one_sentence_or_is_a_scene(name: str, tmp_path: Path) -> None:
+    global LISTENING
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    inside = WRITERS[name](whole).relative_to(whole)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    Image.new("RGB", (16, 16)).save(secret / "secret.png")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ended = {"scene": 0, "sentence": 0}
+    for number in range(EACH):
+        chance = random.Random(f"{name} {number}")
+        folder = tmp_path / "set" / "one"
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        shutil.copytree(whole, folder)
+        what = corrupt(folder, chance)
+        started = time.monotonic()
+        OPENED.clear()
+        LISTENING = True
+        try:
+            scene = sources.load_scene(
+                folder / inside, ["train", "val", "test"], skip_missing=chance.random() < 0.3
+            )
+        except InputError as error:
+            text = str(error)
+            assert 10 < len(text) < 1500 and "\n" not in text, f"{number}, {what}: {text}"
+            ended["sentence"] += 1
+        else:
+            check_sane(scene)
+            ended["scene"] += 1
+        finally:
+            LISTENING = False
+        assert time.monotonic() - started < SECONDS, f"{number}, {what}"
+        hostile = [p for p in OPENED if p.startswith(str(secret)) or p == "/etc/passwd"]
+        assert not hostile, f"{number}, {what}: opened {hostile}"
+    assert ended["sentence"] > EACH // 4, ended
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert after - before < BYTES
+
+
+def check_sane(scene: Any) -> None:
+    """What is loaded can be trained on: finite rays and a box with room in it."""
+    assert np.all(np.isfinite(scene.aabb)) and np.all(scene.aabb[1] > scene.aabb[0])
+    assert 0.0 <= scene.near < scene.far < math.inf
+    for split in scene.splits.values():
+        assert len(split) == len(split.cameras) == len(split.images) > 0
+        rays = image_rays(split.cameras, 0, scene.near, scene.far)
+        assert np.all(np.isfinite(rays.origins)) and np.all(np.isfinite(rays.directions))

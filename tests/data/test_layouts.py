@@ -1,0 +1,693 @@
+"""Readers: the rays of every layout are those of the cameras that it was written with."""
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layouts import (
+    ORDER,
+    POINTS,
+    check_rays,
+    true_cameras,
+    write_colmap,
+    write_deepvoxels,
+    write_llff,
+    write_multiscale,
+    write_tiny_nerf,
+    write_transforms,
+)
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from scenes import make_scene, write_scene
+
+from jaxrf import batches
+from jaxrf.cameras import image_rays, look_at, pixels_to_rays, project
+from jaxrf.data import colmap, llff, sources
+from jaxrf.data.base import Split, composite
+from jaxrf.data.frames import invert_frame, move_points
+from jaxrf.errors import InputError
+from jaxrf.evaluate import score_split
+from jaxrf.occupancy import OccupancyGrid
+from jaxrf.render import Picture
+
+# Of six views in the order of their names the first is held out.
+TRAIN, TEST = list(ORDER[1:]), list(ORDER[:1])
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "transforms": write_transforms,
+    "llff": write_llff,
+    "colmap": write_colmap,
+    "deepvoxels": write_deepvoxels,
+    "tiny_nerf": lambda path: write_tiny_nerf(path / "ball.npz"),
+    "blender": lambda path: write_scene(path / "ball"),
+    "multiscale": write_multiscale,
+}
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_every_layout_is_recognised_and_described(name: str, tmp_path: Path) -> None:
+    path = WRITERS[name](tmp_path)
+    scene = sources.load_scene(path, ["train", "val", "test"])
+    text = sources.describe_scene(path, scene)
+    assert "16x16 pixels" in text and "views" in text and "\n" not in text
+    for split in scene.splits.values():
+        assert split.images.shape[1:] == (16, 16, 4) and len(split) == len(split.cameras) > 0
+    small = sources.load_scene(path, ["train"], 2)
+    assert small.splits["train"].images.shape[1:] == (8, 8, 4)
+    some = sources.load_scene(path, ["test"], 1, lambda count: [count - 1])
+    assert len(some.splits["test"]) == 1
+    assert some.splits["test"].names == scene.splits["test"].names[-1:]
+
+
+def test_a_folder_of_nothing_known_is_refused_with_what_would_be_known(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no data set.*transforms_train\.json.*poses_bounds\.npy"):
+        sources.load_scene(tmp_path, ["train"])
+    with pytest.raises(InputError, match="There is no folder"):
+        sources.load_scene(tmp_path / "none", ["train"])
+
+
+# transforms.json
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_rays_of_transforms_are_those_of_its_cameras(suffix: str, tmp_path: Path) -> None:
+    scene = sources.load_scene(write_transforms(tmp_path, suffix), ["train", "test"])
+    check_rays(scene, "train", true_cameras(), TRAIN)
+    check_rays(scene, "test", true_cameras(), TEST)
+    assert scene.unbounded
+    places = np.asarray(scene.splits["train"].cameras.T_world_camera)[:, :3, 3]
+    assert np.abs(places).max() <= 1.0 + 1e-6
+    truth = make_scene().splits["train"].images[TRAIN[0]]
+    apart = np.abs(scene.splits["train"].images[0, ..., :3].astype(int) - truth[..., :3])
+    assert np.mean(apart[truth[..., 3] == 255]) < 8
+
+
+def test_numbers_of_a_frame_come_before_those_of_the_file(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path, camera_angle_x=0.1)
+    listing = folder / "transforms.json"
+    content = json.loads(listing.read_text())
+    for index, frame in enumerate(content["frames"]):
+        frame |= {"fl_x": 20.0 + index, "cx": 7.5}
+    listing.write_text(json.dumps(content))
+    cameras = sources.load_scene(folder, ["train"]).splits["train"].cameras
+    np.testing.assert_allclose(cameras.focal[:, 0], [20.0 + view for view in TRAIN])
+    np.testing.assert_allclose(cameras.focal[:, 1], true_cameras().focal[0, 1])
+    np.testing.assert_allclose(cameras.principal_point, [[7.5, 8.0]] * 5)
+
+
+def test_a_lens_in_transforms_bends_rays_and_a_fisheye_more(tmp_path: Path) -> None:
+    bent = {"k1": 0.05, "k2": -0.01, "p1": 0.001, "p2": -0.002}
+    for number, (changes, lens) in enumerate(
+        [(bent, "perspective"), (bent | {"camera_model": "OPENCV_FISHEYE"}, "fisheye")]
+    ):
+        folder = write_transforms(tmp_path / str(number), **changes)
+        cameras = sources.load_scene(folder, ["train"]).splits["train"].cameras
+        assert cameras.lens == lens and cameras.distortion is not None
+        order = [0.05, -0.01, 0, 0, 0, 0, 0.001, -0.002]
+        order = order if lens == "perspective" else [0.05, -0.01, 0, 0, 0.001, -0.002, 0, 0]
+        np.testing.assert_allclose(cameras.distortion[0], order, rtol=1e-6)
+        rays = image_rays(cameras, 0, 1.0, 2.0)
+        points = np.asarray(rays.origins + 2.0 * rays.directions, np.float64)
+        pixels, _ = project(cameras, 0, points)
+        columns, rows = np.meshgrid(np.arange(16) + 0.5, np.arange(16) + 0.5)
+        np.testing.assert_allclose(pixels, np.stack([columns, rows], -1), atol=1e-3)
+
+
+def test_lists_in_the_file_say_which_views_are_which(tmp_path: Path) -> None:
+    name = "images/p{}.jpg".format
+    folder = write_transforms(
+        tmp_path,
+        train_filenames=[name(1), name(2)],
+        val_filenames=[name(0)],
+        test_filenames=[name(3), name(4), name(5)],
+    )
+    scene = sources.load_scene(folder, ["train", "val", "test"])
+    assert [split.names for split in scene.splits.values()] == [
+        ("p1", "p2"), ("p0",), ("p3", "p4", "p5"),
+    ]  # fmt: skip
+
+
+def test_missing_pictures_are_refused_unless_they_may_be_skipped(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path)
+    (folder / "images" / "p2.jpg").unlink()
+    with pytest.raises(InputError, match=r"p2\.jpg is missing"):
+        sources.load_scene(folder, ["train"])
+    scene = sources.load_scene(folder, ["train", "test"], skip_missing=True)
+    assert scene.splits["train"].names == ("p1", "p3", "p4", "p5")
+    for picture in (folder / "images").iterdir():
+        picture.unlink()
+    with pytest.raises(InputError, match="None of the pictures"):
+        sources.load_scene(folder, ["train"], skip_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fl_x": None, "fl_y": None}, "neither fl_x nor camera_angle_x"),
+        ({"fl_x": float("nan")}, "fl_x of .* finite"),
+        ({"fl_x": -3.0}, "focal length in pixels"),
+        ({"w": None}, "no w and h"),
+        ({"h": 1e9}, "correct w and h"),
+        ({"w": 40}, "another shape"),
+        ({"frames": []}, "no list"),
+        ({"frames": [3]}, "not an object"),
+        ({"frames": [{"file_path": "a"}]}, "no transform_matrix"),
+        ({"camera_model": "BOX"}, "none of"),
+        ({"camera_model": 5}, "none of"),
+        ({"k4": 0.5}, "FULL_OPENCV"),
+        ({"k1": 1e9}, "beyond 1000"),
+        ({"train_filenames": "all"}, "not a list"),
+        ({"train_filenames": ["../x"]}, "inside the data folder"),
+        ({"train_filenames": []}, "no picture to the split train"),
+    ],
+)
+def test_what_is_wrong_with_transforms_is_said(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = write_transforms(tmp_path, **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        sources.load_scene(folder, ["train"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../secret.png", "images/../../x.png", ""])
+def test_a_listing_reads_nothing_outside_of_its_folder(path: str, tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path)
+    listing = folder / "transforms.json"
+    content = json.loads(listing.read_text())
+    content["frames"][0]["file_path"] = path
+    listing.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"inside the data folder|missing"):
+        sources.load_scene(folder, ["train"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"scale": 0.25, "offset": [0.5, 0.25, 0.75]}])
+def test_what_lies_in_the_unit_cube_of_instant_ngp_stays_where_it_is(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    scene = sources.load_scene(write_transforms(tmp_path, aabb_scale=1, **changes), ["train"])
+    assert not scene.unbounded
+    np.testing.assert_array_equal(scene.frame.rotation, np.eye(3))
+    scale, offset = changes.get("scale", 0.33), np.array(changes.get("offset", [0.5] * 3))
+    np.testing.assert_allclose(scale * scene.aabb + offset, [[0.0] * 3, [1.0] * 3], atol=1e-6)
+    assert 0 < scene.near < 4.0 < scene.far
+    check_rays(scene, "train", true_cameras(), TRAIN)
+
+
+def test_masks_say_which_pixels_are_learnt_from_and_compared(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path)
+    listing = folder / "transforms.json"
+    content = json.loads(listing.read_text())
+    masks = np.random.default_rng(0).uniform(size=(6, 16, 16)) < 0.7
+    for index, frame in enumerate(content["frames"]):
+        frame["mask_path"] = f"masks/{index}.png"
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(np.uint8(255 * masks[index])).save(folder / frame["mask_path"])
+    listing.write_text(json.dumps(content))
+    scene = sources.load_scene(folder, ["train", "test"])
+    split = scene.splits["train"]
+    np.testing.assert_array_equal(split.masks, masks[TRAIN])
+    small = sources.load_scene(folder, ["train"], 2).splits["train"].masks
+    assert small is not None
+    for y, x in np.ndindex(8, 8):
+        whole = masks[TRAIN[0], 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].all()
+        assert small[0, y, x] == whole
+
+    pixels = batches.put_pixels(split, (1, 2))
+    drawn = np.asarray(pixels.drawn)[: int(pixels.total)]
+    everything = np.concatenate([masks[TRAIN].ravel(), small.ravel()])
+    np.testing.assert_array_equal(drawn, np.flatnonzero(everything))
+    assert int(pixels.starts[1]) == masks[TRAIN].sum()
+    # Cells that leave out more leave out what was left out.
+    box = jnp.asarray(scene.aabb)
+    grid = OccupancyGrid(jnp.zeros((16, 16, 16), bool).at[8, 8, 8].set(True), box)
+    kept = batches.keep_hitting_pixels(pixels, grid, (scene.near, scene.far))
+    rest = np.asarray(kept.drawn)[: int(kept.total)]
+    assert 0 < len(rest) < len(drawn) and set(rest) <= set(drawn)
+
+    truth = composite(scene.splits["test"].images, np.ones(3, np.float32))
+    wrong = np.where(masks[TEST[0]][..., None], truth[0], 1.0 - truth[0])
+    nothing = np.zeros((16, 16))
+    (scored,) = score_split(
+        lambda cameras, index: Picture(wrong, nothing, nothing, nothing),
+        scene.splits["test"], np.ones(3, np.float32), [0],
+    )  # fmt: skip
+    assert scored.psnr == np.inf and scored.ssim == pytest.approx(1.0)
+
+
+def test_what_is_wrong_with_masks_is_said(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path)
+    listing = folder / "transforms.json"
+    content = json.loads(listing.read_text())
+    content["frames"][0]["mask_path"] = "mask.png"
+    listing.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="have a mask_path and some none"):
+        sources.load_scene(folder, ["train"])
+    for frame in content["frames"]:
+        frame["mask_path"] = "mask.png"
+    listing.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"mask\.png is missing"):
+        sources.load_scene(folder, ["train"])
+    for picture, message in (
+        (np.ones((8, 16), np.uint8), "16x8 pixels, its picture 16x16"),
+        (np.zeros((16, 16), np.uint8), "is black"),
+    ):
+        Image.fromarray(picture).save(folder / "mask.png")
+        with pytest.raises(InputError, match=message):
+            sources.load_scene(folder, ["train"])
+    (folder / "mask.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="truncated or broken"):
+        sources.load_scene(folder, ["train"])
+
+
+# LLFF
+
+
+def test_rays_of_llff_are_those_of_its_cameras(tmp_path: Path) -> None:
+    scene = sources.load_scene(write_llff(tmp_path), ["train", "test"])
+    check_rays(scene, "train", true_cameras(), TRAIN)
+    check_rays(scene, "test", true_cameras(), TEST)
+    assert scene.unbounded and scene.splits["train"].cameras.ndc is None
+
+
+def forward_poses() -> np.ndarray:
+    rng = np.random.default_rng(5)
+    target = np.array([1.0, 8.0, 0.5])
+    return np.stack([look_at(rng.normal(0, 0.3, 3), target) for _ in ORDER])
+
+
+def test_what_faces_forward_is_seen_in_ndc(tmp_path: Path) -> None:
+    poses = forward_poses()
+    scene = sources.load_scene(write_llff(tmp_path, poses), ["train"])
+    cameras = scene.splits["train"].cameras
+    assert cameras.ndc is not None and not scene.unbounded
+    np.testing.assert_allclose(cameras.ndc, [8.0 / 21.9] * 2 + [1.0], rtol=0.2)
+    # Without the map they are the rays of the true cameras.
+    plain = dataclasses.replace(scene.splits["train"].cameras, ndc=None)
+    bare = dataclasses.replace(scene.splits["train"], cameras=plain)
+    truth = dataclasses.replace(true_cameras(), T_world_camera=poses.astype(np.float32))
+    check_rays(dataclasses.replace(scene, splits={"train": bare}), "train", truth, TRAIN)
+    # All that any of them sees, from the near plane to infinity, lies in the box.
+    for index in range(len(cameras)):
+        rays = image_rays(cameras, index, 0.0, 1.0)
+        for part in (0.0, 0.3, 1.0):
+            points = np.asarray(rays.origins + part * rays.far[..., None] * rays.directions)
+            assert np.all(points >= scene.aabb[0] - 1e-4)
+            assert np.all(points <= scene.aabb[1] + 1e-4)
+    # The nearest thing is behind the near plane.
+    assert scene.frame.scale * 2.5 == pytest.approx(4 / 3)
+
+
+def test_pictures_of_the_wanted_size_are_taken_if_there_are_any(tmp_path: Path) -> None:
+    folder = write_llff(tmp_path, pictures="images_4")
+    for downscale, size in ((1, 16), (4, 16), (8, 8)):
+        scene = sources.load_scene(folder, ["train"], downscale)
+        assert scene.splits["train"].cameras.width == size
+    with pytest.raises(InputError, match="choose another --downscale"):
+        sources.load_scene(folder, ["train"], 3)
+    (folder / "images_4" / "p1.png").unlink()
+    with pytest.raises(InputError, match=r"5 pictures and poses_bounds\.npy 6 poses"):
+        sources.load_scene(folder, ["train"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:, :16], "17 floats"),
+        (lambda t: t.astype(int), "17 floats"),
+        (lambda t: np.where(np.arange(17) == 3, np.nan, t), "not finite"),
+        (lambda t: t * np.where(np.arange(17) < 2, 2.0, 1.0), "no rotation"),
+        (lambda t: np.where(np.arange(17) == 15, 9.0, t), "nearest depth"),
+        (lambda t: np.where(np.arange(17) == 14, -1.0, t), "below 1"),
+        (lambda t: t[:0], "of 0 views"),
+    ],
+)
+def test_what_is_wrong_with_poses_and_bounds_is_said(
+    change: Any, message: str, tmp_path: Path
+) -> None:
+    folder = write_llff(tmp_path)
+    table = np.load(folder / "poses_bounds.npy")
+    np.save(folder / "poses_bounds.npy", change(table))
+    with pytest.raises(InputError, match=message):
+        sources.load_scene(folder, ["train"])
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    folder = write_llff(tmp_path)
+    np.save(folder / "poses_bounds.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(InputError, match="not a whole"):
+        llff.read_poses_bounds(folder / "poses_bounds.npy")
+
+
+# COLMAP
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_rays_of_colmap_are_those_of_its_cameras(text: bool, tmp_path: Path) -> None:
+    folder = write_colmap(tmp_path, text=text)
+    scene = sources.load_scene(folder, ["train", "test"])
+    check_rays(scene, "train", true_cameras(), TRAIN)
+    check_rays(scene, "test", true_cameras(), TEST)
+    model = colmap.read_reconstruction(folder / "sparse" / "0")
+    assert model.point_numbers.tolist() == [4, 5, 9]
+    np.testing.assert_allclose(model.points, POINTS[[1, 2, 0]])
+    picture = model.pictures[0]
+    assert picture.name == "p0.png" and picture.points.tolist() == [4, -1, 9]
+    np.testing.assert_allclose(picture.keypoints, [[1, 2], [3, 4], [5, 6]])
+    back = move_points(invert_frame(scene.frame), move_points(scene.frame, POINTS))
+    np.testing.assert_allclose(back, POINTS, atol=1e-9)
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("model", colmap.MODELS, ids=lambda model: model.name)
+def test_numbers_of_every_camera_model_are_told_apart(
+    model: colmap.Model, text: bool, tmp_path: Path
+) -> None:
+    meant = {"f": 21.9, "fx": 21.0, "fy": 22.0, "cx": 7.0, "cy": 9.0, "omega": 0.5}
+    names = model.parameters.split()
+    values = [meant.get(name, 0.001 * (1 + i)) for i, name in enumerate(names)]
+    folder = write_colmap(tmp_path, model.name, model.number, values, text)
+    cameras = sources.load_scene(folder, ["train"]).splits["train"].cameras
+    focal = (21.9, 21.9) if "f" in names else (21.0, 22.0)
+    np.testing.assert_allclose(cameras.focal[0], focal, rtol=1e-6)
+    np.testing.assert_allclose(cameras.principal_point[0], (7.0, 9.0))
+    assert cameras.lens == model.lens
+    bending = [n for n in names if n in colmap.BENDING[model.lens]]
+    if not bending:
+        assert cameras.distortion is None
+        return
+    assert cameras.distortion is not None
+    for name in bending:
+        place = colmap.BENDING[model.lens].index(name)
+        expected = values[names.index(name)]
+        assert cameras.distortion[0, place] == pytest.approx(expected, rel=1e-6)
+
+
+def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:-3],
+        lambda data: data[:9],
+        lambda data: b"",
+        lambda data: struct.pack("<Q", 2**62) + data[8:],
+        lambda data: data[:8] + b"\xff" * (len(data) - 8),
+    ],
+)
+def test_a_damaged_model_ends_in_one_sentence(name: str, change: Any, tmp_path: Path) -> None:
+    folder = write_colmap(tmp_path)
+    damage(folder / "sparse" / "0" / name, change)
+    with pytest.raises(InputError, match="damaged") as caught:
+        sources.load_scene(folder, ["train"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_points_or_with_missing_pictures(tmp_path: Path) -> None:
+    folder = write_colmap(tmp_path)
+    (folder / "sparse" / "0" / "points3D.bin").unlink()
+    assert sources.load_scene(folder, ["train"]).near > 0
+    (folder / "images" / "p3.png").unlink()
+    with pytest.raises(InputError, match=r"p3\.png is missing"):
+        sources.load_scene(folder, ["train"])
+    scene = sources.load_scene(folder, ["train"], skip_missing=True)
+    assert scene.splits["train"].names == ("p1", "p2", "p4", "p5")
+    (folder / "sparse" / "0" / "cameras.bin").unlink()
+    with pytest.raises(InputError, match=r"There is no .*cameras\.bin"):
+        sources.load_scene(folder, ["train"])
+
+
+# DeepVoxels and the tiny example
+
+
+def test_rays_of_deepvoxels_are_those_of_its_cameras(tmp_path: Path) -> None:
+    scene = sources.load_scene(write_deepvoxels(tmp_path), ["train", "val", "test"])
+    for split in ("train", "val", "test"):
+        check_rays(scene, split, true_cameras(), list(ORDER))
+    assert not scene.unbounded and 0 < scene.near < 4.0 < scene.far
+    np.testing.assert_allclose(scene.aabb, [[-1.6] * 3, [1.6] * 3], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("intrinsics.txt", "21.9 8 8\n", "must have lines"),
+        ("intrinsics.txt", "x y z", "something else than numbers"),
+        ("intrinsics.txt", "-1 8 8 0\n0 0 0\n0\n1\n16 16\n", "focal length or size"),
+        ("intrinsics.txt", "nan 8 8 0\n0 0 0\n0\n1\n16 16\n", "not finite"),
+        ("pose/p1.txt", "1 2 3", "not 4 rows"),
+        ("pose/p1.txt", "2 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1", "not a rotation"),
+        ("pose/extra.txt", "1", "must have the same names"),
+    ],
+)
+def test_what_is_wrong_with_deepvoxels_is_said(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    folder = write_deepvoxels(tmp_path)
+    (folder / "train" / "ball" / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        sources.load_scene(folder, ["train"])
+
+
+def test_rays_of_the_tiny_example_are_those_of_its_cameras(tmp_path: Path) -> None:
+    scene = sources.load_scene(write_tiny_nerf(tmp_path / "ball.npz"), ["train", "test"])
+    check_rays(scene, "train", true_cameras(), [0, 1, 2, 3, 4])
+    check_rays(scene, "test", true_cameras(), [5])
+    truth = make_scene().splits["train"].images[:5, ..., :3]
+    np.testing.assert_array_equal(scene.splits["train"].images[..., :3], truth)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((3, 4, 4))}, "not \\(n, h, w, 3\\)"),
+        ({"images": np.full((6, 4, 4, 3), np.nan, np.float32)}, "between 0 and 1"),
+        ({"images": np.full((6, 4, 4, 3), 200.0, np.float32)}, "between 0 and 1"),
+        ({"poses": np.zeros((6, 3, 4))}, "poses .* of shape"),
+        ({"poses": np.zeros((6, 4, 4))}, "not a rotation"),
+        ({"focal": np.float64(-1.0)}, "no focal length"),
+        ({"focal": np.zeros(3)}, "no focal length"),
+    ],
+)
+def test_what_is_wrong_with_the_tiny_example_is_said(
+    arrays: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = write_tiny_nerf(tmp_path / "ball.npz")
+    with np.load(path) as file:
+        content = dict(file)
+    np.savez(path, **content | arrays)
+    with pytest.raises(InputError, match=message):
+        sources.load_scene(path, ["train"])
+
+
+def test_a_damaged_tiny_example_and_a_bomb_are_refused(tmp_path: Path) -> None:
+    path = write_tiny_nerf(tmp_path / "ball.npz")
+    whole = path.read_bytes()
+    for data in (whole[:-40], b"", whole[: len(whole) // 2], b"PK\x03\x04" + whole[9:]):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="damaged"):
+            sources.load_scene(path, ["train"])
+    np.savez(path, images=np.zeros(3), poses=np.zeros(3))
+    with pytest.raises(InputError, match="no array 'focal'"):
+        sources.load_scene(path, ["train"])
+    np.savez_compressed(path, images=np.zeros(1 << 28, np.float64), poses=[0], focal=0.0)
+    with pytest.raises(InputError, match="more than 1 GiB"):
+        sources.load_scene(path, ["train"])
+
+
+# Real scenes
+
+
+def test_points_of_a_room_are_seen_where_colmap_found_them(real_data: Path) -> None:
+    place = real_data / "colmap_room" / "sparse" / "0"
+    if not place.is_dir():
+        pytest.skip(f"no {place}")
+    model = colmap.read_reconstruction(place)
+    frame = colmap.surround(np.stack([picture.pose for picture in model.pictures]))
+    cameras = colmap.make_cameras(model, frame, place)
+    points = move_points(frame, model.points)
+    apart = []
+    for index, picture in enumerate(model.pictures):
+        seen = picture.points >= 0
+        rows = np.searchsorted(model.point_numbers, picture.points[seen])
+        pixels, depth = project(cameras, index, points[rows])
+        assert np.all(depth > 0)
+        apart.append(np.linalg.norm(pixels - picture.keypoints[seen], axis=-1))
+    assert len(np.concatenate(apart)) > 60_000 and np.median(np.concatenate(apart)) < 1.0
+    poses, _, _ = llff.read_poses_bounds(real_data / "colmap_room" / "poses_bounds.npy")
+    np.testing.assert_allclose(np.stack([p.pose for p in model.pictures]), poses, atol=1e-9)
+
+
+# Multi-scale Blender
+
+
+@pytest.mark.parametrize("matrices", [False, True])
+def test_rays_of_the_largest_pictures_are_those_of_their_cameras(
+    matrices: bool, tmp_path: Path
+) -> None:
+    scene = sources.load_scene(write_multiscale(tmp_path, matrices), ["train", "val", "test"])
+    for split in scene.splits:
+        check_rays(scene, split, true_cameras(), list(range(6)))
+    np.testing.assert_array_equal(scene.splits["train"].images, make_scene().splits["train"].images)
+    assert not scene.unbounded and (scene.near, scene.far) == (2.0, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("val"), "no object 'val'"),
+        (lambda t: t["val"].pop("width"), "width of val"),
+        (lambda t: t["val"]["width"].pop(), "width of val"),
+        (lambda t: t["val"].pop("focal"), "neither focal nor pix2cam"),
+        (lambda t: t["val"]["focal"].__setitem__(0, -1.0), "focal length that is none"),
+        (lambda t: t["val"]["height"].__setitem__(0, "16"), "no width and height"),
+        (lambda t: t["val"]["file_path"].__setitem__(0, "/etc/passwd"), "inside the data folder"),
+        (lambda t: t["val"]["cam2world"].__setitem__(0, [[1.0]]), "not 4 rows"),
+        (lambda t: t["val"]["file_path"].__setitem__(0, t["val"]["file_path"][3]), "twice"),
+        (lambda t: t["val"].__setitem__("file_path", []), "not a list with an entry"),
+    ],
+)
+def test_what_is_wrong_with_several_sizes_is_said(
+    change: Any, message: str, tmp_path: Path
+) -> None:
+    listing = write_multiscale(tmp_path) / "metadata.json"
+    content = json.loads(listing.read_text())
+    change(content)
+    listing.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message) as caught:
+        sources.load_scene(tmp_path, ["val"])
+    assert "\n" not in str(caught.value)
+
+
+def find_corners(gray: np.ndarray, count: int, margin: int = 12) -> list[tuple[int, int]]:
+    """Columns and rows of corners (Harris), the strongest first, ten pixels apart."""
+    down, across = np.gradient(gray)
+
+    def smooth(values: np.ndarray) -> np.ndarray:
+        return sliding_window_view(np.pad(values, 2), (5, 5)).mean(axis=(2, 3))
+
+    xx, yy, xy = (smooth(v) for v in (across * across, down * down, across * down))
+    strength = xx * yy - xy * xy - 0.05 * (xx + yy) ** 2
+    strength[:margin] = strength[-margin:] = 0.0
+    strength[:, :margin] = strength[:, -margin:] = 0.0
+    found: list[tuple[int, int]] = []
+    for flat in np.argsort(strength, axis=None)[::-1]:
+        row, column = (int(v) for v in np.unravel_index(flat, gray.shape))
+        if all(math.hypot(column - c, row - r) >= 10 for c, r in found):
+            found.append((column, row))
+        if len(found) == count:
+            break
+    return found
+
+
+def find_spread(gray: np.ndarray, side: int) -> np.ndarray:
+    """The standard deviation of each square part of a picture."""
+    return sliding_window_view(gray, (side, side)).std(axis=(2, 3))
+
+
+def find_patch(patch: np.ndarray, gray: np.ndarray, spread: np.ndarray) -> tuple[int, int] | None:
+    """Where a picture looks most like a patch, by correlation; None if several places do."""
+    side = len(patch)
+    wanted = (patch - patch.mean()) / (patch.std() + 1e-6)
+    spectrum = np.fft.rfft2(gray) * np.conj(np.fft.rfft2(wanted, gray.shape))
+    products = np.fft.irfft2(spectrum, gray.shape)[: spread.shape[0], : spread.shape[1]]
+    score = products / side**2 / (spread + 1e-3)
+    row, column = (int(v) for v in np.unravel_index(score.argmax(), score.shape))
+    best = score[row, column]
+    score[max(row - 8, 0) : row + 9, max(column - 8, 0) : column + 9] = -1.0
+    if best < 0.85 or score.max() > best - 0.08:
+        return None
+    return column + side // 2, row + side // 2
+
+
+def share_on_epipolar_lines(split: Split, pairs: list[tuple[int, int]], turned: float) -> float:
+    """Part of the matches that lie within 1.5 pixels of where their rays are seen."""
+    half, close, total = 7, 0, 0
+    cameras = dataclasses.replace(split.cameras, ndc=None)
+    for first, second in pairs:
+        a, b = (composite(split.images[i], np.ones(3)).mean(axis=-1) for i in (first, second))
+        poses = np.array(cameras.T_world_camera)
+        cosine, sine = math.cos(turned), math.sin(turned)
+        turn = np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]])
+        poses[second, :3, :3] = poses[second, :3, :3] @ turn
+        other = dataclasses.replace(cameras, T_world_camera=poses)
+        spread = find_spread(b, 2 * half + 1)
+        corners = find_corners(a, 60)
+        pixels = jnp.asarray(corners, jnp.float32) + 0.5
+        number = jnp.full((len(corners),), first, jnp.int32)
+        rays = pixels_to_rays(cameras, number, pixels, 0.0, 1.0)
+        origins, directions = np.asarray(rays.origins), np.asarray(rays.directions)
+        for index, (column, row) in enumerate(corners):
+            patch = a[row - half : row + half + 1, column - half : column + half + 1]
+            match = find_patch(patch, b, spread)
+            if match is None:
+                continue
+            far = np.geomspace(0.02, 100.0, 4000)[:, None]
+            points = origins[index] + far * directions[index]
+            places, depth = project(other, second, points)
+            away = np.linalg.norm(places[depth > 0] - (np.array(match) + 0.5), axis=-1)
+            close += int(away.min(initial=np.inf) < 1.5)
+            total += 1
+    assert total > 40
+    return close / total
+
+
+@pytest.mark.parametrize(("name", "downscale"), [("nerf_llff_data/fern", 8), ("fox_270x480", 1)])
+def test_what_two_pictures_show_lies_on_each_other_s_rays(
+    name: str, downscale: int, real_data: Path
+) -> None:
+    if not (real_data / name).is_dir():
+        pytest.skip(f"no {real_data / name}")
+    split = sources.load_scene(real_data / name, ["train"], downscale).splits["train"]
+    places = np.asarray(split.cameras.T_world_camera)[:, :3, 3]
+    axes = np.asarray(split.cameras.T_world_camera)[:, :3, 2]
+    # The views that are most alike.
+    apart = np.linalg.norm(places[:, None] - places[None], axis=-1) + 3.0 * np.linalg.norm(
+        axes[:, None] - axes[None], axis=-1
+    )
+    apart[np.tril_indices(len(apart))] = np.inf
+    pairs = [divmod(int(i), len(apart)) for i in np.argsort(apart, axis=None)[:4]]
+    right, wrong = (share_on_epipolar_lines(split, pairs, turned) for turned in (0.0, 0.2))
+    assert right > 0.85 and wrong < 0.5
+
+
+def test_depth_of_two_views_of_lego_is_that_of_the_same_points(real_data: Path) -> None:
+    folder = real_data / "nerf_synthetic_400" / "lego"
+    if not (folder / "test" / "r_0_depth_0001.png").is_file():
+        pytest.skip(f"no depth in {folder}")
+    split = sources.load_scene(folder, ["test"], 1, lambda count: range(25)).splits["test"]
+    maps = []
+    for name in split.names:
+        with Image.open(folder / "test" / f"{name}_depth_0001.png") as picture:
+            value = np.asarray(picture)[..., 0].astype(np.float64)
+        # Distance along the ray; black is background.
+        maps.append(np.where(value > 0, 8.0 * (1.0 - value / 255.0), np.inf))
+    errors = []
+    for first, second in ((0, 1), (3, 4), (10, 11), (20, 21)):
+        rays = image_rays(split.cameras, first, 2.0, 6.0)
+        known = np.isfinite(maps[first]) & (split.images[first, ..., 3] == 255)
+        points = (
+            np.asarray(rays.origins, np.float64)[known]
+            + maps[first][known][:, None] * np.asarray(rays.directions, np.float64)[known]
+        )
+        pixels, depth = project(split.cameras, second, points)
+        column, row = np.floor(pixels).astype(int).T
+        inside = (depth > 0) & (np.minimum(column, row) >= 0) & (np.maximum(column, row) < 400)
+        there = np.linalg.norm(
+            points - np.asarray(split.cameras.T_world_camera[second], np.float64)[:3, 3], axis=-1
+        )
+        seen = maps[second][row[inside], column[inside]]
+        error = np.abs(seen - there[inside])
+        # What another part hides is far off.
+        errors.append(error[np.isfinite(error) & (error < 0.2)])
+        assert len(errors[-1]) > 0.3 * known.sum()
+    assert np.median(np.concatenate(errors)) < 0.031

@@ -1,0 +1,219 @@
+"""The ball of `scenes` written in every layout that is read, for the tests of the readers."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scenes import ANGLE, make_scene
+
+from jaxrf.cameras import Cameras, image_rays
+from jaxrf.data.base import Scene, downscale_images
+from jaxrf.data.frames import invert_frame, move_points
+
+# Names of the pictures sort otherwise than they were taken.
+ORDER = (3, 0, 5, 1, 4, 2)
+
+
+def true_cameras(views: Any = slice(None)) -> Cameras:
+    """The cameras of the ball's training views, in the coordinates that files are written in."""
+    cameras = make_scene().splits["train"].cameras
+    return Cameras(
+        T_world_camera=cameras.T_world_camera[views],
+        focal=cameras.focal[views],
+        principal_point=cameras.principal_point[views],
+        width=cameras.width,
+        height=cameras.height,
+    )
+
+
+def save_pictures(folder: Path, names: list[str], suffix: str = ".png") -> None:
+    """The training pictures on white; the name says which view it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(names):
+        rgba = make_scene().splits["train"].images[index].astype(np.float32)
+        alpha = rgba[..., 3:] / 255.0
+        rgb = np.rint(rgba[..., :3] * alpha + 255.0 * (1.0 - alpha)).astype(np.uint8)
+        (folder / f"{name}{suffix}").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rgb).save(folder / f"{name}{suffix}", quality=95, subsampling=0)
+
+
+def view_names() -> list[str]:
+    """The name of each view's picture: sorted, they are in `ORDER`."""
+    return [f"p{ORDER.index(view)}" for view in range(len(ORDER))]
+
+
+def check_rays(scene: Scene, split: str, cameras: Cameras, views: list[int]) -> None:
+    """Rays of a split are those of the true cameras, once they are moved back to the file."""
+    back = invert_frame(scene.frame)
+    found = scene.splits[split]
+    assert len(found) == len(views)
+    for index, view in enumerate(views):
+        rays, truth = (
+            image_rays(found.cameras, index, 1.0, 2.0),
+            image_rays(cameras, view, 1.0, 2.0),
+        )
+        origins = move_points(back, np.asarray(rays.origins, np.float64))
+        np.testing.assert_allclose(origins, truth.origins, atol=2e-5)
+        directions = np.asarray(rays.directions, np.float64) @ back.rotation.T
+        np.testing.assert_allclose(directions, truth.directions, atol=2e-5)
+
+
+def write_transforms(folder: Path, suffix: str = ".jpg", **changes: Any) -> Path:
+    """nerfstudio's layout; `changes` go into the file."""
+    cameras = true_cameras()
+    save_pictures(folder / "images", view_names(), suffix)
+    frames = [
+        {
+            "file_path": f"images/{name}{suffix}",
+            "transform_matrix": np.asarray(pose, np.float64).tolist(),
+        }
+        for name, pose in zip(view_names(), cameras.T_world_camera, strict=True)
+    ]
+    focal = float(cameras.focal[0, 0])
+    size = {"w": cameras.width, "h": cameras.height}
+    content = {"fl_x": focal, "fl_y": focal, "cx": 8.0, "cy": 8.0, **size, "frames": frames}
+    (folder / "transforms.json").write_text(json.dumps(content | changes))
+    return folder
+
+
+def write_llff(folder: Path, poses: np.ndarray | None = None, pictures: str = "images") -> Path:
+    """LLFF's layout, the pictures said to be twice as large as they are."""
+    cameras = true_cameras()
+    poses = np.asarray(cameras.T_world_camera if poses is None else poses, np.float64)
+    save_pictures(folder / pictures, view_names())
+    rows = np.zeros((len(poses), 17))
+    for view, pose in enumerate(poses):
+        right, up, back = pose[:3, :3].T
+        hwf = 2.0 * np.array([cameras.height, cameras.width, float(cameras.focal[0, 0])])
+        table = np.stack([-up, right, back, pose[:3, 3], hwf], axis=1)
+        rows[ORDER.index(view)] = [*table.ravel(), 2.5, 6.0]
+    np.save(folder / "poses_bounds.npy", rows)
+    return folder
+
+
+def _to_colmap(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit quaternion and shift from the world to a camera with y down and z forwards."""
+    rotation = np.diag([1.0, -1.0, -1.0]) @ pose[:3, :3].T
+    shift = -rotation @ pose[:3, 3]
+    # The eigenvector of the largest eigenvalue (Bar-Itzhack 2000).
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    k = np.array(
+        [
+            [xx - yy - zz, yx + xy, zx + xz, zy - yz],
+            [yx + xy, yy - xx - zz, zy + yz, xz - zx],
+            [zx + xz, zy + yz, zz - xx - yy, yx - xy],
+            [zy - yz, xz - zx, yx - xy, xx + yy + zz],
+        ]
+    )
+    x, y, z, w = np.linalg.eigh(k / 3.0)[1][:, -1]
+    return np.array([w, x, y, z]), shift
+
+
+POINTS = np.array([[0.3, 0.2, 0.1], [-0.4, 0.5, -0.2], [0.0, -0.6, 0.4]])
+
+
+def write_colmap(
+    folder: Path,
+    model: str = "SIMPLE_PINHOLE",
+    number: int = 0,
+    values: list[float] | None = None,
+    text: bool = False,
+) -> Path:
+    """COLMAP's layout, with three points that every view shows at places that mean nothing."""
+    cameras = true_cameras()
+    save_pictures(folder / "images", view_names())
+    place = folder / "sparse" / "0"
+    place.mkdir(parents=True)
+    values = values or [float(cameras.focal[0, 0]), 8.0, 8.0]
+    size, count = (cameras.width, cameras.height), len(cameras)
+    poses = [_to_colmap(np.asarray(pose, np.float64)) for pose in cameras.T_world_camera]
+    if text:
+        numbers = " ".join(map(repr, values))
+        (place / "cameras.txt").write_text(f"# id\n7 {model} {size[0]} {size[1]} {numbers}\n")
+        lines = ["# two lines each"]
+        for view, (name, (turn, shift)) in enumerate(zip(view_names(), poses, strict=True)):
+            numbers = " ".join(repr(float(v)) for v in (*turn, *shift))
+            lines += [f"{view + 1} {numbers} 7 {name}.png", "1.0 2.0 4 3.0 4.0 -1 5.0 6.0 9"]
+        (place / "images.txt").write_text("\n".join(lines) + "\n")
+        points = [
+            f"{n} {' '.join(map(repr, map(float, p)))} 9 9 9 0.5 1 0"
+            for n, p in zip((9, 4, 5), POINTS, strict=True)
+        ]
+        (place / "points3D.txt").write_text("\n".join(points))
+        return folder
+    head = struct.pack("<Q", 1) + struct.pack("<iiQQ", 7, number, *size)
+    (place / "cameras.bin").write_bytes(head + struct.pack(f"<{len(values)}d", *values))
+    data = struct.pack("<Q", count)
+    for view, (name, (turn, shift)) in enumerate(zip(view_names(), poses, strict=True)):
+        data += struct.pack("<i7di", view + 1, *turn, *shift, 7) + f"{name}.png".encode() + b"\0"
+        seen = ((1.0, 2.0, 4), (3.0, 4.0, -1), (5.0, 6.0, 9))
+        data += struct.pack("<Q", 3) + b"".join(struct.pack("<ddq", *one) for one in seen)
+    (place / "images.bin").write_bytes(data)
+    data = struct.pack("<Q", 3)
+    for name_, point in zip((9, 4, 5), POINTS, strict=True):
+        data += struct.pack("<Q3d3Bd", name_, *point, 9, 9, 9, 0.5)
+        data += struct.pack("<Q2i", 1, 1, 0)
+    (place / "points3D.bin").write_bytes(data)
+    return folder
+
+
+def write_deepvoxels(folder: Path) -> Path:
+    """DeepVoxels' layout, the same views in each split."""
+    cameras = true_cameras()
+    for split in ("train", "validation", "test"):
+        place = folder / split / "ball"
+        save_pictures(place / "rgb", view_names())
+        (place / "pose").mkdir()
+        for name, pose in zip(view_names(), cameras.T_world_camera, strict=True):
+            numbers = (np.asarray(pose, np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])).ravel()
+            (place / "pose" / f"{name}.txt").write_text(" ".join(map(repr, map(float, numbers))))
+        focal = float(cameras.focal[0, 0])
+        (place / "intrinsics.txt").write_text(f"{focal} 8.0 8.0 0.\n0. 0. 0.\n0.\n1.\n16 16\n\n")
+    return folder
+
+
+def write_multiscale(folder: Path, matrices: bool = False) -> Path:
+    """Multi-scale Blender's layout: each picture at 1, 1/2 and 1/4 of its size, in every split."""
+    cameras, table = true_cameras(), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        columns: dict[str, list[Any]] = {
+            n: [] for n in ("file_path", "cam2world", "width", "height", "focal", "pix2cam")
+        }
+        for view, name in enumerate(view_names()):
+            images = make_scene().splits["train"].images[view : view + 1]
+            for halvings in range(3):
+                small = downscale_images(images, 2**halvings)[0]
+                path = folder / split / f"{name}_d{halvings}.png"
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(small).save(path)
+                focal = float(cameras.focal[view, 0]) / 2**halvings
+                row = (
+                    f"{split}/{path.name}",
+                    np.asarray(cameras.T_world_camera[view], np.float64).tolist(),
+                    small.shape[1],
+                    small.shape[0],
+                    focal,
+                    [[1 / focal, 0, 0], [0, -1 / focal, 0], [0, 0, -1]],
+                )
+                for column, value in zip(columns.values(), row, strict=True):
+                    column.append(value)
+        del columns["focal" if matrices else "pix2cam"]
+        table[split] = columns
+    (folder / "metadata.json").write_text(json.dumps(table))
+    return folder
+
+
+def write_tiny_nerf(path: Path) -> Path:
+    """The one file of NeRF's tiny example."""
+    split = make_scene().splits["train"]
+    images = split.images[..., :3].astype(np.float32) / 255.0
+    poses = np.asarray(split.cameras.T_world_camera)
+    np.savez(path, images=images, poses=poses, focal=np.float64(split.cameras.focal[0, 0]))
+    return path
+
+
+assert np.isclose(ANGLE, 2 * np.arctan(8.0 / float(true_cameras().focal[0, 0])))
