@@ -75,6 +75,18 @@ def resize_cameras(cameras: Cameras, width: int, height: int) -> Cameras:
     )
 
 
+def take_cameras(cameras: Cameras, indices: Int[np.ndarray, "k"]) -> Cameras:
+    """Some of the cameras."""
+    distortion = None if cameras.distortion is None else cameras.distortion[indices]
+    return dataclasses.replace(
+        cameras,
+        T_world_camera=cameras.T_world_camera[indices],
+        focal=cameras.focal[indices],
+        principal_point=cameras.principal_point[indices],
+        distortion=distortion,
+    )
+
+
 def pixels_to_rays(
     cameras: Cameras,
     camera_index: Int[Array, "*batch"],

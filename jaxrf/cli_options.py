@@ -43,8 +43,8 @@ class RenderOptions:
     """What to render: rgb, depth (colour-mapped, near is warm), opacity."""
     frames: int = 60
     """Number of frames of the full circle."""
-    fps: float = 24.0
-    """Frames per second."""
+    fps: float | None = None
+    """Frames per second. Default: those of the file that --path names, else 24."""
     size: int = 400
     """Width of a frame in pixels; the height follows the training pictures."""
     path: str = "auto"

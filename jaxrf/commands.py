@@ -35,6 +35,8 @@ from jaxrf.occupancy import occupied_aabb
 from jaxrf.runs import Run, SceneSummary
 from jaxrf.writers import EventWriter
 
+# Frames per second of videos for which nobody says otherwise.
+FPS = 24.0
 VERSIONS = ("jaxrf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -101,7 +103,10 @@ def run_training(config: TrainConfig, preset: str) -> int:
         print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.steps}.")
     else:
         data = None if source.folder is None else source.folder.absolute()
+        asked = config.background
         config = stages.fit_config(config, scene)
+        if config.background != asked:
+            print(f"Background: {config.background}, as around what the pictures show.")
         config = dataclasses.replace(config, run_dir=run_dir, data=data)
         runs.create_folder(run_dir)
         config = runs.keep_sources(run_dir, config)
@@ -190,8 +195,8 @@ def finish_training(
         options = RenderOptions(frames=video.frames, size=video.size)
         frames = render_orbit(run, options, "video")
         rgb = np.stack([f["rgb"] for f in frames])
-        pictures.write_mp4(run.folder / "orbit.mp4", rgb, options.fps)
-        events.video("orbit", rgb, options.fps, int(run.state.step))
+        pictures.write_mp4(run.folder / "orbit.mp4", rgb, FPS)
+        events.video("orbit", rgb, FPS, int(run.state.step))
         print(f"Video: {run.folder / 'orbit.mp4'}")
 
 
@@ -275,10 +280,13 @@ def run_rendering(options: RenderOptions) -> int:
     runs.make_writable(output, "--output")
     print(f"Rendering {options.frames} frames of {source} at step {int(run.state.step)}.")
     frames = render_orbit(run, options, "render")
+    fps = options.fps or FPS
+    if options.fps is None and options.path.endswith(".json"):
+        fps = paths.read_path(Path(options.path)).fps
     for channel in options.channels:
         stack = np.stack([frame[channel] for frame in frames])
-        pictures.write_mp4(output / f"{channel}.mp4", stack, options.fps)
-        (output / f"{channel}.gif").write_bytes(pictures.encode_gif(stack, options.fps))
+        pictures.write_mp4(output / f"{channel}.mp4", stack, fps)
+        (output / f"{channel}.gif").write_bytes(pictures.encode_gif(stack, fps))
         (output / channel).mkdir()
         for index, frame in enumerate(stack):
             (output / channel / f"{index:04d}.png").write_bytes(pictures.encode_png(frame / 255.0))
@@ -335,7 +343,7 @@ def _every(step: int) -> Callable[[int], range]:
 
 def _load_val(folder: Path, config: TrainConfig) -> Split | None:
     """The views to validate on, if that is wanted and the data set has any."""
-    if config.validate_every <= 0 or not (folder / "transforms_val.json").exists():
+    if config.validate_every <= 0 or not sources.has_split(folder, "val"):
         return None
 
     def choose(count: int) -> list[int]:
@@ -434,7 +442,7 @@ def _metrics(
 def run_data_info(options: DataInfoOptions) -> int:
     """Prints what a data set holds, writes pictures of its cameras; returns the exit code."""
     path = sources.find_data(options.data)
-    every = ("train", "val", "test")
+    every = [split for split in ("train", "val", "test") if sources.has_split(path, split)]
     scene = sources.load_scene(path, every, options.downscale, skip_missing=options.skip_missing)
     print(f"{path}: {sources.describe_scene(path, scene)}")
     lines, oddities = survey.describe_scene(scene), survey.find_oddities(scene)

@@ -302,8 +302,12 @@ class VoxelsConfig(CaptureConfig):
     settle_steps: int = 60
     """Steps before the first of these at least: density takes some to form, however short the
     training is."""
-    prune_threshold: float = 0.05
-    """A cell is kept if some ray has given it, or a cell next to it, this weight."""
+    patience: tuple[int, ...] = ()
+    """Steps for which voxels of each size are looked at before any are dropped. Default: until each
+    was met by some 16 rays, which depends on the size of the pictures."""
+    prune_threshold: float | None = None
+    """A cell is kept if some ray has given it, or a cell next to it, this weight. Default: 0.05, or
+    0.01 in normalised device coordinates, where surfaces stay foggy for longer."""
     step_ratio: float = 1.0
     """Length of a step in voxels."""
     shading: Literal["per_sample", "per_ray"] = "per_ray"

@@ -6,3 +6,7 @@ class InputError(Exception):
 
     Commands print it as one sentence and exit with code 2.
     """
+
+
+class MissingSplitError(InputError):
+    """A data set has no pictures of a split, which it may well lack."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from jaxrf.cameras import Cameras, find_focus, look_at
 from jaxrf.data.files import check_pose, read_json
+from jaxrf.data.frames import Frame, identity_frame, invert_frame, move_poses
 from jaxrf.errors import InputError
 
 MOST_FRAMES = 100_000
@@ -120,8 +121,15 @@ class CameraPath(NamedTuple):
     fps: float
 
 
+# What nerfstudio did to the poses of a data set, written beside its checkpoints.
+TRANSFORM = "dataparser_transforms.json"
+
+
 def read_path(path: Path) -> CameraPath:
     """The camera path that nerfstudio's viewer saved.
+
+    It is in the coordinates that nerfstudio trained in. If a `dataparser_transforms.json` lies
+    beside it, which says how these came from those of the data set, that is undone.
 
     Raises:
       InputError: it is missing or damaged, or its cameras are not perspective.
@@ -158,14 +166,27 @@ def read_path(path: Path) -> CameraPath:
     if not isinstance(seconds, float) or not 0.0 < seconds <= 1000.0:
         raise InputError(f"fps of {path} is {json.dumps(seconds)[:40]}: give frames per second.")
     count = len(poses)
+    back = invert_frame(_read_frame(path.with_name(TRANSFORM)))
     cameras = Cameras(
-        T_world_camera=np.stack(poses).astype(np.float32),
+        T_world_camera=move_poses(back, np.stack(poses)).astype(np.float32),
         focal=np.tile(np.array(focal, np.float32)[:, None], (1, 2)),
         principal_point=np.tile(np.array([[0.5 * width, 0.5 * height]], np.float32), (count, 1)),
         width=int(width),
         height=int(height),
     )
     return CameraPath(cameras, seconds)
+
+
+def _read_frame(path: Path) -> Frame:
+    """From the data set's coordinates to nerfstudio's; the identity if the file is not there."""
+    if not path.exists():
+        return identity_frame()
+    content = read_json(path, "transform and scale")
+    rows = content.get("transform")
+    square = [*rows, [0.0, 0.0, 0.0, 1.0]] if isinstance(rows, list) and len(rows) == 3 else rows
+    pose = check_pose(square, str(path))
+    scale = _read_number(content, "scale", 1e-9, 1e9, str(path))
+    return Frame(scale, pose[:3, :3], scale * pose[:3, 3])
 
 
 def _read_number(table: dict[str, Any], key: str, least: float, most: float, where: str) -> float:

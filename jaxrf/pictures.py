@@ -16,14 +16,25 @@ from PIL import Image
 def encode_plot(
     curves: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, title: str = ""
 ) -> bytes:
-    """A plot of named curves of (x, y) with labelled axes, as PNG."""
+    """A plot of named curves of (x, y) with labelled axes, as PNG.
+
+    Curves whose names are the same up to the first comma have one colour.
+    """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.5), dpi=120, layout="constrained")
+    kinds: dict[str, int] = {}
+    figure = Figure(figsize=(9, max(4.5, 0.22 * len(curves) + 0.7)), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for name, points in curves.items():
+        kind = name.split(",")[0]
+        style = ("-", "--", ":", "-.")[kinds.get(kind, 0) % 4]
+        kinds[kind] = kinds.get(kind, 0) + 1
+        number = list(kinds).index(kind)
+        # Its even colours are strong, its odd ones pale.
+        color = colormaps["tab20"](2 * number % 20 + number // 10)
         if points:
-            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+            axes.plot(*zip(*points, strict=True), style, color=color, marker=".", label=name)
     axes.set(xlabel=across, ylabel=up, title=title)
     axes.grid(alpha=0.3)
     # Beside the axes, where it hides no curve.

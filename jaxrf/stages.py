@@ -19,7 +19,7 @@ from jaxrf.config import (
     TrainConfig,
     VoxelsConfig,
 )
-from jaxrf.data.base import Scene
+from jaxrf.data.base import Scene, find_background
 from jaxrf.fields import tensorf, voxels
 from jaxrf.fields.base import Params
 from jaxrf.methods import (
@@ -39,6 +39,9 @@ ROOM_TO_SPARE = 300_000
 CACHED_SAMPLES = 2048
 # Fewer rays a step are not worth training with.
 FEWEST_RAYS = 64
+
+# By how many rays a voxel is to be met before it may be dropped for not having mattered.
+RAYS_PER_VOXEL = 16
 
 
 def _block_reach(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]) -> float:
@@ -103,11 +106,49 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
     split = _subrays_from(config)
     subrays = config.subrays or 1
     steps = upsample.keys() | prune | ({split} if subrays > 1 else set())
-    return [
-        Growth(s, s in prune, upsample.get(s), subrays if s >= split else 1)
-        for s in sorted(steps)
-        if 0 < s < config.steps
+    growths = [
+        Growth(s, s in prune, upsample.get(s), subrays if s >= split else 1) for s in sorted(steps)
     ]
+    if isinstance(config.field, VoxelsConfig):
+        growths = _be_patient(growths, config.field.patience)
+    return [growth for growth in growths if 0 < growth.step < config.steps]
+
+
+def _be_patient(growths: Sequence[Growth], patience: Sequence[int]) -> list[Growth]:
+    """Growths late enough that voxels were looked at for so many steps before any are dropped.
+
+    `patience` is that with voxels of each size.
+    """
+    waiting: list[Growth] = []
+    last = size = 0
+    for growth in growths:
+        wait = patience[min(size, len(patience) - 1)] if growth.prune and patience else 0
+        # What would now be due at once goes into one.
+        last = max(growth.step, last + wait)
+        size += growth.voxels is not None
+        growth = growth._replace(step=last)
+        if waiting and waiting[-1].step == last:
+            before = waiting.pop()
+            prune, voxels = before.prune or growth.prune, growth.voxels or before.voxels
+            growth = Growth(last, prune, voxels, growth.subrays)
+        waiting.append(growth)
+    return waiting
+
+
+def _find_patience(
+    config: VoxelsConfig, voxel: float, pixel: float, rays: float
+) -> tuple[int, ...]:
+    """Steps until a voxel that pictures show was met by some rays, for each size of voxels.
+
+    Args:
+      config: how often voxels are divided.
+      voxel: side of the largest, in scene units.
+      pixel: size of a pixel where the scene is.
+      rays: of a step, as a share of a picture's pixels.
+    """
+    sides = [voxel / 2**division / pixel for division in range(_divisions(config) + 1)]
+    # A voxel covers so many pixels of each picture that shows it.
+    return tuple(math.ceil(RAYS_PER_VOXEL / (rays * side**2)) for side in sides)
 
 
 def restarts(config: FieldConfig, growth: Growth) -> bool:
@@ -126,11 +167,21 @@ def find_restart(config: TrainConfig, grown: int) -> float:
 
 
 def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
-    """The configuration with what it leaves open settled for a scene."""
+    """The configuration with what it leaves open settled for a scene.
+
+    Random backgrounds are for pictures that are transparent there: before a plain colour that all
+    pictures show, that colour is what is behind.
+    """
     cameras = scene.splits["train"].cameras
+    if config.background == "random" and not scene.unbounded and cameras.ndc is None:
+        plain = find_background(scene.splits["train"].images)
+        config = dataclasses.replace(config, background=plain or "random")
     centre = np.mean(scene.aabb, axis=0)
     distance = np.linalg.norm(np.asarray(cameras.T_world_camera)[:, :3, 3] - centre, axis=-1)
     pixel = float(np.mean(distance) / np.mean(np.asarray(cameras.focal)))
+    if cameras.ndc is not None:
+        # There a picture is two wide, wherever its camera stands.
+        pixel = 2.0 / math.sqrt(cameras.width * cameras.height)
     subrays = 1
     settled: Any = config.field
     if settled.contract is None:
@@ -150,8 +201,16 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
             divisions = field.divisions
             if divisions is None:
                 wanted = round(math.log2(max(voxel / pixel, 1.0)))
-                divisions = min(wanted, len(field.upsample_at))
-            field = dataclasses.replace(field, divisions=divisions)
+                # In NDC, surfaces fill the whole box.
+                most = len(field.upsample_at) if cameras.ndc is None else 1
+                divisions = min(wanted, most, len(field.upsample_at))
+            threshold = field.prune_threshold
+            if threshold is None:
+                threshold = 0.05 if cameras.ndc is None else 0.01
+            field = dataclasses.replace(field, divisions=divisions, prune_threshold=threshold)
+            rays = config.batch_rays / (cameras.width * cameras.height)
+            patience = field.patience or _find_patience(field, voxel, pixel, rays)
+            field = dataclasses.replace(field, patience=patience)
             config = dataclasses.replace(config, field=field)
             subrays = 2 if voxel / 2**divisions <= 1.25 * pixel else 1
         case TensoRFConfig() as field:
@@ -471,6 +530,7 @@ def _refine(
         return stage, grid, lambda tree: tree
     keep = np.asarray(grid.occupied)
     if growth.prune:
+        assert config.prune_threshold is not None
         seen = np.asarray(occ.recall_weights(grid)) > config.prune_threshold
         seen = seen[np.asarray(grid.number)].reshape(keep.shape)
         matters = jax.jit(occ.dilate)(jnp.asarray(seen & keep))

@@ -103,6 +103,22 @@ def test_the_path_of_a_viewer_is_read(tmp_path: Path) -> None:
         assert math.degrees(angle) == pytest.approx(50 + index, rel=1e-6)
 
 
+def test_what_nerfstudio_did_to_the_poses_is_undone(tmp_path: Path) -> None:
+    given = read_path(write_path(tmp_path / "path.json")).cameras.T_world_camera
+    turn = np.array([[0.0, -1.0, 0.0, 0.3], [1.0, 0.0, 0.0, -0.2], [0.0, 0.0, 1.0, 0.5]])
+    written = {"transform": turn.tolist(), "scale": 0.25}
+    (tmp_path / "dataparser_transforms.json").write_text(json.dumps(written))
+    found = np.asarray(read_path(tmp_path / "path.json").cameras.T_world_camera, np.float64)
+    for before, after in zip(np.asarray(given, np.float64), found, strict=True):
+        # nerfstudio turns and shifts first, then scales.
+        moved = 0.25 * (turn[:, :3] @ after[:3, 3] + turn[:, 3])
+        np.testing.assert_allclose(moved, before[:3, 3], atol=1e-5)
+        np.testing.assert_allclose(turn[:, :3] @ after[:3, :3], before[:3, :3], atol=1e-6)
+    (tmp_path / "dataparser_transforms.json").write_text(json.dumps({"transform": turn.tolist()}))
+    with pytest.raises(InputError, match="scale of"):
+        read_path(tmp_path / "path.json")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -27,6 +27,7 @@ from scenes import (
 from jaxrf import config as configs
 from jaxrf import methods, occupancy, progress, stages
 from jaxrf.config import TensoRFConfig, TrainConfig, VoxelsConfig
+from jaxrf.data.base import composite
 from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.methods import Stage
@@ -375,6 +376,59 @@ def test_voxels_get_about_as_small_as_a_pixel_and_then_two_sub_rays() -> None:
             pass_samples=stages.CACHED_SAMPLES,
         )
         assert stages.fit_config(config, scene) == wanted
+
+
+def test_voxels_are_looked_at_by_rays_enough_before_any_are_dropped() -> None:
+    field = dataclasses.replace(
+        tiny_voxels().field,
+        divisions=2,
+        upsample_at=(0.1, 0.2),
+        prune_at=(0.04, 0.1, 0.2, 0.3),
+        settle_steps=0,
+    )
+    config = tiny_voxels(field=field, steps=1000, subrays=1)
+    plain = stages.plan_growth(config)
+    assert [growth.step for growth in plain] == [40, 100, 200, 300]
+    waiting = dataclasses.replace(field, patience=(50, 70, 300))
+    patient = stages.plan_growth(dataclasses.replace(config, field=waiting))
+    assert [growth.step for growth in patient] == [50, 100, 200, 500]
+    assert [g._replace(step=0) for g in patient] == [g._replace(step=0) for g in plain]
+    # What comes too late is left out.
+    late = dataclasses.replace(field, patience=(50, 70, 900))
+    assert len(stages.plan_growth(dataclasses.replace(config, field=late))) == 3
+    # Sub-rays that begin meanwhile do so as soon as may be.
+    subrays = dataclasses.replace(config, field=waiting, subrays=2, subrays_from=0.25)
+    assert [(g.step, g.subrays) for g in stages.plan_growth(subrays)] == [
+        (50, 1), (100, 1), (200, 1), (250, 2), (550, 2)
+    ]  # fmt: skip
+
+
+def test_patience_is_that_of_rays_and_of_what_a_voxel_covers() -> None:
+    scene = make_scene()
+    field = dataclasses.replace(
+        tiny_voxels().field, initial_resolution=4, divisions=2, upsample_at=(0.1, 0.2)
+    )
+    fitted = stages.fit_config(tiny_voxels(field=field, batch_rays=64), scene).field
+    assert isinstance(fitted, VoxelsConfig)
+    # Voxels of 0.75, 0.375 and 0.19, pixels of 0.18; 64 rays are a quarter of a picture.
+    pixel = 4.0 / float(scene.splits["train"].cameras.focal[0, 0])
+    wanted = [16 / 0.25 * (pixel / side) ** 2 for side in (0.75, 0.375, 0.1875)]
+    assert fitted.patience == tuple(math.ceil(steps) for steps in wanted)
+
+
+def test_a_random_background_gives_way_to_one_that_pictures_show() -> None:
+    scene = make_scene()
+    split = scene.splits["train"]
+    rgb = composite(split.images, np.zeros(3))
+    images = np.rint(255 * np.pad(rgb, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1))
+    before_black = dataclasses.replace(split, images=images.astype(np.uint8))
+    opaque = dataclasses.replace(scene, splits={"train": before_black})
+    wanted = {("random", False): "black", ("white", False): "white", ("random", True): "random"}
+    for (asked, unbounded), settled in wanted.items():
+        config = tiny_tensorf(background=asked)
+        seen = dataclasses.replace(opaque, unbounded=unbounded)
+        assert stages.fit_config(config, seen).background == settled
+    assert stages.fit_config(tiny_tensorf(background="random"), scene).background == "random"
 
 
 @pytest.mark.parametrize("divide", [False, True])

@@ -2,6 +2,7 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -55,6 +56,23 @@ class Scene:
     far: float
     unbounded: bool = False
     frame: Frame = dataclasses.field(default_factory=identity_frame)
+
+
+def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "black"] | None:
+    """What opaque pictures show around an object: white or black, if most of their borders are.
+
+    None if they show something else there, or are transparent somewhere.
+    """
+    sides = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
+    border = np.concatenate([side.reshape(-1, 4) for side in sides]).astype(np.int16)
+    if border[..., 3].min(initial=255) < 255 or images[..., 3].min(initial=255) < 255:
+        return None
+    levels: dict[Literal["white", "black"], int] = {"white": 255, "black": 0}
+    for name, level in levels.items():
+        # A few levels off is what compression makes of it.
+        if np.mean(np.all(np.abs(border[..., :3] - level) <= 8, axis=-1)) > 0.5:
+            return name
+    return None
 
 
 def downscale_images(

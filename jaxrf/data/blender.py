@@ -23,7 +23,7 @@ from jaxrf.data.files import (
     read_pictures,
     shorten,
 )
-from jaxrf.errors import InputError
+from jaxrf.errors import InputError, MissingSplitError
 
 ChooseViews = Callable[[int], Sequence[int]]
 
@@ -38,6 +38,7 @@ def load_blender(
     splits: Sequence[str] = ("train", "val", "test"),
     downscale: int = 1,
     choose: ChooseViews = range,
+    skip_missing: bool = False,
 ) -> Scene:
     """Reads a scene in the layout of NeRF's synthetic data (Mildenhall et al. 2020).
 
@@ -48,6 +49,7 @@ def load_blender(
       choose: gives, for the number of a split's views, the indices of those to read. The others'
         pictures are looked at, so that what is missing or has the wrong size is noticed, but not
         decoded.
+      skip_missing: leave out pictures that are named but not there.
 
     Returns:
       A scene in the box +-1.5, seen between distances 2 and 6. Pictures are straight RGBA, opaque
@@ -63,14 +65,18 @@ def load_blender(
     check_folder(folder)
     return Scene(
         name=name_scene(folder),
-        splits={split: _load_split(folder, split, downscale, choose) for split in splits},
+        splits={
+            split: _load_split(folder, split, downscale, choose, skip_missing) for split in splits
+        },
         aabb=np.array([[-1.5] * 3, [1.5] * 3], np.float32),
         near=2.0,
         far=6.0,
     )
 
 
-def _load_split(folder: Path, split: str, downscale: int, choose: ChooseViews) -> Split:
+def _load_split(
+    folder: Path, split: str, downscale: int, choose: ChooseViews, skip_missing: bool
+) -> Split:
     """One split, checked as far as can be before the first picture is decoded."""
     transforms_path = _transforms_path(folder, split)
     transforms = _read_transforms(folder, split)
@@ -84,14 +90,19 @@ def _load_split(folder: Path, split: str, downscale: int, choose: ChooseViews) -
         for key in ("file_path", "transform_matrix"):
             if key not in frame:
                 raise InputError(f"{where} has no {key}; add it or take the frame out.")
-        poses.append(check_pose(frame["transform_matrix"], where))
+        pose = check_pose(frame["transform_matrix"], where)
         path = check_file_path(frame["file_path"], where)
         if path.suffix.lower() != ".png":
             path = path.with_name(f"{path.name}.png")
+        if skip_missing and not (folder / path).is_file():
+            continue
+        poses.append(pose)
         first = first_index.setdefault(path, index)
         if first != index:
             raise InputError(f"{where} names the same picture as frames[{first}]; list it once.")
 
+    if not first_index:
+        raise InputError(f"None of the pictures that {transforms_path} names is there; add them.")
     paths = [folder / relative for relative in first_index]
     width, height = measure_pictures(paths, transforms_path, ("PNG",))
     check_downscale(downscale, (width, height), paths[0])
@@ -124,7 +135,7 @@ def _read_transforms(folder: Path, split: str) -> dict[str, Any]:
     path = _transforms_path(folder, split)
     if not path.exists():
         found = ", ".join(sorted(other.name for other in folder.glob("transforms_*.json")))
-        raise InputError(
+        raise MissingSplitError(
             f"{folder} has no {path.name} (found: {found or 'no transforms_*.json at all'});"
             " ask for a split that is there or complete the folder."
         )

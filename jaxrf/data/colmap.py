@@ -245,6 +245,10 @@ def read_reconstruction(place: Path) -> Reconstruction:
         raise InputError(
             f"{place / f'points3D.{suffix}'} holds a point that is not finite; write it again."
         )
+    if not all(0 <= number < 2**63 for number in points):
+        raise InputError(
+            f"{place / f'points3D.{suffix}'} holds a point whose number is none; write it again."
+        )
     numbers = np.array(sorted(points), np.int64)
     return Reconstruction(
         cameras=cameras,

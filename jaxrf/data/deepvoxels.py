@@ -21,7 +21,7 @@ from jaxrf.data.views import (
     fit_to_pictures,
     load_split,
 )
-from jaxrf.errors import InputError
+from jaxrf.errors import InputError, MissingSplitError
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 INTRINSICS = "intrinsics.txt"
@@ -82,7 +82,7 @@ def _read_views(folder: Path, split: str, name: str) -> tuple[Views, Float[np.nd
     """A split's views and the barycentre that its file names."""
     place = Path(FOLDERS[split], name)
     if not (folder / place).is_dir():
-        raise InputError(f"{folder} has no {place}; complete it, or ask for another split.")
+        raise MissingSplitError(f"{folder} has no {place}; complete it, or ask for another split.")
     path = folder / place / INTRINSICS
     rows = _read_rows(path)
     if len(rows) < 5 or len(rows[0]) < 3 or len(rows[1]) != 3 or len(rows[-1]) != 2:

@@ -72,8 +72,8 @@ def fetch(
     """Downloads and unpacks a data set; returns where it is and the file's SHA-256.
 
     What was fetched before is taken as it is. A download that broke off is gone on with, unless the
-    file has changed on the server meanwhile. The archive's own checksums are always verified; its
-    SHA-256 is compared with the one given, or else with that of the last time.
+    file has changed on the server meanwhile. An archive's own checksums are verified; the SHA-256
+    of what was downloaded is compared with the one given, or else with that of the last time.
 
     Args:
       name: one of `SETS`.

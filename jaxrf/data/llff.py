@@ -20,7 +20,7 @@ from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, hold_out, load
 from jaxrf.errors import InputError
 
 LISTING = "poses_bounds.npy"
-PICTURES = re.compile(r"images(_(\d+))?")
+PICTURES = re.compile(r"images(_([1-9]\d*))?")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MOST_VIEWS = 100_000
 # Distance of the plane from which rays begin in NDC; the nearest thing is 4/3 away.

@@ -15,15 +15,15 @@ from jaxrf.cameras import Cameras
 from jaxrf.data.base import Scene
 from jaxrf.data.files import check_file_path, check_folder, check_pose, name_scene, read_json
 from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, load_split
-from jaxrf.errors import InputError
+from jaxrf.errors import InputError, MissingSplitError
 
 LISTING = "metadata.json"
 COLUMNS = ("file_path", "cam2world", "width", "height")
 
 
 def is_multiscale(folder: Path) -> bool:
-    """Whether a folder has a `metadata.json`."""
-    return os.path.isfile(folder / LISTING)
+    """Whether a folder has a `metadata.json`, which other captures put beside `transforms.json`."""
+    return os.path.isfile(folder / LISTING) and not os.path.isfile(folder / "transforms.json")
 
 
 def load_multiscale(
@@ -62,7 +62,7 @@ def _read_views(folder: Path, content: dict[str, Any], split: str) -> Views:
     listing = folder / LISTING
     table = content.get(split)
     if not isinstance(table, dict):
-        raise InputError(f"{listing} has no object {split!r}; ask for another split or add it.")
+        raise MissingSplitError(f"{listing} has no object {split!r}; ask for another split.")
     columns = [table.get(name) for name in COLUMNS]
     for name, column in zip(COLUMNS, columns, strict=True):
         if not isinstance(column, list) or len(column) != len(columns[0] or ()) or not column:

@@ -18,7 +18,7 @@ from jaxrf.data import (
 )
 from jaxrf.data.base import Scene
 from jaxrf.data.views import ChooseViews
-from jaxrf.errors import InputError
+from jaxrf.errors import InputError, MissingSplitError
 
 USUAL = Path("nerf_synthetic/lego")
 
@@ -118,9 +118,7 @@ LAYOUTS = (
         "Blender (NeRF-synthetic)",
         "transforms_train.json",
         blender.is_blender,
-        lambda path, splits, downscale, choose, _: blender.load_blender(
-            path, splits, downscale, choose
-        ),
+        blender.load_blender,
     ),
     Layout(
         "nerfstudio or instant-ngp",
@@ -171,6 +169,15 @@ def load_scene(
 ) -> Scene:
     """The scene at a path: only the splits that are asked for, and of these the chosen views."""
     return find_layout(path).load(path, splits, downscale, choose, skip_missing)
+
+
+def has_split(path: Path, split: str) -> bool:
+    """Whether a data set has views of a split; InputError if what says so is damaged."""
+    try:
+        load_scene(path, [split], choose=lambda count: range(0), skip_missing=True)
+    except MissingSplitError:
+        return False
+    return True
 
 
 def describe_scene(path: Path, scene: Scene) -> str:

@@ -1,10 +1,12 @@
 """What a data set holds: its figures, what looks wrong in it, and a picture of its cameras."""
 
 import base64
+import hashlib
 import html
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,8 @@ from jaxrf.data.base import Scene, Split
 THUMBNAIL = 96
 # More pictures than these only hide each other.
 MOST_THUMBNAILS = 40
+# Of a box that reaches to infinity, at 1, what is drawn: as far as three near planes.
+SHOWN_NDC = 1.0 / 3.0
 
 
 def describe_scene(scene: Scene) -> list[str]:
@@ -39,14 +43,20 @@ def describe_scene(scene: Scene) -> list[str]:
         )
     first = next(iter(scene.splits.values())).cameras
     box = "; ".join(f"{axis} {low:.3g} to {high:.3g}" for axis, low, high in _sides(scene))
-    lines.append(f"box: {box}{' (and all around it)' if scene.unbounded else ''}")
-    if first.ndc is not None:
-        lines.append("rays: in normalised device coordinates, from the near plane to infinity")
-    else:
-        lines.append(f"rays: from {scene.near:.3g} to {scene.far:.3g} scene units")
     places = _places(first)
-    away = np.linalg.norm(places - np.mean(scene.aabb, axis=0), axis=-1)
-    lines.append(f"cameras: {_span(away)} scene units from the middle of the box")
+    if first.ndc is not None:
+        lines.append(f"box: {box}, in normalised device coordinates")
+        lines.append(
+            f"rays: from the plane {first.ndc[2]:.3g} scene units ahead to infinity; contents "
+            f"between {scene.near:.3g} and {scene.far:.3g}"
+        )
+        away = np.linalg.norm(places - places.mean(axis=0), axis=-1)
+        lines.append(f"cameras: {_span(away)} scene units from their middle")
+    else:
+        lines.append(f"box: {box}{' (and all around it)' if scene.unbounded else ''}")
+        lines.append(f"rays: from {scene.near:.3g} to {scene.far:.3g} scene units")
+        away = np.linalg.norm(places - np.mean(scene.aabb, axis=0), axis=-1)
+        lines.append(f"cameras: {_span(away)} scene units from the middle of the box")
     lines.append(f"frame: 1 unit of the files is {scene.frame.scale:.4g} scene units")
     return lines
 
@@ -81,7 +91,7 @@ def _odd_pictures(name: str, split: Split) -> Iterator[str]:
         yield f"{len(flat)} pictures of {name} are of one colour ({flat[0]})."
     seen: dict[bytes, str] = {}
     for picture, image in zip(split.names, split.images, strict=True):
-        twin = seen.setdefault(image.tobytes(), picture)
+        twin = seen.setdefault(hashlib.blake2b(image).digest(), picture)
         if twin != picture:
             yield f"{picture} and {twin} of {name} are the same picture."
     clear = [
@@ -114,19 +124,21 @@ def _odd_geometry(scene: Scene) -> Iterator[str]:
     if split.cameras.ndc is not None:
         return
     places, low, high = _places(split.cameras), *np.asarray(scene.aabb, np.float64)
-    outside = np.maximum(np.maximum(low - places, places - high), 0.0)
-    distance = np.linalg.norm(outside, axis=-1)
-    if not scene.unbounded and np.any(distance == 0.0):
-        yield f"{np.sum(distance == 0.0)} cameras stand inside of the box."
-    far_corner = np.linalg.norm(np.maximum(np.abs(places - low), np.abs(places - high)), axis=-1)
-    if not scene.unbounded and np.any(distance < scene.near * 0.999):
+    inside = np.all((places > low) & (places < high), axis=-1)
+    if not scene.unbounded and np.any(inside):
+        yield f"{np.sum(inside)} cameras stand inside of the box."
+    # Corners of a box are empty as a rule: what counts is the ball within it.
+    away = np.linalg.norm(places - 0.5 * (low + high), axis=-1)
+    reach = 0.5 * float(np.min(high - low))
+    if not scene.unbounded and np.any(away - reach < scene.near * 0.999):
         yield (
-            f"The box begins {distance.min():.3g} from a camera, rays only at {scene.near:.3g}: "
-            "what is nearer is cut off."
+            f"What is in the middle of the box begins {away.min() - reach:.3g} from a camera, rays "
+            f"only at {scene.near:.3g}: what is nearer is cut off."
         )
-    if not scene.unbounded and np.any(far_corner > scene.far * 1.001):
+    if not scene.unbounded and np.any(away + reach > scene.far * 1.001):
         yield (
-            f"The box ends {far_corner.max():.3g} from a camera, rays already at {scene.far:.3g}."
+            f"What is in the middle of the box ends {away.max() + reach:.3g} from a camera, rays "
+            f"already at {scene.far:.3g}."
         )
     axes = -_poses(split.cameras)[:, :3, 2]
     towards = 0.5 * (low + high) - places
@@ -170,10 +182,11 @@ def _find_same(
     """Pairs of equal poses; `apart` leaves out a pose's being equal to itself."""
     found: list[str] = []
     known: dict[bytes, int] = {}
-    for index, pose in enumerate(second):
-        known.setdefault(np.round(pose, 5).tobytes(), index)
-    for index, pose in enumerate(first):
-        twin = known.get(np.round(pose, 5).tobytes())
+    # Minus zero is zero.
+    for index, pose in enumerate(np.round(second, 5) + 0.0):
+        known.setdefault(pose.tobytes(), index)
+    for index, pose in enumerate(np.round(first, 5) + 0.0):
+        twin = known.get(pose.tobytes())
         if twin is not None and not (apart and twin == index):
             found.append(f"numbers {index} and {twin}")
     return found
@@ -196,19 +209,40 @@ def _frustum(cameras: Cameras, index: int, length: float) -> Float[np.ndarray, "
     return np.concatenate([pose[None, :3, 3], local @ pose[:3, :3].T + pose[:3, 3]])
 
 
+def _frustum_lines(frustum: Float[np.ndarray, "5 3"]) -> list[Float[np.ndarray, "_ 3"]]:
+    """The border of a frustum's picture, and lines to its corners."""
+    tip, *corners = frustum
+    return [np.stack([*corners, corners[0]]), *(np.stack([tip, corner]) for corner in corners)]
+
+
 def _frustum_length(scene: Scene) -> float:
     places = np.concatenate([_places(split.cameras) for split in scene.splits.values()])
-    extent = np.ptp(np.concatenate([places, np.asarray(scene.aabb, np.float64)]), axis=0)
+    corners = np.concatenate(_box_lines(scene))
+    extent = np.ptp(np.concatenate([places, corners]), axis=0)
     return 0.06 * float(np.linalg.norm(extent))
 
 
 def _box_lines(scene: Scene) -> list[Float[np.ndarray, "2 3"]]:
-    corners = np.array(list(itertools.product(*np.asarray(scene.aabb, np.float64).T)))
-    return [
+    """The edges of the box in space; of one in normalised device coordinates the near part."""
+    ndc = next(iter(scene.splits.values())).cameras.ndc
+    low, high = np.asarray(scene.aabb, np.float64)
+    if ndc is not None:
+        high = np.array([*high[:2], SHOWN_NDC])
+    corners = list(itertools.product(*np.stack([low, high], axis=-1)))
+    edges = [
         np.stack([a, b])
-        for a, b in itertools.combinations(corners, 2)
+        for a, b in itertools.combinations(np.array(corners), 2)
         if np.sum(np.abs(a - b) > 1e-9) == 1
     ]
+    return edges if ndc is None else [_leave_ndc(edge, ndc) for edge in edges]
+
+
+def _leave_ndc(
+    points: Float[np.ndarray, "n 3"], ndc: tuple[float, float, float]
+) -> Float[np.ndarray, "n 3"]:
+    """Points in space that have these coordinates in `cameras.rays_to_ndc`."""
+    depth = 2.0 * ndc[2] / (1.0 - points[:, 2:])
+    return np.concatenate([points[:, :2] * np.array(ndc[:2]) * depth, -depth], axis=-1)
 
 
 def _shrink(image: UInt8[np.ndarray, "h w 4"]) -> Image.Image:
@@ -231,6 +265,7 @@ COLORS = {"train": "#1f77b4", "val": "#2ca02c", "test": "#d62728"}
 def draw_scene(scene: Scene) -> bytes:
     """The cameras and the box from two sides, and some pictures, as PNG."""
     from matplotlib.figure import Figure
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
     figure = Figure(figsize=(14, 8), dpi=100, layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
@@ -238,15 +273,15 @@ def draw_scene(scene: Scene) -> bytes:
     length = _frustum_length(scene)
     for place, (elevation, azimuth) in enumerate(((25.0, -60.0), (89.0, -90.0))):
         axes = above.add_subplot(1, 2, place + 1, projection="3d")
-        for line in _box_lines(scene):
+        drawn = _box_lines(scene)
+        for line in drawn:
             axes.plot(*line.T, color="black", linewidth=1)
         for name, split in scene.splits.items():
-            for index in range(len(split)):
-                tip, *corners = _frustum(split.cameras, index, length)
-                ring = np.stack([*corners, corners[0]])
-                axes.plot(*ring.T, color=COLORS[name], linewidth=0.6)
-                for corner in corners:
-                    axes.plot(*np.stack([tip, corner]).T, color=COLORS[name], linewidth=0.6)
+            frusta = [_frustum(split.cameras, index, length) for index in range(len(split))]
+            lines = [line for frustum in frusta for line in _frustum_lines(frustum)]
+            axes.add_collection3d(Line3DCollection(lines, colors=COLORS[name], linewidths=0.8))
+            drawn += lines
+        axes.auto_scale_xyz(*np.concatenate(drawn).T)
         axes.set(xlabel="x", ylabel="y", zlabel="z")
         axes.set_aspect("equal")
         axes.view_init(elevation, azimuth)
@@ -257,7 +292,8 @@ def draw_scene(scene: Scene) -> bytes:
         cell.axis("off")
     for cell, (name, split, index) in zip(grid, shown, strict=False):
         cell.imshow(np.asarray(_shrink(split.images[index])))
-        cell.set_title(f"{name} {split.names[index]}", fontsize=6, color=COLORS[name])
+        title = f"{name} {split.names[index]}"
+        cell.set_title(title, fontsize=6, color=COLORS[name], parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -285,17 +321,15 @@ def write_page(scene: Scene, lines: list[str], oddities: list[str]) -> str:
                 entry["picture"] = f"data:image/jpeg;base64,{code}"
             frusta.append(entry)
     box = [np.round(line, 5).tolist() for line in _box_lines(scene)]
-    content = {"frusta": frusta, "box": box, "middle": np.mean(scene.aabb, axis=0).tolist()}
+    middle = np.mean(np.concatenate(_box_lines(scene)), axis=0).tolist()
+    content = {"frusta": frusta, "box": box, "middle": middle}
     # A name may hold anything, even the end of a script.
-    data = json.dumps(content).replace("</", "<\\/")
+    data = json.dumps(content).replace("<", "\\u003c")
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     odd = "".join(f"<li>{html.escape(line)}</li>" for line in oddities) or "<li>nothing</li>"
-    return (
-        PAGE.replace("@NAME@", html.escape(scene.name))
-        .replace("@LINES@", items)
-        .replace("@ODD@", odd)
-        .replace("@DATA@", data)
-    )
+    parts = {"NAME": html.escape(scene.name), "LINES": items, "ODD": odd, "DATA": data}
+    # In one pass, lest a name be taken for a place to put something.
+    return re.sub("@(NAME|LINES|ODD|DATA)@", lambda found: parts[found[1]], PAGE)
 
 
 PAGE = """<!doctype html>

@@ -119,7 +119,8 @@ def _read_header(part: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def _to_rgba(images: np.ndarray, path: Path) -> np.ndarray:
     """8-bit RGBA of pictures in [0, 1] or in 8 bits."""
     if images.dtype.kind == "f":
-        if not np.all(np.isfinite(images)) or images.min() < -0.01 or images.max() > 1.01:
+        low, high = images.min(initial=0.0), images.max(initial=0.0)
+        if not np.all(np.isfinite(images)) or low < -0.01 or high > 1.01:
             raise InputError(f"images in {path} are not all between 0 and 1; scale them.")
         images = np.rint(255.0 * np.clip(images, 0.0, 1.0)).astype(np.uint8)
     if images.dtype != np.uint8:

@@ -16,6 +16,7 @@ from jaxrf.data.files import (
     check_file_path,
     check_folder,
     check_pose,
+    measure_pictures,
     name_scene,
     read_json,
     shorten,
@@ -24,6 +25,7 @@ from jaxrf.data.frames import identity_frame, move_poses, surround
 from jaxrf.data.views import (
     ChooseViews,
     Views,
+    find_object,
     find_range,
     fit_to_pictures,
     hold_out,
@@ -71,8 +73,9 @@ def load_transforms(
 ) -> Scene:
     """Reads a captured scene, upright around the origin, with cameras within +-1 (`surround`).
 
-    With an `aabb_scale` of 1 it is an object in a box instead, and stays where it is. Pixels that a
-    frame's `mask_path` shows black are neither learnt from nor compared.
+    With an `aabb_scale` of 1 it is an object in a box instead, and stays where it is. If all
+    pictures are transparent around something, that is the object, in the box of its visual hull.
+    Pixels that a frame's `mask_path` shows black are neither learnt from nor compared.
 
     Splits are those of the lists `train_filenames`, `val_filenames` and `test_filenames`, if the
     file has them; else every 8th picture in the order of their names is tested and validated on.
@@ -97,14 +100,17 @@ def load_transforms(
     )
     views = dataclasses.replace(views, cameras=cameras)
     indices = _split_views(transforms, views)
+    loaded = {
+        split: load_split(split, take_views(views, indices[split]), downscale, choose)
+        for split in splits
+    }
+    if box is None and "train" in loaded:
+        box = find_object(loaded["train"])
     near, far = (NEAREST, FARTHEST) if box is None else find_range(cameras, box)
     around = np.array([[-1.0] * 3, [1.0] * 3]) if box is None else box
     return Scene(
         name=name_scene(folder),
-        splits={
-            split: load_split(split, take_views(views, indices[split]), downscale, choose)
-            for split in splits
-        },
+        splits=loaded,
         aabb=around.astype(np.float32),
         near=near,
         far=far,
@@ -155,7 +161,7 @@ def _read_views(
             masks[path] = Path(check_file_path(frame["mask_path"], where))
         numbers = {**transforms, **frame}
         lens, distortion = _read_lens(numbers, where)
-        pinhole = _read_pinhole(numbers, where)
+        pinhole = _read_pinhole(numbers, where, folder / path, listing)
         found[path] = (check_pose(frame["transform_matrix"], where), pinhole, lens, distortion)
     if not found:
         raise InputError(f"None of the pictures that {listing} names is there; add them.")
@@ -205,11 +211,11 @@ def _read_number(numbers: dict[str, Any], key: str, where: str) -> float | None:
     return value
 
 
-def _read_pinhole(numbers: dict[str, Any], where: str) -> list[float]:
-    """Focal lengths, principal point, width and height."""
+def _read_pinhole(numbers: dict[str, Any], where: str, picture: Path, listing: Path) -> list[float]:
+    """Focal lengths, principal point, width and height, which is the picture's if not given."""
     width, height = (_read_number(numbers, key, where) for key in ("w", "h"))
     if width is None or height is None:
-        raise InputError(f"{where} has no w and h, the size of its picture in pixels; add them.")
+        width, height = map(float, measure_pictures([picture], listing))
     if not (1.0 <= width < 1e5 and 1.0 <= height < 1e5):
         raise InputError(f"{where} is of {width:g}x{height:g} pixels; correct w and h.")
     focal = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxrf.cameras import Cameras, project
+from jaxrf.cameras import Cameras, project, take_cameras
 from jaxrf.data.base import Split, downscale_split
 from jaxrf.data.files import (
     check_downscale,
@@ -16,11 +16,13 @@ from jaxrf.data.files import (
     read_masks,
     read_pictures,
 )
-from jaxrf.errors import InputError
+from jaxrf.errors import InputError, MissingSplitError
 
 ChooseViews = Callable[[int], Sequence[int]]
 # Cells along each side of the box in which a visual hull is looked for.
 HULL_CELLS = 48
+# More pictures carve little more.
+MOST_HULL_VIEWS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +70,7 @@ def fit_to_pictures(views: Views) -> Views:
 def take_views(views: Views, indices: Sequence[int]) -> Views:
     """Some of the views."""
     chosen = np.asarray(indices, np.int64)
-    cameras = views.cameras
-    distortion = None if cameras.distortion is None else cameras.distortion[chosen]
-    cameras = dataclasses.replace(
-        cameras,
-        T_world_camera=cameras.T_world_camera[chosen],
-        focal=cameras.focal[chosen],
-        principal_point=cameras.principal_point[chosen],
-        distortion=distortion,
-    )
+    cameras = take_cameras(views.cameras, chosen)
     paths = tuple(views.paths[i] for i in chosen)
     masks = tuple(views.masks[i] for i in chosen) if views.masks else ()
     return dataclasses.replace(views, paths=paths, cameras=cameras, masks=masks)
@@ -91,7 +85,7 @@ def hold_out(count: int, every: int = 8) -> dict[str, list[int]]:
 def load_split(name: str, views: Views, downscale: int, choose: ChooseViews) -> Split:
     """Decodes the chosen ones of a split's views."""
     if len(views) == 0:
-        raise InputError(
+        raise MissingSplitError(
             f"{views.listing} leaves no picture to the split {name}: give it more pictures."
         )
     size = (views.cameras.width, views.cameras.height)
@@ -109,13 +103,24 @@ def load_split(name: str, views: Views, downscale: int, choose: ChooseViews) -> 
     return downscale_split(split, downscale)
 
 
+def find_object(split: Split) -> Float[np.ndarray, "2 3"] | None:
+    """The box of what all pictures show before transparency, within +-1; None if there is none."""
+    some = np.arange(0, len(split), 1 + len(split) // MOST_HULL_VIEWS)
+    clear = split.images[some, ..., 3] == 0
+    if len(clear) < 2 or clear.mean(axis=(1, 2)).min() < 0.05:
+        return None
+    box = np.array([[-1.0] * 3, [1.0] * 3])
+    return find_hull(~clear, take_cameras(split.cameras, some), box)
+
+
 def find_hull(
     masks: Bool[np.ndarray, "n h w"], cameras: Cameras, box: Float[np.ndarray, "2 3"]
 ) -> Float[np.ndarray, "2 3"] | None:
     """The smallest box, a cell of room around it, of what may be inside all masks.
 
-    A cell stays if no picture that shows its centre shows it outside of the mask, and at least two
-    show it (Laurentini 1994). None if nothing stays.
+    A cell stays if no picture that shows its centre shows it outside of the mask, and at least half
+    as many show it as show any cell (Laurentini 1994): what stands beside most pictures is not what
+    they were taken of. None if nothing stays.
 
     Args:
       masks: of the pictures, True where the object is.
@@ -135,7 +140,7 @@ def find_hull(
         place = np.where(seen, row, 0).astype(int), np.where(seen, column, 0).astype(int)
         inside &= ~seen | mask[place]
         shown += seen
-    kept = centres[inside & (shown >= 2)]
+    kept = centres[inside & (shown >= max(2, (shown.max() + 1) // 2))]
     if len(kept) == 0:
         return None
     room = (box[1] - box[0]) / HULL_CELLS

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from jaxrf.cameras import Cameras, look_at, make_cameras, project
-from jaxrf.data.base import Split, composite, downscale_images, downscale_split
+from jaxrf.data.base import (
+    Split,
+    composite,
+    downscale_images,
+    downscale_split,
+    find_background,
+)
 
 
 def random_images(count: int, height: int, width: int) -> np.ndarray:
@@ -131,3 +137,19 @@ def test_composite_shows_background_alone_where_transparent() -> None:
 
 def test_split_length() -> None:
     assert len(make_split(3, 2, 2)) == 3
+
+
+@pytest.mark.parametrize(("level", "name"), [(255, "white"), (250, "white"), (0, "black")])
+def test_the_background_of_opaque_pictures_is_that_of_their_borders(level: int, name: str) -> None:
+    images = np.full((2, 8, 8, 4), 255, np.uint8)
+    images[..., :3] = level
+    images[:, 2:6, 2:8, :3] = 99  # an object that reaches the right border
+    assert find_background(images) == name
+    images[1, 3, 3, 3] = 254
+    assert find_background(images) is None
+
+
+def test_pictures_of_a_place_have_no_background() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 4), dtype=np.uint8)
+    images[..., 3] = 255
+    assert find_background(images) is None

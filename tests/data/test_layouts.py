@@ -16,6 +16,7 @@ from layouts import (
     POINTS,
     check_rays,
     true_cameras,
+    view_names,
     write_colmap,
     write_deepvoxels,
     write_llff,
@@ -25,7 +26,7 @@ from layouts import (
 )
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
-from scenes import make_scene, write_scene
+from scenes import RADIUS, make_scene, write_scene
 
 from jaxrf import batches
 from jaxrf.cameras import image_rays, look_at, pixels_to_rays, project
@@ -54,6 +55,9 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 def test_every_layout_is_recognised_and_described(name: str, tmp_path: Path) -> None:
     path = WRITERS[name](tmp_path)
     scene = sources.load_scene(path, ["train", "val", "test"])
+    # To look without decoding any picture.
+    nothing = sources.load_scene(path, ["test"], choose=lambda count: range(0))
+    assert len(nothing.splits["test"]) == 0
     text = sources.describe_scene(path, scene)
     assert "16x16 pixels" in text and "views" in text and "\n" not in text
     for split in scene.splits.values():
@@ -99,6 +103,11 @@ def test_numbers_of_a_frame_come_before_those_of_the_file(tmp_path: Path) -> Non
     np.testing.assert_allclose(cameras.focal[:, 0], [20.0 + view for view in TRAIN])
     np.testing.assert_allclose(cameras.focal[:, 1], true_cameras().focal[0, 1])
     np.testing.assert_allclose(cameras.principal_point, [[7.5, 8.0]] * 5)
+
+
+def test_without_its_size_in_the_file_a_picture_has_its_own(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path, w=None, h=None, cx=None, cy=None)
+    check_rays(sources.load_scene(folder, ["train"]), "train", true_cameras(), TRAIN)
 
 
 def test_a_lens_in_transforms_bends_rays_and_a_fisheye_more(tmp_path: Path) -> None:
@@ -152,7 +161,6 @@ def test_missing_pictures_are_refused_unless_they_may_be_skipped(tmp_path: Path)
         ({"fl_x": None, "fl_y": None}, "neither fl_x nor camera_angle_x"),
         ({"fl_x": float("nan")}, "fl_x of .* finite"),
         ({"fl_x": -3.0}, "focal length in pixels"),
-        ({"w": None}, "no w and h"),
         ({"h": 1e9}, "correct w and h"),
         ({"w": 40}, "another shape"),
         ({"frames": []}, "no list"),
@@ -198,6 +206,26 @@ def test_what_lies_in_the_unit_cube_of_instant_ngp_stays_where_it_is(
     np.testing.assert_allclose(scale * scene.aabb + offset, [[0.0] * 3, [1.0] * 3], atol=1e-6)
     assert 0 < scene.near < 4.0 < scene.far
     check_rays(scene, "train", true_cameras(), TRAIN)
+
+
+def test_an_object_before_transparency_is_in_the_box_of_its_hull(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path, ".png")
+    opaque = sources.load_scene(folder, ["train"])
+    assert opaque.unbounded
+    for index, name in enumerate(view_names()):
+        rgba = make_scene().splits["train"].images[index]
+        Image.fromarray(rgba).save(folder / "images" / f"{name}.png")
+    scene = sources.load_scene(folder, ["train", "test"])
+    assert not scene.unbounded
+    # The ball, and not much more: five pictures of 16 pixels carve a rough hull.
+    low, high = move_points(invert_frame(scene.frame), np.asarray(scene.aabb, np.float64))
+    centre, half = 0.5 * (low + high), 0.5 * np.abs(high - low)
+    assert np.all(np.abs(centre) < 0.5) and np.all(half > RADIUS) and np.all(half < 1.8 * RADIUS)
+    splits = scene.splits.values()
+    places = np.concatenate([np.asarray(s.cameras.T_world_camera)[:, :3, 3] for s in splits])
+    corners = np.array(np.meshgrid(*scene.aabb.T)).reshape(3, -1).T
+    away = np.linalg.norm(places[:, None] - corners[None], axis=-1)
+    assert away.max() == pytest.approx(scene.far, rel=1e-5) and scene.near < away.min()
 
 
 def test_masks_say_which_pixels_are_learnt_from_and_compared(tmp_path: Path) -> None:
