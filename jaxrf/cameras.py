@@ -52,12 +52,34 @@ def make_cameras(
     T_world_camera: Float[np.ndarray, "n 4 4"], width: int, height: int, camera_angle_x: float
 ) -> Cameras:
     """Cameras of one horizontal field of view (radians), square pixels, centred principal point."""
-    count = T_world_camera.shape[0]
-    focal = 0.5 * width / np.tan(0.5 * camera_angle_x)
+    return pinhole_cameras(
+        T_world_camera, width, height, 0.5 * width / np.tan(0.5 * camera_angle_x)
+    )
+
+
+def pinhole_cameras(
+    T_world_camera: Float[np.ndarray, "n 4 4"],
+    width: int,
+    height: int,
+    focal: float | Float[np.ndarray, "n"],
+    middle: tuple[float, float] | None = None,
+) -> Cameras:
+    """Cameras with square pixels.
+
+    Args:
+      T_world_camera: camera-to-world.
+      width, height: of every image, in pixels.
+      focal: length in pixels, of all cameras or of each.
+      middle: principal point in pixels; by default that of the image.
+    """
+    shape = (T_world_camera.shape[0], 2)
+    lengths = np.asarray(focal, np.float32).reshape(-1, 1)
     return Cameras(
         T_world_camera=np.asarray(T_world_camera, np.float32),
-        focal=np.full((count, 2), focal, np.float32),
-        principal_point=np.tile(np.array([0.5 * width, 0.5 * height], np.float32), (count, 1)),
+        focal=np.broadcast_to(lengths, shape).copy(),
+        principal_point=np.broadcast_to(
+            np.array(middle or (0.5 * width, 0.5 * height), np.float32), shape
+        ).copy(),
         width=width,
         height=height,
     )

@@ -29,7 +29,7 @@ from jaxrf.cli_options import (
 from jaxrf.config import TrainConfig
 from jaxrf.data import fetch, frames, sources, survey
 from jaxrf.data.base import Split, downscale_split
-from jaxrf.errors import InputError
+from jaxrf.errors import InputError, MissingSplitError
 from jaxrf.export import ternary
 from jaxrf.occupancy import occupied_aabb
 from jaxrf.runs import Run, SceneSummary
@@ -343,13 +343,16 @@ def _every(step: int) -> Callable[[int], range]:
 
 def _load_val(folder: Path, config: TrainConfig) -> Split | None:
     """The views to validate on, if that is wanted and the data set has any."""
-    if config.validate_every <= 0 or not sources.has_split(folder, "val"):
+    if config.validate_every <= 0:
         return None
 
     def choose(count: int) -> list[int]:
         return evaluate.spread(count, config.validation_views)
 
-    scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
+    try:
+        scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
+    except MissingSplitError:
+        return None
     return scene.splits["val"]
 
 

@@ -20,7 +20,11 @@ Lens = Literal["perspective", "fisheye", "fov"]
 #   fisheye: k1 k2 k3 k4 p1 p2 sx1 sy1 (COLMAP's THIN_PRISM_FISHEYE, of which OPENCV_FISHEYE,
 #     SIMPLE_RADIAL_FISHEYE and RADIAL_FISHEYE are parts)
 #   fov: omega (Devernay and Faugeras 2001)
-COEFFICIENTS: dict[Lens, int] = {"perspective": 8, "fisheye": 8, "fov": 1}
+COEFFICIENTS: dict[Lens, tuple[str, ...]] = {
+    "perspective": ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2"),
+    "fisheye": ("k1", "k2", "k3", "k4", "p1", "p2", "sx1", "sy1"),
+    "fov": ("omega",),
+}
 # Newton's method doubles the right digits in each step: from 1e-1 it takes 4 to float64.
 STEPS = 12
 
@@ -39,7 +43,7 @@ def distort(
       point: ray points.
       xp: jax.numpy or numpy.
     """
-    k = [coefficients[..., i] for i in range(COEFFICIENTS[lens])]
+    k = [coefficients[..., i] for i in range(len(COEFFICIENTS[lens]))]
     x, y = point[..., 0], point[..., 1]
     square = x * x + y * y
     if lens == "fov":

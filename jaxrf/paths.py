@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras import Cameras, find_focus, look_at
+from jaxrf.cameras import Cameras, find_focus, look_at, pinhole_cameras
 from jaxrf.data.files import check_pose, read_json
 from jaxrf.data.frames import Frame, identity_frame, invert_frame, move_poses
 from jaxrf.errors import InputError
@@ -158,22 +158,16 @@ def read_path(path: Path) -> CameraPath:
         rows = numbers
         if isinstance(numbers, list) and len(numbers) == 16:
             rows = [numbers[4 * i : 4 * i + 4] for i in range(4)]
-        poses.append(check_pose(rows, where))
+        poses.append(check_pose(rows, where, "camera_to_world"))
         # The angle of view is that from top to bottom, in degrees.
         angle = _read_number(frame, "fov", 0.1, 179.0, where)
         focal.append(0.5 * height / math.tan(0.5 * math.radians(angle)))
     seconds = content.get("fps", 24.0)
     if not isinstance(seconds, float) or not 0.0 < seconds <= 1000.0:
         raise InputError(f"fps of {path} is {json.dumps(seconds)[:40]}: give frames per second.")
-    count = len(poses)
     back = invert_frame(_read_frame(path.with_name(TRANSFORM)))
-    cameras = Cameras(
-        T_world_camera=move_poses(back, np.stack(poses)).astype(np.float32),
-        focal=np.tile(np.array(focal, np.float32)[:, None], (1, 2)),
-        principal_point=np.tile(np.array([[0.5 * width, 0.5 * height]], np.float32), (count, 1)),
-        width=int(width),
-        height=int(height),
-    )
+    placed = move_poses(back, np.stack(poses))
+    cameras = pinhole_cameras(placed, int(width), int(height), np.array(focal))
     return CameraPath(cameras, seconds)
 
 
@@ -184,7 +178,7 @@ def _read_frame(path: Path) -> Frame:
     content = read_json(path, "transform and scale")
     rows = content.get("transform")
     square = [*rows, [0.0, 0.0, 0.0, 1.0]] if isinstance(rows, list) and len(rows) == 3 else rows
-    pose = check_pose(square, str(path))
+    pose = check_pose(square, str(path), "transform")
     scale = _read_number(content, "scale", 1e-9, 1e9, str(path))
     return Frame(scale, pose[:3, :3], scale * pose[:3, 3])
 

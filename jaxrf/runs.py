@@ -266,11 +266,11 @@ def describe(scene: SceneSummary, stage: Stage, seconds: float) -> dict[str, Any
 
 def parse_description(meta: dict[str, Any]) -> tuple[SceneSummary, Stage, float]:
     """What `describe` was given; ValueError, KeyError or TypeError if it did not make this."""
-    scene = SceneSummary(**{name: _freeze(value) for name, value in dict(meta["scene"]).items()})
-    fixed: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in meta["stage"].items()
-    }
-    return scene, Stage(**fixed), float(meta["seconds"])
+    scene, stage = (
+        {name: _freeze(value) for name, value in dict(meta[part]).items()}
+        for part in ("scene", "stage")
+    )
+    return SceneSummary(**scene), Stage(**stage), float(meta["seconds"])
 
 
 def open_run(folder: Path, step: int | None = None, config: TrainConfig | None = None) -> Run:

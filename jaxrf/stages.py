@@ -39,7 +39,6 @@ ROOM_TO_SPARE = 300_000
 CACHED_SAMPLES = 2048
 # Fewer rays a step are not worth training with.
 FEWEST_RAYS = 64
-
 # By how many rays a voxel is to be met before it may be dropped for not having mattered.
 RAYS_PER_VOXEL = 16
 
@@ -123,30 +122,33 @@ def _be_patient(growths: Sequence[Growth], patience: Sequence[int]) -> list[Grow
     last = size = 0
     for growth in growths:
         wait = patience[min(size, len(patience) - 1)] if growth.prune and patience else 0
-        # What would now be due at once goes into one.
+        # What would now be due at once goes into one, but for divisions: there is one at a time.
+        wait = max(wait, int(growth.voxels is not None))
         last = max(growth.step, last + wait)
         size += growth.voxels is not None
         growth = growth._replace(step=last)
         if waiting and waiting[-1].step == last:
             before = waiting.pop()
-            prune, voxels = before.prune or growth.prune, growth.voxels or before.voxels
-            growth = Growth(last, prune, voxels, growth.subrays)
+            growth = Growth(
+                last,
+                before.prune or growth.prune,
+                before.voxels,
+                max(before.subrays, growth.subrays),
+            )
         waiting.append(growth)
     return waiting
 
 
-def _find_patience(
-    config: VoxelsConfig, voxel: float, pixel: float, rays: float
-) -> tuple[int, ...]:
+def _find_patience(divisions: int, voxel: float, pixel: float, rays: float) -> tuple[int, ...]:
     """Steps until a voxel that pictures show was met by some rays, for each size of voxels.
 
     Args:
-      config: how often voxels are divided.
+      divisions: how often voxels are divided.
       voxel: side of the largest, in scene units.
       pixel: size of a pixel where the scene is.
       rays: of a step, as a share of a picture's pixels.
     """
-    sides = [voxel / 2**division / pixel for division in range(_divisions(config) + 1)]
+    sides = [voxel / 2**division / pixel for division in range(divisions + 1)]
     # A voxel covers so many pixels of each picture that shows it.
     return tuple(math.ceil(RAYS_PER_VOXEL / (rays * side**2)) for side in sides)
 
@@ -207,10 +209,13 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
             threshold = field.prune_threshold
             if threshold is None:
                 threshold = 0.05 if cameras.ndc is None else 0.01
-            field = dataclasses.replace(field, divisions=divisions, prune_threshold=threshold)
             rays = config.batch_rays / (cameras.width * cameras.height)
-            patience = field.patience or _find_patience(field, voxel, pixel, rays)
-            field = dataclasses.replace(field, patience=patience)
+            field = dataclasses.replace(
+                field,
+                divisions=divisions,
+                prune_threshold=threshold,
+                patience=field.patience or _find_patience(divisions, voxel, pixel, rays),
+            )
             config = dataclasses.replace(config, field=field)
             subrays = 2 if voxel / 2**divisions <= 1.25 * pixel else 1
         case TensoRFConfig() as field:

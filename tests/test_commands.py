@@ -1,5 +1,6 @@
 """The commands as a user has them: a whole tiny training, what it leaves, what goes wrong."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layouts import write_llff
 from PIL import Image
 from scenes import (
     SIZE,
@@ -34,7 +36,9 @@ from scenes import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxrf import cli, commands, methods, runs
+from jaxrf import config as configs
 from jaxrf.cameras import image_rays
+from jaxrf.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -674,3 +678,16 @@ def test_lpips_is_computed_or_it_is_said_why_not(
         assert "pictures of 31 pixels or more along each side, these have 25x40" in said
     elif size[0] is None:
         assert "it needs its weights, --lpips FILE" in said
+
+
+def test_every_layout_is_validated_on_if_it_has_views_for_it(tmp_path: Path) -> None:
+    config = configs.make_preset("nerf-small")
+    held_out = commands._load_val(write_llff(tmp_path / "capture"), config)
+    assert held_out is not None and held_out.name == "val" and len(held_out) == 1
+    folder = write_scene(tmp_path / "ball")
+    assert commands._load_val(folder, dataclasses.replace(config, validate_every=0.0)) is None
+    (folder / "transforms_val.json").write_text("{")
+    with pytest.raises(InputError, match=r"transforms_val\.json is not whole JSON"):
+        commands._load_val(folder, config)
+    (folder / "transforms_val.json").unlink()
+    assert commands._load_val(folder, config) is None

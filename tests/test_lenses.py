@@ -150,7 +150,7 @@ def test_far_outside_of_the_picture_everything_is_finite(name: str) -> None:
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
 @pytest.mark.parametrize("lens", list(COEFFICIENTS))
 def test_any_batch_shape(lens: Lens, batch: tuple[int, ...]) -> None:
-    coefficients = jnp.full((*batch, COEFFICIENTS[lens]), 0.01)
+    coefficients = jnp.full((*batch, len(COEFFICIENTS[lens])), 0.01)
     seen = jnp.full((*batch, 2), 0.3)
     assert undistort(lens, coefficients, seen).shape == (*batch, 2)
     assert point_to_direction(lens, seen).shape == (*batch, 3)

@@ -403,6 +403,24 @@ def test_voxels_are_looked_at_by_rays_enough_before_any_are_dropped() -> None:
     ]  # fmt: skip
 
 
+def test_what_waiting_makes_due_at_once_is_done_at_once_but_for_divisions() -> None:
+    field = dataclasses.replace(
+        tiny_voxels().field,
+        divisions=2,
+        upsample_at=(0.1, 0.2),
+        prune_at=(0.04,),
+        settle_steps=0,
+        patience=(300,),
+    )
+    config = tiny_voxels(field=field, steps=1000, subrays=2, subrays_from=0.05)
+    growths = stages.plan_growth(config)
+    # The pruning waits for longer than sub-rays, which then begin with it, and both divisions.
+    assert [(g.step, g.prune, g.subrays) for g in growths] == [
+        (300, True, 2), (301, False, 2), (302, False, 2)
+    ]  # fmt: skip
+    assert [g.voxels is not None for g in growths] == [False, True, True]
+
+
 def test_patience_is_that_of_rays_and_of_what_a_voxel_covers() -> None:
     scene = make_scene()
     field = dataclasses.replace(

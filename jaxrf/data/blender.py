@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -23,9 +23,12 @@ from jaxrf.data.files import (
     read_pictures,
     shorten,
 )
+from jaxrf.data.views import ChooseViews
 from jaxrf.errors import InputError, MissingSplitError
 
-ChooseViews = Callable[[int], Sequence[int]]
+# All of its objects fit into this box, and cameras stand about 4 away.
+BOX = ((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))
+NEAR, FAR = 2.0, 6.0
 
 
 def is_blender(folder: Path) -> bool:
@@ -68,9 +71,9 @@ def load_blender(
         splits={
             split: _load_split(folder, split, downscale, choose, skip_missing) for split in splits
         },
-        aabb=np.array([[-1.5] * 3, [1.5] * 3], np.float32),
-        near=2.0,
-        far=6.0,
+        aabb=np.array(BOX, np.float32),
+        near=NEAR,
+        far=FAR,
     )
 
 

@@ -18,7 +18,15 @@ from jaxtyping import Float, Int
 from jaxrf.cameras import Cameras
 from jaxrf.data.base import Scene
 from jaxrf.data.files import check_file_path, check_folder, name_scene
-from jaxrf.data.frames import Frame, move_points, move_poses, surround
+from jaxrf.data.frames import (
+    AROUND,
+    FARTHEST,
+    NEAREST,
+    Frame,
+    move_points,
+    move_poses,
+    surround,
+)
 from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, hold_out, load_split, take_views
 from jaxrf.errors import InputError
 from jaxrf.lenses import COEFFICIENTS, Lens
@@ -54,12 +62,6 @@ MODELS = (
     Model("RADIAL_FISHEYE", 9, "f cx cy k1 k2", "fisheye"),
     Model("THIN_PRISM_FISHEYE", 10, "fx fy cx cy k1 k2 p1 p2 k3 k4 sx1 sy1", "fisheye"),
 )
-# Names of the numbers that bend a ray, in the order of `lenses.COEFFICIENTS`.
-BENDING: dict[Lens, tuple[str, ...]] = {
-    "perspective": ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2"),
-    "fisheye": ("k1", "k2", "k3", "k4", "p1", "p2", "sx1", "sy1"),
-    "fov": ("omega",),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +165,7 @@ def load_colmap(
             split: load_split(split, take_views(views, indices[split]), factor, choose)
             for split in splits
         },
-        aabb=np.array([[-1.0] * 3, [1.0] * 3], np.float32),
+        aabb=np.array(AROUND, np.float32),
         near=near,
         far=far,
         unbounded=True,
@@ -180,8 +182,7 @@ def make_cameras(model: Reconstruction, frame: Frame, place: Path) -> Cameras:
         shown = ", ".join(sorted({f"{c.model.name} of {c.width}x{c.height}" for c in own})[:3])
         raise InputError(f"{place} mixes cameras ({shown}); undistort its pictures to one size.")
     (lens,), ((width, height),) = kinds, sizes
-    bent = np.array([[c.numbers.get(name, 0.0) for name in BENDING[lens]] for c in own])
-    assert bent.shape[1] == COEFFICIENTS[lens]
+    bent = np.array([[c.numbers.get(name, 0.0) for name in COEFFICIENTS[lens]] for c in own])
     poses = move_poses(frame, np.stack([picture.pose for picture in model.pictures]))
     return Cameras(
         T_world_camera=poses.astype(np.float32),
@@ -205,7 +206,7 @@ def _find_range(model: Reconstruction, frame: Frame) -> tuple[float, float]:
         distances.append(np.linalg.norm(points[rows] - place, axis=-1))
     every = np.concatenate(distances) if distances else np.zeros(0)
     if every.size == 0:
-        return 0.05, 6.0
+        return NEAREST, FARTHEST
     near, far = np.percentile(every, [1.0, 99.0])
     return max(0.5 * float(near), 1e-3), 2.0 * float(far)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras import Cameras
+from jaxrf.cameras import pinhole_cameras
 from jaxrf.data.base import Scene
 from jaxrf.data.files import check_folder, check_pose, name_scene
 from jaxrf.data.views import (
@@ -102,12 +102,8 @@ def _read_views(folder: Path, split: str, name: str) -> tuple[Views, Float[np.nd
             "have the same names; complete it."
         )
     poses = [_read_pose(folder / place / "pose" / f"{stem}.txt") for stem in names]
-    cameras = Cameras(
-        T_world_camera=np.stack(poses).astype(np.float32),
-        focal=np.full((len(poses), 2), focal, np.float32),
-        principal_point=np.tile(np.array([centre], np.float32), (len(poses), 1)),
-        width=int(width),
-        height=int(height),
+    cameras = pinhole_cameras(
+        np.stack(poses), int(width), int(height), focal, (centre[0], centre[1])
     )
     paths = tuple(place / "rgb" / f"{stem}.png" for stem in names)
     return fit_to_pictures(Views(folder, path, paths, cameras)), np.array(rows[1])
@@ -117,7 +113,7 @@ def _read_pose(path: Path) -> Float[np.ndarray, "4 4"]:
     """A pose with OpenGL axes."""
     values = [value for row in _read_rows(path) for value in row]
     rows = [values[4 * i : 4 * i + 4] for i in range(4)] if len(values) == 16 else values
-    return check_pose(rows, str(path)) @ np.diag([1.0, -1.0, -1.0, 1.0])
+    return check_pose(rows, str(path), "The pose") @ np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def _read_rows(path: Path) -> list[list[float]]:

@@ -45,17 +45,17 @@ def read_json(path: Path, must_hold: str) -> dict[str, Any]:
     return value
 
 
-def check_pose(value: object, where: str) -> Float[np.ndarray, "4 4"]:
-    """A rigid camera-to-world matrix, float64."""
+def check_pose(
+    value: object, where: str, key: str = "transform_matrix"
+) -> Float[np.ndarray, "4 4"]:
+    """A rigid camera-to-world matrix, float64; `key` is what it is called where it stands."""
     rows = value if isinstance(value, list) else []
     if len(rows) != 4 or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-        raise InputError(f"transform_matrix in {where} is not 4 rows of 4 numbers; correct it.")
+        raise InputError(f"{key} in {where} is not 4 rows of 4 numbers; correct it.")
     largest = float(np.finfo(np.float32).max)  # cameras are float32: beyond it is infinite
     for entry in (entry for row in rows for entry in row):
         if not isinstance(entry, float) or not abs(entry) <= largest:  # NaN compares false
-            raise InputError(
-                f"transform_matrix in {where} holds {shorten(entry)}; make it a finite number."
-            )
+            raise InputError(f"{key} in {where} holds {shorten(entry)}; make it a finite number.")
     pose = np.array(rows)
     rotation = pose[:3, :3]
     if (
@@ -64,7 +64,7 @@ def check_pose(value: object, where: str) -> Float[np.ndarray, "4 4"]:
         or np.abs(pose[3] - np.array([0.0, 0.0, 0.0, 1.0])).max() > POSE_TOLERANCE
     ):
         raise InputError(
-            f"transform_matrix in {where} is not a rotation and a translation"
+            f"{key} in {where} is not a rotation and a translation"
             " (orthonormal, determinant +1, last row 0 0 0 1); take scale and mirroring out of it."
         )
     return pose

@@ -12,6 +12,10 @@ from jaxtyping import Float
 
 from jaxrf.cameras import find_focus
 
+# Where `surround` puts the cameras; nothing is as near to them or as far, if nothing is known.
+AROUND = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
+NEAREST, FARTHEST = 0.05, 6.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Frame:

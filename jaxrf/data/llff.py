@@ -3,6 +3,7 @@
 Mildenhall et al.: Local light field fusion (SIGGRAPH 2019).
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -12,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras import Cameras
+from jaxrf.cameras import Cameras, pinhole_cameras
 from jaxrf.data.base import Scene
 from jaxrf.data.files import POSE_TOLERANCE, check_folder, name_scene
-from jaxrf.data.frames import face_forward, looks_forward, move_poses, surround
+from jaxrf.data.frames import AROUND, face_forward, looks_forward, move_poses, surround
 from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, hold_out, load_split, take_views
 from jaxrf.errors import InputError
 
@@ -61,14 +62,10 @@ def load_llff(
         raise InputError(f"{folder / LISTING} mixes sizes or focal lengths; split it by camera.")
     forward = looks_forward(poses)
     frame = face_forward(poses, float(bounds.min())) if forward else surround(poses)
-    cameras = Cameras(
-        T_world_camera=move_poses(frame, poses).astype(np.float32),
-        focal=np.full((len(poses), 2), focal, np.float32),
-        principal_point=np.tile(np.array([0.5 * width, 0.5 * height], np.float32), (len(poses), 1)),
-        width=int(width),
-        height=int(height),
-        ndc=(float(0.5 * width / focal), float(0.5 * height / focal), PLANE) if forward else None,
-    )
+    cameras = pinhole_cameras(move_poses(frame, poses), int(width), int(height), float(focal))
+    if forward:
+        slopes = 0.5 * np.array([width, height]) / focal
+        cameras = dataclasses.replace(cameras, ndc=(float(slopes[0]), float(slopes[1]), PLANE))
     shown = tuple(Path(pictures, path) for path in paths)
     views = fit_to_pictures(Views(folder, folder / LISTING, shown, cameras))
     indices = hold_out(len(views))
@@ -79,7 +76,7 @@ def load_llff(
             split: load_split(split, take_views(views, indices[split]), factor, choose)
             for split in splits
         },
-        aabb=_enclose_ndc(cameras) if forward else np.array([[-1.0] * 3, [1.0] * 3], np.float32),
+        aabb=_enclose_ndc(cameras) if forward else np.array(AROUND, np.float32),
         near=float(0.9 * bounds.min()),
         far=float(bounds.max()),
         unbounded=not forward,

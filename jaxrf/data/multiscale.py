@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrf.cameras import Cameras
+from jaxrf.cameras import pinhole_cameras
 from jaxrf.data.base import Scene
+from jaxrf.data.blender import BOX, FAR, NEAR
 from jaxrf.data.files import check_file_path, check_folder, check_pose, name_scene, read_json
 from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, load_split
 from jaxrf.errors import InputError, MissingSplitError
@@ -52,9 +53,9 @@ def load_multiscale(
             split: load_split(split, _read_views(folder, content, split), downscale, choose)
             for split in splits
         },
-        aabb=np.array([[-1.5] * 3, [1.5] * 3], np.float32),
-        near=2.0,
-        far=6.0,
+        aabb=np.array(BOX, np.float32),
+        near=NEAR,
+        far=FAR,
     )
 
 
@@ -77,20 +78,16 @@ def _read_views(folder: Path, content: dict[str, Any], split: str) -> Views:
         size = (width, height)
         if not all(isinstance(side, float) and 1.0 <= side < 1e5 for side in size):
             raise InputError(f"{where} has no width and height in pixels; correct them.")
-        rows.append((check_file_path(path, where), check_pose(pose, where), size, focal[index]))
+        rows.append(
+            (check_file_path(path, where), check_pose(pose, where, "cam2world"), size, focal[index])
+        )
     largest = max(size for _, _, size, _ in rows)
     rows = [row for row in rows if row[2] == largest]
     if len({path for path, *_ in rows}) < len(rows):
         raise InputError(f"{split} in {listing} names a picture twice; list each once.")
     width, height = largest
-    middle = np.array([[0.5 * width, 0.5 * height]], np.float32)
-    cameras = Cameras(
-        T_world_camera=np.stack([pose for _, pose, _, _ in rows]).astype(np.float32),
-        focal=np.array([[f, f] for *_, f in rows], np.float32),
-        principal_point=np.tile(middle, (len(rows), 1)),
-        width=int(width),
-        height=int(height),
-    )
+    poses, lengths = np.stack([pose for _, pose, _, _ in rows]), np.array([f for *_, f in rows])
+    cameras = pinhole_cameras(poses, int(width), int(height), lengths)
     paths = tuple(Path(path) for path, *_ in rows)
     return fit_to_pictures(Views(folder, listing, paths, cameras))
 

@@ -6,6 +6,7 @@ import html
 import io
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -271,19 +272,33 @@ def draw_scene(scene: Scene) -> bytes:
     halves: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
     above, below = halves
     length = _frustum_length(scene)
-    for place, (elevation, azimuth) in enumerate(((25.0, -60.0), (89.0, -90.0))):
-        axes = above.add_subplot(1, 2, place + 1, projection="3d")
-        drawn = _box_lines(scene)
-        for line in drawn:
-            axes.plot(*line.T, color="black", linewidth=1)
+    sides = (("from aside", 25.0, -60.0), ("from above", 90.0, -90.0))
+    for place, (title, elevation, azimuth) in enumerate(sides):
+        axes = above.add_subplot(1, 2, place + 1, projection="3d", proj_type="ortho")
+        # The box is not to be hidden by cameras before it.
+        axes.computed_zorder = False
+        box = _box_lines(scene)
+        drawn = [*box]
+        axes.add_collection3d(Line3DCollection(box, colors="black", linewidths=1.5, zorder=9))
         for name, split in scene.splits.items():
             frusta = [_frustum(split.cameras, index, length) for index in range(len(split))]
             lines = [line for frustum in frusta for line in _frustum_lines(frustum)]
-            axes.add_collection3d(Line3DCollection(lines, colors=COLORS[name], linewidths=0.8))
+            # Of many each is drawn thinner.
+            width = max(0.3, 0.8 / math.sqrt(max(len(split), 1) / 30))
+            axes.add_collection3d(
+                Line3DCollection(
+                    lines, colors=COLORS[name], linewidths=min(width, 0.8), label=name, zorder=1
+                )
+            )
             drawn += lines
         axes.auto_scale_xyz(*np.concatenate(drawn).T)
-        axes.set(xlabel="x", ylabel="y", zlabel="z")
+        axes.set(xlabel="x", ylabel="y", zlabel="z", title=title)
         axes.set_aspect("equal")
+        if elevation == 90.0:
+            axes.set(zlabel="", zticks=[])
+        else:
+            for handle in axes.legend(loc="upper left").legend_handles:
+                handle.set_linewidth(2.0)
         axes.view_init(elevation, azimuth)
     shown = [(n, s, i) for n, s in scene.splits.items() for i in _spread_views(len(s))]
     shown = shown[:: max(1, len(shown) // 24 + 1)]

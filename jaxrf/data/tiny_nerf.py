@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrf.cameras import Cameras
+from jaxrf.cameras import pinhole_cameras
 from jaxrf.data.base import Scene, Split, downscale_split
+from jaxrf.data.blender import BOX, FAR, NEAR
 from jaxrf.data.files import check_downscale, check_pose
 from jaxrf.data.views import ChooseViews
 from jaxrf.errors import InputError
@@ -60,7 +61,7 @@ def load_tiny_nerf(
     if not 0.0 < length < 1e7:
         raise InputError(f"focal in {path} is no focal length in pixels; correct it.")
     rigid = [
-        check_pose(np.asarray(pose, np.float64).tolist(), f"poses[{index}] of {path}")
+        check_pose(np.asarray(pose, np.float64).tolist(), str(path), f"poses[{index}]")
         for index, pose in enumerate(poses)
     ]
     check_downscale(downscale, (width, height), path)
@@ -69,20 +70,12 @@ def load_tiny_nerf(
     loaded = {}
     for split in splits:
         chosen = [indices[split][i] for i in choose(len(indices[split]))]
-        cameras = Cameras(
-            T_world_camera=np.array([rigid[i] for i in chosen], np.float32).reshape(-1, 4, 4),
-            focal=np.full((len(chosen), 2), length, np.float32),
-            principal_point=np.tile(
-                np.array([[0.5 * width, 0.5 * height]], np.float32), (len(chosen), 1)
-            ),
-            width=width,
-            height=height,
-        )
+        poses = np.array([rigid[i] for i in chosen]).reshape(-1, 4, 4)
+        cameras = pinhole_cameras(poses, width, height, length)
         names = tuple(f"{i:03d}" for i in chosen)
         pictures = _to_rgba(images[chosen], path)
         loaded[split] = downscale_split(Split(split, names, pictures, cameras), downscale)
-    box = np.array([[-1.5] * 3, [1.5] * 3], np.float32)
-    return Scene(path.stem, loaded, box, 2.0, 6.0)
+    return Scene(path.stem, loaded, np.array(BOX, np.float32), NEAR, FAR)
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:

@@ -21,7 +21,14 @@ from jaxrf.data.files import (
     read_json,
     shorten,
 )
-from jaxrf.data.frames import identity_frame, move_poses, surround
+from jaxrf.data.frames import (
+    AROUND,
+    FARTHEST,
+    NEAREST,
+    identity_frame,
+    move_poses,
+    surround,
+)
 from jaxrf.data.views import (
     ChooseViews,
     Views,
@@ -36,11 +43,6 @@ from jaxrf.errors import InputError
 from jaxrf.lenses import COEFFICIENTS, Lens
 
 LISTING = "transforms.json"
-# Which of a file's numbers bend a ray, in the order of `lenses.COEFFICIENTS`.
-DISTORTIONS: dict[Lens, tuple[str, ...]] = {
-    "perspective": ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2"),
-    "fisheye": ("k1", "k2", "k3", "k4", "p1", "p2", "sx1", "sy1"),
-}
 MODELS: dict[str, Lens] = {
     "SIMPLE_PINHOLE": "perspective",
     "PINHOLE": "perspective",
@@ -55,8 +57,6 @@ MODELS: dict[str, Lens] = {
 SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 # Of instant-ngp, where the file does not say another one.
 UNIT_SCALE = 0.33
-# In a scene whose cameras reach to 1, nothing is as near as this.
-NEAREST, FARTHEST = 0.05, 6.0
 
 
 def is_transforms(folder: Path) -> bool:
@@ -107,11 +107,11 @@ def load_transforms(
     if box is None and "train" in loaded:
         box = find_object(loaded["train"])
     near, far = (NEAREST, FARTHEST) if box is None else find_range(cameras, box)
-    around = np.array([[-1.0] * 3, [1.0] * 3]) if box is None else box
+    around = np.array(AROUND if box is None else box, np.float32)
     return Scene(
         name=name_scene(folder),
         splits=loaded,
-        aabb=around.astype(np.float32),
+        aabb=around,
         near=near,
         far=far,
         unbounded=box is None,
@@ -260,7 +260,7 @@ def _read_lens(numbers: dict[str, Any], where: str) -> tuple[Lens, list[float]]:
             known = ", ".join(MODELS)
             raise InputError(f"camera_model {shorten(model)} of {where} is none of {known}.")
         lens = MODELS[model]
-    values = [_read_number(numbers, key, where) or 0.0 for key in DISTORTIONS[lens]]
+    values = [_read_number(numbers, key, where) or 0.0 for key in COEFFICIENTS[lens]]
     rational = lens == "perspective" and any(values[3:6])
     if rational and model != "FULL_OPENCV":
         raise InputError(
@@ -268,8 +268,7 @@ def _read_lens(numbers: dict[str, Any], where: str) -> tuple[Lens, list[float]]:
             "them out."
         )
     if any(abs(value) > 1e3 for value in values):
-        raise InputError(f"{where} has distortion beyond 1000; correct {DISTORTIONS[lens]}.")
-    assert len(values) == COEFFICIENTS[lens]
+        raise InputError(f"{where} has distortion beyond 1000; correct {COEFFICIENTS[lens]}.")
     return lens, values
 
 

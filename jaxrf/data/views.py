@@ -16,6 +16,7 @@ from jaxrf.data.files import (
     read_masks,
     read_pictures,
 )
+from jaxrf.data.frames import AROUND
 from jaxrf.errors import InputError, MissingSplitError
 
 ChooseViews = Callable[[int], Sequence[int]]
@@ -109,8 +110,7 @@ def find_object(split: Split) -> Float[np.ndarray, "2 3"] | None:
     clear = split.images[some, ..., 3] == 0
     if len(clear) < 2 or clear.mean(axis=(1, 2)).min() < 0.05:
         return None
-    box = np.array([[-1.0] * 3, [1.0] * 3])
-    return find_hull(~clear, take_cameras(split.cameras, some), box)
+    return find_hull(~clear, take_cameras(split.cameras, some), np.array(AROUND))
 
 
 def find_hull(

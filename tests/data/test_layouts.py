@@ -35,6 +35,7 @@ from jaxrf.data.base import Split, composite
 from jaxrf.data.frames import invert_frame, move_points
 from jaxrf.errors import InputError
 from jaxrf.evaluate import score_split
+from jaxrf.lenses import COEFFICIENTS
 from jaxrf.occupancy import OccupancyGrid
 from jaxrf.render import Picture
 
@@ -406,13 +407,13 @@ def test_numbers_of_every_camera_model_are_told_apart(
     np.testing.assert_allclose(cameras.focal[0], focal, rtol=1e-6)
     np.testing.assert_allclose(cameras.principal_point[0], (7.0, 9.0))
     assert cameras.lens == model.lens
-    bending = [n for n in names if n in colmap.BENDING[model.lens]]
+    bending = [n for n in names if n in COEFFICIENTS[model.lens]]
     if not bending:
         assert cameras.distortion is None
         return
     assert cameras.distortion is not None
     for name in bending:
-        place = colmap.BENDING[model.lens].index(name)
+        place = COEFFICIENTS[model.lens].index(name)
         expected = values[names.index(name)]
         assert cameras.distortion[0, place] == pytest.approx(expected, rel=1e-6)
 
