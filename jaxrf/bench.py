@@ -111,6 +111,7 @@ def run_bench(options: BenchOptions) -> int:
             train(options, preset, seed, downscale, budget, run_dir)
             summary = summarise(run_dir, preset, seed, budget, roofline)
             results.append({"downscale": downscale, **summary})
+            results.sort(key=lambda run: [run[part] for part in RUN_KEY])
             # After every run, lest what took hours be lost.
             table = write_report(stem, roofline, results)
     print(f"{table}\nWritten to {stem}.json, .md and .png")
@@ -437,7 +438,13 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def plot_curves(results: list[dict[str, Any]]) -> bytes:
-    """PSNR on validation views against seconds since the start, a line for each run, as PNG."""
+    """PSNR on validation views against seconds since the start, as PNG.
+
+    Of runs that differ by their budget alone the longest has a line.
+    """
+    ordered = sorted(results, key=lambda run: run["budget"])
+    longest = {(run["preset"], *run["resolution"], run["seed"]): run for run in ordered}
+    results = [run for run in results if run in longest.values()]
     titles = [
         (
             run["preset"],

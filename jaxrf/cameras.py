@@ -11,15 +11,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrf import lenses
+from jaxrf.config import ConventionConfig
 from jaxrf.lenses import Lens
 from jaxrf.pytree import as_pytree
 from jaxrf.rays import Rays
 
 # Points along each side of a picture by which what a lens sees is enclosed.
 BORDER = 65
+# Rays farther aside do not get longer, where their range is along the axis.
+LEAST_COSINE = 1e-3
 
 
-@as_pytree("width", "height", "lens", "ndc")
+@as_pytree("width", "height", "lens", "ndc", "along_axis")
 @dataclasses.dataclass(frozen=True)
 class Cameras:
     """Cameras that share an image size.
@@ -33,6 +36,7 @@ class Cameras:
       distortion: (n, k) coefficients of each lens (`lenses.COEFFICIENTS`); None is a pinhole.
       ndc: if rays are to be in normalised device coordinates, the two slopes and the near plane of
         `rays_to_ndc`; the cameras themselves are in space.
+      along_axis: near and far are distances along the optical axis, and rays know their `stretch`.
     """
 
     T_world_camera: Float[Array | np.ndarray, "n 4 4"]
@@ -43,6 +47,7 @@ class Cameras:
     lens: Lens = "perspective"
     distortion: Float[Array | np.ndarray, "n k"] | None = None
     ndc: tuple[float, float, float] | None = None
+    along_axis: bool = False
 
     def __len__(self) -> int:
         return self.T_world_camera.shape[0]
@@ -94,6 +99,16 @@ def resize_cameras(cameras: Cameras, width: int, height: int) -> Cameras:
         principal_point=cameras.principal_point * scale,
         width=width,
         height=height,
+    )
+
+
+def adopt_convention(cameras: Cameras, convention: ConventionConfig) -> Cameras:
+    """Cameras whose rays pass pixels, begin and end where a convention has it."""
+    shift = np.float32(0.5 - convention.pixel_centre)
+    return dataclasses.replace(
+        cameras,
+        principal_point=cameras.principal_point + shift,
+        along_axis=convention.range_along == "axis",
     )
 
 
@@ -158,6 +173,11 @@ def pixels_to_rays(
         radii=spacing * (2.0 / np.sqrt(12.0)).item(),
         camera_index=camera_index,
     )
+    if cameras.along_axis:
+        stretch = 1.0 / jnp.maximum(-direction[..., 2], LEAST_COSINE)
+        rays = dataclasses.replace(
+            rays, near=rays.near * stretch, far=rays.far * stretch, stretch=stretch
+        )
     if cameras.ndc is None:
         return rays
     return rays_to_ndc(rays, jnp.asarray(cameras.ndc[:2], pixels.dtype), cameras.ndc[2])

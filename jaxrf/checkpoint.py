@@ -3,7 +3,10 @@
 Orbax is imported where it is used, so that training can begin without it.
 """
 
+import contextlib
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +48,29 @@ def save(
     """Starts writing a checkpoint; `meta` is what must be known before `state` can be restored."""
     import orbax.checkpoint as ocp
 
-    manager.save(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-        metrics=None if psnr is None else {"psnr": psnr},
-    )
+    with _accepting_no_metrics():
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+            ),
+            metrics=None if psnr is None else {"psnr": psnr},
+        )
+
+
+@contextlib.contextmanager
+def _accepting_no_metrics() -> Iterator[None]:
+    """Without orbax's warning that a checkpoint has no metrics, which is as it should be."""
+
+    def admit(record: logging.LogRecord) -> bool:
+        return "tracked_metric" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(admit)
+    try:
+        yield
+    finally:
+        logger.removeFilter(admit)
 
 
 def read_meta(manager: "ocp.CheckpointManager", step: int) -> dict[str, Any]:

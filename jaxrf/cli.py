@@ -15,13 +15,14 @@ import tyro
 from jaxrf import config as configs
 from jaxrf.cli_options import (
     BenchOptions,
+    ConvertOptions,
     DataFetchOptions,
     DataInfoOptions,
     EvalOptions,
     ExportOptions,
     RenderOptions,
 )
-from jaxrf.config import TrainConfig
+from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.errors import InputError
 
 USAGE = """usage: jaxrf COMMAND [OPTIONS]   (jaxrf COMMAND --help explains every option)
@@ -30,7 +31,8 @@ commands:
   train   train a radiance field from pictures with cameras (same as train_lego.py)
   eval    score a trained run on a split and write its metrics.json
   render  render a 360-degree orbit as MP4, GIF and PNG (same as render_360.py)
-  export  write a trained run as one small file
+  export  write a trained run as one file, also for other programs
+  convert turn weights of another program into a run, and prove the port (jaxrf convert FILE)
   data    what a data set holds and what looks wrong in it (jaxrf data info PATH), or download one
           (jaxrf data fetch lego)
   bench   measure this machine, and how fast and how good each field gets on it
@@ -65,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": evaluate,
         "render": render,
         "export": export,
+        "convert": convert,
         "data": data,
         "bench": bench,
     }
@@ -129,6 +132,22 @@ def export(argv: Sequence[str] | None = None, prog: str = "jaxrf export") -> int
         from jaxrf.commands import run_export
 
         return run_export(options)
+
+    return _guard(command)
+
+
+def convert(argv: Sequence[str] | None = None, prog: str = "jaxrf convert") -> int:
+    """Parses options and converts or checks weights of another program; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        named = bool(arguments) and not arguments[0].startswith("-")
+        rest = ["--file", *arguments] if named else arguments
+        options = tyro.cli(ConvertOptions, prog=prog, args=rest)
+        _check_positive(options, "downscale", "steps", "size", "density_factor")
+        from jaxrf.commands import run_conversion
+
+        return run_conversion(options)
 
     return _guard(command)
 
@@ -333,6 +352,7 @@ def _check(config: TrainConfig) -> None:
             _check_positive(field, *(n for n in sizes if hasattr(field, n)), prefix="field.")
         case _:
             assert_never(config.field)
+    _check_convention(config.field)
     moments = [at for at, _ in config.scale_schedule]
     factors = [factor for _, factor in config.scale_schedule]
     if moments and (moments[0] != 0 or moments != sorted(set(moments)) or min(factors) < 1):
@@ -354,6 +374,22 @@ def _check(config: TrainConfig) -> None:
         raise InputError(f"--validate-every is {config.validate_every}: give 0 or more.")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed is {config.seed}: give a number from 0 to 2^32 - 1.")
+
+
+def _check_convention(field: FieldConfig) -> None:
+    convention = field.convention
+    axis = "axis" in (convention.lengths_along, convention.view_directions)
+    if axis and convention.range_along == "ray":
+        raise InputError(
+            "--field.convention has lengths or directions along the axis, but its range along the "
+            "ray: add --field.convention.range-along axis."
+        )
+    odd = axis or convention.transmittance != "exclusive"
+    if odd and getattr(field, "sampler", "") != "hierarchical":
+        raise InputError(
+            "--field.convention has lengths or directions along the axis, or an inclusive "
+            "transmittance, which only the hierarchical sampler knows: leave them out."
+        )
 
 
 def _check_positive(options: Any, *names: str, prefix: str = "") -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+ExportFormat = Literal["ternary2", "ternary16", "nerf-pytorch", "tensorf", "nerfstudio"]
 Channel = Literal["rgb", "depth", "opacity"]
 
 
@@ -64,16 +65,47 @@ class RenderOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """Write a trained run as one small file, which `jaxrf render` takes in place of a folder."""
+    """Write a trained run as one file, for `jaxrf render` or for another program."""
 
     run: Path | None = None
     """Folder of the run. Default: the newest in ./runs."""
-    format: Literal["ternary2", "ternary16"] = "ternary2"
-    """How the weights of a bitnerf are packed: 2 bits each, or five to a byte (1.6 bits)."""
+    format: ExportFormat = "ternary2"
+    """ternary2, ternary16: the weights of a bitnerf, in 2 bits each or five to a byte (1.6 bits),
+    which `jaxrf render` takes in place of a folder. nerf-pytorch, tensorf, nerfstudio: a checkpoint
+    of that program, with a nerf, a tensorf or a hashgrid."""
     output: Path | None = None
-    """File to write. Default: ternary2.npz or ternary16.npz in the run's folder."""
+    """File to write. Default: named after the format, in the run's folder."""
     step: int | None = None
     """Which checkpoint. Default: the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Turn weights of another program into a run, or prove that the port is equivalent."""
+
+    file: Path
+    """What that program wrote; it is recognised by what it holds."""
+    run_dir: Path | None = None
+    """Folder to write the run to. Default: runs/<file>-<field>-<time>; with --check none."""
+    data: Path | None = None
+    """Folder of the data set that the weights were trained on, to evaluate and fine-tune on it."""
+    downscale: int = 1
+    """Shrink its pictures by this whole factor."""
+    steps: int = 5000
+    """Steps of fine-tuning, which train_lego.py --resume does, at a fifth of the original rate."""
+    check: bool = False
+    """Compare with the program itself, rebuilt in PyTorch; the exit code is 1 if they differ."""
+    size: int = 64
+    """Width of the picture that is compared."""
+    legacy_order: bool = False
+    """jaxnerf: the weights were trained with its option legacy_posenc_order."""
+    inclusive: bool = False
+    """NeRF-experiments: render with that program's transmittance, which includes a sample's own
+    absorption."""
+    bounded: bool = False
+    """nerfstudio: space was not contracted, as it is by default there."""
+    density_factor: float = 1.0
+    """nerfstudio: its average_init_density, a factor of the density; recent nerfacto has 0.01."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jaxrf import cameras as cams
 from jaxrf import evaluate, lpips, memory, monitor, paths, pictures, runs, stages, train
 from jaxrf.cli_options import (
     Channel,
+    ConvertOptions,
     DataFetchOptions,
     DataInfoOptions,
     EvalOptions,
@@ -27,8 +28,11 @@ from jaxrf.cli_options import (
     RenderOptions,
 )
 from jaxrf.config import TrainConfig
+from jaxrf.convert import adopt, check, recognise, write
+from jaxrf.convert import files as foreign
+from jaxrf.convert.networks import Converted
 from jaxrf.data import fetch, frames, sources, survey
-from jaxrf.data.base import Split, downscale_split
+from jaxrf.data.base import Scene, Split, downscale_split
 from jaxrf.errors import InputError, MissingSplitError
 from jaxrf.export import ternary
 from jaxrf.occupancy import occupied_aabb
@@ -37,6 +41,10 @@ from jaxrf.writers import EventWriter
 
 # Frames per second of videos for which nobody says otherwise.
 FPS = 24.0
+# What other programs call their checkpoints.
+SUFFIXES = {"nerf-pytorch": ".tar", "tensorf": ".th", "nerfstudio": ".ckpt"}
+# Where a run says which weights it was converted from.
+CONVERTED_FILE = "converted.json"
 VERSIONS = ("jaxrf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -75,6 +83,8 @@ def run_training(config: TrainConfig, preset: str) -> int:
 
     Everything lands in the run's folder. With `config.resume`, goes on from its last checkpoint.
     """
+    if config.resume and config.data is None and config.run_dir is not None:
+        _check_has_pictures(config.run_dir)
     source = sources.find_source(config)
     print(source.reason)
     set_up_jax(config.matmul_precision)
@@ -227,6 +237,8 @@ def run_evaluation(options: EvalOptions) -> int:
     hardware = describe_hardware()
     started = time.perf_counter()
     startup = monitor.seconds_since_start()
+    if not (options.data or run.scene.data):
+        _check_has_pictures(folder)
     data = options.data or Path(run.scene.data)
     downscale = options.downscale or run.config.downscale
     if options.background:
@@ -297,12 +309,18 @@ def run_rendering(options: RenderOptions) -> int:
 def run_export(options: ExportOptions) -> int:
     """Writes a run as one file; returns the exit code."""
     folder = options.run or runs.find_newest(Path("runs"))
-    output = options.output or folder / f"{options.format}.npz"
+    output = options.output or folder / f"{options.format}{SUFFIXES.get(options.format, '.npz')}"
     # What has been exported under its default name may be so again.
     if output.is_dir() or (options.output and output.exists()):
         raise InputError(f"The output {output} exists already: name another file with --output.")
     run = runs.open_run(folder, options.step)
     set_up_jax(run.config.matmul_precision)
+    if options.format != "ternary2" and options.format != "ternary16":
+        notes = write.write_file(run, output, options.format)
+        print(f"Written to {output}: {output.stat().st_size / 1e3:.1f} kB.")
+        for note in notes:
+            print(note)
+        return 0
     ternary.write_ternary(run, output, options.format)
     packed, plain = output.stat().st_size, 4 * ternary.count_weights(run.state.shown)
     print(
@@ -310,6 +328,95 @@ def run_export(options: ExportOptions) -> int:
         f"as float32, {plain / packed:.1f} times as much. Render it with: jaxrf render {output}"
     )
     return 0
+
+
+def run_conversion(options: ConvertOptions) -> int:
+    """Turns weights of another program into a run, or compares them with it.
+
+    Returns the exit code: 1 if a comparison found a difference.
+    """
+    set_up_jax("highest")
+    content = foreign.read_file(options.file)
+    wishes = recognise.Wishes(
+        options.legacy_order, options.inclusive, options.bounded, options.density_factor
+    )
+    try:
+        converted = recognise.convert(content, wishes)
+    except InputError:
+        print(foreign.describe(content))
+        raise
+    print(f"{options.file}: {converted.form}, {ternary.count_weights(converted.params):,} weights.")
+    for note in converted.notes:
+        print(note)
+    scene = None
+    if options.data is not None:
+        folder = sources.find_data(options.data)
+        splits = ["train", "test"] if options.check else ["train"]
+        scene = sources.load_scene(folder, splits, options.downscale)
+        if scene.splits["train"].cameras.ndc is not None:
+            raise InputError(
+                f"{folder} is in normalised device coordinates, in which other programs see "
+                "directions otherwise: convert without --data."
+            )
+        converted = converted._replace(near=scene.near, far=scene.far)
+    if options.check:
+        same = _check_port(converted, content, wishes, scene, options.size)
+        if options.run_dir is None or not same:
+            return 0 if same else 1
+    name = options.file.stem
+    run_dir = options.run_dir or runs.name_run(converted.config, name)
+    data = folder if scene else None
+    run = adopt.make_run(converted, name, run_dir, scene, data, options.downscale, options.steps)
+    runs.create_folder(run_dir)
+    runs.write_config(run_dir, run.config)
+    source = {"file": str(options.file.absolute()), "form": converted.form, "step": converted.step}
+    runs.write_text(run_dir / CONVERTED_FILE, runs.to_text(source))
+    manager = runs.open_checkpoints(run_dir, run.config)
+    try:
+        runs.save(manager, run.scene, run.stage, run.state, 0.0, None)
+        manager.wait_until_finished()
+    finally:
+        manager.close()
+    print(
+        f"Run: {run_dir}. Score it with: jaxrf eval {run_dir} --data PATH; fine-tune it with: "
+        f"train_lego.py --resume --run-dir {run_dir} --data PATH"
+    )
+    return 0
+
+
+def _check_port(
+    converted: Converted,
+    content: foreign.Content,
+    wishes: recognise.Wishes,
+    scene: Scene | None,
+    size: int,
+) -> bool:
+    """Prints how far converted weights are from the program they come from; whether they pass."""
+    cameras = check.default_camera(size)
+    if scene is not None:
+        seen = scene.splits["test"].cameras
+        if seen.distortion is not None or seen.lens != "perspective":
+            raise InputError(
+                "--check compares what a pinhole sees, and --data has lenses: leave it out."
+            )
+        height = max(size * seen.height // seen.width, 1)
+        cameras = cams.resize_cameras(cams.take_cameras(seen, np.array([0])), size, height)
+    rows = []
+    for double, name in ((False, "float32"), (True, "float64")):
+        found = check.check_points(converted, content, wishes, check.POINTS, double)
+        print(f"Raw outputs at {check.POINTS:,} points, {name}:")
+        print(check.format_rows(found))
+        rows += found
+    pixels = check.check_pictures(converted, content, wishes, cameras, double=False)
+    shape = f"{cameras.width}x{cameras.height}"
+    print(f"A picture of {shape}, float32:")
+    print(check.format_rows(pixels))
+    exact = check.check_pictures(converted, content, wishes, cameras, double=True)
+    print("The same in float64, where rounding is out of the way:")
+    print(check.format_rows(exact))
+    same = check.passes([*rows, *pixels, *exact])
+    print("The port is equivalent." if same else "The port DIFFERS.")
+    return same
 
 
 def _open_run(path: Path, step: int | None) -> Run:
@@ -356,8 +463,16 @@ def _load_val(folder: Path, config: TrainConfig) -> Split | None:
     return scene.splits["val"]
 
 
+def _check_has_pictures(folder: Path) -> None:
+    if (folder / CONVERTED_FILE).exists():
+        raise InputError(
+            f"The run {folder} was converted without pictures: name their folder with --data."
+        )
+
+
 def _check_same_scene(run: Run, scene: SceneSummary) -> None:
-    if scene.checksum != run.scene.checksum:
+    # Weights that were converted without a data set were trained on pictures that we never saw.
+    if run.scene.checksum != adopt.NO_PICTURES and scene.checksum != run.scene.checksum:
         raise InputError(
             f"The training pictures in {scene.data} are not those that {run.folder} was trained on "
             f"({run.scene.data}): give their folder with --data, and the same --downscale."

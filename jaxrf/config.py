@@ -19,6 +19,28 @@ Background = Literal["white", "black", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
+class ConventionConfig:
+    """Where other programs place rays and add up light otherwise; their weights ask for it."""
+
+    pixel_centre: float = 0.5
+    """Where in a pixel, along both axes, its ray passes; 0 is its top left corner."""
+    range_along: Literal["ray", "axis"] = "ray"
+    """Whether near and far are distances along the ray or along the camera's axis."""
+    lengths_along: Literal["ray", "axis"] = "ray"
+    """hierarchical: along which of them the lengths are measured that light is absorbed over."""
+    view_directions: Literal["unit", "axis"] = "unit"
+    """hierarchical: whether fields see directions of unit length, or such that they reach one unit
+    along the camera's axis."""
+    transmittance: Literal["exclusive", "inclusive"] = "exclusive"
+    """hierarchical: light that reaches a sample has passed those before it, or also itself."""
+    samples_at: Literal["middle", "start"] = "middle"
+    """Marching: whether the field is evaluated in the middle of steps or where they start, when a
+    picture is rendered."""
+    stop: float = 1e-3
+    """Marching: a ray is done when less light than this would pass."""
+
+
+@dataclasses.dataclass(frozen=True)
 class CaptureConfig:
     """What captured scenes need of any field."""
 
@@ -31,6 +53,8 @@ class CaptureConfig:
     weather) but not its shape. Views are rendered with their mean. 0: pictures look alike."""
     appearance_pictures: Annotated[int | None, tyro.conf.Suppress] = None
     """How many there are; settled when training begins."""
+    convention: ConventionConfig = ConventionConfig()
+    """How rays are laid out and light is summed up, for weights of other programs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +87,8 @@ class TensoRFConfig(CaptureConfig):
     """Added to the raw density before its softplus: lower starts emptier."""
     density_scale: float = 25.0
     """Factor of the density."""
+    activation: Literal["softplus", "relu"] = "softplus"
+    """Of the raw density; relu leaves the shift out."""
     initial_voxels: int = 128**3
     """Number of voxels at the start."""
     final_voxels: int = 300**3
@@ -181,6 +207,12 @@ class EncodedMLPConfig(SampledConfig):
     """Fourier octaves of the position."""
     direction_octaves: int = 4
     """Fourier octaves of the view direction."""
+    encode_input: bool = True
+    """Whether the encodings hold what they encode too, besides sines and cosines."""
+    frequency: float = 1.0
+    """The lowest frequency of the encodings: 1, as in NeRF's code, or pi, as in its paper."""
+    project: bool = False
+    """A linear layer, without activation, before the trunk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +227,12 @@ class BitNeRFConfig(EncodedMLPConfig):
     """A NeRF whose layers have ternary weights and 8-bit activations."""
 
     kind: Annotated[Literal["bitnerf"], tyro.conf.Suppress] = "bitnerf"
+    norm_gain: bool = False
+    """What is normalised before a layer is scaled by a learnt gain of each channel."""
+    norm_epsilon: float = 1e-6
+    """Epsilon of that normalisation."""
+    plain_ends: bool = False
+    """The projection before the trunk and the heads have full weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +276,13 @@ class HashGridConfig(HashedConfig):
     """Hidden layers of the density MLP."""
     density_scale: float = 1.0
     """Factor of the density."""
+    rule: Literal["faces", "hashed", "centred"] = "faces"
+    """How levels lie in the table: corners on the box's faces and a row for each where they fit;
+    all of them hashed, as nerfstudio's PyTorch code has it; or as tiny-cuda-nn has it."""
+    bias: bool = False
+    """Whether the MLPs' layers add one."""
+    halved_directions: bool = False
+    """Harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code does."""
 
 
 @dataclasses.dataclass(frozen=True)

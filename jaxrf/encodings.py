@@ -9,16 +9,20 @@ from jaxrf.rays import Frusta
 
 
 def fourier(
-    x: Float[Array, "*batch d"], octaves: int, include_input: bool = True
+    x: Float[Array, "*batch d"],
+    octaves: int,
+    include_input: bool = True,
+    frequency: float = 1.0,
 ) -> Float[Array, "*batch e"]:
-    """Sines and cosines of a vector at doubling frequencies (NeRF, eq. 4, without the factor pi).
+    """Sines and cosines of a vector at doubling frequencies (NeRF, eq. 4).
 
-    [x,] sin(2^0 x), cos(2^0 x), sin(2^1 x), cos(2^1 x), ..., each over all d coordinates:
-    d (2 octaves [+ 1]) numbers. With no octaves it is x, or nothing.
+    [x,] sin(2^0 f x), cos(2^0 f x), sin(2^1 f x), cos(2^1 f x), ..., each over all d coordinates:
+    d (2 octaves [+ 1]) numbers. With no octaves it is x, or nothing. The lowest frequency f is pi
+    in the paper, and 1 in its code.
     """
     parts = [x] if include_input else []
     for octave in range(octaves):
-        scaled = x * 2.0**octave
+        scaled = x * (frequency * 2.0**octave)
         parts += [jnp.sin(scaled), jnp.cos(scaled)]
     return jnp.concatenate(parts, axis=-1) if parts else x[..., :0]
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf import lpips, memory, metrics
-from jaxrf.cameras import Cameras, image_rays, resize_cameras
+from jaxrf.cameras import Cameras, adopt_convention, image_rays, resize_cameras
 from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.data.base import Split, composite
 from jaxrf.fields.base import Params
@@ -66,7 +66,8 @@ def make_render_view(
 
     def render(cameras: Cameras, index: int) -> Picture:
         nonlocal config
-        finer = resize_cameras(cameras, parts * cameras.width, parts * cameras.height)
+        seen = adopt_convention(cameras, field.convention)
+        finer = resize_cameras(seen, parts * cameras.width, parts * cameras.height)
         rays = _image_rays(finer, jnp.asarray(index), *scene_range)
         samples, behind = config.render_samples, jnp.asarray(background)
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 # Bytes of gradient rows that a CPU scatters at a time: what stays in its cache.
 SCATTERED_AT_ONCE = 1 << 22
 TableType = Literal["float32", "bfloat16"]
+HashRule = Literal["faces", "hashed", "centred"]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -213,10 +214,16 @@ class HashLevels(NamedTuple):
 
     cells: along each side, per level.
     starts: first row of each level, and the number of rows as a last entry.
+    rule: "faces" has corners on the box's faces, and a row for each where they fit; "hashed" hashes
+      the corners of every level; "centred" has the box's faces half a cell inside of the grid, and
+      `cells` points along a side.
+    scales: cells from face to face where they are centred.
     """
 
     cells: tuple[int, ...]
     starts: tuple[int, ...]
+    rule: HashRule = "faces"
+    scales: tuple[float, ...] = ()
 
 
 def plan_hash_levels(levels: int, coarsest: int, finest: int, most_rows: int) -> HashLevels:
@@ -235,6 +242,43 @@ def plan_hash_levels(levels: int, coarsest: int, finest: int, most_rows: int) ->
     return HashLevels(cells, tuple(int(start) for start in np.cumsum([0, *rows])))
 
 
+def grow_scales(
+    levels: int, coarsest: int, finest: int, rule: Literal["hashed", "centred"]
+) -> tuple[float, ...]:
+    """Cells from face to face of each level, rounded as nerfstudio or tiny-cuda-nn do, in float32.
+
+    Args:
+      levels: how many.
+      coarsest, finest: cells of the first and of the last.
+      rule: see `HashLevels`.
+    """
+    index = np.arange(levels).astype(np.float32)
+    growth = np.float32(np.exp((np.log(finest) - np.log(coarsest)) / max(levels - 1, 1)))
+    if rule == "hashed":
+        return tuple(float(v) for v in np.floor(np.float32(coarsest) * np.power(growth, index)))
+    octaves = np.exp2(index * np.log2(growth))
+    return tuple(float(v) for v in octaves * np.float32(coarsest) - np.float32(1.0))
+
+
+def place_hash_levels(
+    scales: Sequence[float], most_rows: int, rule: Literal["hashed", "centred"]
+) -> HashLevels:
+    """Levels as nerfstudio's PyTorch code ("hashed") or tiny-cuda-nn ("centred") lays them out.
+
+    Args:
+      scales: cells from face to face, per level.
+      most_rows: of a level, a power of two.
+      rule: see `HashLevels`.
+    """
+    if rule == "hashed":
+        cells = tuple(round(scale) for scale in scales)
+        rows = [most_rows] * len(cells)
+    else:
+        cells = tuple(math.ceil(scale) + 1 for scale in scales)
+        rows = [min(-(-(n**3) // 8) * 8, most_rows) for n in cells]
+    return HashLevels(cells, tuple(int(n) for n in np.cumsum([0, *rows])), rule, tuple(scales))
+
+
 def find_hash_rows(
     corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]],
     cells: int,
@@ -250,6 +294,12 @@ def find_hash_rows(
     x, y, z = corner
     if (cells + 1) ** 3 <= rows:
         return (x * (cells + 1) + y) * (cells + 1) + z
+    return _hash_rows(corner, rows)
+
+
+def _hash_rows(
+    corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]], rows: int
+) -> Int[Array, "*batch"]:
     return (_hash_corners(corner) & jnp.uint32(rows - 1)).astype(jnp.int32)
 
 
@@ -277,10 +327,44 @@ def sample_hash_grid(
       (m, levels c), those of the coarsest level first.
     """
     corners = []
-    for cells, start, stop in zip(plan.cells, plan.starts, plan.starts[1:], strict=False):
-        corner, weight = _find_corners(unit, cells)
-        corners.append((find_hash_rows(corner, cells, stop - start) + start, weight))
+    for level, (cells, start) in enumerate(zip(plan.cells, plan.starts, strict=False)):
+        rows = plan.starts[level + 1] - start
+        if plan.rule == "centred":
+            corner, weight = _find_centred_corners(unit, plan.scales[level])
+            index = _find_centred_rows(corner, cells, rows)
+        else:
+            corner, weight = _find_corners(unit, cells)
+            hashed = plan.rule == "hashed"
+            index = _hash_rows(corner, rows) if hashed else find_hash_rows(corner, cells, rows)
+        corners.append((index + start, weight))
     return _mix_levels(table, corners, read_as)
+
+
+def _find_centred_corners(
+    unit: Float[Array, "m 3"], scale: float
+) -> tuple[tuple[Int[Array, "m 8"], Int[Array, "m 8"], Int[Array, "m 8"]], Float[Array, "m 8"]]:
+    """As `_find_corners`, half a cell further in."""
+    corner, weight = [], jnp.ones((unit.shape[0], 8), unit.dtype)
+    for axis, offset in enumerate(np.array(list(np.ndindex(2, 2, 2)), np.int32).T):
+        scaled = jnp.clip(unit[:, axis, None], 0.0, 1.0) * scale + 0.5
+        low = jnp.floor(scaled).astype(jnp.int32)
+        fraction, upper = scaled - low, offset[None]
+        corner.append(low + upper)
+        weight *= jnp.where(upper == 1, fraction, 1.0 - fraction)
+    x, y, z = corner
+    return (x, y, z), weight
+
+
+def _find_centred_rows(
+    corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]],
+    points: int,
+    rows: int,
+) -> Int[Array, "*batch"]:
+    """Row of each corner, x counting fastest; what lies beyond the last point goes round."""
+    x, y, z = corner
+    if points**3 <= rows:
+        return (x + points * (y + points * z)) % rows
+    return _hash_rows(corner, rows)
 
 
 def _find_corners(

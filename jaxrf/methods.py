@@ -17,6 +17,7 @@ from jaxrf import contraction, losses, samplers
 from jaxrf import occupancy as occ
 from jaxrf.config import (
     BitNeRFConfig,
+    ConventionConfig,
     CustomConfig,
     FieldConfig,
     HashGridConfig,
@@ -33,6 +34,7 @@ from jaxrf.fields.base import Field, Params
 from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
 from jaxrf.rays import Frusta, Rays, clip_to_aabb, normalise_distances
 from jaxrf.render import (
+    Conventional,
     RadianceFns,
     Rendering,
     render_blocks,
@@ -436,7 +438,7 @@ def samples_per_ray(config: SampledConfig) -> int:
     return config.coarse_samples + fine
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     """What a network saw: its rendering, where its intervals lie in marching, their weights."""
 
     rendering: Rendering
@@ -452,11 +454,11 @@ def _sample(
     key: jax.Array | None,
     rays: Rays,
     background: Float[Array, "r 3"],
-) -> tuple[list[_Level], list[tuple[Array, Array]]]:
+) -> tuple[list[Level], list[tuple[Array, Array]]]:
     """Rays rendered from a fixed number of samples; edges and weights of proposals."""
     assert isinstance(config, SampledConfig)
     if config.sampler == "hierarchical":
-        return _coarse_to_fine(config, stage, params, grid, key, rays, background), []
+        return render_coarse_to_fine(config, stage, params, grid, key, rays, background), []
     count = len(config.proposal_samples)
     keys = [None] * (1 + count) if key is None else list(jax.random.split(key, 1 + count))
     marched = occ.to_march(grid, rays)
@@ -474,10 +476,25 @@ def _sample(
     per_ray = config.shading == "per_ray"
     edges = occ.from_march(grid, tdist, rays.origins)
     rendering, weights = render_samples(fns, rays, edges, background, per_ray=per_ray)
-    return [_Level(rendering, tdist, weights)], proposed
+    return [Level(rendering, tdist, weights)], proposed
 
 
-def _coarse_to_fine(
+def _find_conventional(convention: ConventionConfig, rays: Rays) -> Conventional | None:
+    """What a convention has otherwise when light is added up; None if nothing."""
+    inclusive = convention.transmittance == "inclusive"
+    axis = "axis" in (convention.lengths_along, convention.view_directions)
+    if not (inclusive or axis):
+        return None
+    one = jnp.ones_like(rays.near)
+    stretch = one if rays.stretch is None else rays.stretch
+    return Conventional(
+        length_unit=stretch if convention.lengths_along == "axis" else one,
+        direction_length=stretch if convention.view_directions == "axis" else one,
+        inclusive=inclusive,
+    )
+
+
+def render_coarse_to_fine(
     config: FieldConfig,
     stage: Stage,
     params: Params,
@@ -485,7 +502,12 @@ def _coarse_to_fine(
     key: jax.Array | None,
     rays: Rays,
     background: Float[Array, "r 3"],
-) -> list[_Level]:
+) -> list[Level]:
+    """Rays rendered from samples that the coarse network is seen at, and the fine one where that
+    found something.
+
+    Without a key nothing is left to chance.
+    """
     assert isinstance(config, SampledConfig)
     field = make_field(config, stage)
     key_coarse, key_fine = (None, None) if key is None else jax.random.split(key)
@@ -497,14 +519,20 @@ def _coarse_to_fine(
     def end(points: Array) -> Array:
         return jnp.concatenate([points, jnp.maximum(marched.far[:, None], points[:, -1:])], axis=-1)
 
-    def render(name: str, tdist: Array, key: jax.Array | None) -> _Level:
+    def render(name: str, tdist: Array, key: jax.Array | None) -> Level:
         looks = _make_looks(config, params, mean=key is None)
         fns = bind(field, params[name], grid, key, looks)
         edges = occ.from_march(grid, tdist, rays.origins)
         rendering, weights = render_samples(
-            fns, rays, edges, background, per_ray=per_ray, at_starts=points
+            fns,
+            rays,
+            edges,
+            background,
+            per_ray=per_ray,
+            at_starts=points,
+            conventional=_find_conventional(config.convention, rays),
         )
-        return _Level(rendering, tdist, weights)
+        return Level(rendering, tdist, weights)
 
     first = (key_coarse, marched, config.coarse_samples, config.spacing)
     tdist = end(samplers.stratified_points(*first)) if points else samplers.stratified(*first)
@@ -538,11 +566,23 @@ def render_rays(
     if isinstance(config, SampledConfig) and not marches(config):
         return _sample(config, stage, params, grid, None, rays, behind)[0][-1].rendering
     assert isinstance(grid, WatchedGrid | ProbedGrid)
+    seen = rays
+    if config.convention.samples_at == "start":
+        # Steps that begin in the box go on to its end.
+        seen = dataclasses.replace(rays, far=jnp.full_like(rays.far, 1e9))
     if grid.bounds is None and aabb is not None:
-        marched = clip_to_aabb(rays, aabb)
+        marched = clip_to_aabb(seen, aabb)
     else:
-        marched = occ.to_march(grid, rays)
+        marched = occ.to_march(grid, seen)
     step = step_length(config, stage, grid.aabb)
+    if config.convention.samples_at == "start":
+        hit = marched.far > marched.near
+        near, far = marched.near - 0.5 * step, marched.far + 0.5 * step
+        marched = dataclasses.replace(
+            marched,
+            near=jnp.where(hit, near, marched.near),
+            far=jnp.where(hit, far, marched.far),
+        )
     blocks = occ.find_blocks(grid.coarse, marched, BLOCK_STEPS * step, stage.blocks)
     at_once = max(3 * samples // 8, BLOCK_STEPS)
     return render_blocks(
@@ -559,6 +599,7 @@ def render_rays(
         per_ray=config.shading == "per_ray",
         color_budget=max(at_once // 3, 1) if stage.color_budget else None,
         color_threshold=_color_threshold(config),
+        stop=config.convention.stop,
         from_march=lambda distances, origins: occ.from_march(grid, distances, origins),
     )
 
@@ -581,6 +622,8 @@ def fit_to_render(
         color_budget=min(stage.color_budget, 1),
         table_rows=stage.table_rows,
     )
+    # Steps that are counted from the box have to begin at the same box.
+    tight = tight and config.convention.samples_at == "middle"
     if tight and marches(config) and grid.bounds is None:
         step = step_length(config, stage, grid.aabb)
         box = occ.occupied_aabb(grid).astype(np.float32)

@@ -42,7 +42,9 @@ def pack_bits(mask: Bool[Array, "r n"]) -> UInt32[Array, "r words"]:
     """A mask as words of 32 bits, the first element being the lowest bit of the first word."""
     padded = jnp.pad(mask, ((0, 0), (0, -mask.shape[1] % 32)))
     bits = padded.reshape(mask.shape[0], padded.shape[1] // 32, 32).astype(jnp.uint32)
-    return jnp.sum(bits << jnp.arange(32, dtype=jnp.uint32).reshape(1, 1, 32), axis=-1)
+    places = bits << jnp.arange(32, dtype=jnp.uint32).reshape(1, 1, 32)
+    # Sums of whole numbers are wider where numbers are of 64 bits.
+    return jnp.sum(places, axis=-1, dtype=jnp.uint32)
 
 
 def find_bit(

@@ -5,6 +5,7 @@ What draws and encodes is imported where it is used, so that training can begin 
 
 import io
 import subprocess
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def encode_plot(
         # Its even colours are strong, its odd ones pale.
         color = colormaps["tab20"](2 * number % 20 + number // 10)
         if points:
-            axes.plot(*zip(*points, strict=True), style, color=color, marker=".", label=name)
+            label = textwrap.fill(name, 40)
+            axes.plot(*zip(*points, strict=True), style, color=color, marker=".", label=label)
     axes.set(xlabel=across, ylabel=up, title=title)
     axes.grid(alpha=0.3)
     # Beside the axes, where it hides no curve.

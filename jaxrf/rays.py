@@ -21,6 +21,8 @@ class Rays:
       far: (...) distance where it ends; `far == near` is a ray without samples.
       radii: (...) radius of the pixel's cone at distance 1.
       camera_index: (...) index of the camera that each ray comes from.
+      stretch: (...) length of the direction if it is to reach one unit along the camera's axis;
+        None where nothing asks for it.
     """
 
     origins: Float[Array, "*batch 3"]
@@ -29,6 +31,7 @@ class Rays:
     far: Float[Array, "*batch"]
     radii: Float[Array, "*batch"]
     camera_index: Int[Array, "*batch"]
+    stretch: Float[Array, "*batch"] | None = None
 
 
 class Frusta(NamedTuple):

@@ -68,18 +68,21 @@ class Picture(NamedTuple):
 
 
 def compute_weights(
-    density: Float[Array, "*batch n"], tdist: Float[Array, "*batch n_plus_1"]
+    density: Float[Array, "*batch n"],
+    tdist: Float[Array, "*batch n_plus_1"],
+    inclusive: bool = False,
 ) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch n"]]:
     """Weight of each interval in the pixel, and the transmittance with which light reaches it.
 
     w_i = T_i (1 - exp(-density_i delta_i)), T_i = exp(-sum_{j<i} density_j delta_j) (NeRF, eq. 3;
     Max 1995). The transmittance is exclusive: the first interval's is 1. Density, length
-    and optical depth are capped at 1e10, so that infinite ones give no NaN.
+    and optical depth are capped at 1e10, so that infinite ones give no NaN. `inclusive` is how some
+    other code has it: the light that an interval sends has to pass that interval, too.
     """
     optical_depth = _optical_depth(density, jnp.diff(tdist, axis=-1))
     reached = jnp.cumsum(optical_depth[..., :-1], axis=-1)
     reached = jnp.concatenate([jnp.zeros_like(optical_depth[..., :1]), reached], axis=-1)
-    transmittance = jnp.exp(-reached)
+    transmittance = jnp.exp(-reached - optical_depth if inclusive else -reached)
     return transmittance * -jnp.expm1(-optical_depth), transmittance
 
 
@@ -153,6 +156,19 @@ def _shade(
     return color_fn(mean, rays.directions, rays.camera_index) * opacity[:, None]
 
 
+class Conventional(NamedTuple):
+    """What other programs do otherwise when they add up light along a ray.
+
+    length_unit: (r,) what lengths are measured in.
+    direction_length: (r,) of the directions that fields see.
+    inclusive: see `compute_weights`.
+    """
+
+    length_unit: Float[Array, "r"]
+    direction_length: Float[Array, "r"]
+    inclusive: bool
+
+
 def render_samples(
     fns: RadianceFns,
     rays: Rays,
@@ -161,6 +177,7 @@ def render_samples(
     *,
     per_ray: bool = False,
     at_starts: bool = False,
+    conventional: Conventional | None = None,
 ) -> tuple[Rendering, Float[Array, "r n"]]:
     """Renders rays from every one of the given intervals.
 
@@ -173,6 +190,7 @@ def render_samples(
         sample and compositing colours.
       at_starts: evaluate the field where each interval starts, and take the last one for endless,
         as NeRF's original code does.
+      conventional: what other programs do otherwise.
 
     Returns:
       The rendering and the weights (r, n).
@@ -185,17 +203,28 @@ def render_samples(
     density, latent = fns.density(positions, frusta)
     edges = jnp.concatenate([distances, jnp.full((count, 1), ENDLESS, tdist.dtype)], axis=-1)
     edges = edges if at_starts else tdist
-    weights, _ = compute_weights(density.reshape(count, intervals), edges)
+    seen, inclusive = rays.directions, False
+    if conventional is not None:
+        inclusive = conventional.inclusive
+        edges = edges / conventional.length_unit[:, None]
+        seen = seen * conventional.direction_length[:, None]
+    weights, _ = compute_weights(density.reshape(count, intervals), edges, inclusive)
     opacity = jnp.sum(weights, axis=-1)
     values = fns.features(latent)
     if not per_ray:
-        directions = jnp.broadcast_to(rays.directions[:, None], (count, intervals, 3))
+        directions = jnp.broadcast_to(seen[:, None], (count, intervals, 3))
         cameras = jnp.broadcast_to(rays.camera_index[:, None], (count, intervals))
         values = fns.color(values, directions.reshape(-1, 3), cameras.ravel())
     summed = jnp.sum(weights[..., None] * values.reshape(count, intervals, -1), axis=1)
     if per_ray:
-        summed = _shade(fns.color, summed, opacity, rays)
-    return _finish(summed, opacity, weights, rays, tdist, background), weights
+        towards = dataclasses.replace(rays, directions=seen)
+        summed = _shade(fns.color, summed, opacity, towards)
+    rendering = _finish(summed, opacity, weights, rays, tdist, background)
+    if at_starts:
+        mean = jnp.sum(weights * distances, axis=-1) / jnp.where(opacity > 1e-6, opacity, 1.0)
+        depth = jnp.where(opacity > 1e-6, mean, rays.far)
+        rendering = dataclasses.replace(rendering, depth=depth)
+    return rendering, weights
 
 
 def weigh_intervals(

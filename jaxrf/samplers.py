@@ -131,12 +131,23 @@ def importance_points(
       count: how many more.
     """
     points, weights = jax.lax.stop_gradient((points, weights))
-    cdf = integrate_weights(weights[..., 1:-1], padding=1e-5)
+    inner = weights[..., 1:-1] + 1e-5
+    cdf = jnp.cumsum(inner / jnp.sum(inner, axis=-1, keepdims=True), axis=-1)
+    cdf = jnp.concatenate([jnp.zeros_like(cdf[..., :1]), cdf], axis=-1)
     shape = (*weights.shape[:-1], count)
     if key is None:
         even = jnp.linspace(0.0, 1.0, count, dtype=weights.dtype)
         uniforms = jnp.broadcast_to(even.reshape((1,) * (weights.ndim - 1) + (-1,)), shape)
     else:
         uniforms = jax.random.uniform(key, shape, weights.dtype)
-    drawn = invert_cdf(uniforms, midpoints(points), cdf)
+
+    def invert(u: Array, t: Array, c: Array) -> Array:
+        # As that code has it, stretches that are nearly flat included.
+        above = jnp.searchsorted(c, u, side="right")
+        below, above = jnp.maximum(above - 1, 0), jnp.minimum(above, c.shape[0] - 1)
+        span = c[above] - c[below]
+        share = (u - c[below]) / jnp.where(span < 1e-5, 1.0, span)
+        return t[below] + share * (t[above] - t[below])
+
+    drawn = jnp.vectorize(invert, signature="(m),(n),(n)->(m)")(uniforms, midpoints(points), cdf)
     return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([points, drawn], axis=-1), axis=-1))

@@ -328,6 +328,11 @@ def init_grid(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"])
     assert_never(config)
 
 
+def watch_grid(config: FieldConfig, stage: Stage, grid: OccupancyGrid) -> WatchedGrid:
+    """A grid of known cells to march through with a stage's steps."""
+    return _watch(grid, _block_reach(config, stage, np.asarray(grid.aabb)))
+
+
 _watch = jax.jit(occ.watch, static_argnums=1)
 _begin_probing = jax.jit(occ.begin_probing, static_argnums=1)
 

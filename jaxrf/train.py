@@ -26,6 +26,7 @@ from jaxrf import (
     user_code,
 )
 from jaxrf.batches import BACKGROUNDS, Batch, Streamed, TrainPixels
+from jaxrf.cameras import adopt_convention
 from jaxrf.config import LossConfig, TrainConfig
 from jaxrf.data.base import Scene
 from jaxrf.errors import InputError
@@ -492,6 +493,8 @@ def fit(
 
     scene_range = (scene.near, scene.far)
     split, factors = scene.splits["train"], batches.list_factors(config)
+    cameras = adopt_convention(split.cameras, config.field.convention)
+    split = dataclasses.replace(split, cameras=cameras)
     streams = config.stream
     if streams is None:
         streams = batches.count_bytes(split, factors) > SHARE_FOR_PICTURES * memory.free_bytes()

@@ -13,6 +13,7 @@ from scenes import assert_looks
 
 from jaxrf.cameras import (
     Cameras,
+    adopt_convention,
     find_focus,
     find_slopes,
     image_rays,
@@ -24,6 +25,7 @@ from jaxrf.cameras import (
     rays_to_ndc,
     resize_cameras,
 )
+from jaxrf.config import ConventionConfig
 from jaxrf.rays import Rays
 from jaxrf.render import RadianceFns, render_samples
 from jaxrf.samplers import stratified
@@ -464,3 +466,39 @@ def test_a_scene_in_ndc_looks_as_it_does_in_space() -> None:
         distance = np.asarray(ndc_to_distance(rays, bent, there, plane)).ravel()
         error = np.abs(distance - np.asarray(space.median_depth))
         assert np.mean(error < 0.02) > 0.98
+
+
+# ---------------------------------------------------------------------------------------------
+# Conventions of other programs
+# ---------------------------------------------------------------------------------------------
+
+
+def test_rays_of_another_pixel_centre_pass_that_place() -> None:
+    rig = make_rig()
+    other = adopt_convention(rig, ConventionConfig(pixel_centre=0.0))
+    index, pixels = jnp.zeros((3,), jnp.int32), jnp.asarray([[0.5, 0.5], [3.5, 2.5], [7.5, 1.5]])
+    shifted = pixels_to_rays(other, index, pixels, 1.0, 2.0)
+    wanted = pixels_to_rays(rig, index, pixels - 0.5, 1.0, 2.0)
+    np.testing.assert_allclose(shifted.directions, wanted.directions, atol=1e-6)
+    plain = adopt_convention(rig, ConventionConfig())
+    np.testing.assert_array_equal(plain.principal_point, rig.principal_point)
+    assert pixels_to_rays(plain, index, pixels, 1.0, 2.0).stretch is None
+
+
+def test_ranges_along_the_axis_end_on_planes() -> None:
+    rig = make_rig()
+    seen = adopt_convention(rig, ConventionConfig(range_along="axis"))
+    for index in range(len(rig)):
+        rays = image_rays(seen, index, 1.5, 4.0)
+        assert rays.stretch is not None and np.all(np.asarray(rays.stretch) >= 1.0)
+        for distance, depth in ((rays.near, 1.5), (rays.far, 4.0)):
+            ends = rays.origins + distance[..., None] * rays.directions
+            _, found = project(rig, index, np.asarray(ends, np.float64))
+            np.testing.assert_allclose(found, depth, rtol=1e-5)
+        np.testing.assert_allclose(rays.near, 1.5 * rays.stretch, rtol=1e-6)
+
+
+def test_rays_aside_of_the_axis_stay_finite() -> None:
+    seen = adopt_convention(fisheye_cameras(2.0), ConventionConfig(range_along="axis"))
+    rays = image_rays(seen, 0, 1.0, 2.0)
+    assert np.all(np.isfinite(rays.near)) and np.all(np.isfinite(rays.far))

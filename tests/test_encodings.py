@@ -49,6 +49,14 @@ def test_encoding_equals_loop_for_any_batch_shape(
         np.testing.assert_allclose(encoded[index], expected, atol=1e-5)
 
 
+def test_the_lowest_frequency_scales_angles_and_nothing_else() -> None:
+    x = np.random.default_rng(1).uniform(-1, 1, (7, 3)).astype(np.float32)
+    found = fourier(jnp.asarray(x), 5, frequency=math.pi)
+    np.testing.assert_array_equal(found[:, :3], x)
+    slow = np.array([fourier_slowly(math.pi * row.astype(np.float64), 5, False) for row in x])
+    np.testing.assert_allclose(found[:, 3:], slow, atol=2e-5)
+
+
 def test_encodings_of_positions_and_directions_have_the_paper_s_sizes() -> None:
     assert encode(jnp.zeros(3), octaves=10).shape == (63,)
     assert encode(jnp.zeros(3), octaves=4).shape == (27,)

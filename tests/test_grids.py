@@ -5,6 +5,8 @@ over the corners with the integers of Python.
 """
 
 import functools
+import itertools
+import math
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from jaxrf.grids import (
     HashLevels,
     find_hash_rows,
     mix_rows,
+    place_hash_levels,
     plan_hash_levels,
     resample_line,
     resample_plane,
@@ -405,6 +408,48 @@ def test_hash_grid_equals_loops_over_all_corners() -> None:
     for value, position in zip(found, unit, strict=True):
         wanted = hash_grid_slowly(table, position, HASH_LEVELS)
         np.testing.assert_allclose(value, wanted, atol=2e-5)
+
+
+def other_grid_slowly(
+    table: np.ndarray, position: np.ndarray, scales: list[float], most: int, centred: bool
+) -> list[float]:
+    """nerfstudio's two layouts, corner by corner in Python's whole numbers."""
+    out, first = [], 0
+    for scale in scales:
+        at = [float(v) * scale + (0.5 if centred else 0.0) for v in position]
+        points = math.ceil(scale) + 1
+        rows = min(-(-(points**3) // 8) * 8, most) if centred else most
+        total = np.zeros(table.shape[1])
+        for corner in itertools.product((0, 1), repeat=3):
+            place, weight = [], 1.0
+            for value, up in zip(at, corner, strict=True):
+                part = value - math.floor(value)
+                place.append(math.floor(value) + up)
+                weight *= part if up else 1.0 - part
+            x, y, z = place
+            if centred and points**3 <= most:
+                row = (x + points * y + points**2 * z) % rows
+            else:
+                row = (x ^ (y * 2654435761) ^ (z * 805459861)) % 2**32 % rows
+            total += weight * table[first + row]
+        out += list(total)
+        first += rows
+    assert first == len(table)
+    return out
+
+
+@pytest.mark.parametrize("rule", ["hashed", "centred"])
+def test_levels_of_other_programs_equal_loops_over_all_corners(rule: Any) -> None:
+    scales = (5.0, 7.0, 12.0) if rule == "hashed" else (4.0, 6.5, 11.3)
+    plan = place_hash_levels(scales, 512, rule)
+    assert plan.starts == ((0, 512, 1024, 1536) if rule == "hashed" else (0, 128, 640, 1152))
+    table = random_grid(plan.starts[-1], 2)
+    unit = np.random.default_rng(4).uniform(0.0, 1.0, (40, 3)).astype(np.float32)
+    unit[:3] = [[0, 0, 0], [0.999, 0.5, 0.25], [0.2, 0.4, 0.6]]
+    found = hash_grid_at(jnp.asarray(table), jnp.asarray(unit), plan)
+    for value, position in zip(found, unit, strict=True):
+        wanted = other_grid_slowly(table, position, list(scales), 512, rule == "centred")
+        np.testing.assert_allclose(value, wanted, atol=5e-5)
 
 
 def test_hash_grid_in_float64_equals_loops_much_more_closely() -> None:

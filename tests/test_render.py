@@ -16,6 +16,7 @@ from jaxrf.occupancy import PackedSamples
 from jaxrf.packing import pack, rank_samples
 from jaxrf.rays import Rays, points_along
 from jaxrf.render import (
+    Conventional,
     PackedRendering,
     Picture,
     RadianceFns,
@@ -217,6 +218,15 @@ def test_weights_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
         slow_weights, slow_transmittance = weights_slowly(density[index], edges[index])
         np.testing.assert_allclose(weights[index], slow_weights, rtol=2e-5, atol=1e-7)
         np.testing.assert_allclose(transmittance[index], slow_transmittance, rtol=2e-5)
+
+
+def test_inclusive_weights_are_dimmed_by_their_own_interval() -> None:
+    density, edges = jnp.asarray([[0.5, 2.0, 0.0, 7.0]]), jnp.asarray([[0.0, 0.5, 1.0, 2.0, 2.5]])
+    exclusive, before = compute_weights(density, edges)
+    inclusive, through = compute_weights(density, edges, inclusive=True)
+    passes = np.exp(-np.asarray(density) * np.diff(edges))
+    np.testing.assert_allclose(inclusive, exclusive * passes, rtol=1e-6)
+    np.testing.assert_allclose(through, before * passes, rtol=1e-6)
 
 
 def test_two_intervals_have_the_closed_form_of_exclusive_transmittance() -> None:
@@ -476,6 +486,47 @@ def test_points_stand_for_what_follows_and_the_last_for_all_that_is_behind() -> 
         expected = rgb + (1.0 - sum(total)) * np.asarray(background[r])
         np.testing.assert_allclose(rendering.rgb[r], expected, atol=3e-5)
     assert np.all(np.isfinite(rendering.depth)) and np.all(np.isfinite(rendering.median_depth))
+
+
+def test_other_programs_lengths_and_directions_are_taken_as_they_have_them() -> None:
+    rays = make_rays()
+    tdist, background = make_edges(rays), make_background()
+    stretch = jnp.linspace(1.0, 1.5, RAYS)
+    one = jnp.ones_like(stretch)
+    plain, weights = render_samples(FNS, rays, tdist, background)
+    same, unchanged = render_samples(
+        FNS, rays, tdist, background, conventional=Conventional(one, one, False)
+    )
+    np.testing.assert_array_equal(unchanged, weights)
+    np.testing.assert_array_equal(same.rgb, plain.rgb)
+    # Lengths in another unit are a density of another unit.
+    thinner = FNS._replace(
+        density=lambda positions, frusta: (
+            FNS.density(positions, frusta)[0] / jnp.repeat(stretch, INTERVALS),
+            positions,
+        )
+    )
+    wanted, _ = render_samples(thinner, rays, tdist, background)
+    found, _ = render_samples(
+        FNS, rays, tdist, background, conventional=Conventional(stretch, one, False)
+    )
+    np.testing.assert_allclose(found.rgb, wanted.rgb, rtol=1e-5)
+    longer = dataclasses.replace(rays, directions=rays.directions * stretch[:, None])
+    seen = jnp.repeat(longer.directions, INTERVALS, axis=0)
+    aside = FNS._replace(color=lambda features, _, index: FNS.color(features, seen, index))
+    wanted, _ = render_samples(aside, rays, tdist, background)
+    found, _ = render_samples(
+        FNS, rays, tdist, background, conventional=Conventional(one, stretch, False)
+    )
+    np.testing.assert_allclose(found.rgb, wanted.rgb, rtol=1e-5)
+
+
+def test_depth_of_points_is_that_of_the_points() -> None:
+    rays = make_rays()
+    tdist = make_edges(rays)
+    rendering, weights = render_samples(FNS, rays, tdist, make_background(), at_starts=True)
+    wanted = np.sum(np.asarray(weights) * np.asarray(tdist)[:, :-1], axis=-1)
+    np.testing.assert_allclose(rendering.depth * rendering.opacity, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("per_ray", [False, True])

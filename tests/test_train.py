@@ -474,8 +474,10 @@ def test_a_gradient_of_several_passes_is_that_of_one(subrays: int, scales: int) 
         stage, state = first_state(config)
         assert stage.passes == (1 if samples is None else 8)
         with pytest.MonkeyPatch.context() as patch:
-            really = methods._coarse_to_fine
-            patch.setattr(methods, "_coarse_to_fine", lambda *a, f=really: f(*a[:4], None, *a[5:]))
+            really = methods.render_coarse_to_fine
+            patch.setattr(
+                methods, "render_coarse_to_fine", lambda *a, f=really: f(*a[:4], None, *a[5:])
+            )
             factors = tuple(2**k for k in range(scales))
             pixels = batches.put_pixels(make_scene().splits["train"], factors)
             run = train.compile_step(config, stage, RANGE, state, pixels)

@@ -111,6 +111,12 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
             f"The run {run.folder} has learnt appearances, which are not ternary: train with "
             "--field.appearance-dim 0 to export it."
         )
+    field = run.config.field
+    if field.norm_gain or field.plain_ends or field.project:
+        raise InputError(
+            f"The run {run.folder} has gains or layers with full weights, as those of "
+            "NeRF-experiments: its weights are not all ternary."
+        )
     layers = _layers(run.state.shown)
     quantised = [_quantise(jnp.asarray(layer["kernel"])) for layer in layers]
     trits = [np.asarray(ternary).astype(np.int8).reshape(-1) for ternary, _ in quantised]

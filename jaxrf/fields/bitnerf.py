@@ -49,9 +49,9 @@ def quantise_activations(
     return _straight_through(jnp.clip(jnp.round(ratio), -128.0, 127.0), ratio), scale
 
 
-def normalise(x: Float[Array, "*batch i"]) -> Float[Array, "*batch i"]:
+def normalise(x: Float[Array, "*batch i"], epsilon: float = 1e-6) -> Float[Array, "*batch i"]:
     """Rows divided by the root of their mean square (RMSNorm without gain)."""
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 class BitDense(nn.Module):
@@ -63,9 +63,13 @@ class BitDense(nn.Module):
 
     Attributes:
       features: channels that come out.
+      gain: whether what is normalised is scaled channel by channel, by a learnt gain.
+      epsilon: of the normalisation.
     """
 
     features: int
+    gain: bool = False
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
@@ -76,7 +80,11 @@ class BitDense(nn.Module):
             ternary, weight_scale = kernel, self.get_variable("params", "scale")
         else:
             ternary, weight_scale = quantise_weights(kernel)
-        whole, row_scale = quantise_activations(normalise(x))
+        x = normalise(x, self.epsilon)
+        if self.gain:
+            gain = self.param("gain", nn.initializers.ones_init(), x.shape[-1:])
+            x = x * gain.reshape((1,) * (x.ndim - 1) + (-1,))
+        whole, row_scale = quantise_activations(x)
         # Sums of whole numbers, which are exact in whatever order and precision they are taken.
         product = (whole @ ternary) * row_scale * weight_scale
         return product + bias.reshape((1,) * (x.ndim - 1) + (-1,))

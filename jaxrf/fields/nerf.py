@@ -4,6 +4,7 @@ Mildenhall et al.: NeRF (ECCV 2020), section 5 and appendix A.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -27,18 +28,27 @@ class _Network(nn.Module):
     color_width: int
     use_directions: bool
     ternary: bool
+    norm_gain: bool
+    norm_epsilon: float
+    plain_ends: bool
+    project: bool
 
     def setup(self) -> None:
-        dense: Any = BitDense if self.ternary else nn.Dense
+        dense: Any = nn.Dense
+        if self.ternary:
+            dense = partial(BitDense, gain=self.norm_gain, epsilon=self.norm_epsilon)
+        head = nn.Dense if self.plain_ends else dense
+        if self.project:
+            self.projection = head(self.width)
         self.trunk = [dense(self.width) for _ in range(self.layers)]
-        self.density_head = dense(1)
+        self.density_head = head(1)
         if self.use_directions:
             self.bottleneck = dense(self.width)
             self.view = dense(self.color_width)
-        self.rgb_head = dense(3)
+        self.rgb_head = head(3)
 
     def latent(self, encoded: Float[Array, "m e"]) -> Float[Array, "m width"]:
-        x = encoded
+        x = self.projection(encoded) if self.project else encoded
         for index, layer in enumerate(self.trunk):
             if index == self.skip:
                 x = jnp.concatenate([encoded, x], axis=-1)
@@ -82,6 +92,11 @@ class NeRF:
         starts at zero everywhere gets no gradient from a ReLU.
       density_noise: standard deviation of the noise on the raw density, while training.
       ternary: layers of ternary weights and 8-bit activations (`bitnerf`).
+      encode_input: whether the encodings hold what they encode too.
+      frequency: the lowest of the encodings' (`encodings.fourier`).
+      project: a linear layer, without activation, before the trunk.
+      norm_gain, norm_epsilon: of ternary layers (`bitnerf.BitDense`).
+      plain_ends: the projection and the heads are not ternary.
     """
 
     layers: int = 8
@@ -96,10 +111,21 @@ class NeRF:
     activation: Literal["softplus", "relu"] = "softplus"
     density_noise: float = 0.0
     ternary: bool = False
+    encode_input: bool = True
+    frequency: float = 1.0
+    project: bool = False
+    norm_gain: bool = False
+    norm_epsilon: float = 1e-6
+    plain_ends: bool = False
 
     def _network(self) -> _Network:
         sizes = (self.width, self.layers, self.skip, self.color_width)
-        return _Network(*sizes, self.use_directions, self.ternary)
+        norm = (self.norm_gain, self.norm_epsilon, self.plain_ends)
+        return _Network(*sizes, self.use_directions, self.ternary, *norm, self.project)
+
+    def _encode_direction(self, directions: Float[Array, "m 3"]) -> Float[Array, "m e"]:
+        shape = (self.direction_octaves, self.encode_input, self.frequency)
+        return encodings.fourier(directions, *shape)
 
     @property
     def in_frusta(self) -> bool:
@@ -110,7 +136,8 @@ class NeRF:
         self, positions: Float[Array, "m 3"], cones: Frusta | Float[Array, "m"]
     ) -> Float[Array, "m e"]:
         if self.encoding == "fourier":
-            return encodings.fourier(positions, self.position_octaves)
+            shape = (self.position_octaves, self.encode_input, self.frequency)
+            return encodings.fourier(positions, *shape)
         if isinstance(cones, Frusta):
             positions, variance = encodings.describe_frusta(positions, cones)
         else:
@@ -124,7 +151,7 @@ class NeRF:
         return self._network().init(
             key,
             self._encode(zero, zero[:, 0]),
-            encodings.fourier(zero, self.direction_octaves),
+            self._encode_direction(zero),
         )
 
     def density(
@@ -147,6 +174,26 @@ class NeRF:
         activate = jax.nn.softplus if self.activation == "softplus" else jax.nn.relu
         return activate(raw), latent
 
+    def raw_stages(
+        self, params: Params, positions: Float[Array, "m 3"], directions: Float[Array, "m 3"]
+    ) -> dict[str, Array]:
+        """What the network gives before activations, part by part, to compare it with others.
+
+        Returns:
+          "encoding" of positions, "trunk", raw "density" (m,) and raw "color" (m, 3).
+        """
+        network, weights = self._network(), {"params": params["params"]}
+        encoded = self._encode(positions, jnp.zeros(positions.shape[:1]))
+        latent = network.apply(weights, encoded, method="latent")
+        features = network.apply(weights, latent, method="features")
+        seen = self._encode_direction(directions)
+        return {
+            "encoding": encoded,
+            "trunk": latent,
+            "density": network.apply(weights, latent, method="raw_density"),
+            "color": network.apply(weights, features, seen, method="raw_rgb"),
+        }
+
     def features(self, params: Params, latent: Float[Array, "m width"]) -> Float[Array, "m width"]:
         """The bottleneck before the direction joins."""
         weights = {"params": params["params"]}
@@ -156,6 +203,6 @@ class NeRF:
         self, params: Params, features: Float[Array, "m width"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
         """Sigmoid of the colour head."""
-        encoded = encodings.fourier(directions, self.direction_octaves)
+        encoded = self._encode_direction(directions)
         weights = {"params": params["params"]}
         return jax.nn.sigmoid(self._network().apply(weights, features, encoded, method="raw_rgb"))

@@ -44,6 +44,10 @@ class HashGrid:
       direction_bands: of the direction's spherical harmonics.
       density_shift: added to the raw density before its exponential.
       density_scale: factor of the density; that of a box of side 1 is (side of the box)^-1.
+      rule: how levels lie in the table (`grids.HashLevels`).
+      bias: whether the networks' layers add one.
+      halved_directions: harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code
+        does.
     """
 
     levels: int = 16
@@ -59,17 +63,23 @@ class HashGrid:
     direction_bands: int = 4
     density_shift: float = -1.0
     density_scale: float = 1.0
+    rule: grids.HashRule = "faces"
+    bias: bool = False
+    halved_directions: bool = False
     in_box: ClassVar[bool] = True
 
     def plan(self) -> grids.HashLevels:
         """Where the levels lie in the table."""
+        if self.rule != "faces":
+            scales = grids.grow_scales(self.levels, self.coarsest, self.finest, self.rule)
+            return grids.place_hash_levels(scales, 1 << self.log2_rows, self.rule)
         return grids.plan_hash_levels(self.levels, self.coarsest, self.finest, 1 << self.log2_rows)
 
     def _density_mlp(self) -> MLP:
-        return MLP(self.width, self.density_layers, 1 + self.feature_dim, bias=False)
+        return MLP(self.width, self.density_layers, 1 + self.feature_dim, bias=self.bias)
 
     def _color_mlp(self) -> MLP:
-        return MLP(self.width, self.color_layers, 3, bias=False)
+        return MLP(self.width, self.color_layers, 3, bias=self.bias)
 
     def init(self, key: jax.Array) -> Params:
         """Features uniform in +-1e-4 (section 4), networks as usual for layers with ReLU.
@@ -114,6 +124,28 @@ class HashGrid:
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
         """Sigmoid of the colour network, which sees features and spherical harmonics."""
+        return jax.nn.sigmoid(self._raw_color(params, features, directions))
+
+    def _raw_color(
+        self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
+    ) -> Float[Array, "m 3"]:
+        if self.halved_directions:
+            directions = 0.5 * (directions + 1.0)
         seen = encodings.spherical_harmonics(directions, self.direction_bands)
         inputs = jnp.concatenate([features, seen], axis=-1)
-        return jax.nn.sigmoid(self._color_mlp().apply(params["color_mlp"], inputs))
+        raw: Array = self._color_mlp().apply(params["color_mlp"], inputs)
+        return raw
+
+    def raw_stages(
+        self, params: Params, positions: Float[Array, "m 3"], directions: Float[Array, "m 3"]
+    ) -> dict[str, Array]:
+        """What the field gives before activations, part by part, to compare it with others.
+
+        Returns:
+          "encoding" of positions, raw "density" (m,), "features", and raw "color" (m, 3).
+        """
+        unit, _ = grids.to_unit_box(positions, params["aabb"])
+        encoded = grids.sample_hash_grid(params["table"], unit, self.plan(), self.read_as)
+        out = self._density_mlp().apply(params["density_mlp"], encoded)
+        color = self._raw_color(params, out[:, 1:], directions)
+        return {"encoding": encoded, "density": out[:, 0], "features": out[:, 1:], "color": color}

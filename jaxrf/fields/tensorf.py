@@ -35,6 +35,7 @@ class TensoRF:
       density_shift: added before the softplus that makes the density.
       density_scale: factor of the density (the paper's distance scale).
       init_scale: standard deviation of the factors at the start.
+      activation: that makes the density of what the factors give; "relu" leaves the shift out.
       factors: "vm", planes and lines (eq. 3), or "cp", three lines (eq. 2).
       color_by: "mlp", or "harmonics" of the features as coefficients.
     """
@@ -50,6 +51,7 @@ class TensoRF:
     density_shift: float = -10.0
     density_scale: float = 25.0
     init_scale: float = 0.1
+    activation: Literal["softplus", "relu"] = "softplus"
     factors: Literal["vm", "cp"] = "vm"
     color_by: Literal["mlp", "harmonics"] = "mlp"
     in_box: ClassVar[bool] = True
@@ -121,8 +123,25 @@ class TensoRF:
         del radii
         unit, inside = grids.to_unit_box(positions, params["aabb"])
         raw = sum(jnp.sum(p, axis=-1) for p in self._products(params["density"], unit))
-        density = self.density_scale * jax.nn.softplus(raw + self.density_shift)
+        if self.activation == "relu":
+            density = self.density_scale * jax.nn.relu(raw)
+        else:
+            density = self.density_scale * jax.nn.softplus(raw + self.density_shift)
         return jnp.where(inside, density, 0.0), unit
+
+    def raw_stages(
+        self, params: Params, positions: Float[Array, "m 3"], directions: Float[Array, "m 3"]
+    ) -> dict[str, Array]:
+        """What the field gives before activations, part by part, to compare it with others.
+
+        Returns:
+          Raw "density" (m,), "features" (m, c), and raw "color" (m, 3) by an MLP.
+        """
+        unit, _ = grids.to_unit_box(positions, params["aabb"])
+        raw = sum(jnp.sum(p, axis=-1) for p in self._products(params["density"], unit))
+        features = self.features(params, unit)
+        color = self._mlp().apply(params["mlp"], self._encode(features, directions))
+        return {"density": raw, "features": features, "color": color}
 
     def features(self, params: Params, latent: Float[Array, "m 3"]) -> Float[Array, "m c"]:
         """The concatenated feature components times the basis matrix (eq. 7)."""

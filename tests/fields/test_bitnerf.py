@@ -279,3 +279,18 @@ def test_a_ternary_nerf_knows_its_weights_only_as_ternary() -> None:
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_gain_scales_what_is_normalised_channel_by_channel() -> None:
+    rng = np.random.default_rng(3)
+    x, kernel = (rng.normal(size=size).astype(np.float32) for size in ((6, 5), (5, 4)))
+    gain = rng.uniform(0.5, 2.0, 5).astype(np.float32)
+    layer = BitDense(4, gain=True, epsilon=1e-3)
+    params = layer.init(jax.random.key(0), jnp.asarray(x))["params"]
+    np.testing.assert_array_equal(params["gain"], np.ones(5))
+    changed = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(4), "gain": jnp.asarray(gain)}
+    found = layer.apply({"params": changed}, jnp.asarray(x))
+    normalised = gain * x / np.sqrt(np.mean(x.astype(np.float64) ** 2, -1, keepdims=True) + 1e-3)
+    whole, rows = quantise_activations_slowly(normalised)
+    ternary, scale = quantise_weights_slowly(kernel.T)
+    np.testing.assert_allclose(found, whole @ ternary.T * rows * scale, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,180 @@
+"""Runs written as the checkpoints of other programs, such that these see what jaxrf sees."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from jaxrf import runs
+from jaxrf.config import HashGridConfig, NeRFConfig, TensoRFConfig
+from jaxrf.convert import nerf_pytorch, nerfstudio, tensorf_torch
+from jaxrf.convert.networks import from_params
+from jaxrf.errors import InputError
+from jaxrf.runs import Run
+
+Program = Literal["nerf-pytorch", "tensorf", "nerfstudio"]
+
+
+def write_file(run: Run, path: Path, program: Program) -> tuple[str, ...]:
+    """Writes a run as a checkpoint of another program.
+
+    Args:
+      run: of a field that the program has.
+      path: of the file.
+      program: which.
+
+    Returns:
+      What the user should know, a sentence each.
+
+    Raises:
+      InputError: if the program has no such field, or PyTorch is missing.
+    """
+    makers = {
+        "nerf-pytorch": _to_nerf_pytorch,
+        "tensorf": _to_tensorf,
+        "nerfstudio": _to_nerfstudio,
+    }
+    content = makers[program](run)
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"To write for {program} needs PyTorch, which is not installed: pip install torch."
+        ) from error
+
+    def to_tensors(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {name: to_tensors(value) for name, value in node.items()}
+        if isinstance(node, np.ndarray) and node.dtype != np.uint8:
+            return torch.tensor(node)
+        return node
+
+    runs.make_writable(path.absolute().parent, "--output")
+    with runs.replacing(path) as temporary:
+        torch.save(to_tensors(content), temporary)
+    convention = run.config.field.convention
+    if program == "nerf-pytorch" and convention.pixel_centre != 0.0:
+        return ("nerf-pytorch looks through pixels' corners: its pictures are half a pixel off.",)
+    return ()
+
+
+def _refuse(run: Run, program: Program, why: str) -> InputError:
+    return InputError(f"The run {run.folder} is no field of {program}: {why}.")
+
+
+def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
+    field = run.config.field
+    if not isinstance(field, NeRFConfig):
+        raise _refuse(run, "nerf-pytorch", f"it is a {field.kind}, not a nerf")
+    for name, wanted in (
+        ("sampler", "hierarchical"),
+        ("shading", "per_sample"),
+        ("quadrature", "points"),
+        ("activation", "relu"),
+        ("encoding", "fourier"),
+        ("frequency", 1.0),
+        ("encode_input", True),
+        ("project", False),
+        ("density_bias", 0.0),
+        ("appearance_dim", 0),
+        ("skip", 5),
+        ("color_width", field.width // 2 if field.use_directions else field.color_width),
+    ):
+        if getattr(field, name) != wanted:
+            option = f"--field.{name.replace('_', '-')}"
+            raise _refuse(run, "nerf-pytorch", f"{option} is {getattr(field, name)}, not {wanted}")
+    if field.contract:
+        raise _refuse(run, "nerf-pytorch", "space is contracted around it")
+    names = {"coarse": "network_fn_state_dict", "fine": "network_fine_state_dict"}
+    states = {
+        names[part]: nerf_pytorch.write(from_params(params, field.skip), bool(field.fine_samples))
+        for part, params in run.state.shown.items()
+    }
+    count = sum(len(state) for state in states.values())
+    # Adam's state of nothing: its moments begin anew.
+    group = {
+        "lr": 5e-4,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0,
+        "amsgrad": False,
+        "params": list(range(count)),
+    }
+    optimizer = {"state": {}, "param_groups": [group]}
+    return {"global_step": int(run.state.step), **states, "optimizer_state_dict": optimizer}
+
+
+def _to_tensorf(run: Run) -> dict[str, Any]:
+    field = run.config.field
+    if not isinstance(field, TensoRFConfig):
+        raise _refuse(run, "tensorf", f"it is a {field.kind}")
+    if field.color != "mlp" or field.layers != 2:
+        raise _refuse(run, "tensorf", "it is not coloured by an MLP of 2 hidden layers")
+    if field.shading != "per_sample":
+        raise _refuse(run, "tensorf", "it is coloured once per ray, not sample by sample")
+    if field.contract or field.appearance_dim:
+        raise _refuse(run, "tensorf", "it has contracted space, or appearances of pictures")
+    grid = run.state.grid
+    content = tensorf_torch.write(
+        run.state.shown,
+        field,
+        np.asarray(grid.aabb),
+        run.stage.resolution,
+        (run.scene.near, run.scene.far),
+    )
+    mask = find_mask(np.asarray(grid.occupied))
+    return content | {
+        "alphaMask.shape": [1, 1, *mask.T.shape],
+        "alphaMask.mask": np.packbits(mask.T.reshape(-1)),
+        "alphaMask.aabb": np.asarray(grid.aabb),
+    }
+
+
+def _to_nerfstudio(run: Run) -> dict[str, Any]:
+    field = run.config.field
+    if not isinstance(field, HashGridConfig):
+        raise _refuse(run, "nerfstudio", f"it is a {field.kind}, not a hashgrid")
+    for name, wanted in (
+        ("shading", "per_sample"),
+        ("rule", "hashed"),
+        ("halved_directions", True),
+        ("coarsest", nerfstudio.BASE),
+        ("direction_bands", 4),
+        ("density_shift", 0.0),
+        ("density_scale", 1.0),
+        ("appearance_dim", 0),
+    ):
+        if getattr(field, name) != wanted:
+            option = f"--field.{name.replace('_', '-')}"
+            raise _refuse(run, "nerfstudio", f"{option} is {getattr(field, name)}, not {wanted}")
+    params = run.state.shown
+    grid = run.state.grid
+    box = np.asarray(grid.aabb if grid.bounds is None else grid.bounds)
+    if grid.bounds is not None and not np.array_equal(box, nerfstudio.BOX):
+        raise _refuse(run, "nerfstudio", "space is contracted around another box than -1 to 1")
+    last = params["fine"] if "fine" in params else params["coarse"]
+    return nerfstudio.write(last, field, box, int(run.state.step), run.scene.train_views)
+
+
+def find_mask(occupied: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "px py pz"]:
+    """Points of a mask whose interpolation is above 0 in the occupied cells, and only there.
+
+    A point at the corner of cells stands for all that touch it: if that can give the cells, corners
+    are enough. Else there are points in the middles of cells too, which stand for their cell.
+    """
+    padded = np.pad(occupied, 1, constant_values=True)
+    corners = np.ones([n + 1 for n in occupied.shape], bool)
+    for x, y, z in np.ndindex(2, 2, 2):
+        # Beyond the box there is nothing that a point could wrongly stand for.
+        part = padded[x : x + corners.shape[0], y : y + corners.shape[1], z : z + corners.shape[2]]
+        corners &= part
+    touched = np.zeros_like(occupied)
+    for x, y, z in np.ndindex(2, 2, 2):
+        shape = occupied.shape
+        touched |= corners[x : x + shape[0], y : y + shape[1], z : z + shape[2]]
+    if np.array_equal(touched, occupied):
+        return corners
+    middles = np.zeros([2 * n + 1 for n in occupied.shape], bool)
+    middles[1::2, 1::2, 1::2] = occupied
+    return middles

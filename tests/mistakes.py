@@ -1,0 +1,174 @@
+"""Mistakes of a port, each of which a check must find; run it to see which stage finds which.
+
+python tests/mistakes.py > table.md
+"""
+
+import dataclasses
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from foreign import write_nerf_pytorch, write_tensorf
+
+from jaxrf.convert import check, recognise
+from jaxrf.convert.files import Content, read_file
+from jaxrf.convert.networks import Converted
+from jaxrf.convert.recognise import Wishes
+
+POINTS = 4096
+CAMERA = check.default_camera(12)
+
+Change = Callable[[Converted], Converted]
+
+
+def change_layer(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """Changes a kernel of the last network."""
+
+    def apply(converted: Converted) -> Converted:
+        last = list(converted.params)[-1]
+        layers = dict(converted.params[last]["params"])
+        layers[name] = layers[name] | {"kernel": change(layers[name]["kernel"])}
+        return converted._replace(params=converted.params | {last: {"params": layers}})
+
+    return apply
+
+
+def change_field(**changes: Any) -> Change:
+    def apply(converted: Converted) -> Converted:
+        field = dataclasses.replace(converted.config.field, **changes)  # type: ignore[type-var]
+        config = dataclasses.replace(converted.config, field=field)
+        return converted._replace(config=config)
+
+    return apply
+
+
+def change_convention(**changes: Any) -> Change:
+    def apply(converted: Converted) -> Converted:
+        convention = dataclasses.replace(converted.config.field.convention, **changes)
+        return change_field(convention=convention)(converted)
+
+    return apply
+
+
+def swap(*pairs: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+    def apply(kernel: np.ndarray) -> np.ndarray:
+        order = np.arange(len(kernel))
+        for a, b in pairs:
+            order[[a, b]] = order[[b, a]]
+        return kernel[order]
+
+    return apply
+
+
+MISTAKES: dict[str, Change] = {
+    "a transposed matrix": change_layer("trunk_3", lambda kernel: kernel.T),
+    "two rows swapped": change_layer("trunk_6", swap((3, 4))),
+    "sine and cosine swapped": change_layer("trunk_0", swap((3, 6), (4, 7), (5, 8))),
+    "coordinates swapped": change_layer("trunk_0", swap((0, 1))),
+    "skip joined behind": change_layer("trunk_5", lambda k: np.concatenate([k[63:], k[:63]])),
+    "no skip": change_layer("trunk_5", lambda k: np.concatenate([0 * k[:63], k[63:]])),
+    "the other activation": change_field(activation="softplus"),
+    "a factor pi": change_field(frequency=math.pi),
+    "directions before features": change_layer("view", lambda k: np.concatenate([k[24:], k[:24]])),
+    "coarse for fine": lambda c: c._replace(
+        params={"coarse": c.params["fine"], "fine": c.params["coarse"]}
+    ),
+    "half a pixel off": change_convention(pixel_centre=0.5),
+    "near and far along rays": change_convention(range_along="ray"),
+    "lengths along the axis": change_convention(lengths_along="axis"),
+    "directions of another length": change_convention(view_directions="axis"),
+    "inclusive transmittance": change_convention(transmittance="inclusive"),
+    "intervals for points": change_field(quadrature="intervals"),
+    "fewer samples": change_field(fine_samples=127),
+}
+
+
+def change_factor(part: str, kind: str, index: int, change: Any) -> Change:
+    def apply(converted: Converted) -> Converted:
+        factors = dict(converted.params[part])
+        changed = list(factors[kind])
+        changed[index] = change(changed[index])
+        factors[kind] = tuple(changed)
+        return converted._replace(params=converted.params | {part: factors})
+
+    return apply
+
+
+def change_mask(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    def apply(converted: Converted) -> Converted:
+        assert converted.grid is not None
+        grid = converted.grid._replace(occupied=change(converted.grid.occupied))
+        return converted._replace(grid=grid)
+
+    return apply
+
+
+def change_mlp(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    def apply(converted: Converted) -> Converted:
+        layers = dict(converted.params["mlp"]["params"])
+        layers["Dense_0"] = layers["Dense_0"] | {"kernel": change(layers["Dense_0"]["kernel"])}
+        return converted._replace(params=converted.params | {"mlp": {"params": layers}})
+
+    return apply
+
+
+TENSORF_MISTAKES: dict[str, Change] = {
+    "a plane upside down": change_factor("density", "planes", 0, lambda p: p[::-1]),
+    "a line reversed": change_factor("features", "lines", 1, lambda line: line[::-1]),
+    "components shuffled": change_factor("density", "lines", 2, lambda line: line[:, ::-1]),
+    "the basis by rows": lambda c: c._replace(params=c.params | {"basis": c.params["basis"][::-1]}),
+    "sines before cosines": change_mlp(swap((5, 10), (6, 11))),
+    "another shift": change_field(density_shift=-2.9),
+    "another scale": change_field(density_scale=24.0),
+    "another step": change_field(step_ratio=0.49),
+    "another threshold": change_field(color_threshold=1e-2),
+    "samples in the middle": change_convention(samples_at="middle"),
+    "rays that stop early": change_convention(stop=0.5),
+    "half a pixel off": change_convention(pixel_centre=0.0),
+    "no mask": change_mask(np.ones_like),
+    "a mask of other axes": change_mask(lambda occupied: occupied[::-1, :, ::-1] & occupied),
+}
+
+
+def find_mistake(wrong: Converted, content: Content) -> list[check.Row]:
+    """What a check says of a port, raw outputs first, and pictures unless these differ already."""
+    rows = check.check_points(wrong, content, Wishes(), POINTS, double=True)
+    if check.passes(rows):
+        rows += check.check_pictures(wrong, content, Wishes(), CAMERA, double=True)
+    return rows
+
+
+def write_table() -> bool:
+    """Prints what a check finds of every mistake as Markdown; whether it finds all of them."""
+    print("| program | mistake | found in | largest difference | right port |")
+    print("|---|---|---|---|---|")
+    found_all = True
+    for program, writer, mistakes in (
+        ("nerf-pytorch", write_nerf_pytorch, MISTAKES),
+        ("TensoRF", write_tensorf, TENSORF_MISTAKES),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            content = read_file(writer(Path(folder) / "weights"))
+            right = recognise.convert(content, Wishes())
+        exact = check.check_points(right, content, Wishes(), POINTS, double=True)
+        exact += check.check_pictures(right, content, Wishes(), CAMERA, double=True)
+        before = {row.stage: row.largest for row in exact}
+        for mistake, change in mistakes.items():
+            rows = find_mistake(change(right), content)
+            wrong = [row for row in rows if row.passed is False]
+            found_all &= bool(wrong)
+            if not wrong:
+                print(f"| {program} | {mistake} | **nowhere** | | |")
+                continue
+            most = max(wrong, key=lambda row: row.largest)
+            numbers = f"{most.largest:.1e} | {before[most.stage]:.0e}"
+            print(f"| {program} | {mistake} | {most.stage} | {numbers} |")
+    return found_all
+
+
+if __name__ == "__main__":
+    sys.exit(0 if write_table() else 1)
