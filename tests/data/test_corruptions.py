@@ -26,8 +26,9 @@ from layouts import (
     write_transforms,
 )
 from PIL import Image
-from scenes import write_scene
+from scenes import tiny_nerf, write_scene
 
+from jaxrf import stages, train
 from jaxrf.cameras import image_rays
 from jaxrf.data import sources
 from jaxrf.errors import InputError
@@ -44,6 +45,8 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "multiscale": write_multiscale,
 }
 EACH = 60
+# Of those that are loaded, so many are trained on.
+TRAINED = 4
 SECONDS, BYTES = 10.0, 2 << 30
 
 
@@ -287,6 +290,33 @@ def test_whatever_is_wrong_ends_in_one_sentence_or_is_a_scene(name: str, tmp_pat
     assert ended["sentence"] > EACH // 4, ended
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert after - before < BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_what_is_loaded_all_the_same_trains(name: str, tmp_path: Path) -> None:
+    """A few steps on the first corrupted sets that are scenes: they end, or end in a sentence."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    inside = WRITERS[name](whole).relative_to(whole)
+    trained = 0
+    for number in range(EACH):
+        folder = tmp_path / "set" / "one"
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        shutil.copytree(whole, folder)
+        what = corrupt(folder, random.Random(f"{name} {number}"))
+        try:
+            scene = sources.load_scene(folder / inside, ["train"])
+            config = stages.fit_config(tiny_nerf(steps=3, background="random"), scene)
+            _, state = train.fit(config, scene)
+        except (InputError, train.DivergedError) as error:
+            assert "\n" not in str(error), f"{number}, {what}"
+            continue
+        assert int(state.step) == 3, f"{number}, {what}"
+        trained += 1
+        if trained == TRAINED:
+            break
+    assert trained > 0
 
 
 def check_sane(scene: Any) -> None:
