@@ -330,7 +330,7 @@ def sample_hash_grid(
     for level, (cells, start) in enumerate(zip(plan.cells, plan.starts, strict=False)):
         rows = plan.starts[level + 1] - start
         if plan.rule == "centred":
-            corner, weight = _find_centred_corners(unit, plan.scales[level])
+            corner, weight = _find_corners(unit, plan.scales[level], centred=True)
             index = _find_centred_rows(corner, cells, rows)
         else:
             corner, weight = _find_corners(unit, cells)
@@ -338,21 +338,6 @@ def sample_hash_grid(
             index = _hash_rows(corner, rows) if hashed else find_hash_rows(corner, cells, rows)
         corners.append((index + start, weight))
     return _mix_levels(table, corners, read_as)
-
-
-def _find_centred_corners(
-    unit: Float[Array, "m 3"], scale: float
-) -> tuple[tuple[Int[Array, "m 8"], Int[Array, "m 8"], Int[Array, "m 8"]], Float[Array, "m 8"]]:
-    """As `_find_corners`, half a cell further in."""
-    corner, weight = [], jnp.ones((unit.shape[0], 8), unit.dtype)
-    for axis, offset in enumerate(np.array(list(np.ndindex(2, 2, 2)), np.int32).T):
-        scaled = jnp.clip(unit[:, axis, None], 0.0, 1.0) * scale + 0.5
-        low = jnp.floor(scaled).astype(jnp.int32)
-        fraction, upper = scaled - low, offset[None]
-        corner.append(low + upper)
-        weight *= jnp.where(upper == 1, fraction, 1.0 - fraction)
-    x, y, z = corner
-    return (x, y, z), weight
 
 
 def _find_centred_rows(
@@ -368,17 +353,22 @@ def _find_centred_rows(
 
 
 def _find_corners(
-    unit: Float[Array, "m 3"], cells: int | Int[Array, "m 1"]
+    unit: Float[Array, "m 3"], cells: int | float | Int[Array, "m 1"], centred: bool = False
 ) -> tuple[tuple[Int[Array, "m 8"], Int[Array, "m 8"], Int[Array, "m 8"]], Float[Array, "m 8"]]:
     """The corners of each position's cell, x, y and z apart, and their trilinear weights.
 
     As arrays along one axis each: few and large operations compile several times faster than one
-    for each corner.
+    for each corner. Where they are `centred` the box begins half a cell inside of the grid, which
+    goes on behind it.
     """
     corner, weight = [], jnp.ones((unit.shape[0], 8), unit.dtype)
     for axis, offset in enumerate(np.array(list(np.ndindex(2, 2, 2)), np.int32).T):
         scaled = jnp.clip(unit[:, axis, None], 0.0, 1.0) * cells
-        low = jnp.minimum(jnp.floor(scaled).astype(jnp.int32), cells - 1)
+        if centred:
+            scaled += 0.5
+        low = jnp.floor(scaled).astype(jnp.int32)
+        if not centred:
+            low = jnp.minimum(low, cells - 1)
         fraction, upper = scaled - low, offset[None]
         corner.append(low + upper)
         weight *= jnp.where(upper == 1, fraction, 1.0 - fraction)

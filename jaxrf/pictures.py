@@ -35,7 +35,7 @@ def encode_plot(
         # Its even colours are strong, its odd ones pale.
         color = colormaps["tab20"](2 * number % 20 + number // 10)
         if points:
-            label = textwrap.fill(name, 40)
+            label = textwrap.fill(name, 40, break_on_hyphens=False)
             axes.plot(*zip(*points, strict=True), style, color=color, marker=".", label=label)
     axes.set(xlabel=across, ylabel=up, title=title)
     axes.grid(alpha=0.3)

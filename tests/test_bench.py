@@ -106,6 +106,22 @@ def test_curves_are_drawn_even_where_there_is_none() -> None:
     assert drawn[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_of_runs_that_differ_by_their_budget_the_longest_is_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short, long, other = (
+        make_result("a", [(1.0, 20.0)]),
+        make_result("a", [(5.0, 30.0)]) | {"budget": 300.0},
+        make_result("a", [(2.0, 25.0)]) | {"resolution": [32, 32]},
+    )
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        bench.pictures, "encode_plot", lambda curves, *_: drawn.append(curves) or b""
+    )
+    bench.plot_curves([short, long, other])
+    assert list(drawn[0].values()) == [long["curve"], other["curve"]]
+
+
 def test_the_best_time_of_a_call_is_about_what_it_takes() -> None:
     product = jax.jit(jnp.matmul)
     a = jnp.asarray(np.ones((256, 256), np.float32))

@@ -63,27 +63,34 @@ def _refuse(run: Run, program: Program, why: str) -> InputError:
     return InputError(f"The run {run.folder} is no field of {program}: {why}.")
 
 
+def _check_options(run: Run, program: Program, wanted: dict[str, Any]) -> None:
+    """InputError if an option of the field is not as the program has it."""
+    for name, value in wanted.items():
+        found = getattr(run.config.field, name)
+        if found != value:
+            option = f"--field.{name.replace('_', '-')}"
+            raise _refuse(run, program, f"{option} is {found}, not {value}")
+
+
 def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
     field = run.config.field
     if not isinstance(field, NeRFConfig):
         raise _refuse(run, "nerf-pytorch", f"it is a {field.kind}, not a nerf")
-    for name, wanted in (
-        ("sampler", "hierarchical"),
-        ("shading", "per_sample"),
-        ("quadrature", "points"),
-        ("activation", "relu"),
-        ("encoding", "fourier"),
-        ("frequency", 1.0),
-        ("encode_input", True),
-        ("project", False),
-        ("density_bias", 0.0),
-        ("appearance_dim", 0),
-        ("skip", 5),
-        ("color_width", field.width // 2 if field.use_directions else field.color_width),
-    ):
-        if getattr(field, name) != wanted:
-            option = f"--field.{name.replace('_', '-')}"
-            raise _refuse(run, "nerf-pytorch", f"{option} is {getattr(field, name)}, not {wanted}")
+    wanted: dict[str, Any] = {
+        "sampler": "hierarchical",
+        "shading": "per_sample",
+        "quadrature": "points",
+        "activation": "relu",
+        "encoding": "fourier",
+        "frequency": 1.0,
+        "encode_input": True,
+        "project": False,
+        "density_bias": 0.0,
+        "appearance_dim": 0,
+        "skip": 5,
+        "color_width": field.width // 2 if field.use_directions else field.color_width,
+    }
+    _check_options(run, "nerf-pytorch", wanted)
     if field.contract:
         raise _refuse(run, "nerf-pytorch", "space is contracted around it")
     names = {"coarse": "network_fn_state_dict", "fine": "network_fine_state_dict"}
@@ -135,19 +142,17 @@ def _to_nerfstudio(run: Run) -> dict[str, Any]:
     field = run.config.field
     if not isinstance(field, HashGridConfig):
         raise _refuse(run, "nerfstudio", f"it is a {field.kind}, not a hashgrid")
-    for name, wanted in (
-        ("shading", "per_sample"),
-        ("rule", "hashed"),
-        ("halved_directions", True),
-        ("coarsest", nerfstudio.BASE),
-        ("direction_bands", 4),
-        ("density_shift", 0.0),
-        ("density_scale", 1.0),
-        ("appearance_dim", 0),
-    ):
-        if getattr(field, name) != wanted:
-            option = f"--field.{name.replace('_', '-')}"
-            raise _refuse(run, "nerfstudio", f"{option} is {getattr(field, name)}, not {wanted}")
+    wanted: dict[str, Any] = {
+        "shading": "per_sample",
+        "rule": "hashed",
+        "halved_directions": True,
+        "coarsest": nerfstudio.BASE,
+        "direction_bands": 4,
+        "density_shift": 0.0,
+        "density_scale": 1.0,
+        "appearance_dim": 0,
+    }
+    _check_options(run, "nerfstudio", wanted)
     params = run.state.shown
     grid = run.state.grid
     box = np.asarray(grid.aabb if grid.bounds is None else grid.bounds)
