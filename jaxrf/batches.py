@@ -439,9 +439,9 @@ def draw_ahead(
 def _find_host() -> jax.Device:
     """The device that computes in host memory, if JAX has it."""
     try:
-        return jax.devices("cpu")[0]
+        return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
-        return jax.devices()[0]
+        return jax.local_devices()[0]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

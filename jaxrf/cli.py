@@ -19,6 +19,7 @@ from jaxrf.cli_options import (
     DataFetchOptions,
     DataInfoOptions,
     EvalOptions,
+    ExperimentsOptions,
     ExportOptions,
     RenderOptions,
 )
@@ -35,6 +36,8 @@ commands:
   convert turn weights of another program into a run, and prove the port (jaxrf convert FILE)
   data    what a data set holds and what looks wrong in it (jaxrf data info PATH), or download one
           (jaxrf data fetch lego)
+  experiments
+          train the six experiments of the seed study and report on them
   bench   measure this machine, and how fast and how good each field gets on it
 """
 
@@ -44,6 +47,10 @@ OPERATIONAL = frozenset(
         "data",
         "run_dir",
         "resume",
+        "devices",
+        "coordinator",
+        "processes",
+        "process_id",
         "render_samples",
         "steps_per_dispatch",
         "stream",
@@ -70,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "convert": convert,
         "data": data,
         "bench": bench,
+        "experiments": experiments,
     }
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], f"jaxrf {arguments[0]}")
@@ -194,6 +202,19 @@ def bench(argv: Sequence[str] | None = None, prog: str = "jaxrf bench") -> int:
     return _guard(command)
 
 
+def experiments(argv: Sequence[str] | None = None, prog: str = "jaxrf experiments") -> int:
+    """Parses options and runs the experiments; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        options = tyro.cli(ExperimentsOptions, prog=prog, args=arguments)
+        from jaxrf.experiments import run_experiments
+
+        return run_experiments(options)
+
+    return _guard(command)
+
+
 def parse_training(arguments: Sequence[str], prog: str) -> tuple[TrainConfig, str]:
     """The training configuration, and the name of the preset that it starts from.
 
@@ -286,7 +307,7 @@ def _check(config: TrainConfig) -> None:
     _check_positive(
         config, "downscale", "steps", "batch_samples", "batch_rays", "render_samples",
         "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
-        "subrays", "budget", "test_every", "pass_samples",
+        "subrays", "budget", "test_every", "pass_samples", "devices", "processes", "shards",
     )  # fmt: skip
     _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
     if config.video.frames:
@@ -353,6 +374,16 @@ def _check(config: TrainConfig) -> None:
         case _:
             assert_never(config.field)
     _check_convention(config.field)
+    if config.shards is not None and config.shards & (config.shards - 1):
+        raise InputError(f"--shards is {config.shards}: give a power of two.")
+    _check_positive(config.field, "rematerialise", prefix="field.")
+    address = config.coordinator
+    if address not in (None, "auto") and not (address or "").rpartition(":")[2].isdigit():
+        raise InputError(f"--coordinator is {address}: give host:port, or auto.")
+    if config.coordinator is None and (config.processes or config.process_id is not None):
+        raise InputError(
+            "--processes and --process-id are for processes that meet: add --coordinator host:port."
+        )
     moments = [at for at, _ in config.scale_schedule]
     factors = [factor for _, factor in config.scale_schedule]
     if moments and (moments[0] != 0 or moments != sorted(set(moments)) or min(factors) < 1):

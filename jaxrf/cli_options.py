@@ -137,6 +137,23 @@ class DataFetchOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExperimentsOptions:
+    """Train the six experiments of the seed study one after the other, and report on them."""
+
+    data: Path | None = None
+    """tiny_nerf_data.npz, or the folder it is in. Default: as for training."""
+    length: Literal["short", "full"] = "short"
+    """full: the published 50 epochs of 8 layers of 256, for an accelerator. short: 8 layers of 64
+    and 512 rays a step for as many steps, some minutes each on a CPU."""
+    only: tuple[str, ...] = ()
+    """Presets to train, of those that begin with study-. Default: all."""
+    seed: int = 0
+    """Of all of them."""
+    output: Path = Path("runs/experiments")
+    """Folder for the runs and the report."""
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchOptions:
     """Measure this machine, and how fast and how good each field gets on it."""
 

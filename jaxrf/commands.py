@@ -17,7 +17,18 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxrf import cameras as cams
-from jaxrf import evaluate, lpips, memory, monitor, paths, pictures, runs, stages, train
+from jaxrf import (
+    evaluate,
+    lpips,
+    memory,
+    monitor,
+    parallel,
+    paths,
+    pictures,
+    runs,
+    stages,
+    train,
+)
 from jaxrf.cli_options import (
     Channel,
     ConvertOptions,
@@ -82,7 +93,18 @@ def run_training(config: TrainConfig, preset: str) -> int:
     """Trains, evaluates on the test split, renders a video; returns the exit code.
 
     Everything lands in the run's folder. With `config.resume`, goes on from its last checkpoint.
+    With `config.coordinator`, several processes do so together, and one of them writes.
     """
+    if config.coordinator is None:
+        return _train_and_finish(config, preset)
+    parallel.connect(config.coordinator, config.processes, config.process_id)
+    # Another time there may be others.
+    config = dataclasses.replace(config, coordinator=None, processes=None, process_id=None)
+    with parallel.one_speaks():
+        return _train_and_finish(config, preset)
+
+
+def _train_and_finish(config: TrainConfig, preset: str) -> int:
     if config.resume and config.data is None and config.run_dir is not None:
         _check_has_pictures(config.run_dir)
     source = sources.find_source(config)
@@ -93,7 +115,13 @@ def run_training(config: TrainConfig, preset: str) -> int:
     if config.lpips:
         # What is wrong with them is to be found out now, not after training.
         lpips.load_weights(config.lpips)
-    folder = source.folder or _ensure_bricks(config)
+    folder = source.folder
+    if folder is None:
+        parallel.once(lambda: _ensure_bricks(config))
+        folder = _ensure_bricks(config)
+    mesh = parallel.make_mesh(config.devices)
+    if mesh.size > 1:
+        print(f"Devices: {mesh.size} share the rays, of {jax.process_count()} processes.")
     # Nothing of the test split is decoded yet, but what is missing there is to be found out now.
     skip = config.skip_missing
     sources.load_scene(folder, ["test"], config.downscale, _no_views, skip)
@@ -105,7 +133,7 @@ def run_training(config: TrainConfig, preset: str) -> int:
     val = _load_val(folder, config)
     summary = runs.summarise_scene(scene, folder)
 
-    run_dir = config.run_dir or runs.name_run(config, scene.name)
+    run_dir = Path(parallel.agree(str(config.run_dir or runs.name_run(config, scene.name))))
     restored = None
     if config.resume:
         restored = runs.open_run(run_dir, config=config)
@@ -118,16 +146,16 @@ def run_training(config: TrainConfig, preset: str) -> int:
         if config.background != asked:
             print(f"Background: {config.background}, as around what the pictures show.")
         config = dataclasses.replace(config, run_dir=run_dir, data=data)
-        runs.create_folder(run_dir)
-        config = runs.keep_sources(run_dir, config)
-        runs.write_config(run_dir, config)
+        parallel.once(lambda: _begin_run(run_dir, config))
+        config = dataclasses.replace(runs.read_config(run_dir), run_dir=run_dir)
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
 
-    events = EventWriter(run_dir)
+    events = EventWriter(run_dir, parallel.leads())
     manager = runs.LateCheckpoints(run_dir, config)
     startup = monitor.seconds_since_start()
     try:
-        with monitor.catch_signals() as caught:
+        # A process that is gone would be waited for when all is closed.
+        with parallel.leaving_if_lost(), monitor.catch_signals() as caught:
             watcher = monitor.Monitor(
                 run_dir,
                 config,
@@ -139,18 +167,20 @@ def run_training(config: TrainConfig, preset: str) -> int:
                 int(restored.state.step) if restored else 0,
                 restored.seconds if restored else 0.0,
                 None if restored else _deadline(config),
+                mesh,
             )
             start = (restored.stage, restored.state) if restored else None
-            stage, state = train.fit(config, scene, watcher, start)
+            stage, state = train.fit(config, scene, watcher, start, mesh=mesh)
             watcher.save(stage, state)
             watcher.close()
+            interrupted = parallel.largest(caught[0] if caught else 0)
         config = watcher.config
-        if caught:
+        if interrupted:
             print(
                 f"Stopped at step {int(state.step)} of {config.steps}; continue with: "
                 f"--resume --run-dir {run_dir}"
             )
-            return 128 + caught[0]
+            return 128 + interrupted
         run = Run(run_dir, config, summary, stage, state, watcher.seconds)
         clock = watcher.clock
         seconds = {
@@ -193,7 +223,8 @@ def finish_training(
     trained = trained | score_sizes(run, split, test)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
     seconds["total"] = monitor.seconds_since_start()
-    runs.write_metrics(run.folder, _metrics(run, split, test, seconds, trained, hardware))
+    if parallel.leads():
+        runs.write_metrics(run.folder, _metrics(run, split, test, seconds, trained, hardware))
     size = f"{split.cameras.width}x{split.cameras.height}"
     print(
         f"Test: {_describe_score(test)} over {len(test['per_image'])} "
@@ -205,9 +236,15 @@ def finish_training(
         options = RenderOptions(frames=video.frames, size=video.size)
         frames = render_orbit(run, options, "video")
         rgb = np.stack([f["rgb"] for f in frames])
-        pictures.write_mp4(run.folder / "orbit.mp4", rgb, FPS)
+        if parallel.leads():
+            pictures.write_mp4(run.folder / "orbit.mp4", rgb, FPS)
         events.video("orbit", rgb, FPS, int(run.state.step))
         print(f"Video: {run.folder / 'orbit.mp4'}")
+
+
+def _begin_run(folder: Path, config: TrainConfig) -> None:
+    runs.create_folder(folder)
+    runs.write_config(folder, runs.keep_sources(folder, config))
 
 
 def score_sizes(run: Run, split: Split, whole: dict[str, Any]) -> dict[str, Any]:
@@ -429,7 +466,7 @@ def _open_run(path: Path, step: int | None) -> Run:
 
 
 def _ensure_bricks(config: TrainConfig) -> Path:
-    with tqdm(desc="render bricks", unit="view") as bar:
+    with tqdm(desc="render bricks", unit="view", disable=not parallel.leads()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -671,7 +708,8 @@ def render_orbit(
         low, high = 0.0, 2.0
     render = runs.make_render_view(run, options.subrays)
     shown = []
-    for index in tqdm(range(len(path)), desc=title, unit="frame"):
+    silent = not parallel.leads()
+    for index in tqdm(range(len(path)), desc=title, unit="frame", disable=silent):
         result = render(path, index)
         depth = pictures.depth_picture(result.median_depth, result.opacity, low, high)
         opacity = np.repeat(result.opacity[..., None], 3, axis=-1)

@@ -53,6 +53,14 @@ class CaptureConfig:
     weather) but not its shape. Views are rendered with their mean. 0: pictures look alike."""
     appearance_pictures: Annotated[int | None, tyro.conf.Suppress] = None
     """How many there are; settled when training begins."""
+    compute: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that networks are computed in, where accelerators are several times faster in 16 bits;
+    weights are kept, and positions, encodings and light along rays computed, in float32. With
+    float16 the loss is scaled such that gradients neither vanish nor overflow. Fields of your own
+    decide for themselves."""
+    rematerialise: int = 1
+    """Compute the samples of a step in so many parts, and once more for the gradient instead of
+    remembering what is within the field: less memory for more time. 1 remembers."""
     convention: ConventionConfig = ConventionConfig()
     """How rays are laid out and light is summed up, for weights of other programs."""
 
@@ -498,6 +506,19 @@ class TrainConfig:
     """Samples whose gradient is computed at once, where rays have a fixed number of them; the
     gradients of a step's passes are added. Default: 2048 on a CPU, which its cache holds, else as
     many as fit into memory."""
+    devices: int | None = None
+    """How many devices share the rays of a step. Default: all that there are."""
+    coordinator: str | None = None
+    """Train together with other processes: host:port of the first of them, or `auto` under SLURM,
+    MPI or on a TPU pod. All of them get the same options besides."""
+    processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0 on."""
+    shards: int | None = None
+    """Cut each step's rays into so many parts, a power of two, on however many devices, and add
+    their gradients up in one fixed order: up to so many devices then give the same bits. Default:
+    one part for each device, added up as is quickest."""
     budget: float | None = None
     """Seconds after the start of the process by which training is to be done, evaluation apart. The
     number of steps is fitted to the speed of the first steps, and once more when the field has
@@ -754,6 +775,57 @@ def bitnerf_tiny() -> TrainConfig:
     return dataclasses.replace(tiny, field=field, optimizer=rates)
 
 
+def study_base() -> TrainConfig:
+    """Seed study, base: 8 layers of 256, 32 samples, Adam, 4 pictures' worth of rays a step."""
+    return TrainConfig(
+        field=NeRFConfig(
+            layers=8,
+            width=256,
+            skip=4,
+            project=True,
+            position_octaves=16,
+            use_directions=False,
+            coarse_samples=32,
+            fine_samples=0,
+        ),
+        background="black",
+        steps=1250,
+        batch_rays=40_000,
+        optimizer=OptimizerConfig(network_rate=1e-3, beta2=0.999, final_fraction=1.0),
+    )
+
+
+def study_mixed() -> TrainConfig:
+    """Seed study, mixed precision: the base with its network computed in bfloat16."""
+    return _change_field(study_base(), compute="bfloat16")
+
+
+def study_mixed_large() -> TrainConfig:
+    """Seed study, mixed precision and 8 pictures' worth of rays a step, AdamW."""
+    mixed = study_mixed()
+    rates = dataclasses.replace(mixed.optimizer, weight_decay=0.05)
+    return dataclasses.replace(mixed, steps=625, batch_rays=80_000, optimizer=rates)
+
+
+def study_bitnerf() -> TrainConfig:
+    """Seed study, BitNeRF: ternary weights between the projection and the heads, AdamW at 5e-5."""
+    base = study_base()
+    shared = {f.name: getattr(base.field, f.name) for f in dataclasses.fields(EncodedMLPConfig)}
+    field = BitNeRFConfig(**shared, norm_gain=True, plain_ends=True)
+    rates = dataclasses.replace(base.optimizer, network_rate=5e-5, weight_decay=0.05)
+    return dataclasses.replace(base, field=field, optimizer=rates)
+
+
+def study_parallel() -> TrainConfig:
+    """Seed study, data-parallel: the base with its rays shared by two devices."""
+    return dataclasses.replace(study_base(), devices=2)
+
+
+def study_bitnerf_parallel() -> TrainConfig:
+    """Seed study, data-parallel BitNeRF: its rays shared by two devices."""
+    return dataclasses.replace(study_bitnerf(), devices=2)
+
+
 def nerf_original() -> TrainConfig:
     """The NeRF of the paper: 8 layers of 256, 64 + 128 samples, 200,000 steps of 4096 rays.
 
@@ -844,6 +916,12 @@ PRESETS = (
     nerf_original,
     bitnerf_small,
     bitnerf_tiny,
+    study_base,
+    study_mixed,
+    study_mixed_large,
+    study_bitnerf,
+    study_parallel,
+    study_bitnerf_parallel,
     custom,
 )
 

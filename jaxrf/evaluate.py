@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxrf import lpips, memory, metrics
+from jaxrf import lpips, memory, metrics, parallel
 from jaxrf.cameras import Cameras, adopt_convention, image_rays, resize_cameras
 from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.data.base import Split, composite
@@ -54,14 +55,18 @@ def make_render_view(
     background: Float[np.ndarray, "3"],
     subrays: int | None = None,
     tight: bool = True,
+    mesh: Mesh | None = None,
 ) -> RenderView:
     """A function (cameras, index) -> rendering of that camera's view, in host memory.
 
     Each pixel is the mean of subrays x subrays rays, by default as many as in training. `tight`
     renders quicker, but has to be compiled anew whenever cells were pruned. If memory runs out,
-    half as many samples at once are tried, and so on.
+    half as many samples at once are tried, and so on. `mesh` are the devices that share the rays,
+    by default one; of several processes all have to render.
     """
     parts, field = subrays or stage.subrays, config.field
+    mesh = mesh or parallel.make_mesh(1)
+    params, grid = parallel.replicate(mesh, (params, grid))
     stage, aabb = fit_to_render(config.field, stage, grid, tight)
 
     def render(cameras: Cameras, index: int) -> Picture:
@@ -72,12 +77,16 @@ def make_render_view(
         samples, behind = config.render_samples, jnp.asarray(background)
 
         def render_chunks(rays: Rays) -> Rendering:
-            return _render_chunks(field, stage, samples, params, grid, rays, behind, aabb)
+            own = (params, grid, *parallel.replicate(mesh, (rays, behind, aabb)))
+            return _render_chunks(field, stage, samples, mesh, *own)
 
         try:
-            picture = render_image(render_chunks, rays, rays_at_once(config))
+            most = mesh.size * rays_at_once(config)
+            picture = render_image(render_chunks, rays, most, divisor=mesh.size)
         except RuntimeError as error:
-            if not memory.ran_out(error) or samples < 2 * FEWEST_SAMPLES:
+            # Others would not know that less is tried.
+            alone = jax.process_count() == 1
+            if not (alone and memory.ran_out(error)) or samples < 2 * FEWEST_SAMPLES:
                 raise
             config = dataclasses.replace(config, render_samples=samples // 2)
             return render(cameras, index)
@@ -90,21 +99,28 @@ _image_rays = jax.jit(image_rays, static_argnums=(2, 3))
 
 
 # At module level, so that what was compiled for one view or validation serves the next.
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _render_chunks(
     field: FieldConfig,
     stage: Stage,
     samples: int,
+    mesh: Mesh,
     params: Params,
     grid: OccupancyGrid,
     rays: Rays,
     behind: Float[Array, "3"],
     aabb: Float[Array, "2 3"],
 ) -> Rendering:
-    return jax.lax.map(
-        lambda chunk: render_rays(field, stage, samples, params, grid, chunk, behind, aabb),
-        rays,
-    )
+    def on_device(params: Params, grid: OccupancyGrid, rays: Rays, *rest: Array) -> Rendering:
+        behind, aabb = rest
+        return jax.lax.map(
+            lambda chunk: render_rays(field, stage, samples, params, grid, chunk, behind, aabb),
+            rays,
+        )
+
+    shared = (False, False, True, False, False)
+    run = parallel.share_out(mesh, on_device, shared, axis=1, joins=True)
+    return run(params, grid, rays, behind, aabb)
 
 
 _ssim = jax.jit(metrics.ssim)

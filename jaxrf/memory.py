@@ -11,7 +11,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def free_bytes() -> int:
     """Memory that JAX may still take: the accelerator's, or the machine's and its container's."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats["bytes_in_use"])
     free = int(psutil.virtual_memory().available)
@@ -28,7 +28,7 @@ def free_bytes() -> int:
 
 def peak_bytes() -> int:
     """Most memory used so far: the accelerator's if there is one, else this process's."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
     import resource

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrf import contraction, losses, samplers
+from jaxrf import contraction, keys, losses, samplers
 from jaxrf import occupancy as occ
 from jaxrf.config import (
     BitNeRFConfig,
@@ -31,7 +31,7 @@ from jaxrf.config import (
 from jaxrf.errors import InputError
 from jaxrf.fields import base, nerf, ngp, pynerf, tensorf, voxels
 from jaxrf.fields.base import Field, Params
-from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
+from jaxrf.occupancy import OccupancyGrid, PackedSamples, ProbedGrid, WatchedGrid
 from jaxrf.rays import Frusta, Rays, clip_to_aabb, normalise_distances
 from jaxrf.render import (
     Conventional,
@@ -57,7 +57,8 @@ class Stage:
       cells: of the occupancy grid.
       rays: per step, the sub-rays of its pixels.
       subrays: per pixel, along each axis.
-      passes: in which the gradient of a step's rays is computed, one after the other.
+      shards: into which a step's rays are cut, to be computed on as many devices.
+      passes: in which the gradient of a shard's rays is computed, one after the other.
       blocks: of steps along a ray at most; they reach across the box.
       block_budget: blocks looked into per training step at most.
       sample_budget: samples evaluated per training step at most.
@@ -71,6 +72,7 @@ class Stage:
     cells: tuple[int, int, int]
     rays: int
     subrays: int
+    shards: int = 1
     passes: int = 1
     blocks: int = 0
     block_budget: int = 0
@@ -194,8 +196,8 @@ def _init_fields(config: FieldConfig, stage: Stage, key: jax.Array) -> Params:
     if marches(config):
         return {"fine": field.init(key)}
     if config.sampler == "proposal":
-        key_fine, *keys = jax.random.split(key, 1 + len(config.proposal_samples))
-        proposals = zip(make_proposals(config), keys, strict=True)
+        key_fine, *others = jax.random.split(key, 1 + len(config.proposal_samples))
+        proposals = zip(make_proposals(config), others, strict=True)
         return {"fine": field.init(key_fine), "proposals": tuple(p.init(k) for p, k in proposals)}
     key_coarse, key_fine = jax.random.split(key)
     params = {"coarse": field.init(key_coarse)}
@@ -216,19 +218,18 @@ def bind(
     field: Field,
     params: Params,
     grid: OccupancyGrid | None = None,
-    key: jax.Array | None = None,
+    noise: Float[Array, "m"] | None = None,
     looks: Looks | None = None,
+    parts: int = 1,
 ) -> RadianceFns:
     """A field with its parameters as callables for the renderer.
 
-    Fields that fill the box of an occupancy grid, or pack their rows by it, need that too; those
-    that are noisy while training then get a key. With a grid of contracted space any field is one
-    of that space, though its density stays one per length in the scene.
-    `looks` are what is added to features, by the camera they are seen from.
+    Fields that fill the box of an occupancy grid, or pack their rows by it, need that too. With a
+    grid of contracted space any field is one of that space, though its density stays one per length
+    in the scene. `noise` are standard normal numbers for the samples that densities are asked for
+    at, where that is noisy; `looks` are what is added to features, by the camera they are seen
+    from. In several `parts` the samples are computed one part after the other, see `rematerialise`.
     """
-    if key is not None and getattr(field, "density_noise", None):
-        # The same key serves to place samples.
-        params = params | {"noise": jax.random.fold_in(key, 1)}
     if isinstance(field, voxels.Voxels):
         params = params | {"grid": grid}
     elif getattr(field, "in_box", False):
@@ -237,21 +238,55 @@ def bind(
 
     whole = getattr(field, "in_frusta", False)
 
-    def density(positions: Array, frusta: Frusta) -> tuple[Array, Any]:
+    def density(positions: Array, frusta: Frusta, noise: Array | None) -> tuple[Array, Any]:
+        inner = params if noise is None else params | {"noise": noise}
         if grid is None or grid.bounds is None:
-            return field.density(params, positions, frusta if whole else frusta.radii)
+            return field.density(inner, positions, frusta if whole else frusta.radii)
         # Bent cones have no simple form: there a sample is as long as it is wide.
         radii = contraction.contract_radii(frusta.radii, positions, grid.bounds)
         positions = contraction.contract(positions, grid.bounds)
-        return field.density(params, positions, radii)
+        return field.density(inner, positions, radii)
 
     def color(features: Array, directions: Array, camera_index: Array) -> Array:
         if looks is not None:
             offset = looks(camera_index)
-            features = features.at[:, : offset.shape[-1]].add(offset)
+            features = features.astype(offset.dtype).at[:, : offset.shape[-1]].add(offset)
         return field.color(params, features, directions)
 
-    return RadianceFns(density, lambda latent: field.features(params, latent), color)
+    def features(latent: Any) -> Array:
+        return field.features(params, latent)
+
+    density_in_parts = rematerialise(density, parts)
+    return RadianceFns(
+        lambda positions, frusta: density_in_parts(positions, frusta, noise),
+        rematerialise(features, parts),
+        rematerialise(color, parts),
+    )
+
+
+def rematerialise(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """A function of arrays that begin with samples, computed part by part, twice for a gradient.
+
+    What is between arguments and results is not remembered until the gradient asks for it, but
+    computed again, a part at a time (Chen et al. 2016, "Training deep nets with sublinear memory
+    cost"). In one part it is the function itself.
+    """
+    if parts == 1:
+        return fn
+
+    def apply(*arguments: Any) -> Any:
+        count = jax.tree.leaves(arguments)[0].shape[0]
+        size = -(-count // parts)
+
+        def cut(x: Array) -> Array:
+            rest = ((0, parts * size - count), *((0, 0),) * (x.ndim - 1))
+            return jnp.pad(x, rest, mode="edge").reshape(parts, size, *x.shape[1:])
+
+        again = jax.checkpoint(lambda part: fn(*part))
+        found = jax.lax.map(again, jax.tree.map(cut, arguments))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
+
+    return apply
 
 
 def _make_looks(config: FieldConfig, params: Params, mean: bool) -> Looks | None:
@@ -317,7 +352,10 @@ def predict(
     rays: Rays,
     background: Float[Array, "r 3"],
 ) -> Prediction:
-    """Renders a training batch with jittered samples; differentiable in the parameters."""
+    """Renders a training batch with jittered samples; differentiable in the parameters.
+
+    The key is one for all rays or one for each.
+    """
     if isinstance(config, SampledConfig) and not marches(config):
         levels, proposed = _sample(config, stage, params, grid, key, rays, background)
         last = levels[-1]
@@ -345,12 +383,15 @@ def predict(
         grid,
         grid.coarse,
         occ.to_march(grid, rays),
-        jax.random.uniform(key, rays.near.shape),
+        keys.uniform(key, rays.near.shape),
         step_length(config, stage, grid.aabb),
         occ.Marching(*budgets),
     )
+    noise = None
+    if getattr(make_field(config, stage), "density_noise", None):
+        noise = draw_packed_noise(key, samples)
     rendering = render_packed_samples(
-        _bind_fine(config, stage, params, grid, key),
+        _bind_fine(config, stage, params, grid, noise, trains=True),
         rays,
         samples,
         background,
@@ -384,12 +425,35 @@ def _bind_fine(
     stage: Stage,
     params: Params,
     grid: OccupancyGrid,
-    key: jax.Array | None = None,
+    noise: Float[Array, "m"] | None = None,
+    trains: bool = False,
 ) -> RadianceFns:
-    """The network that marching rays see; without a key, as pictures look on average."""
+    """The network that marching rays see; unless it trains, as pictures look on average."""
     inner = params["fine"] if isinstance(config, SampledConfig) else params
-    looks = _make_looks(config, params, mean=key is None)
-    return bind(make_field(config, stage), inner, grid, key, looks)
+    looks = _make_looks(config, params, mean=not trains)
+    parts = config.rematerialise if trains else 1
+    return bind(make_field(config, stage), inner, grid, noise, looks, parts)
+
+
+def _draw_noise(
+    field: Field, key: jax.Array | None, rays: int, samples: int
+) -> Float[Array, "m"] | None:
+    """Standard normal numbers for the samples of rays, if the field wants any."""
+    if key is None or not getattr(field, "density_noise", None):
+        return None
+    # The same key serves to place samples.
+    return keys.normal(keys.fold_in(key, 1), (rays, samples)).ravel()
+
+
+def draw_packed_noise(key: jax.Array, samples: PackedSamples) -> Float[Array, "m"]:
+    """Standard normal numbers for packed samples; with a key for each ray, by place in the ray."""
+    key, count = keys.fold_in(key, 1), samples.mask.size
+    if key.ndim == 0:
+        return jax.random.normal(key, (count,))
+    number = jnp.arange(count, dtype=jnp.int32)
+    first = jnp.searchsorted(samples.ray_indices, samples.ray_indices)
+    own = jax.vmap(jax.random.fold_in)(key[samples.ray_indices], number - first)
+    return keys.normal(own, (count,))
 
 
 def refresh(
@@ -460,19 +524,20 @@ def _sample(
     if config.sampler == "hierarchical":
         return render_coarse_to_fine(config, stage, params, grid, key, rays, background), []
     count = len(config.proposal_samples)
-    keys = [None] * (1 + count) if key is None else list(jax.random.split(key, 1 + count))
+    own = [None if key is None else keys.fold_in(key, 2 + index) for index in range(1 + count)]
     marched = occ.to_march(grid, rays)
-    tdist = samplers.stratified(keys[0], marched, config.proposal_samples[0], config.spacing)
+    tdist = samplers.stratified(own[0], marched, config.proposal_samples[0], config.spacing)
     proposed = []
     wanted = (*config.proposal_samples[1:], config.proposed_samples)
     for proposal, inner, samples, key_draw in zip(
-        make_proposals(config), params["proposals"], wanted, keys[1:], strict=True
+        make_proposals(config), params["proposals"], wanted, own[1:], strict=True
     ):
         edges = occ.from_march(grid, tdist, rays.origins)
         weights = weigh_intervals(bind(proposal, inner, grid), rays, edges)
         proposed.append((tdist, weights))
         tdist = samplers.resample(key_draw, tdist, weights, samples)
-    fns = _bind_fine(config, stage, params, grid, keys[-1])
+    noise = _draw_noise(make_field(config, stage), own[-1], *tdist[:, 1:].shape)
+    fns = _bind_fine(config, stage, params, grid, noise, trains=key is not None)
     per_ray = config.shading == "per_ray"
     edges = occ.from_march(grid, tdist, rays.origins)
     rendering, weights = render_samples(fns, rays, edges, background, per_ray=per_ray)
@@ -510,7 +575,7 @@ def render_coarse_to_fine(
     """
     assert isinstance(config, SampledConfig)
     field = make_field(config, stage)
-    key_coarse, key_fine = (None, None) if key is None else jax.random.split(key)
+    key_coarse, key_fine = (None if key is None else keys.fold_in(key, n) for n in (2, 3))
     points = config.quadrature == "points"
     # The original code looks along the whole ray.
     marched = rays if points and grid.bounds is None else occ.to_march(grid, rays)
@@ -521,7 +586,9 @@ def render_coarse_to_fine(
 
     def render(name: str, tdist: Array, key: jax.Array | None) -> Level:
         looks = _make_looks(config, params, mean=key is None)
-        fns = bind(field, params[name], grid, key, looks)
+        noise = _draw_noise(field, key, *tdist[:, 1:].shape)
+        parts = config.rematerialise if key is not None else 1
+        fns = bind(field, params[name], grid, noise, looks, parts)
         edges = occ.from_march(grid, tdist, rays.origins)
         rendering, weights = render_samples(
             fns,

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import psutil
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxrf import config as configs
-from jaxrf import evaluate, memory, optim, pictures, progress, runs, stages
+from jaxrf import evaluate, memory, optim, parallel, pictures, progress, runs, stages
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Split
 from jaxrf.errors import InputError
@@ -126,7 +128,9 @@ class Monitor:
         done: int,
         seconds: float,
         deadline: float | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
+        self.mesh = mesh
         self.folder, self.config, self.scene = folder, config, scene
         self.events, self.manager = events, manager
         self.val, self.caught = val, caught
@@ -134,7 +138,15 @@ class Monitor:
         self.clock = Clock()
         self.seconds_before = seconds
         self._schedules = optim.make_schedules(config.optimizer, make_course(config))
-        self._bar = tqdm(total=config.steps, initial=done, unit="step", desc="train", leave=True)
+        self._bar = tqdm(
+            total=config.steps,
+            initial=done,
+            unit="step",
+            desc="train",
+            leave=True,
+            disable=not parallel.leads(),
+        )
+        self._done = done
         self._mark = time.perf_counter()
         self._pace = Pace()
         self._half_time = 0.0
@@ -151,7 +163,8 @@ class Monitor:
 
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         """Notes the compilation and says what the stage is."""
-        if self.deadline is not None and time.time() > self.deadline and not self._bar.n:
+        late = self.deadline is not None and time.time() > self.deadline
+        if parallel.agree(late) and not self._done:
             raise InputError(
                 f"--budget {self.config.budget:g} is too short here: starting took "
                 f"{seconds_since_start():.1f} s; give more seconds."
@@ -164,7 +177,7 @@ class Monitor:
         grid = stages.describe_grid(self.config.field, stage, state.grid)
         if grid:
             rays = f"{stage.rays} rays a step, {stage.subrays**2} a pixel, from {pixels} pixels"
-            self._bar.write(f"  step {self._bar.n}: {grid}; {rays}")
+            self._say(f"  step {self._done}: {grid}; {rays}")
 
     def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
         """Writes scalars, validates and saves where it is time; stops after a signal."""
@@ -180,8 +193,12 @@ class Monitor:
             self.clock.first_step = seconds_since_start()
             self.events.text("config", configs.to_json(self.config), step)
         rate = rays / elapsed
-        psnr = -10.0 * math.log10(max(float(metrics.mse), 1e-12))
+        if not metrics.kept:
+            # All overflowed, and say nothing.
+            metrics = metrics._replace(loss=jnp.asarray(np.nan), mse=jnp.asarray(np.nan))
+        psnr = -10.0 * math.log10(max(float(metrics.mse), 1e-12)) if metrics.kept else math.nan
         self._bar.update(steps)
+        self._done = step
         self._bar.set_postfix_str(
             f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
         )
@@ -202,11 +219,13 @@ class Monitor:
             step,
         )
         late = self.deadline is not None and time.time() + elapsed > self.deadline
-        stop = bool(self.caught) or late
+        stop = parallel.largest(len(self.caught)) > 0 or late
         validate = not stop and self._is_validation_due(step, steps)
+        save = stop or validate or now - self._saved_at > self.config.checkpoint_seconds
+        stop, validate, save = parallel.agree((stop, validate, save))
         if validate:
             self._validate(stage, state, step)
-        if stop or validate or now - self._saved_at > self.config.checkpoint_seconds:
+        if save:
             self.save(stage, state)
         self._mark = time.perf_counter()
         return stop
@@ -218,20 +237,34 @@ class Monitor:
         of the time or of the way that was left is behind: the speed of a machine that others use
         too changes, and compilation between stages takes time that no step shows.
         """
-        if self.deadline is None or len(config.knots) == progress.MOST_KNOTS:
+        if self.deadline is None:
             return config
+        found = parallel.agree(self._fit_steps(config, step, growing))
+        if found is None:
+            return config
+        steps, reason = found
+        fitted = progress.refit(config, step, steps)
+        self._pace = Pace(warm=True)
+        self.on_change(fitted, step, reason)
+        return fitted
+
+    def _fit_steps(self, config: TrainConfig, step: int, growing: bool) -> tuple[int, str] | None:
+        """The number of steps that fits the budget, and why, if it is time to find out."""
+        assert self.deadline is not None
+        if len(config.knots) == progress.MOST_KNOTS:
+            return None
         first = not config.knots
         left = self.deadline - time.time()
         if not self._pace.is_known(least=min(0.7, 0.03 * left) if first else min(2.0, 0.1 * left)):
-            return config
+            return None
         half_time = time.time() >= self._half_time
         # What comes after the last growth is left to be fitted then, unless time is running out.
         if not first and growing and not half_time:
-            return config
+            return None
         if len(config.knots) > 1 and not growing and not half_time:
             halfway = 0.5 * (1.0 + config.knots[-1].progress)
             if progress.progress_at(config, step) < halfway:
-                return config
+                return None
         self._half_time = time.time() + 0.5 * left
         pace = self._pace.seconds / self._pace.steps
         if growing:
@@ -247,27 +280,29 @@ class Monitor:
         # would cost more than a few steps less.
         left = 0.96 * left - 0.3
         steps = step + max(int(left / pace), 1)
-        config = progress.refit(config, step, steps)
-        self._pace = Pace(warm=True)
-        self.on_change(
-            config, step, f"a step takes {pace * 1e3:.0f} ms, {steps} steps fit the budget"
-        )
-        return config
+        return steps, f"a step takes {pace * 1e3:.0f} ms, {steps} steps fit the budget"
 
     def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
         """Writes down a configuration that changed while training, and says why."""
         self.config = config
         self._schedules = optim.make_schedules(config.optimizer, make_course(config))
-        runs.write_config(self.folder, config)
+        if parallel.leads():
+            runs.write_config(self.folder, config)
         self.events.text("config", configs.to_json(config), step)
         self._bar.total = config.steps
-        self._bar.write(f"  step {step}: {reason}")
+        self._say(f"  step {step}: {reason}")
+
+    def _say(self, line: str) -> None:
+        """Prints a line above the progress bar."""
+        if parallel.leads():
+            self._bar.write(line)
 
     def save(self, stage: Stage, state: TrainState) -> None:
         """Saves a checkpoint unless this step has one."""
         step = int(state.step)
         if step == self._saved_step:
             return
+        state = parallel.fetch(self.mesh, state)
         runs.save(self.manager, self.scene, stage, state, self.seconds, self._val_psnr)
         self._saved_step, self._val_psnr = step, None
         self._saved_at = time.perf_counter()
@@ -302,6 +337,7 @@ class Monitor:
             (self.scene.near, self.scene.far),
             background,
             tight=False,
+            mesh=self.mesh,
         )
         started = time.perf_counter()
         scored: list[evaluate.Scored] = []
@@ -317,9 +353,7 @@ class Monitor:
         self.history.append(Validation(step, round(reached, 2), round(self._val_psnr, 3)))
         self.events.scalars({"val/psnr": summary["psnr"], "val/ssim": summary["ssim"]}, step)
         write_pictures(self.events, f"val/{scored[0].name}", scored[0], step)
-        self._bar.write(
-            f"  step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(scored)} views"
-        )
+        self._say(f"  step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(scored)} views")
         elapsed = time.perf_counter() - begun
         self.clock.validate += elapsed
         self._slowest_validation = max(self._slowest_validation, elapsed)

@@ -349,6 +349,18 @@ def note_weights(grid: Watched, slots: Int[Array, "m"], weights: Float[Array, "m
     return dataclasses.replace(grid, memory=grid.memory.at[slots].max(seen), clock=grid.clock + 1)
 
 
+def take_memory(grid: OccupancyGrid) -> Float[Array, "slots"] | None:
+    """What a grid remembers of rays, if it does; of two memories the larger counts in each cell."""
+    return grid.memory if isinstance(grid, WatchedGrid) else None
+
+
+def put_memory(grid: OccupancyGrid, memory: Float[Array, "slots"] | None) -> OccupancyGrid:
+    """The grid after a step of which this is remembered."""
+    if memory is None or not isinstance(grid, WatchedGrid):
+        return grid
+    return dataclasses.replace(grid, memory=memory, clock=grid.clock + 1)
+
+
 def recall_weights(grid: WatchedGrid) -> Float[Array, "slots"]:
     """The largest weight that each cell was given, those of long ago counting less."""
     ago = grid.clock.astype(jnp.float32) - 1.0 - grid.memory

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.config import OptimizerConfig
 
@@ -142,3 +142,52 @@ def forget_moments(opt_state: Any) -> Any:
 
 def _is_adam(node: Any) -> bool:
     return isinstance(node, optax.ScaleByAdamState)
+
+
+class LossScale(NamedTuple):
+    """Factor of the loss while it is differentiated in half precision (Micikevicius et al. 2018).
+
+    factor: a power of two.
+    since: () steps without an overflow.
+    """
+
+    factor: Float[Array, ""]
+    since: Int[Array, ""]
+
+
+class Scaled(NamedTuple):
+    """An optimiser's state, and the scale of the loss whose gradients it gets."""
+
+    inner: Any
+    scale: LossScale
+
+
+# It is doubled after so many steps without an overflow, and halved by one.
+FIRST_SCALE, MOST_SCALE, STEPS_TO_DOUBLE = 2.0**12, 2.0**24, 500
+
+
+def init_loss_scale() -> LossScale:
+    """The scale to begin with."""
+    return LossScale(jnp.asarray(FIRST_SCALE), jnp.zeros((), jnp.int32))
+
+
+def unscale(opt_state: Any) -> tuple[Any, Float[Array, ""]]:
+    """The optimiser's own state, and by what the loss is multiplied."""
+    if isinstance(opt_state, Scaled):
+        return opt_state.inner, opt_state.scale.factor
+    return opt_state, jnp.ones(())
+
+
+def adapt_loss_scale(scale: LossScale, finite: Bool[Array, ""]) -> LossScale:
+    """The scale after a step whose gradients were finite or not."""
+    since = jnp.where(finite, scale.since + 1, 0)
+    grown = since == STEPS_TO_DOUBLE
+    larger = jnp.where(grown, jnp.minimum(2.0 * scale.factor, MOST_SCALE), scale.factor)
+    factor = jnp.where(finite, larger, jnp.maximum(0.5 * scale.factor, 1.0))
+    return LossScale(factor, jnp.where(grown, 0, since))
+
+
+def all_finite(tree: Params) -> Bool[Array, ""]:
+    """Whether all numbers are finite."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves))

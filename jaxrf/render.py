@@ -304,7 +304,8 @@ def render_packed_samples(
     values = fns.features(latent)
     if not per_ray:
         values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
-    rgb = jnp.zeros((count, values.shape[-1]), values.dtype)
+    wide = jnp.promote_types(values.dtype, weights.dtype)
+    rgb = jnp.zeros((count, values.shape[-1]), wide)
     rgb = rgb.at[ray].add(values * colored[:, None], indices_are_sorted=True)
     if per_ray:
         rgb = _shade(fns.color, rgb, opacity, rays)
@@ -556,7 +557,11 @@ def _finish(
 
 
 def render_image(
-    render_chunks: Callable[[Rays], Rendering], rays: Rays, chunk: int, at_once: int = 64
+    render_chunks: Callable[[Rays], Rendering],
+    rays: Rays,
+    chunk: int,
+    at_once: int = 64,
+    divisor: int = 1,
 ) -> Picture:
     """Renders rays of any batch shape in chunks of one constant size.
 
@@ -567,6 +572,7 @@ def render_image(
       chunk: most rays rendered together, which is what bounds the memory.
       at_once: most chunks handed over in one call. The last call is padded with the last ray, so
         images of one size never recompile.
+      divisor: what the number of rays of a chunk is to be divisible by.
     """
     shape = rays.near.shape
     flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[len(shape) :]), rays)
@@ -576,6 +582,7 @@ def render_image(
     chunks = -(-count // chunk)
     # Chunks of even size, lest a small image be mostly padding.
     chunk = min(chunk, -(-count // (256 * chunks)) * 256)
+    chunk = -(-chunk // divisor) * divisor
     chunks = min(chunks, at_once)
     parts = []
     for start in range(0, count, chunks * chunk):

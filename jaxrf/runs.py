@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxrf import checkpoint, evaluate, stages, train, user_code
+from jaxrf import checkpoint, evaluate, parallel, stages, train, user_code
 from jaxrf import config as configs
 from jaxrf.cameras import find_focus
 from jaxrf.config import TrainConfig
@@ -311,7 +312,13 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
         box = np.array([[0.0] * 3, [1.0] * 3], np.float32)
         grid = stages.init_grid(config.field, stage, box)
         target = jax.eval_shape(lambda: train.init_state(config, stage, grid))
+        if jax.process_count() > 1:
+            # Each process reads everything into its own memory.
+            target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), target)
         state = checkpoint.restore(manager, step, target)
+        if jax.process_count() == 1:
+            # What several devices have saved comes back in host memory.
+            state = jax.tree.map(jnp.asarray, state)
     finally:
         manager.close()
     return Run(folder, config, scene, stage, state, seconds)
@@ -320,7 +327,8 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
 def make_render_view(run: Run, subrays: int | None = None) -> RenderView:
     """A function (cameras, index) -> picture of what the run has learnt.
 
-    `subrays` are those per pixel along each axis, by default as many as in training.
+    `subrays` are those per pixel along each axis, by default as many as in training. All devices
+    share the rays.
     """
     return evaluate.make_render_view(
         run.config,
@@ -330,6 +338,7 @@ def make_render_view(run: Run, subrays: int | None = None) -> RenderView:
         (run.scene.near, run.scene.far),
         train.background_color(run.config),
         subrays,
+        mesh=parallel.make_mesh(None),
     )
 
 

@@ -1,4 +1,7 @@
-"""Samplers: rays in, interval edges along them out. Every source of chance is a key."""
+"""Samplers: rays in, interval edges along them out.
+
+Every source of chance is a key, one for all rays or one for each.
+"""
 
 from typing import Literal
 
@@ -6,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrf import keys
 from jaxrf.rays import Rays
-from jaxrf.stepfun import even_uniforms, integrate_weights, invert_cdf, midpoints
+from jaxrf.stepfun import integrate_weights, invert_cdf, midpoints
 
 
 def stratified(
@@ -25,7 +29,7 @@ def stratified(
     """
     sdist = _count_evenly(rays, count + 1)
     if key is not None:
-        shift = jax.random.uniform(key, sdist.shape, sdist.dtype, -0.5, 0.5) / count
+        shift = keys.uniform(key, sdist.shape, sdist.dtype, -0.5, 0.5) / count
         sdist = sdist.at[..., 1:-1].add(shift[..., 1:-1])
     return _space(rays, sdist, spacing)
 
@@ -47,7 +51,7 @@ def stratified_points(
     between = midpoints(even)
     lower = jnp.concatenate([even[..., :1], between], axis=-1)
     upper = jnp.concatenate([between, even[..., -1:]], axis=-1)
-    return lower + (upper - lower) * jax.random.uniform(key, even.shape, even.dtype)
+    return lower + (upper - lower) * keys.uniform(key, even.shape, even.dtype)
 
 
 def _count_evenly(rays: Rays, count: int) -> Float[Array, "*batch count"]:
@@ -139,7 +143,7 @@ def importance_points(
         even = jnp.linspace(0.0, 1.0, count, dtype=weights.dtype)
         uniforms = jnp.broadcast_to(even.reshape((1,) * (weights.ndim - 1) + (-1,)), shape)
     else:
-        uniforms = jax.random.uniform(key, shape, weights.dtype)
+        uniforms = keys.uniform(key, shape, weights.dtype)
 
     def invert(u: Array, t: Array, c: Array) -> Array:
         # As that code has it, stretches that are nearly flat included.
@@ -151,3 +155,18 @@ def importance_points(
 
     drawn = jnp.vectorize(invert, signature="(m),(n),(n)->(m)")(uniforms, midpoints(points), cdf)
     return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([points, drawn], axis=-1), axis=-1))
+
+
+def even_uniforms(
+    key: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "*batch m"]:
+    """Ordered numbers in [0, 1), one in each of the last axis' m equal strata.
+
+    With a key, or one for each ray, each is uniform within its stratum; without, each is its
+    stratum's centre.
+    """
+    count = shape[-1]
+    offset = 0.5 if key is None else keys.uniform(key, shape, dtype)
+    strata = jnp.arange(count, dtype=dtype).reshape((1,) * (len(shape) - 1) + (count,))
+    largest = 1.0 - jnp.finfo(dtype).eps
+    return jnp.broadcast_to(jnp.minimum((strata + offset) / count, largest), shape)

@@ -241,8 +241,8 @@ def _subrays_from(config: TrainConfig) -> int:
     return progress.step_at(config, config.subrays_from)
 
 
-def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
-    """The stage that training starts with, in a scene of this box."""
+def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"], devices: int = 1) -> Stage:
+    """The stage that training on so many devices starts with, in a scene of this box."""
     bounds = aabb if config.field.contract else None
     aabb = _place_grid(config.field, aabb)
     subrays = (config.subrays or 1) if _subrays_from(config) <= 0 else 1
@@ -263,7 +263,8 @@ def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Stage:
                 cells = _count_cells(field.occupancy_cells, aabb)
         case _:
             assert_never(config.field)
-    stage = Stage(resolution, cells, config.batch_rays, subrays)
+    shards = config.shards or devices
+    stage = Stage(resolution, cells, config.batch_rays, subrays, shards)
     stage = dataclasses.replace(stage, table_rows=table[0], table_cells=table[1])
     return fit_batch(config, stage, box, bounds)
 
@@ -350,11 +351,9 @@ def fit_batch(
     stage = dataclasses.replace(stage, rays=_whole_pixels(config.batch_rays, stage))
     field = config.field
     if isinstance(field, SampledConfig) and not marches(field):
-        samples = stage.rays * samples_per_ray(field)
+        samples = stage.rays // stage.shards * samples_per_ray(field)
         passes = math.ceil(samples / (config.pass_samples or samples))
-        return dataclasses.replace(
-            stage, passes=_divide_passes(stage.rays // stage.subrays**2, passes)
-        )
+        return dataclasses.replace(stage, passes=_divide_passes(_count_pixels(stage), passes))
     share = getattr(field, "color_share", 1.0)
     # A probed grid is coarser beside its steps, so that blocks hold less.
     blocks_per_sample = 6 if isinstance(field, SampledConfig) else 3
@@ -366,6 +365,27 @@ def fit_batch(
         color_budget=math.ceil(share * config.batch_samples) if share < 1.0 else 0,
         reach=_block_reach(field, stage, aabb) if isinstance(field, SampledConfig) else 0.0,
     )
+
+
+def share_among(config: TrainConfig, stage: Stage, grid: OccupancyGrid, devices: int) -> Stage:
+    """The stage with its rays shared among so many devices."""
+    shards = config.shards or devices
+    if shards == stage.shards:
+        return stage
+    stage = dataclasses.replace(stage, shards=shards)
+    return fit_batch(config, stage, np.asarray(grid.aabb), grid.bounds)
+
+
+def divide(stage: Stage) -> Stage:
+    """The stage as one pass of one shard sees it, with its share of rays and budgets."""
+    budgets = ("block_budget", "sample_budget", "color_budget")
+    shares = {name: math.ceil(getattr(stage, name) / stage.shards) for name in budgets}
+    return dataclasses.replace(stage, rays=stage.rays // (stage.shards * stage.passes), **shares)
+
+
+def _count_pixels(stage: Stage) -> int:
+    """Pixels of a shard."""
+    return stage.rays // stage.subrays**2 // stage.shards
 
 
 def _divide_passes(pixels: int, wanted: int) -> int:
@@ -380,8 +400,8 @@ def ask_less_memory(config: TrainConfig, stage: Stage) -> TrainConfig:
     rays and samples in a step.
     """
     if isinstance(config.field, SampledConfig) and not marches(config.field):
-        together = stage.rays // stage.passes * samples_per_ray(config.field)
-        if _divide_passes(stage.rays // stage.subrays**2, 2 * stage.passes) == stage.passes:
+        together = divide(stage).rays * samples_per_ray(config.field)
+        if _divide_passes(_count_pixels(stage), 2 * stage.passes) == stage.passes:
             return config
         return dataclasses.replace(config, pass_samples=together // 2)
     if min(config.batch_rays, config.batch_samples // BLOCK_STEPS) < 2 * FEWEST_RAYS:
@@ -449,8 +469,8 @@ def shapes_stay(stage: Stage, ahead: Stage) -> bool:
 
 
 def _whole_pixels(rays: int, stage: Stage) -> int:
-    """At most so many rays, but all those of at least one pixel."""
-    parts = stage.subrays**2
+    """At most so many rays, but all those of at least one pixel in each shard."""
+    parts = stage.subrays**2 * stage.shards
     return max(rays // parts, 1) * parts
 
 

@@ -1,6 +1,5 @@
 """Step functions along a ray: n values between n + 1 edges."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -50,17 +49,3 @@ def invert_cdf(
         return t[lower] + jnp.clip(fraction, 0.0, 1.0) * (t[upper] - t[lower])
 
     return jnp.vectorize(invert, signature="(m),(n),(n)->(m)")(uniforms, tdist, cdf)
-
-
-def even_uniforms(
-    key: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
-) -> Float[Array, "*batch m"]:
-    """Ordered numbers in [0, 1), one in each of the last axis' m equal strata.
-
-    With a key each is uniform within its stratum; without, each is its stratum's centre.
-    """
-    count = shape[-1]
-    offset = 0.5 if key is None else jax.random.uniform(key, shape, dtype)
-    strata = jnp.arange(count, dtype=dtype).reshape((1,) * (len(shape) - 1) + (count,))
-    largest = 1.0 - jnp.finfo(dtype).eps
-    return jnp.broadcast_to(jnp.minimum((strata + offset) / count, largest), shape)

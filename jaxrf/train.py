@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
 
 from jaxrf import (
     batches,
@@ -21,6 +22,7 @@ from jaxrf import (
     methods,
     occupancy,
     optim,
+    parallel,
     progress,
     stages,
     user_code,
@@ -34,7 +36,7 @@ from jaxrf.fields.base import Params
 from jaxrf.losses import ErrorFn
 from jaxrf.methods import Stage
 from jaxrf.occupancy import OccupancyGrid
-from jaxrf.optim import Course
+from jaxrf.optim import Course, Scaled
 from jaxrf.pytree import as_pytree
 
 # Of the free memory a step may ask for so much, lest what else happens finds none.
@@ -77,6 +79,7 @@ class Metrics(NamedTuple):
     dropped: fraction of rays that overflowed the sample budget.
     samples: evaluated in a step.
     gradient_norm: before clipping.
+    kept: share of the steps that did not overflow; the means are over these.
     """
 
     loss: Float[Array, ""]
@@ -86,11 +89,42 @@ class Metrics(NamedTuple):
     dropped: Float[Array, ""]
     samples: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    kept: Float[Array, ""]
 
     @classmethod
     def zeros(cls) -> "Metrics":
         """What to add to."""
         return cls(*(jnp.zeros(()) for _ in cls._fields))
+
+
+class Gradient(NamedTuple):
+    """What some rays ask for.
+
+    grads: of the mean loss, in the parameters.
+    metrics: of these rays.
+    memory: of cells, if the grid has one.
+    """
+
+    grads: Params
+    metrics: Metrics
+    memory: Float[Array, "slots"] | None
+
+    def add(self, other: "Gradient") -> "Gradient":
+        """The sum of both, and what is remembered of either."""
+        grads, metrics = jax.tree.map(
+            jnp.add, (self.grads, self.metrics), (other.grads, other.metrics)
+        )
+        return Gradient(grads, metrics, jax.tree.map(jnp.maximum, self.memory, other.memory))
+
+    def add_anyhow(self) -> "Gradient":
+        """The sum of those of all devices, in whatever order is quickest."""
+        grads, metrics = jax.lax.psum((self.grads, self.metrics), parallel.AXIS)
+        return Gradient(grads, metrics, jax.lax.pmax(self.memory, parallel.AXIS))
+
+
+def _cut(tree: Any, parts: int) -> Any:
+    """Arrays in so many parts of even length."""
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
 
 
 StepFn = Callable[..., tuple[TrainState, Metrics]]
@@ -99,6 +133,17 @@ StepFn = Callable[..., tuple[TrainState, Metrics]]
 def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
     """Colour behind transparent pixels in evaluation."""
     return np.full(3, BACKGROUNDS[config.background], np.float32)
+
+
+def split_chance(key: jax.Array, rays: int) -> Key[Array, "rays"]:
+    """The keys of a step's rays."""
+    return jax.random.split(jax.random.fold_in(key, 2), rays)
+
+
+def split_step(course: Course, step: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """The keys of a step's pixels and of everything else in it."""
+    key_batch, key = jax.random.split(jax.random.fold_in(course.key, step))
+    return key_batch, key
 
 
 def make_course(config: TrainConfig, grown: int = 0) -> Course:
@@ -133,6 +178,8 @@ def init_state(config: TrainConfig, stage: Stage, grid: OccupancyGrid) -> TrainS
     """The state before the first step."""
     params, opt_state = init_params(config, stage)
     average = params if config.optimizer.average else None
+    if config.field.compute == "float16":
+        opt_state = Scaled(opt_state, optim.init_loss_scale())
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid, average)
 
 
@@ -175,30 +222,39 @@ def make_train_step(
     stage: Stage,
     scene_range: tuple[float, float],
     error_fn: ErrorFn | None = None,
+    mesh: Mesh | None = None,
 ) -> StepFn:
     """The pure function that does steps: (state, pixels, course, count) -> (state, metrics).
 
     Where pictures are not on the device, the pixels of that many steps are one more argument.
 
     `error_fn` is the error of a pixel's colour, by default that of the configuration.
+    `mesh` are the devices that share the rays of a step, by default one.
 
     Any count runs in the same compiled loop, and the chance of each step is folded in from its
-    number, so where a run is cut into dispatches changes no bit of the result.
+    number, so where a run is cut into dispatches changes no bit of the result. Each ray has a
+    chance of its own, so that it does not matter either which are computed together.
     """
 
     parts = stage.subrays**2
     error_fn = error_fn or choose_error(config.loss)
+    mesh = mesh or parallel.make_mesh(1)
+    some, whole_step = stages.divide(stage), stage.shards * stage.passes == 1
 
     def loss_fn(
-        params: Params, grid: OccupancyGrid, batch: Batch, key: jax.Array, done: Array
-    ) -> tuple[Array, tuple[Metrics, OccupancyGrid]]:
+        params: Params,
+        grid: OccupancyGrid,
+        scale: float | Float[Array, ""],
+        batch: Batch,
+        key: jax.Array,
+    ) -> tuple[Array, tuple[Metrics, Array | None]]:
         behind = jnp.repeat(batch.behind, parts, axis=0)
-        predicted = methods.predict(config.field, stage, params, grid, key, batch.rays, behind)
+        predicted = methods.predict(config.field, some, params, grid, key, batch.rays, behind)
         used = ~jnp.any(predicted.dropped.reshape(-1, parts), axis=1)
         colors = [jnp.mean(rgb.reshape(-1, parts, 3), axis=1) for rgb in predicted.rgb]
         # A pixel four times as large counts four times as much (Mip-NeRF, section 4.2), relative to
-        # all pixels of the step: where it has passes, that mean is 1 already and none is dropped.
-        mean = losses.mean_of_used(batch.area, used) if stage.passes == 1 else 1.0
+        # all pixels of the step, whose mean is 1.
+        mean = losses.mean_of_used(batch.area, used) if whole_step else 1.0
         area = batch.area / jnp.maximum(mean, 1e-9)
         errors = [losses.mean_of_used(area * error_fn(rgb, batch.truth), used) for rgb in colors]
         whole = ~predicted.dropped
@@ -210,11 +266,7 @@ def make_train_step(
         if config.loss.entropy_weight:
             entropy = losses.mean_of_used(losses.opacity_entropy(predicted.opacity), whole)
             errors.append(config.loss.entropy_weight * entropy)
-        key_penalty = jax.random.fold_in(key, 0)
-        # Total variation fades as the rates do (the authors' code of TensoRF).
-        fade = config.optimizer.final_fraction**done
-        penalty = methods.regularise(config.field, stage, params, grid, key_penalty, fade)
-        loss = sum(errors, penalty)
+        loss = sum(errors, jnp.zeros(()))
         metrics = Metrics(
             loss=loss,
             mse=losses.mean_squared_error(colors[-1], batch.truth, used),
@@ -223,34 +275,64 @@ def make_train_step(
             dropped=jnp.mean(predicted.dropped * 1.0),
             samples=predicted.samples * 1.0,
             gradient_norm=jnp.zeros(()),
+            kept=jnp.ones(()),
         )
-        return loss, (metrics, predicted.grid)
+        return scale * loss, (metrics, occupancy.take_memory(predicted.grid))
+
+    def penalise(params: Params, grid: OccupancyGrid, key: jax.Array, done: Array) -> Array:
+        # Total variation fades as the rates do (the authors' code of TensoRF).
+        fade = config.optimizer.final_fraction**done
+        return methods.regularise(config.field, stage, params, grid, key, fade)
 
     def differentiate(
-        params: Params, grid: OccupancyGrid, batch: Batch, key: jax.Array, done: Array
-    ) -> tuple[Params, tuple[Metrics, OccupancyGrid]]:
+        params: Params,
+        grid: OccupancyGrid,
+        scale: float | Float[Array, ""],
+        batch: Batch,
+        keys: jax.Array,
+    ) -> Gradient:
         gradient = jax.grad(loss_fn, has_aux=True)
-        if stage.passes == 1:
-            return gradient(params, grid, batch, key, done)
+        if whole_step:
+            grads, aside = gradient(params, grid, scale, batch, keys)
+            return Gradient(grads, *aside)
 
-        def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-            some, index = part
-            key_pass = jax.random.fold_in(key, index)
-            grads, (metrics, _) = gradient(params, grid, some, key_pass, done)
-            return jax.tree.map(jnp.add, total, (grads, metrics)), None
+        def on_device(
+            params: Params,
+            grid: OccupancyGrid,
+            scale: float | Float[Array, ""],
+            rays: tuple[Batch, Array],
+        ) -> Gradient:
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            nothing = Gradient(zeros, Metrics.zeros(), occupancy.take_memory(grid))
 
-        split = jax.tree.map(lambda x: x.reshape(stage.passes, -1, *x.shape[1:]), batch)
-        zeros = jax.tree.map(jnp.zeros_like, params), Metrics.zeros()
-        numbers = jnp.arange(stage.passes, dtype=jnp.uint32)
-        total, _ = jax.lax.scan(add, zeros, (split, numbers))
-        grads, metrics = jax.tree.map(lambda x: x / stage.passes, total)
-        return grads, (metrics._replace(samples=metrics.samples * stage.passes), grid)
+            def add_passes(shard: tuple[Batch, Array]) -> Gradient:
+                def add_pass(total: Gradient, rays: tuple[Batch, Array]) -> tuple[Gradient, None]:
+                    grads, aside = gradient(params, grid, scale, *rays)
+                    return total.add(Gradient(grads, *aside)), None
 
-    def step(
-        pixels: TrainPixels, course: Course, state: TrainState, streamed: Streamed | None
-    ) -> tuple[TrainState, Metrics]:
-        key_batch, key = jax.random.split(jax.random.fold_in(course.key, state.step))
-        done = jnp.interp(state.step * 1.0, course.steps, course.progress)
+                return jax.lax.scan(add_pass, nothing, _cut(shard, stage.passes))[0]
+
+            if config.shards is None:
+                total = add_passes(rays)
+                return total.add_anyhow() if mesh.size > 1 else total
+            own = stage.shards // mesh.size
+            total = parallel.add_in_pairs(add_passes, _cut(rays, own), own, nothing, Gradient.add)
+            return parallel.add_over_devices(mesh, total, Gradient.add)
+
+        shared = (False, False, False, True)
+        total = parallel.share_out(mesh, on_device, shared)(params, grid, scale, (batch, keys))
+        count = stage.shards * stage.passes
+        grads, metrics = jax.tree.map(lambda x: x / count, (total.grads, total.metrics))
+        return Gradient(grads, metrics._replace(samples=total.metrics.samples), total.memory)
+
+    def draw(
+        pixels: TrainPixels,
+        course: Course,
+        number: Array,
+        done: Array,
+        streamed: Streamed | None,
+    ) -> tuple[Batch, jax.Array]:
+        key_batch, key = split_step(course, number)
         batch = batches.draw_batch(
             pixels,
             key_batch,
@@ -262,20 +344,53 @@ def make_train_step(
             streamed,
         )
         batch = batch._replace(area=batch.area / jnp.mean(batch.area))
-        grads, (metrics, grid) = differentiate(state.params, state.grid, batch, key, done)
+        return batch, split_chance(key, stage.rays)
+
+    def learn(
+        state: TrainState, gradient: Gradient, course: Course, done: Array
+    ) -> tuple[TrainState, Metrics]:
+        _, key = split_step(course, state.step)
+        key_penalty, key_probe = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+        inner, scale = optim.unscale(state.opt_state)
+        grid = occupancy.put_memory(state.grid, gradient.memory)
+        penalty, more = jax.value_and_grad(penalise)(state.params, state.grid, key_penalty, done)
+        grads = jax.tree.map(lambda g, m: g / scale + m, gradient.grads, more)
         optimizer = make_optimizer(config, state.params, course)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, inner, state.params)
         params = optax.apply_updates(state.params, updates)
-        key_probe = jax.random.fold_in(key, 1)
         factors = batches.list_factors(config)
         grid = methods.refresh(config.field, stage, params, grid, key_probe, factors)
-        metrics = metrics._replace(gradient_norm=optax.tree.norm(grads))
+        norm, loss = optax.tree.norm(grads), gradient.metrics.loss + penalty
+        metrics = gradient.metrics._replace(loss=loss, gradient_norm=norm)
         average = state.average
         if average is not None:
             # At first a shorter memory, lest the beginning be remembered for long.
             decay = jnp.minimum(config.optimizer.average, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, average, params)
-        return TrainState(params, opt_state, state.step + 1, grid, average), metrics
+        new = TrainState(params, opt_state, state.step + 1, grid, average)
+        if not isinstance(state.opt_state, Scaled):
+            return new, metrics
+        # Nothing is learnt from what overflowed; at a scale of 1 that is another fault.
+        finite = optim.all_finite(grads)
+        metrics = jax.tree.map(lambda x: jnp.where(finite | (scale == 1.0), x, 0.0), metrics)
+        old = dataclasses.replace(state, opt_state=inner)
+        kept = jax.tree.map(partial(jnp.where, finite), new, old)
+        adapted = optim.adapt_loss_scale(state.opt_state.scale, finite)
+        opt_state = Scaled(kept.opt_state, adapted)
+        return dataclasses.replace(kept, step=new.step, opt_state=opt_state), metrics
+
+    def step(
+        pixels: TrainPixels, course: Course, state: TrainState, streamed: Streamed | None
+    ) -> tuple[TrainState, Metrics]:
+        done = jnp.interp(state.step * 1.0, course.steps, course.progress)
+        drawn = draw(pixels, course, state.step, done, streamed)
+        batch, keys = parallel.hold(mesh, drawn)
+        _, scale = optim.unscale(state.opt_state)
+        gradient = differentiate(state.params, state.grid, scale, batch, keys)
+        if config.shards is not None:
+            # What follows is not to be compiled into the last addition.
+            gradient = jax.lax.optimization_barrier(gradient)
+        return learn(state, gradient, course, done)
 
     def run(
         state: TrainState,
@@ -291,7 +406,8 @@ def make_train_step(
             return state, jax.tree.map(jnp.add, total, metrics)
 
         state, total = jax.lax.fori_loop(0, count, body, (state, Metrics.zeros()))
-        return state, jax.tree.map(lambda x: x / count, total)
+        means = jax.tree.map(lambda x: x / jnp.maximum(total.kept, 1.0), total)
+        return state, means._replace(kept=total.kept / count)
 
     return run
 
@@ -371,16 +487,18 @@ def compile_step(
     pixels: TrainPixels,
     error_fn: ErrorFn | None = None,
     streams: bool = False,
+    mesh: Mesh | None = None,
 ) -> StepFn:
     """The training steps of a stage, compiled; the state that is passed in is used up."""
-    run = jax.jit(make_train_step(config, stage, scene_range, error_fn), donate_argnums=0)
+    run = jax.jit(make_train_step(config, stage, scene_range, error_fn, mesh), donate_argnums=0)
     arguments: list[Any] = [state, pixels, make_course(config), jnp.asarray(1, jnp.int32)]
     if streams:
         shape = (config.steps_per_dispatch, stage.rays // stage.subrays**2)
         flat: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
         rgba: Any = jax.ShapeDtypeStruct((*shape, 4), jnp.uint8)
         arguments.append(Streamed(flat, rgba))
-    return run.lower(*arguments).compile()
+    arguments = arguments if mesh is None else parallel.shapes_of(mesh, arguments)
+    return run.lower(*arguments).compile(parallel.ORDERED if config.shards else None)
 
 
 class StepCompiler:
@@ -392,9 +510,10 @@ class StepCompiler:
         scene_range: tuple[float, float],
         error_fn: ErrorFn | None = None,
         streams: bool = False,
+        mesh: Mesh | None = None,
     ) -> None:
         self.config, self.scene_range, self.error_fn = config, scene_range, error_fn
-        self.streams = streams
+        self.streams, self.mesh = streams, mesh
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[Stage, Future[StepFn]] = {}
 
@@ -414,6 +533,7 @@ class StepCompiler:
             given,
             self.error_fn,
             self.streams,
+            self.mesh,
         )
 
     def get(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> StepFn:
@@ -455,6 +575,12 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
         )
 
 
+def is_too_large(program: Any) -> bool:
+    """Whether a compiled program needs more memory than some process has."""
+    too_large = memory.needed_bytes(program) > SHARE_OF_MEMORY * memory.free_bytes()
+    return parallel.largest(too_large) > 0
+
+
 def _describe_batch(config: TrainConfig, stage: Stage) -> str:
     if stage.passes > 1:
         return f"memory is short: {stage.passes} passes a step (--pass-samples)"
@@ -470,6 +596,7 @@ def fit(
     observer: Observer | None = None,
     restored: tuple[Stage, TrainState] | None = None,
     error_fn: ErrorFn | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Stage, TrainState]:
     """Trains until `config.steps` or until the observer stops it.
 
@@ -479,16 +606,23 @@ def fit(
       observer: told after every dispatch; by default nobody is.
       restored: stage and state to continue from, as they were saved.
       error_fn: error of a pixel's colour, a loss of your own; by default the configuration's.
+      mesh: the devices to train on; by default the first.
 
     Returns:
-      The last stage and state.
+      The last stage and state, the same on all devices.
 
     Raises:
       DivergedError: with what to change.
+      InputError: if the devices cannot share the rays.
     """
-    observer = observer or Silence()
+    observer, mesh = observer or Silence(), mesh or parallel.make_mesh(1)
+    if config.shards is not None and config.shards % mesh.size:
+        raise InputError(
+            f"--shards is {config.shards}, which {mesh.size} devices cannot share: give a power of "
+            "two that is not less, or leave it out."
+        )
 
-    def show(pixels: TrainPixels) -> TrainPixels:
+    def lean(pixels: TrainPixels) -> TrainPixels:
         return batches.leave_pictures_out(pixels) if streams else pixels
 
     scene_range = (scene.near, scene.far)
@@ -497,26 +631,29 @@ def fit(
     split = dataclasses.replace(split, cameras=cameras)
     streams = config.stream
     if streams is None:
-        streams = batches.count_bytes(split, factors) > SHARE_FOR_PICTURES * memory.free_bytes()
+        many = batches.count_bytes(split, factors) > SHARE_FOR_PICTURES * memory.free_bytes()
+        streams = parallel.largest(many) > 0
     every_pixel = batches.put_pixels(split, factors, streams)
     growths = stages.plan_growth(config)
     best_mse = math.inf
     # A dispatch lasts no longer than about a second, lest signals have to wait.
     pace = math.inf
     with (
-        StepCompiler(config, scene_range, error_fn, streams) as compiler,
+        StepCompiler(config, scene_range, error_fn, streams, mesh) as compiler,
         batches.PixelStream(config.steps_per_dispatch) as stream,
     ):
         if restored is None:
-            stage = stages.first_stage(config, scene.aabb)
+            stage = stages.first_stage(config, scene.aabb, mesh.size)
             grid = stages.init_grid(config.field, stage, scene.aabb)
             shapes = jax.eval_shape(partial(init_state, config, stage), grid)
-            compiler.begin(stage, shapes, show(every_pixel))
+            compiler.begin(stage, shapes, lean(every_pixel))
             if isinstance(grid, occupancy.ProbedGrid):
                 grid = _fit_to_cameras(grid, every_pixel.cameras, stage.reach)
             state = _init_state(config, stage, grid)
         else:
             stage, state = restored
+            stage = stages.share_among(config, stage, state.grid, mesh.size)
+        state = parallel.replicate(mesh, state)
         step = int(state.step)
         course = make_course(config, step)
         pixels = every_pixel
@@ -529,15 +666,17 @@ def fit(
             # A state saved at the step of a growth is from before it.
             growth = next((growth for growth in growths if growth.step == step), None)
             if growth is not None:
-                stage, state = enter_next_stage(config, stage, state, growth)
+                here = parallel.localise(mesh, state)
+                stage, here = enter_next_stage(config, stage, here, growth)
+                state = parallel.replicate(mesh, here)
                 course = make_course(config, step + 1)
                 if filters:
                     pixels = batches.keep_hitting_pixels(every_pixel, state.grid, scene_range)
 
             started = time.perf_counter()
-            shown = show(pixels)
+            shown = parallel.replicate(mesh, lean(pixels))
             run = compiler.get(stage, state, shown)
-            while memory.needed_bytes(run) > SHARE_OF_MEMORY * memory.free_bytes():
+            while is_too_large(run):
                 smaller = stages.ask_less_memory(config, stage)
                 if smaller is config:
                     break
@@ -557,19 +696,20 @@ def fit(
             while step < (coming.step if coming else config.steps):
                 end = coming.step if coming else config.steps
                 at_once = max(int(min(1.0 / pace, config.steps_per_dispatch)), 1)
-                count = min(at_once, end - step)
+                count = parallel.agree(min(at_once, end - step))
                 started = time.perf_counter()
-                arguments: list[Any] = [state, shown, course, jnp.asarray(count, jnp.int32)]
+                rest: list[Any] = [course, jnp.asarray(count, jnp.int32)]
                 if streams:
-                    arguments.append(stream.take(config, pixels, course, each, step))
-                state, metrics = run(*arguments)
+                    rest.append(stream.take(config, pixels, course, each, step))
+                state, metrics = run(state, shown, *parallel.replicate(mesh, rest))
                 step += count
                 if streams:
                     stream.begin(config, pixels, course, each, step)
                 metrics = jax.device_get(metrics)
                 pace = (time.perf_counter() - started) / count
-                check_health(metrics, step, config, best_mse)
-                best_mse = min(best_mse, float(metrics.mse))
+                if metrics.kept:
+                    check_health(metrics, step, config, best_mse)
+                    best_mse = min(best_mse, float(metrics.mse))
                 stop = observer.on_dispatch(state, stage, metrics, count)
                 fitted = observer.replan(config, step, coming is not None)
                 if fitted is not config:

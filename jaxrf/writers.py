@@ -1,5 +1,6 @@
 """TensorBoard events through tensorboardX."""
 
+import json
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +12,17 @@ from jaxtyping import Float, UInt8
 
 from jaxrf import pictures
 
+LOG_FILE = "log.jsonl"
+
 
 class EventWriter:
-    """Writes scalars, pictures, videos and text into a run's folder, in the background."""
+    """Writes scalars, pictures, videos and text into a run's folder, in the background.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Of several processes one `writes`.
+    """
+
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self._folder, self._writes = folder, writes
         # One thread, so that events keep their order.
         self._pool = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
@@ -32,6 +38,8 @@ class EventWriter:
 
     def _submit(self, write: Callable[[Any], object]) -> None:
         """Lets the thread write; raises what went wrong in an earlier write."""
+        if not self._writes:
+            return
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
 
@@ -41,11 +49,13 @@ class EventWriter:
         self._pending.append(self._pool.submit(run))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Numbers by tag."""
+        """Numbers by tag; also a line of log.jsonl, for those without TensorBoard."""
 
         def write(writer: Any) -> None:
             for tag, value in values.items():
                 writer.add_scalar(tag, value, step)
+            with (self._folder / LOG_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
 
         self._submit(write)
 

@@ -219,7 +219,8 @@ def test_config_is_kept_and_nothing_else_lies_around(trained: Path) -> None:
     assert stored.steps == 24 and stored.run_dir == trained
     names = {p.name.split(".")[0] if p.name.startswith("events") else p.name
              for p in trained.iterdir()}  # fmt: skip
-    assert names == {"config.json", "checkpoints", "metrics.json", "orbit.mp4", "events"}
+    files = {"config.json", "metrics.json", "orbit.mp4", "log.jsonl"}
+    assert names == files | {"checkpoints", "events"}
     steps = {p.name for p in (trained / "checkpoints").iterdir() if p.is_dir()}
     validations = json.loads((trained / "metrics.json").read_text())["validations"]
     assert steps <= {"24", *(str(v["step"]) for v in validations)}

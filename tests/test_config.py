@@ -63,6 +63,12 @@ def test_every_preset_has_a_name_and_is_explained() -> None:
         "nerf-original",
         "bitnerf-small",
         "bitnerf-tiny",
+        "study-base",
+        "study-mixed",
+        "study-mixed-large",
+        "study-bitnerf",
+        "study-parallel",
+        "study-bitnerf-parallel",
         "custom",
     ]
     assert all(preset.__doc__ for preset in config.PRESETS)

@@ -16,7 +16,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(floor.split())
     for floor in (
         "__init__",
-        "errors memory pytree",
+        "errors keys memory pytree",
         "config user_code",
         "rays stepfun contraction lenses packing progress",
         "cameras",
@@ -39,13 +39,15 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "convert export viewer",
         "cli_options",
         "commands",
-        "bench",
+        "bench experiments",
         "cli",
         "__main__",
     )
 )
 FLOOR_OF = {room: height for height, floor in enumerate(FLOORS) for room in floor}
-LEAVES = frozenset({"errors", "memory", "pytree", "stepfun", "contraction", "lenses", "packing"})
+LEAVES = frozenset(
+    {"errors", "keys", "memory", "pytree", "stepfun", "contraction", "lenses", "packing"}
+)
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -38,7 +38,7 @@ def test_an_accelerator_tells_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         def memory_stats(self) -> dict[str, int]:
             return {"bytes_limit": 100, "bytes_in_use": 30, "peak_bytes_in_use": 80}
 
-    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     assert memory.free_bytes() == 70 and memory.peak_bytes() == 80
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jaxrf.rays import Rays
 from jaxrf.samplers import (
+    even_uniforms,
     importance,
     importance_points,
     resample,
@@ -426,3 +427,51 @@ def test_more_points_are_drawn_between_the_middles_where_the_weights_are(seed: i
     wanted = weights[1:-1] / weights[1:-1].sum()
     np.testing.assert_allclose(found / count, wanted, atol=0.03 if seed else 2e-3)
     assert min(rest) >= middles[0] and max(rest) <= middles[-1]
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 8), (2, 3, 64)])
+@pytest.mark.parametrize("with_key", [False, True])
+def test_each_stratum_gets_one_uniform(shape: tuple[int, ...], with_key: bool) -> None:
+    uniforms = np.asarray(even_uniforms(jax.random.key(0) if with_key else None, shape))
+    assert uniforms.shape == shape and uniforms.dtype == np.float32
+    assert np.all(uniforms >= 0) and np.all(uniforms < 1)
+    for index in np.ndindex(shape):
+        count, i = shape[-1], index[-1]
+        assert i - 1e-4 <= float(uniforms[index]) * count <= i + 1 + 1e-4
+        if not with_key:
+            assert float(uniforms[index]) == pytest.approx((i + 0.5) / count, rel=1e-6)
+
+
+def test_uniforms_differ_between_rays_and_fill_their_strata_evenly() -> None:
+    count = 4
+    uniforms = np.asarray(even_uniforms(jax.random.key(1), (2000, count)))
+    within = uniforms * count - np.arange(count)
+    for i in range(count):
+        ordered = np.sort(within[:, i])
+        # Kolmogorov-Smirnov; 1.95 / sqrt(n) is exceeded by chance once in a thousand.
+        distance = np.max(np.abs(ordered - (np.arange(2000) + 0.5) / 2000))
+        assert distance < 1.95 / np.sqrt(2000)
+    assert np.max(np.abs(np.corrcoef(within.T) - np.eye(count))) < 0.1
+
+
+@pytest.mark.parametrize("draw", ["stratified", "points", "importance", "resample"])
+def test_with_a_key_of_its_own_a_ray_does_not_mind_its_neighbours(draw: str) -> None:
+    own = jax.random.split(jax.random.key(3), 6)
+    edges, weights = (jnp.broadcast_to(jnp.asarray(x), (6, x.size)) for x in (EDGES, WEIGHTS))
+
+    def sample(rays: slice) -> np.ndarray:
+        some = jax.tree.map(lambda x: x[rays], make_rays((6,)))
+        match draw:
+            case "stratified":
+                found = stratified(own[rays], some, 5)
+            case "points":
+                found = stratified_points(own[rays], some, 5)
+            case "importance":
+                found = importance(own[rays], edges[rays], weights[rays], 5)
+            case _:
+                found = resample(own[rays], edges[rays], weights[rays], 5)
+        return np.asarray(found)
+
+    together = sample(slice(0, 6))
+    np.testing.assert_array_equal(together[2:5], sample(slice(2, 5)))
+    assert len(np.unique(together, axis=0)) == 6

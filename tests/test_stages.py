@@ -308,7 +308,7 @@ def test_shapes_stay_unless_the_field_or_its_grid_changes() -> None:
         {"table_cells": 5},
     ):
         assert not stages.shapes_stay(stage, dataclasses.replace(stage, **change))
-    other = Stage((8, 8, 8), (8, 8, 8), 32, 2, 3, 7, 8, 9, 10, 1.5, True, 5, 4)
+    other = Stage((8, 8, 8), (8, 8, 8), 32, 2, 2, 3, 7, 8, 9, 10, 1.5, True, 5, 4)
     assert stages.shapes_stay(stage, stage) and stages.shapes_stay(stage, other)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxrf.stepfun import even_uniforms, integrate_weights, invert_cdf, midpoints
+from jaxrf.stepfun import integrate_weights, invert_cdf, midpoints
 
 integrate = jax.jit(integrate_weights, static_argnames="padding")
 invert = jax.jit(invert_cdf)
@@ -150,28 +150,3 @@ def test_gradient_of_the_inverse_is_finite_on_flat_stretches() -> None:
     for cdf in ([0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0], [0.0, 0.5, 0.5, 1.0]):
         gradients = jax.grad(total, argnums=(0, 1))(jnp.asarray(cdf), edges)
         assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
-
-
-@pytest.mark.parametrize("shape", [(1,), (7,), (3, 8), (2, 3, 64)])
-@pytest.mark.parametrize("with_key", [False, True])
-def test_each_stratum_gets_one_uniform(shape: tuple[int, ...], with_key: bool) -> None:
-    uniforms = np.asarray(even_uniforms(jax.random.key(0) if with_key else None, shape))
-    assert uniforms.shape == shape and uniforms.dtype == np.float32
-    assert np.all(uniforms >= 0) and np.all(uniforms < 1)
-    for index in np.ndindex(shape):
-        count, i = shape[-1], index[-1]
-        assert i - 1e-4 <= float(uniforms[index]) * count <= i + 1 + 1e-4
-        if not with_key:
-            assert float(uniforms[index]) == pytest.approx((i + 0.5) / count, rel=1e-6)
-
-
-def test_uniforms_differ_between_rays_and_fill_their_strata_evenly() -> None:
-    count = 4
-    uniforms = np.asarray(even_uniforms(jax.random.key(1), (2000, count)))
-    within = uniforms * count - np.arange(count)
-    for i in range(count):
-        ordered = np.sort(within[:, i])
-        # Kolmogorov-Smirnov; 1.95 / sqrt(n) is exceeded by chance once in a thousand.
-        distance = np.max(np.abs(ordered - (np.arange(2000) + 0.5) / 2000))
-        assert distance < 1.95 / np.sqrt(2000)
-    assert np.max(np.abs(np.corrcoef(within.T) - np.eye(count))) < 0.1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ from jaxrf.rays import clip_to_aabb
 from jaxrf.train import DivergedError, Metrics, TrainPixels, TrainState
 
 RANGE = (2.0, 6.0)
+
+
+def slow(*values: Any) -> Any:
+    """A case that takes long to compile, beside others like it that are quick."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def by_weight(**changes: Any) -> TrainConfig:
@@ -84,14 +90,14 @@ def through_disk(
     ("config", "stops"),
     [
         # Growths come before steps 6 and 12: stopped at both, and inside a stage.
-        (tiny_tensorf(background="random", seed=5), [6, 9, 12]),
-        (by_weight(background="random", seed=5), [6, 9, 12]),
+        slow(tiny_tensorf(background="random", seed=5), [6, 9, 12]),
+        slow(by_weight(background="random", seed=5), [6, 9, 12]),
         (tiny_nerf(), [5]),
         (tiny_voxels(background="random", seed=5), [6, 9, 12, 20]),
         # More sub-rays from step 14 on; cells are probed before step 17.
-        (averaged_hashgrid(background="random", seed=5), [3, 14, 16, 18]),
-        (marching_nerf(), [4, 7]),
-        (restarting(), [12, 15]),
+        slow(averaged_hashgrid(background="random", seed=5), [3, 14, 16, 18]),
+        slow(marching_nerf(), [4, 7]),
+        slow(restarting(), [12, 15]),
     ],
     ids=[
         "tensorf",
@@ -208,7 +214,7 @@ def test_a_new_plan_moves_the_growths_to_come_and_the_end() -> None:
     assert [step for step, _, _ in recorder.stages] == [0, 6, 10, 13]
 
 
-@pytest.mark.parametrize("steps", [14, 24, 40])
+@pytest.mark.parametrize("steps", [slow(14), slow(24), 40])
 def test_a_growth_that_is_due_when_the_plan_changes_still_comes(steps: int) -> None:
     config = tiny_voxels(steps_per_dispatch=1)
     recorder = Recorder(plans={6: steps})
@@ -235,7 +241,7 @@ def test_plans_change_nothing_behind_them_and_all_that_comes() -> None:
     assert "params" in " ".join(differing_leaves(halves[3], halves[2]))
 
 
-@pytest.mark.parametrize("stop", [5, 9, 16, 21])
+@pytest.mark.parametrize("stop", [slow(5), slow(9), slow(16), 21])
 def test_a_run_whose_plan_was_changed_is_resumed_to_the_same_bits(
     tmp_path: Path, stop: int
 ) -> None:
@@ -465,30 +471,52 @@ def test_rays_of_a_fixed_number_of_samples_need_more_passes_and_no_smaller_batch
     assert "--pass-samples" in observer.changes[0][1]
 
 
-@pytest.mark.parametrize(("subrays", "scales"), [(1, 1), (2, 1), (1, 3)])
+@pytest.mark.parametrize(("subrays", "scales"), [slow(1, 1), slow(2, 1), (1, 3)])
 def test_a_gradient_of_several_passes_is_that_of_one(subrays: int, scales: int) -> None:
-    """Without jitter; the state after three steps, each pass of which sees its own rays."""
+    """The state after three steps, each pass of which sees its own rays."""
     states = []
     for samples in (None, 200):
         config = tiny_nerf(batch_rays=32, subrays=subrays, subrays_from=0.0, pass_samples=samples)
         stage, state = first_state(config)
         assert stage.passes == (1 if samples is None else 8)
-        with pytest.MonkeyPatch.context() as patch:
-            really = methods.render_coarse_to_fine
-            patch.setattr(
-                methods, "render_coarse_to_fine", lambda *a, f=really: f(*a[:4], None, *a[5:])
-            )
-            factors = tuple(2**k for k in range(scales))
-            pixels = batches.put_pixels(make_scene().splits["train"], factors)
-            run = train.compile_step(config, stage, RANGE, state, pixels)
+        factors = tuple(2**k for k in range(scales))
+        pixels = batches.put_pixels(make_scene().splits["train"], factors)
+        run = train.compile_step(config, stage, RANGE, state, pixels)
         states.append(run(state, pixels, train.make_course(config), jnp.asarray(3, jnp.int32)))
-    (whole, metrics), (parts, same) = states
+    assert_same_course(*states)
+
+
+def assert_same_course(
+    found: tuple[train.TrainState, Metrics], wanted: tuple[train.TrainState, Metrics]
+) -> None:
+    """Moments and metrics are alike but for rounding."""
     for a, b in zip(
-        jax.tree.leaves(whole.opt_state), jax.tree.leaves(parts.opt_state), strict=True
+        jax.tree.leaves(found[0].opt_state), jax.tree.leaves(wanted[0].opt_state), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)
     for name in Metrics._fields:
-        assert float(getattr(same, name)) == pytest.approx(float(getattr(metrics, name)), rel=1e-4)
+        a, b = (float(getattr(metrics, name)) for metrics in (found[1], wanted[1]))
+        assert a == pytest.approx(b, rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("tiny", "wide"), [(tiny_nerf, {"width": 128, "layers": 4}), (tiny_voxels, {})]
+)
+def test_what_is_computed_twice_for_the_gradient_gives_the_same_for_less_memory(
+    tiny: Callable[..., TrainConfig], wide: dict[str, int]
+) -> None:
+    results, needed = [], []
+    for parts in (1, 7):
+        config = tiny(batch_samples=1 << 14, batch_rays=512)
+        field = dataclasses.replace(config.field, rematerialise=parts, **wide)
+        config = dataclasses.replace(config, field=field)
+        stage, state = first_state(config)
+        pixels = batches.put_pixels(make_scene().splits["train"])
+        run = train.compile_step(config, stage, RANGE, state, pixels)
+        needed.append(memory.needed_bytes(run))
+        results.append(run(state, pixels, train.make_course(config), jnp.asarray(3, jnp.int32)))
+    assert_same_course(*results)
+    assert needed[1] < needed[0]
 
 
 def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
@@ -599,6 +627,7 @@ def test_the_loss_compares_the_mean_of_the_sub_rays() -> None:
     assert stage.subrays == 2 and stage.rays == 64
     _, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+    key = train.split_chance(key, stage.rays)
     pixels = batches.put_pixels(scene.splits["train"])
     rays, truth, behind, _ = batches.draw_batch(pixels, key_batch, 16, RANGE, "white", 2)[:4]
     behind = jnp.repeat(behind, 4, axis=0)
@@ -619,6 +648,7 @@ def test_pixels_that_do_not_fit_into_the_budget_do_not_count_for_the_loss(subray
         state, pixels, course, one
     )
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+    key = train.split_chance(key, stage.rays)
     parts = subrays**2
     rays, truth, behind = batches.draw_batch(
         pixels, key_batch, 128 // parts, RANGE, "white", subrays
@@ -758,6 +788,7 @@ HEALTHY = Metrics(
             "dropped": 0.0,
             "samples": 900.0,
             "gradient_norm": 1.0,
+            "kept": 1.0,
         }.items()
     }
 )
@@ -819,6 +850,7 @@ def test_loss_metrics_are_those_of_an_independent_rendering() -> None:
     _, state = first_state(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     key_batch, key_samples = jax.random.split(key)
+    key_samples = train.split_chance(key_samples, stage.rays)
     pixels = batches.put_pixels(scene.splits["train"])
     rays, truth, behind, alpha = batches.draw_batch(pixels, key_batch, 64, RANGE, "white")[:4]
     prediction = methods.predict(
@@ -856,20 +888,22 @@ def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        tiny_tensorf(steps=400, steps_per_dispatch=100),
+        slow(tiny_tensorf(steps=400, steps_per_dispatch=100)),
         tiny_nerf(steps=300, steps_per_dispatch=100),
         tiny_voxels(steps=400, steps_per_dispatch=100),
-        by_weight(steps=400, steps_per_dispatch=100),
+        slow(by_weight(steps=400, steps_per_dispatch=100)),
         tiny_hashgrid(steps=300, steps_per_dispatch=100),
         marching_nerf(steps=300, steps_per_dispatch=100),
-        proposing_hashgrid(steps=300, steps_per_dispatch=100),
-        dataclasses.replace(
-            cp_config(density_components=8, feature_components=8, init_scale=0.4),
-            steps=400,
-            steps_per_dispatch=100,
+        slow(proposing_hashgrid(steps=300, steps_per_dispatch=100)),
+        slow(
+            dataclasses.replace(
+                cp_config(density_components=8, feature_components=8, init_scale=0.4),
+                steps=400,
+                steps_per_dispatch=100,
+            )
         ),
-        dataclasses.replace(tiny_pynerf(), steps=300, steps_per_dispatch=100),
-        dataclasses.replace(tiny_pynerf(blend="results"), steps=300, steps_per_dispatch=100),
+        slow(dataclasses.replace(tiny_pynerf(), steps=300, steps_per_dispatch=100)),
+        slow(dataclasses.replace(tiny_pynerf(blend="results"), steps=300, steps_per_dispatch=100)),
         dataclasses.replace(tiny_bitnerf(), steps=400, steps_per_dispatch=100),
         dataclasses.replace(
             change_nerf(encoding="integrated"), steps=300, steps_per_dispatch=100
@@ -1003,6 +1037,7 @@ def test_an_error_of_ones_own_is_what_is_minimised() -> None:
     np.testing.assert_allclose(told.mse, usual.mse, rtol=1e-5)
     stage, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    key = train.split_chance(key, stage.rays)
     pixels = batches.put_pixels(make_scene().splits["train"])
     rays, truth, behind, _ = batches.draw_batch(pixels, key_batch, 128, RANGE, "white")[:4]
     predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
@@ -1044,6 +1079,7 @@ def test_the_loss_has_the_terms_that_were_asked_for() -> None:
     _, (told, *_) = run_steps(config, 1)
     stage, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    key = train.split_chance(key, stage.rays)
     pixels = batches.put_pixels(make_scene().splits["train"])
     batch = batches.draw_batch(pixels, key_batch, 128, RANGE, "white")
     predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
@@ -1186,6 +1222,7 @@ def test_a_pixel_of_a_smaller_picture_counts_by_its_area() -> None:
     pixels = batches.put_pixels(make_scene().splits["train"], (1, 2))
     stage, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+    key = train.split_chance(key, stage.rays)
     batch = batches.draw_batch(pixels, key_batch, 64, RANGE, "white")
     predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
         config.field, stage, state.params, state.grid, key, batch.rays, batch.behind
@@ -1223,6 +1260,7 @@ def test_pictures_that_cannot_be_made_so_small_are_refused() -> None:
         batches.put_pixels(make_scene().splits["train"], (1, 512))
 
 
+@pytest.mark.slow
 def test_appearances_take_up_how_pictures_were_exposed() -> None:
     scene = make_scene()
     split = scene.splits["train"]
@@ -1252,10 +1290,10 @@ def test_appearances_take_up_how_pictures_were_exposed() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        tiny_tensorf(),
-        tiny_voxels(subrays=2, subrays_from=0.5),
-        tiny_nerf(crop_until=0.4, crop=0.25, steps=20),
-        tiny_nerf(scale_schedule=((0.0, 4), (0.25, 3), (0.5, 1)), steps=20),
+        slow(tiny_tensorf()),
+        slow(tiny_voxels(subrays=2, subrays_from=0.5)),
+        slow(tiny_nerf(crop_until=0.4, crop=0.25, steps=20)),
+        slow(tiny_nerf(scale_schedule=((0.0, 4), (0.25, 3), (0.5, 1)), steps=20)),
         tiny_hashgrid(scales=3, background="random"),
     ],
     ids=["tensorf", "voxels", "crop", "schedule", "sizes"],

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrf.fields.mlp import ComputeType, read_as
+
 # Scales are at least this, lest an all-zero row or matrix divide by zero.
 LEAST_SCALE = 1e-5
 
@@ -41,12 +43,16 @@ def quantise_activations(
 ) -> tuple[Float[Array, "*batch i"], Float[Array, "*batch 1"]]:
     """Rows as whole numbers from -128 to 127 times a scale of each row, its maximum over 127.
 
-    Gradients pass the rounding straight through, and none flows through the scales.
+    What is between two whole numbers goes to the one nearer to zero. Gradients pass the rounding
+    straight through, and none flows through the scales.
     """
     most = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
     scale = jnp.maximum(most / 127.0, LEAST_SCALE)
     ratio = x / scale
-    return _straight_through(jnp.clip(jnp.round(ratio), -128.0, 127.0), ratio), scale
+    # Sums of whole numbers, which come out of a layer without bias, often lie exactly in between.
+    # Which way these are rounded shall not hang on the last bit of a scale.
+    less = 1.0 - 8.0 * float(jnp.finfo(x.dtype).eps)
+    return _straight_through(jnp.clip(jnp.round(ratio * less), -128.0, 127.0), ratio), scale
 
 
 def normalise(x: Float[Array, "*batch i"], epsilon: float = 1e-6) -> Float[Array, "*batch i"]:
@@ -65,11 +71,13 @@ class BitDense(nn.Module):
       features: channels that come out.
       gain: whether what is normalised is scaled channel by channel, by a learnt gain.
       epsilon: of the normalisation.
+      compute: type of the operands of the product, which holds them exactly.
     """
 
     features: int
     gain: bool = False
     epsilon: float = 1e-6
+    compute: ComputeType = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
@@ -86,5 +94,8 @@ class BitDense(nn.Module):
             x = x * gain.reshape((1,) * (x.ndim - 1) + (-1,))
         whole, row_scale = quantise_activations(x)
         # Sums of whole numbers, which are exact in whatever order and precision they are taken.
-        product = (whole @ ternary) * row_scale * weight_scale
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        whole, ternary = (read_as(part, self.compute) for part in (whole, ternary))
+        sums = jnp.matmul(whole, ternary, preferred_element_type=wide)
+        product = sums * row_scale * weight_scale
         return product + bias.reshape((1,) * (x.ndim - 1) + (-1,))

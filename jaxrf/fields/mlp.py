@@ -1,7 +1,31 @@
-"""The small multilayer perceptron that fields share."""
+"""The small multilayer perceptron that fields share, and the precision of its layers."""
+
+from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+ComputeType = Literal["float32", "bfloat16", "float16"]
+
+
+def read_as(x: Array, compute: ComputeType) -> Array:
+    """Numbers in the type that layers are computed in; float32 leaves them as they are."""
+    return x if compute == "float32" else x.astype(compute)
+
+
+def linear(features: int, compute: ComputeType, last: bool = False, **options: Any) -> nn.Dense:
+    """A linear layer whose weights are kept in float32 and read as `compute`.
+
+    The `last` layer of a network gives what its sums, which are of float32, are.
+    """
+    if compute == "float32":
+        return nn.Dense(features, **options)
+    if last:
+        options["dot_general"] = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    return nn.Dense(features, dtype=jnp.dtype(compute), **options)
 
 
 class MLP(nn.Module):
@@ -12,16 +36,19 @@ class MLP(nn.Module):
       layers: number of hidden layers.
       outputs: channels that come out, without activation.
       bias: whether layers add one.
+      compute: type that layers are computed in.
     """
 
     width: int
     layers: int
     outputs: int
     bias: bool = True
+    compute: ComputeType = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch outputs"]:
+        uniform = nn.initializers.he_uniform()
         for _ in range(self.layers):
-            layer = nn.Dense(self.width, self.bias, kernel_init=nn.initializers.he_uniform())
+            layer = linear(self.width, self.compute, use_bias=self.bias, kernel_init=uniform)
             x = nn.relu(layer(x))
-        return nn.Dense(self.outputs, self.bias)(x)
+        return linear(self.outputs, self.compute, last=True, use_bias=self.bias)(x)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxrf import encodings
 from jaxrf.fields.bitnerf import BitDense
+from jaxrf.fields.mlp import ComputeType, linear
 from jaxrf.rays import Frusta
 
 Params = Any
@@ -32,12 +33,15 @@ class _Network(nn.Module):
     norm_epsilon: float
     plain_ends: bool
     project: bool
+    compute: ComputeType
 
     def setup(self) -> None:
-        dense: Any = nn.Dense
+        dense: Any = partial(linear, compute=self.compute)
+        head: Any = partial(linear, compute=self.compute, last=True)
         if self.ternary:
-            dense = partial(BitDense, gain=self.norm_gain, epsilon=self.norm_epsilon)
-        head = nn.Dense if self.plain_ends else dense
+            norm = {"gain": self.norm_gain, "epsilon": self.norm_epsilon}
+            dense = partial(BitDense, **norm, compute=self.compute)
+            head = head if self.plain_ends else dense
         if self.project:
             self.projection = head(self.width)
         self.trunk = [dense(self.width) for _ in range(self.layers)]
@@ -97,6 +101,7 @@ class NeRF:
       project: a linear layer, without activation, before the trunk.
       norm_gain, norm_epsilon: of ternary layers (`bitnerf.BitDense`).
       plain_ends: the projection and the heads are not ternary.
+      compute: type that layers are computed in.
     """
 
     layers: int = 8
@@ -117,11 +122,13 @@ class NeRF:
     norm_gain: bool = False
     norm_epsilon: float = 1e-6
     plain_ends: bool = False
+    compute: ComputeType = "float32"
 
     def _network(self) -> _Network:
         sizes = (self.width, self.layers, self.skip, self.color_width)
+        kinds = (self.use_directions, self.ternary)
         norm = (self.norm_gain, self.norm_epsilon, self.plain_ends)
-        return _Network(*sizes, self.use_directions, self.ternary, *norm, self.project)
+        return _Network(*sizes, *kinds, *norm, self.project, self.compute)
 
     def _encode_direction(self, directions: Float[Array, "m 3"]) -> Float[Array, "m e"]:
         shape = (self.direction_octaves, self.encode_input, self.frequency)
@@ -162,15 +169,16 @@ class NeRF:
     ) -> tuple[Float[Array, "m"], Float[Array, "m width"]]:
         """The activated density head; the latent is the trunk's output.
 
-        Noise is added if `params` holds a key as "noise". The radii matter to the integrated
-        encoding alone, which takes the whole parts of cones in their place, and else balls.
+        Noise is added if `params` holds standard normal numbers as "noise". The radii matter to the
+        integrated encoding alone, which takes the whole parts of cones in their place, and else
+        balls.
         """
         network, weights = self._network(), {"params": params["params"]}
         encoded = self._encode(positions, radii)
         latent: Array = network.apply(weights, encoded, method="latent")
         raw: Array = network.apply(weights, latent, method="raw_density") + self.density_bias
         if "noise" in params:
-            raw = raw + self.density_noise * jax.random.normal(params["noise"], raw.shape)
+            raw = raw + self.density_noise * params["noise"]
         activate = jax.nn.softplus if self.activation == "softplus" else jax.nn.relu
         return activate(raw), latent
 

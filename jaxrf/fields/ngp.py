@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrf import encodings, grids
-from jaxrf.fields.mlp import MLP
+from jaxrf.fields.mlp import MLP, ComputeType
 
 Params = dict[str, Any]
 
@@ -48,6 +48,7 @@ class HashGrid:
       bias: whether the networks' layers add one.
       halved_directions: harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code
         does.
+      compute: type that networks are computed in.
     """
 
     levels: int = 16
@@ -66,6 +67,7 @@ class HashGrid:
     rule: grids.HashRule = "faces"
     bias: bool = False
     halved_directions: bool = False
+    compute: ComputeType = "float32"
     in_box: ClassVar[bool] = True
 
     def plan(self) -> grids.HashLevels:
@@ -76,10 +78,16 @@ class HashGrid:
         return grids.plan_hash_levels(self.levels, self.coarsest, self.finest, 1 << self.log2_rows)
 
     def _density_mlp(self) -> MLP:
-        return MLP(self.width, self.density_layers, 1 + self.feature_dim, bias=self.bias)
+        return MLP(
+            self.width,
+            self.density_layers,
+            1 + self.feature_dim,
+            bias=self.bias,
+            compute=self.compute,
+        )
 
     def _color_mlp(self) -> MLP:
-        return MLP(self.width, self.color_layers, 3, bias=self.bias)
+        return MLP(self.width, self.color_layers, 3, bias=self.bias, compute=self.compute)
 
     def init(self, key: jax.Array) -> Params:
         """Features uniform in +-1e-4 (section 4), networks as usual for layers with ReLU.

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf import encodings, grids
-from jaxrf.fields.mlp import MLP
+from jaxrf.fields.mlp import MLP, ComputeType, read_as
 from jaxrf.fields.ngp import clamped_exp
 
 Params = dict[str, Any]
@@ -81,6 +81,7 @@ class PyNeRF:
       color_layers: hidden layers of the colour network.
       direction_bands: of the direction's spherical harmonics.
       density_shift: added to the raw density before its exponential.
+      compute: type that networks are computed in.
     """
 
     heads: int = 8
@@ -99,6 +100,7 @@ class PyNeRF:
     color_layers: int = 3
     direction_bands: int = 4
     density_shift: float = -1.0
+    compute: ComputeType = "float32"
     in_box: ClassVar[bool] = True
 
     def plans(self) -> tuple[grids.HashLevels, ...]:
@@ -116,7 +118,7 @@ class PyNeRF:
         )
 
     def _color_mlp(self) -> MLP:
-        return MLP(self.color_width, self.color_layers, 3, bias=False)
+        return MLP(self.color_width, self.color_layers, 3, bias=False, compute=self.compute)
 
     def init(self, key: jax.Array) -> Params:
         """Features uniform in +-1e-4, networks as usual for layers with ReLU.
@@ -187,8 +189,16 @@ class PyNeRF:
           encoded: for each head.
           share: how much each head counts.
         """
-        hidden = [jax.nn.relu(seen @ params["hidden"][index]) for index, seen in enumerate(encoded)]
-        outputs = [h @ params["out"][index] for index, h in enumerate(hidden)]
+        first, last = (read_as(params[name], self.compute) for name in ("hidden", "out"))
+        hidden = [
+            jax.nn.relu(read_as(seen, self.compute) @ first[index])
+            for index, seen in enumerate(encoded)
+        ]
+        wide = jnp.promote_types(share.dtype, jnp.float32)
+        outputs = [
+            jnp.matmul(h, last[index], preferred_element_type=wide)
+            for index, h in enumerate(hidden)
+        ]
         stacked = jnp.stack(outputs, axis=1)
         return stacked, jnp.sum(share[..., None] * stacked, axis=1)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf import encodings, grids
-from jaxrf.fields.mlp import MLP
+from jaxrf.fields.mlp import MLP, ComputeType
 
 Params = dict[str, Any]
 
@@ -38,6 +38,7 @@ class TensoRF:
       activation: that makes the density of what the factors give; "relu" leaves the shift out.
       factors: "vm", planes and lines (eq. 3), or "cp", three lines (eq. 2).
       color_by: "mlp", or "harmonics" of the features as coefficients.
+      compute: type that networks are computed in.
     """
 
     resolution: tuple[int, int, int]
@@ -54,10 +55,11 @@ class TensoRF:
     activation: Literal["softplus", "relu"] = "softplus"
     factors: Literal["vm", "cp"] = "vm"
     color_by: Literal["mlp", "harmonics"] = "mlp"
+    compute: ComputeType = "float32"
     in_box: ClassVar[bool] = True
 
     def _mlp(self) -> MLP:
-        return MLP(self.width, self.layers, 3)
+        return MLP(self.width, self.layers, 3, compute=self.compute)
 
     def init(self, key: jax.Array) -> Params:
         """Factors from a normal distribution, the basis and the MLP as usual for linear layers.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf import encodings
-from jaxrf.fields.mlp import MLP
+from jaxrf.fields.mlp import MLP, ComputeType
 from jaxrf.grids import mix_rows
 from jaxrf.occupancy import OccupancyGrid, WatchedGrid, find_slots, forget, watch
 from jaxrf.pytree import as_pytree
@@ -58,6 +58,7 @@ class Voxels:
       density_shift: added before the softplus that makes the density.
       density_scale: factor of the density.
       density_gain: factor of the raw density, which then learns so much faster than the features.
+      compute: type that networks are computed in.
     """
 
     table_rows: int
@@ -68,9 +69,10 @@ class Voxels:
     density_shift: float = -4.0
     density_scale: float = 25.0
     density_gain: float = 6.0
+    compute: ComputeType = "float32"
 
     def _mlp(self) -> MLP:
-        return MLP(self.width, self.layers, 3)
+        return MLP(self.width, self.layers, 3, compute=self.compute)
 
     def init(self, key: jax.Array) -> Params:
         """An even fog with small random features.

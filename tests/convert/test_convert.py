@@ -109,6 +109,7 @@ def test_an_unknown_file_is_described(tmp_path: Path, capsys: pytest.CaptureFixt
 # ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_converted_run_is_scored_rendered_and_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_converted_run_is_scored_rendered_and_trained_on(
     assert json.loads((run / "metrics.json").read_text())["steps"] == 4
 
 
+@pytest.mark.slow
 def test_a_converted_run_remembers_its_pictures_or_asks_for_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

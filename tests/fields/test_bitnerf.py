@@ -105,6 +105,15 @@ def test_quantised_activations_are_those_of_the_recipe(size: float) -> None:
     assert np.all(error <= 0.5001 * np.asarray(scales))
 
 
+def test_what_lies_between_two_whole_numbers_goes_to_the_one_nearer_to_zero() -> None:
+    """However scales are rounded: sums of whole numbers do lie there."""
+    halves = np.arange(-127, 128)[None] / 2.0
+    for scale in np.random.default_rng(0).uniform(0.01, 100.0, 50):
+        x = np.float32(scale) * np.concatenate([halves, [[127.0]]], axis=1).astype(np.float32)
+        whole, _ = quantise_activations(jnp.asarray(x))
+        np.testing.assert_array_equal(whole[:, :-1], np.trunc(halves))
+
+
 def test_rounding_is_passed_straight_and_scales_have_no_gradient() -> None:
     x, kernel, _, _ = random_layer(5, 7, 7)
     g = random_layer(5, 7, 7, seed=1)

@@ -255,7 +255,7 @@ def test_density_by_relu_is_the_raw_density_where_that_is_positive() -> None:
     assert 3 < np.sum(np.asarray(wanted) == 0) < 37
 
 
-def test_noise_is_added_to_the_raw_density_only_where_there_is_a_key() -> None:
+def test_noise_is_added_to_the_raw_density_only_where_there_is_some() -> None:
     field = dataclasses.replace(FIELD, activation="relu", density_noise=0.5, density_bias=100.0)
     nothing = jax.tree.map(jnp.zeros_like, PARAMS)
     positions = jnp.zeros((4000, 3))
@@ -265,15 +265,16 @@ def test_noise_is_added_to_the_raw_density_only_where_there_is_a_key() -> None:
 
     np.testing.assert_array_equal(density_with(nothing), 100.0)
     first, again, other = (
-        density_with(nothing | {"noise": jax.random.key(k)}) - 100.0 for k in (0, 0, 1)
+        density_with(nothing | {"noise": jax.random.normal(jax.random.key(k), (4000,))}) - 100.0
+        for k in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert abs(np.corrcoef(first, other)[0, 1]) < 0.05
     for noise in (first, other):
         assert np.mean(noise) == pytest.approx(0.0, abs=0.03)
         assert np.std(noise) == pytest.approx(0.5, rel=0.05)
-    # Colour is not noisy, and does not mind the key.
-    noisy = PARAMS | {"noise": jax.random.key(0)}
+    # Colour is not noisy, and does not mind the numbers.
+    noisy = PARAMS | {"noise": jnp.ones(5)}
     points, directions = random_inputs(5)
     latent = field.density(PARAMS, jnp.asarray(points), jnp.zeros(5))[1]
     np.testing.assert_array_equal(

@@ -1,0 +1,188 @@
+"""What several devices cost and bring: bytes that a step sends, and its time on host devices.
+
+    python benchmarks/devices.py --data data/nerf_synthetic/lego --downscale 4
+
+Each number of devices has a process of its own, whose devices share this machine's cores; what
+scales here is therefore at most as many times as there are cores.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+PRESETS = (
+    "nerf-tiny", "bitnerf-tiny", "tensorf-small", "voxels-small", "hashgrid-small", "pynerf-small",
+)  # fmt: skip
+SIZES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "pred": 1}
+SENT = re.compile(
+    r"= \(?([a-z0-9]+\[[^=]*?) (all-reduce|collective-permute|all-gather)(?:-start)?\("
+)
+SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
+
+
+def count_sent(program: str) -> dict[str, int]:
+    """Bytes of what the collectives of a compiled step give, by kind."""
+    found: dict[str, int] = {}
+    for shapes, kind in SENT.findall(program):
+        size = sum(
+            SIZES[name] * math.prod(int(n) for n in sides.split(",") if n)
+            for name, sides in SHAPE.findall(shapes)
+            if name in SIZES
+        )
+        found[kind] = found.get(kind, 0) + size
+    return found
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Bytes and seconds of a step of one preset on so many devices, in this process."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    from jaxrf import batches, parallel, stages, train
+    from jaxrf.config import make_preset
+    from jaxrf.data import sources
+    from jaxrf.occupancy import WatchedGrid
+
+    scene = sources.load_scene(arguments.data, ["train"], arguments.downscale)
+    config = make_preset(arguments.preset)
+    factor = arguments.devices if arguments.weak else 1
+    config = dataclasses.replace(
+        config,
+        data=arguments.data,
+        batch_rays=factor * config.batch_rays,
+        batch_samples=factor * config.batch_samples,
+        shards=arguments.shards,
+    )
+    config = stages.fit_config(config, scene)
+    mesh = parallel.make_mesh(arguments.devices)
+    stage = stages.first_stage(config, scene.aabb, mesh.size)
+    grid = stages.init_grid(config.field, stage, scene.aabb)
+    state = parallel.replicate(
+        mesh, jax.jit(train.init_state, static_argnums=(0, 1))(config, stage, grid)
+    )
+    pixels = batches.put_pixels(scene.splits["train"], batches.list_factors(config))
+    pixels = parallel.replicate(mesh, pixels)
+    scene_range = (scene.near, scene.far)
+    run = train.compile_step(config, stage, scene_range, state, pixels, mesh=mesh)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    memory = state.grid.memory.size if isinstance(state.grid, WatchedGrid) else 0
+    seconds, done = [], 0
+    while done < arguments.steps:
+        count = 1 if not done else max(arguments.steps // 5, 1)
+        rest = train.make_course(config), jnp.asarray(count, jnp.int32)
+        started = time.perf_counter()
+        state, metrics = run(state, pixels, *parallel.replicate(mesh, rest))
+        jax.block_until_ready(metrics)
+        if done:
+            seconds.append((time.perf_counter() - started) / count)
+        done += count
+    return {
+        "preset": arguments.preset,
+        "devices": mesh.size,
+        "rays": stage.rays,
+        "seconds": min(seconds),
+        "sent": count_sent(run.as_text()),
+        # Gradients, seven numbers of metrics, and what rays have seen in cells.
+        "expected": 4 * (numbers + len(train.Metrics._fields) + memory),
+    }
+
+
+PUBLISHED = ("nerf-original", "tensorf-vm192", "hashgrid-ngp", "pynerf-paper")
+# Bytes a second that an accelerator sends: eight joined by NVLink (H100, 450 GB/s each way), and
+# many nodes of eight with a network of 400 Gbit/s for each (NVIDIA DGX H100 data sheet).
+BANDWIDTHS = {8: 450e9, 128: 50e9}
+
+
+def predict() -> None:
+    """Prints what published sizes of fields would send, and how long that takes."""
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    from jaxrf import methods, stages
+    from jaxrf.config import TensoRFConfig, make_preset
+    from jaxrf.fields import tensorf
+
+    box = np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+    key = jax.random.key(0)
+    counts = [f"{count} accelerators" for count in BANDWIDTHS]
+    print(f"| field | numbers | gradients | {' | '.join(counts)} |")
+    print("|---|---|---|" + "---|" * len(counts))
+    for preset in PUBLISHED:
+        config = make_preset(preset)
+        stage = stages.first_stage(config, box)
+        if isinstance(config.field, TensoRFConfig):
+            finest = tensorf.fit_resolution(config.field.final_voxels, box)
+            stage = dataclasses.replace(stage, resolution=finest)
+        shapes = jax.eval_shape(partial(methods.init_params, config.field, stage), key)
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        times = [
+            f"{1e3 * 2 * (count - 1) / count * 4 * numbers / bandwidth:.2f} ms"
+            for count, bandwidth in BANDWIDTHS.items()
+        ]
+        print(
+            f"| {preset} | {numbers / 1e6:.2f} M | {4 * numbers / 1e6:.1f} MB "
+            f"| {' | '.join(times)} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="a data set; without, only what is predicted")
+    parser.add_argument("--downscale", type=int, default=4)
+    parser.add_argument("--presets", nargs="*", default=PRESETS)
+    parser.add_argument("--counts", type=int, nargs="*", default=(1, 2, 4))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--shards", type=int)
+    parser.add_argument("--preset", help=argparse.SUPPRESS)
+    parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--weak", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.preset:
+        print(json.dumps(measure(arguments)))
+        return
+    if not arguments.data:
+        predict()
+        return
+    print("| field | devices | rays | step ms, same batch | a batch each | sent | computed |")
+    print("|---|---|---|---|---|---|---|")
+    for preset in arguments.presets:
+        for count in arguments.counts:
+            strong, weak = (run(arguments, preset, count, extra) for extra in ([], ["--weak"]))
+            sent = ", ".join(f"{kind} {size / 1e6:.3f} MB" for kind, size in strong["sent"].items())
+            print(
+                f"| {preset} | {count} | {strong['rays']} | {1e3 * strong['seconds']:.0f} "
+                f"| {1e3 * weak['seconds']:.0f} | {sent or '-'} "
+                f"| {strong['expected'] / 1e6:.3f} MB |",
+                flush=True,
+            )
+
+
+def run(arguments: argparse.Namespace, preset: str, count: int, extra: list[str]) -> dict[str, Any]:
+    """What a process of its own with so many devices measures."""
+    command = [
+        sys.executable, __file__, "--data", str(arguments.data), "--preset", preset,
+        "--downscale", str(arguments.downscale), "--devices", str(count),
+        "--steps", str(arguments.steps), *extra,
+    ]  # fmt: skip
+    if arguments.shards:
+        command += ["--shards", str(arguments.shards)]
+    flags = f"--xla_force_host_platform_device_count={count}"
+    environment = os.environ | {"XLA_FLAGS": flags}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Whether it matters more on how many devices a field is trained or with which seed.
+
+    python benchmarks/seeds.py --data data/nerf_synthetic/lego --downscale 8
+
+Prints the PSNR of validation views while training: for each number of devices the mean of all
+seeds, how far the seeds lie apart, and how far the same seed lies from itself on one device.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PRESETS = (
+    "nerf-tiny", "bitnerf-tiny", "tensorf-small", "voxels-small", "hashgrid-small", "pynerf-small",
+)  # fmt: skip
+
+
+def train(
+    arguments: argparse.Namespace, preset: str, devices: int, seed: int
+) -> list[tuple[int, float]]:
+    """PSNR of validation views by step, of one run in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [
+            sys.executable, "-m", "jaxrf", "train", "--preset", preset, "--run-dir", str(run),
+            "--data", str(arguments.data), "--downscale", str(arguments.downscale),
+            "--steps", str(arguments.steps), "--seed", str(seed), "--devices", str(devices),
+            "--batch-rays", str(arguments.rays), "--batch-samples", str(64 * arguments.rays),
+            "--validate-every", "0.245", "--test-every", "100", "--video.frames", "0",
+            "--steps-per-dispatch", "4",
+        ]  # fmt: skip
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = os.environ | {"XLA_FLAGS": flags}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [(entry["step"], entry["val/psnr"]) for entry in entries if "val/psnr" in entry]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--downscale", type=int, default=8)
+    parser.add_argument("--presets", nargs="*", default=PRESETS)
+    parser.add_argument("--counts", type=int, nargs="*", default=(1, 2))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rays", type=int, default=512)
+    arguments = parser.parse_args()
+    print("| field | devices | step | PSNR, mean of seeds | seeds apart | from one device |")
+    print("|---|---|---|---|---|---|")
+    for preset in arguments.presets:
+        alone: list[list[tuple[int, float]]] = []
+        for count in arguments.counts:
+            curves = [train(arguments, preset, count, seed) for seed in range(arguments.seeds)]
+            alone = alone or curves
+            for index, (step, _) in enumerate(curves[0]):
+                found, single = ([curve[index][1] for curve in of] for of in (curves, alone))
+                apart = max(abs(a - b) for a, b in zip(found, single, strict=True))
+                print(
+                    f"| {preset} | {count} | {step} | {sum(found) / len(found):.2f} dB "
+                    f"| {max(found) - min(found):.2f} dB | {apart:.2f} dB |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

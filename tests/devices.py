@@ -1,0 +1,132 @@
+"""Trains the same on devices out of one CPU, one or several, and prints how far that agrees.
+
+    python tests/devices.py 2,4,8 KIND ...
+    JAX_ENABLE_X64=1 python tests/devices.py 2,4,8 KIND ...
+
+A process of its own, as the number of devices is settled when JAX starts.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+COUNT = 8
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={COUNT}"
+)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from scenes import (  # noqa: E402
+    Recorder,
+    differing_leaves,
+    make_scene,
+    tiny_bitnerf,
+    tiny_hashgrid,
+    tiny_nerf,
+    tiny_pynerf,
+    tiny_tensorf,
+    tiny_voxels,
+)
+
+from jaxrf import batches, evaluate, optim, parallel, stages, train  # noqa: E402
+from jaxrf.config import TrainConfig  # noqa: E402
+from jaxrf.methods import Stage  # noqa: E402
+from jaxrf.train import TrainState  # noqa: E402
+
+KINDS: dict[str, Callable[..., TrainConfig]] = {
+    "nerf": tiny_nerf,
+    "bitnerf": tiny_bitnerf,
+    "tensorf": tiny_tensorf,
+    "voxels": tiny_voxels,
+    "hashgrid": tiny_hashgrid,
+    "pynerf": tiny_pynerf,
+}
+
+
+def make_config(kind: str, **changes: Any) -> TrainConfig:
+    """A tiny field in whose steps no device runs out of room, lest it drop rays."""
+    room = {"background": "random", "batch_samples": 1 << 15, "batch_rays": 128}
+    return dataclasses.replace(KINDS[kind](), **room | changes)
+
+
+def train_on(config: TrainConfig, devices: int, steps: int | None) -> tuple[Stage, TrainState]:
+    mesh = parallel.make_mesh(devices)
+    stage, state = train.fit(config, make_scene(), Recorder(steps), mesh=mesh)
+    return stage, jax.device_get(state)
+
+
+def first_moment(state: TrainState) -> np.ndarray:
+    """Adam's, which after one step is the gradient times a number."""
+    adam = [
+        node
+        for node in jax.tree.leaves(state.opt_state, is_leaf=optim._is_adam)
+        if optim._is_adam(node)
+    ]
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(adam[0].mu)])
+
+
+def compare(kind: str, counts: Sequence[int]) -> dict[str, Any]:
+    """Differences of the first gradient, bits of the end with a fixed order, and of pictures."""
+    config, found = make_config(kind), {"gradient": {}, "bits": {}, "picture": {}}
+    first = first_moment(train_on(config, 1, 1)[1])
+    ordered = make_config(kind, shards=COUNT)
+    stage, whole = train_on(ordered, 1, None)
+    for devices in counts:
+        other = first_moment(train_on(config, devices, 1)[1])
+        apart = np.linalg.norm(other - first) / np.linalg.norm(first)
+        found["gradient"][str(devices)] = float(apart)
+        again = train_on(ordered, devices, None)[1]
+        found["bits"][str(devices)] = list(differing_leaves(again, whole))
+    pictures = [
+        evaluate.make_render_view(
+            ordered,
+            stage,
+            whole.shown,
+            whole.grid,
+            (2.0, 6.0),
+            np.ones(3, np.float32),
+            mesh=parallel.make_mesh(devices),
+        )(make_scene().splits["test"].cameras, 0)
+        for devices in (1, counts[-1])
+    ]
+    found["picture"] = float(np.abs(pictures[0].rgb - pictures[1].rgb).max())
+    return found
+
+
+def as_doubles(tree: Any) -> Any:
+    """Arrays of float64 in place of those of float32."""
+    return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, tree)
+
+
+def follow(kind: str, counts: Sequence[int], steps: int = 200) -> dict[str, Any]:
+    """How far parameters lie apart after many steps of one stage in float64."""
+    scene, ends = make_scene(), {}
+    config = make_config(kind, steps=2 * steps)
+    scene_range = (scene.near, scene.far)
+    for devices in (1, *counts):
+        mesh = parallel.make_mesh(devices)
+        stage = stages.first_stage(config, scene.aabb, devices)
+        grid = stages.init_grid(config.field, stage, scene.aabb)
+        state = as_doubles(train.init_state(config, stage, grid))
+        pixels = as_doubles(batches.put_pixels(scene.splits["train"]))
+        state, pixels, course = parallel.replicate(
+            mesh, (state, pixels, as_doubles(train.make_course(config)))
+        )
+        step = jax.jit(train.make_train_step(config, stage, scene_range, mesh=mesh))
+        end, metrics = step(state, pixels, course, np.int32(steps))
+        assert metrics.dropped == 0.0 and end.step == steps
+        leaves = jax.tree.leaves(jax.device_get(end.params))
+        assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float64)}
+        ends[devices] = np.concatenate([np.ravel(leaf) for leaf in leaves])
+    size = np.linalg.norm(ends[1])
+    return {str(n): float(np.linalg.norm(ends[n] - ends[1]) / size) for n in counts}
+
+
+if __name__ == "__main__":
+    given = [int(count) for count in sys.argv[1].split(",")]
+    work = follow if jax.config.jax_enable_x64 else compare
+    print(json.dumps({kind: work(kind, given) for kind in sys.argv[2:] or KINDS}))
