@@ -2,8 +2,8 @@
 
     python benchmarks/devices.py --data data/nerf_synthetic/lego --downscale 4
 
-Each number of devices has a process of its own, whose devices share this machine's cores; what
-scales here is therefore at most as many times as there are cores.
+Each number of devices has a process of its own, which may use as many cores as it has devices, or
+all that there are.
 """
 
 import argparse
@@ -31,6 +31,7 @@ SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 def count_sent(program: str) -> dict[str, int]:
     """Bytes of what the collectives of a compiled step give, by kind."""
     found: dict[str, int] = {}
+    program = re.sub(r"/\*.*?\*/", "", program)
     for shapes, kind in SENT.findall(program):
         size = sum(
             SIZES[name] * math.prod(int(n) for n in sides.split(",") if n)
@@ -45,6 +46,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Bytes and seconds of a step of one preset on so many devices, in this process."""
     import dataclasses
 
+    # A core for each device, as far as there are any; else one device would use all of them.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[: arguments.devices])
     import jax
     import jax.numpy as jnp
 

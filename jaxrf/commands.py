@@ -191,6 +191,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
             "validate": clock.validate,
         }
         trained = {
+            "devices": mesh.size,
             "rays_per_second": round(clock.rays / max(clock.train, 1e-9), 1),
             "samples_per_second": round(clock.samples / max(clock.train, 1e-9), 1),
             "validations": [validation._asdict() for validation in watcher.history],
@@ -295,7 +296,7 @@ def run_evaluation(options: EvalOptions) -> int:
         "evaluate": time.perf_counter() - started,
         "total": monitor.seconds_since_start(),
     }
-    kept = ("rays_per_second", "samples_per_second", "validations")
+    kept = ("devices", "rays_per_second", "samples_per_second", "validations")
     trained = {name: before[name] for name in kept if name in before}
     trained |= score_sizes(run, split, score)
     values = _metrics(run, split, score, seconds, trained, hardware)

@@ -140,7 +140,7 @@ def format_table(found: dict[str, Run]) -> str:
         loss = read_curve(run.folder, "train/loss")[-1][1]
         cells = [
             name,
-            str(run.config.devices or "all"),
+            str(metrics["devices"]),
             f"{metrics['test']['psnr']:.2f} dB",
             f"{metrics['test']['ssim']:.4f}",
             f"{loss:.5f}",

@@ -80,9 +80,11 @@ def own_run(trained: Path, tmp_path: Path) -> Path:
 def test_metrics_have_every_key(trained: Path, scene_folder: Path) -> None:
     values = json.loads((trained / "metrics.json").read_text())
     assert set(values) == {
-        "test", "seconds", "steps", "rays_per_second", "samples_per_second", "validations",
+        "test", "seconds", "steps", "devices", "rays_per_second", "samples_per_second",
+        "validations",
         "peak_memory_bytes", "background", "resolution", "dataset", "hardware", "versions",
     }  # fmt: skip
+    assert values["devices"] == 1
     seconds = values["seconds"]
     assert set(seconds) == {
         "startup", "first_step", "compile", "train", "validate", "evaluate", "total"

@@ -47,7 +47,7 @@ def test_two_of_them_are_trained_once_and_reported_on(
     report = (options.output / "report.md").read_text(encoding="utf-8")
     rows = [line.split("|") for line in report.splitlines() if line.startswith("| study-")]
     assert [row[1].strip() for row in rows] == ["study-base", "study-bitnerf-parallel"]
-    assert [row[2].strip() for row in rows] == ["all", "2"]
+    assert [row[2].strip() for row in rows] == ["1", "2"]
     bits = [float(row[-2]) for row in rows]
     assert bits[0] == 32.0 and bits[1] < 32.0
     for picture in ("loss.png", "gradient_norm.png", "psnr.png", "views.png"):
