@@ -258,6 +258,7 @@ def _parse_resumed(arguments: Sequence[str], prog: str, run_dir: Path | None) ->
                 f"--{option} {given} contradicts {folder / runs.CONFIG_FILE}, which has {own}: "
                 "leave it out, as a run is resumed with its own settings, or train a new run."
             )
+    _check(config)
     return config
 
 

@@ -100,7 +100,7 @@ def run_training(config: TrainConfig, preset: str) -> int:
     parallel.connect(config.coordinator, config.processes, config.process_id)
     # Another time there may be others.
     config = dataclasses.replace(config, coordinator=None, processes=None, process_id=None)
-    with parallel.one_speaks():
+    with parallel.one_speaks(), parallel.leaving_if_lost():
         return _train_and_finish(config, preset)
 
 
@@ -119,6 +119,8 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
     if folder is None:
         parallel.once(lambda: _ensure_bricks(config))
         folder = _ensure_bricks(config)
+    if config.resume and config.devices not in (None, jax.device_count()):
+        config = _find_devices(config)
     mesh = parallel.make_mesh(config.devices)
     if mesh.size > 1:
         print(f"Devices: {mesh.size} share the rays, of {jax.process_count()} processes.")
@@ -154,8 +156,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
     manager = runs.LateCheckpoints(run_dir, config)
     startup = monitor.seconds_since_start()
     try:
-        # A process that is gone would be waited for when all is closed.
-        with parallel.leaving_if_lost(), monitor.catch_signals() as caught:
+        with monitor.catch_signals() as caught:
             watcher = monitor.Monitor(
                 run_dir,
                 config,
@@ -241,6 +242,15 @@ def finish_training(
             pictures.write_mp4(run.folder / "orbit.mp4", rgb, FPS)
         events.video("orbit", rgb, FPS, int(run.state.step))
         print(f"Video: {run.folder / 'orbit.mp4'}")
+
+
+def _find_devices(config: TrainConfig) -> TrainConfig:
+    """A resumed run's own number of devices, or all where there are not so many."""
+    assert config.devices is not None
+    if jax.process_count() == 1 and config.devices <= jax.device_count():
+        return config
+    print(f"The run had --devices {config.devices}; it goes on with {jax.device_count()}.")
+    return dataclasses.replace(config, devices=None)
 
 
 def _begin_run(folder: Path, config: TrainConfig) -> None:

@@ -517,8 +517,8 @@ class TrainConfig:
     """Which of them this is, from 0 on."""
     shards: int | None = None
     """Cut each step's rays into so many parts, a power of two, on however many devices, and add
-    their gradients up in one fixed order: up to so many devices then give the same bits. Default:
-    one part for each device, added up as is quickest."""
+    their gradients up in one fixed order: 1, 2, 4, ... up to so many devices then give the same
+    bits. Default: one part for each device, added up as is quickest."""
     budget: float | None = None
     """Seconds after the start of the process by which training is to be done, evaluation apart. The
     number of steps is fitted to the speed of the first steps, and once more when the field has
@@ -791,6 +791,7 @@ def study_base() -> TrainConfig:
         background="black",
         steps=1250,
         batch_rays=40_000,
+        devices=1,
         optimizer=OptimizerConfig(network_rate=1e-3, beta2=0.999, final_fraction=1.0),
     )
 

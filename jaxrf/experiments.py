@@ -75,7 +75,7 @@ def is_chosen(name: str, options: ExperimentsOptions) -> bool:
 def train_one(config: TrainConfig, name: str, options: ExperimentsOptions, folder: Path) -> None:
     """Trains in a process of its own, with two devices out of one CPU where it takes two."""
     command = [sys.executable, "-m", "jaxrf", "train", "--run-dir", str(folder)]
-    if (folder / "checkpoints").exists():
+    if any(path.name.isdigit() for path in folder.glob("checkpoints/*")):
         command.append("--resume")
     else:
         shutil.rmtree(folder, ignore_errors=True)
@@ -100,7 +100,9 @@ def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
     """What a run has logged of something, by step."""
     lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines]
-    return [(float(entry["step"]), entry[tag]) for entry in entries if tag in entry]
+    # A resumed run has some steps twice, and one that overflowed has no loss.
+    found = {float(entry["step"]): entry.get(tag) for entry in entries if tag in entry}
+    return [(step, found[step]) for step in sorted(found) if found[step] is not None]
 
 
 def write_report(found: dict[str, Run], options: ExperimentsOptions) -> str:

@@ -120,7 +120,7 @@ def once(action: Callable[[], object]) -> None:
     if leads():
         try:
             action()
-        except InputError as error:
+        except (InputError, OSError) as error:
             problem = str(error)
     problem = agree(problem)
     if problem is not None:
@@ -148,16 +148,21 @@ def one_speaks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def leaving_if_lost() -> Iterator[None]:
-    """Ends this process with one sentence if another one is gone, without waiting for it."""
+    """Ends this process with one sentence if it or another one cannot go on, waiting for none."""
     try:
         yield
+    except InputError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or memory.ran_out(error):
             raise
         reason = str(error).strip().split("\n", 1)[0][:200]
         print(
-            f"\nerror: Process {jax.process_index()} of {jax.process_count()} has lost another one "
-            f"({reason}).",
+            f"\nerror: Process {jax.process_index()} of {jax.process_count()} cannot go on with "
+            f"the others ({reason}).",
             file=sys.stderr,
             flush=True,
         )

@@ -618,8 +618,8 @@ def fit(
     observer, mesh = observer or Silence(), mesh or parallel.make_mesh(1)
     if config.shards is not None and config.shards % mesh.size:
         raise InputError(
-            f"--shards is {config.shards}, which {mesh.size} devices cannot share: give a power of "
-            "two that is not less, or leave it out."
+            f"--shards is {config.shards}, which {mesh.size} devices cannot share: take --devices "
+            f"1, 2, 4, ... up to {config.shards}, or leave --shards out."
         )
 
     def lean(pixels: TrainPixels) -> TrainPixels:

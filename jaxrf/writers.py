@@ -1,6 +1,7 @@
 """TensorBoard events through tensorboardX."""
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,7 +56,8 @@ class EventWriter:
             for tag, value in values.items():
                 writer.add_scalar(tag, value, step)
             with (self._folder / LOG_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                known = {k: v if math.isfinite(v) else None for k, v in values.items()}
+                file.write(json.dumps({"step": step, **known}) + "\n")
 
         self._submit(write)
 

@@ -31,6 +31,7 @@ def test_the_six_are_those_of_the_study() -> None:
     assert len({config.steps * config.batch_rays for config in made.values()}) == 1
     assert made["study-parallel"] == dataclasses.replace(made["study-base"], devices=2)
     assert made["study-bitnerf-parallel"] == dataclasses.replace(made["study-bitnerf"], devices=2)
+    assert made["study-base"].devices == made["study-bitnerf"].devices == 1
     changed = dataclasses.replace(made["study-base"].field, compute="bfloat16")
     assert made["study-mixed"] == dataclasses.replace(made["study-base"], field=changed)
 
