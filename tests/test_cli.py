@@ -269,6 +269,13 @@ def test_resume_refuses_a_contradicting_option_by_its_name(
     assert str(stored.run_dir) in line
 
 
+def test_a_resumed_run_is_not_begun_twice_for_want_of_a_coordinator(stored: TrainConfig) -> None:
+    with pytest.raises(InputError, match="add --coordinator host:port"):
+        cli.parse_training(
+            ["--resume", "--run-dir", str(stored.run_dir), "--processes", "2"], "prog"
+        )
+
+
 def test_resume_and_preset_exclude_each_other(
     stored: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -328,6 +335,11 @@ def test_memory_that_runs_out_is_advice_and_other_faults_are_tracebacks(
     ("arguments", "complaint"),
     [
         ("--preset pynerf-small --field.blend results", "add --field.shading per_sample"),
+        ("--shards 6", "--shards is 6: give a power of two"),
+        ("--devices 0", "--devices is 0"),
+        ("--field.rematerialise 0", "--field.rematerialise is 0"),
+        ("--coordinator host", "--coordinator is host: give host:port, or auto"),
+        ("--processes 2", "add --coordinator host:port"),
         ("--scale-schedule 5 2", "ascending steps from 0"),
         ("--scale-schedule 0 4 100 2 50 1", "ascending steps from 0"),
         ("--scale-schedule 0 0", "a factor of 1 or more"),
