@@ -156,7 +156,8 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
     manager = runs.LateCheckpoints(run_dir, config)
     startup = monitor.seconds_since_start()
     try:
-        with monitor.catch_signals() as caught:
+        # A process that is gone would be waited for when all is closed.
+        with parallel.leaving_if_lost(), monitor.catch_signals() as caught:
             watcher = monitor.Monitor(
                 run_dir,
                 config,
