@@ -170,18 +170,30 @@ def count_bits(run: Run) -> float:
 
 
 def draw_views(found: dict[str, Run]) -> bytes:
-    """The first test view: truth, and below it picture and depth of every experiment, as PNG."""
-    columns = []
-    for run in found.values():
-        folder = sources.find_data(Path(run.scene.data))
-        split = sources.load_scene(folder, ["test"], run.config.downscale).splits["test"]
+    """The first test view: truth, and below it picture and depth of every experiment, as PNG.
+
+    Depths have the same colours in all of them.
+    """
+    first = next(iter(found.values()))
+    folder = sources.find_data(Path(first.scene.data))
+    split = sources.load_scene(folder, ["test"], first.config.downscale).splits["test"]
+    background = train.background_color(first.config)
+    scored = {}
+    for name, run in found.items():
         commands.set_up_jax(run.config.matmul_precision)
         render = runs.make_render_view(run)
-        background = train.background_color(run.config)
-        scored = next(iter(evaluate.score_split(render, split, background, [0])))
-        rendering = scored.rendering
-        seen = rendering.depth[rendering.opacity > 0.5]
-        ends = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
-        depth = pictures.depth_picture(rendering.median_depth, rendering.opacity, *ends)
-        columns.append(np.concatenate([scored.truth, np.clip(rendering.rgb, 0.0, 1.0), depth]))
-    return pictures.encode_png(np.concatenate(columns, axis=1))
+        scored[name] = next(iter(evaluate.score_split(render, split, background, [0])))
+    renderings = [view.rendering for view in scored.values()]
+    seen = np.concatenate([r.median_depth[r.opacity > 0.5] for r in renderings])
+    low, high = np.percentile(seen, [2.0, 98.0]) if seen.size else (0.0, 1.0)
+    columns = {
+        name: [
+            view.truth,
+            np.clip(view.rendering.rgb, 0.0, 1.0),
+            pictures.depth_picture(
+                view.rendering.median_depth, view.rendering.opacity, float(low), float(high)
+            ),
+        ]
+        for name, view in scored.items()
+    }
+    return pictures.encode_columns(columns, ["truth", "picture", "depth"])

@@ -69,8 +69,9 @@ def connect(coordinator: str, processes: int | None, process_id: int | None) -> 
             f"({reason}): name host:port of process 0, which all must reach."
         ) from error
     _leave_last_words(
-        f"Process {jax.process_index()} of {jax.process_count()} has ended early, as it or another "
-        "one was lost: start all of them again with --resume, from the last checkpoint."
+        f"Process {jax.process_index()} of {jax.process_count()} has ended early. If nothing above "
+        "says what to change, it or another one was lost: start all of them again with --resume, "
+        "from the last checkpoint."
     )
 
 
@@ -156,7 +157,8 @@ def leaving_if_lost() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)
-    except jax.errors.JaxRuntimeError as error:
+    # A connection that breaks while a program is dispatched comes as a ValueError.
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
         if jax.process_count() == 1 or memory.ran_out(error):
             raise
         reason = str(error).strip().split("\n", 1)[0][:200]

@@ -46,6 +46,28 @@ def encode_plot(
     return buffer.getvalue()
 
 
+def encode_columns(
+    columns: Mapping[str, Sequence[Float[np.ndarray, "h w 3"]]], rows: Sequence[str]
+) -> bytes:
+    """Pictures with values in [0, 1] side by side under their columns' names, as PNG."""
+    from matplotlib.figure import Figure
+
+    height, width, _ = next(iter(columns.values()))[0].shape
+    size = 2.2 * len(columns), 2.2 * height / width * len(rows) + 0.4
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for column, (name, images) in enumerate(columns.items()):
+        axes[0, column].set_title(name, fontsize=9)
+        for row, image in enumerate(images):
+            axes[row, column].imshow(image, vmin=0.0, vmax=1.0)
+            axes[row, column].set(xticks=[], yticks=[])
+    for row, name in enumerate(rows):
+        axes[row, 0].set_ylabel(name)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def to_uint8(image: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Values in [0, 1] (others are clipped, NaN is 0) as 8-bit numbers, rounded."""
     return np.rint(np.clip(np.nan_to_num(image), 0.0, 1.0) * 255.0).astype(np.uint8)

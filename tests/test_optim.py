@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxrf import optim
 from jaxrf.config import OptimizerConfig
 from jaxrf.optim import Course, make_optimizer, make_schedule, make_schedules, map_moments
 
@@ -348,3 +349,29 @@ def test_l2_joins_the_gradients_of_networks_matrices() -> None:
         np.testing.assert_allclose(after["kernel"], weight, rtol=1e-6)
         np.testing.assert_array_equal(after["bias"], 5.0)
         np.testing.assert_array_equal(after["table"], 5.0)
+
+
+def test_the_scale_of_the_loss_is_halved_by_an_overflow_and_doubled_after_many_good_steps() -> None:
+    """Against a loop over steps, past both of its bounds."""
+    chance = np.random.default_rng(0)
+    went_well = [*(chance.random(60) > 0.6), *[True] * 12_600, *[False] * 30, *[True] * 501]
+    factor, since = optim.FIRST_SCALE, 0
+    scale, adapt = optim.init_loss_scale(), jax.jit(optim.adapt_loss_scale)
+    seen = set()
+    for good in went_well:
+        if good:
+            since += 1
+            if since == optim.STEPS_TO_DOUBLE:
+                factor, since = min(2.0 * factor, optim.MOST_SCALE), 0
+        else:
+            factor, since = max(factor / 2.0, 1.0), 0
+        scale = adapt(scale, jnp.asarray(good))
+        assert (float(scale.factor), int(scale.since)) == (factor, since)
+        seen.add(factor)
+    assert {1.0, optim.MOST_SCALE} <= seen
+
+
+@pytest.mark.parametrize(("value", "finite"), [(1e38, True), (np.inf, False), (np.nan, False)])
+def test_one_number_that_is_not_finite_is_found(value: float, finite: bool) -> None:
+    tree = {"a": jnp.zeros(3), "b": [jnp.zeros((2, 2)).at[1, 0].set(value)]}
+    assert bool(optim.all_finite(tree)) is finite

@@ -232,6 +232,22 @@ def test_alone_a_process_decides_for_itself() -> None:
         pass
 
 
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError, InputError])
+def test_of_several_processes_one_that_cannot_go_on_waits_for_none(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    with pytest.raises(kind, match="Gloo"), parallel.leaving_if_lost():
+        raise kind("UNKNOWN: Gloo all-reduce failed")
+    assert not left
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with parallel.leaving_if_lost():
+        raise kind("UNKNOWN: Gloo all-reduce failed")
+    assert len(left) == 1 and left[0] > 0
+    assert "UNKNOWN: Gloo all-reduce failed" in capsys.readouterr().err
+
+
 def test_more_devices_than_there_are_are_refused() -> None:
     with pytest.raises(InputError, match=r"--devices asks for 1000, but there"):
         parallel.make_mesh(1000)

@@ -118,3 +118,12 @@ def test_a_gif_has_every_frame_and_loops_for_ever(count: int) -> None:
             gif.seek(index)
             shown = np.asarray(gif.convert("RGB")).astype(int)
             assert np.abs(shown - frames[index]).max() <= 12
+
+
+def test_pictures_stand_in_columns_as_they_were_given() -> None:
+    red, green = (np.broadcast_to(np.float32(c), (8, 12, 3)) for c in ((1, 0, 0), (0, 1, 0)))
+    encoded = pictures.encode_columns({"a": [red, green], "b": [green, red]}, ["x", "y"])
+    drawn = Image.open(io.BytesIO(encoded)).convert("RGB")
+    places = [[(x * drawn.width, y * drawn.height) for x in (0.3, 0.75)] for y in (0.3, 0.75)]
+    colors = [[drawn.getpixel((int(x), int(y))) for x, y in row] for row in places]
+    assert colors == [[(255, 0, 0), (0, 255, 0)], [(0, 255, 0), (255, 0, 0)]]

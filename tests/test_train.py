@@ -519,6 +519,59 @@ def test_what_is_computed_twice_for_the_gradient_gives_the_same_for_less_memory(
     assert needed[1] < needed[0]
 
 
+def in_half(config: TrainConfig, compute: str) -> TrainConfig:
+    return dataclasses.replace(config, field=dataclasses.replace(config.field, compute=compute))
+
+
+def do_steps(
+    config: TrainConfig, count: int, factor: float | None = None
+) -> tuple[train.TrainState, train.TrainState, Metrics]:
+    """The state before and after some steps; `factor` replaces the first scale of the loss."""
+    stage, state = first_state(config)
+    if factor is not None:
+        scale = state.opt_state.scale._replace(factor=jnp.asarray(factor))
+        state = dataclasses.replace(state, opt_state=state.opt_state._replace(scale=scale))
+    pixels = batches.put_pixels(make_scene().splits["train"])
+    before = jax.device_get(state)
+    run = train.compile_step(config, stage, RANGE, state, pixels)
+    after, metrics = run(state, pixels, train.make_course(config), jnp.asarray(count, jnp.int32))
+    return before, after, metrics
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+@pytest.mark.parametrize("tiny", [tiny_nerf, tiny_voxels])
+def test_networks_in_16_bits_learn_as_those_in_32(
+    tiny: Callable[..., TrainConfig], compute: str
+) -> None:
+    """The gradient of the first step, whose size a scaled loss does not change."""
+    plain, half = (do_steps(in_half(tiny(), kind), 1)[2] for kind in ("float32", compute))
+    assert half.kept == plain.kept == 1.0
+    assert half.gradient_norm != plain.gradient_norm
+    assert float(half.gradient_norm) == pytest.approx(float(plain.gradient_norm), rel=0.05)
+    assert float(half.loss) == pytest.approx(float(plain.loss), rel=0.02)
+
+
+def test_a_step_that_overflows_changes_nothing_but_the_scale() -> None:
+    config = in_half(tiny_voxels(), "float16")
+    before, after, metrics = do_steps(config, 1, factor=2.0**100)
+    assert differing_leaves(after.params, before.params) == []
+    assert differing_leaves(after.opt_state.inner, before.opt_state.inner) == []
+    assert differing_leaves(after.grid, before.grid) == []
+    assert float(after.opt_state.scale.factor) == 2.0**99
+    assert int(after.step) == 1 and float(metrics.kept) == 0.0
+    assert all(math.isfinite(float(value)) for value in metrics)
+
+
+def test_steps_that_do_not_overflow_count_alone_for_the_metrics() -> None:
+    """The scale is too large for some steps only."""
+    config = in_half(tiny_voxels(), "float16")
+    _, after, metrics = do_steps(config, 30, factor=2.0**40)
+    assert 0.0 < float(metrics.kept) < 1.0
+    _, _, plain = do_steps(in_half(tiny_voxels(), "float32"), 30)
+    assert 0.5 < float(metrics.mse) / float(plain.mse) < 2.0
+    assert 1.0 < float(after.opt_state.scale.factor) < 2.0**40
+
+
 def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
     config = tiny_tensorf()
     stage, state = first_state(config)
