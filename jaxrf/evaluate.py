@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -62,10 +61,15 @@ def make_render_view(
     Each pixel is the mean of subrays x subrays rays, by default as many as in training. `tight`
     renders quicker, but has to be compiled anew whenever cells were pruned. If memory runs out,
     half as many samples at once are tried, and so on. `mesh` are the devices that share the rays,
-    by default one; of several processes all have to render.
+    by default one; of several processes all have to render. With `config.shards`, rays are cut into
+    so many shards whatever renders them, lest the last bits depend on it.
     """
     parts, field = subrays or stage.subrays, config.field
     mesh = mesh or parallel.make_mesh(1)
+    shards = config.shards or mesh.size
+    if shards % mesh.size:
+        # Another machine than that of the training may have any number of devices.
+        shards = mesh.size
     params, grid = parallel.replicate(mesh, (params, grid))
     stage, aabb = fit_to_render(config.field, stage, grid, tight)
 
@@ -78,11 +82,12 @@ def make_render_view(
 
         def render_chunks(rays: Rays) -> Rendering:
             own = (params, grid, *parallel.replicate(mesh, (rays, behind, aabb)))
-            return _render_chunks(field, stage, samples, mesh, *own)
+            chosen = _render_ordered if config.shards else _render_chunks
+            return chosen(field, stage, samples, mesh, shards // mesh.size, *own)
 
         try:
-            most = mesh.size * rays_at_once(config)
-            picture = render_image(render_chunks, rays, most, divisor=mesh.size)
+            most = shards * rays_at_once(config)
+            picture = render_image(render_chunks, rays, most, divisor=shards)
         except RuntimeError as error:
             # Others would not know that less is tried.
             alone = jax.process_count() == 1
@@ -98,30 +103,40 @@ def make_render_view(
 _image_rays = jax.jit(image_rays, static_argnums=(2, 3))
 
 
-# At module level, so that what was compiled for one view or validation serves the next.
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _render_chunks(
+def _render_shards(
     field: FieldConfig,
     stage: Stage,
     samples: int,
     mesh: Mesh,
+    shards: int,
     params: Params,
     grid: OccupancyGrid,
     rays: Rays,
     behind: Float[Array, "3"],
     aabb: Float[Array, "2 3"],
 ) -> Rendering:
+    """Renders chunks of rays, each device `shards` parts of each, one after the other."""
+
     def on_device(params: Params, grid: OccupancyGrid, rays: Rays, *rest: Array) -> Rendering:
         behind, aabb = rest
-        return jax.lax.map(
+        chunks = rays.near.shape
+        parts = jax.tree.map(lambda x: x.reshape(chunks[0] * shards, -1, *x.shape[2:]), rays)
+        rendered = jax.lax.map(
             lambda chunk: render_rays(field, stage, samples, params, grid, chunk, behind, aabb),
-            rays,
+            parts,
         )
+        return jax.tree.map(lambda x: x.reshape(*chunks, *x.shape[2:]), rendered)
 
     shared = (False, False, True, False, False)
     run = parallel.share_out(mesh, on_device, shared, axis=1, joins=True)
     return run(params, grid, rays, behind, aabb)
 
+
+# At module level, so that what was compiled for one view or validation serves the next.
+_render_chunks = jax.jit(_render_shards, static_argnums=(0, 1, 2, 3, 4))
+_render_ordered = jax.jit(
+    _render_shards, static_argnums=(0, 1, 2, 3, 4), compiler_options=parallel.ORDERED
+)
 
 _ssim = jax.jit(metrics.ssim)
 _lpips = jax.jit(lpips.lpips)

@@ -161,14 +161,23 @@ class Monitor:
         """Training time, that before a resume included."""
         return self.seconds_before + self.clock.train + self.clock.compile
 
-    def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
-        """Notes the compilation and says what the stage is."""
+    def may_wait(self) -> bool:
+        """Whether nobody has asked to stop and there is time left."""
         late = self.deadline is not None and time.time() > self.deadline
-        if parallel.agree(late) and not self._done:
+        self._check_begun(late)
+        return not late and not self.caught
+
+    def _check_begun(self, late: bool) -> None:
+        if late and not self._done:
             raise InputError(
                 f"--budget {self.config.budget:g} is too short here: starting took "
                 f"{seconds_since_start():.1f} s; give more seconds."
             )
+
+    def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
+        """Notes the compilation and says what the stage is."""
+        late = self.deadline is not None and time.time() > self.deadline
+        self._check_begun(parallel.agree(late))
         now = time.perf_counter()
         self._pace = Pace()
         self.clock.compile += seconds

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, NamedTuple, Protocol, assert_never, runtime_checkable
 
@@ -439,6 +439,10 @@ def enter_next_stage(
 class Observer(Protocol):
     """What `fit` tells of its progress; see `monitor.Monitor`."""
 
+    def may_wait(self) -> bool:
+        """Whether to go on waiting for a stage to be compiled; asked now and then."""
+        ...
+
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         """A stage begins, its step has been compiled in so many seconds."""
         ...
@@ -461,6 +465,10 @@ class Observer(Protocol):
 
 class Silence:
     """An observer that neither says nor changes anything."""
+
+    def may_wait(self) -> bool:
+        """Always."""
+        return True
 
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         """Nothing."""
@@ -535,6 +543,23 @@ class StepCompiler:
             self.streams,
             self.mesh,
         )
+
+    def is_ready(
+        self,
+        stage: Stage,
+        state: TrainState,
+        pixels: TrainPixels,
+        may_wait: Callable[[], bool],
+    ) -> bool:
+        """Waits for a stage to be compiled, as long as that may be waited for."""
+        self.begin(stage, state, pixels)
+        compiled = self._ahead[stages.ignore_pruning(self.config.field, stage)]
+        # Of several processes all have to come to the same end.
+        while jax.process_count() == 1 and not compiled.done():
+            if not may_wait():
+                return False
+            wait([compiled], timeout=0.1)
+        return True
 
     def get(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> StepFn:
         """The steps of a stage, as soon as they are compiled."""
@@ -665,6 +690,7 @@ def fit(
         while step < config.steps:
             # A state saved at the step of a growth is from before it.
             growth = next((growth for growth in growths if growth.step == step), None)
+            before = stage, state
             if growth is not None:
                 here = parallel.localise(mesh, state)
                 stage, here = enter_next_stage(config, stage, here, growth)
@@ -675,6 +701,9 @@ def fit(
 
             started = time.perf_counter()
             shown = parallel.replicate(mesh, lean(pixels))
+            if not compiler.is_ready(stage, state, shown, observer.may_wait):
+                return before
+            del before
             run = compiler.get(stage, state, shown)
             while is_too_large(run):
                 smaller = stages.ask_less_memory(config, stage)

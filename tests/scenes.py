@@ -404,6 +404,9 @@ class Recorder:
         self.steps: list[int] = []
         self.step = 0
 
+    def may_wait(self) -> bool:
+        return True
+
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         self.stages.append((self.step, stage, pixels))
 

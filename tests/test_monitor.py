@@ -295,7 +295,9 @@ class Budgeted:
         self.now = 1000.0
         monkeypatch.setattr(monitor.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(monitor.time, "time", lambda: self.now)
-        self.config = tiny_voxels(steps=200, validate_every=0.0, checkpoint_seconds=1e9)
+        self.config = tiny_voxels(
+            steps=200, validate_every=0.0, checkpoint_seconds=1e9, budget=budget
+        )
         deadline = None if budget is None else self.now + budget
         self.watched = watch(self.config, deadline=deadline)
         self.step = 0
@@ -307,6 +309,23 @@ class Budgeted:
         self.now, self.step = self.now + seconds, self.step + steps
         assert not self.watched.dispatch(self.step, steps)
         self.config = self.watched.monitor.replan(self.config, self.step, growing)
+
+
+def test_compilation_is_waited_for_until_the_deadline_or_a_signal(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Budgeted(watch, monkeypatch, 100.0)
+    monitor_of = run.watched.monitor
+    assert monitor_of.may_wait()
+    run.watched.caught.append(signal.SIGINT)
+    assert not monitor_of.may_wait()
+    run.watched.caught.clear()
+    run.now += 101.0
+    with pytest.raises(InputError, match=r"--budget 100 is too short here: starting took"):
+        monitor_of.may_wait()
+    monitor_of._done = 1
+    assert not monitor_of.may_wait()
+    assert Budgeted(watch, monkeypatch, None).watched.monitor.may_wait()
 
 
 def test_steps_are_fitted_to_the_budget_early_and_again_after_the_last_growth(

@@ -46,7 +46,7 @@ def test_devices_give_the_gradient_of_one_and_in_a_fixed_order_its_bits(
     for devices, apart in found["gradient"].items():
         assert apart < 1e-6, f"on {devices} devices"
     assert not any(found["bits"].values()), found["bits"]
-    assert found["picture"] < 1e-6
+    assert found["picture"] == 0.0
 
 
 @pytest.mark.slow

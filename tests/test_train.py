@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,35 @@ def test_the_shapes_of_a_state_are_foreseen(make: Any, pruned: bool) -> None:
         for a, b in zip(jax.tree.leaves(shapes), jax.tree.leaves(new_state), strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
     assert foreseen == {tiny_voxels: 1, tiny_nerf: 3, tiny_tensorf: 3 if pruned else 1}[make]
+
+
+def test_a_stage_that_takes_too_long_to_compile_is_not_entered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is left then can be rendered and resumed: the state is that from before the growth."""
+    compile_step, known = train.compile_step, threading.Event()
+
+    def compile_late(config: TrainConfig, stage: Stage, *rest: Any) -> Any:
+        if stage.resolution != first.resolution:
+            assert known.wait(60)
+        return compile_step(config, stage, *rest)
+
+    class Impatient(Recorder):
+        def may_wait(self) -> bool:
+            return self.step == 0
+
+    monkeypatch.setattr(train, "compile_step", compile_late)
+    config = tiny_voxels()
+    first = stages.first_stage(config, make_scene().aabb, 1)
+    try:
+        stage, state = train.fit(config, make_scene(), Impatient())
+    finally:
+        known.set()
+    grows = next(g.step for g in stages.plan_growth(config) if g.voxels)
+    assert int(state.step) == grows and stage.resolution == first.resolution
+    whole = train.fit(config, make_scene(), Recorder())
+    again = train.fit(config, make_scene(), Recorder(), (stage, state))
+    assert again[0] == whole[0] and differing_leaves(again[1], whole[1]) == []
 
 
 def test_a_step_compiled_ahead_is_the_one_that_is_got() -> None:
