@@ -34,7 +34,7 @@ test: $(VENV)/.installed-dev
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from PIL import Image
 
 from jaxrf import progress, stages, train
@@ -385,6 +386,11 @@ def first_state(config: TrainConfig, aabb: np.ndarray | None = None) -> tuple[St
     aabb = make_scene().aabb if aabb is None else aabb
     stage = stages.first_stage(config, aabb)
     return stage, _init_state(config, stage, stages.init_grid(config.field, stage, aabb))
+
+
+def slow(*values: Any) -> Any:
+    """A case that takes long to compile, beside others like it that are quick."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 class Recorder:

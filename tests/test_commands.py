@@ -646,17 +646,20 @@ def test_a_budget_that_ends_before_training_begins_is_refused(
 
 @pytest.mark.slow
 def test_training_is_done_within_its_budget(tmp_path: Path, scene_folder: Path) -> None:
-    arguments = ["--preset", "voxels-small", "--data", str(scene_folder), "--video.frames", "0"]
-    arguments += ["--batch-rays", "256", "--batch-samples", "8192", "--budget", "25"]
-    arguments += ["--field.initial-resolution", "16", "--field.divisions", "1"]
-    arguments += ["--run-dir", str(tmp_path / "run")]
-    code = f"from jaxrf import cli; raise SystemExit(cli.train({arguments!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    values = json.loads((tmp_path / "run/metrics.json").read_text())
-    seconds = values["seconds"]
-    assert 20.0 < seconds["total"] - seconds["evaluate"] < 25.0 + 1.0
-    config = runs.read_config(tmp_path / "run")
+    """However long compilation takes; once programs are cached, as it was planned."""
+    for name in ("first", "again"):
+        arguments = ["--preset", "voxels-small", "--data", str(scene_folder)]
+        arguments += ["--batch-rays", "256", "--batch-samples", "8192", "--budget", "25"]
+        arguments += ["--field.initial-resolution", "16", "--field.divisions", "1"]
+        arguments += ["--run-dir", str(tmp_path / name), "--video.frames", "0"]
+        code = f"from jaxrf import cli; raise SystemExit(cli.train({arguments!r}))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        values = json.loads((tmp_path / name / "metrics.json").read_text())
+        seconds = values["seconds"]
+        assert seconds["total"] - seconds["evaluate"] < 25.0 + 1.0
+    assert seconds["total"] - seconds["evaluate"] > 20.0
+    config = runs.read_config(tmp_path / "again")
     assert config.budget == 25.0 and len(config.knots) >= 2
     assert 0.9 * config.steps < values["steps"] <= config.steps
 

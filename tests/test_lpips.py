@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scenes import slow
 
 from jaxrf.errors import InputError
 from jaxrf.lpips import ALEXNET, VGG16, Convolution, load_weights, lpips, smallest_side
@@ -119,7 +120,7 @@ def test_a_file_that_is_missing_or_something_else_is_refused(tmp_path: Path) -> 
         load_weights(tmp_path / "text.npz")
 
 
-@pytest.mark.parametrize("name", ["alex", "vgg"])
+@pytest.mark.parametrize("name", ["alex", slow("vgg")])
 def test_pictures_of_the_smallest_side_can_be_compared_and_smaller_ones_not(name: str) -> None:
     weights = {key: jnp.asarray(value) for key, value in random_weights(name).items()}
     side = smallest_side(weights)

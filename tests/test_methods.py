@@ -21,6 +21,7 @@ from scenes import (
     marching_nerf,
     positions_in,
     proposing_hashgrid,
+    slow,
     tiny_bitnerf,
     tiny_hashgrid,
     tiny_nerf,
@@ -195,6 +196,7 @@ def test_pruning_an_empty_field_leaves_the_box(prune_by: str, voxels: int | None
     assert new_stage.resolution == ((8, 8, 8) if voxels is None else (10, 10, 10))
 
 
+@pytest.mark.slow
 def test_by_weight_what_is_hidden_is_pruned_and_by_alpha_it_is_not() -> None:
     """An opaque ball: its middle has as much density as its surface, but no ray gets there."""
     kept = {}
@@ -328,7 +330,7 @@ def test_the_samples_of_a_nerf_are_those_of_both_networks() -> None:
     assert int(prediction.samples) == 16 * (12 + 20)
 
 
-@pytest.mark.parametrize("shading", ["per_ray", "per_sample"])
+@pytest.mark.parametrize("shading", ["per_ray", slow("per_sample")])
 def test_pictures_are_the_same_whether_features_are_computed_for_all_samples_or_for_some(
     shading: str,
 ) -> None:
@@ -361,7 +363,7 @@ def test_only_what_lies_in_the_asked_box_is_rendered(make: Any) -> None:
     np.testing.assert_allclose(found.opacity, [1.0, 0.0], atol=2e-3)
 
 
-@pytest.mark.parametrize("make", [tiny_tensorf, tiny_voxels])
+@pytest.mark.parametrize("make", [slow(tiny_tensorf), tiny_voxels])
 def test_marching_through_what_is_occupied_alone_shows_the_same(make: Any) -> None:
     config = solid(make())
     stage, state = first_state(config)
@@ -577,7 +579,7 @@ def lively(params: Params, seed: int = 0) -> Params:
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.6, x.shape), x.dtype), params)
 
 
-@pytest.mark.parametrize("contract", [False, True])
+@pytest.mark.parametrize("contract", [False, slow(True)])
 def test_marching_shows_the_same_field_as_many_even_samples(contract: bool) -> None:
     config = tiny_hashgrid()
     scale = 0.1 if contract else 3.0
@@ -613,6 +615,7 @@ def test_marching_shows_the_same_field_as_many_even_samples(contract: bool) -> N
     np.testing.assert_allclose(found[2], found[3], rtol=0.05, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
     config = tiny_hashgrid()
     stage, state = first_state(config)
@@ -743,6 +746,7 @@ def test_grids_that_are_not_probed_are_not_refreshed(make: Any) -> None:
     assert methods.refresh(config.field, stage, state.params, state.grid, key) is state.grid
 
 
+@pytest.mark.slow
 def test_samples_lie_in_occupied_cells_alone() -> None:
     config = solid(tiny_hashgrid())
     stage, state = first_state(config)
@@ -769,7 +773,7 @@ def test_samples_lie_in_occupied_cells_alone() -> None:
         assert np.all(shown[length == 0] == 0) and np.all(shown[length > step] > 0.999)
 
 
-@pytest.mark.parametrize("sampler", ["hierarchical", "occupancy"])
+@pytest.mark.parametrize("sampler", ["hierarchical", slow("occupancy")])
 def test_density_is_noisy_in_training_and_not_in_rendering(sampler: str) -> None:
     make = tiny_nerf if sampler == "hierarchical" else marching_nerf
     plain, rays = make(), some_rays(16)
@@ -795,6 +799,7 @@ def test_the_penalty_of_lines_holds_their_nonorthogonality_and_variation() -> No
     assert float(found) > 0
 
 
+@pytest.mark.slow
 def test_what_proposals_miss_teaches_them_alone() -> None:
     config = proposing_hashgrid()
     stage, state = first_state(config)
@@ -828,7 +833,7 @@ def test_proposals_count_among_the_samples_of_a_ray() -> None:
 # What captured scenes need of any field.
 
 # One of each way of sampling and of each kind of grid.
-WAYS = [tiny_voxels, tiny_tensorf, tiny_nerf, marching_nerf, proposing_hashgrid]
+WAYS = [slow(tiny_voxels), slow(tiny_tensorf), tiny_nerf, marching_nerf, proposing_hashgrid]
 
 
 def capture(make: Any, **changes: Any) -> TrainConfig:
@@ -908,7 +913,9 @@ def test_contracted_space_stays_whole_as_grids_grow(make: Any) -> None:
         np.testing.assert_allclose(after.rgb[-1], before.rgb[-1], atol=0.05)
 
 
-@pytest.mark.parametrize("make", [tiny_voxels, cp_config, tiny_nerf, tiny_hashgrid])
+@pytest.mark.parametrize(
+    "make", [slow(tiny_voxels), slow(cp_config), tiny_nerf, slow(tiny_hashgrid)]
+)
 def test_pictures_look_alike_until_their_codes_differ(make: Any) -> None:
     plain = make()
     config = capture(make, appearance_dim=3, appearance_pictures=6)

@@ -708,6 +708,7 @@ def test_probing_is_the_same_however_many_cells_are_looked_into_together(chunk: 
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_points_are_spread_over_their_cells_and_nowhere_else() -> None:
     found: list[np.ndarray] = []
 

@@ -34,9 +34,10 @@ def run_devices(counts: str, kind: str, **more: str) -> dict[str, Any]:
 KINDS = ["nerf", "bitnerf", "tensorf", "voxels", "hashgrid", "pynerf"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "counts"),
-    [("nerf", "2"), *(pytest.param(kind, "2,4,8", marks=pytest.mark.slow) for kind in KINDS)],
+    [(kind, "2,4,8") for kind in KINDS],
 )
 def test_devices_give_the_gradient_of_one_and_in_a_fixed_order_its_bits(
     kind: str, counts: str
@@ -135,13 +136,8 @@ PRESETS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--preset", "nerf-tiny", "--field.layers", "2", "--field.width", "16"],
-        *(pytest.param(options, marks=pytest.mark.slow) for options in ([], *PRESETS)),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], *PRESETS])
 def test_two_processes_give_the_bits_of_one(options: list[str], tmp_path: Path) -> None:
     data = write_scene(tmp_path / "ball")
     order = ["--shards", "2", *options]

@@ -14,6 +14,9 @@ from jaxrf.data import sources
 from jaxrf.data.base import Scene
 from jaxrf.fields.voxels import VoxelGrid
 
+# What is trained for several tests is trained once.
+pytestmark = pytest.mark.xdist_group("quality")
+
 
 def render_bricks(cache: Path, bricks: BricksConfig) -> Path:
     with pytest.MonkeyPatch.context() as patch:

@@ -21,6 +21,7 @@ from scenes import (
     make_scene,
     marching_nerf,
     proposing_hashgrid,
+    slow,
     tiny_bitnerf,
     tiny_hashgrid,
     tiny_nerf,
@@ -43,11 +44,6 @@ from jaxrf.rays import clip_to_aabb
 from jaxrf.train import DivergedError, Metrics, TrainPixels, TrainState
 
 RANGE = (2.0, 6.0)
-
-
-def slow(*values: Any) -> Any:
-    """A case that takes long to compile, beside others like it that are quick."""
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def by_weight(**changes: Any) -> TrainConfig:
@@ -94,7 +90,7 @@ def through_disk(
         slow(tiny_tensorf(background="random", seed=5), [6, 9, 12]),
         slow(by_weight(background="random", seed=5), [6, 9, 12]),
         (tiny_nerf(), [5]),
-        (tiny_voxels(background="random", seed=5), [6, 9, 12, 20]),
+        slow(tiny_voxels(background="random", seed=5), [6, 9, 12, 20]),
         # More sub-rays from step 14 on; cells are probed before step 17.
         slow(averaged_hashgrid(background="random", seed=5), [3, 14, 16, 18]),
         slow(marching_nerf(), [4, 7]),
@@ -198,6 +194,7 @@ def test_a_run_that_is_done_is_left_alone() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_plan_moves_the_growths_to_come_and_the_end() -> None:
     config = tiny_voxels(steps_per_dispatch=1)
     assert [growth.step for growth in stages.plan_growth(config)] == [6, 12, 18]
@@ -215,7 +212,7 @@ def test_a_new_plan_moves_the_growths_to_come_and_the_end() -> None:
     assert [step for step, _, _ in recorder.stages] == [0, 6, 10, 13]
 
 
-@pytest.mark.parametrize("steps", [slow(14), slow(24), 40])
+@pytest.mark.parametrize("steps", [slow(14), slow(24), slow(40)])
 def test_a_growth_that_is_due_when_the_plan_changes_still_comes(steps: int) -> None:
     config = tiny_voxels(steps_per_dispatch=1)
     recorder = Recorder(plans={6: steps})
@@ -242,7 +239,7 @@ def test_plans_change_nothing_behind_them_and_all_that_comes() -> None:
     assert "params" in " ".join(differing_leaves(halves[3], halves[2]))
 
 
-@pytest.mark.parametrize("stop", [slow(5), slow(9), slow(16), 21])
+@pytest.mark.parametrize("stop", [slow(5), slow(9), slow(16), slow(21)])
 def test_a_run_whose_plan_was_changed_is_resumed_to_the_same_bits(
     tmp_path: Path, stop: int
 ) -> None:
@@ -267,6 +264,7 @@ def test_a_run_whose_plan_was_changed_is_resumed_to_the_same_bits(
 # ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stages_follow_the_plan_and_drop_hardly_a_ray() -> None:
     config = tiny_tensorf(steps=100, steps_per_dispatch=10)
     recorder = Recorder()
@@ -334,7 +332,9 @@ def test_stages_of_voxels_keep_their_shapes_and_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [tiny_voxels, tiny_nerf, tiny_tensorf, by_weight], ids=lambda make: make.__name__
+    "make",
+    [tiny_voxels, tiny_nerf, slow(tiny_tensorf), slow(by_weight)],
+    ids=lambda make: make.__name__,
 )
 def test_no_stage_is_compiled_twice_and_hardly_one_in_vain(
     monkeypatch: pytest.MonkeyPatch, make: Any
@@ -473,6 +473,7 @@ def scarce(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return needs
 
 
+@pytest.mark.slow
 def test_a_step_that_needs_more_memory_than_is_free_is_made_smaller(scarce: list[int]) -> None:
     scarce += [200, 91, 90]
     observer = Recorder(stop_at=1)
@@ -491,6 +492,7 @@ def test_when_hardly_any_memory_is_free_what_needs_least_is_tried(scarce: list[i
     assert stages.FEWEST_RAYS <= stage.rays < 2 * stages.FEWEST_RAYS
 
 
+@pytest.mark.slow
 def test_rays_of_a_fixed_number_of_samples_need_more_passes_and_no_smaller_batch(
     scarce: list[int],
 ) -> None:
@@ -530,7 +532,7 @@ def assert_same_course(
 
 
 @pytest.mark.parametrize(
-    ("tiny", "wide"), [(tiny_nerf, {"width": 128, "layers": 4}), (tiny_voxels, {})]
+    ("tiny", "wide"), [slow(tiny_nerf, {"width": 128, "layers": 4}), (tiny_voxels, {})]
 )
 def test_what_is_computed_twice_for_the_gradient_gives_the_same_for_less_memory(
     tiny: Callable[..., TrainConfig], wide: dict[str, int]
@@ -568,7 +570,7 @@ def do_steps(
     return before, after, metrics
 
 
-@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+@pytest.mark.parametrize("compute", ["bfloat16", slow("float16")])
 @pytest.mark.parametrize("tiny", [tiny_nerf, tiny_voxels])
 def test_networks_in_16_bits_learn_as_those_in_32(
     tiny: Callable[..., TrainConfig], compute: str
@@ -702,6 +704,7 @@ def test_sub_rays_pass_the_middles_of_the_parts_of_their_pixel() -> None:
     np.testing.assert_allclose(rays.radii.reshape(40, 9)[:, 4], one.radii / 3, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_the_loss_compares_the_mean_of_the_sub_rays() -> None:
     config = tiny_nerf(steps=1, steps_per_dispatch=1, subrays=2)
     scene = make_scene()
@@ -719,7 +722,7 @@ def test_the_loss_compares_the_mean_of_the_sub_rays() -> None:
     np.testing.assert_allclose(recorder.metrics[0].mse, np.mean(np.square(mean - truth)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("subrays", [1, 2])
+@pytest.mark.parametrize("subrays", [slow(1), 2])
 def test_pixels_that_do_not_fit_into_the_budget_do_not_count_for_the_loss(subrays: int) -> None:
     config = tiny_tensorf(subrays=subrays, subrays_from=0.0)
     config = dataclasses.replace(config, field=dataclasses.replace(config.field, l1_weight=0.0))
@@ -976,7 +979,7 @@ def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
         tiny_voxels(steps=400, steps_per_dispatch=100),
         slow(by_weight(steps=400, steps_per_dispatch=100)),
         tiny_hashgrid(steps=300, steps_per_dispatch=100),
-        marching_nerf(steps=300, steps_per_dispatch=100),
+        slow(marching_nerf(steps=300, steps_per_dispatch=100)),
         slow(proposing_hashgrid(steps=300, steps_per_dispatch=100)),
         slow(
             dataclasses.replace(
@@ -987,11 +990,15 @@ def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
         ),
         slow(dataclasses.replace(tiny_pynerf(), steps=300, steps_per_dispatch=100)),
         slow(dataclasses.replace(tiny_pynerf(blend="results"), steps=300, steps_per_dispatch=100)),
-        dataclasses.replace(tiny_bitnerf(), steps=400, steps_per_dispatch=100),
-        dataclasses.replace(
-            change_nerf(encoding="integrated"), steps=300, steps_per_dispatch=100
+        slow(dataclasses.replace(tiny_bitnerf(), steps=400, steps_per_dispatch=100)),
+        slow(
+            dataclasses.replace(
+                change_nerf(encoding="integrated"), steps=300, steps_per_dispatch=100
+            )
         ),
-        dataclasses.replace(change_nerf(quadrature="points"), steps=300, steps_per_dispatch=100),
+        slow(
+            dataclasses.replace(change_nerf(quadrature="points"), steps=300, steps_per_dispatch=100)
+        ),
     ],
     ids=[
         "tensorf", "nerf", "voxels", "by weight", "hash grid", "marching nerf", "proposals", "cp",
@@ -1038,6 +1045,7 @@ def run_steps(
     return states, told
 
 
+@pytest.mark.slow
 def test_the_average_of_the_parameters_follows_them_and_is_shown() -> None:
     optimizer = dataclasses.replace(tiny_hashgrid().optimizer, average=0.2)
     config = tiny_hashgrid(optimizer=optimizer)
@@ -1098,6 +1106,7 @@ def test_a_crop_draws_from_the_middle_of_the_pictures(size: tuple[int, int], cro
         assert differing_leaves(batch, whole) == []
 
 
+@pytest.mark.slow
 def test_the_first_steps_see_the_middle_and_the_others_all() -> None:
     # A quarter of the pictures' sides shows nothing but the ball.
     config = tiny_nerf(steps=12, crop_until=0.4, crop=0.25)
@@ -1109,6 +1118,7 @@ def test_the_first_steps_see_the_middle_and_the_others_all() -> None:
     assert float(plain[0].truth_alpha) < 0.7
 
 
+@pytest.mark.slow
 def test_an_error_of_ones_own_is_what_is_minimised() -> None:
     def weighted(predicted: jax.Array, truth: jax.Array) -> jax.Array:
         return 3.0 * jnp.abs(predicted - truth)[:, 0] + 1.0
@@ -1143,6 +1153,7 @@ def test_fit_takes_an_error_of_ones_own() -> None:
     assert differing_leaves(state.params, first_state(config)[1].params) == []
 
 
+@pytest.mark.slow
 def test_the_loss_has_the_terms_that_were_asked_for() -> None:
     field = dataclasses.replace(tiny_hashgrid().field, density_scale=5.0)
     difference = np.array([[0.05, -0.3, 0.0], [0.5, 0.0, -0.02]])
@@ -1241,6 +1252,7 @@ def test_no_pixel_is_left_out_by_cells_that_come_and_go() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pixels_of_smaller_pictures_are_means_seen_through_wider_cones() -> None:
     split = make_scene().splits["train"]
     pixels = batches.put_pixels(split, (1, 2, 4))
@@ -1377,9 +1389,10 @@ def test_appearances_take_up_how_pictures_were_exposed() -> None:
         slow(tiny_voxels(subrays=2, subrays_from=0.5)),
         slow(tiny_nerf(crop_until=0.4, crop=0.25, steps=20)),
         slow(tiny_nerf(scale_schedule=((0.0, 4), (0.25, 3), (0.5, 1)), steps=20)),
-        tiny_hashgrid(scales=3, background="random"),
+        slow(tiny_hashgrid(scales=3, background="random")),
+        tiny_nerf(),
     ],
-    ids=["tensorf", "voxels", "crop", "schedule", "sizes"],
+    ids=["tensorf", "voxels", "crop", "schedule", "sizes", "plain"],
 )
 def test_streamed_pictures_give_the_same_bits(config: TrainConfig) -> None:
     config = dataclasses.replace(config, steps_per_dispatch=3)

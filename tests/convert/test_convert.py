@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from foreign import WRITERS, write_nerf_pytorch, write_nerfstudio, write_tensorf
 from mistakes import CAMERA, MISTAKES, TENSORF_MISTAKES, change_convention, find_mistake
-from scenes import write_scene
+from scenes import slow, write_scene
 
 from jaxrf import cli, runs
 from jaxrf.config import BitNeRFConfig, NeRFConfig
@@ -165,6 +165,7 @@ def test_wishes_for_another_program_are_refused(
     assert option in said and whose in said
 
 
+@pytest.mark.slow
 def test_a_density_factor_is_that_of_the_run_and_of_the_program(tmp_path: Path) -> None:
     content = read_file(write_nerfstudio(tmp_path / "weights.ckpt"))
     wishes = Wishes(density_factor=0.1)
@@ -252,9 +253,9 @@ def test_a_mask_of_a_larger_box_is_moved_to_the_field_s() -> None:
 @pytest.mark.parametrize(
     ("program", "writer"),
     [
-        ("nerf-pytorch", write_nerf_pytorch),
-        ("nerf-pytorch", partial(write_nerf_pytorch, directions=False)),
-        ("tensorf", write_tensorf),
+        slow("nerf-pytorch", write_nerf_pytorch),
+        slow("nerf-pytorch", partial(write_nerf_pytorch, directions=False)),
+        slow("tensorf", write_tensorf),
         ("nerfstudio", partial(write_nerfstudio, appearance=0)),
     ],
 )

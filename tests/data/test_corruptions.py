@@ -26,7 +26,7 @@ from layouts import (
     write_transforms,
 )
 from PIL import Image
-from scenes import tiny_nerf, write_scene
+from scenes import slow, tiny_nerf, write_scene
 
 from jaxrf import stages, train
 from jaxrf.cameras import image_rays
@@ -251,7 +251,7 @@ def note_opened(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(note_opened)
 
 
-@pytest.mark.parametrize("name", list(WRITERS))
+@pytest.mark.parametrize("name", [slow(n) if n == "tiny_nerf" else n for n in WRITERS])
 def test_whatever_is_wrong_ends_in_one_sentence_or_is_a_scene(name: str, tmp_path: Path) -> None:
     global LISTENING
     whole = tmp_path / "whole"

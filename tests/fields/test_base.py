@@ -72,6 +72,7 @@ def test_what_is_no_field_is_refused_with_a_reason(
         load_field(str(tmp_path / name))
 
 
+@pytest.mark.slow
 def test_the_python_of_the_tutorial_runs(tmp_path: Path) -> None:
     text = TUTORIAL.with_name("your_field.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
