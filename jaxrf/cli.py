@@ -22,6 +22,7 @@ from jaxrf.cli_options import (
     ExperimentsOptions,
     ExportOptions,
     RenderOptions,
+    ViewOptions,
 )
 from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.errors import InputError
@@ -32,6 +33,7 @@ commands:
   train   train a radiance field from pictures with cameras (same as train_lego.py)
   eval    score a trained run on a split and write its metrics.json
   render  render a 360-degree orbit as MP4, GIF and PNG (same as render_360.py)
+  view    show a run in a browser, to be looked at from all sides
   export  write a trained run as one file, also for other programs
   convert turn weights of another program into a run, and prove the port (jaxrf convert FILE)
   data    what a data set holds and what looks wrong in it (jaxrf data info PATH), or download one
@@ -62,6 +64,8 @@ OPERATIONAL = frozenset(
         "checkpoint_seconds",
         "keep_checkpoints",
         "video",
+        "view",
+        "viewer",
     }
 )
 
@@ -73,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": train,
         "eval": evaluate,
         "render": render,
+        "view": view,
         "export": export,
         "convert": convert,
         "data": data,
@@ -127,6 +132,20 @@ def render(argv: Sequence[str] | None = None, prog: str = "render_360.py") -> in
         from jaxrf.commands import run_rendering
 
         return run_rendering(options)
+
+    return _guard(command)
+
+
+def view(argv: Sequence[str] | None = None, prog: str = "jaxrf view") -> int:
+    """Parses options and shows a run in a browser; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        options = tyro.cli(ViewOptions, prog=prog, args=_name_run(arguments))
+        _check_port(options.port, "--port")
+        from jaxrf.commands import run_viewer
+
+        return run_viewer(options)
 
     return _guard(command)
 
@@ -313,6 +332,7 @@ def _check(config: TrainConfig) -> None:
     _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
     if config.video.frames:
         _check_positive(config.video, "frames", "size", prefix="video.")
+    _check_port(config.viewer.port, "--viewer.port")
     _check_positive(
         config.optimizer, "grid_rate", "network_rate", "final_fraction", "epsilon", "clip_norm",
         prefix="optimizer.",
@@ -422,6 +442,11 @@ def _check_convention(field: FieldConfig) -> None:
             "--field.convention has lengths or directions along the axis, or an inclusive "
             "transmittance, which only the hierarchical sampler knows: leave them out."
         )
+
+
+def _check_port(port: int, option: str) -> None:
+    if not 0 < port < 2**16:
+        raise InputError(f"{option} is {port}: give a number from 1 to 65535.")
 
 
 def _check_positive(options: Any, *names: str, prefix: str = "") -> None:

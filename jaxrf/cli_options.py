@@ -64,6 +64,20 @@ class RenderOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ViewOptions:
+    """Show a trained run in a browser: orbit it, crop it, make camera paths and videos."""
+
+    run: Path | None = None
+    """Folder of the run, or a file that `jaxrf export` wrote. Default: the newest in ./runs."""
+    step: int | None = None
+    """Which checkpoint. Default: the last."""
+    host: str = "127.0.0.1"
+    """Address to listen at: this machine's own, or 0.0.0.0 for everybody who can reach it."""
+    port: int = 8080
+    """Port to listen at, or the next that is free."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportOptions:
     """Write a trained run as one file, for `jaxrf render` or for another program."""
 

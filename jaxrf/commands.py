@@ -22,6 +22,7 @@ from jaxrf import (
     lpips,
     memory,
     monitor,
+    painter,
     parallel,
     paths,
     pictures,
@@ -37,6 +38,7 @@ from jaxrf.cli_options import (
     EvalOptions,
     ExportOptions,
     RenderOptions,
+    ViewOptions,
 )
 from jaxrf.config import TrainConfig
 from jaxrf.convert import adopt, check, recognise, write
@@ -48,12 +50,15 @@ from jaxrf.errors import InputError, MissingSplitError
 from jaxrf.export import ternary
 from jaxrf.occupancy import occupied_aabb
 from jaxrf.runs import Run, SceneSummary
+from jaxrf.viewer.server import Viewer
 from jaxrf.writers import EventWriter
 
 # Frames per second of videos for which nobody says otherwise.
 FPS = 24.0
 # What other programs call their checkpoints.
 SUFFIXES = {"nerf-pytorch": ".tar", "tensorf": ".th", "nerfstudio": ".ckpt"}
+# Where a viewer puts paths and videos, in a run's folder.
+VIEWS = "views"
 # Where a run says which weights it was converted from.
 CONVERTED_FILE = "converted.json"
 VERSIONS = ("jaxrf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -152,6 +157,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
         config = dataclasses.replace(runs.read_config(run_dir), run_dir=run_dir)
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
 
+    viewer = _open_viewer(config, scene, summary, run_dir)
     events = EventWriter(run_dir, parallel.leads())
     manager = runs.LateCheckpoints(run_dir, config)
     startup = monitor.seconds_since_start()
@@ -170,6 +176,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
                 restored.seconds if restored else 0.0,
                 None if restored else _deadline(config),
                 mesh,
+                viewer,
             )
             start = (restored.stage, restored.state) if restored else None
             stage, state = train.fit(config, scene, watcher, start, mesh=mesh)
@@ -199,13 +206,81 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
             "validations": [validation._asdict() for validation in watcher.history],
         }
         finish_training(run, folder, events, seconds, trained, hardware)
+        if viewer is not None:
+            _keep_showing(viewer, run)
     except KeyboardInterrupt:
         print(f"Interrupted. What was saved is in {run_dir}.", file=sys.stderr)
         return 130
     finally:
         manager.close()
         events.close()
+        if viewer is not None:
+            viewer.close()
     return 0
+
+
+def _open_viewer(
+    config: TrainConfig, scene: Scene, summary: SceneSummary, folder: Path
+) -> Viewer | None:
+    """The page that shows a training, if that is wanted, of the process that writes."""
+    if not config.view or not parallel.leads():
+        return None
+    address, behind = config.viewer, train.background_color(config)
+    viewer = Viewer(
+        folder.name, summary, folder / VIEWS, address.host, address.port, behind,
+        scene.splits["train"], trains=True,
+    )  # fmt: skip
+    print(f"Watch it: {viewer.address}")
+    return viewer
+
+
+def _keep_showing(viewer: Viewer, run: Run) -> None:
+    """Shows what a run has learnt until Ctrl-C."""
+    viewer.show(_make_painter(run), f"{int(run.state.step)} steps, done")
+    print(f"Still to be seen: {viewer.address} (Ctrl-C ends it)", flush=True)
+    with monitor.catch_signals() as caught:
+        while not caught:
+            time.sleep(0.2)
+
+
+def _make_painter(run: Run) -> painter.Painter:
+    state, scene = run.state, run.scene
+    behind = train.background_color(run.config)
+    return painter.make_painter(
+        run.config, run.stage, state.shown, state.grid, (scene.near, scene.far), behind
+    )
+
+
+def run_viewer(options: ViewOptions) -> int:
+    """Shows a run in browsers until Ctrl-C; returns the exit code."""
+    source = options.run or runs.find_newest(Path("runs"))
+    run = _open_run(source, options.step)
+    set_up_jax(run.config.matmul_precision)
+    folder = source.with_name(f"{source.stem}-{VIEWS}") if source.is_file() else source / VIEWS
+    viewer = Viewer(
+        source.name, run.scene, folder, options.host, options.port,
+        train.background_color(run.config), _find_pictures(run),
+    )  # fmt: skip
+    try:
+        _keep_showing(viewer, run)
+    finally:
+        viewer.close()
+    return 0
+
+
+def _find_pictures(run: Run) -> Split | None:
+    """The training pictures of a run if they are still there."""
+    config, folder = run.config, Path(run.scene.data)
+    if not run.scene.data or not folder.exists():
+        return None
+    try:
+        scene = sources.load_scene(
+            folder, ["train"], config.downscale, skip_missing=config.skip_missing
+        )
+    except InputError as error:
+        print(f"The training pictures are not shown: {error}")
+        return None
+    return scene.splits["train"]
 
 
 def finish_training(

@@ -460,6 +460,16 @@ class VideoConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ViewerConfig:
+    """Where --view can be watched."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at: this machine's own, or 0.0.0.0 for everybody who can reach it."""
+    port: int = 8080
+    """Port to listen at, or the next that is free."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Knot:
     """A step at which the pace of progress changed, and the progress reached there."""
 
@@ -570,6 +580,10 @@ class TrainConfig:
     """The built-in scene."""
     video: VideoConfig = VideoConfig()
     """The video at the end."""
+    view: bool = False
+    """Show the field in a browser while it is trained, and afterwards until Ctrl-C."""
+    viewer: ViewerConfig = ViewerConfig()
+    """Where it is shown."""
 
 
 def voxels_small() -> TrainConfig:

@@ -264,6 +264,26 @@ def bind(
     )
 
 
+def crop(fns: RadianceFns, box: Float[Array, "2 3"] | None) -> RadianceFns:
+    """A field without all that is outside of a box (2, 3) in the scene; None leaves it whole."""
+    if box is None:
+        return fns
+
+    def density(positions: Array, frusta: Frusta) -> tuple[Array, Any]:
+        found, latent = fns.density(positions, frusta)
+        return jnp.where(is_inside(positions, box), found, 0.0), latent
+
+    return fns._replace(density=density)
+
+
+def is_inside(
+    positions: Float[Array, "*batch 3"], box: Float[Array, "2 3"]
+) -> Bool[Array, "*batch"]:
+    """Which positions are in a box, its border included."""
+    low, high = (side.reshape((1,) * (positions.ndim - 1) + (3,)) for side in box)
+    return jnp.all((positions >= low) & (positions <= high), axis=-1)
+
+
 def rematerialise(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
     """A function of arrays that begin with samples, computed part by part, twice for a gradient.
 
@@ -427,12 +447,16 @@ def _bind_fine(
     grid: OccupancyGrid,
     noise: Float[Array, "m"] | None = None,
     trains: bool = False,
+    box: Float[Array, "2 3"] | None = None,
 ) -> RadianceFns:
-    """The network that marching rays see; unless it trains, as pictures look on average."""
+    """The network that marching rays see; unless it trains, as pictures look on average.
+
+    What is outside of `box` is left out.
+    """
     inner = params["fine"] if isinstance(config, SampledConfig) else params
     looks = _make_looks(config, params, mean=not trains)
     parts = config.rematerialise if trains else 1
-    return bind(make_field(config, stage), inner, grid, noise, looks, parts)
+    return crop(bind(make_field(config, stage), inner, grid, noise, looks, parts), box)
 
 
 def _draw_noise(
@@ -518,11 +542,12 @@ def _sample(
     key: jax.Array | None,
     rays: Rays,
     background: Float[Array, "r 3"],
+    box: Float[Array, "2 3"] | None = None,
 ) -> tuple[list[Level], list[tuple[Array, Array]]]:
     """Rays rendered from a fixed number of samples; edges and weights of proposals."""
     assert isinstance(config, SampledConfig)
     if config.sampler == "hierarchical":
-        return render_coarse_to_fine(config, stage, params, grid, key, rays, background), []
+        return render_coarse_to_fine(config, stage, params, grid, key, rays, background, box), []
     count = len(config.proposal_samples)
     own = [None if key is None else keys.fold_in(key, 2 + index) for index in range(1 + count)]
     marched = occ.to_march(grid, rays)
@@ -533,11 +558,11 @@ def _sample(
         make_proposals(config), params["proposals"], wanted, own[1:], strict=True
     ):
         edges = occ.from_march(grid, tdist, rays.origins)
-        weights = weigh_intervals(bind(proposal, inner, grid), rays, edges)
+        weights = weigh_intervals(crop(bind(proposal, inner, grid), box), rays, edges)
         proposed.append((tdist, weights))
         tdist = samplers.resample(key_draw, tdist, weights, samples)
     noise = _draw_noise(make_field(config, stage), own[-1], *tdist[:, 1:].shape)
-    fns = _bind_fine(config, stage, params, grid, noise, trains=key is not None)
+    fns = _bind_fine(config, stage, params, grid, noise, key is not None, box)
     per_ray = config.shading == "per_ray"
     edges = occ.from_march(grid, tdist, rays.origins)
     rendering, weights = render_samples(fns, rays, edges, background, per_ray=per_ray)
@@ -567,11 +592,12 @@ def render_coarse_to_fine(
     key: jax.Array | None,
     rays: Rays,
     background: Float[Array, "r 3"],
+    box: Float[Array, "2 3"] | None = None,
 ) -> list[Level]:
     """Rays rendered from samples that the coarse network is seen at, and the fine one where that
     found something.
 
-    Without a key nothing is left to chance.
+    Without a key nothing is left to chance. What is outside of `box` is left out.
     """
     assert isinstance(config, SampledConfig)
     field = make_field(config, stage)
@@ -588,7 +614,7 @@ def render_coarse_to_fine(
         looks = _make_looks(config, params, mean=key is None)
         noise = _draw_noise(field, key, *tdist[:, 1:].shape)
         parts = config.rematerialise if key is not None else 1
-        fns = bind(field, params[name], grid, noise, looks, parts)
+        fns = crop(bind(field, params[name], grid, noise, looks, parts), box)
         edges = occ.from_march(grid, tdist, rays.origins)
         rendering, weights = render_samples(
             fns,
@@ -623,15 +649,16 @@ def render_rays(
     rays: Rays,
     background: Float[Array, "3"],
     aabb: Float[Array, "2 3"] | None = None,
+    box: Float[Array, "2 3"] | None = None,
 ) -> Rendering:
     """Renders rays of batch shape (r,) without jitter, in blocks of at most `samples` samples.
 
     Only what lies in the box `aabb`, by default the grid's, is rendered, unless space is
-    contracted; `stage.blocks` have to reach across it.
+    contracted; `stage.blocks` have to reach across it. What is outside of `box` is left out.
     """
     behind = jnp.broadcast_to(background, (*rays.near.shape, 3))
     if isinstance(config, SampledConfig) and not marches(config):
-        return _sample(config, stage, params, grid, None, rays, behind)[0][-1].rendering
+        return _sample(config, stage, params, grid, None, rays, behind, box)[0][-1].rendering
     assert isinstance(grid, WatchedGrid | ProbedGrid)
     seen = rays
     if config.convention.samples_at == "start":
@@ -652,12 +679,17 @@ def render_rays(
         )
     blocks = occ.find_blocks(grid.coarse, marched, BLOCK_STEPS * step, stage.blocks)
     at_once = max(3 * samples // 8, BLOCK_STEPS)
+
+    def holds_something(positions: Array) -> Array:
+        occupied = occ.lookup(grid, occ.to_grid(grid, positions))
+        return occupied if box is None else occupied & is_inside(positions, box)
+
     return render_blocks(
-        _bind_fine(config, stage, params, grid),
+        _bind_fine(config, stage, params, grid, box=box),
         marched,
         blocks,
         step,
-        lambda positions: occ.lookup(grid, occ.to_grid(grid, positions)),
+        holds_something,
         behind,
         rays.far,
         steps=BLOCK_STEPS,

@@ -5,12 +5,13 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
@@ -23,9 +24,14 @@ from jaxrf.config import TrainConfig
 from jaxrf.data.base import Split
 from jaxrf.errors import InputError
 from jaxrf.methods import Stage
+from jaxrf.painter import Painter, make_painter
 from jaxrf.runs import SceneSummary
 from jaxrf.train import Metrics, TrainState, background_color, make_course
 from jaxrf.writers import EventWriter
+
+# While somebody watches: seconds of a dispatch, and for how long training waits at once for who
+# moves the camera.
+WATCHED_SECONDS, MOVING_SECONDS = 0.15, 1.0
 
 
 def seconds_since_start() -> float:
@@ -113,6 +119,26 @@ class Pace:
         return self.steps >= 2 and self.seconds >= least
 
 
+class Audience(Protocol):
+    """Who watches a training live; see `viewer.server.Viewer`."""
+
+    def follow(self, make: Callable[[], Painter], text: str) -> None:
+        """Here is the state of now, if it is wanted."""
+        ...
+
+    def is_watched(self) -> bool:
+        """Whether anybody looks."""
+        ...
+
+    def is_moving(self) -> bool:
+        """Whether somebody moves a camera right now."""
+        ...
+
+    def is_paused(self) -> bool:
+        """Whether training is to wait."""
+        ...
+
+
 class Monitor:
     """The observer of `train.fit` behind the command line."""
 
@@ -129,8 +155,9 @@ class Monitor:
         seconds: float,
         deadline: float | None = None,
         mesh: Mesh | None = None,
+        audience: Audience | None = None,
     ) -> None:
-        self.mesh = mesh
+        self.mesh, self.audience = mesh, audience
         self.folder, self.config, self.scene = folder, config, scene
         self.events, self.manager = events, manager
         self.val, self.caught = val, caught
@@ -236,8 +263,36 @@ class Monitor:
             self._validate(stage, state, step)
         if save:
             self.save(stage, state)
+        if self.audience is not None and not stop:
+            self._attend(self.audience, stage, state, f"Step {step} of {self.config.steps}")
         self._mark = time.perf_counter()
         return stop
+
+    def dispatch_seconds(self) -> float:
+        """Short while somebody looks, as painting waits for what the device does."""
+        watched = self.audience is not None and self.audience.is_watched()
+        return WATCHED_SECONDS if watched else 1.0
+
+    def _attend(self, audience: Audience, stage: Stage, state: TrainState, text: str) -> None:
+        """Shows the state to those who look, and leaves the machine to them while they move."""
+        if self.history:
+            text += f", validation PSNR {self.history[-1].psnr:.2f} dB"
+        audience.follow(lambda: self._make_painter(stage, state), text)
+        begun = time.monotonic()
+        while not self.caught and (
+            audience.is_paused()
+            or (audience.is_moving() and time.monotonic() - begun < MOVING_SECONDS)
+        ):
+            time.sleep(0.02)
+
+    def _make_painter(self, stage: Stage, state: TrainState) -> Painter:
+        # A copy, as the next step uses up the arrays.
+        own = parallel.fetch(self.mesh, (state.shown, state.grid))
+        params, grid = jax.tree.map(lambda x: jnp.array(x, copy=True), own)
+        seen = (self.scene.near, self.scene.far)
+        return make_painter(
+            self.config, stage, params, grid, seen, background_color(self.config), tight=False
+        )
 
     def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
         """Fits the number of steps to the budget, if there is one, and writes it down.

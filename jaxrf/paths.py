@@ -90,20 +90,24 @@ def ellipse_path(
 
 
 def interpolate_path(
-    frames: int, T_world_camera: Float[np.ndarray, "n 4 4"]
+    frames: int, T_world_camera: Float[np.ndarray, "n 4 4"], loops: bool = False
 ) -> Float[np.ndarray, "frames 4 4"]:
     """Poses through given ones in their order, at an even pace: places by splines, turns by arcs.
 
     Args:
       frames: number of poses; the first and the last are those given.
       T_world_camera: to pass through, two or more.
+      loops: whether the path goes back to where it began; the last pose is then one step short of
+        the first.
     """
     from scipy.interpolate import PchipInterpolator
     from scipy.spatial.transform import Rotation, Slerp
 
     poses = np.asarray(T_world_camera, np.float64)
+    if loops:
+        poses = np.concatenate([poses, poses[:1]])
     times = np.arange(len(poses), dtype=np.float64)
-    wanted = np.linspace(0.0, times[-1], frames)
+    wanted = np.linspace(0.0, times[-1], frames, endpoint=not loops)
     path = np.tile(np.eye(4), (frames, 1, 1))
     path[:, :3, 3] = PchipInterpolator(times, poses[:, :3, 3])(wanted)
     path[:, :3, :3] = Slerp(times, Rotation.from_matrix(poses[:, :3, :3]))(wanted).as_matrix()
@@ -169,6 +173,36 @@ def read_path(path: Path) -> CameraPath:
     placed = move_poses(back, np.stack(poses))
     cameras = pinhole_cameras(placed, int(width), int(height), np.array(focal))
     return CameraPath(cameras, seconds)
+
+
+def write_path(cameras: Cameras, fps: float) -> str:
+    """A camera path as nerfstudio's viewer saves it, which `read_path` reads again.
+
+    Args:
+      cameras: of all frames, in the coordinates of the data set's files, pinholes with square
+        pixels and the principal point in the middle.
+      fps: frames per second.
+    """
+    frames = []
+    for pose, focal in zip(cameras.T_world_camera, cameras.focal, strict=True):
+        angle = 2.0 * math.degrees(math.atan(0.5 * cameras.height / float(focal[1])))
+        numbers = [float(value) for value in np.asarray(pose, np.float64).ravel()]
+        frames.append(
+            {
+                "camera_to_world": numbers,
+                "fov": angle,
+                "aspect": cameras.width / cameras.height,
+            }
+        )
+    content = {
+        "camera_type": "perspective",
+        "render_width": cameras.width,
+        "render_height": cameras.height,
+        "fps": fps,
+        "seconds": len(frames) / fps,
+        "camera_path": frames,
+    }
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _read_frame(path: Path) -> Frame:

@@ -443,6 +443,10 @@ class Observer(Protocol):
         """Whether to go on waiting for a stage to be compiled; asked now and then."""
         ...
 
+    def dispatch_seconds(self) -> float:
+        """How long a dispatch may last, about; who asks to stop has to wait for its end."""
+        ...
+
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         """A stage begins, its step has been compiled in so many seconds."""
         ...
@@ -469,6 +473,10 @@ class Silence:
     def may_wait(self) -> bool:
         """Always."""
         return True
+
+    def dispatch_seconds(self) -> float:
+        """A second."""
+        return 1.0
 
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         """Nothing."""
@@ -661,7 +669,6 @@ def fit(
     every_pixel = batches.put_pixels(split, factors, streams)
     growths = stages.plan_growth(config)
     best_mse = math.inf
-    # A dispatch lasts no longer than about a second, lest signals have to wait.
     pace = math.inf
     with (
         StepCompiler(config, scene_range, error_fn, streams, mesh) as compiler,
@@ -724,7 +731,8 @@ def fit(
             each = stage.rays // stage.subrays**2
             while step < (coming.step if coming else config.steps):
                 end = coming.step if coming else config.steps
-                at_once = max(int(min(1.0 / pace, config.steps_per_dispatch)), 1)
+                longest = observer.dispatch_seconds()
+                at_once = max(int(min(longest / pace, config.steps_per_dispatch)), 1)
                 count = parallel.agree(min(at_once, end - step))
                 started = time.perf_counter()
                 rest: list[Any] = [course, jnp.asarray(count, jnp.int32)]

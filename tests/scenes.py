@@ -413,6 +413,9 @@ class Recorder:
     def may_wait(self) -> bool:
         return True
 
+    def dispatch_seconds(self) -> float:
+        return 1.0
+
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         self.stages.append((self.step, stage, pixels))
 

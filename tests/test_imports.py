@@ -31,7 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "stages",
         "pictures",
         "checkpoint writers parallel",
-        "evaluate",
+        "evaluate painter",
         "batches",
         "train",
         "runs",

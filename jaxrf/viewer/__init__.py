@@ -1,0 +1,1 @@
+"""A field in the browser, also while it is trained."""

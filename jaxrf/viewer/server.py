@@ -1,0 +1,460 @@
+"""The server behind a browser's window: paints what its camera sees, coarse at once, then sharp."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxrf import pictures
+from jaxrf.cameras import Cameras
+from jaxrf.data.base import Split, composite
+from jaxrf.data.frames import unpack_frame
+from jaxrf.errors import InputError
+from jaxrf.occupancy import occupied_aabb
+from jaxrf.painter import Pace, Painter, paint_progressively
+from jaxrf.render import Picture
+from jaxrf.runs import SceneSummary
+from jaxrf.viewer.poses import View, along_axis, fit_camera, list_views, read_view, to_browser
+from jaxrf.viewer.tour import TourPanel, go_to
+
+Mode = Literal["rgb", "depth", "opacity"]
+MODES: tuple[Mode, ...] = ("rgb", "depth", "opacity")
+# A picture in this time follows a hand.
+FLUID_SECONDS = 1.0 / 15.0
+# A camera that has not moved for so long stands still.
+STILL_SECONDS = 0.4
+# A new state is shown no more often than this while training.
+SHOW_SECONDS = 1.0
+# Training pictures that are shown where their cameras stand, and their width there.
+MOST_CAMERAS, CAMERA_WIDTH = 60, 96
+CAMERA_COLOR = (90, 110, 160)
+BOX_COLOR = (40, 150, 90)
+# Beyond the farthest that the browser can be told.
+NOTHING = 160.0
+WHOLE = np.array([[-np.inf] * 3, [np.inf] * 3], np.float32)
+
+
+class Shown(NamedTuple):
+    """What is to be seen now.
+
+    painter: of the field.
+    box: (2, 3) what may be occupied, in scene units.
+    number: counts what was shown before.
+    """
+
+    painter: Painter
+    box: Float[np.ndarray, "2 3"]
+    number: int
+
+
+def find_box(painter: Painter) -> Float[np.ndarray, "2 3"]:
+    """The box of what may be occupied; where space is contracted, within the scene's."""
+    box, bounds = occupied_aabb(painter.grid), painter.grid.bounds
+    return box if bounds is None else np.clip(box, *np.asarray(bounds))
+
+
+def find_depths(
+    pose: Float[np.ndarray, "4 4"], box: Float[np.ndarray, "2 3"], ndc: bool
+) -> tuple[float, float]:
+    """The distances that colours of depth span: across the box from where a camera stands."""
+    if ndc:
+        # From the near plane to infinity.
+        return 0.0, 2.0
+    half = 0.5 * float(np.linalg.norm(box[1] - box[0]))
+    away = float(np.linalg.norm(pose[:3, 3] - box.mean(axis=0)))
+    return max(away - half, 0.0), away + half
+
+
+def draw(picture: Picture, mode: Mode, depths: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture as it is shown in a mode; `depths` are the nearest and the farthest in colour."""
+    match mode:
+        case "rgb":
+            return pictures.to_uint8(picture.rgb)
+        case "depth":
+            colors = pictures.depth_picture(picture.median_depth, picture.opacity, *depths)
+            return pictures.to_uint8(colors)
+        case "opacity":
+            return np.repeat(pictures.to_uint8(picture.opacity)[..., None], 3, axis=-1)
+
+
+class Viewer:
+    """A page that shows a field, to any number of browsers.
+
+    `show` gives it another state of the field; `follow` does while training, if somebody looks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scene: SceneSummary,
+        folder: Path,
+        host: str,
+        port: int,
+        background: Float[np.ndarray, "3"],
+        split: Split | None = None,
+        trains: bool = False,
+    ) -> None:
+        """Starts the server.
+
+        Args:
+          name: of the run, as the page is called.
+          scene: what was trained on.
+          folder: where paths and videos are written.
+          host, port: to listen at; the next port if another program listens there.
+          background: behind transparent pixels of the training pictures.
+          split: the training pictures, if they are there.
+          trains: whether the field is being trained.
+
+        Raises:
+          InputError: if it cannot listen there.
+        """
+        import viser
+
+        self._scene, self._trains = scene, trains
+        self._shown: Shown | None = None
+        self._clients: dict[int, _Client] = {}
+        self._changes = threading.Lock()
+        self._shown_at = -np.inf
+        self._next: tuple[Painter, str] | None = None
+        self._asked, self._closed = threading.Event(), threading.Event()
+        try:
+            self.server = viser.ViserServer(host=host, port=port, label=name, verbose=False)
+        except OSError as error:
+            raise InputError(
+                f"The viewer cannot listen at {host}:{port} ({error.strerror or error}): choose "
+                "another --host or --port."
+            ) from error
+        self.server.gui.configure_theme(
+            control_layout="collapsible", show_logo=False, show_share_button=False
+        )
+        self.server.scene.set_up_direction("+z" if scene.ndc is None else "+y")
+        self._place_first_camera()
+        self._build_panels(name, folder)
+        self._add_cameras(split, background)
+        self.server.on_client_connect(self._welcome)
+        self.server.on_client_disconnect(self._part)
+        threading.Thread(target=self._prepare, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        """What a browser on this machine is pointed at."""
+        host = self.server.get_host()
+        shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::") else host
+        return f"http://{shown}:{self.server.get_port()}"
+
+    # -- what is shown ------------------------------------------------------------------------
+
+    def show(self, painter: Painter, text: str) -> None:
+        """Shows a field from now on, as soon as its program is compiled."""
+        self._shown_at = time.monotonic()
+        self._next = painter, text
+        self._asked.set()
+
+    def follow(self, make: Callable[[], Painter], text: str) -> None:
+        """Shows the state of a training if somebody looks and the last one is some time ago.
+
+        `make` is called at once or never, so that what it copies is of this moment.
+        """
+        self.say(text)
+        if self._clients and time.monotonic() - self._shown_at > SHOW_SECONDS:
+            self.show(make(), text)
+
+    def is_watched(self) -> bool:
+        """Whether anybody looks."""
+        return bool(self._clients)
+
+    def is_moving(self) -> bool:
+        """Whether somebody moves a camera right now."""
+        now = time.monotonic()
+        return any(now - client.moved_at < STILL_SECONDS for client in list(self._clients.values()))
+
+    def is_paused(self) -> bool:
+        """Whether training is to wait."""
+        return self._pause is not None and bool(self._pause.value)
+
+    def say(self, text: str) -> None:
+        """A line at the top of the panel."""
+        self._text.content = text
+
+    def close(self) -> None:
+        """Ends the server."""
+        self._closed.set()
+        self._asked.set()
+        self._tour.close()
+        for client in list(self._clients.values()):
+            client.close()
+        self.server.stop()
+
+    def _prepare(self) -> None:
+        """Compiles what is to be shown next while the last is still shown."""
+        while True:
+            self._asked.wait()
+            self._asked.clear()
+            if self._closed.is_set():
+                return
+            assert self._next is not None
+            painter, text = self._next
+            tiny = fit_camera(View(self._home.pose, self._home.fov, 1.0), 8, self._scene.ndc)
+            painter.paint(tiny, WHOLE, lambda: False)
+            with self._changes:
+                before = self._shown
+                self._shown = Shown(painter, find_box(painter), before.number + 1 if before else 0)
+                if before is None:
+                    self._fit_crop(self._shown.box)
+            self.say(text)
+            self.repaint()
+
+    def repaint(self) -> None:
+        """Paints anew for everybody."""
+        for client in list(self._clients.values()):
+            client.changed.set()
+
+    # -- panels -------------------------------------------------------------------------------
+
+    def _place_first_camera(self) -> None:
+        scene = self._scene
+        poses = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
+        pose = np.eye(4)
+        if len(poses) and scene.ndc is None:
+            pose[:3] = poses[0]
+        fov = 2.0 * np.arctan(0.5 * scene.height / scene.focal)
+        self._home = View(pose, float(fov), scene.width / scene.height)
+        ahead = -pose[:3, 2]
+        distance = scene.radius if scene.ndc is None else 2.0 * scene.near
+        start = self.server.initial_camera
+        start.position = tuple(pose[:3, 3])
+        start.look_at = tuple(pose[:3, 3] + max(distance, 1e-3) * ahead)
+        start.fov = float(fov)
+
+    def _build_panels(self, name: str, folder: Path) -> None:
+        gui = self.server.gui
+        gui.set_panel_label(name)
+        self._text = gui.add_markdown("Compiling the first picture ...")
+        self._figures = gui.add_markdown("")
+        self._pause = gui.add_checkbox("Pause training", False) if self._trains else None
+        self._mode = gui.add_dropdown("Show", MODES, initial_value="rgb")
+        self._most = gui.add_slider(
+            "Sharpest", min=128, max=1920, step=64, initial_value=768,
+            hint="Pixels along the longer side, once the camera stands still.",
+        )  # fmt: skip
+        self._fluid = gui.add_slider(
+            "Frames/s", min=2, max=60, step=1, initial_value=round(1.0 / FLUID_SECONDS),
+            hint="While the camera moves; more of them are coarser.",
+        )  # fmt: skip
+        self._cameras_seen = gui.add_checkbox("Training cameras", False)
+        self._cameras_seen.on_update(lambda _: self._show_cameras())
+        self._camera_handles: list[Any] = []
+        self._crop: list[Any] = []
+        self._crop_on: Any = None
+        if self._scene.ndc is None:
+            with gui.add_folder("Crop", expand_by_default=False):
+                self._crop_on = gui.add_checkbox("Crop", False)
+                self._crop = [
+                    gui.add_multi_slider(
+                        axis, min=-1.0, max=1.0, step=0.01, initial_value=(-1.0, 1.0)
+                    )
+                    for axis in "xyz"
+                ]
+            for handle in (self._crop_on, *self._crop):
+                handle.on_update(lambda _: self._change_crop())
+        frame = unpack_frame(self._scene.frame)
+        size = (self._scene.width, self._scene.height)
+        even = tuple(max(side - side % 2, 16) for side in size)
+        self._tour = TourPanel(self.server, folder, frame, self._paint_frame, (even[0], even[1]))
+        for handle in (self._mode, self._most):
+            handle.on_update(lambda _: self.repaint())
+
+    def _fit_crop(self, box: Float[np.ndarray, "2 3"]) -> None:
+        """Lets the sliders span the box."""
+        for axis, slider in enumerate(self._crop):
+            low, high = float(box[0, axis]), float(box[1, axis])
+            slider.min, slider.max = low, high
+            slider.step = max((high - low) / 200.0, 1e-6)
+            slider.value = (low, high)
+
+    @property
+    def crop(self) -> Float[np.ndarray, "2 3"]:
+        """The box that is shown, which may be the whole of space."""
+        if self._crop_on is None or not self._crop_on.value:
+            return WHOLE
+        return np.array([slider.value for slider in self._crop], np.float32).T
+
+    def _change_crop(self) -> None:
+        if self._crop_on.value:
+            low, high = self.crop
+            self.server.scene.add_box(
+                "/crop",
+                color=BOX_COLOR,
+                dimensions=tuple(high - low),
+                position=tuple(0.5 * (low + high)),
+                wireframe=True,
+            )
+        else:
+            self.server.scene.remove_by_name("/crop")
+        self.repaint()
+
+    def _add_cameras(self, split: Split | None, background: Float[np.ndarray, "3"]) -> None:
+        """Training cameras where they stand, with their pictures if these are there."""
+        views, images = self._list_cameras(split, background)
+        size = 0.12 * (self._scene.radius if self._scene.ndc is None else self._scene.near)
+        for index, (view, image) in enumerate(zip(views, images, strict=True)):
+            wxyz, position = to_browser(view.pose)
+            handle = self.server.scene.add_camera_frustum(
+                f"/cameras/{index}",
+                fov=view.fov,
+                aspect=view.aspect,
+                scale=size,
+                color=CAMERA_COLOR,
+                image=image,
+                wxyz=wxyz,
+                position=position,
+                visible=False,
+            )
+            handle.on_click(partial(_go_to_clicked, view))
+            self._camera_handles.append(handle)
+
+    def _list_cameras(
+        self, split: Split | None, background: Float[np.ndarray, "3"]
+    ) -> tuple[list[View], list[UInt8[np.ndarray, "h w 3"] | None]]:
+        if split is None:
+            poses = np.array(self._scene.poses, np.float64).reshape(-1, 3, 4)
+            every = -(-len(poses) // MOST_CAMERAS)
+            full = [np.vstack([pose, [0.0, 0.0, 0.0, 1.0]]) for pose in poses[:: every or 1]]
+            views = [View(pose, self._home.fov, self._home.aspect) for pose in full]
+            return views, [None] * len(views)
+        every = max(-(-len(split) // MOST_CAMERAS), 1)
+        indices = range(0, len(split), every)
+        small = max(split.cameras.width // CAMERA_WIDTH, 1)
+        images: list[UInt8[np.ndarray, "h w 3"] | None] = [
+            pictures.to_uint8(composite(split.images[i, ::small, ::small], background))
+            for i in indices
+        ]
+        return list_views(split.cameras, indices), images
+
+    def _show_cameras(self) -> None:
+        for handle in self._camera_handles:
+            handle.visible = bool(self._cameras_seen.value)
+
+    # -- browsers -----------------------------------------------------------------------------
+
+    def _welcome(self, client: Any) -> None:
+        self._clients[client.client_id] = _Client(self, client)
+        # Whoever comes while training is to see the newest state.
+        self._shown_at = -np.inf
+
+    def _part(self, client: Any) -> None:
+        gone = self._clients.pop(client.client_id, None)
+        if gone:
+            gone.close()
+
+    def _paint_frame(
+        self, camera: Cameras, stop: Callable[[], bool]
+    ) -> UInt8[np.ndarray, "h w 3"] | None:
+        """One sharp frame of a path."""
+        shown = self._shown
+        if shown is None:
+            raise InputError("There is nothing to render yet: wait for the first picture.")
+        camera = dataclasses.replace(camera, ndc=self._scene.ndc)
+        picture = shown.painter.paint(camera, self.crop, stop, shown.painter.subrays)
+        return None if picture is None else self._draw(picture, camera, shown)
+
+    def _draw(self, picture: Picture, camera: Cameras, shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
+        pose = np.asarray(camera.T_world_camera[0], np.float64)
+        depths = find_depths(pose, shown.box, camera.ndc is not None)
+        return draw(picture, self._mode.value, depths)
+
+
+def _go_to_clicked(view: View, event: Any) -> None:
+    go_to(event.client, view)
+
+
+class _Client:
+    """One browser: a thread that paints for it whenever something has changed."""
+
+    def __init__(self, viewer: Viewer, client: Any) -> None:
+        self._viewer, self._client = viewer, client
+        self.changed, self._closed = threading.Event(), threading.Event()
+        self.moved_at = -np.inf
+        self._pace = Pace(FLUID_SECONDS)
+        self._frames: list[float] = []
+        self._number = -1
+        self._seen: View | None = None
+        client.camera.on_update(self._move)
+        self.changed.set()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self.changed.set()
+
+    def _move(self, camera: Any) -> None:
+        del camera
+        self.moved_at = time.monotonic()
+        self.changed.set()
+
+    def _run(self) -> None:
+        while True:
+            self.changed.wait()
+            if self._closed.is_set():
+                return
+            self.changed.clear()
+            shown = self._viewer._shown
+            if shown is None:
+                # What is shown at first wakes all.
+                continue
+            try:
+                self._paint(shown)
+            except Exception as error:
+                if self._closed.is_set():
+                    return
+                self._client.add_notification("Cannot be painted", str(error)[:300], color="red")
+                raise
+
+    def _paint(self, shown: Shown) -> None:
+        viewer, begun = self._viewer, time.monotonic()
+        view = read_view(self._client.camera)
+        # Another state from the same place replaces a sharp picture by a sharp one.
+        still = view_equals(view, self._seen) and shown.number != self._number
+        self._seen, self._number = view, shown.number
+        camera = fit_camera(view, int(viewer._most.value), viewer._scene.ndc)
+        self._pace.seconds = 1.0 / float(viewer._fluid.value)
+        pace = Pace(1.0) if still else self._pace
+        if still and self._pace.per_ray is not None:
+            pace.note(1, self._pace.per_ray)
+        for picture in paint_progressively(
+            shown.painter, camera, viewer.crop, pace, self.changed.is_set
+        ):
+            self._send(picture, camera, shown)
+            self._describe(picture, time.monotonic() - begun)
+
+    def _send(self, picture: Picture, camera: Cameras, shown: Shown) -> None:
+        depth = None
+        if camera.ndc is None:
+            # Where nothing is hit, what else is in the scene is before it.
+            depth = np.where(picture.opacity > 0.5, picture.median_depth, NOTHING)
+            depth = along_axis(np.minimum(depth, NOTHING), camera).astype(np.float32)
+        image = self._viewer._draw(picture, camera, shown)
+        self._client.scene.set_background_image(image, "jpeg", jpeg_quality=90, depth=depth)
+        self._client.flush()
+
+    def _describe(self, picture: Picture, seconds: float) -> None:
+        now = time.monotonic()
+        self._frames = [t for t in self._frames if now - t < 1.0] + [now]
+        height, width = picture.opacity.shape
+        moving = now - self.moved_at < STILL_SECONDS
+        rate = f"{len(self._frames)} frames/s" if moving else f"after {seconds:.2f} s"
+        self._viewer._figures.content = f"{width} x {height}, {rate}"
+
+
+def view_equals(a: View, b: View | None) -> bool:
+    """Whether two views are of the same place."""
+    return (
+        b is not None and a.fov == b.fov and a.aspect == b.aspect and np.array_equal(a.pose, b.pose)
+    )
