@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrf import commands, grids, pictures, runs
+from jaxrf import commands, grids, pictures, runs, videos
 from jaxrf.cli_options import BenchOptions, RenderOptions
 from jaxrf.config import (
     BitNeRFConfig,
@@ -262,7 +262,7 @@ def find_time(curve: list[tuple[float, float]], level: float) -> float | None:
 def time_frame(run: runs.Run, size: int) -> float:
     """Seconds for a frame of so many pixels along each side at one ray each, compilation apart."""
     render = runs.make_render_view(run, subrays=1)
-    orbit = commands.path_cameras(run, RenderOptions(frames=4, size=size))
+    orbit = videos.path_cameras(run, RenderOptions(frames=4, size=size))
     times = []
     for index in (0, 0, 1, 2, 3):
         started = time.perf_counter()

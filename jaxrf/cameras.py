@@ -331,3 +331,14 @@ def find_focus(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, 
     across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
     sides = np.einsum("nij,nj->i", across, origins)
     return np.linalg.lstsq(across.sum(axis=0), sides, rcond=1e-6)[0]
+
+
+def find_span(cameras: Cameras, box: Float[np.ndarray, "2 3"]) -> tuple[float, float]:
+    """The distances along rays between which cameras may see what is in a box (2, 3)."""
+    if cameras.ndc is not None:
+        # From the near plane to infinity.
+        return 0.0, 2.0
+    half = 0.5 * float(np.linalg.norm(np.diff(box, axis=0)))
+    places = np.asarray(cameras.T_world_camera, np.float64)[:, :3, 3]
+    away = np.linalg.norm(places - box.mean(axis=0), axis=-1)
+    return max(float(away.min()) - half, 0.0), float(away.max()) + half

@@ -32,7 +32,7 @@ USAGE = """usage: jaxrf COMMAND [OPTIONS]   (jaxrf COMMAND --help explains every
 commands:
   train   train a radiance field from pictures with cameras (same as train_lego.py)
   eval    score a trained run on a split and write its metrics.json
-  render  render a 360-degree orbit as MP4, GIF and PNG (same as render_360.py)
+  render  render an orbit, a path or a split as video and frames (same as render_360.py)
   view    show a run in a browser, to be looked at from all sides
   export  write a trained run as one file, also for other programs
   convert turn weights of another program into a run, and prove the port (jaxrf convert FILE)
@@ -128,7 +128,7 @@ def render(argv: Sequence[str] | None = None, prog: str = "render_360.py") -> in
 
     def command() -> int:
         options = tyro.cli(RenderOptions, prog=prog, args=_name_run(arguments))
-        _check_positive(options, "frames", "fps", "size", "radius", "subrays")
+        _check_positive(options, "frames", "fps", "size", "radius", "subrays", "every")
         from jaxrf.commands import run_rendering
 
         return run_rendering(options)

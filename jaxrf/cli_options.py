@@ -4,8 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from jaxrf.config import Channel
+
 ExportFormat = Literal["ternary2", "ternary16", "nerf-pytorch", "tensorf", "nerfstudio"]
-Channel = Literal["rgb", "depth", "opacity"]
+Format = Literal["mp4", "gif", "webp", "png", "npy", "exr"]
+# What is rendered by default, without and with pictures to compare with.
+CHANNELS: dict[bool, tuple[Channel, ...]] = {
+    False: ("rgb", "depth", "opacity"),
+    True: ("comparison", "rgb", "depth"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,29 +41,46 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class RenderOptions:
-    """Render a 360-degree orbit around a trained scene as MP4, GIF and PNG frames."""
+    """Render a trained scene along a path, or beside the pictures of a split, as video and frames.
+
+    What was interrupted goes on where it stopped when it is started again.
+    """
 
     run: Path | None = None
     """Folder of the run, or a file that `jaxrf export` wrote. Default: the newest in ./runs."""
     output: Path | None = None
-    """Folder to write to. Default: orbit (orbit-2, ...) in the run's folder, or beside the file."""
-    channels: tuple[Channel, ...] = ("rgb", "depth", "opacity")
-    """What to render: rgb, depth (colour-mapped, near is warm), opacity."""
+    """Folder to write to. Default: orbit (orbit-2, ...) in the run's folder, or beside the file;
+    named after the path if one is chosen."""
+    channels: tuple[Channel, ...] = ()
+    """What to render: rgb, depth (colour-mapped, near is warm), opacity, and with the pictures of a
+    split also truth, error, and comparison: truth, rgb, error and depth side by side. Default: rgb
+    depth opacity, with a split comparison rgb depth."""
+    formats: tuple[Format, ...] = ("mp4", "gif", "png")
+    """mp4, gif and webp are videos, png is a picture of each frame; npy and exr are its numbers as
+    float32: colours, and depth as the median distance along each ray, in scene units."""
     frames: int = 60
-    """Number of frames of the full circle."""
+    """Number of frames of the full circle, or of another path."""
     fps: float | None = None
-    """Frames per second. Default: those of the file that --path names, else 24."""
+    """Frames per second. Default: those of the file that --path names, 2 for a split, else 24."""
     size: int = 400
-    """Width of a frame in pixels; the height follows the training pictures."""
+    """Width of a frame in pixels; the height follows the training pictures. A split's frames are as
+    large as its pictures."""
     path: str = "auto"
     """Where the camera goes: orbit, ellipse (as wide as the training cameras stand), spiral, train
-    (through the training cameras), or a .json file of nerfstudio's viewer in the coordinates of the
-    data set's files. Default: a spiral where all cameras face forward, else an orbit."""
+    (through the training cameras); a .json file of `jaxrf view` or of nerfstudio's viewer, in the
+    coordinates of the data set's files; or the views of a split, test, val or train-views. Default:
+    a spiral where all cameras face forward, else an orbit."""
     elevation: float = 30.0
     """orbit: degrees above the horizon."""
     radius: float | None = None
     """orbit: distance from the scene's centre, in scene units. Default: that of the training
     cameras."""
+    data: Path | None = None
+    """test, val, train-views: folder of the data set. Default: that of the training."""
+    every: int = 1
+    """test, val, train-views: render every K-th view."""
+    colors: str = "turbo"
+    """Colour map of depth, by matplotlib's name."""
     subrays: int | None = None
     """Rays per pixel along each axis, averaged; 1 is quickest. Default: as in training."""
     step: int | None = None

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 import psutil
-from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxrf import cameras as cams
@@ -29,9 +28,9 @@ from jaxrf import (
     runs,
     stages,
     train,
+    videos,
 )
 from jaxrf.cli_options import (
-    Channel,
     ConvertOptions,
     DataFetchOptions,
     DataInfoOptions,
@@ -44,17 +43,14 @@ from jaxrf.config import TrainConfig
 from jaxrf.convert import adopt, check, recognise, write
 from jaxrf.convert import files as foreign
 from jaxrf.convert.networks import Converted
-from jaxrf.data import fetch, frames, sources, survey
+from jaxrf.data import fetch, sources, survey
 from jaxrf.data.base import Scene, Split, downscale_split
 from jaxrf.errors import InputError, MissingSplitError
 from jaxrf.export import ternary
-from jaxrf.occupancy import occupied_aabb
 from jaxrf.runs import Run, SceneSummary
 from jaxrf.viewer.server import Viewer
 from jaxrf.writers import EventWriter
 
-# Frames per second of videos for which nobody says otherwise.
-FPS = 24.0
 # What other programs call their checkpoints.
 SUFFIXES = {"nerf-pytorch": ".tar", "tensorf": ".th", "nerfstudio": ".ckpt"}
 # Where a viewer puts paths and videos, in a run's folder.
@@ -312,11 +308,12 @@ def finish_training(
     video = run.config.video
     if video.frames:
         options = RenderOptions(frames=video.frames, size=video.size)
-        frames = render_orbit(run, options, "video")
-        rgb = np.stack([f["rgb"] for f in frames])
+        shots = videos.plan_shots(run, options)
+        seen = videos.render_shots(run, shots, None, "video")
+        rgb = np.stack([pictures.draw_channel(picture, "rgb", shots.span) for _, picture in seen])
         if parallel.leads():
-            pictures.write_mp4(run.folder / "orbit.mp4", rgb, FPS)
-        events.video("orbit", rgb, FPS, int(run.state.step))
+            pictures.write_mp4(run.folder / "orbit.mp4", rgb, videos.FPS)
+        events.video("orbit", rgb, videos.FPS, int(run.state.step))
         print(f"Video: {run.folder / 'orbit.mp4'}")
 
 
@@ -403,30 +400,24 @@ def _describe_score(score: dict[str, Any]) -> str:
 
 
 def run_rendering(options: RenderOptions) -> int:
-    """Renders an orbit of a run as MP4, GIF and PNG frames; returns the exit code."""
+    """Renders frames of a run and makes videos of them; returns the exit code."""
     source = options.run or runs.find_newest(Path("runs"))
-    beside = source.with_name(f"{source.stem}-orbit") if source.is_file() else source / "orbit"
-    output = options.output or _fresh_folder(beside)
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+    run = _open_run(source, options.step)
+    set_up_jax(run.config.matmul_precision)
+    content = videos.describe_shots(run, options)
+    name = "orbit" if options.path == "auto" else Path(options.path).stem
+    beside = source.with_name(f"{source.stem}-{name}") if source.is_file() else source / name
+    output = options.output or videos.find_folder(beside, content)
+    taken = output.is_file() or (output.is_dir() and any(output.iterdir()))
+    if taken and not videos.is_resumable(output, content):
         raise InputError(
             f"The output folder {output} exists already: name another one with --output."
         )
-    run = _open_run(source, options.step)
-    set_up_jax(run.config.matmul_precision)
-    runs.make_writable(output, "--output")
-    print(f"Rendering {options.frames} frames of {source} at step {int(run.state.step)}.")
-    frames = render_orbit(run, options, "render")
-    fps = options.fps or FPS
+    fps = options.fps or (2.0 if options.path in videos.SPLITS else videos.FPS)
     if options.fps is None and options.path.endswith(".json"):
         fps = paths.read_path(Path(options.path)).fps
-    for channel in options.channels:
-        stack = np.stack([frame[channel] for frame in frames])
-        pictures.write_mp4(output / f"{channel}.mp4", stack, fps)
-        (output / f"{channel}.gif").write_bytes(pictures.encode_gif(stack, fps))
-        (output / channel).mkdir()
-        for index, frame in enumerate(stack):
-            (output / channel / f"{index:04d}.png").write_bytes(pictures.encode_png(frame / 255.0))
-    print(f"Written to {output}: {', '.join(f'{c}.mp4, {c}.gif, {c}/' for c in options.channels)}")
+    print(f"Rendering {source} at step {int(run.state.step)} into {output}.")
+    videos.fill_folder(run, options, output, fps)
     return 0
 
 
@@ -710,100 +701,3 @@ def run_data_fetch(options: DataFetchOptions) -> int:
         place, digest = fetch.fetch(options.name, options.output, options.url, options.sha256, show)
     print(f"{place} is there; SHA-256 of what was downloaded: {digest}.")
     return 0
-
-
-def _fresh_folder(wanted: Path) -> Path:
-    """The wanted folder, or the first of wanted-2, wanted-3, ... that does not exist."""
-    folder, number = wanted, 2
-    while folder.exists():
-        folder, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
-    return folder
-
-
-def path_cameras(run: Run, options: RenderOptions) -> cams.Cameras:
-    """The cameras of a video's frames, as `options.path` says, with the training cameras' view.
-
-    Raises:
-      InputError: there is no such path, or its file is damaged.
-    """
-    scene, kind = run.scene, options.path
-    if kind.endswith(".json"):
-        return _read_cameras(run, Path(kind), options.size)
-    if kind == "auto":
-        kind = "orbit" if scene.ndc is None else "spiral"
-    training = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
-    last = np.tile(np.array([[[0.0, 0.0, 0.0, 1.0]]]), (len(training), 1, 1))
-    training = np.concatenate([training, last], axis=1)
-    if kind in ("ellipse", "train") and not len(training):
-        raise InputError(
-            f"{run.folder} does not hold the poses of its training pictures, which --path {kind} "
-            "needs: choose another one."
-        )
-    match kind:
-        case "orbit":
-            radius, elevation = options.radius or scene.radius, np.deg2rad(options.elevation)
-            poses = paths.orbit_path(options.frames, radius, elevation, np.asarray(scene.focus))
-        case "spiral":
-            # Near things move more than far ones: what counts is between, in disparity.
-            depth = 1.0 / (0.25 / (5.0 * scene.far) + 0.75 / scene.near)
-            poses = paths.spiral_path(options.frames, np.asarray(scene.spread), depth)
-        case "ellipse":
-            poses = paths.ellipse_path(options.frames, training)
-        case "train":
-            poses = paths.interpolate_path(options.frames, training)
-        case _:
-            raise InputError(
-                f"--path {kind} is none of orbit, spiral, ellipse and train, nor a .json file."
-            )
-    angle = 2.0 * np.arctan(0.5 * scene.width / scene.focal)
-    width, height = options.size, options.size * scene.height // scene.width
-    cameras = cams.make_cameras(poses, width, height, angle)
-    return dataclasses.replace(cameras, ndc=scene.ndc)
-
-
-def _read_cameras(run: Run, path: Path, width: int) -> cams.Cameras:
-    """Cameras of a file, where the scene lies while training, with pictures of this width."""
-    cameras = paths.read_path(path).cameras
-    frame = frames.unpack_frame(run.scene.frame)
-    poses = frames.move_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
-    moved = dataclasses.replace(cameras, T_world_camera=poses.astype(np.float32), ndc=run.scene.ndc)
-    return cams.resize_cameras(moved, width, max(width * cameras.height // cameras.width, 1))
-
-
-def render_orbit(
-    run: Run, options: RenderOptions, title: str
-) -> list[dict[Channel, UInt8[np.ndarray, "h w 3"]]]:
-    """Frames of a video along a path, by default an orbit around what the training cameras look at.
-
-    Args:
-      run: what to render.
-      options: path, size, number of frames and channels.
-      title: of the progress bar.
-
-    Returns:
-      For each frame, an 8-bit picture of each channel.
-    """
-    path = path_cameras(run, options)
-    box = occupied_aabb(run.state.grid)
-    if (bounds := run.state.grid.bounds) is not None:
-        box = np.clip(box, *np.asarray(bounds))
-    half_diagonal = 0.5 * float(np.linalg.norm(np.diff(box, axis=0)))
-    away = np.linalg.norm(np.asarray(path.T_world_camera)[:, :3, 3] - box.mean(axis=0), axis=-1)
-    low, high = max(float(away.min()) - half_diagonal, 0.0), float(away.max()) + half_diagonal
-    if path.ndc is not None:
-        # From the near plane to infinity.
-        low, high = 0.0, 2.0
-    render = runs.make_render_view(run, options.subrays)
-    shown = []
-    silent = not parallel.leads()
-    for index in tqdm(range(len(path)), desc=title, unit="frame", disable=silent):
-        result = render(path, index)
-        depth = pictures.depth_picture(result.median_depth, result.opacity, low, high)
-        opacity = np.repeat(result.opacity[..., None], 3, axis=-1)
-        channels: dict[Channel, Float[np.ndarray, "h w 3"]] = {
-            "rgb": result.rgb,
-            "depth": depth,
-            "opacity": opacity,
-        }
-        shown.append({c: pictures.to_uint8(channels[c]) for c in options.channels})
-    return shown

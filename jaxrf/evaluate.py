@@ -142,18 +142,6 @@ _ssim = jax.jit(metrics.ssim)
 _lpips = jax.jit(lpips.lpips)
 
 
-def render_progressively(
-    render: RenderView, cameras: Cameras, index: int, factors: Sequence[int] = (8, 4, 2, 1)
-) -> Iterator[Picture]:
-    """A camera's view at a fraction of its size first, then finer and finer, for live viewing.
-
-    `factors` divide width and height; whoever sees enough stops iterating.
-    """
-    for factor in factors:
-        size = (max(side // factor, 1) for side in (cameras.width, cameras.height))
-        yield render(resize_cameras(cameras, *size), index)
-
-
 def score_split(
     render: RenderView,
     split: Split,

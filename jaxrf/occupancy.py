@@ -431,6 +431,12 @@ def occupied_aabb(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
     return np.stack([aabb[0] + cells.min(0) * size, aabb[0] + (cells.max(0) + 1) * size])
 
 
+def shown_box(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
+    """The box of what may be occupied; where space is contracted, of that in the scene's box."""
+    box = occupied_aabb(grid)
+    return box if grid.bounds is None else np.clip(box, *np.asarray(grid.bounds))
+
+
 def resample_grid(
     grid: OccupancyGrid, resolution: tuple[int, int, int], aabb: Float[Array, "2 3"]
 ) -> OccupancyGrid:

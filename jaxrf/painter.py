@@ -160,7 +160,9 @@ class Pace:
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the same shape, no larger, that fit into the time."""
-        affordable = self.seconds / self.per_ray if self.per_ray else COARSEST**2
+        if self.per_ray is None:
+            return shrink(width, height, 0.0)
+        affordable = self.seconds / self.per_ray
         return shrink(width, height, math.sqrt(affordable / (width * height)))
 
 

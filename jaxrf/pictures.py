@@ -1,17 +1,26 @@
-"""Arrays to pictures: colour maps, PNG, GIF and MP4.
+"""Arrays to pictures: colour maps, PNG, GIF, WebP, MP4, and to files of numbers.
 
 What draws and encodes is imported where it is used, so that training can begin without it.
 """
 
+import contextlib
 import io
 import subprocess
+import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+
+from jaxrf.config import Channel
+from jaxrf.render import Picture
+
+# The frames of a video: an array, or whatever gives one after the other.
+Clip = UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "h w 3"]]
 
 
 def encode_plot(
@@ -88,10 +97,11 @@ def depth_picture(
     opacity: Float[np.ndarray, "h w"],
     low: float,
     high: float,
+    colors: str = "turbo",
 ) -> Float[np.ndarray, "h w 3"]:
     """Depth in colours, near warm and far cool, fading to white where nothing is hit."""
     return (
-        color_map(-depth, -high, -low) * opacity[..., None] + (1.0 - opacity)[..., None]
+        color_map(-depth, -high, -low, colors) * opacity[..., None] + (1.0 - opacity)[..., None]
     ).astype(np.float32)
 
 
@@ -105,6 +115,46 @@ def error_picture(
     return color_map(error, 0.0, most, "inferno")
 
 
+def draw_channel(
+    picture: Picture,
+    channel: Channel,
+    span: tuple[float, float],
+    truth: Float[np.ndarray, "h w 3"] | None = None,
+    colors: str = "turbo",
+) -> UInt8[np.ndarray, "h w_all 3"]:
+    """A channel of a rendering as one sees it.
+
+    Args:
+      picture: the rendering.
+      channel: which; "truth", "error" and "comparison" need the truth.
+      span: nearest and farthest distance that the colours of depth span.
+      truth: what was to be seen.
+      colors: matplotlib's name of the colour map of depth.
+    """
+
+    def show(channel: Channel) -> Float[np.ndarray, "h w 3"]:
+        match channel:
+            case "rgb":
+                return np.clip(picture.rgb, 0.0, 1.0)
+            case "depth":
+                depth, opacity = picture.median_depth, picture.opacity
+                return depth_picture(depth, opacity, *span, colors)
+            case "opacity":
+                return np.repeat(picture.opacity[..., None], 3, axis=-1)
+            case "truth":
+                assert truth is not None
+                return truth
+            case "error":
+                assert truth is not None
+                return error_picture(picture.rgb, truth)
+            case "comparison":
+                shown: tuple[Channel, ...] = ("truth", "rgb", "error", "depth")
+                return np.concatenate([show(each) for each in shown], axis=1)
+        assert_never(channel)
+
+    return to_uint8(show(channel))
+
+
 def encode_png(image: Float[np.ndarray, "h w *c"]) -> bytes:
     """One picture with values in [0, 1] as an 8-bit PNG."""
     import imageio.v3 as iio
@@ -112,14 +162,35 @@ def encode_png(image: Float[np.ndarray, "h w *c"]) -> bytes:
     return iio.imwrite("<bytes>", to_uint8(image), extension=".png")
 
 
-def write_mp4(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: float) -> None:
+def read_png(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The colours of a picture that `encode_png` made."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def write_npy(path: Path, numbers: Float[np.ndarray, "h w *c"]) -> None:
+    """Numbers as numpy keeps them."""
+    with path.open("wb") as file:
+        np.save(file, numbers)
+
+
+def write_exr(path: Path, numbers: Float[np.ndarray, "h w *c"]) -> None:
+    """Numbers as float32 in an OpenEXR file: channels R, G and B, or Y if there is one."""
+    import OpenEXR
+
+    whole = np.ascontiguousarray(numbers, np.float32)
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    OpenEXR.File(header, {"RGB" if whole.ndim == 3 else "Y": whole}).write(str(path))
+
+
+def write_mp4(path: Path, frames: Clip, fps: float) -> None:
     """An H.264 video that browsers play; odd sizes lose a row or column, as the codec asks.
 
     Raises OSError with the encoder's words if it fails.
     """
     import imageio_ffmpeg
 
-    height, width = (s - s % 2 for s in frames.shape[1:3])
+    height, width = (s - s % 2 for s in frames[0].shape[:2])
     # The encoder is run directly: imageio's own writer forks, which JAX's threads forbid.
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(),
@@ -128,17 +199,41 @@ def write_mp4(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: float) -> N
         *("-i", "-", "-an", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p"),
         *("-movflags", "+faststart", str(path)),
     ]
-    raw = np.ascontiguousarray(frames[:, :height, :width]).tobytes()
-    result = subprocess.run(command, input=raw, capture_output=True, check=False)
-    if result.returncode:
-        words = result.stderr.decode(errors="replace").strip().split("\n")[-1]
-        raise OSError(f"{path} could not be encoded: {words}")
+    with tempfile.TemporaryFile() as said:
+        encoder = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said
+        )
+        assert encoder.stdin is not None
+        # It may end early, and then says why.
+        with contextlib.suppress(BrokenPipeError), encoder.stdin as pipe:
+            for frame in frames:
+                pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
+        if encoder.wait():
+            said.seek(0)
+            words = said.read().decode(errors="replace").strip().split("\n")[-1]
+            raise OSError(f"{path} could not be encoded: {words}")
 
 
-def encode_gif(frames: UInt8[np.ndarray, "n h w 3"], fps: float) -> bytes:
+def encode_webp(frames: Clip, fps: float) -> bytes:
+    """An animated WebP that loops for ever, smaller than a GIF and in all colours."""
+    images = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer,
+        format="WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=round(1000 / fps),
+        loop=0,
+        quality=85,
+    )
+    return buffer.getvalue()
+
+
+def encode_gif(frames: Clip, fps: float) -> bytes:
     """A GIF that loops for ever, with one palette for all frames so that colours do not flicker."""
     every = max(1, len(frames) // 8)
-    sheet = Image.fromarray(np.concatenate(frames[::every], axis=0))
+    sheet = Image.fromarray(np.concatenate(list(frames[::every]), axis=0))
     palette = sheet.quantize(256, method=Image.Quantize.MEDIANCUT)
     pictures = [
         Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)

@@ -297,7 +297,7 @@ def test_render_numbers_its_folders_and_leaves_out_channels(own_run: Path) -> No
     for name in ("orbit", "orbit-2"):
         assert cli.render(arguments) == 0
         assert sorted(p.name for p in (own_run / name).iterdir()) == [
-            "depth", "depth.gif", "depth.mp4",
+            "depth", "depth.gif", "depth.mp4", "render.json",
         ]  # fmt: skip
 
 

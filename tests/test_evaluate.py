@@ -15,7 +15,7 @@ from jaxrf.cameras import Cameras, image_rays, resize_cameras
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import composite
 from jaxrf.evaluate import RenderView
-from jaxrf.render import Picture, Rendering
+from jaxrf.render import Rendering
 
 
 def make_render(
@@ -74,26 +74,6 @@ def test_a_view_is_its_rays_rendered_in_order(config: TrainConfig, tight: bool) 
         wanted = np.asarray(getattr(whole, name))
         assert found.shape == (SIZE, SIZE, *wanted.shape[1:])
         np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
-
-
-def test_a_view_comes_coarsely_first_and_in_the_end_as_it_is() -> None:
-    render, _ = make_render(tiny_nerf(), np.ones(3, np.float32))
-    cameras = make_scene().splits["test"].cameras
-    asked: list[tuple[int, int]] = []
-
-    def note(cameras: Cameras, index: int) -> Picture:
-        asked.append((cameras.width, cameras.height))
-        return render(cameras, index)
-
-    views = evaluate.render_progressively(note, cameras, 1, (40, 4, 1))
-    first = next(views)
-    # What nobody waits for is not rendered.
-    assert asked == [(1, 1)] and first.rgb.shape == (1, 1, 3)
-    second, last = views
-    assert asked == [(1, 1), (SIZE // 4, SIZE // 4), (SIZE, SIZE)]
-    np.testing.assert_array_equal(last.rgb, render(cameras, 1).rgb)
-    blocks = last.rgb.reshape(4, SIZE // 4, 4, SIZE // 4, 3).mean(axis=(1, 3))
-    assert np.abs(second.rgb - blocks).mean() < np.abs(second.rgb[::-1] - blocks).mean()
 
 
 def test_when_memory_runs_out_fewer_samples_are_rendered_at_once(

@@ -38,6 +38,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "monitor",
         "convert export viewer",
         "cli_options",
+        "videos",
         "commands",
         "bench experiments",
         "cli",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scenes import assert_looks
 
+from jaxrf import paths
 from jaxrf.cameras import find_focus, look_at
 from jaxrf.errors import InputError
 from jaxrf.paths import ellipse_path, interpolate_path, orbit_path, read_path, spiral_path
@@ -139,3 +140,22 @@ def test_what_is_wrong_with_a_path_is_said(
     with pytest.raises(InputError, match=message) as caught:
         read_path(write_path(tmp_path / "path.json", **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_written_is_read_again(tmp_path: Path) -> None:
+    cameras = read_path(write_path(tmp_path / "path.json")).cameras
+    (tmp_path / "again.json").write_text(paths.write_path(cameras, 17.0))
+    again = read_path(tmp_path / "again.json")
+    assert again.fps == 17.0
+    assert (again.cameras.width, again.cameras.height) == (cameras.width, cameras.height)
+    np.testing.assert_allclose(again.cameras.T_world_camera, cameras.T_world_camera, atol=1e-6)
+    np.testing.assert_allclose(again.cameras.focal, cameras.focal, rtol=1e-5)
+
+
+def test_a_path_that_loops_comes_back_by_even_steps() -> None:
+    given = ring(5)
+    poses = interpolate_path(50, given, loops=True)
+    assert is_rigid(poses) and len(poses) == 50
+    np.testing.assert_allclose(poses[::10], given, atol=1e-9)
+    back = np.linalg.norm(poses[0, :3, 3] - poses[-1, :3, 3])
+    assert 0.0 < back < 1.0

@@ -2,7 +2,9 @@
 
 import io
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,6 +13,8 @@ from PIL import Image
 from scenes import read_mp4
 
 from jaxrf import pictures
+from jaxrf.config import Channel
+from jaxrf.render import Picture
 
 
 def test_bytes_are_rounded_and_clipped() -> None:
@@ -127,3 +131,65 @@ def test_pictures_stand_in_columns_as_they_were_given() -> None:
     places = [[(x * drawn.width, y * drawn.height) for x in (0.3, 0.75)] for y in (0.3, 0.75)]
     colors = [[drawn.getpixel((int(x), int(y))) for x, y in row] for row in places]
     assert colors == [[(255, 0, 0), (0, 255, 0)], [(0, 255, 0), (255, 0, 0)]]
+
+
+def test_a_webp_has_every_frame_and_loops_for_ever() -> None:
+    frames = moving_bar(5, 12, 40)
+    with Image.open(io.BytesIO(pictures.encode_webp(list(frames), 10.0))) as webp:
+        assert (webp.size, webp.n_frames, webp.info["loop"]) == ((40, 12), 5, 0)
+        webp.seek(3)
+        shown = np.asarray(webp.convert("RGB")).astype(int)
+        assert np.abs(shown - frames[3]).mean() < 12
+
+
+def test_a_video_takes_its_frames_one_after_the_other(tmp_path: Path) -> None:
+    frames = moving_bar(6, 16, 24)
+
+    class OneByOne(Sequence):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: Any) -> Any:
+            return frames[index]
+
+    pictures.write_mp4(tmp_path / "a.mp4", OneByOne(), 12.0)
+    pictures.write_mp4(tmp_path / "b.mp4", frames, 12.0)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (6, 4)])
+def test_numbers_come_back_out_of_files(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    import OpenEXR
+
+    numbers = np.random.default_rng(0).normal(size=shape).astype(np.float32) * 1e3
+    pictures.write_npy(tmp_path / "a.npy", numbers)
+    pictures.write_exr(tmp_path / "a.exr", numbers)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), numbers)
+    (content,) = OpenEXR.File(str(tmp_path / "a.exr")).channels().values()
+    np.testing.assert_array_equal(content.pixels, numbers)
+
+
+def test_a_png_comes_back_as_it_was(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    (tmp_path / "a.png").write_bytes(pictures.encode_png(image / 255.0))
+    np.testing.assert_array_equal(pictures.read_png(tmp_path / "a.png"), image)
+
+
+def test_every_channel_shows_what_its_name_says() -> None:
+    chance = np.random.default_rng(0)
+    rgb, truth = chance.uniform(-0.2, 1.2, (2, 5, 7, 3)).astype(np.float32)
+    opacity, depth = chance.uniform(0.0, 1.0, (2, 5, 7)).astype(np.float32)
+    found, span = Picture(rgb, opacity, 7.0 * depth, 2.0 + 4.0 * depth), (2.0, 6.0)
+
+    def draw(channel: Channel, colors: str = "turbo") -> np.ndarray:
+        return pictures.draw_channel(found, channel, span, truth, colors)
+
+    np.testing.assert_array_equal(draw("rgb"), pictures.to_uint8(rgb))
+    np.testing.assert_array_equal(draw("truth"), pictures.to_uint8(truth))
+    wanted = pictures.to_uint8(pictures.error_picture(rgb, truth))
+    np.testing.assert_array_equal(draw("error"), wanted)
+    np.testing.assert_array_equal(draw("opacity")[..., 1], pictures.to_uint8(opacity))
+    parts = [draw(channel) for channel in ("truth", "rgb", "error", "depth")]
+    np.testing.assert_array_equal(draw("comparison"), np.concatenate(parts, axis=1))
+    gray = draw("depth", "gray")
+    assert np.all(gray[..., 0] == gray[..., 2]) and np.any(parts[3][..., 0] != parts[3][..., 2])

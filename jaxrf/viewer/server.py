@@ -6,25 +6,25 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxrf import pictures
-from jaxrf.cameras import Cameras
+from jaxrf.cameras import Cameras, find_span
+from jaxrf.config import Channel
 from jaxrf.data.base import Split, composite
 from jaxrf.data.frames import unpack_frame
 from jaxrf.errors import InputError
-from jaxrf.occupancy import occupied_aabb
+from jaxrf.occupancy import shown_box
 from jaxrf.painter import Pace, Painter, paint_progressively
 from jaxrf.render import Picture
 from jaxrf.runs import SceneSummary
 from jaxrf.viewer.poses import View, along_axis, fit_camera, list_views, read_view, to_browser
 from jaxrf.viewer.tour import TourPanel, go_to
 
-Mode = Literal["rgb", "depth", "opacity"]
-MODES: tuple[Mode, ...] = ("rgb", "depth", "opacity")
+MODES: tuple[Channel, ...] = ("rgb", "depth", "opacity")
 # A picture in this time follows a hand.
 FLUID_SECONDS = 1.0 / 15.0
 # A camera that has not moved for so long stands still.
@@ -51,36 +51,6 @@ class Shown(NamedTuple):
     painter: Painter
     box: Float[np.ndarray, "2 3"]
     number: int
-
-
-def find_box(painter: Painter) -> Float[np.ndarray, "2 3"]:
-    """The box of what may be occupied; where space is contracted, within the scene's."""
-    box, bounds = occupied_aabb(painter.grid), painter.grid.bounds
-    return box if bounds is None else np.clip(box, *np.asarray(bounds))
-
-
-def find_depths(
-    pose: Float[np.ndarray, "4 4"], box: Float[np.ndarray, "2 3"], ndc: bool
-) -> tuple[float, float]:
-    """The distances that colours of depth span: across the box from where a camera stands."""
-    if ndc:
-        # From the near plane to infinity.
-        return 0.0, 2.0
-    half = 0.5 * float(np.linalg.norm(box[1] - box[0]))
-    away = float(np.linalg.norm(pose[:3, 3] - box.mean(axis=0)))
-    return max(away - half, 0.0), away + half
-
-
-def draw(picture: Picture, mode: Mode, depths: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture as it is shown in a mode; `depths` are the nearest and the farthest in colour."""
-    match mode:
-        case "rgb":
-            return pictures.to_uint8(picture.rgb)
-        case "depth":
-            colors = pictures.depth_picture(picture.median_depth, picture.opacity, *depths)
-            return pictures.to_uint8(colors)
-        case "opacity":
-            return np.repeat(pictures.to_uint8(picture.opacity)[..., None], 3, axis=-1)
 
 
 class Viewer:
@@ -204,7 +174,9 @@ class Viewer:
             painter.paint(tiny, WHOLE, lambda: False)
             with self._changes:
                 before = self._shown
-                self._shown = Shown(painter, find_box(painter), before.number + 1 if before else 0)
+                self._shown = Shown(
+                    painter, shown_box(painter.grid), before.number + 1 if before else 0
+                )
                 if before is None:
                     self._fit_crop(self._shown.box)
             self.say(text)
@@ -302,7 +274,7 @@ class Viewer:
     def _add_cameras(self, split: Split | None, background: Float[np.ndarray, "3"]) -> None:
         """Training cameras where they stand, with their pictures if these are there."""
         views, images = self._list_cameras(split, background)
-        size = 0.12 * (self._scene.radius if self._scene.ndc is None else self._scene.near)
+        size = 0.05 * (self._scene.radius if self._scene.ndc is None else self._scene.near)
         for index, (view, image) in enumerate(zip(views, images, strict=True)):
             wxyz, position = to_browser(view.pose)
             handle = self.server.scene.add_camera_frustum(
@@ -310,6 +282,8 @@ class Viewer:
                 fov=view.fov,
                 aspect=view.aspect,
                 scale=size,
+                thickness=1.5,
+                thickness_units="screen",
                 color=CAMERA_COLOR,
                 image=image,
                 wxyz=wxyz,
@@ -365,9 +339,8 @@ class Viewer:
         return None if picture is None else self._draw(picture, camera, shown)
 
     def _draw(self, picture: Picture, camera: Cameras, shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
-        pose = np.asarray(camera.T_world_camera[0], np.float64)
-        depths = find_depths(pose, shown.box, camera.ndc is not None)
-        return draw(picture, self._mode.value, depths)
+        span = find_span(camera, shown.box)
+        return pictures.draw_channel(picture, self._mode.value, span)
 
 
 def _go_to_clicked(view: View, event: Any) -> None:

@@ -158,7 +158,9 @@ class TourPanel:
                 f"/tour/stop-{index}",
                 fov=stop.fov,
                 aspect=stop.aspect,
-                scale=0.1,
+                scale=0.06,
+                thickness=2.0,
+                thickness_units="screen",
                 color=LINE_COLOR,
                 wxyz=wxyz,
                 position=position,
@@ -170,7 +172,9 @@ class TourPanel:
             points = np.asarray(way.T_world_camera)[:, :3, 3]
             segments = np.stack([points[:-1], points[1:]], axis=1)
             self._drawn.append(
-                scene.add_line_segments("/tour/way", segments, LINE_COLOR, thickness=0.01)
+                scene.add_line_segments(
+                    "/tour/way", segments, LINE_COLOR, thickness=2.0, thickness_units="screen"
+                )
             )
 
     def _plan(self) -> Cameras:
@@ -229,7 +233,7 @@ class TourPanel:
                     return
                 frames.append(frame)
                 self._progress.value = 100.0 * (index + 1) / len(cameras)
-            pictures.write_mp4(path, np.stack(frames), fps)
+            pictures.write_mp4(path, frames, fps)
             client.send_file_download(path.name, path.read_bytes())
             client.add_notification("Rendered", f"{path}", auto_close_seconds=8.0)
         finally:
