@@ -25,16 +25,19 @@ train: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m jaxrf bench $(ARGS)
 
-# Most of the quick tests' time is compilation, which takes half as long when XLA does not optimise;
-# the slow ones run what users run.
+# Most of the tests' time is compilation, which takes half as long when XLA does not optimise; those
+# that are marked so run what users run.
+QUICK_COMPILING := JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n auto
+
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
+	$(QUICK_COMPILING) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow $(ARGS)
+	$(QUICK_COMPILING) --dist loadgroup -m "slow and not as_used" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "slow and as_used" $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,7 @@ class Pace:
         return self.steps >= 2 and self.seconds >= least
 
 
+@runtime_checkable
 class Audience(Protocol):
     """Who watches a training live; see `viewer.server.Viewer`."""
 

@@ -18,6 +18,8 @@ from jaxrf.cli_options import BenchOptions
 from jaxrf.config import NeRFConfig, VoxelsConfig
 from jaxrf.errors import InputError
 
+pytestmark = pytest.mark.as_used
+
 
 @pytest.mark.parametrize(
     ("level", "expected"), [(20.0, 10.0), (25.0, 10.0), (26.0, 15.0), (29.0, 35.0), (31.0, None)]

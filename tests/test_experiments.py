@@ -15,6 +15,8 @@ from jaxrf.cli_options import ExperimentsOptions
 from jaxrf.config import TrainConfig
 from jaxrf.errors import InputError
 
+pytestmark = pytest.mark.as_used
+
 
 def study_base() -> TrainConfig:
     return dataclasses.replace(configs.study_base(), steps=6)

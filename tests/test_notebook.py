@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.as_used
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -18,6 +18,8 @@ from scenes import TINY, differing_leaves, write_scene
 from jaxrf import parallel, runs
 from jaxrf.errors import InputError
 
+pytestmark = pytest.mark.as_used
+
 TESTS = Path(__file__).resolve().parent
 
 

@@ -15,7 +15,7 @@ from jaxrf.data.base import Scene
 from jaxrf.fields.voxels import VoxelGrid
 
 # What is trained for several tests is trained once.
-pytestmark = pytest.mark.xdist_group("quality")
+pytestmark = [pytest.mark.as_used, pytest.mark.xdist_group("quality")]
 
 
 def render_bricks(cache: Path, bricks: BricksConfig) -> Path:

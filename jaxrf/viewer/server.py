@@ -29,8 +29,8 @@ MODES: tuple[Channel, ...] = ("rgb", "depth", "opacity")
 FLUID_SECONDS = 1.0 / 15.0
 # A camera that has not moved for so long stands still.
 STILL_SECONDS = 0.4
-# A new state is shown no more often than this while training.
-SHOW_SECONDS = 1.0
+# While training a new state is shown no more often than this, in a picture that takes so long.
+SHOW_SECONDS, STATE_SECONDS = 1.5, 0.4
 # Training pictures that are shown where their cameras stand, and their width there.
 MOST_CAMERAS, CAMERA_WIDTH = 60, 96
 CAMERA_COLOR = (90, 110, 160)
@@ -121,10 +121,11 @@ class Viewer:
     # -- what is shown ------------------------------------------------------------------------
 
     def show(self, painter: Painter, text: str) -> None:
-        """Shows a field from now on, as soon as its program is compiled."""
-        self._shown_at = time.monotonic()
-        self._next = painter, text
-        self._asked.set()
+        """Shows a field for good, as soon as its program is compiled."""
+        self._trains = False
+        if self._pause is not None:
+            self._pause.visible = False
+        self._offer(painter, text)
 
     def follow(self, make: Callable[[], Painter], text: str) -> None:
         """Shows the state of a training if somebody looks and the last one is some time ago.
@@ -133,7 +134,7 @@ class Viewer:
         """
         self.say(text)
         if self._clients and time.monotonic() - self._shown_at > SHOW_SECONDS:
-            self.show(make(), text)
+            self._offer(make(), text)
 
     def is_watched(self) -> bool:
         """Whether anybody looks."""
@@ -160,6 +161,11 @@ class Viewer:
         for client in list(self._clients.values()):
             client.close()
         self.server.stop()
+
+    def _offer(self, painter: Painter, text: str) -> None:
+        self._shown_at = time.monotonic()
+        self._next = painter, text
+        self._asked.set()
 
     def _prepare(self) -> None:
         """Compiles what is to be shown next while the last is still shown."""
@@ -393,19 +399,21 @@ class _Client:
     def _paint(self, shown: Shown) -> None:
         viewer, begun = self._viewer, time.monotonic()
         view = read_view(self._client.camera)
-        # Another state from the same place replaces a sharp picture by a sharp one.
-        still = view_equals(view, self._seen) and shown.number != self._number
+        again = view_equals(view, self._seen) and shown.number != self._number
         self._seen, self._number = view, shown.number
         camera = fit_camera(view, int(viewer._most.value), viewer._scene.ndc)
         self._pace.seconds = 1.0 / float(viewer._fluid.value)
-        pace = Pace(1.0) if still else self._pace
-        if still and self._pace.per_ray is not None:
-            pace.note(1, self._pace.per_ray)
+        if again:
+            # Nobody waits for it, so it may be larger at once.
+            self._pace.seconds = STATE_SECONDS
         for picture in paint_progressively(
-            shown.painter, camera, viewer.crop, pace, self.changed.is_set
+            shown.painter, camera, viewer.crop, self._pace, self.changed.is_set
         ):
             self._send(picture, camera, shown)
             self._describe(picture, time.monotonic() - begun)
+            if again and viewer._trains:
+                # The rest of the time is for training.
+                return
 
     def _send(self, picture: Picture, camera: Cameras, shown: Shown) -> None:
         depth = None
