@@ -1,6 +1,9 @@
 """The server behind a browser's window: paints what its camera sees, coarse at once, then sharp."""
 
+import contextlib
 import dataclasses
+import io
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -53,6 +56,19 @@ class Shown(NamedTuple):
     number: int
 
 
+def check_host(host: str) -> None:
+    """Raises InputError if this machine cannot listen at an address."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as trial:
+            trial.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"The viewer cannot listen at {host} ({error.strerror or error}): give an address of "
+            "this machine with --host (--viewer.host while training)."
+        ) from error
+
+
 class Viewer:
     """A page that shows a field, to any number of browsers.
 
@@ -93,23 +109,20 @@ class Viewer:
         self._shown_at = -np.inf
         self._next: tuple[Painter, str] | None = None
         self._asked, self._closed = threading.Event(), threading.Event()
-        try:
+        check_host(host)
+        # Its own words would stand between ours.
+        with contextlib.redirect_stdout(io.StringIO()):
             self.server = viser.ViserServer(host=host, port=port, label=name, verbose=False)
-        except OSError as error:
-            raise InputError(
-                f"The viewer cannot listen at {host}:{port} ({error.strerror or error}): choose "
-                "another --host or --port."
-            ) from error
-        self.server.gui.configure_theme(
-            control_layout="collapsible", show_logo=False, show_share_button=False
-        )
+        self.server.gui.configure_theme(show_logo=False, show_share_button=False)
+        self.server.gui.main_panel.dock_right()
         self.server.scene.set_up_direction("+z" if scene.ndc is None else "+y")
         self._place_first_camera()
         self._build_panels(name, folder)
         self._add_cameras(split, background)
         self.server.on_client_connect(self._welcome)
         self.server.on_client_disconnect(self._part)
-        threading.Thread(target=self._prepare, daemon=True).start()
+        self._preparing = threading.Thread(target=self._prepare, daemon=True)
+        self._preparing.start()
 
     @property
     def address(self) -> str:
@@ -158,9 +171,12 @@ class Viewer:
         self._closed.set()
         self._asked.set()
         self._tour.close()
+        # Python must not end beneath threads that compute.
         for client in list(self._clients.values()):
             client.close()
-        self.server.stop()
+        self._preparing.join()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.server.stop()
 
     def _offer(self, painter: Painter, text: str) -> None:
         self._shown_at = time.monotonic()
@@ -331,7 +347,8 @@ class Viewer:
     def _part(self, client: Any) -> None:
         gone = self._clients.pop(client.client_id, None)
         if gone:
-            gone.close()
+            # The server's own thread is not to wait for a picture.
+            threading.Thread(target=gone.close, daemon=True).start()
 
     def _paint_frame(
         self, camera: Cameras, stop: Callable[[], bool]
@@ -366,12 +383,14 @@ class _Client:
         self._seen: View | None = None
         client.camera.on_update(self._move)
         self.changed.set()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._painting = threading.Thread(target=self._run, daemon=True)
+        self._painting.start()
 
     def close(self) -> None:
         """Ends the thread."""
         self._closed.set()
         self.changed.set()
+        self._painting.join()
 
     def _move(self, camera: Any) -> None:
         del camera

@@ -99,6 +99,7 @@ class TourPanel:
         self._drawn: list[Any] = []
         self._busy = threading.Lock()
         self._stop = threading.Event()
+        self._working: threading.Thread | None = None
         gui = server.gui
         with gui.add_folder("Camera path", expand_by_default=False):
             self._count = gui.add_markdown("")
@@ -129,8 +130,10 @@ class TourPanel:
         return Tour(tuple(self._stops), self._seconds.value, self._fps.value, self._loops.value)
 
     def close(self) -> None:
-        """Gives up what is being rendered."""
+        """Gives up what is being rendered, and waits for its end."""
         self._stop.set()
+        if self._working is not None:
+            self._working.join()
 
     def _edit(self, event: Any) -> None:
         match event.target.value:
@@ -260,7 +263,8 @@ class TourPanel:
                 self._guard(action, client)
 
         if not self._busy.locked():
-            threading.Thread(target=run, daemon=True).start()
+            self._working = threading.Thread(target=run, daemon=True)
+            self._working.start()
 
 
 def go_to(client: Any, view: View) -> None:
