@@ -313,6 +313,8 @@ def _check(config: TrainConfig) -> None:
     _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
     if config.video.frames:
         _check_positive(config.video, "frames", "size", prefix="video.")
+    if not config.video.every >= 0:
+        raise InputError(f"--video.every is {config.video.every}: give 0 or more.")
     _check_positive(
         config.optimizer, "grid_rate", "network_rate", "final_fraction", "epsilon", "clip_norm",
         prefix="optimizer.",

@@ -24,7 +24,7 @@ from jaxrf.monitor import Monitor, catch_signals
 from jaxrf.train import Metrics, TrainState
 from jaxrf.writers import EventWriter
 
-METRICS = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.4, 0.05, 4096.0, 1.5, 1.0)))
+METRICS = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.4, 0.05, 4096, 1.5, 1, 0.9, 1.2)))
 
 
 # ---------------------------------------------------------------------------------------------
