@@ -27,8 +27,7 @@ from jaxrf.writers import EventWriter, Hyperparameters
 MOST_VALUES = 1 << 14
 # Small pictures are enlarged by a whole factor up to this width, lest they be blurred when shown.
 LEAST_WIDTH = 200
-# Heights of the captions' letters, in the width of a picture.
-FONT_SIZE = 1 / 11
+# Pixels between the pictures of a sheet.
 GAP = 8
 # Error from which on its picture is brightest.
 MOST_ERROR = 0.25
@@ -117,7 +116,8 @@ def draw_sheet(scored: Scored, step: int) -> Float[np.ndarray, "h w 3"]:
     }
     height, width, _ = scored.truth.shape
     factor = max(math.ceil(LEAST_WIDTH / width), 1)
-    letters = round(FONT_SIZE * factor * width)
+    # So large that they can be read when a sheet is shown small, and five lines fit.
+    letters = max(round(factor * min(width / 11, height / 7)), 1)
     head = round(1.5 * letters)
     across, down = factor * width + GAP, factor * height + head + GAP
     sheet = Image.new("RGB", (3 * across - GAP, 2 * down - GAP), "white")
