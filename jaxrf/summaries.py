@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxrf import methods, pictures
 from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.evaluate import Scored
 from jaxrf.fields.base import Params
-from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid, recall_weights
+from jaxrf.occupancy import FADING, OccupancyGrid, ProbedGrid, WatchedGrid
 from jaxrf.writers import EventWriter, Hyperparameters
 
 # Of more values a histogram takes only so many, evenly spread.
@@ -45,12 +44,10 @@ def write_view(events: EventWriter, split: str, scored: Scored, step: int) -> No
 
 def write_rays(events: EventWriter, split: str, scored: Scored, step: int) -> None:
     """Histograms of a view's rays: their opacities, and the depths of those that hit something."""
-    seen = scored.rendering.opacity > 0.5
-    for name, values in (
-        ("opacity", scored.rendering.opacity),
-        ("depth", scored.rendering.median_depth[seen]),
-    ):
-        events.histogram(f"{split}/{name}", thin_out(values), step)
+    opacity = thin_out(scored.rendering.opacity)
+    depth = thin_out(scored.rendering.median_depth)[opacity > 0.5]
+    events.histogram(f"{split}/opacity", opacity, step)
+    events.histogram(f"{split}/depth", depth, step)
 
 
 def write_parameters(events: EventWriter, params: Params, grid: OccupancyGrid, step: int) -> None:
@@ -84,9 +81,9 @@ def collect_cells(grid: OccupancyGrid) -> Float[np.ndarray, "n"] | None:
     depth is that of a step.
     """
     if isinstance(grid, WatchedGrid):
-        memory = jnp.asarray(thin_out(np.asarray(grid.memory)))
-        some = dataclasses.replace(grid, memory=memory)
-        cells = np.asarray(recall_weights(some))
+        # As `occupancy.recall_weights`, without anything to compile.
+        ago = float(grid.clock) - 1.0 - thin_out(np.asarray(grid.memory))
+        cells = np.exp(math.log(FADING) * ago)
     elif isinstance(grid, ProbedGrid):
         cells = thin_out(np.asarray(grid.optical))
     else:
@@ -100,7 +97,7 @@ def thin_out(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "n"]:
     return flat[:: max(math.ceil(flat.size / MOST_VALUES), 1)].astype(np.float32)
 
 
-def draw_sheet(scored: Scored, step: int) -> Float[np.ndarray, "h w 3"]:
+def draw_sheet(scored: Scored, step: int) -> UInt8[np.ndarray, "h w 3"]:
     """Truth, rendering, error, depth and opacity of a view under captions, and its figures."""
     seen = scored.rendering
     hit = seen.median_depth[seen.opacity > 0.5]
@@ -131,7 +128,7 @@ def draw_sheet(scored: Scored, step: int) -> Float[np.ndarray, "h w 3"]:
     if scored.lpips is not None:
         figures += f"\nLPIPS {scored.lpips:.4f}"
     draw.multiline_text((2 * across + 2, down + head), figures, "black", font)
-    return np.asarray(sheet, np.float32) / 255.0
+    return np.array(sheet)
 
 
 def write_row(

@@ -21,7 +21,6 @@ TEXT_FILE = "train.log"
 # Of a histogram; TensorBoard draws fewer.
 BUCKETS = 60
 
-Picture = Float[np.ndarray, "h w 3"]
 Hyperparameters = dict[str, bool | float | str]
 
 
@@ -86,12 +85,17 @@ class EventWriter:
 
         self._submit(write)
 
-    def picture(self, tag: str, image: Picture | Callable[[], Picture], step: int) -> None:
-        """A picture with values in [0, 1], or what draws one, in the background."""
+    def picture(
+        self,
+        tag: str,
+        image: Float[np.ndarray, "h w 3"] | Callable[[], UInt8[np.ndarray, "h w 3"]],
+        step: int,
+    ) -> None:
+        """A picture with values in [0, 1], or what draws one of 8 bits, in the background."""
         encoded = None if callable(image) else pictures.to_uint8(image)
 
         def write(writer: Any) -> None:
-            drawn = pictures.to_uint8(image()) if callable(image) else encoded
+            drawn = image() if callable(image) else encoded
             writer.add_image(tag, drawn, step, dataformats="HWC")
 
         self._submit(write)

@@ -10,7 +10,7 @@ from scenes import BOX, tiny_hashgrid, tiny_nerf, tiny_tensorf, tiny_voxels
 
 from jaxrf import pictures, stages, summaries, train
 from jaxrf.evaluate import Scored
-from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
+from jaxrf.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid, recall_weights
 from jaxrf.render import Picture
 
 
@@ -29,7 +29,7 @@ def test_a_sheet_shows_each_picture_enlarged_by_a_whole_factor(
     height: int, width: int, factor: int
 ) -> None:
     scored = make_scored(height, width)
-    sheet = pictures.to_uint8(summaries.draw_sheet(scored, 300))
+    sheet = summaries.draw_sheet(scored, 300)
     tall, wide = factor * height, factor * width
     assert sheet.shape[1] == 3 * wide + 2 * summaries.GAP
     head = (sheet.shape[0] - summaries.GAP - 2 * tall) // 2
@@ -59,7 +59,8 @@ def test_a_sheet_shows_each_picture_enlarged_by_a_whole_factor(
 def test_a_view_that_nothing_is_seen_in_has_a_sheet(tmp_path: Path) -> None:
     scored = make_scored(20, 20)
     empty = scored.rendering._replace(opacity=np.zeros((20, 20), np.float32))
-    assert np.isfinite(summaries.draw_sheet(scored._replace(rendering=empty), 1)).all()
+    sheet = summaries.draw_sheet(scored._replace(rendering=empty), 1)
+    assert sheet.dtype == np.uint8 and sheet.shape == summaries.draw_sheet(scored, 1).shape
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_view_that_nothing_is_seen_in_has_a_sheet(tmp_path: Path) -> None:
 def test_parameters_are_named_by_group_and_place(config: object, some: set[str]) -> None:
     stage = stages.first_stage(config, BOX)
     shapes = jax.eval_shape(lambda: train.init_params(config, stage)[0])
-    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    params = jax.tree.map(lambda x: jnp.asarray(np.ones(x.shape, x.dtype)), shapes)
     found = summaries.collect_parameters(params)
     assert some <= set(found)
     assert {tag.split("/")[0] for tag in found} <= {"grid", "network"}
@@ -111,7 +112,10 @@ def test_cells_are_those_that_hold_anything() -> None:
     memory[[5, 17]] = [29.0, 19.0]
     clock = jnp.asarray(30, jnp.int32)
     watched = WatchedGrid(cells.occupied, cells.aabb, cells, jnp.asarray(memory), clock)
-    assert sorted(summaries.collect_cells(watched)) == pytest.approx([0.97**10, 1.0])
+    cells_of = summaries.collect_cells(watched)
+    assert sorted(cells_of) == pytest.approx([0.97**10, 1.0])
+    weights = np.asarray(recall_weights(watched))
+    np.testing.assert_allclose(cells_of, weights[weights > 1e-4], rtol=1e-5)
 
     optical = np.full(24, -2.0, np.float32)
     optical[[1, 2]] = [0.0, 0.4]

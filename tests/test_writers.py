@@ -119,7 +119,7 @@ def test_a_picture_may_be_drawn_in_the_background(tmp_path: Path) -> None:
 
     def draw() -> np.ndarray:
         drawn_by.append(threading.current_thread())
-        return np.full((4, 4, 3), 0.2, np.float32)
+        return np.full((4, 4, 3), 51, np.uint8)
 
     writer = EventWriter(tmp_path)
     writer.picture("view", draw, 1)
