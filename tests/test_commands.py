@@ -630,6 +630,17 @@ def assert_resumes_to_the_same_bits(tmp_path: Path, run: Path, uninterrupted: ru
     assert differing_leaves(resumed.state, uninterrupted.state) == []
     before = json.loads((uninterrupted.folder / "metrics.json").read_text())
     assert json.loads((run / "metrics.json").read_text())["test"] == before["test"]
+    # Whatever ended it, the logs have whole lines and were added to.
+    notes = (run / "train.log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  \S", line) for line in notes)
+    assert [note.split()[2] for note in notes if " on ball; " in note] == ["begun", "resumed"]
+    scalars = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {1, 400} <= {values["step"] for values in scalars}
+    # In TensorBoard no step is there twice.
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    steps = [scalar.step for scalar in events.Scalars("train/loss")]
+    assert steps == sorted(set(steps)) and steps[-1] == 400
 
 
 @pytest.mark.slow
