@@ -635,7 +635,7 @@ def assert_resumes_to_the_same_bits(tmp_path: Path, run: Path, uninterrupted: ru
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  \S", line) for line in notes)
     assert [note.split()[2] for note in notes if " on ball; " in note] == ["begun", "resumed"]
     scalars = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert {1, 400} <= {values["step"] for values in scalars}
+    assert scalars[-1]["step"] == 400
     # In TensorBoard no step is there twice.
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
