@@ -333,6 +333,8 @@ def _check(config: TrainConfig) -> None:
     if config.video.frames:
         _check_positive(config.video, "frames", "size", prefix="video.")
     _check_port(config.viewer.port, "--viewer.port")
+    if not config.video.every >= 0:
+        raise InputError(f"--video.every is {config.video.every}: give 0 or more.")
     _check_positive(
         config.optimizer, "grid_rate", "network_rate", "final_fraction", "epsilon", "clip_norm",
         prefix="optimizer.",

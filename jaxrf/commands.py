@@ -1,5 +1,6 @@
 """What the command line does, from start to end. Imports everything; `cli` parses for it."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -27,6 +28,7 @@ from jaxrf import (
     pictures,
     runs,
     stages,
+    summaries,
     train,
     videos,
 )
@@ -154,7 +156,12 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
 
     viewer = _open_viewer(config, scene, summary, run_dir)
-    events = EventWriter(run_dir, parallel.leads())
+    done = int(restored.state.step) if restored else 0
+    events = EventWriter(run_dir, parallel.leads(), done if restored else None)
+    events.note(
+        f"{'resumed' if restored else 'begun'} at step {done} of {config.steps}: "
+        f"{config.field.kind} on {scene.name}; {hardware}"
+    )
     manager = runs.LateCheckpoints(run_dir, config)
     startup = monitor.seconds_since_start()
     try:
@@ -168,10 +175,11 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
                 manager,
                 val,
                 caught,
-                int(restored.state.step) if restored else 0,
+                done,
                 restored.seconds if restored else 0.0,
                 None if restored else _deadline(config),
                 mesh,
+                _small_orbit if config.video.frames else None,
                 viewer,
             )
             start = (restored.stage, restored.state) if restored else None
@@ -181,9 +189,10 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
             interrupted = parallel.largest(caught[0] if caught else 0)
         config = watcher.config
         if interrupted:
-            print(
+            _tell(
+                events,
                 f"Stopped at step {int(state.step)} of {config.steps}; continue with: "
-                f"--resume --run-dir {run_dir}"
+                f"--resume --run-dir {run_dir}",
             )
             return 128 + interrupted
         run = Run(run_dir, config, summary, stage, state, watcher.seconds)
@@ -206,7 +215,13 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
             _keep_showing(viewer, run)
     except KeyboardInterrupt:
         print(f"Interrupted. What was saved is in {run_dir}.", file=sys.stderr)
+        events.note("interrupted")
         return 130
+    except Exception as error:
+        # A disk that is full is told by the error itself.
+        with contextlib.suppress(OSError):
+            events.note(f"error: {str(error) or type(error).__name__}")
+        raise
     finally:
         manager.close()
         events.close()
@@ -300,11 +315,13 @@ def finish_training(
     if parallel.leads():
         runs.write_metrics(run.folder, _metrics(run, split, test, seconds, trained, hardware))
     size = f"{split.cameras.width}x{split.cameras.height}"
-    print(
+    _tell(
+        events,
         f"Test: {_describe_score(test)} over {len(test['per_image'])} "
         f"views of {size} on {_behind(run.config)}; {seconds['total']:.0f} s since the start. "
-        f"Written to {run.folder / runs.METRICS_FILE}."
+        f"Written to {run.folder / runs.METRICS_FILE}.",
     )
+    _write_row(run, events, test)
     video = run.config.video
     if video.frames:
         options = RenderOptions(frames=video.frames, size=video.size)
@@ -313,8 +330,33 @@ def finish_training(
         rgb = np.stack([pictures.draw_channel(picture, "rgb", shots.span) for _, picture in seen])
         if parallel.leads():
             pictures.write_mp4(run.folder / "orbit.mp4", rgb, videos.FPS)
-        events.video("orbit", rgb, videos.FPS, int(run.state.step))
-        print(f"Video: {run.folder / 'orbit.mp4'}")
+        events.video("video/orbit", rgb, videos.FPS, int(run.state.step))
+        _tell(events, f"Video: {run.folder / 'orbit.mp4'}")
+
+
+def _tell(events: EventWriter, sentence: str) -> None:
+    """Prints a sentence and keeps it in train.log."""
+    print(sentence)
+    events.note(sentence)
+
+
+def _write_row(run: Run, events: EventWriter, score: dict[str, Any]) -> None:
+    """A finished run's hyper-parameters and results, and the last state of its parameters."""
+    step = int(run.state.step)
+    results = {f"test/{key}": value for key, value in score.items() if key != "per_image"}
+    results["speed/train_seconds"] = run.seconds
+    summaries.write_row(events, run.config, run.scene.name, results, step)
+    if parallel.leads():
+        mesh = parallel.make_mesh(None)
+        state = parallel.localise(mesh, (run.state.params, run.state.grid))
+        summaries.write_parameters(events, *state, step)
+
+
+def _small_orbit(run: Run) -> cams.Cameras:
+    """Cameras of a video while training: a quarter of the frames at half of the size."""
+    video = run.config.video
+    frames, size = max(video.frames // 4, 1), max(video.size // 2, 1)
+    return videos.path_cameras(run, RenderOptions(frames=frames, size=size))
 
 
 def _find_devices(config: TrainConfig) -> TrainConfig:
@@ -624,14 +666,12 @@ def _score(
     scored = []
     for item in tqdm(everything, total=len(indices), desc=f"{split.name} views", unit="view"):
         if events and item.view in shown:
-            monitor.write_pictures(events, f"test/{item.name}", item, int(run.state.step))
+            summaries.write_view(events, split.name, item, int(run.state.step))
+            if item.view == shown[0]:
+                summaries.write_rays(events, split.name, item, int(run.state.step))
         # Of every other picture only the figures are kept, or large splits would fill the memory.
         scored.append(item._replace(rendering=None, truth=None))  # type: ignore[arg-type]
     summary = evaluate.summarise(scored)
-    if events:
-        step = int(run.state.step)
-        figures = {key: value for key, value in summary.items() if key != "per_image"}
-        events.scalars({f"test/{key}": value for key, value in figures.items()}, step)
     return summary
 
 

@@ -453,12 +453,15 @@ class BricksConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VideoConfig:
-    """The 360 video rendered at the end."""
+    """The 360 video rendered at the end, and smaller ones on the way."""
 
     frames: int = 60
     """Number of frames; 0 renders no video."""
     size: int = 200
     """Width and height of a frame, in pixels."""
+    every: float = 0.0
+    """Also at every such fraction of all steps, for TensorBoard: a quarter of the frames, half as
+    wide. 0: only at the end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -581,7 +584,7 @@ class TrainConfig:
     bricks: BricksConfig = BricksConfig()
     """The built-in scene."""
     video: VideoConfig = VideoConfig()
-    """The video at the end."""
+    """The videos."""
     view: bool = False
     """Show the field in a browser while it is trained, and afterwards until Ctrl-C."""
     viewer: ViewerConfig = ViewerConfig()

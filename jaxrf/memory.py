@@ -31,6 +31,11 @@ def peak_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
+    return host_peak_bytes()
+
+
+def host_peak_bytes() -> int:
+    """Most memory of the host that this process has used so far."""
     import resource
 
     # The kernel brings the maximum up to date only now and then.

@@ -1,4 +1,4 @@
-"""What watches a training: progress bar, TensorBoard, validation, checkpoints, signals."""
+"""What watches a training: progress bar, logs, validation, videos, checkpoints, signals."""
 
 import dataclasses
 import math
@@ -19,16 +19,30 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxrf import config as configs
-from jaxrf import evaluate, memory, optim, parallel, pictures, progress, runs, stages
+from jaxrf import (
+    evaluate,
+    methods,
+    optim,
+    parallel,
+    pictures,
+    progress,
+    runs,
+    stages,
+    summaries,
+)
+from jaxrf.cameras import Cameras
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Split
 from jaxrf.errors import InputError
+from jaxrf.machine import Machine
 from jaxrf.methods import Stage
 from jaxrf.painter import Painter, make_painter
-from jaxrf.runs import SceneSummary
+from jaxrf.runs import Run, SceneSummary
 from jaxrf.train import Metrics, TrainState, background_color, make_course
 from jaxrf.writers import EventWriter
 
+# Frames per second of videos on the way: with a quarter of the frames, as quick as that at the end.
+FPS = 6.0
 # While somebody watches: seconds of a dispatch, and for how long training waits at once for who
 # moves the camera.
 WATCHED_SECONDS, MOVING_SECONDS = 0.15, 1.0
@@ -72,8 +86,8 @@ def catch_signals() -> Iterator[list[int]]:
 class Clock:
     """Seconds of training, of them waiting for compilation, and what was trained on.
 
-    Validation stands apart. `first_step` counts from the start of the process to the end of the
-    first dispatch.
+    Validation stands apart, and videos with it. `first_step` counts from the start of the process
+    to the end of the first dispatch.
     """
 
     compile: float = 0.0
@@ -156,9 +170,10 @@ class Monitor:
         seconds: float,
         deadline: float | None = None,
         mesh: Mesh | None = None,
+        film: Callable[[Run], Cameras] | None = None,
         audience: Audience | None = None,
     ) -> None:
-        self.mesh, self.audience = mesh, audience
+        self.mesh, self.film, self.audience = mesh, film, audience
         self.folder, self.config, self.scene = folder, config, scene
         self.events, self.manager = events, manager
         self.val, self.caught = val, caught
@@ -179,6 +194,9 @@ class Monitor:
         self._pace = Pace()
         self._half_time = 0.0
         self._validation_seconds = self._slowest_validation = 0.0
+        self._video_seconds = self._slowest_video = 0.0
+        self._machine = Machine()
+        self._groups: frozenset[str] = frozenset()
         self.history: list[Validation] = []
         self._saved_at = time.perf_counter()
         self._saved_step: int | None = None
@@ -214,7 +232,7 @@ class Monitor:
         grid = stages.describe_grid(self.config.field, stage, state.grid)
         if grid:
             rays = f"{stage.rays} rays a step, {stage.subrays**2} a pixel, from {pixels} pixels"
-            self._say(f"  step {self._done}: {grid}; {rays}")
+            self._say(f"step {self._done}: {grid}; {rays}")
 
     def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
         """Writes scalars, validates and saves where it is time; stops after a signal."""
@@ -228,6 +246,7 @@ class Monitor:
         self.clock.samples += steps * float(metrics.samples)
         if not self.clock.first_step:
             self.clock.first_step = seconds_since_start()
+            self._groups = frozenset(jax.tree.leaves(methods.label_params(state.params)))
             self.events.text("config", configs.to_json(self.config), step)
         rate = rays / elapsed
         if not metrics.kept:
@@ -236,10 +255,12 @@ class Monitor:
         psnr = -10.0 * math.log10(max(float(metrics.mse), 1e-12)) if metrics.kept else math.nan
         self._bar.update(steps)
         self._done = step
-        self._bar.set_postfix_str(
-            f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
-        )
-        rates = {f"learning_rate/{k}": float(f(step)) for k, f in self._schedules.items()}
+        figures = f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
+        self._bar.set_postfix_str(figures)
+        self.events.note(f"step {step} of {self.config.steps}: {figures}")
+        norms = {"grid": metrics.grid_gradient_norm, "network": metrics.network_gradient_norm}
+        by_group = {f"train/gradient_norm_{k}": float(norms[k]) for k in self._groups}
+        rates = {f"learning_rate/{k}": float(self._schedules[k](step)) for k in self._groups}
         self.events.scalars(
             {
                 "train/loss": float(metrics.loss),
@@ -249,19 +270,22 @@ class Monitor:
                 "train/dropped_rays": float(metrics.dropped),
                 "speed/rays_per_second": rate,
                 "speed/samples_per_second": steps * float(metrics.samples) / elapsed,
-                "machine/memory_bytes": psutil.Process().memory_info().rss,
-                "machine/peak_memory_bytes": memory.peak_bytes(),
+                **by_group,
                 **rates,
             },
             step,
+            self._measure_machine,
         )
         late = self.deadline is not None and time.time() + elapsed > self.deadline
         stop = parallel.largest(len(self.caught)) > 0 or late
         validate = not stop and self._is_validation_due(step, steps)
+        video = not stop and self._is_video_due(step, steps)
         save = stop or validate or now - self._saved_at > self.config.checkpoint_seconds
-        stop, validate, save = parallel.agree((stop, validate, save))
+        stop, validate, video, save = parallel.agree((stop, validate, video, save))
         if validate:
             self._validate(stage, state, step)
+        if video:
+            self._film(stage, state, step)
         if save:
             self.save(stage, state)
         if self.audience is not None and not stop:
@@ -294,6 +318,9 @@ class Monitor:
         return make_painter(
             self.config, stage, params, grid, seen, background_color(self.config), tight=False
         )
+
+    def _measure_machine(self) -> dict[str, float]:
+        return {f"machine/{name}": value for name, value in self._machine.read().items()}
 
     def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
         """Fits the number of steps to the budget, if there is one, and writes it down.
@@ -338,9 +365,15 @@ class Monitor:
             # The first steps share the machine with compilation; later ones are about as fast as
             # the best of them. It need not be exact, as it is done once more.
             pace = self._pace.best
-        if self.val is not None and config.validate_every > 0 and not config.validate_apart:
-            coming = math.ceil((1.0 - progress.progress_at(config, step)) / config.validate_every)
-            left -= min((coming - 1) * (self._validation_seconds or 1.0), 0.5 * max(left, 0.0))
+        if not config.validate_apart:
+            looking = 0.0
+            if self.val is not None:
+                seconds = self._validation_seconds or 1.0
+                looking += _count_coming(config, step, config.validate_every) * seconds
+            if self.film is not None:
+                seconds = self._video_seconds or 1.0
+                looking += _count_coming(config, step, config.video.every) * seconds
+            left -= min(looking, 0.5 * max(left, 0.0))
         # Checkpoints and records take their share; to be cut off before the rates have come down
         # would cost more than a few steps less.
         left = 0.96 * left - 0.3
@@ -355,12 +388,13 @@ class Monitor:
             runs.write_config(self.folder, config)
         self.events.text("config", configs.to_json(config), step)
         self._bar.total = config.steps
-        self._say(f"  step {step}: {reason}")
+        self._say(f"step {step}: {reason}")
 
     def _say(self, line: str) -> None:
-        """Prints a line above the progress bar."""
+        """Prints a line above the progress bar and keeps it in train.log."""
         if parallel.leads():
-            self._bar.write(line)
+            self._bar.write(f"  {line}")
+        self.events.note(line)
 
     def save(self, stage: Stage, state: TrainState) -> None:
         """Saves a checkpoint unless this step has one."""
@@ -378,32 +412,43 @@ class Monitor:
         self.manager.wait_until_finished()
 
     def _is_validation_due(self, step: int, steps: int) -> bool:
-        interval = self.config.validate_every
-        if self.val is None or interval <= 0 or step >= self.config.steps:
+        every = self.config.validate_every
+        return self.val is not None and self._is_due(step, steps, every, self._slowest_validation)
+
+    def _is_video_due(self, step: int, steps: int) -> bool:
+        every = self.config.video.every
+        return self.film is not None and self._is_due(step, steps, every, self._slowest_video)
+
+    def _is_due(self, step: int, steps: int, interval: float, slowest: float) -> bool:
+        """Whether the last steps passed another such fraction of training, and there is time."""
+        if interval <= 0 or step >= self.config.steps:
             return False
         # Better trained to the end than measured once more on the way.
         ends = None if self.config.validate_apart else self.deadline
-        if ends is not None and 2.0 * self._slowest_validation > ends - time.time():
+        if ends is not None and 2.0 * slowest > ends - time.time():
             return False
         now, before = (
             progress.progress_at(self.config, s) / interval for s in (step, step - steps)
         )
         return math.floor(now) > math.floor(before)
 
-    def _validate(self, stage: Stage, state: TrainState, step: int) -> None:
-        assert self.val is not None
-        begun = time.perf_counter()
-        background = background_color(self.config)
-        render = evaluate.make_render_view(
+    def _make_render_view(self, stage: Stage, state: TrainState) -> evaluate.RenderView:
+        return evaluate.make_render_view(
             self.config,
             stage,
             state.shown,
             state.grid,
             (self.scene.near, self.scene.far),
-            background,
+            background_color(self.config),
             tight=False,
             mesh=self.mesh,
         )
+
+    def _validate(self, stage: Stage, state: TrainState, step: int) -> None:
+        assert self.val is not None
+        begun = time.perf_counter()
+        background = background_color(self.config)
+        render = self._make_render_view(stage, state)
         started = time.perf_counter()
         scored: list[evaluate.Scored] = []
         for index in range(len(self.val)):
@@ -417,22 +462,43 @@ class Monitor:
         reached = seconds_since_start() - self.clock.validate - (time.perf_counter() - begun)
         self.history.append(Validation(step, round(reached, 2), round(self._val_psnr, 3)))
         self.events.scalars({"val/psnr": summary["psnr"], "val/ssim": summary["ssim"]}, step)
-        write_pictures(self.events, f"val/{scored[0].name}", scored[0], step)
-        self._say(f"  step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(scored)} views")
+        summaries.write_view(self.events, "val", scored[0], step)
+        summaries.write_rays(self.events, "val", scored[0], step)
+        self._write_parameters(state, step)
+        self._say(f"step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(scored)} views")
+        elapsed = self._stand_apart(begun)
+        self._slowest_validation = max(self._slowest_validation, elapsed)
+
+    def _film(self, stage: Stage, state: TrainState, step: int) -> None:
+        """Renders a small video for TensorBoard."""
+        assert self.film is not None
+        begun = time.perf_counter()
+        cameras = self.film(Run(self.folder, self.config, self.scene, stage, state, self.seconds))
+        render = self._make_render_view(stage, state)
+        frames = [pictures.to_uint8(render(cameras, index).rgb) for index in range(len(cameras))]
+        self.events.video("video/orbit", np.stack(frames), FPS, step)
+        elapsed = self._stand_apart(begun)
+        self._say(f"step {step}: a video of {len(frames)} frames in {elapsed:.1f} s")
+        self._video_seconds, self._slowest_video = elapsed, max(self._slowest_video, elapsed)
+
+    def _write_parameters(self, state: TrainState, step: int) -> None:
+        if parallel.leads():
+            params, grid = state.params, state.grid
+            if self.mesh is not None:
+                params, grid = parallel.localise(self.mesh, (params, grid))
+            summaries.write_parameters(self.events, params, grid, step)
+
+    def _stand_apart(self, begun: float) -> float:
+        """Counts the seconds since then as none of training; returns them."""
         elapsed = time.perf_counter() - begun
         self.clock.validate += elapsed
-        self._slowest_validation = max(self._slowest_validation, elapsed)
         if self.deadline is not None and self.config.validate_apart:
             self.deadline += elapsed
+        return elapsed
 
 
-def write_pictures(events: EventWriter, tag: str, scored: evaluate.Scored, step: int) -> None:
-    """A rendering beside the truth, its depth and its error, as TensorBoard images."""
-    rendering = scored.rendering
-    seen = rendering.depth[rendering.opacity > 0.5]
-    low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
-    truth_and_result = np.concatenate([scored.truth, np.clip(rendering.rgb, 0, 1)], axis=1)
-    events.picture(f"{tag}/truth_and_rendering", truth_and_result, step)
-    depth = pictures.depth_picture(rendering.median_depth, rendering.opacity, low, high)
-    events.picture(f"{tag}/depth", depth, step)
-    events.picture(f"{tag}/error", pictures.error_picture(rendering.rgb, scored.truth), step)
+def _count_coming(config: TrainConfig, step: int, every: float) -> int:
+    """How often such a fraction of training is still to pass, the end left out."""
+    if every <= 0:
+        return 0
+    return max(math.ceil((1.0 - progress.progress_at(config, step)) / every) - 1, 0)

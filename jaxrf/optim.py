@@ -119,6 +119,13 @@ def _add_weights(rate: float, labels: Params) -> optax.GradientTransformation:
     return optax.add_decayed_weights(rate, mask=is_matrix)
 
 
+def group_norm(grads: Params, labels: Params, group: str) -> Float[Array, ""]:
+    """Norm of one group's gradients, of which the whole norm needs the squares too."""
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(labels), strict=True)
+    # optax gives a plain 0 for no leaves.
+    return jnp.asarray(optax.tree.norm([leaf for leaf, label in pairs if label == group]) * 1.0)
+
+
 def map_moments(fn: Any, opt_state: Any) -> Any:
     """Applies a function of parameter-shaped trees to Adam's two moments.
 

@@ -3,6 +3,8 @@
 config.json    what was trained, as text
 checkpoints/   the state at some steps
 events.*       for TensorBoard
+train.log      what happened
+log.jsonl      all scalars
 metrics.json   what came out
 """
 

@@ -79,6 +79,7 @@ class Metrics(NamedTuple):
     dropped: fraction of rays that overflowed the sample budget.
     samples: evaluated in a step.
     gradient_norm: before clipping.
+    grid_gradient_norm, network_gradient_norm: of each parameter group's part.
     kept: share of the steps that did not overflow; the means are over these.
     """
 
@@ -90,6 +91,8 @@ class Metrics(NamedTuple):
     samples: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     kept: Float[Array, ""]
+    grid_gradient_norm: Float[Array, ""]
+    network_gradient_norm: Float[Array, ""]
 
     @classmethod
     def zeros(cls) -> "Metrics":
@@ -276,6 +279,8 @@ def make_train_step(
             samples=predicted.samples * 1.0,
             gradient_norm=jnp.zeros(()),
             kept=jnp.ones(()),
+            grid_gradient_norm=jnp.zeros(()),
+            network_gradient_norm=jnp.zeros(()),
         )
         return scale * loss, (metrics, occupancy.take_memory(predicted.grid))
 
@@ -360,8 +365,13 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         factors = batches.list_factors(config)
         grid = methods.refresh(config.field, stage, params, grid, key_probe, factors)
-        norm, loss = optax.tree.norm(grads), gradient.metrics.loss + penalty
-        metrics = gradient.metrics._replace(loss=loss, gradient_norm=norm)
+        loss, labels = gradient.metrics.loss + penalty, methods.label_params(grads)
+        metrics = gradient.metrics._replace(
+            loss=loss,
+            gradient_norm=optax.tree.norm(grads),
+            grid_gradient_norm=optim.group_norm(grads, labels, "grid"),
+            network_gradient_norm=optim.group_norm(grads, labels, "network"),
+        )
         average = state.average
         if average is not None:
             # At first a shorter memory, lest the beginning be remembered for long.

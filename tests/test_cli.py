@@ -163,6 +163,7 @@ def test_numbers_that_are_not_positive_are_refused(
     [
         ["--checkpoint-seconds", "nan"],
         ["--video.frames", "-1"],
+        ["--video.every", "-0.1"],
         ["--seed", "-1"],
         ["--seed", str(2**32)],
         ["--validate-every", "-0.1"],

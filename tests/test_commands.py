@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -34,8 +36,9 @@ from scenes import (
     write_scene,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata as hparams
 
-from jaxrf import cli, commands, methods, runs
+from jaxrf import cli, commands, methods, runs, summaries
 from jaxrf import config as configs
 from jaxrf.cameras import image_rays
 from jaxrf.errors import InputError
@@ -154,8 +157,9 @@ def test_tensorboard_has_the_scalars(trained: Path, events: EventAccumulator) ->
     assert {6, 12} <= set(steps), "dispatches end at growths"
     for tag in (
         "train/loss", "train/psnr", "train/gradient_norm", "train/opacity", "train/dropped_rays",
+        "train/gradient_norm_grid", "train/gradient_norm_network",
         "learning_rate/grid", "learning_rate/network", "speed/rays_per_second",
-        "speed/samples_per_second", "machine/memory_bytes", "machine/peak_memory_bytes",
+        "speed/samples_per_second", "machine/memory_gib", "machine/peak_memory_gib",
     ):  # fmt: skip
         scalars = events.Scalars(tag)
         assert [s.step for s in scalars] == steps, tag
@@ -164,7 +168,7 @@ def test_tensorboard_has_the_scalars(trained: Path, events: EventAccumulator) ->
     assert last["learning_rate/grid"] == pytest.approx(0.06 * 0.05, rel=1e-4)
     assert last["learning_rate/network"] == pytest.approx(4e-3 * 0.05, rel=1e-4)
     assert last["train/gradient_norm"] > 0
-    assert last["machine/peak_memory_bytes"] >= last["machine/memory_bytes"] > 1e7
+    assert last["machine/peak_memory_gib"] >= 0.99 * last["machine/memory_gib"] > 0.01
     # 0.34 of 24 steps is 8.16: validated with the first dispatches that end past 8.16 and 16.32.
     validated = [next(step for step in steps if step > due) for due in (8.16, 16.32)]
     assert [s.step for s in events.Scalars("val/psnr")] == validated
@@ -182,15 +186,20 @@ def test_tensorboard_scalars_are_those_of_the_metrics(
     assert events.Scalars("test/ssim")[0].value == pytest.approx(test["ssim"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["test/r_0", "test/r_1", "val/r_0"])
+@pytest.mark.parametrize("name", ["test/view/r_0", "test/view/r_1", "val/view/r_0"])
 def test_tensorboard_has_the_images(trained: Path, events: EventAccumulator, name: str) -> None:
-    widths = {"truth_and_rendering": 2 * SIZE, "depth": SIZE, "error": SIZE}
-    for kind, width in widths.items():
-        for image in events.Images(f"{name}/{kind}"):
-            picture = iio.imread(image.encoded_image_string)
-            assert picture.shape == (SIZE, width, 3)
-    first = iio.imread(events.Images(f"{name}/truth_and_rendering")[-1].encoded_image_string)
-    split, index = name.split("/r_")
+    split, index = name.split("/view/r_")
+    sheets = [iio.imread(image.encoded_image_string) for image in events.Images(name)]
+    assert len(sheets) == (2 if split == "val" else 1)
+    # Of each picture's pixels one, from below its caption on.
+    factor = math.ceil(summaries.LEAST_WIDTH / SIZE)
+    side = factor * SIZE
+    head = (sheets[-1].shape[0] - summaries.GAP) // 2 - side
+    first, second = (
+        sheets[-1][head : head + side : factor, left : left + side : factor]
+        for left in (0, side + summaries.GAP)
+    )
+    first = np.concatenate([first, second], axis=1)
     values = make_scene().splits[split].images[int(index)].astype(np.float64) / 255
     truth = values[..., :3] * values[..., 3:] + 1 - values[..., 3:]
     assert np.abs(first[:, :SIZE] / 255.0 - truth).max() < 0.01
@@ -203,13 +212,76 @@ def test_tensorboard_has_the_images(trained: Path, events: EventAccumulator, nam
 def test_tensorboard_has_the_orbit_and_the_settings(
     trained: Path, events: EventAccumulator
 ) -> None:
-    (orbit,) = events.Images("orbit")
+    (orbit,) = events.Images("video/orbit")
     frames = iio.imread(orbit.encoded_image_string, index=None, extension=".gif")
     assert frames.shape == (3, 17, 17, 3)
     assert orbit.step == 24
     (tag,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("config")]
     text = events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
     assert '"batch_samples": 4096' in text
+
+
+def test_every_tag_is_in_the_table_and_the_other_way_round(events: EventAccumulator) -> None:
+    written = {tag for kind in ("scalars", "images", "histograms", "tensors")
+               for tag in events.Tags()[kind]}  # fmt: skip
+    written = {tag.removesuffix("/text_summary") for tag in written}
+    table = (ROOT / "docs/logs.md").read_text()
+    tags = re.findall(r"^\| `([^`]+)` \| (?:scalar|image|histogram|text) \|", table, re.MULTILINE)
+    patterns = {tag: re.sub(r"GROUP|PATH|NAME|N(?=_)", r"[\\w/.-]+", tag) for tag in tags}
+    missing = {tag for tag in written if not any(re.fullmatch(p, tag) for p in patterns.values())}
+    assert not missing, "docs/logs.md lacks them"
+    # What only an accelerator, a backend or weights of LPIPS give, and what takes half a second.
+    rare = ("accelerator", "device", "lpips", "cpu_percent")
+    never = {
+        tag
+        for tag, pattern in patterns.items()
+        if not any(word in tag for word in rare)
+        and not any(re.fullmatch(pattern, found) for found in written)
+    }
+    assert not never, "nothing writes them"
+
+
+def test_the_run_is_a_row_of_the_table_of_hyper_parameters(
+    trained: Path, events: EventAccumulator
+) -> None:
+    contents = events.PluginTagToContent("hparams")
+    start = hparams.parse_session_start_info_plugin_data(contents[hparams.SESSION_START_INFO_TAG])
+    assert start.hparams["dataset"].string_value == "ball"
+    assert start.hparams["steps"].number_value == 24.0
+    assert start.hparams["field.kind"].string_value == "tensorf"
+    experiment = hparams.parse_experiment_plugin_data(contents[hparams.EXPERIMENT_TAG])
+    metrics = [info.name.tag for info in experiment.metric_infos]
+    assert metrics == ["test/psnr", "test/ssim", "speed/train_seconds"]
+    assert set(metrics) <= set(events.Tags()["scalars"])
+    seconds = json.loads((trained / "metrics.json").read_text())["seconds"]
+    trained_for = events.Scalars("speed/train_seconds")[0].value
+    assert trained_for == pytest.approx(seconds["train"] + seconds["compile"], abs=0.01)
+    columns = {info.name for info in experiment.hparam_infos}
+    assert set(start.hparams) <= columns
+    # Those of other fields have their place in the same table.
+    assert {"field.divisions", "field.log2_rows", "field.skip"} & columns
+    shown = {info.name for info in experiment.hparam_infos if info.differs}
+    assert shown == set(summaries.LEADING)
+
+
+def test_the_text_log_tells_the_training_in_whole_lines(trained: Path) -> None:
+    text = (trained / "train.log").read_text()
+    assert text.endswith("\n")
+    moments, sentences = zip(*(line.split("  ", 1) for line in text.splitlines()), strict=True)
+    assert list(moments) == sorted(moments)
+    assert sentences[0].startswith("begun at step 0 of 24: tensorf on ball; CPU")
+    score = json.loads((trained / "metrics.json").read_text())
+    for entry in score["validations"]:
+        wanted = f"step {entry['step']}: validation PSNR {entry['psnr']:.2f} dB on 2 views"
+        assert wanted in sentences
+    for line in (trained / "log.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        if "train/loss" in values:
+            start = f"step {values['step']} of 24: loss {values['train/loss']:.5f}, PSNR "
+            assert len([s for s in sentences if s.startswith(start)]) == 1
+    assert [s for s in sentences if re.match(r"step 12: .* rays a step", s)]
+    assert f"Test: PSNR {score['test']['psnr']:.2f} dB" in sentences[-2]
+    assert sentences[-1].startswith("Video: ")
 
 
 def test_the_video_has_its_frames(trained: Path) -> None:
@@ -223,7 +295,7 @@ def test_config_is_kept_and_nothing_else_lies_around(trained: Path) -> None:
     assert stored.steps == 24 and stored.run_dir == trained
     names = {p.name.split(".")[0] if p.name.startswith("events") else p.name
              for p in trained.iterdir()}  # fmt: skip
-    files = {"config.json", "metrics.json", "orbit.mp4", "log.jsonl"}
+    files = {"config.json", "metrics.json", "orbit.mp4", "log.jsonl", "train.log"}
     assert names == files | {"checkpoints", "events"}
     steps = {p.name for p in (trained / "checkpoints").iterdir() if p.is_dir()}
     validations = json.loads((trained / "metrics.json").read_text())["validations"]
@@ -483,6 +555,10 @@ def test_resuming_a_run_that_is_done_scores_it_again(
     assert cli.train(["--resume", "--run-dir", str(own_run), "--video.frames", "0"]) == 0
     assert json.loads((own_run / "metrics.json").read_text())["test"] == before["test"]
     assert "at step 24 of 24" in capsys.readouterr().out
+    notes = (own_run / "train.log").read_text().splitlines()
+    assert len([line for line in notes if "resumed at step 24 of 24" in line]) == 1
+    assert len([line for line in notes if "begun at step 0" in line]) == 1
+    assert "Test: " in notes[-1]
 
 
 def test_a_training_that_diverges_ends_in_one_sentence(
@@ -495,6 +571,8 @@ def test_a_training_that_diverges_ends_in_one_sentence(
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if "error: " in line]
     assert "--optimizer.grid-rate" in line
+    last = (tmp_path / "run/train.log").read_text().splitlines()[-1]
+    assert last.partition("  ")[2] == line[line.index("error: ") :]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -554,6 +632,17 @@ def assert_resumes_to_the_same_bits(tmp_path: Path, run: Path, uninterrupted: ru
     assert differing_leaves(resumed.state, uninterrupted.state) == []
     before = json.loads((uninterrupted.folder / "metrics.json").read_text())
     assert json.loads((run / "metrics.json").read_text())["test"] == before["test"]
+    # Whatever ended it, the logs have whole lines and were added to.
+    notes = (run / "train.log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  \S", line) for line in notes)
+    assert [note.split()[2] for note in notes if " on ball; " in note] == ["begun", "resumed"]
+    scalars = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert scalars[-1]["step"] == 400
+    # In TensorBoard no step is there twice.
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    steps = [scalar.step for scalar in events.Scalars("train/loss")]
+    assert steps == sorted(set(steps)) and steps[-1] == 400
 
 
 @pytest.mark.slow

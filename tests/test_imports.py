@@ -17,7 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for floor in (
         "__init__",
         "errors keys memory pytree",
-        "config user_code",
+        "config machine user_code",
         "rays stepfun contraction lenses packing progress",
         "cameras",
         "data",
@@ -32,7 +32,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "pictures",
         "checkpoint writers parallel",
         "evaluate painter",
-        "batches",
+        "batches summaries",
         "train",
         "runs",
         "monitor",

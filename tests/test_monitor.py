@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,16 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
-from scenes import first_state, make_scene, tiny_nerf, tiny_voxels
+from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_voxels
 
+from jaxrf import cameras as cams
 from jaxrf import evaluate, methods, monitor, progress, runs, stages
-from jaxrf.config import TrainConfig
+from jaxrf.config import TrainConfig, VideoConfig
 from jaxrf.errors import InputError
 from jaxrf.monitor import Monitor, catch_signals
 from jaxrf.train import Metrics, TrainState
 from jaxrf.writers import EventWriter
 
-METRICS = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.4, 0.05, 4096.0, 1.5, 1.0)))
+METRICS = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.4, 0.05, 4096, 1.5, 1, 0.9, 1.2)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -83,18 +85,32 @@ class FakeWriter(EventWriter):
     def __init__(self) -> None:
         self.values: dict[int, dict[str, float]] = {}
         self.pictures: list[tuple[str, int]] = []
+        self.histograms: list[tuple[str, int]] = []
+        self.videos: list[tuple[str, tuple[int, ...], float, int]] = []
+        self.notes: list[str] = []
         self.texts: list[tuple[str, int]] = []
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
         assert text.startswith("{")
         self.texts.append((tag, step))
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        self.values.setdefault(step, {}).update(values)
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
 
-    def picture(self, tag: str, image: np.ndarray, step: int) -> None:
-        assert image.min() >= 0 and image.max() <= 1
+    def scalars(self, values: dict[str, float], step: int, measure: Any = None) -> None:
+        measured = measure() if measure else {}
+        self.values.setdefault(step, {}).update(values | measured)
+
+    def picture(self, tag: str, image: Any, step: int) -> None:
+        assert image().dtype == np.uint8
         self.pictures.append((tag, step))
+
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        assert values.ndim == 1
+        self.histograms.append((tag, step))
+
+    def video(self, tag: str, frames: np.ndarray, fps: float, step: int) -> None:
+        self.videos.append((tag, frames.shape, fps, step))
 
 
 @dataclasses.dataclass
@@ -120,7 +136,11 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         saved.append((int(state.step), psnr))
 
     def start(
-        config: TrainConfig, val: bool = True, done: int = 0, deadline: float | None = None
+        config: TrainConfig,
+        val: bool = True,
+        done: int = 0,
+        deadline: float | None = None,
+        film: Any = None,
     ) -> Watched:
         scene = make_scene()
         summary = runs.summarise_scene(scene, Path("ball"))
@@ -129,7 +149,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         caught: list[int] = []
         split = scene.splits["val"] if val else None
         watcher = Monitor(
-            tmp_path, config, summary, writer, None, split, caught, done, 100.0, deadline
+            tmp_path, config, summary, writer, None, split, caught, done, 100.0, deadline, film=film
         )
         return Watched(watcher, writer, saved, caught, state, stage)
 
@@ -165,7 +185,10 @@ def test_scalars_are_written_for_every_dispatch(watch: Any) -> None:
     # Decays exponentially to a tenth of 5e-3 at the last step.
     assert values["learning_rate/network"] == pytest.approx(5e-3 * math.sqrt(0.1), rel=1e-4)
     assert values["speed/rays_per_second"] > 0
-    assert values["machine/memory_bytes"] > 1e7
+    assert values["machine/memory_gib"] > 0.01
+    # A NeRF has no grid.
+    assert values["train/gradient_norm_network"] == pytest.approx(1.2)
+    assert not {"train/gradient_norm_grid", "learning_rate/grid"} & set(values)
     assert watched.monitor.clock.rays == pytest.approx(50 * 64 * 0.95)
     assert values["speed/samples_per_second"] > 0
     assert watched.monitor.clock.samples == pytest.approx(50 * 4096.0)
@@ -187,8 +210,11 @@ def test_validation_comes_when_its_fraction_has_passed_and_never_at_the_end(
     # Each is saved with its figure, so that the best is known.
     assert [step for step, psnr in watched.saved if psnr is not None] == expected
     assert all(psnr == watched.writer.values[step]["val/psnr"] for step, psnr in watched.saved)
-    kinds = ("truth_and_rendering", "depth", "error")
-    assert watched.writer.pictures == [(f"val/r_0/{k}", s) for s in expected for k in kinds]
+    assert watched.writer.pictures == [("val/view/r_0", step) for step in expected]
+    assert {step for _, step in watched.writer.histograms} == set(expected)
+    if expected:
+        tags = {tag for tag, _ in watched.writer.histograms}
+        assert {"val/opacity", "val/depth", "parameters/network/fine/trunk_0"} <= tags
 
 
 def test_all_views_that_are_given_are_validated(watch: Any) -> None:
@@ -246,6 +272,64 @@ def test_without_val_pictures_nothing_is_validated(watch: Any) -> None:
     watched = watch(tiny_nerf(steps=100, validate_every=0.1, checkpoint_seconds=1e9), val=False)
     watched.dispatch(50, 50)
     assert "val/psnr" not in watched.writer.values[50]
+
+
+def test_what_happens_is_noted_in_words(watch: Any) -> None:
+    watched = watch(tiny_voxels(steps=100, validate_every=0.5, checkpoint_seconds=1e9))
+    watched.monitor.on_stage(watched.stage, watched.state, 77, 0.0)
+    watched.dispatch(25, 25)
+    watched.dispatch(50, 25)
+    watched.monitor.on_change(tiny_voxels(steps=90), 50, "90 steps fit")
+    stage, first, second, validation, change = watched.writer.notes
+    assert re.fullmatch(r"step 0: \d+ voxels of .*, 1 a pixel, from 77 pixels", stage)
+    assert re.fullmatch(r"step 25 of 100: loss 0\.02000, PSNR 20\.00 dB, [\d.]+k rays/s", first)
+    assert second.startswith("step 50 of 100: ")
+    assert re.fullmatch(r"step 50: validation PSNR [\d.]+ dB on 2 views", validation)
+    assert change == "step 50: 90 steps fit"
+
+
+# ---------------------------------------------------------------------------------------------
+# Videos on the way
+# ---------------------------------------------------------------------------------------------
+
+
+def make_film(frames: int) -> Any:
+    def film(run: runs.Run) -> cams.Cameras:
+        assert run.stage is not None and run.scene.near == 2.0
+        return cams.take_cameras(make_scene().splits["val"].cameras, np.arange(frames))
+
+    return film
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0.25, [30, 50, 80]), (0.0, [])])
+def test_videos_come_when_their_fraction_has_passed_and_never_at_the_end(
+    watch: Any, every: float, expected: list[int]
+) -> None:
+    config = tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=1e9)
+    config = dataclasses.replace(config, video=VideoConfig(frames=8, size=9, every=every))
+    watched = watch(config, film=make_film(2))
+    for step in range(10, 101, 10):
+        watched.dispatch(step, 10)
+    shape = (2, SIZE, SIZE, 3)
+    assert watched.writer.videos == [("video/orbit", shape, 6.0, step) for step in expected]
+    # No more than a picture is it part of training.
+    assert (watched.monitor.clock.validate > 0) == bool(expected)
+    assert len([note for note in watched.writer.notes if "video" in note]) == len(expected)
+    assert watched.saved == []
+
+
+def test_a_video_that_would_take_half_of_the_time_left_is_left_out(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = watch(tiny_nerf(steps=100, checkpoint_seconds=1e9), film=make_film(1))
+    watched.monitor.config = dataclasses.replace(
+        watched.monitor.config, validate_every=0.0, video=VideoConfig(every=0.1)
+    )
+    watched.monitor.deadline = time.time() + 100.0
+    for step, slowest in ((10, 0.0), (20, 49.0), (30, 51.0)):
+        watched.monitor._slowest_video = slowest
+        watched.dispatch(step, 10)
+    assert [step for *_, step in watched.writer.videos] == [10, 20]
 
 
 def test_checkpoints_come_after_their_seconds(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

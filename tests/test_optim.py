@@ -375,3 +375,14 @@ def test_the_scale_of_the_loss_is_halved_by_an_overflow_and_doubled_after_many_g
 def test_one_number_that_is_not_finite_is_found(value: float, finite: bool) -> None:
     tree = {"a": jnp.zeros(3), "b": [jnp.zeros((2, 2)).at[1, 0].set(value)]}
     assert bool(optim.all_finite(tree)) is finite
+
+
+def test_the_norms_of_the_groups_make_the_whole_norm() -> None:
+    rng = np.random.default_rng(0)
+    grads = {"a": jnp.asarray(rng.normal(size=(3, 4))), "b": [jnp.asarray(rng.normal(size=5))] * 2}
+    labels = {"a": "grid", "b": ["network", "network"]}
+    grid, network = (optim.group_norm(grads, labels, group) for group in optim.GROUPS)
+    assert float(grid) == pytest.approx(np.linalg.norm(grads["a"]), rel=1e-5)
+    assert float(network) == pytest.approx(np.sqrt(2) * np.linalg.norm(grads["b"][0]), rel=1e-5)
+    nothing = optim.group_norm(grads, labels, "none")
+    assert float(nothing) == 0.0 and nothing.shape == ()

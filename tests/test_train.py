@@ -875,6 +875,8 @@ HEALTHY = Metrics(
             "samples": 900.0,
             "gradient_norm": 1.0,
             "kept": 1.0,
+            "grid_gradient_norm": 0.6,
+            "network_gradient_norm": 0.8,
         }.items()
     }
 )
