@@ -30,7 +30,7 @@ from jaxrf.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 # What other programs are called with, in our pages.
 FOREIGN = {"--logdir", "--no-sandbox", "--strict"}
 # Words that stand for something in a command.
