@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 # Byte-compiling every installed file takes longer than compiling the few that a run really imports.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: help train bench test test-slow format clean
+.PHONY: help train bench test test-slow docs docs-serve format clean
 
 help:
 	@echo 'make train       install into $(VENV) and train on the lego scene (ARGS="..." is passed on)'
 	@echo 'make bench       measure this machine and every field on it (ARGS="..." is passed on)'
 	@echo 'make test        lint, types and the quick tests'
 	@echo 'make test-slow   the slow tests'
+	@echo 'make docs        build the documentation into site/; make docs-serve shows it'
 	@echo 'make format      format the code and mend what the linter can mend'
 	@echo 'make clean       remove $(VENV) and all caches; runs/ and data/ are kept'
 	@echo 'Another interpreter: make PYTHON=python3.12 train'
@@ -39,13 +40,20 @@ test-slow: $(VENV)/.installed-dev
 	$(QUICK_COMPILING) --dist loadgroup -m "slow and not as_used" $(ARGS)
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m "slow and as_used" $(ARGS)
 
+# Warnings are errors, a link that leads nowhere among them.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+docs-serve: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # runs/ and data/ cost hours to make again, so they are never removed here.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so an interrupted step is begun again; --clear makes a half-made environment new.

@@ -1,12 +1,10 @@
 """Fields that users bring: found in a file, refused with a reason, trained like any other."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from scenes import Recorder, make_scene, tiny_hashgrid, write_scene
+from scenes import Recorder, make_scene, tiny_hashgrid
 
 from jaxrf import train
 from jaxrf.config import CustomConfig, OptimizerConfig, from_json, make_preset, to_json
@@ -70,20 +68,3 @@ def test_what_is_no_field_is_refused_with_a_reason(
     )
     with pytest.raises(InputError, match=complaint):
         load_field(str(tmp_path / name))
-
-
-@pytest.mark.slow
-def test_the_python_of_the_tutorial_runs(tmp_path: Path) -> None:
-    text = TUTORIAL.with_name("your_field.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    data = write_scene(tmp_path / "ball")
-    for written, run in (
-        ('"data/nerf_synthetic/lego"', repr(str(data))),
-        ("downscale=4", "downscale=1"),
-        ("steps=400", "steps=2, batch_rays=64, batch_samples=2048"),
-    ):
-        assert code.count(written) == 1
-        code = code.replace(written, run)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    assert int(names["state"].step) == 2

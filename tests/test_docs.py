@@ -1,0 +1,398 @@
+"""The documentation: its code runs, its commands parse, its links lead somewhere, its words are so.
+
+A page tells the tests with a comment before a block what stands in for what takes long or is not
+there: `<!-- in tests: old => new | old => new -->`, or `<!-- not run: why -->`.
+"""
+
+import ast
+import builtins
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from scenes import tiny_voxels, write_scene
+
+from jaxrf import cli, cli_options
+from jaxrf.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
+# What other programs are called with, in our pages.
+FOREIGN = {"--logdir", "--no-sandbox", "--strict"}
+# Words that stand for something in a command.
+STAND_INS = {
+    "SECONDS": "60",
+    "SEED": "0",
+    "PRESET": "voxels-small",
+    "HOST:PORT": "host:1234",
+    "FORMAT": "ternary2",
+    "N": "2",
+    "I": "0",
+    "S": "8",
+    "K": "2",
+}
+# What the command line may import in order to parse.
+LIGHT = {"jaxrf", "jaxrf.cli", "jaxrf.cli_options", "jaxrf.config", "jaxrf.errors"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, and the comment before it."""
+
+    language: str
+    text: str
+    comment: str
+
+
+FENCE = re.compile(
+    r"(?:^ *<!-- ((?:in tests|not run): .*?) -->\s*\n)?^( *)```(\w*)\n(.*?)^ *```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def find_blocks(text: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    return [Block(m[3], m[4], m[1] or "") for m in FENCE.finditer(text)]
+
+
+def prose_of(text: str) -> str:
+    """A page without its blocks."""
+    return FENCE.sub("", text)
+
+
+def load_pages_module() -> Any:
+    spec = importlib.util.spec_from_file_location("pages", DOCS / "pages.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Python blocks.
+
+PYTHON_PAGES = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a data set and a run in it, where the pages' code finds them."""
+    from test_runs import make_run
+
+    write_scene(tmp_path / "data" / "nerf_synthetic" / "lego")
+    make_run(tmp_path / "runs" / "lego", make=tiny_voxels)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def replace_by(code: str, comment: str) -> str:
+    """Code with what a comment `in tests: old => new | ...` asks for."""
+    for pair in comment.removeprefix("in tests: ").split(" | "):
+        old, new = pair.split(" => ")
+        assert code.count(old) == 1, f"{old!r} is {code.count(old)} times in the block"
+        code = code.replace(old, new)
+    return code
+
+
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=name_of)
+def test_python_of_the_pages_runs(page: Path, place: Path) -> None:
+    names: dict[str, Any] = {}
+    for block in find_blocks(page.read_text(encoding="utf-8")):
+        if block.language == "python" and not block.comment.startswith("not run"):
+            code = replace_by(block.text, block.comment) if block.comment else block.text
+            exec(compile(code, name_of(page), "exec"), names)
+
+
+# Commands.
+
+
+def join_lines(block: str) -> list[str]:
+    """The lines of a block, those that end in a backslash joined with the next."""
+    return block.replace("\\\n", " ").splitlines()
+
+
+def find_commands(text: str) -> Iterator[str]:
+    """Command lines of our programs: all in blocks, and in the prose those that have options."""
+    lines = [
+        line for b in find_blocks(text) if b.language != "python" for line in join_lines(b.text)
+    ]
+    prose = prose_of(text)
+    lines += re.findall(r"^ {4}(\S.*)$", prose, re.MULTILINE)
+    # In prose a command may go on in the next line.
+    spans = [re.sub(r"\s*\n\s*", " ", span) for span in re.findall(r"`([^`]+)`", prose)]
+    lines += [span for span in spans if " --" in span]
+    for line in lines:
+        # Files are listed with more than a space in between.
+        match = re.match(
+            r"\s*(?:python )?(?:-m )?((?:train_lego\.py|render_360\.py|jaxrf)(?: (?! ).*)?)$", line
+        )
+        if match:
+            yield match[1].split("  #")[0].strip()
+
+
+COMMANDS = sorted(
+    {
+        (name_of(page), command)
+        for page in PAGES
+        for command in find_commands(page.read_text(encoding="utf-8"))
+    }
+)
+
+
+def parse_command(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit code of a command whose work is left out: it is only parsed."""
+    words = shlex.split(command, comments=True)
+    words = [STAND_INS.get(word, word) for word in words]
+    program, *arguments = words
+    if "--resume" in arguments and program != "jaxrf":
+        # Whatever run that is: its options are those of training.
+        arguments.remove("--resume")
+    real = builtins.__import__
+
+    def import_light(name: str, *rest: Any, **named: Any) -> Any:
+        if name.startswith("jaxrf.") and name not in LIGHT:
+            return types.SimpleNamespace(
+                **{f"run_{what}": lambda *_: 0 for what in what_runs(name)}
+            )
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", import_light)
+    if program == "train_lego.py":
+        arguments = ["train", *arguments]
+    elif program == "render_360.py":
+        arguments = ["render", *arguments]
+    try:
+        return cli.main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def what_runs(module: str) -> list[str]:
+    """Names after run_ that the command line imports from a module."""
+    source = (ROOT / "jaxrf" / "cli.py").read_text(encoding="utf-8")
+    return re.findall(rf"from {re.escape(module)} import run_(\w+)", source)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_of_the_pages_parse(
+    page: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = parse_command(command, monkeypatch)
+    monkeypatch.undo()
+    assert code == 0, f"{page}: {command}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train_lego.py --no-such-option 3",
+        "train_lego.py --preset none",
+        "train_lego.py --preset voxels-small --field.rank 3",
+        "render_360.py --frames many",
+        "jaxrf eval --split other",
+        "jaxrf export --format clay",
+        "jaxrf nothing",
+        "jaxrf data fetch",
+    ],
+)
+def test_a_command_that_is_none_is_noticed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_command(command, monkeypatch) != 0
+
+
+def option_names(options: Any, prefix: str = "") -> Iterator[str]:
+    """All options of a dataclass and of those in it, of every kind of field."""
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        name = prefix + field.name.replace("_", "-")
+        members = typing.get_args(hints[field.name]) or (hints[field.name],)
+        inner = [m for m in members if dataclasses.is_dataclass(m)]
+        for member in inner:
+            yield from option_names(member, f"{name}.")
+        if not inner:
+            yield f"--{name}"
+            if hints[field.name] is bool:
+                head, _, last = name.rpartition(".")
+                yield f"--{head}.no-{last}" if head else f"--no-{last}"
+
+
+def test_every_option_in_the_pages_exists() -> None:
+    known = {"--help", "--preset", *FOREIGN, *option_names(TrainConfig)}
+    for _, options in vars(cli_options).items():
+        if dataclasses.is_dataclass(options):
+            known |= set(option_names(options))
+    for script in ROOT.glob("benchmarks/*.py"):
+        text = script.read_text(encoding="utf-8")
+        known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", text))
+    assert {"--field.sampler", "--no-filter-rays", "--counts", "--format"} <= known
+    for page in PAGES:
+        for span in re.findall(r"`([^`]+)`", prose_of(page.read_text(encoding="utf-8"))):
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*(?![\w*.])", span):
+                assert option in known, f"{name_of(page)} names {option}, which is no option"
+
+
+# Links and navigation.
+
+
+def make_anchor(heading: str) -> str:
+    """What a heading is linked to by, as GitHub and the site both have it."""
+    plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", plain))
+
+
+def anchors_of(page: Path) -> set[str]:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return {make_anchor(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+def find_links(page: Path) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", prose_of(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    rooms = load_pages_module().find_rooms()
+    for link in find_links(page):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page if not path else Path(os.path.normpath(page.parent / path))
+        if target.parent == DOCS / "reference":
+            room = target.stem
+            assert room in rooms or room == "index", f"{link} names no room"
+            assert not anchor or anchor in rooms[room], f"{link} names no module of {room}"
+            continue
+        assert target.is_file(), f"{link} leads nowhere"
+        if DOCS in page.parents:
+            assert DOCS in target.parents, f"{link} leads out of the site"
+        assert not anchor or anchor in anchors_of(target), f"{link} names no heading"
+
+
+def pages_in(nav: list[Any]) -> Iterator[str]:
+    for item in nav:
+        target = next(iter(item.values())) if isinstance(item, dict) else item
+        if isinstance(target, list):
+            yield from pages_in(target)
+        else:
+            yield target
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    module = load_pages_module()
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    listed = list(pages_in(module.write_nav(nav)))
+    assert len(listed) == len(set(listed))
+    generated = {f"reference/{room}.md" for room in module.find_rooms()} | {"reference/index.md"}
+    written = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    assert set(listed) == generated | written
+
+
+def test_every_module_has_a_place_in_the_reference() -> None:
+    module = load_pages_module()
+    texts = [module.write_room(room, modules) for room, modules in module.find_rooms().items()]
+    shown = set(re.findall(r"^::: (\S+)$", "\n".join(texts), re.MULTILINE))
+    for path in (ROOT / "jaxrf").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        assert name in shown | {"jaxrf", "jaxrf.__main__"}, f"{name} is not in the reference"
+        assert name == "jaxrf.__main__" or module.read_summary(name), f"{name} has no docstring"
+
+
+# What the program says.
+
+
+def find_templates() -> list[re.Pattern[str]]:
+    """Every text in the source with enough words of its own, its gaps standing for anything."""
+    found = []
+    for path in (ROOT / "jaxrf").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts: list[str] = []
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(v.value) if isinstance(v, ast.Constant) else "" for v in node.values]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                parts = [node.value]
+            if sum(len(part) for part in parts) >= 12:
+                gaps = ("(.+?)" if part == "" else re.escape(part.strip("\n")) for part in parts)
+                found.append(re.compile("".join(gaps)))
+    return found
+
+
+def quoted_sentences() -> list[str]:
+    """The sentences in boxes of the page on what goes wrong."""
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    blocks = [block.text for block in find_blocks(text) if block.language == "text"]
+    paragraphs = [part for block in blocks for part in re.split(r"\n\s*\n", block)]
+    return [" ".join(part.split()) for part in paragraphs]
+
+
+def test_what_the_page_quotes_is_what_the_program_says() -> None:
+    templates, sentences = find_templates(), quoted_sentences()
+    assert len(sentences) > 20
+    for sentence in sentences:
+        assert any(t.fullmatch(sentence) for t in templates), f"nothing says: {sentence}"
+    said = "Memory ran out: lower --batch-samples while training"
+    assert not any(t.fullmatch(f"{said} or go home.") for t in templates)
+
+
+def test_figures_of_the_fields_are_those_of_the_benchmark() -> None:
+    measured = json.loads((DOCS / "benchmarks" / "2026-11-22-lego.json").read_text("utf-8"))["runs"]
+    rows = 0
+    for page in (DOCS / "fields").glob("*.md"):
+        for row in re.findall(
+            r"^\| `(\S+)` \| (\d+)x\d+ \| (.*) \|$", page.read_text("utf-8"), re.M
+        ):
+            preset, side, cells = row[0], int(row[1]), row[2].split(" | ")
+            rows += 1
+            for budget, cell in zip((60, 120, 300), cells, strict=False):
+                (run,) = (
+                    r
+                    for r in measured
+                    if (r["preset"], r["downscale"], r["budget"]) == (preset, 400 // side, budget)
+                )
+                assert cell == f"{run['psnr']:.2f} dB, {run['ssim']:.3f}", (page.name, row)
+    assert rows >= 10
+
+
+def test_pictures_are_small() -> None:
+    for path in DOCS.rglob("*.png"):
+        assert path.stat().st_size < 300_000, f"{path} is too large"
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path: Path) -> None:
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "reference" / "render" / "index.html").read_text(encoding="utf-8")
+    assert "compute_weights" in text
+    # Nothing is fetched from elsewhere when a page is read.
+    for page in tmp_path.rglob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        fetched = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"(https?://[^\"]*)", html)
+        fetched += re.findall(r"<link[^>]*rel=\"stylesheet\"[^>]*href=\"(https?://[^\"]*)", html)
+        assert not fetched, f"{page} fetches {fetched}"
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["authors"] == project["authors"]
+    for paper in citation["references"]:
+        assert paper["authors"] and paper["year"] and ("doi" in paper or "url" in paper)
