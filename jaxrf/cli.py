@@ -32,7 +32,7 @@ commands:
   train   train a radiance field from pictures with cameras (same as train_lego.py)
   eval    score a trained run on a split and write its metrics.json
   render  render a 360-degree orbit as MP4, GIF and PNG (same as render_360.py)
-  export  write a trained run as one file, also for other programs
+  export  write a trained run as one file: a mesh, points, or weights for other programs
   convert turn weights of another program into a run, and prove the port (jaxrf convert FILE)
   data    what a data set holds and what looks wrong in it (jaxrf data info PATH), or download one
           (jaxrf data fetch lego)
@@ -137,6 +137,12 @@ def export(argv: Sequence[str] | None = None, prog: str = "jaxrf export") -> int
 
     def command() -> int:
         options = tyro.cli(ExportOptions, prog=prog, args=_name_run(arguments))
+        _check_positive(options, "resolution", "points", "views")
+        for name in ("level", "fragments"):
+            if not 0.0 <= getattr(options, name) < 1.0 or options.level == 0.0:
+                raise InputError(
+                    f"--{name} is {getattr(options, name):g}: give a number between 0 and 1."
+                )
         from jaxrf.commands import run_export
 
         return run_export(options)

@@ -6,9 +6,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ from jaxrf.convert.networks import Converted
 from jaxrf.data import fetch, frames, sources, survey
 from jaxrf.data.base import Scene, Split, downscale_split
 from jaxrf.errors import InputError, MissingSplitError
-from jaxrf.export import ternary
+from jaxrf.export import geometry, models, ternary
 from jaxrf.occupancy import occupied_aabb
 from jaxrf.runs import Run, SceneSummary
 from jaxrf.writers import EventWriter
@@ -53,9 +53,16 @@ from jaxrf.writers import EventWriter
 # Frames per second of videos for which nobody says otherwise.
 FPS = 24.0
 # What other programs call their checkpoints.
-SUFFIXES = {"nerf-pytorch": ".tar", "tensorf": ".th", "nerfstudio": ".ckpt"}
+SUFFIXES = {
+    "nerf-pytorch": ".tar",
+    "tensorf": ".th",
+    "nerfstudio": ".ckpt",
+    "mesh": ".glb",
+    "points": ".ply",
+}
 # Where a run says which weights it was converted from.
 CONVERTED_FILE = "converted.json"
+Item = TypeVar("Item")
 VERSIONS = ("jaxrf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -364,6 +371,8 @@ def run_export(options: ExportOptions) -> int:
         raise InputError(f"The output {output} exists already: name another file with --output.")
     run = runs.open_run(folder, options.step)
     set_up_jax(run.config.matmul_precision)
+    if options.format == "mesh" or options.format == "points":
+        return _export_geometry(run, options, output)
     if options.format != "ternary2" and options.format != "ternary16":
         notes = write.write_file(run, output, options.format)
         print(f"Written to {output}: {output.stat().st_size / 1e3:.1f} kB.")
@@ -377,6 +386,34 @@ def run_export(options: ExportOptions) -> int:
         f"as float32, {plain / packed:.1f} times as much. Render it with: jaxrf render {output}"
     )
     return 0
+
+
+def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
+    # Before minutes are spent on what cannot be written.
+    models.check_suffix(output)
+    runs.make_writable(output.absolute().parent, "--output")
+    back = frames.invert_frame(frames.unpack_frame(run.scene.frame))
+    frame = back if options.frame == "data" else frames.identity_frame()
+    if options.format == "mesh":
+        share = 1.0 if options.largest else options.fragments
+        chosen = (options.resolution, options.level, share, options.views, options.keep_hidden)
+        mesh = geometry.make_mesh(run, *chosen, track=_track)
+        models.write_mesh(output, geometry.move_mesh(frame, mesh))
+        held = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces"
+    else:
+        points = geometry.make_points(run, options.points, options.views, track=_track)
+        models.write_points(output, geometry.move_cloud(frame, points))
+        held = f"{len(points.positions):,} points"
+    print(
+        f"Written to {output}: {output.stat().st_size / 1e6:.1f} MB; {held}, in the coordinates of "
+        f"{'the data set' if options.frame == 'data' else 'training'}."
+    )
+    return 0
+
+
+def _track(items: Iterable[Item], title: str) -> Iterable[Item]:
+    bar: Iterable[Item] = tqdm(items, desc=title)
+    return bar
 
 
 def run_conversion(options: ConvertOptions) -> int:
