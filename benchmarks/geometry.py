@@ -13,13 +13,14 @@ negative for those inside of bricks.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import jax
 import numpy as np
+from PIL import Image
 from scipy.spatial import cKDTree
 
 from jaxrf import runs
@@ -93,36 +94,35 @@ def draw_sides(mesh: Mesh, size: int = 300) -> np.ndarray:
     assert mesh.colors is not None
     colors = np.einsum("nc,ncd->nd", weights, mesh.colors[mesh.faces][face])
     middle = 0.5 * (mesh.vertices.min(axis=0) + mesh.vertices.max(axis=0))
-    scale = 2 * size / (1.02 * np.linalg.norm(np.ptp(mesh.vertices, axis=0)))
-    rows: list[list[np.ndarray]] = [[], []]
-    for turn in range(4):
-        azimuth, elevation = np.deg2rad(-60 + 90 * turn), np.deg2rad(30)
-        back = np.array(
-            [
-                np.cos(azimuth) * np.cos(elevation),
-                np.sin(azimuth) * np.cos(elevation),
-                np.sin(elevation),
-            ]
-        )
-        right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
-        local = (points - middle) @ np.stack([right, np.cross(back, right), back], axis=-1)
-        column, row = (
-            np.floor(size + scale * sign * local[:, axis]).astype(int)
-            for axis, sign in ((0, 1), (1, -1))
-        )
-        order = np.argsort(local[:, 2])
-        facing = (normals @ back)[face]
-        light = np.where(facing > 0, 0.15 + 0.8 * facing, 0.0)[:, None] * np.ones(3)
-        purple = np.where(facing[:, None] > 0, 0.0, [[0.6, 0.0, 0.6]])
-        for line, shown in zip(
-            rows, (np.where(facing[:, None] > 0, colors, purple), light + purple), strict=True
-        ):
-            picture = np.ones((2 * size, 2 * size, 3))
-            picture[row[order], column[order]] = shown[order]
-            line.append(picture.reshape(size, 2, size, 2, 3).mean(axis=(1, 3)))
-    return np.rint(255 * np.concatenate([np.concatenate(line, axis=1) for line in rows])).astype(
-        np.uint8
+    sides = [_turn(-60.0 + 90.0 * turn, 30.0) for turn in range(4)]
+    extent = np.max(
+        [np.abs((mesh.vertices - middle) @ side)[:, :2].max(axis=0) for side in sides], 0
     )
+    scale = 0.98 * size / extent[0]
+    height = 2 * math.ceil(0.5 * scale * extent[1] / 0.98)
+    rows: list[list[np.ndarray]] = [[], []]
+    for side in sides:
+        local = (points - middle) @ side
+        column = np.floor(size + scale * local[:, 0]).astype(int)
+        row = np.floor(height - scale * local[:, 1]).astype(int)
+        order = np.argsort(local[:, 2])
+        facing = (normals @ side[:, 2])[face][:, None]
+        light = np.broadcast_to(0.15 + 0.8 * facing, colors.shape)
+        for line, shown in zip(rows, (colors, light), strict=True):
+            shown = np.where(facing > 0, shown, [[0.6, 0.0, 0.6]])
+            picture = np.ones((2 * height, 2 * size, 3))
+            picture[row[order], column[order]] = shown[order]
+            line.append(picture.reshape(height, 2, size, 2, 3).mean(axis=(1, 3)))
+    whole = np.concatenate([np.concatenate(line, axis=1) for line in rows])
+    return np.rint(255 * whole).astype(np.uint8)
+
+
+def _turn(azimuth: float, elevation: float) -> np.ndarray:
+    """Axes to the right, up and towards the camera, as columns; angles in degrees."""
+    a, e = np.deg2rad([azimuth, elevation])
+    back = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
+    right = np.array([-np.sin(a), np.cos(a), 0.0])
+    return np.stack([right, np.cross(back, right), back], axis=-1)
 
 
 def read_mesh(path: Path) -> Mesh:
@@ -146,7 +146,8 @@ def main() -> None:
     parser.add_argument("--draw", type=Path, nargs=2, metavar=("MESH", "PNG"))
     options = parser.parse_args()
     if options.draw:
-        iio.imwrite(options.draw[1], draw_sides(read_mesh(options.draw[0])))
+        picture = Image.fromarray(draw_sides(read_mesh(options.draw[0])))
+        picture.quantize(128, dither=Image.Dither.NONE).save(options.draw[1], optimize=True)
         return
     if options.run is None:
         sys.exit("name the folder of a run")

@@ -38,10 +38,10 @@ POINT_BYTES = 24
 CONE = 2.0 / math.sqrt(12.0)
 # Density over that of the surface beyond which, or below one over which, none is told from another.
 STEEPEST = 1e3
-# Voxels before and behind a vertex between which rays look for the surface.
-REACH = 2.5
-# Voxels that a vertex may lie behind what a camera sees and still be seen by it.
-SLACK = 2.0
+# Widths of a pixel before and behind a vertex, between which the ray is that colours it.
+BEFORE, BEHIND = 1.5, 10.0
+# Widths of a pixel that a vertex may lie behind what a camera sees and still be seen by it.
+SLACK = 1.0
 # Cosine between a surface's normal and the way to a camera above which that sees the surface.
 LEAST_COSINE = 0.1
 # Pixels along the width of the pictures by which geometry is seen, at most.
@@ -408,22 +408,21 @@ def face_views(
     return _normalise(total)
 
 
-def color_vertices(run: Run, mesh: Mesh, towards: Float[np.ndarray, "v 3"], spacing: float) -> Mesh:
+def color_vertices(run: Run, mesh: Mesh, towards: Float[np.ndarray, "v 3"]) -> Mesh:
     """The mesh with the colours of short rendered rays through its vertices.
 
     Args:
       run: whose surface it is.
       mesh: in scene units.
       towards: (v, 3) unit directions in which vertices are seen.
-      spacing: side of a voxel; rays begin `REACH` of them before a vertex and end as far behind it.
     """
-    away, reach = run.scene.radius, REACH * spacing
+    away, pixel = run.scene.radius, measure_pixel(run)
     count = len(mesh.vertices)
     rays = Rays(
         origins=jnp.asarray(mesh.vertices - away * towards, jnp.float32),
         directions=jnp.asarray(towards, jnp.float32),
-        near=jnp.full(count, max(away - reach, 0.0)),
-        far=jnp.full(count, away + reach),
+        near=jnp.full(count, max(away - BEFORE * pixel, 0.0)),
+        far=jnp.full(count, away + BEHIND * pixel),
         radii=jnp.full(count, CONE / run.scene.focal),
         camera_index=jnp.zeros(count, jnp.int32),
     )
@@ -459,11 +458,12 @@ def make_mesh(
             "away is near: there is no mesh of it, use --format points."
         )
     lattice = sample_density(run, resolution, track)
-    mesh = extract_surface(lattice, level, measure_pixel(run))
+    pixel = measure_pixel(run)
+    mesh = extract_surface(lattice, level, pixel)
     towards = -find_normals(mesh)
     if run.scene.poses or not hidden:
         seen_by = look_around(run, views, PICTURE_WIDTH, track)
-        found = face_views(mesh.vertices, -towards, seen_by, SLACK * lattice.spacing)
+        found = face_views(mesh.vertices, -towards, seen_by, SLACK * pixel)
         seen = np.any(found != 0.0, axis=-1)
         towards = np.where(seen[:, None], found, towards)
         if not hidden:
@@ -475,7 +475,7 @@ def make_mesh(
                 )
             mesh, towards = _take_with(mesh, towards, kept)
     mesh, towards = _take_with(mesh, towards, find_large_parts(mesh, fragments))
-    return color_vertices(run, mesh, towards, lattice.spacing)
+    return color_vertices(run, mesh, towards)
 
 
 def _take_with(
