@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,7 +62,6 @@ SUFFIXES = {
 }
 # Where a run says which weights it was converted from.
 CONVERTED_FILE = "converted.json"
-Item = TypeVar("Item")
 VERSIONS = ("jaxrf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -411,8 +410,8 @@ def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
     return 0
 
 
-def _track(items: Iterable[Item], title: str) -> Iterable[Item]:
-    bar: Iterable[Item] = tqdm(items, desc=title)
+def _track(items: Iterable[int], title: str) -> Iterable[int]:
+    bar: Iterable[int] = tqdm(items, desc=title)
     return bar
 
 

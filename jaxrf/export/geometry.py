@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,16 +51,11 @@ FARTHEST = 10.0
 # Likewise in near planes, where space is in normalised device coordinates.
 FARTHEST_PLANES = 100.0
 
-Item = TypeVar("Item")
+# Wraps numbers that are gone through under a title, as tqdm does.
+Track = Callable[[Iterable[int], str], Iterable[int]]
 
 
-class Track(Protocol):
-    """Wraps what is gone through under a title, as tqdm does."""
-
-    def __call__(self, items: Iterable[Item], title: str) -> Iterable[Item]: ...
-
-
-def silently(items: Iterable[Item], title: str) -> Iterable[Item]:
+def silently(items: Iterable[int], title: str) -> Iterable[int]:
     """Tracks nothing."""
     del title
     return items
