@@ -147,7 +147,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.draw:
         picture = Image.fromarray(draw_sides(read_mesh(options.draw[0])))
-        picture.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(options.draw[1], optimize=True)
+        picture.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(
+            options.draw[1], optimize=True
+        )
         return
     if options.run is None:
         sys.exit("name the folder of a run")
