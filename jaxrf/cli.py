@@ -34,7 +34,7 @@ commands:
   eval    score a trained run on a split and write its metrics.json
   render  render an orbit, a path or a split as video and frames (same as render_360.py)
   view    show a run in a browser, to be looked at from all sides
-  export  write a trained run as one file, also for other programs
+  export  write a trained run as one file: a mesh, points, or weights for other programs
   convert turn weights of another program into a run, and prove the port (jaxrf convert FILE)
   data    what a data set holds and what looks wrong in it (jaxrf data info PATH), or download one
           (jaxrf data fetch lego)
@@ -156,6 +156,12 @@ def export(argv: Sequence[str] | None = None, prog: str = "jaxrf export") -> int
 
     def command() -> int:
         options = tyro.cli(ExportOptions, prog=prog, args=_name_run(arguments))
+        _check_positive(options, "resolution", "points", "views")
+        for name in ("level", "fragments"):
+            if not 0.0 <= getattr(options, name) < 1.0 or options.level == 0.0:
+                raise InputError(
+                    f"--{name} is {getattr(options, name):g}: give a number between 0 and 1."
+                )
         from jaxrf.commands import run_export
 
         return run_export(options)

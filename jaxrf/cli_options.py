@@ -6,7 +6,9 @@ from typing import Literal
 
 from jaxrf.config import Channel
 
-ExportFormat = Literal["ternary2", "ternary16", "nerf-pytorch", "tensorf", "nerfstudio"]
+ExportFormat = Literal[
+    "ternary2", "ternary16", "nerf-pytorch", "tensorf", "nerfstudio", "mesh", "points"
+]
 Format = Literal["mp4", "gif", "webp", "png", "npy", "exr"]
 # What is rendered by default, without and with pictures to compare with.
 CHANNELS: dict[bool, tuple[Channel, ...]] = {
@@ -103,16 +105,34 @@ class ViewOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """Write a trained run as one file, for `jaxrf render` or for another program."""
+    """Write a trained run as one file: its geometry, or its weights for another program."""
 
     run: Path | None = None
     """Folder of the run. Default: the newest in ./runs."""
     format: ExportFormat = "ternary2"
     """ternary2, ternary16: the weights of a bitnerf, in 2 bits each or five to a byte (1.6 bits),
     which `jaxrf render` takes in place of a folder. nerf-pytorch, tensorf, nerfstudio: a checkpoint
-    of that program, with a nerf, a tensorf or a hashgrid."""
+    of that program, with a nerf, a tensorf or a hashgrid. mesh: the surface with colours. points: a
+    coloured point cloud."""
     output: Path | None = None
-    """File to write. Default: named after the format, in the run's folder."""
+    """File to write; of mesh and points the name's end says how: .glb, .ply or .obj. Default: named
+    after the format, in the run's folder; mesh.glb and points.ply."""
+    frame: Literal["data", "scene"] = "data"
+    """mesh, points: in the coordinates of the data set's files, or of training."""
+    resolution: int = 256
+    """mesh: voxels along the longest side of what is there."""
+    level: float = 0.3
+    """mesh: opacity, over the width of a pixel, that is the surface; less gives a fuller one."""
+    fragments: float = 0.001
+    """mesh: leave out loose parts of less than this share of all faces."""
+    largest: bool = False
+    """mesh: keep the largest connected part only."""
+    keep_hidden: bool = False
+    """mesh: keep what no training camera sees, too, such as the insides of walls."""
+    points: int = 200_000
+    """points: how many at most."""
+    views: int = 50
+    """mesh, points: how many training cameras are asked what they see."""
     step: int | None = None
     """Which checkpoint. Default: the last."""
 

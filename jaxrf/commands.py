@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,22 @@ from jaxrf.config import TrainConfig
 from jaxrf.convert import adopt, check, recognise, write
 from jaxrf.convert import files as foreign
 from jaxrf.convert.networks import Converted
-from jaxrf.data import fetch, sources, survey
+from jaxrf.data import fetch, frames, sources, survey
 from jaxrf.data.base import Scene, Split, downscale_split
 from jaxrf.errors import InputError, MissingSplitError
-from jaxrf.export import ternary
+from jaxrf.export import geometry, models, ternary
 from jaxrf.runs import Run, SceneSummary
 from jaxrf.viewer.server import Viewer
 from jaxrf.writers import EventWriter
 
 # What other programs call their checkpoints.
-SUFFIXES = {"nerf-pytorch": ".tar", "tensorf": ".th", "nerfstudio": ".ckpt"}
+SUFFIXES = {
+    "nerf-pytorch": ".tar",
+    "tensorf": ".th",
+    "nerfstudio": ".ckpt",
+    "mesh": ".glb",
+    "points": ".ply",
+}
 # Where a viewer puts paths and videos, in a run's folder.
 VIEWS = "views"
 # Where a run says which weights it was converted from.
@@ -472,6 +478,8 @@ def run_export(options: ExportOptions) -> int:
         raise InputError(f"The output {output} exists already: name another file with --output.")
     run = runs.open_run(folder, options.step)
     set_up_jax(run.config.matmul_precision)
+    if options.format == "mesh" or options.format == "points":
+        return _export_geometry(run, options, output)
     if options.format != "ternary2" and options.format != "ternary16":
         notes = write.write_file(run, output, options.format)
         print(f"Written to {output}: {output.stat().st_size / 1e3:.1f} kB.")
@@ -485,6 +493,34 @@ def run_export(options: ExportOptions) -> int:
         f"as float32, {plain / packed:.1f} times as much. Render it with: jaxrf render {output}"
     )
     return 0
+
+
+def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
+    # Before minutes are spent on what cannot be written.
+    models.check_suffix(output)
+    runs.make_writable(output.absolute().parent, "--output")
+    back = frames.invert_frame(frames.unpack_frame(run.scene.frame))
+    frame = back if options.frame == "data" else frames.identity_frame()
+    if options.format == "mesh":
+        share = 1.0 if options.largest else options.fragments
+        chosen = (options.resolution, options.level, share, options.views, options.keep_hidden)
+        mesh = geometry.make_mesh(run, *chosen, track=_track)
+        models.write_mesh(output, geometry.move_mesh(frame, mesh))
+        held = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces"
+    else:
+        points = geometry.make_points(run, options.points, options.views, track=_track)
+        models.write_points(output, geometry.move_cloud(frame, points))
+        held = f"{len(points.positions):,} points"
+    print(
+        f"Written to {output}: {output.stat().st_size / 1e6:.1f} MB; {held}, in the coordinates of "
+        f"{'the data set' if options.frame == 'data' else 'training'}."
+    )
+    return 0
+
+
+def _track(items: Iterable[int], title: str) -> Iterable[int]:
+    bar: Iterable[int] = tqdm(items, desc=title)
+    return bar
 
 
 def run_conversion(options: ConvertOptions) -> int:

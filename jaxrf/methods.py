@@ -480,6 +480,33 @@ def draw_packed_noise(key: jax.Array, samples: PackedSamples) -> Float[Array, "m
     return keys.normal(own, (count,))
 
 
+def make_density(
+    config: FieldConfig,
+    stage: Stage,
+    params: Params,
+    grid: OccupancyGrid,
+    radius: Float[Array, ""] | float,
+) -> Callable[[Float[Array, "m 3"]], Float[Array, "m"]]:
+    """The density per scene unit at positions in the scene, of the network that pictures show.
+
+    A position stands for the part of a cone that has this radius and is about as long as wide.
+    Where nothing is occupied the density is 0.
+    """
+    inner = params
+    if isinstance(config, SampledConfig):
+        inner = params["fine" if "fine" in params else "coarse"]
+    fns = bind(make_field(config, stage), inner, grid)
+
+    def density(positions: Array) -> Array:
+        one = jnp.ones_like(positions[:, 0])
+        upwards = jnp.broadcast_to(jnp.array([[0.0, 0.0, 1.0]], positions.dtype), positions.shape)
+        frusta = Frusta(upwards, radius * one, one - radius, one + radius)
+        found, _ = fns.density(positions, frusta)
+        return jnp.where(occ.lookup(grid, occ.to_grid(grid, positions)), found, 0.0)
+
+    return density
+
+
 def refresh(
     config: FieldConfig,
     stage: Stage,

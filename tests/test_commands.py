@@ -141,6 +141,22 @@ def test_psnr_is_the_mean_over_views_of_the_clipped_rendering(trained: Path) -> 
     assert found["psnr"] == pytest.approx(np.mean(expected), abs=1e-3)
 
 
+def test_geometry_is_exported_where_it_is_said(
+    own_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--run", str(own_run), "--views", "2"]
+    mesh = [*run, "--format", "mesh", "--resolution", "12", "--level", "0.001", "--keep-hidden"]
+    assert cli.export(mesh) == 0
+    assert (own_run / "mesh.glb").read_bytes()[:4] == b"glTF"
+    assert "vertices" in capsys.readouterr().out
+    assert cli.export([*mesh, "--output", str(tmp_path / "mesh.stl")]) == 2
+    assert ".glb, .ply or .obj" in capsys.readouterr().err
+    assert cli.export([*mesh, "--level", "0"]) == 2
+    assert "--level is 0: give a number between 0 and 1" in capsys.readouterr().err
+    assert cli.export([*mesh, "--level", "0.9999"]) == 2
+    assert "Nothing is as opaque" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def events(trained: Path) -> EventAccumulator:
     accumulator = EventAccumulator(str(trained), size_guidance={"scalars": 0, "images": 0})

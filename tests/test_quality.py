@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scenes import Recorder, make_surroundings
 
+from benchmarks.geometry import compare, trace_truth
 from jaxrf import cli, config, evaluate, methods, runs, stages, train
 from jaxrf.config import BricksConfig, TensoRFConfig
 from jaxrf.data import sources
 from jaxrf.data.base import Scene
+from jaxrf.export import geometry
 from jaxrf.fields.voxels import VoxelGrid
 
 # What is trained for several tests is trained once.
@@ -70,6 +72,16 @@ def test_depth_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path
         missed.append((picture.opacity < 0.5)[solid])
     assert np.median(np.concatenate(errors)) < voxel_length(run)
     assert np.mean(np.concatenate(missed)) < 0.05
+
+
+@pytest.mark.slow
+def test_the_mesh_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path]) -> None:
+    run, _ = run_on_bricks
+    mesh = geometry.make_mesh(run, 128, 0.3, 0.001, 50)
+    # Of the distance 0.003 is that of the points by which the truth is known.
+    found = compare(mesh, trace_truth(), 100_000)
+    assert found["chamfer"] < 0.75 * voxel_length(run)
+    assert abs(found["signed"]) < 0.25 * voxel_length(run)
 
 
 @pytest.mark.slow

@@ -1,0 +1,180 @@
+"""How near the mesh of a run of `bricks` is to its exact geometry, and what meshes look like.
+
+python benchmarks/geometry.py RUN                       prints a table in Markdown
+python benchmarks/geometry.py RUN --levels 0.2 0.3 0.4  of several levels, or --resolutions 128 256
+python benchmarks/geometry.py --draw mesh.ply mesh.png  four sides of a mesh: colours, and shape
+
+The truth are the points that the pixels' rays of 100 training cameras of `bricks` hit first, found
+exactly at 300x300 pixels, one for each cube of 0.004 units that holds any, so that they are spread
+evenly over what can be seen. The mesh are random points, spread evenly over its area. Distances are
+those to the nearest point of the other side; the row "floor" has those between the halves of the
+truth, below which nothing can be measured. Signed is the mean distance of the mesh's points,
+negative for those inside of bricks.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from jaxrf import runs
+from jaxrf.data import bricks
+from jaxrf.export import geometry
+from jaxrf.export.geometry import Mesh
+
+SPACING = 0.004
+
+
+def trace_truth(views: int = 100, size: int = 300) -> np.ndarray:
+    """(n, 3) points of what training cameras of bricks see, spread evenly."""
+    model, found = bricks.build_model(), []
+    focal = 0.5 * size / np.tan(0.5 * bricks._CAMERA_ANGLE_X)
+    x, y = np.meshgrid(
+        (np.arange(size) + 0.5 - size / 2) / focal, -(np.arange(size) + 0.5 - size / 2) / focal
+    )
+    local = np.stack([x, y, -np.ones_like(x)], axis=-1)
+    local /= np.linalg.norm(local, axis=-1, keepdims=True)
+    for index in range(views):
+        pose = bricks._pose(index)
+        _, depth = bricks.render_view(model, pose, size, size, supersamples=1)
+        hit = np.isfinite(depth)
+        found.append(
+            pose[:3, 3] + depth[hit, None].astype(np.float64) * (local[hit] @ pose[:3, :3].T)
+        )
+    points = np.random.default_rng(0).permutation(np.concatenate(found))
+    _, first = np.unique(np.floor(points / SPACING).astype(int), axis=0, return_index=True)
+    return points[first]
+
+
+def spread_points(
+    mesh: Mesh, count: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random points spread evenly over a mesh: their faces, weights of the corners, and places."""
+    corners = mesh.vertices[mesh.faces]
+    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = np.linalg.norm(across, axis=-1)
+    rng = np.random.default_rng(seed)
+    face = rng.choice(len(area), count, p=area / area.sum())
+    weights = rng.dirichlet((1.0, 1.0, 1.0), count)
+    return face, weights, np.einsum("nc,ncd->nd", weights, corners[face])
+
+
+def compare(mesh: Mesh, truth: np.ndarray, count: int = 300_000) -> dict[str, float]:
+    """Distances between a mesh and the truth, in scene units."""
+    _, _, points = spread_points(mesh, count)
+    to_truth = cKDTree(truth).query(points)[0]
+    to_mesh = cKDTree(points).query(truth[::4])[0]
+    inside = bricks.contains(bricks.build_model(), points)
+    both = np.concatenate([to_truth, np.random.default_rng(0).choice(to_mesh, len(to_truth))])
+    return {
+        "chamfer": 0.5 * float(to_truth.mean() + to_mesh.mean()),
+        "median": float(np.median(both)),
+        "to truth": float(to_truth.mean()),
+        "to mesh": float(to_mesh.mean()),
+        "signed": float(np.where(inside, -to_truth, to_truth).mean()),
+    }
+
+
+def draw_sides(mesh: Mesh, size: int = 300) -> np.ndarray:
+    """Four sides of a mesh from above: its colours, and below its shape in light from the camera.
+
+    Points on its front faces, each as large as a pixel, the nearest of which is seen; what is seen
+    from behind is purple.
+    """
+    face, weights, points = spread_points(mesh, 60 * size**2)
+    corners = mesh.vertices[mesh.faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-12)
+    assert mesh.colors is not None
+    colors = np.einsum("nc,ncd->nd", weights, mesh.colors[mesh.faces][face])
+    middle = 0.5 * (mesh.vertices.min(axis=0) + mesh.vertices.max(axis=0))
+    sides = [_turn(-60.0 + 90.0 * turn, 30.0) for turn in range(4)]
+    extent = np.max(
+        [np.abs((mesh.vertices - middle) @ side)[:, :2].max(axis=0) for side in sides], 0
+    )
+    scale = 0.98 * size / extent[0]
+    height = 2 * math.ceil(0.5 * scale * extent[1] / 0.98)
+    rows: list[list[np.ndarray]] = [[], []]
+    for side in sides:
+        local = (points - middle) @ side
+        column = np.floor(size + scale * local[:, 0]).astype(int)
+        row = np.floor(height - scale * local[:, 1]).astype(int)
+        order = np.argsort(local[:, 2])
+        facing = (normals @ side[:, 2])[face][:, None]
+        light = np.broadcast_to(0.15 + 0.8 * facing, colors.shape)
+        for line, shown in zip(rows, (colors, light), strict=True):
+            shown = np.where(facing > 0, shown, [[0.6, 0.0, 0.6]])
+            picture = np.ones((2 * height, 2 * size, 3))
+            picture[row[order], column[order]] = shown[order]
+            line.append(picture.reshape(height, 2, size, 2, 3).mean(axis=(1, 3)))
+    whole = np.concatenate([np.concatenate(line, axis=1) for line in rows])
+    return np.rint(255 * whole).astype(np.uint8)
+
+
+def _turn(azimuth: float, elevation: float) -> np.ndarray:
+    """Axes to the right, up and towards the camera, as columns; angles in degrees."""
+    a, e = np.deg2rad([azimuth, elevation])
+    back = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
+    right = np.array([-np.sin(a), np.cos(a), 0.0])
+    return np.stack([right, np.cross(back, right), back], axis=-1)
+
+
+def read_mesh(path: Path) -> Mesh:
+    """A mesh of `jaxrf export`, a .ply or .obj."""
+    import trimesh
+
+    made: Any = trimesh.load(path, process=False)
+    return Mesh(
+        np.asarray(made.vertices), np.asarray(made.faces), made.visual.vertex_colors[:, :3] / 255.0
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.3])
+    parser.add_argument("--resolutions", type=int, nargs="+", default=[256])
+    parser.add_argument("--keep-hidden", action="store_true")
+    parser.add_argument("--draw", type=Path, nargs=2, metavar=("MESH", "PNG"))
+    options = parser.parse_args()
+    if options.draw:
+        picture = Image.fromarray(draw_sides(read_mesh(options.draw[0])))
+        picture.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(
+            options.draw[1], optimize=True
+        )
+        return
+    if options.run is None:
+        sys.exit("name the folder of a run")
+    run = runs.open_run(options.run)
+    jax.config.update("jax_default_matmul_precision", run.config.matmul_precision)
+    truth = trace_truth()
+    pixel = geometry.measure_pixel(run)
+    names = ("chamfer", "median", "to truth", "to mesh", "signed")
+    print(f"A pixel is {pixel:.4f} units wide in the middle of the scene.")
+    print(f"| resolution | level | vertices | voxel | {' | '.join(names)} | chamfer in voxels |")
+    print("|---" * 10 + "|")
+    floor = float(cKDTree(truth[::2]).query(truth[1::2])[0].mean())
+    print(f"| floor | | | | {floor:.4f} | | | | | |", flush=True)
+    for resolution in options.resolutions:
+        spacing = geometry.find_spacing(geometry.find_box(run.state.grid), resolution)
+        for level in options.levels:
+            mesh = geometry.make_mesh(run, resolution, level, 0.001, 50, options.keep_hidden)
+            found = compare(mesh, truth)
+            figures = " | ".join(f"{found[name]:.4f}" for name in names)
+            print(
+                f"| {resolution} | {level:g} | {len(mesh.vertices):,} | {spacing:.4f} | {figures} "
+                f"| {found['chamfer'] / spacing:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
