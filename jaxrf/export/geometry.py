@@ -125,10 +125,7 @@ def find_box(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
         raise InputError(
             "Nothing in the run's box is occupied, so there is no geometry: train it longer."
         )
-    box = occ.occupied_aabb(grid)
-    if grid.bounds is None:
-        return box
-    box = np.clip(box, *np.asarray(grid.bounds, np.float64))
+    box = occ.shown_box(grid)
     if np.any(box[1] <= box[0]):
         raise InputError("All that is occupied lies around the scene's box: export points.")
     return box
