@@ -7,12 +7,13 @@ seeds, how far the seeds lie apart, and how far the same seed lies from itself o
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from jaxrf import runs
 
 PRESETS = (
     "nerf-tiny", "bitnerf-tiny", "tensorf-small", "voxels-small", "hashgrid-small", "pynerf-small",
@@ -21,7 +22,7 @@ PRESETS = (
 
 def train(
     arguments: argparse.Namespace, preset: str, devices: int, seed: int
-) -> list[tuple[int, float]]:
+) -> list[tuple[float, float]]:
     """PSNR of validation views by step, of one run in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -38,9 +39,7 @@ def train(
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr)
-        lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    entries = [json.loads(line) for line in lines]
-    return [(entry["step"], entry["val/psnr"]) for entry in entries if "val/psnr" in entry]
+        return runs.read_curve(run, "val/psnr")
 
 
 def main() -> None:

@@ -253,14 +253,14 @@ def _open_viewer(
 
 def _keep_showing(viewer: Viewer, run: Run) -> None:
     """Shows what a run has learnt until Ctrl-C."""
-    viewer.show(_make_painter(run), f"{int(run.state.step)} steps, done")
+    viewer.show(make_painter(run), f"{int(run.state.step)} steps, done")
     print(f"Still to be seen: {viewer.address} (Ctrl-C ends it)", flush=True)
     with monitor.catch_signals() as caught:
         while not caught:
             time.sleep(0.2)
 
 
-def _make_painter(run: Run) -> painter.Painter:
+def make_painter(run: Run) -> painter.Painter:
     state, scene = run.state, run.scene
     behind = train.background_color(run.config)
     return painter.make_painter(

@@ -4,7 +4,6 @@ Base, mixed precision, mixed precision with larger batches, BitNeRF, and the fir
 these on two devices. What is compared is what changes: precision, batch, quantisation, devices.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -22,7 +21,6 @@ from jaxrf.data import sources
 from jaxrf.errors import InputError
 from jaxrf.export import ternary
 from jaxrf.runs import Run
-from jaxrf.writers import LOG_FILE
 
 STUDY = (
     configs.study_base,
@@ -96,19 +94,10 @@ def train_one(config: TrainConfig, name: str, options: ExperimentsOptions, folde
         raise InputError(f"Training {name} failed: {''.join(last)}")
 
 
-def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
-    """What a run has logged of something, by step."""
-    lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
-    entries = [json.loads(line) for line in lines]
-    # A resumed run has some steps twice, and one that overflowed has no loss.
-    found = {float(entry["step"]): entry.get(tag) for entry in entries if tag in entry}
-    return [(step, found[step]) for step in sorted(found) if found[step] is not None]
-
-
 def write_report(found: dict[str, Run], options: ExperimentsOptions) -> str:
     """Writes curves, depth maps and the table; returns the table."""
     for tag, title in CURVES.items():
-        curves = {name: read_curve(run.folder, tag) for name, run in found.items()}
+        curves = {name: runs.read_curve(run.folder, tag) for name, run in found.items()}
         file = f"{tag.rpartition('/')[2]}.png"
         (options.output / file).write_bytes(pictures.encode_plot(curves, "step", title))
     (options.output / "views.png").write_bytes(draw_views(found))
@@ -139,7 +128,7 @@ def format_table(found: dict[str, Run]) -> str:
     ]
     for name, run in found.items():
         metrics = runs.read_metrics(run.folder)
-        loss = read_curve(run.folder, "train/loss")[-1][1]
+        loss = runs.read_curve(run.folder, "train/loss")[-1][1]
         cells = [
             name,
             str(metrics["devices"]),

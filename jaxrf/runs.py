@@ -33,6 +33,7 @@ from jaxrf.errors import InputError
 from jaxrf.evaluate import RenderView
 from jaxrf.methods import Stage
 from jaxrf.train import TrainState
+from jaxrf.writers import LOG_FILE
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
@@ -351,6 +352,18 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
+    """What a run has logged of something, by step; nothing if it has no log."""
+    try:
+        lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    entries = [json.loads(line) for line in lines]
+    # A resumed run has some steps twice, and one that overflowed has no loss.
+    found = {float(entry["step"]): entry.get(tag) for entry in entries if tag in entry}
+    return [(step, found[step]) for step in sorted(found) if found[step] is not None]
 
 
 def write_metrics(folder: Path, values: dict[str, Any]) -> None:

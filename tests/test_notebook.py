@@ -1,8 +1,10 @@
 """render.ipynb, run from top to bottom."""
 
 import base64
+import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nbclient
 import nbformat
@@ -24,14 +26,23 @@ def run_notebook(folder: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def pictures_of(notebook: nbformat.NotebookNode, kind: str) -> list[bytes]:
+def displays_of(notebook: nbformat.NotebookNode, kind: str) -> list[Any]:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    data = [output["data"] for output in outputs if output["output_type"] == "display_data"]
-    return [base64.b64decode(entry[kind]) for entry in data if kind in entry]
+    shown = ("display_data", "execute_result")
+    data = [output["data"] for output in outputs if output["output_type"] in shown]
+    return [entry[kind] for entry in data if kind in entry]
+
+
+def pictures_of(notebook: nbformat.NotebookNode, kind: str) -> list[np.ndarray]:
+    found = []
+    for data in displays_of(notebook, kind):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            found.append(np.asarray(image.convert("RGB"), np.float64))
+    return found
 
 
 @pytest.mark.slow
-def test_notebook_without_a_run_trains_one_and_shows_a_view_and_an_orbit(
+def test_notebook_without_a_run_trains_one_and_shows_it_from_all_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -39,21 +50,41 @@ def test_notebook_without_a_run_trains_one_and_shows_a_view_and_an_orbit(
     monkeypatch.delenv("JAXRF_DATA", raising=False)
     notebook = run_notebook(tmp_path)
     assert (tmp_path / "runs/notebook/metrics.json").exists()
+    (table,) = [text for text in displays_of(notebook, "text/markdown")]
+    assert "PSNR" in table and "4 of 64x64 on white" in table
 
-    (view,) = pictures_of(notebook, "image/png")
-    (tmp_path / "view.png").write_bytes(view)
-    image = np.asarray(Image.open(tmp_path / "view.png"), np.float64)
-    assert image.shape == (200, 400, 3)
-    # The model covers the middle and not the corners, in colour as well as in depth.
-    for half in (image[:, :200], image[:, 200:]):
-        assert half[2, 2].min() > 235
-        assert half[90:110, 90:110].mean() < 220
+    loss, quality, view, paths, truth = pictures_of(notebook, "image/png")
+    for plot in (loss, quality):
+        assert plot.std() > 10.0
+    assert view.shape == (200, 600, 3)
+    # The model covers the middle and not the corners, in colour, in depth and in opacity.
+    for third, behind in zip(np.split(view, 3, axis=1), (255, 255, 0), strict=True):
+        assert abs(third[2, 2].mean() - behind) < 20
+        assert abs(third[90:110, 90:110].mean() - behind) > 35
+    assert paths.std() > 10.0
+    sheets = truth.reshape(-1, 64, 4, 64, 3)
+    rendered, wanted = sheets[:, :, 1], sheets[:, :, 0]
+    assert np.abs(rendered - wanted).mean() < 15 < np.abs(wanted - 255).mean()
 
-    (orbit,) = pictures_of(notebook, "image/gif")
-    (tmp_path / "orbit.gif").write_bytes(orbit)
-    with Image.open(tmp_path / "orbit.gif") as frames:
+    (orbit,) = displays_of(notebook, "image/gif")
+    with Image.open(io.BytesIO(base64.b64decode(orbit))) as frames:
         assert frames.n_frames == 24 and frames.size == (320, 160)
+    sliders = displays_of(notebook, "application/vnd.jupyter.widget-view+json")
+    assert len(sliders) == 1
 
     second = run_notebook(tmp_path)
     assert "runs/notebook: voxels on bricks, 300 steps" in str(second.cells[1].outputs)
     assert list((tmp_path / "runs").iterdir()) == [tmp_path / "runs/notebook"]
+
+
+def test_notebook_is_committed_with_what_it_shows_and_nothing_of_where_it_was_made() -> None:
+    notebook = nbformat.read(ROOT / "render.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert len(pictures_of(notebook, "image/png")) == 5
+    assert len(displays_of(notebook, "image/gif")) == 1
+    text = (ROOT / "render.ipynb").read_text(encoding="utf-8")
+    assert len(text) < 3_000_000 and str(Path.home()) not in text
+    for cell in notebook.cells:
+        kinds = [output.output_type for output in cell.get("outputs", [])]
+        assert "error" not in kinds

@@ -1,0 +1,74 @@
+"""How fluid a run is in the viewer on this machine, the browser's own work left out.
+
+    python benchmarks/viewing.py runs/NAME
+
+A camera goes around the scene for some seconds, painted and encoded as for a browser; then it
+stands still until the picture is sharp.
+"""
+
+import argparse
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxrf import commands, painter, pictures, runs
+from jaxrf.cameras import find_span, resize_cameras, take_cameras
+from jaxrf.cli_options import RenderOptions
+from jaxrf.occupancy import shown_box
+from jaxrf.render import Picture
+from jaxrf.videos import path_cameras
+from jaxrf.viewer.server import FLUID_SECONDS, WHOLE
+
+SIZES = (384, 768)
+
+
+def encode(picture: Picture, span: tuple[float, float]) -> bytes:
+    """A picture as it is sent to a browser."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pictures.draw_channel(picture, "rgb", span))
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    arguments = parser.parse_args()
+    commands.set_up_jax("highest")
+    run = runs.open_run(arguments.run)
+    paint = commands.make_painter(run)
+    orbit = path_cameras(run, RenderOptions(frames=600, size=SIZES[-1]))
+    span = find_span(orbit, shown_box(paint.grid))
+    tiny = resize_cameras(take_cameras(orbit, np.array([0])), 8, 8)
+    paint.paint(tiny, WHOLE, lambda: False)
+    print("| sharpest | while it moves | frames/s | first picture | sharp after |")
+    print("|---|---|---|---|---|")
+    for size in SIZES:
+        pace, widths, times = painter.Pace(FLUID_SECONDS), [], []
+        cameras = resize_cameras(orbit, size, size * orbit.height // orbit.width)
+        started = time.perf_counter()
+        while (now := time.perf_counter()) - started < arguments.seconds:
+            camera = take_cameras(cameras, np.array([len(times) % len(cameras)]))
+            picture = next(
+                painter.paint_progressively(paint, camera, WHOLE, pace, lambda: False)
+            )
+            encode(picture, span)
+            widths.append(picture.opacity.shape[1])
+            times.append(time.perf_counter() - now)
+        begun, reached = time.perf_counter(), []
+        for picture in painter.paint_progressively(paint, camera, WHOLE, pace, lambda: False):
+            encode(picture, span)
+            reached.append(time.perf_counter() - begun)
+        moving = int(np.median(widths[5:]))
+        print(
+            f"| {size} | {moving} | {1.0 / np.mean(times[5:]):.1f} | {reached[0]:.2f} s | "
+            f"{reached[-1]:.2f} s |"
+        )
+
+
+if __name__ == "__main__":
+    main()
