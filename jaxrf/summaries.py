@@ -32,7 +32,7 @@ GAP = 8
 MOST_ERROR = 0.25
 # What is no hyper-parameter: where things are, and on what they run.
 LEFT_OUT = {"data", "run_dir", "resume", "knots", "coordinator", "processes", "process_id"}
-LEFT_OUT |= {"lpips", "video", "keep_checkpoints", "checkpoint_seconds"}
+LEFT_OUT |= {"lpips", "video", "view", "viewer", "keep_checkpoints", "checkpoint_seconds"}
 # What a table of runs is to show first: TensorBoard begins with five columns.
 LEADING = ("batch_rays", "dataset", "field.kind", "seed", "steps")
 
