@@ -53,9 +53,7 @@ def main() -> None:
         started = time.perf_counter()
         while (now := time.perf_counter()) - started < arguments.seconds:
             camera = take_cameras(cameras, np.array([len(times) % len(cameras)]))
-            picture = next(
-                painter.paint_progressively(paint, camera, WHOLE, pace, lambda: False)
-            )
+            picture = next(painter.paint_progressively(paint, camera, WHOLE, pace, lambda: False))
             encode(picture, span)
             widths.append(picture.opacity.shape[1])
             times.append(time.perf_counter() - now)

@@ -97,6 +97,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     write_scene(tmp_path / "data" / "nerf_synthetic" / "lego")
     make_run(tmp_path / "runs" / "lego", make=tiny_voxels)
+    log = tmp_path / "runs" / "lego" / "log.jsonl"
+    log.write_text('{"step": 1, "train/psnr": 20.0}\n', encoding="utf-8")
+    # Where there is a screen, a plot would wait for somebody to close it.
+    monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
