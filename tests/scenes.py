@@ -393,6 +393,12 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def mostly_slow(cases: Sequence[Any], quick: int) -> list[Any]:
+    """Cases of which so many, evenly spread, are tried each time, and the others with the slow."""
+    every = max(len(cases) // quick, 1)
+    return [case if i % every == 0 else slow(case) for i, case in enumerate(cases)]
+
+
 class Recorder:
     """An observer of `train.fit` that notes what it is told and stops after a given step.
 

@@ -19,6 +19,7 @@ from scenes import (
     linear_factors,
     make_scene,
     marching_nerf,
+    mostly_slow,
     positions_in,
     proposing_hashgrid,
     slow,
@@ -112,7 +113,7 @@ def render_view(
 
 @pytest.mark.parametrize("prune_by", ["alpha", "weight"])
 @pytest.mark.parametrize("pruned", [False, True])
-@pytest.mark.parametrize("prune", [False, True])
+@pytest.mark.parametrize("prune", [slow(False), True])
 @pytest.mark.parametrize("voxels", [None, 20**3])
 def test_a_growth_keeps_what_the_field_shows(
     voxels: int | None, prune: bool, pruned: bool, prune_by: str
@@ -252,7 +253,7 @@ BUDGETS = [
 ]
 
 
-@pytest.mark.parametrize("shading", ["per_ray", "per_sample"])
+@pytest.mark.parametrize("shading", ["per_ray", slow("per_sample")])
 @pytest.mark.parametrize(("make", "limited", "budget"), BUDGETS)
 def test_rays_past_a_budget_are_dropped_and_the_others_are_as_with_ample_ones(
     make: Any, limited: str, budget: int, shading: str
@@ -301,7 +302,7 @@ def first_cells(
     return cells, samples
 
 
-@pytest.mark.parametrize("make", [tiny_tensorf, tiny_voxels])
+@pytest.mark.parametrize("make", [slow(tiny_tensorf), tiny_voxels])
 def test_rays_teach_the_grid_in_which_cells_they_end(make: Any) -> None:
     config = solid(make())
     stage, state = first_state(config, LONG)
@@ -1108,7 +1109,7 @@ def test_gradients_of_every_field_and_sampler_are_finite_at_the_extremes(
             assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("config", EVERY_FIELD.values(), ids=EVERY_FIELD)
+@pytest.mark.parametrize("config", mostly_slow([*EVERY_FIELD.values()], 5), ids=EVERY_FIELD)
 def test_what_is_rendered_does_not_depend_on_how_rays_are_batched(config: TrainConfig) -> None:
     stage, state = first_state(config)
     params, rays = lively(state.params), some_rays(24)

@@ -902,6 +902,7 @@ def test_what_is_made_of_a_grid_keeps_its_bounds() -> None:
     np.testing.assert_array_equal(watch(grid, reach).coarse.bounds, BOX)
 
 
+@pytest.mark.slow
 def test_cells_far_out_need_less_density_as_steps_through_them_are_longer() -> None:
     aabb = contraction.expand(BOX)
     grid = make_full_grid((8, 8, 8), jnp.asarray(aabb), jnp.asarray(BOX))
@@ -947,6 +948,7 @@ def test_cameras_see_cells_where_they_are_in_space() -> None:
     assert not np.any(seen[:7]) and 0.05 < seen.mean() < 0.5
 
 
+@pytest.mark.slow
 def test_in_ndc_all_cells_are_looked_for_with_pixels_as_wide_as_there() -> None:
     cameras = make_cameras(np.eye(4)[None], 40, 20, 1.0)
     slopes = (0.5 * 40 / float(cameras.focal[0, 0]), 0.5 * 20 / float(cameras.focal[0, 0]), 1.0)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scenes import slow
 
 from jaxrf.occupancy import PackedSamples
 from jaxrf.packing import pack, rank_samples
@@ -1037,7 +1038,9 @@ def test_rendering_by_blocks_equals_rendering_all_samples(
 
 @pytest.mark.parametrize("per_ray", [False, True])
 @pytest.mark.parametrize("threshold", [0.0, 0.05])
-@pytest.mark.parametrize("at_once, samples, budget", [(64, 256, 500), (64, 256, 7), (5, 20, 1)])
+@pytest.mark.parametrize(
+    "at_once, samples, budget", [slow(64, 256, 500), (64, 256, 7), slow(5, 20, 1)]
+)
 def test_rendering_by_blocks_colors_what_is_above_the_threshold_however_many_at_once(
     at_once: int, samples: int, budget: int, threshold: float, per_ray: bool
 ) -> None:

@@ -286,7 +286,7 @@ def test_stages_follow_the_plan_and_drop_hardly_a_ray() -> None:
     assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(state.params)])
 
 
-@pytest.mark.parametrize("make", [tiny_tensorf, tiny_voxels, tiny_nerf, tiny_hashgrid])
+@pytest.mark.parametrize("make", [slow(tiny_tensorf), tiny_voxels, tiny_nerf, slow(tiny_hashgrid)])
 def test_pixels_that_look_past_a_small_box_are_left_out_before_the_first_step(make: Any) -> None:
     box = np.array([[-0.9] * 3, [0.9] * 3], np.float32)
     scene, recorder = dataclasses.replace(make_scene(), aabb=box), Recorder()
@@ -333,7 +333,7 @@ def test_stages_of_voxels_keep_their_shapes_and_their_order() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [tiny_voxels, tiny_nerf, slow(tiny_tensorf), slow(by_weight)],
+    [slow(tiny_voxels), tiny_nerf, slow(tiny_tensorf), slow(by_weight)],
     ids=lambda make: make.__name__,
 )
 def test_no_stage_is_compiled_twice_and_hardly_one_in_vain(

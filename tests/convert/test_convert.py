@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from foreign import WRITERS, write_nerf_pytorch, write_nerfstudio, write_tensorf
 from mistakes import CAMERA, MISTAKES, TENSORF_MISTAKES, change_convention, find_mistake
-from scenes import slow, write_scene
+from scenes import mostly_slow, slow, write_scene
 
 from jaxrf import cli, runs
 from jaxrf.config import BitNeRFConfig, NeRFConfig
@@ -30,7 +30,14 @@ def convert(path: Path) -> tuple[Converted, Content]:
     return recognise.convert(content, PLAIN), content
 
 
-@pytest.fixture(scope="module", params=list(WRITERS))
+# The others are compared with the slow tests.
+QUICK = {"nerf-pytorch", "jaxnerf", "experiments, ternary", "tensorf", "nerfstudio"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in QUICK else slow(name) for name in WRITERS],
+)
 def ported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Converted, Content]:
@@ -78,7 +85,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Converted, Conte
     return convert(write_nerf_pytorch(tmp_path_factory.mktemp("foreign") / "weights.tar"))
 
 
-@pytest.mark.parametrize("mistake", list(MISTAKES))
+@pytest.mark.parametrize("mistake", mostly_slow(list(MISTAKES), 4))
 def test_every_single_mistake_is_found(mistake: str, original: tuple[Converted, Content]) -> None:
     converted, content = original
     wrong = MISTAKES[mistake](converted)
