@@ -23,7 +23,7 @@ from jaxrf.occupancy import OccupancyGrid
 from jaxrf.render import Picture, Rendering, average_subrays
 
 # Rays of a strip: few where they are slow, as a strip that has begun is waited for.
-STRIP_OF_CPU, STRIP = 1 << 12, 1 << 16
+STRIP_OF_CPU, STRIP = 1 << 14, 1 << 16
 # Strips computed before the first of them is fetched, lest the device waits for the host.
 AHEAD = 2
 # Width of the coarsest picture that still shows where one is.
