@@ -68,15 +68,16 @@ class RenderOptions:
     """Width of a frame in pixels; the height follows the training pictures. A split's frames are as
     large as its pictures."""
     path: str = "auto"
-    """Where the camera goes: orbit, ellipse (as wide as the training cameras stand), spiral, train
-    (through the training cameras); a .json file of `jaxrf view` or of nerfstudio's viewer, in the
+    """Where the camera goes: orbit, ellipse (as wide as the training cameras stand), spiral (twice
+    around, rising and sinking; to and fro where all cameras face forward), train (through the
+    training cameras); a .json file of `jaxrf view` or of nerfstudio's viewer, in the
     coordinates of the data set's files; or the views of a split, test, val or train-views. Default:
     a spiral where all cameras face forward, else an orbit."""
     elevation: float = 30.0
-    """orbit: degrees above the horizon."""
+    """orbit, spiral: degrees above the horizon."""
     radius: float | None = None
-    """orbit: distance from the scene's centre, in scene units. Default: that of the training
-    cameras."""
+    """orbit, spiral: distance from the scene's centre, in scene units. Default: that of the
+    training cameras."""
     data: Path | None = None
     """test, val, train-views: folder of the data set. Default: that of the training."""
     every: int = 1

@@ -21,6 +21,8 @@ def orbit_path(
     radius: float,
     elevation: float,
     target: Float[np.ndarray, "3"] | None = None,
+    turns: int = 1,
+    swing: float = 0.0,
 ) -> Float[np.ndarray, "frames 4 4"]:
     """Poses on a full circle around +z through `target` (default the origin), looking at it.
 
@@ -28,16 +30,18 @@ def orbit_path(
       frames: number of poses; the last is one step short of the first, so that a video loops.
       radius: distance from the target, in scene units.
       elevation: angle above the horizon, radians.
+      target: what is looked at.
+      turns: how often they go round.
+      swing: how far they rise above that angle and sink below it, once on the way, radians.
     """
     centre = np.zeros(3) if target is None else np.asarray(target, np.float64)
     poses = []
-    for azimuth in np.linspace(0.0, 2.0 * np.pi, frames, endpoint=False):
+    for part in np.linspace(0.0, 1.0, frames, endpoint=False):
+        azimuth = 2.0 * np.pi * turns * part
+        # Straight above there is no upright picture.
+        up = np.clip(elevation + swing * np.sin(2.0 * np.pi * part), -1.5, 1.5)
         outwards = np.array(
-            [
-                np.cos(elevation) * np.cos(azimuth),
-                np.cos(elevation) * np.sin(azimuth),
-                np.sin(elevation),
-            ]
+            [np.cos(up) * np.cos(azimuth), np.cos(up) * np.sin(azimuth), np.sin(up)]
         )
         poses.append(look_at(centre + radius * outwards, centre))
     return np.stack(poses)

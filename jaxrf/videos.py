@@ -30,6 +30,8 @@ from jaxrf.runs import Run
 FPS = 24.0
 # Says what a folder's frames are of, and whether all are there.
 RENDER_FILE = "render.json"
+# Degrees by which a spiral around an object rises and sinks.
+SWING = 25.0
 SPLITS = ("train-views", "val", "test")
 # Formats of which a frame is a file; the others are made of all frames at the end.
 SINGLE: tuple[Format, ...] = ("png", "npy", "exr")
@@ -109,9 +111,11 @@ def path_cameras(run: Run, options: RenderOptions) -> Cameras:
             "needs: choose another one."
         )
     match kind:
-        case "orbit":
+        case "orbit" | "spiral" if kind == "orbit" or scene.ndc is None:
             radius, elevation = options.radius or scene.radius, np.deg2rad(options.elevation)
-            poses = paths.orbit_path(options.frames, radius, elevation, np.asarray(scene.focus))
+            around = (options.frames, radius, elevation, np.asarray(scene.focus))
+            spiral = (2, np.deg2rad(SWING)) if kind == "spiral" else ()
+            poses = paths.orbit_path(*around, *spiral)
         case "spiral":
             # Near things move more than far ones: what counts is between, in disparity.
             depth = 1.0 / (0.25 / (5.0 * scene.far) + 0.75 / scene.near)

@@ -159,3 +159,17 @@ def test_a_path_that_loops_comes_back_by_even_steps() -> None:
     np.testing.assert_allclose(poses[::10], given, atol=1e-9)
     back = np.linalg.norm(poses[0, :3, 3] - poses[-1, :3, 3])
     assert 0.0 < back < 1.0
+
+
+def test_an_orbit_may_go_round_twice_and_rise_and_sink() -> None:
+    target = np.array([1.0, -2.0, 0.5])
+    poses = orbit_path(40, 3.0, 0.3, target, turns=2, swing=0.4)
+    assert is_rigid(poses)
+    offsets = poses[:, :3, 3] - target
+    np.testing.assert_allclose(np.linalg.norm(offsets, axis=-1), 3.0)
+    elevations = np.arcsin(offsets[:, 2] / 3.0)
+    assert elevations.max() == pytest.approx(0.7) and elevations.min() == pytest.approx(-0.1)
+    azimuths = np.unwrap(np.arctan2(offsets[:, 1], offsets[:, 0]))
+    np.testing.assert_allclose(np.diff(azimuths), 4.0 * np.pi / 40)
+    # However far it swings, the picture stays upright.
+    assert is_rigid(orbit_path(8, 3.0, 1.2, target, swing=2.0))
