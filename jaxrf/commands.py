@@ -50,7 +50,7 @@ from jaxrf.data.base import Scene, Split, downscale_split
 from jaxrf.errors import InputError, MissingSplitError
 from jaxrf.export import geometry, models, ternary
 from jaxrf.runs import Run, SceneSummary
-from jaxrf.viewer.server import Viewer
+from jaxrf.viewer.server import Viewer, check_host
 from jaxrf.writers import EventWriter
 
 # What other programs call their checkpoints.
@@ -121,9 +121,11 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
     set_up_jax(config.matmul_precision)
     hardware = describe_hardware()
     print(f"Hardware: {hardware}. Preset: {preset} (--preset names another).")
+    # What is wrong with these is to be found out now, not once there is a run.
     if config.lpips:
-        # What is wrong with them is to be found out now, not after training.
         lpips.load_weights(config.lpips)
+    if config.view:
+        check_host(config.viewer.host)
     folder = source.folder
     if folder is None:
         parallel.once(lambda: _ensure_bricks(config))

@@ -6,6 +6,7 @@ import io
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -412,8 +413,9 @@ class _Client:
             except Exception as error:
                 if self._closed.is_set():
                     return
+                # The next picture may do, as when memory was short.
                 self._client.add_notification("Cannot be painted", str(error)[:300], color="red")
-                raise
+                traceback.print_exception(error)
 
     def _paint(self, shown: Shown) -> None:
         viewer, begun = self._viewer, time.monotonic()
