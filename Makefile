@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 .PHONY: help train bench test test-slow docs docs-serve format clean
 
 help:
-	@echo 'make train       install into $(VENV) and train on the lego scene (ARGS="..." is passed on)'
+	@echo 'make train       install into $(VENV) and train, on data/nerf_synthetic/lego or the built-in scene (ARGS="..." is passed on)'
 	@echo 'make bench       measure this machine and every field on it (ARGS="..." is passed on)'
 	@echo 'make test        lint, types and the quick tests'
 	@echo 'make test-slow   the slow tests'

@@ -113,7 +113,7 @@ def evaluate(argv: Sequence[str] | None = None, prog: str = "jaxrf eval") -> int
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> int:
-        options = tyro.cli(EvalOptions, prog=prog, args=_name_run(arguments))
+        options = tyro.cli(EvalOptions, prog=f"{prog} [RUN]", args=_name_run(arguments))
         _check_positive(options, "subrays", "every")
         from jaxrf.commands import run_evaluation
 
@@ -127,7 +127,7 @@ def render(argv: Sequence[str] | None = None, prog: str = "render_360.py") -> in
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> int:
-        options = tyro.cli(RenderOptions, prog=prog, args=_name_run(arguments))
+        options = tyro.cli(RenderOptions, prog=f"{prog} [RUN]", args=_name_run(arguments))
         _check_positive(options, "frames", "fps", "size", "radius", "subrays", "every")
         from jaxrf.commands import run_rendering
 
@@ -141,7 +141,7 @@ def view(argv: Sequence[str] | None = None, prog: str = "jaxrf view") -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> int:
-        options = tyro.cli(ViewOptions, prog=prog, args=_name_run(arguments))
+        options = tyro.cli(ViewOptions, prog=f"{prog} [RUN]", args=_name_run(arguments))
         _check_port(options.port, "--port")
         from jaxrf.commands import run_viewer
 
@@ -155,7 +155,7 @@ def export(argv: Sequence[str] | None = None, prog: str = "jaxrf export") -> int
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> int:
-        options = tyro.cli(ExportOptions, prog=prog, args=_name_run(arguments))
+        options = tyro.cli(ExportOptions, prog=f"{prog} [RUN]", args=_name_run(arguments))
         _check_positive(options, "resolution", "points", "views")
         for name in ("level", "fragments"):
             if not 0.0 <= getattr(options, name) < 1.0 or options.level == 0.0:

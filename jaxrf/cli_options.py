@@ -27,8 +27,8 @@ class EvalOptions:
     """Folder of the data set. Default: the one that the run was trained on."""
     split: Literal["train", "val", "test"] = "test"
     """Which pictures."""
-    every: int = 1
-    """Score every K-th picture; 1 scores all."""
+    every: int | None = None
+    """Score every K-th picture; 1 scores all. Default: as at the end of training (--test-every)."""
     downscale: int | None = None
     """Shrink the pictures by this factor. Default: as in training."""
     background: Literal["white", "black"] | None = None

@@ -218,7 +218,8 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
             "samples_per_second": round(clock.samples / max(clock.train, 1e-9), 1),
             "validations": [validation._asdict() for validation in watcher.history],
         }
-        finish_training(run, folder, events, seconds, trained, hardware)
+        earlier = watcher.seconds_before
+        finish_training(run, folder, events, seconds, trained, hardware, earlier)
         if viewer is not None:
             _keep_showing(viewer, run)
     except KeyboardInterrupt:
@@ -249,14 +250,14 @@ def _open_viewer(
         folder.name, summary, folder / VIEWS, address.host, address.port, behind,
         scene.splits["train"], trains=True,
     )  # fmt: skip
-    print(f"Watch it: {viewer.address}")
+    print(f"Open {viewer.address} in a browser to watch it.")
     return viewer
 
 
 def _keep_showing(viewer: Viewer, run: Run) -> None:
     """Shows what a run has learnt until Ctrl-C."""
     viewer.show(make_painter(run), f"{int(run.state.step)} steps, done")
-    print(f"Still to be seen: {viewer.address} (Ctrl-C ends it)", flush=True)
+    print(f"Open {viewer.address} in a browser; Ctrl-C ends it.", flush=True)
     with monitor.catch_signals() as caught:
         while not caught:
             time.sleep(0.2)
@@ -309,8 +310,12 @@ def finish_training(
     seconds: dict[str, float],
     trained: dict[str, Any],
     hardware: str,
+    earlier: float = 0.0,
 ) -> None:
-    """Scores a trained run on the test split of its data and renders its video."""
+    """Scores a trained run on the test split of its data and renders its video.
+
+    `earlier` are the seconds it was trained for before it was resumed.
+    """
     started = time.perf_counter()
     every = _every(run.config.test_every)
     split = sources.load_scene(
@@ -319,7 +324,7 @@ def finish_training(
     test = _score(run, split, events)
     trained = trained | score_sizes(run, split, test)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
-    seconds["total"] = monitor.seconds_since_start()
+    seconds["total"] = earlier + monitor.seconds_since_start()
     if parallel.leads():
         runs.write_metrics(run.folder, _metrics(run, split, test, seconds, trained, hardware))
     size = f"{split.cameras.width}x{split.cameras.height}"
@@ -418,18 +423,15 @@ def run_evaluation(options: EvalOptions) -> int:
     if options.lpips:
         config = dataclasses.replace(run.config, lpips=options.lpips)
         run = dataclasses.replace(run, config=config)
-    skip, some = run.config.skip_missing, _every(options.every)
+    skip, some = run.config.skip_missing, _every(options.every or run.config.test_every)
     scene = sources.load_scene(data, [options.split], downscale, some, skip)
     split = scene.splits[options.split]
     score = _score(run, split, None, options.subrays)
     before = runs.read_metrics(folder)
-    seconds = {
-        **{"train": run.seconds, **before.get("seconds", {})},
-        "startup": startup,
-        "evaluate": time.perf_counter() - started,
-        "total": monitor.seconds_since_start(),
-    }
-    kept = ("devices", "rays_per_second", "samples_per_second", "validations")
+    # What was measured of the training stays; only scoring is new.
+    alone = {"startup": startup, "train": run.seconds, "total": monitor.seconds_since_start()}
+    seconds = before.get("seconds", alone) | {"evaluate": time.perf_counter() - started}
+    kept = ("devices", "rays_per_second", "samples_per_second", "validations", "peak_memory_bytes")
     trained = {name: before[name] for name in kept if name in before}
     trained |= score_sizes(run, split, score)
     values = _metrics(run, split, score, seconds, trained, hardware)
@@ -740,8 +742,8 @@ def _metrics(
         split.name: score,
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
         "steps": int(run.state.step),
-        **trained,
         "peak_memory_bytes": memory.peak_bytes(),
+        **trained,
         "background": _behind(run.config),
         "resolution": [split.cameras.width, split.cameras.height],
         "dataset": run.scene.name,

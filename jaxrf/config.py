@@ -535,9 +535,9 @@ class TrainConfig:
     their gradients up in one fixed order: 1, 2, 4, ... up to so many devices then give the same
     bits. Default: one part for each device, added up as is quickest."""
     budget: float | None = None
-    """Seconds after the start of the process by which training is to be done, evaluation apart. The
-    number of steps is fitted to the speed of the first steps, and once more when the field has
-    its final size."""
+    """Seconds after the start of the process by which training is to be done; scoring the test
+    views and the video come after that. The number of steps is fitted to the speed of the first
+    steps, and again later, above all when the field has its final size."""
     subrays: int | None = None
     """Rays per pixel along each axis: a pixel is an area, so K x K rays are averaged, in training
     and in rendering. Default: 2 for voxels about as small as a pixel, else 1."""

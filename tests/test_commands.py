@@ -351,6 +351,22 @@ def test_eval_of_another_split_background_and_size(own_run: Path) -> None:
     assert len(values["val"]["per_image"]) == VIEWS["val"]
 
 
+def test_scoring_again_keeps_what_was_measured_of_the_training_and_its_views(own_run: Path) -> None:
+    config = json.loads((own_run / "config.json").read_text())
+    config["test_every"] = 2
+    (own_run / "config.json").write_text(json.dumps(config))
+    before = json.loads((own_run / "metrics.json").read_text())
+    assert cli.evaluate([str(own_run)]) == 0
+    after = json.loads((own_run / "metrics.json").read_text())
+    assert len(after["test"]["per_image"]) == -(-VIEWS["test"] // 2)
+    assert after["peak_memory_bytes"] == before["peak_memory_bytes"]
+    changed = {key for key in before["seconds"] if after["seconds"][key] != before["seconds"][key]}
+    assert changed <= {"evaluate"} and after["seconds"].keys() == before["seconds"].keys()
+    assert cli.evaluate([str(own_run), "--every", "1"]) == 0
+    whole = json.loads((own_run / "metrics.json").read_text())
+    assert len(whole["test"]["per_image"]) == VIEWS["test"]
+
+
 def test_render_writes_videos_and_frames_of_every_channel(own_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "orbit"
     arguments = ["--frames", "3", "--size", "18", "--output", str(output), "--fps", "10"]

@@ -66,7 +66,7 @@ def find_data(data: Path) -> Path:
             return folder
     raise InputError(
         f"--data {data} does not exist: give the folder that holds transforms_train.json or "
-        "another listing of pictures, or leave --data out to use the built-in scene."
+        "another listing of pictures, or leave --data out for the built-in scene."
     )
 
 

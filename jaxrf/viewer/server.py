@@ -37,6 +37,8 @@ STILL_SECONDS = 0.4
 SHOW_SECONDS, STATE_SECONDS = 1.5, 0.4
 # Training pictures that are shown where their cameras stand, and their width there.
 MOST_CAMERAS, CAMERA_WIDTH = 60, 96
+# Videos are at least so wide, unless one asks for less.
+VIDEO_WIDTH = 400
 CAMERA_COLOR = (90, 110, 160)
 BOX_COLOR = (40, 150, 90)
 # Beyond the farthest that the browser can be told.
@@ -260,7 +262,9 @@ class Viewer:
                 handle.on_update(lambda _: self._change_crop())
         frame = unpack_frame(self._scene.frame)
         size = (self._scene.width, self._scene.height)
-        even = tuple(max(side - side % 2, 16) for side in size)
+        # Small training pictures would make a stamp of a video.
+        times = max(-(-VIDEO_WIDTH // size[0]), 1)
+        even = tuple(max(times * side - times * side % 2, 16) for side in size)
         self._tour = TourPanel(self.server, folder, frame, self._paint_frame, (even[0], even[1]))
         for handle in (self._mode, self._most):
             handle.on_update(lambda _: self.repaint())

@@ -188,7 +188,7 @@ def start(arguments: list[str], said: Path) -> tuple[subprocess.Popen[bytes], st
 
     def find() -> str | None:
         assert process.poll() is None, said.read_text()
-        found = re.search(r"(?:Watch it|Still to be seen): (http://\S+)", said.read_text())
+        found = re.search(r"Open (http://\S+) in a browser", said.read_text())
         return found and found[1]
 
     return process, wait_for(find, 120.0)
