@@ -1,6 +1,8 @@
 """What comes out of training, measured against the exact geometry of the built-in scene."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,28 @@ def render_bricks(cache: Path, bricks: BricksConfig) -> Path:
         return sources.ensure_bricks(bricks)
 
 
-@pytest.fixture(scope="module", params=["voxels-small", "tensorf-small"])
+@pytest.fixture(scope="module")
+def train_on_bricks(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], tuple[runs.Run, Path]]:
+    """Trains a preset on bricks, once for all tests that ask for it."""
+
+    @functools.cache
+    def train_preset(preset: str) -> tuple[runs.Run, Path]:
+        folder = tmp_path_factory.mktemp("quality")
+        data = render_bricks(folder, BricksConfig())
+        options = f"--preset {preset} --data {data} --run-dir {folder / 'run'}"
+        assert cli.train([*options.split(), "--video.frames", "0"]) == 0
+        return runs.open_run(folder / "run"), data
+
+    return train_preset
+
+
+@pytest.fixture(params=["voxels-small", "tensorf-small"])
 def run_on_bricks(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, train_on_bricks: Callable[[str], tuple[runs.Run, Path]]
 ) -> tuple[runs.Run, Path]:
-    folder = tmp_path_factory.mktemp("quality")
-    data = render_bricks(folder, BricksConfig())
-    options = f"--preset {request.param} --data {data} --run-dir {folder / 'run'}"
-    assert cli.train([*options.split(), "--video.frames", "0"]) == 0
-    return runs.open_run(folder / "run"), data
+    return train_on_bricks(request.param)
 
 
 @pytest.mark.slow
