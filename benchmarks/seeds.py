@@ -63,7 +63,7 @@ def main() -> None:
                 found, single = ([curve[index][1] for curve in of] for of in (curves, alone))
                 apart = max(abs(a - b) for a, b in zip(found, single, strict=True))
                 print(
-                    f"| {preset} | {count} | {step} | {sum(found) / len(found):.2f} dB "
+                    f"| {preset} | {count} | {step:.0f} | {sum(found) / len(found):.2f} dB "
                     f"| {max(found) - min(found):.2f} dB | {apart:.2f} dB |",
                     flush=True,
                 )
