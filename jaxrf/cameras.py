@@ -5,6 +5,7 @@ of the image plane, so its centre is at (i + 0.5, j + 0.5) and row 0 is the top.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -124,12 +125,16 @@ def take_cameras(cameras: Cameras, indices: Int[np.ndarray, "k"]) -> Cameras:
     )
 
 
+# Near and far: the same for all cameras, or what finds those of one of them.
+SceneRange = tuple[float, float] | Callable[[Cameras, int], tuple[float, float]]
+
+
 def pixels_to_rays(
     cameras: Cameras,
     camera_index: Int[Array, "*batch"],
     pixels: Float[Array, "*batch 2"],
-    near: float,
-    far: float,
+    near: float | Float[Array, ""],
+    far: float | Float[Array, ""],
 ) -> Rays:
     """Rays through image points.
 
@@ -211,7 +216,12 @@ def find_slopes(cameras: Cameras, index: Int[Array, ""]) -> Float[Array, "4"]:
     return jnp.where(ahead, slopes, jnp.inf)
 
 
-def image_rays(cameras: Cameras, index: int | Int[Array, ""], near: float, far: float) -> Rays:
+def image_rays(
+    cameras: Cameras,
+    index: int | Int[Array, ""],
+    near: float | Float[Array, ""],
+    far: float | Float[Array, ""],
+) -> Rays:
     """Rays through the centres of all pixels of one image, batch shape (height, width)."""
     columns, rows = jnp.meshgrid(
         jnp.arange(cameras.width) + 0.5, jnp.arange(cameras.height) + 0.5, indexing="xy"
@@ -331,6 +341,29 @@ def find_focus(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, 
     across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
     sides = np.einsum("nij,nj->i", across, origins)
     return np.linalg.lstsq(across.sum(axis=0), sides, rcond=1e-6)[0]
+
+
+def move_range(
+    cameras: Cameras,
+    index: int,
+    scene_range: tuple[float, float],
+    focus: Float[np.ndarray, "3"],
+    usual: tuple[float, float],
+) -> tuple[float, float]:
+    """Near and far of a camera, which may be nearer to or farther from the focus than is usual.
+
+    Near and far move with a camera that is out of the usual range, lest the scene is cut off before
+    one that comes close, and behind one that goes away.
+
+    Args:
+      cameras, index: which of them.
+      scene_range: near and far of the usual cameras.
+      focus: what they look at.
+      usual: the distances of the nearest and the farthest of them from it.
+    """
+    away = float(np.linalg.norm(np.asarray(cameras.T_world_camera)[index, :3, 3] - focus))
+    moved = away - min(max(away, usual[0]), usual[1])
+    return max(scene_range[0] + moved, 0.0), scene_range[1] + moved
 
 
 def find_span(cameras: Cameras, box: Float[np.ndarray, "2 3"]) -> tuple[float, float]:

@@ -264,11 +264,10 @@ def _keep_showing(viewer: Viewer, run: Run) -> None:
 
 
 def make_painter(run: Run) -> painter.Painter:
-    state, scene = run.state, run.scene
+    """A painter of what a run has learnt."""
+    state, seen = run.state, runs.find_range(run.scene, run.state.grid)
     behind = train.background_color(run.config)
-    return painter.make_painter(
-        run.config, run.stage, state.shown, state.grid, (scene.near, scene.far), behind
-    )
+    return painter.make_painter(run.config, run.stage, state.shown, state.grid, seen, behind)
 
 
 def run_viewer(options: ViewOptions) -> int:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxrf import lpips, memory, metrics, parallel
-from jaxrf.cameras import Cameras, adopt_convention, image_rays, resize_cameras
+from jaxrf.cameras import Cameras, SceneRange, adopt_convention, image_rays, resize_cameras
 from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.data.base import Split, composite
 from jaxrf.fields.base import Params
@@ -50,7 +50,7 @@ def make_render_view(
     stage: Stage,
     params: Params,
     grid: OccupancyGrid,
-    scene_range: tuple[float, float],
+    scene_range: SceneRange,
     background: Float[np.ndarray, "3"],
     subrays: int | None = None,
     tight: bool = True,
@@ -77,7 +77,8 @@ def make_render_view(
         nonlocal config
         seen = adopt_convention(cameras, field.convention)
         finer = resize_cameras(seen, parts * cameras.width, parts * cameras.height)
-        rays = _image_rays(finer, jnp.asarray(index), *scene_range)
+        near, far = scene_range(cameras, index) if callable(scene_range) else scene_range
+        rays = _image_rays(finer, jnp.asarray(index), near, far)
         samples, behind = config.render_samples, jnp.asarray(background)
 
         def render_chunks(rays: Rays) -> Rendering:
@@ -100,7 +101,7 @@ def make_render_view(
     return render
 
 
-_image_rays = jax.jit(image_rays, static_argnums=(2, 3))
+_image_rays = jax.jit(image_rays)
 
 
 def _render_shards(

@@ -314,7 +314,7 @@ class Monitor:
         # A copy, as the next step uses up the arrays.
         own = parallel.fetch(self.mesh, (state.shown, state.grid))
         params, grid = jax.tree.map(lambda x: jnp.array(x, copy=True), own)
-        seen = (self.scene.near, self.scene.far)
+        seen = runs.find_range(self.scene, grid)
         return make_painter(
             self.config, stage, params, grid, seen, background_color(self.config), tight=False
         )

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxrf.cameras import Cameras, adopt_convention, pixels_to_rays, resize_cameras, take_cameras
+from jaxrf.cameras import (
+    Cameras,
+    SceneRange,
+    adopt_convention,
+    pixels_to_rays,
+    resize_cameras,
+    take_cameras,
+)
 from jaxrf.config import FieldConfig, TrainConfig
 from jaxrf.fields.base import Params
 from jaxrf.methods import Stage, fit_to_render, rays_at_once, render_rays
@@ -37,7 +44,7 @@ class Painter:
     Attributes:
       config, stage, params, grid: as for `methods.render_rays`.
       aabb: (2, 3) the box that is rendered.
-      scene_range: near and far, distances along rays.
+      scene_range: near and far, distances along rays, or what finds them for a camera.
       background: (3,) colour behind everything.
       strip: rays computed together.
       subrays: of a pixel along each axis, in a sharp picture.
@@ -48,7 +55,7 @@ class Painter:
     params: Params
     grid: OccupancyGrid
     aabb: Float[np.ndarray, "2 3"]
-    scene_range: tuple[float, float]
+    scene_range: SceneRange
     background: Float[np.ndarray, "3"]
     strip: int
     subrays: int
@@ -72,6 +79,9 @@ class Painter:
         seen = take_cameras(adopt_convention(finer, self.config.field.convention), np.array([0]))
         # The program does not depend on the size of the picture.
         seen = dataclasses.replace(seen, width=1, height=1)
+        scene_range = self.scene_range
+        if callable(scene_range):
+            scene_range = scene_range(camera, 0)
         count, strips = finer.width * finer.height, []
         for start in range(0, count, self.strip):
             if stop():
@@ -82,7 +92,7 @@ class Painter:
                     self.stage,
                     self.config.render_samples,
                     self.strip,
-                    self.scene_range,
+                    scene_range,
                     self.params,
                     self.grid,
                     seen,
@@ -109,7 +119,7 @@ def make_painter(
     stage: Stage,
     params: Params,
     grid: OccupancyGrid,
-    scene_range: tuple[float, float],
+    scene_range: SceneRange,
     background: Float[np.ndarray, "3"],
     tight: bool = True,
 ) -> Painter:
@@ -121,13 +131,13 @@ def make_painter(
     return Painter(config, stage, params, grid, aabb, scene_range, background, strip, subrays)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _paint_strip(
     field: FieldConfig,
     stage: Stage,
     samples: int,
     strip: int,
-    scene_range: tuple[float, float],
+    scene_range: tuple[Float[Array, ""], Float[Array, ""]],
     params: Params,
     grid: OccupancyGrid,
     camera: Cameras,

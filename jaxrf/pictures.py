@@ -5,10 +5,11 @@ What draws and encodes is imported where it is used, so that training can begin 
 
 import contextlib
 import io
+import itertools
 import subprocess
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -19,7 +20,7 @@ from PIL import Image
 from jaxrf.config import Channel
 from jaxrf.render import Picture
 
-# The frames of a video: an array, or whatever gives one after the other.
+# The frames of a video: an array, or whatever gives any of them.
 Clip = UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "h w 3"]]
 
 
@@ -183,32 +184,43 @@ def write_exr(path: Path, numbers: Float[np.ndarray, "h w *c"]) -> None:
     OpenEXR.File(header, {"RGB" if whole.ndim == 3 else "Y": whole}).write(str(path))
 
 
-def write_mp4(path: Path, frames: Clip, fps: float) -> None:
+def write_mp4(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float) -> None:
     """An H.264 video that browsers play; odd sizes lose a row or column, as the codec asks.
 
-    Raises OSError with the encoder's words if it fails.
+    Args:
+      path: the file, whatever its name ends in.
+      frames: one or more, encoded as they come.
+      fps: frames per second.
+
+    Raises:
+      OSError: with the encoder's words, if it fails.
     """
     import imageio_ffmpeg
 
-    height, width = (s - s % 2 for s in frames[0].shape[:2])
+    coming = iter(frames)
+    first = next(coming)
+    height, width = (s - s % 2 for s in first.shape[:2])
     # The encoder is run directly: imageio's own writer forks, which JAX's threads forbid.
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(),
         *("-y", "-loglevel", "error"),
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)),
         *("-i", "-", "-an", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p"),
-        *("-movflags", "+faststart", str(path)),
+        *("-movflags", "+faststart", "-f", "mp4", str(path)),
     ]
     with tempfile.TemporaryFile() as said:
         encoder = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said
         )
         assert encoder.stdin is not None
-        # It may end early, and then says why.
-        with contextlib.suppress(BrokenPipeError), encoder.stdin as pipe:
-            for frame in frames:
-                pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
-        if encoder.wait():
+        try:
+            # It may end early, and then says why.
+            with contextlib.suppress(BrokenPipeError), encoder.stdin as pipe:
+                for frame in itertools.chain([first], coming):
+                    pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
+        finally:
+            failed = encoder.wait()
+        if failed:
             said.seek(0)
             words = said.read().decode(errors="replace").strip().split("\n")[-1]
             raise OSError(f"{path} could not be encoded: {words}")

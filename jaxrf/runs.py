@@ -25,13 +25,14 @@ import numpy as np
 
 from jaxrf import checkpoint, evaluate, parallel, stages, train, user_code
 from jaxrf import config as configs
-from jaxrf.cameras import find_focus
+from jaxrf.cameras import SceneRange, find_focus, move_range
 from jaxrf.config import TrainConfig
 from jaxrf.data.base import Scene
 from jaxrf.data.frames import identity_frame, pack_frame
 from jaxrf.errors import InputError
 from jaxrf.evaluate import RenderView
 from jaxrf.methods import Stage
+from jaxrf.occupancy import OccupancyGrid
 from jaxrf.train import TrainState
 from jaxrf.writers import LOG_FILE
 
@@ -39,6 +40,9 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 # Of more training poses a run keeps only some.
 MOST_POSES = 1000
+# Share of their distance by which cameras may leave that of the training cameras and still see
+# between the same distances.
+SPARE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,6 +331,19 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
     return Run(folder, config, scene, stage, state, seconds)
 
 
+def find_range(scene: SceneSummary, grid: OccupancyGrid) -> SceneRange:
+    """Near and far of any camera: of an object in a box they move with it, `cameras.move_range`."""
+    same = (scene.near, scene.far)
+    if scene.ndc is not None or grid.bounds is not None:
+        # There is something to be seen from the near plane to far out.
+        return same
+    focus = np.array(scene.focus, np.float64)
+    places = np.array(scene.poses, np.float64).reshape(-1, 3, 4)[:, :, 3]
+    away = np.append(np.linalg.norm(places - focus, axis=-1), scene.radius)
+    usual = (1.0 - SPARE) * float(away.min()), (1.0 + SPARE) * float(away.max())
+    return lambda cameras, index: move_range(cameras, index, same, focus, usual)
+
+
 def make_render_view(run: Run, subrays: int | None = None) -> RenderView:
     """A function (cameras, index) -> picture of what the run has learnt.
 
@@ -338,7 +355,7 @@ def make_render_view(run: Run, subrays: int | None = None) -> RenderView:
         run.stage,
         run.state.shown,
         run.state.grid,
-        (run.scene.near, run.scene.far),
+        find_range(run.scene, run.state.grid),
         train.background_color(run.config),
         subrays,
         mesh=parallel.make_mesh(None),

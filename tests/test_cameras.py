@@ -19,6 +19,7 @@ from jaxrf.cameras import (
     image_rays,
     look_at,
     make_cameras,
+    move_range,
     ndc_to_distance,
     pixels_to_rays,
     project,
@@ -502,3 +503,26 @@ def test_rays_aside_of_the_axis_stay_finite() -> None:
     seen = adopt_convention(fisheye_cameras(2.0), ConventionConfig(range_along="axis"))
     rays = image_rays(seen, 0, 1.0, 2.0)
     assert np.all(np.isfinite(rays.near)) and np.all(np.isfinite(rays.far))
+
+
+@pytest.mark.parametrize(
+    ("away", "expected"),
+    [
+        (4.0, (2.0, 6.0)),
+        (3.5, (2.0, 6.0)),
+        (4.5, (2.0, 6.0)),
+        (10.0, (7.5, 11.5)),
+        (2.0, (0.5, 4.5)),
+        (0.5, (0.0, 3.0)),
+        (0.0, (0.0, 2.5)),
+    ],
+)
+def test_near_and_far_move_with_a_camera_that_leaves_its_place(
+    away: float, expected: tuple[float, float]
+) -> None:
+    focus = np.array([1.0, -2.0, 0.5])
+    poses = np.stack([np.eye(4), np.eye(4)])
+    poses[1, :3, 3] = focus + away * np.array([0.6, 0.0, 0.8])
+    cameras = make_cameras(poses, 8, 6, 0.7)
+    found = move_range(cameras, 1, (2.0, 6.0), focus, (3.5, 4.5))
+    assert found == pytest.approx(expected, abs=1e-5)

@@ -136,3 +136,27 @@ def test_a_picture_comes_coarse_at_once_and_at_last_as_it_is() -> None:
     np.testing.assert_allclose(views[-1].rgb, render(camera, 0).rgb, atol=2e-5)
     assert pace.per_ray is not None
     assert list(paint_progressively(paint, camera, WHOLE, pace, lambda: True)) == []
+
+
+@pytest.mark.parametrize("times", [0.4, 3.0])
+def test_near_and_far_may_be_those_of_the_camera(times: float) -> None:
+    config = tiny_nerf()
+    stage, state = first_state(config)
+    camera = camera_of()
+    pose = np.array(camera.T_world_camera)
+    pose[:, :3, 3] *= times
+    camera = dataclasses.replace(camera, T_world_camera=pose, focal=camera.focal * times)
+    field = (config, stage, state.shown, state.grid)
+    moved = 4.0 * (times - 1.0)
+    seen = (max(2.0 + moved, 0.0), 6.0 + moved)
+    found, wanted, cut = (
+        (make_painter(*field, r, BEHIND), evaluate.make_render_view(*field, r, BEHIND))
+        for r in (lambda cameras, index: seen, seen, (2.0, 6.0))
+    )
+    whole = wanted[1](camera, 0)
+    np.testing.assert_array_equal(found[1](camera, 0).rgb, whole.rgb)
+    painted = found[0].paint(camera, WHOLE, lambda: False)
+    assert painted is not None
+    np.testing.assert_allclose(painted.rgb, whole.rgb, atol=2e-5)
+    # Where training cameras see, it would be cut off.
+    assert cut[1](camera, 0).opacity.mean() < 0.5 * whole.opacity.mean()

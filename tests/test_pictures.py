@@ -2,12 +2,12 @@
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from scenes import read_mp4
@@ -142,19 +142,22 @@ def test_a_webp_has_every_frame_and_loops_for_ever() -> None:
         assert np.abs(shown - frames[3]).mean() < 12
 
 
-def test_a_video_takes_its_frames_one_after_the_other(tmp_path: Path) -> None:
+def test_a_video_takes_its_frames_as_they_come(tmp_path: Path) -> None:
     frames = moving_bar(6, 16, 24)
-
-    class OneByOne(Sequence):  # type: ignore[type-arg]
-        def __len__(self) -> int:
-            return 6
-
-        def __getitem__(self, index: Any) -> Any:
-            return frames[index]
-
-    pictures.write_mp4(tmp_path / "a.mp4", OneByOne(), 12.0)
+    pictures.write_mp4(tmp_path / "a.mp4", iter(frames), 12.0)
     pictures.write_mp4(tmp_path / "b.mp4", frames, 12.0)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_what_goes_wrong_with_a_frame_ends_the_encoder_too(tmp_path: Path) -> None:
+    def give() -> Iterator[np.ndarray]:
+        yield from moving_bar(2, 16, 24)
+        raise LookupError("no third frame")
+
+    with pytest.raises(LookupError, match="no third frame"):
+        pictures.write_mp4(tmp_path / "a.mp4", give(), 12.0)
+    running = [child.name() for child in psutil.Process().children()]
+    assert not any("ffmpeg" in name for name in running)
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 3), (6, 4)])

@@ -257,6 +257,28 @@ def test_text_is_written_wholly_or_not_at_all(
     assert path.read_text(encoding="utf-8") == "third"
 
 
+def test_what_cameras_see_moves_with_those_that_leave_the_training_cameras() -> None:
+    scene = make_scene()
+    summary = runs.summarise_scene(scene, Path("/data/ball"))
+    _, state = first_state(tiny_nerf())
+    find = runs.find_range(summary, state.grid)
+    assert callable(find)
+    cameras = scene.splits["test"].cameras
+    # Cameras like those of training see exactly what these do.
+    assert [find(cameras, i) for i in range(len(cameras))] == [(2.0, 6.0)] * len(cameras)
+    poses = np.array(cameras.T_world_camera)
+    poses[0, :3, 3] *= 3.0
+    near, far = find(dataclasses.replace(cameras, T_world_camera=poses), 0)
+    assert (near, far) == pytest.approx((10.0 - 0.05 * DISTANCE, 14.0 - 0.05 * DISTANCE), abs=0.1)
+    # Without their poses the distance is known all the same.
+    find = runs.find_range(dataclasses.replace(summary, poses=()), state.grid)
+    assert callable(find) and find(cameras, 0) == (2.0, 6.0)
+    # All of space is seen from wherever.
+    assert runs.find_range(dataclasses.replace(summary, ndc=(1.0, 1.0, 1.0)), state.grid) == (2, 6)
+    unbounded = dataclasses.replace(state.grid, bounds=state.grid.aabb)
+    assert runs.find_range(summary, unbounded) == (2.0, 6.0)
+
+
 def test_metrics_are_readable_json(tmp_path: Path) -> None:
     runs.write_metrics(tmp_path, {"psnr": 30.5, "list": [1, 2]})
     text = (tmp_path / "metrics.json").read_text()

@@ -301,7 +301,7 @@ def _render(converted: Converted, cameras: Cameras, double: bool) -> dict[str, n
     if methods.marches(config.field):
         return found
     seen = adopt_convention(cameras, config.field.convention)
-    rays = jax.jit(image_rays, static_argnums=(2, 3))(seen, jnp.asarray(0), *scene_range)
+    rays = jax.jit(image_rays)(seen, jnp.asarray(0), *scene_range)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
 
     @jax.jit

@@ -34,8 +34,9 @@ def load_tiny_nerf(
 ) -> Scene:
     """Reads the pictures and poses of the tiny example: an object before black.
 
-    The first 100 pictures are trained on (or all but the last, if there are fewer), the others
-    are validated and tested on. The box is +-1.5, as that of the Blender scenes it was made of.
+    The first 100 pictures are trained on (or all but the last, if there are fewer). Of the others
+    the first third is validated on, among them the one that the example watches, and the rest is
+    tested on; one alone is both. The box is +-1.5, as that of the Blender scenes it was made of.
 
     Args:
       path: of the .npz.
@@ -65,8 +66,7 @@ def load_tiny_nerf(
         for index, pose in enumerate(poses)
     ]
     check_downscale(downscale, (width, height), path)
-    trained = min(TRAIN_VIEWS, count - 1)
-    indices = {"train": range(trained)} | dict.fromkeys(("val", "test"), range(trained, count))
+    indices = divide_views(count)
     loaded = {}
     for split in splits:
         chosen = [indices[split][i] for i in choose(len(indices[split]))]
@@ -76,6 +76,18 @@ def load_tiny_nerf(
         pictures = _to_rgba(images[chosen], path)
         loaded[split] = downscale_split(Split(split, names, pictures, cameras), downscale)
     return Scene(path.stem, loaded, np.array(BOX, np.float32), NEAR, FAR)
+
+
+def divide_views(count: int) -> dict[str, range]:
+    """Which of two or more pictures each split has; no picture is in two if three are there."""
+    trained = min(TRAIN_VIEWS, count - 1)
+    held_out = count - trained
+    tested = trained + (max(held_out // 3, 1) if held_out > 1 else 0)
+    return {
+        "train": range(trained),
+        "val": range(trained, max(tested, trained + 1)),
+        "test": range(tested, count),
+    }
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 import socket
 import threading
 import time
@@ -271,11 +272,9 @@ class Viewer:
 
     def _fit_crop(self, box: Float[np.ndarray, "2 3"]) -> None:
         """Lets the sliders span the box."""
-        for axis, slider in enumerate(self._crop):
-            low, high = float(box[0, axis]), float(box[1, axis])
-            slider.min, slider.max = low, high
-            slider.step = max((high - low) / 200.0, 1e-6)
-            slider.value = (low, high)
+        for slider, (low, high) in zip(self._crop, box.T, strict=True):
+            slider.min, slider.max, slider.step = round_outwards(float(low), float(high))
+            slider.value = (slider.min, slider.max)
 
     @property
     def crop(self) -> Float[np.ndarray, "2 3"]:
@@ -286,13 +285,8 @@ class Viewer:
 
     def _change_crop(self) -> None:
         if self._crop_on.value:
-            low, high = self.crop
-            self.server.scene.add_box(
-                "/crop",
-                color=BOX_COLOR,
-                dimensions=tuple(high - low),
-                position=tuple(0.5 * (low + high)),
-                wireframe=True,
+            self.server.scene.add_line_segments(
+                "/crop", list_edges(self.crop), BOX_COLOR, thickness=2.0, thickness_units="screen"
             )
         else:
             self.server.scene.remove_by_name("/crop")
@@ -369,6 +363,27 @@ class Viewer:
     def _draw(self, picture: Picture, camera: Cameras, shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
         span = find_span(camera, shown.box)
         return pictures.draw_channel(picture, self._mode.value, span)
+
+
+def round_outwards(low: float, high: float) -> tuple[float, float, float]:
+    """The limits and the step of a slider over an interval: 100 to 1000 steps of 1, 0.1, ..."""
+    digits = 2 - math.floor(math.log10(max(high - low, 1e-6)))
+    step = 10.0**-digits
+    return (
+        round(math.floor(low / step) * step, digits),
+        round(math.ceil(high / step) * step, digits),
+        round(step, max(digits, 0)),
+    )
+
+
+def list_edges(box: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "12 2 3"]:
+    """The edges of a box, from corner to corner."""
+    edges = []
+    for axis in range(3):
+        for corner in np.ndindex(2, 2):
+            ends = np.stack([np.insert(corner, axis, end) for end in (0, 1)])
+            edges.append(np.take_along_axis(box, ends, axis=0))
+    return np.stack(edges)
 
 
 def _go_to_clicked(view: View, event: Any) -> None:

@@ -4,14 +4,14 @@ import dataclasses
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxrf import paths, pictures
+from jaxrf import paths, pictures, runs
 from jaxrf.cameras import Cameras, make_cameras, take_cameras
 from jaxrf.data.frames import Frame, invert_frame, move_poses
 from jaxrf.errors import InputError
@@ -22,6 +22,10 @@ MOST_STOPS = 16
 LINE_COLOR = (230, 80, 40)
 # Paints one frame of a path; None if one wishes to stop.
 PaintFrame = Callable[[Cameras, Callable[[], bool]], UInt8[np.ndarray, "h w 3"] | None]
+
+
+class StoppedError(Exception):
+    """Somebody does not want the video any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,20 +231,24 @@ class TourPanel:
         cameras, fps = self._plan(), self.tour.fps
         path = self._find_free("video", ".mp4")
         self._render.label, self._progress.visible = "Stop rendering", True
-        frames: list[UInt8[np.ndarray, "h w 3"]] = []
         try:
-            for index in range(len(cameras)):
-                frame = self._paint(take_cameras(cameras, np.array([index])), self._stop.is_set)
-                if frame is None:
-                    client.add_notification("Stopped", "Nothing was written.")
-                    return
-                frames.append(frame)
-                self._progress.value = 100.0 * (index + 1) / len(cameras)
-            pictures.write_mp4(path, frames, fps)
+            with runs.replacing(path) as temporary:
+                pictures.write_mp4(temporary, self._paint_frames(cameras), fps)
             client.send_file_download(path.name, path.read_bytes())
             client.add_notification("Rendered", f"{path}", auto_close_seconds=8.0)
+        except StoppedError:
+            client.add_notification("Stopped", "Nothing was written.")
         finally:
             self._render.label, self._progress.visible = "Render video", False
+
+    def _paint_frames(self, cameras: Cameras) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """All frames one after the other, as a long video does not fit into memory."""
+        for index in range(len(cameras)):
+            frame = self._paint(take_cameras(cameras, np.array([index])), self._stop.is_set)
+            if frame is None:
+                raise StoppedError
+            yield frame
+            self._progress.value = 100.0 * (index + 1) / len(cameras)
 
     def _find_free(self, name: str, suffix: str) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)

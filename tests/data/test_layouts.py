@@ -33,6 +33,7 @@ from jaxrf.cameras import image_rays, look_at, pixels_to_rays, project
 from jaxrf.data import colmap, llff, sources
 from jaxrf.data.base import Split, composite
 from jaxrf.data.frames import invert_frame, move_points
+from jaxrf.data.tiny_nerf import divide_views
 from jaxrf.errors import InputError
 from jaxrf.evaluate import score_split
 from jaxrf.lenses import COEFFICIENTS
@@ -493,6 +494,25 @@ def test_rays_of_the_tiny_example_are_those_of_its_cameras(tmp_path: Path) -> No
     check_rays(scene, "test", true_cameras(), [5])
     truth = make_scene().splits["train"].images[:5, ..., :3]
     np.testing.assert_array_equal(scene.splits["train"].images[..., :3], truth)
+
+
+@pytest.mark.parametrize(
+    ("count", "val", "test"),
+    [
+        (2, [1], [1]),
+        (6, [5], [5]),
+        (101, [100], [100]),
+        (102, [100], [101]),
+        (104, [100], [101, 102, 103]),
+        (106, [100, 101], [102, 103, 104, 105]),
+    ],
+)
+def test_the_tiny_example_is_tested_on_what_it_is_not_validated_on(
+    count: int, val: list[int], test: list[int]
+) -> None:
+    indices = divide_views(count)
+    assert list(indices["train"]) == list(range(min(100, count - 1)))
+    assert (list(indices["val"]), list(indices["test"])) == (val, test)
 
 
 @pytest.mark.parametrize(

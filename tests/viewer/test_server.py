@@ -21,7 +21,7 @@ from scenes import TINY, first_state, make_scene, tiny_nerf, write_scene
 from jaxrf import cli, runs
 from jaxrf.errors import InputError
 from jaxrf.painter import Painter, make_painter
-from jaxrf.viewer.server import WHOLE, Viewer
+from jaxrf.viewer.server import WHOLE, Viewer, list_edges, round_outwards
 
 pytestmark = pytest.mark.as_used
 
@@ -92,11 +92,39 @@ def test_the_crop_begins_as_the_whole_box_and_leaves_out_what_is_outside(
     viewer.show(paint, "")
     shown = wait_for(lambda: viewer._shown)
     viewer._crop_on.value = True
-    np.testing.assert_allclose(viewer.crop, shown.box)
+    # A little more, so that the ends of the sliders are round numbers.
+    assert np.all(viewer.crop[0] <= shown.box[0]) and np.all(viewer.crop[1] >= shown.box[1])
+    np.testing.assert_allclose(viewer.crop, shown.box, atol=0.011)
     viewer._crop[1].value = (-0.5, 0.25)
     assert tuple(viewer.crop[:, 1]) == (-0.5, 0.25)
     viewer._crop_on.value = False
     np.testing.assert_array_equal(viewer.crop, WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.703125, 0.703125, (-0.71, 0.71, 0.01)),
+        (-1.0, 1.5, (-1.0, 1.5, 0.01)),
+        (-20.34, 12.1, (-20.4, 12.1, 0.1)),
+        (3.0, 1203.2, (0.0, 1210.0, 10.0)),
+        (0.0, 0.0234, (0.0, 0.0234, 0.0001)),
+        (0.5, 0.5, (0.5, 0.5, 1e-8)),
+    ],
+)
+def test_sliders_of_the_crop_end_at_round_numbers(
+    low: float, high: float, expected: tuple[float, float, float]
+) -> None:
+    assert round_outwards(low, high) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_a_box_has_twelve_edges_along_the_axes() -> None:
+    box = np.array([[0.0, 1.0, 2.0], [3.0, 5.0, 9.0]], np.float32)
+    edges = list_edges(box)
+    along = edges[:, 1] - edges[:, 0]
+    assert [tuple(row) for row in along] == [(3, 0, 0)] * 4 + [(0, 4, 0)] * 4 + [(0, 0, 7)] * 4
+    assert len({tuple(corner) for corner in edges.reshape(-1, 3)}) == 8
+    assert len({tuple(edge.ravel()) for edge in edges}) == 12
 
 
 def test_training_cameras_stand_where_they_were_with_their_pictures(viewer: Viewer) -> None:
