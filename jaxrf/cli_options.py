@@ -7,7 +7,7 @@ from typing import Literal
 from jaxrf.config import Channel
 
 ExportFormat = Literal[
-    "ternary2", "ternary16", "nerf-pytorch", "tensorf", "nerfstudio", "mesh", "points"
+    "ternary2", "ternary16", "web", "nerf-pytorch", "tensorf", "nerfstudio", "mesh", "points"
 ]
 Format = Literal["mp4", "gif", "webp", "png", "npy", "exr"]
 # What is rendered by default, without and with pictures to compare with.
@@ -112,7 +112,8 @@ class ExportOptions:
     """Folder of the run. Default: the newest in ./runs."""
     format: ExportFormat = "ternary2"
     """ternary2, ternary16: the weights of a bitnerf, in 2 bits each or five to a byte (1.6 bits),
-    which `jaxrf render` takes in place of a folder. nerf-pytorch, tensorf, nerfstudio: a checkpoint
+    which `jaxrf render` takes in place of a folder. web: a bitnerf as one page that any browser
+    shows. nerf-pytorch, tensorf, nerfstudio: a checkpoint
     of that program, with a nerf, a tensorf or a hashgrid. mesh: the surface with colours. points: a
     coloured point cloud."""
     output: Path | None = None

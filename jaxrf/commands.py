@@ -48,7 +48,7 @@ from jaxrf.convert.networks import Converted
 from jaxrf.data import fetch, frames, sources, survey
 from jaxrf.data.base import Scene, Split, downscale_split
 from jaxrf.errors import InputError, MissingSplitError
-from jaxrf.export import geometry, models, ternary
+from jaxrf.export import geometry, models, ternary, web
 from jaxrf.runs import Run, SceneSummary
 from jaxrf.viewer.server import Viewer, check_host
 from jaxrf.writers import EventWriter
@@ -58,6 +58,7 @@ SUFFIXES = {
     "nerf-pytorch": ".tar",
     "tensorf": ".th",
     "nerfstudio": ".ckpt",
+    "web": ".html",
     "mesh": ".glb",
     "points": ".ply",
 }
@@ -483,6 +484,13 @@ def run_export(options: ExportOptions) -> int:
     set_up_jax(run.config.matmul_precision)
     if options.format == "mesh" or options.format == "points":
         return _export_geometry(run, options, output)
+    if options.format == "web":
+        weights = web.write_page(run, output)
+        print(
+            f"Written to {output}: {output.stat().st_size / 1e3:.1f} kB, of which the weights are "
+            f"{weights / 1e3:.1f} kB. Open it in a browser."
+        )
+        return 0
     if options.format != "ternary2" and options.format != "ternary16":
         notes = write.write_file(run, output, options.format)
         print(f"Written to {output}: {output.stat().st_size / 1e3:.1f} kB.")

@@ -337,11 +337,15 @@ def find_range(scene: SceneSummary, grid: OccupancyGrid) -> SceneRange:
     if scene.ndc is not None or grid.bounds is not None:
         # There is something to be seen from the near plane to far out.
         return same
-    focus = np.array(scene.focus, np.float64)
-    places = np.array(scene.poses, np.float64).reshape(-1, 3, 4)[:, :, 3]
-    away = np.append(np.linalg.norm(places - focus, axis=-1), scene.radius)
-    usual = (1.0 - SPARE) * float(away.min()), (1.0 + SPARE) * float(away.max())
+    focus, usual = np.array(scene.focus, np.float64), find_distances(scene)
     return lambda cameras, index: move_range(cameras, index, same, focus, usual)
+
+
+def find_distances(scene: SceneSummary) -> tuple[float, float]:
+    """How near to and how far from the focus cameras are that see between near and far."""
+    places = np.array(scene.poses, np.float64).reshape(-1, 3, 4)[:, :, 3]
+    away = np.append(np.linalg.norm(places - np.array(scene.focus), axis=-1), scene.radius)
+    return (1.0 - SPARE) * float(away.min()), (1.0 + SPARE) * float(away.max())
 
 
 def make_render_view(run: Run, subrays: int | None = None) -> RenderView:

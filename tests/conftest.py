@@ -1,8 +1,10 @@
 """Set-up shared by all tests."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -65,3 +67,31 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real scenes: {folder} is no folder; set JAXRF_DATA to one that holds them")
     return folder
+
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+# WebGL without a graphics card, and no words with the world outside.
+FLAGS = [
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """A page of a real browser, as playwright has it."""
+    browser = next(filter(None, map(shutil.which, NAMES)), "")
+    if not browser:
+        pytest.skip("no browser: install chromium to test what it shows")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=browser, args=FLAGS)
+        yield opened.new_page(viewport={"width": 800, "height": 500})
+        opened.close()

@@ -85,17 +85,8 @@ def count_weights(params: Params) -> int:
 _quantise = jax.jit(quantise_weights)
 
 
-def write_ternary(run: Run, path: Path, form: Format) -> None:
-    """Writes a run's rendered parameters and what rendering needs into one file.
-
-    Args:
-      run: of a BitNeRF.
-      path: of the file.
-      form: how its weights are packed.
-
-    Raises:
-      InputError: if the run is of another field, or the file cannot be written.
-    """
+def check_ternary(run: Run) -> None:
+    """InputError if a run's weights are not all ternary."""
     if not isinstance(run.config.field, BitNeRFConfig):
         raise InputError(
             f"The run {run.folder} is of the field {run.config.field.kind}, whose weights are not "
@@ -117,6 +108,20 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
             f"The run {run.folder} has gains or layers with full weights, as those of "
             "NeRF-experiments: its weights are not all ternary."
         )
+
+
+def write_ternary(run: Run, path: Path, form: Format) -> None:
+    """Writes a run's rendered parameters and what rendering needs into one file.
+
+    Args:
+      run: of a BitNeRF.
+      path: of the file.
+      form: how its weights are packed.
+
+    Raises:
+      InputError: if the run is of another field, or the file cannot be written.
+    """
+    check_ternary(run)
     layers = _layers(run.state.shown)
     quantised = [_quantise(jnp.asarray(layer["kernel"])) for layer in layers]
     trits = [np.asarray(ternary).astype(np.int8).reshape(-1) for ternary, _ in quantised]

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -168,32 +167,6 @@ def test_an_address_that_is_not_ours_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------
 # In a real browser
 # ---------------------------------------------------------------------------------------------
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
-# WebGL without a graphics card, and no words with the world outside.
-FLAGS = [
-    "--no-sandbox",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture
-def page() -> Iterator[Any]:
-    if not BROWSER:
-        pytest.skip("no browser: install chromium to test what it shows")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield browser.new_page(viewport={"width": 800, "height": 500})
-        browser.close()
 
 
 def look(page: Any) -> np.ndarray:
