@@ -381,7 +381,11 @@ def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
         lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    entries = [json.loads(line) for line in lines]
+    entries = []
+    for line in lines:
+        # A machine that lost its power may have left half a line.
+        with contextlib.suppress(ValueError):
+            entries.append(json.loads(line))
     # A resumed run has some steps twice, and one that overflowed has no loss.
     found = {float(entry["step"]): entry.get(tag) for entry in entries if tag in entry}
     return [(step, found[step]) for step in sorted(found) if found[step] is not None]

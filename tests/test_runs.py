@@ -279,6 +279,21 @@ def test_what_cameras_see_moves_with_those_that_leave_the_training_cameras() -> 
     assert runs.find_range(summary, unbounded) == (2.0, 6.0)
 
 
+def test_a_curve_is_read_out_of_what_killed_and_resumed_processes_left(tmp_path: Path) -> None:
+    assert runs.read_curve(tmp_path, "a") == []
+    lines = [
+        '{"step": 2, "a": 0.5, "b": 1.0}',
+        '{"step": 4, "a": 0.4}',
+        '{"step": 6, "a": 0.3',
+        '{"step": 4, "a": 0.25}',
+        '{"step": 8, "a": null}',
+        '{"step": 6, "b": 3.0}',
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert runs.read_curve(tmp_path, "a") == [(2.0, 0.5), (4.0, 0.25)]
+    assert runs.read_curve(tmp_path, "b") == [(2.0, 1.0), (6.0, 3.0)]
+
+
 def test_metrics_are_readable_json(tmp_path: Path) -> None:
     runs.write_metrics(tmp_path, {"psnr": 30.5, "list": [1, 2]})
     text = (tmp_path / "metrics.json").read_text()
