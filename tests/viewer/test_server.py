@@ -18,9 +18,12 @@ from PIL import Image
 from scenes import TINY, first_state, make_scene, tiny_nerf, write_scene
 
 from jaxrf import cli, runs
+from jaxrf.cameras import look_at, make_cameras
+from jaxrf.data.frames import unpack_frame
 from jaxrf.errors import InputError
 from jaxrf.painter import Painter, make_painter
 from jaxrf.viewer.server import WHOLE, Viewer, list_edges, round_outwards
+from jaxrf.viewer.tour import write_tour
 
 pytestmark = pytest.mark.as_used
 
@@ -226,6 +229,51 @@ def test_a_run_is_seen_in_a_browser_and_turns_with_the_mouse(page: Any, tmp_path
         wait_for(lambda: (run / "views/video-1.mp4").exists(), 120.0)
         options = ["--path", str(run / "views/camera-path-1.json"), "--formats", "gif"]
         assert cli.render([str(run), *options, "--size", "8", "--channels", "rgb"]) == 0
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, (tmp_path / "said").read_text()
+
+
+@pytest.mark.slow
+def test_what_is_shown_is_chosen_cropped_and_taken_along_a_path(page: Any, tmp_path: Path) -> None:
+    data, run = write_scene(tmp_path / "ball"), tmp_path / "run"
+    assert cli.train([*TINY, "--data", str(data), "--run-dir", str(run)]) == 0
+    process, address = start(["view", str(run), "--port", "8443"], tmp_path / "said")
+    page.set_viewport_size({"width": 800, "height": 700})
+
+    def wait_for_change(act: Callable[[], Any], least: float = 1.0) -> None:
+        time.sleep(2.0)
+        before = look(page)
+        act()
+        wait_for(lambda: np.abs(look(page) - before).mean() > least)
+
+    def choose(name: str) -> None:
+        page.locator("input[role=combobox]:visible").first.click()
+        page.get_by_role("option", name=name).click()
+
+    try:
+        page.goto(address)
+        wait_for(lambda: shows_something(page))
+        wait_for_change(lambda: choose("opacity"))
+        wait_for_change(lambda: choose("depth"))
+        wait_for_change(lambda: choose("rgb"))
+        page.get_by_text("Crop", exact=True).first.click()
+        crop = page.locator("input[type=checkbox]:visible").nth(1)
+        wait_for_change(crop.click, 0.1)  # the edges of the box
+        page.get_by_text("Crop", exact=True).first.click()
+        # A file of one camera far aside takes the camera there.
+        pose = look_at(np.array([3.0, 3.0, 2.0]), np.zeros(3))
+        cameras = make_cameras(np.stack([pose, pose]), 16, 16, 0.7)
+        frame = unpack_frame(runs.open_run(run).scene.frame)
+        (tmp_path / "path.json").write_text(write_tour(cameras, 10.0, frame))
+        page.get_by_text("Camera path").click()
+        with page.expect_file_chooser() as chooser:
+            page.get_by_text("Load path", exact=True).click()
+        wait_for_change(lambda: chooser.value.set_files(str(tmp_path / "path.json")))
+        wait_for(lambda: page.get_by_text("2 stops.").count() == 1)
+        wait_for_change(lambda: page.get_by_text("Clear", exact=True).click(), 0.01)
+        page.get_by_text("Play", exact=True).click()
+        wait_for(lambda: page.get_by_text("A path needs two stops").count() == 1)
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, (tmp_path / "said").read_text()
