@@ -59,23 +59,46 @@ def write_file(run: Run, path: Path, program: Program) -> tuple[str, ...]:
     return ()
 
 
-def _refuse(run: Run, program: Program, why: str) -> InputError:
-    return InputError(f"The run {run.folder} is no field of {program}: {why}.")
+def _refuse(run: Run, program: Program, kind: str) -> InputError:
+    return InputError(
+        f"The run {run.folder} is of the field {run.config.field.kind}, which {program} does not "
+        f"have: name a run of a {kind}."
+    )
 
 
 def _check_options(run: Run, program: Program, wanted: dict[str, Any]) -> None:
-    """InputError if an option of the field is not as the program has it."""
-    for name, value in wanted.items():
-        found = getattr(run.config.field, name)
-        if found != value:
-            option = f"--field.{name.replace('_', '-')}"
-            raise _refuse(run, program, f"{option} is {found}, not {value}")
+    """InputError that names all options of the field that are not as the program has them."""
+    other = {
+        name: value for name, value in wanted.items() if getattr(run.config.field, name) != value
+    }
+    if other:
+        options = " ".join(
+            f"--field.{'no-' * (value is False)}{name.replace('_', '-')}{_spell(value)}"
+            for name, value in other.items()
+        )
+        raise InputError(
+            f"The run {run.folder} is not as {program} has its fields: train one with {options}."
+        )
+
+
+def _check_bounded(run: Run, program: Program) -> None:
+    """InputError if a run fills contracted space."""
+    if run.config.field.contract:
+        raise InputError(
+            f"The run {run.folder} fills contracted space, which {program} does not have: train "
+            "one with --field.contract False."
+        )
+
+
+def _spell(value: Any) -> str:
+    """What follows an option that is to have this value."""
+    return "" if isinstance(value, bool) else f" {value}"
 
 
 def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
     field = run.config.field
     if not isinstance(field, NeRFConfig):
-        raise _refuse(run, "nerf-pytorch", f"it is a {field.kind}, not a nerf")
+        raise _refuse(run, "nerf-pytorch", "nerf")
     wanted: dict[str, Any] = {
         "sampler": "hierarchical",
         "shading": "per_sample",
@@ -91,8 +114,7 @@ def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
         "color_width": field.width // 2 if field.use_directions else field.color_width,
     }
     _check_options(run, "nerf-pytorch", wanted)
-    if field.contract:
-        raise _refuse(run, "nerf-pytorch", "space is contracted around it")
+    _check_bounded(run, "nerf-pytorch")
     names = {"coarse": "network_fn_state_dict", "fine": "network_fine_state_dict"}
     states = {
         names[part]: nerf_pytorch.write(from_params(params, field.skip), bool(field.fine_samples))
@@ -115,13 +137,10 @@ def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
 def _to_tensorf(run: Run) -> dict[str, Any]:
     field = run.config.field
     if not isinstance(field, TensoRFConfig):
-        raise _refuse(run, "tensorf", f"it is a {field.kind}")
-    if field.color != "mlp" or field.layers != 2:
-        raise _refuse(run, "tensorf", "it is not coloured by an MLP of 2 hidden layers")
-    if field.shading != "per_sample":
-        raise _refuse(run, "tensorf", "it is coloured once per ray, not sample by sample")
-    if field.contract or field.appearance_dim:
-        raise _refuse(run, "tensorf", "it has contracted space, or appearances of pictures")
+        raise _refuse(run, "tensorf", "tensorf")
+    wanted = {"color": "mlp", "layers": 2, "shading": "per_sample", "appearance_dim": 0}
+    _check_options(run, "tensorf", wanted)
+    _check_bounded(run, "tensorf")
     grid = run.state.grid
     content = tensorf_torch.write(
         run.state.shown,
@@ -141,7 +160,7 @@ def _to_tensorf(run: Run) -> dict[str, Any]:
 def _to_nerfstudio(run: Run) -> dict[str, Any]:
     field = run.config.field
     if not isinstance(field, HashGridConfig):
-        raise _refuse(run, "nerfstudio", f"it is a {field.kind}, not a hashgrid")
+        raise _refuse(run, "nerfstudio", "hashgrid")
     wanted: dict[str, Any] = {
         "shading": "per_sample",
         "rule": "hashed",
@@ -157,7 +176,10 @@ def _to_nerfstudio(run: Run) -> dict[str, Any]:
     grid = run.state.grid
     box = np.asarray(grid.aabb if grid.bounds is None else grid.bounds)
     if grid.bounds is not None and not np.array_equal(box, nerfstudio.BOX):
-        raise _refuse(run, "nerfstudio", "space is contracted around another box than -1 to 1")
+        raise InputError(
+            f"In the run {run.folder} space is contracted around another box than -1 to 1, which "
+            "nerfstudio does not have: train without --field.contract."
+        )
     last = params["fine"] if "fine" in params else params["coarse"]
     return nerfstudio.write(last, field, box, int(run.state.step), run.scene.train_views)
 

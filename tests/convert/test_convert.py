@@ -1,7 +1,9 @@
 """Weights of other programs: the port is the same field, and any mistake in it is found."""
 
+import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,12 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tyro
 from foreign import WRITERS, write_nerf_pytorch, write_nerfstudio, write_tensorf
 from mistakes import CAMERA, MISTAKES, TENSORF_MISTAKES, change_convention, find_mistake
-from scenes import mostly_slow, slow, write_scene
+from scenes import first_state, make_scene, mostly_slow, slow, write_scene
 
 from jaxrf import cli, runs
-from jaxrf.config import BitNeRFConfig, NeRFConfig
+from jaxrf.config import BitNeRFConfig, NeRFConfig, make_preset
 from jaxrf.convert import check, recognise, tensorf_torch, write
 from jaxrf.convert.files import Content, list_leaves, read_file
 from jaxrf.convert.networks import Converted
@@ -326,6 +329,27 @@ def test_what_another_program_has_no_field_for_is_refused(tmp_path: Path) -> Non
     file = writer(tmp_path / "weights.pt")
     assert cli.main(["convert", str(file), "--run-dir", str(tmp_path / "run")]) == 0
     run = runs.open_run(tmp_path / "run")
-    for program, why in (("nerf-pytorch", "--field.project is True"), ("tensorf", "it is a nerf")):
+    reasons = (
+        ("nerf-pytorch", r"train one with .*--field\.no-project"),
+        ("tensorf", "of the field nerf, which tensorf does not have"),
+    )
+    for program, why in reasons:
         with pytest.raises(InputError, match=why):
             write.write_file(run, tmp_path / "x", program)  # type: ignore[arg-type]
+
+
+def test_what_is_to_be_trained_for_another_program_is_said_at_once(tmp_path: Path) -> None:
+    presets = {"tensorf": "tensorf-small", "nerfstudio": "hashgrid-small"}
+    for program, preset in presets.items():
+        small = dataclasses.replace(make_preset(preset), background="white")
+        stage, state = first_state(small)
+        scene = runs.summarise_scene(make_scene(), tmp_path)
+        run = runs.Run(tmp_path, small, scene, stage, state, 0.0)
+        with pytest.raises(InputError, match="train one with --field") as error:
+            write.write_file(run, tmp_path / "x", program)  # type: ignore[arg-type]
+        options = re.search(r"with (--.*)\.$", str(error.value))[1].split()  # type: ignore[index]
+        changed = tyro.cli(type(small), default=small, args=options)
+        stage, state = first_state(changed)
+        run = dataclasses.replace(run, config=changed, stage=stage, state=state)
+        write.write_file(run, tmp_path / program, program)  # type: ignore[arg-type]
+        assert (tmp_path / program).stat().st_size > 0
