@@ -5,7 +5,6 @@ perceptual metric (CVPR 2018), version 0.1 with linear weights, on AlexNet or VG
 not ours to ship: whoever has them gives a file.
 """
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrf.errors import InputError
+from jaxrf.errors import BROKEN_ARRAYS, InputError
 
 
 class Convolution(NamedTuple):
@@ -76,7 +75,7 @@ def load_weights(path: Path) -> Weights:
                 raise ValueError(f"it has no {missing[0]}")
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}: name the weights of LPIPS.") from error
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except BROKEN_ARRAYS as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(
             f"{path} does not hold the weights of LPIPS ({reason}): save the state dict of "

@@ -18,7 +18,7 @@ from jaxrf.data.base import Scene
 from jaxrf.data.files import POSE_TOLERANCE, check_folder, name_scene
 from jaxrf.data.frames import AROUND, face_forward, looks_forward, move_poses, surround
 from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, hold_out, load_split, take_views
-from jaxrf.errors import InputError
+from jaxrf.errors import BROKEN_ARRAYS, InputError
 
 LISTING = "poses_bounds.npy"
 PICTURES = re.compile(r"images(_([1-9]\d*))?")
@@ -95,7 +95,7 @@ def read_poses_bounds(
         table = np.lib.format.open_memmap(path, mode="r")  # never unpickles
     except FileNotFoundError:
         raise InputError(f"There is no {path}; give the folder of an LLFF scene.") from None
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except BROKEN_ARRAYS as error:
         raise InputError(f"{path} is not a whole .npy file ({error}); write it again.") from error
     if table.ndim != 2 or table.shape[1] != 17 or table.dtype.kind != "f":
         raise InputError(

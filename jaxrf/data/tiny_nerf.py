@@ -13,7 +13,7 @@ from jaxrf.data.base import Scene, Split, downscale_split
 from jaxrf.data.blender import BOX, FAR, NEAR
 from jaxrf.data.files import check_downscale, check_pose
 from jaxrf.data.views import ChooseViews
-from jaxrf.errors import InputError
+from jaxrf.errors import BROKEN_ARRAYS, InputError
 
 ARRAYS = ("images", "poses", "focal")
 # The example trains on the first hundred and looks at the next.
@@ -110,7 +110,7 @@ def _read_arrays(path: Path) -> dict[str, Any]:
             return {name: arrays[name] for name in ARRAYS}
     except FileNotFoundError:
         raise InputError(f"There is no file {path}; name a tiny_nerf_data.npz.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
+    except BROKEN_ARRAYS as error:
         raise InputError(f"{path} is damaged, or no .npz ({error}); copy it again.") from error
 
 

@@ -21,7 +21,7 @@ from jaxrf import config as configs
 from jaxrf import methods, runs
 from jaxrf import occupancy as occ
 from jaxrf.config import BitNeRFConfig, TrainConfig
-from jaxrf.errors import InputError
+from jaxrf.errors import BROKEN_ARRAYS, InputError
 from jaxrf.fields.base import Params
 from jaxrf.fields.bitnerf import quantise_weights
 from jaxrf.methods import Stage
@@ -165,7 +165,7 @@ def read_ternary(path: Path) -> Run:
         raise InputError(
             f"There is no file {path}: name one that jaxrf export wrote, or a run's folder."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, RuntimeError) as error:
+    except BROKEN_ARRAYS as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(
             f"{path} is damaged, or no file of jaxrf export ({reason}): export the run again."

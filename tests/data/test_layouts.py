@@ -1,9 +1,11 @@
 """Readers: the rays of every layout are those of the cameras that it was written with."""
 
 import dataclasses
+import io
 import json
 import math
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -536,6 +538,21 @@ def test_what_is_wrong_with_the_tiny_example_is_said(
     np.savez(path, **content | arrays)
     with pytest.raises(InputError, match=message):
         sources.load_scene(path, ["train"])
+
+
+def test_a_header_that_python_cannot_take_apart_is_refused(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    np.save(file, np.zeros((3, 17)))
+    # In the place of the first quote; Python 3.12 raises an error of its tokenizer over it.
+    array = file.getvalue().replace(b"{'", b"{\x7f", 1)
+    (tmp_path / "poses_bounds.npy").write_bytes(array)
+    with pytest.raises(InputError, match=r"poses_bounds\.npy is not a whole \.npy file"):
+        llff.read_poses_bounds(tmp_path / "poses_bounds.npy")
+    with zipfile.ZipFile(tmp_path / "ball.npz", "w") as archive:
+        for name in ("images", "poses", "focal"):
+            archive.writestr(f"{name}.npy", array)
+    with pytest.raises(InputError, match=r"ball\.npz is damaged"):
+        sources.load_scene(tmp_path / "ball.npz", ["train"])
 
 
 def test_a_damaged_tiny_example_and_a_bomb_are_refused(tmp_path: Path) -> None:
