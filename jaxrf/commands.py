@@ -46,7 +46,7 @@ from jaxrf.convert import adopt, check, recognise, write
 from jaxrf.convert import files as foreign
 from jaxrf.convert.networks import Converted
 from jaxrf.data import fetch, frames, sources, survey
-from jaxrf.data.base import Scene, Split, downscale_split
+from jaxrf.data.base import Scene, Split, downscale_split, find_background
 from jaxrf.errors import InputError, MissingSplitError
 from jaxrf.export import geometry, models, ternary, web
 from jaxrf.runs import Run, SceneSummary
@@ -159,6 +159,8 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
         config = stages.fit_config(config, scene)
         if config.background != asked:
             print(f"Background: {config.background}, as around what the pictures show.")
+        if (warning := _doubt_background(config, scene)) is not None:
+            print(warning)
         config = dataclasses.replace(config, run_dir=run_dir, data=data)
         parallel.once(lambda: _begin_run(run_dir, config))
         config = dataclasses.replace(runs.read_config(run_dir), run_dir=run_dir)
@@ -238,6 +240,19 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
         if viewer is not None:
             viewer.close()
     return 0
+
+
+def _doubt_background(config: TrainConfig, scene: Scene) -> str | None:
+    """What to think of, where opaque pictures show another colour around an object."""
+    if scene.unbounded or scene.splits["train"].cameras.ndc is not None:
+        return None
+    shown = find_background(scene.splits["train"].images)
+    if shown is None or config.background in (shown, "random"):
+        return None
+    return (
+        f"Background: {config.background}, but the pictures are {shown} around what they show, and "
+        f"walls have to be learnt; --background {shown} spares that."
+    )
 
 
 def _open_viewer(

@@ -32,6 +32,7 @@ from scenes import (
     differing_leaves,
     make_scene,
     read_mp4,
+    tiny_nerf,
     tiny_tensorf,
     write_scene,
 )
@@ -820,3 +821,18 @@ def test_every_layout_is_validated_on_if_it_has_views_for_it(tmp_path: Path) -> 
         commands._load_val(folder, config)
     (folder / "transforms_val.json").unlink()
     assert commands._load_val(folder, config) is None
+
+
+def test_a_background_that_is_not_that_of_the_pictures_is_doubted() -> None:
+    scene = make_scene()
+    split = scene.splits["train"]
+    images = np.zeros((2, 8, 8, 4), np.uint8)
+    images[..., 3] = 255
+    images[:, 2:6, 2:6, 0] = 200
+    black = dataclasses.replace(scene, splits={"train": dataclasses.replace(split, images=images)})
+    doubt = commands._doubt_background(tiny_nerf(background="white"), black)
+    assert doubt is not None and "--background black spares that." in doubt
+    for background in ("black", "random"):
+        assert commands._doubt_background(tiny_nerf(background=background), black) is None
+    # Transparent pictures are before any background.
+    assert commands._doubt_background(tiny_nerf(background="white"), scene) is None
