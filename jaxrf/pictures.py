@@ -49,8 +49,9 @@ def encode_plot(
             axes.plot(*zip(*points, strict=True), style, color=color, marker=".", label=label)
     axes.set(xlabel=across, ylabel=up, title=title)
     axes.grid(alpha=0.3)
-    # Beside the axes, where it hides no curve.
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    if any(curves.values()):
+        # Beside the axes, where it hides no curve.
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -196,3 +196,14 @@ def test_every_channel_shows_what_its_name_says() -> None:
     np.testing.assert_array_equal(draw("comparison"), np.concatenate(parts, axis=1))
     gray = draw("depth", "gray")
     assert np.all(gray[..., 0] == gray[..., 2]) and np.any(parts[3][..., 0] != parts[3][..., 2])
+
+
+@pytest.mark.parametrize("points", [[(1.0, 20.0), (2.0, 21.0)], []])
+@pytest.mark.filterwarnings("error")
+def test_a_plot_is_drawn_of_whatever_there_is(points: list[tuple[float, float]]) -> None:
+    encoded = pictures.encode_plot({"a, seed 0": points, "b": []}, "seconds", "PSNR, dB")
+    with Image.open(io.BytesIO(encoded)) as plot:
+        drawn = np.asarray(plot.convert("RGB"))
+    # A curve is the only thing in colour.
+    coloured = np.ptp(drawn.astype(int), axis=-1).max() > 60
+    assert coloured == bool(points)
