@@ -44,6 +44,8 @@ from jaxrf.render import (
     weigh_intervals,
 )
 
+# Share of a box's size within which what lies on its border is in it, whatever rounding says.
+BORDER_SHARE = 3e-6
 # Steps of a block that is marched over as a whole where nothing is near.
 BLOCK_STEPS = 8
 
@@ -274,6 +276,16 @@ def crop(fns: RadianceFns, box: Float[Array, "2 3"] | None) -> RadianceFns:
         return jnp.where(is_inside(positions, box), found, 0.0), latent
 
     return fns._replace(density=density)
+
+
+def pull_inside(
+    positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+) -> Float[Array, "*batch 3"]:
+    """Positions of which those that rounding may have put just outside of a box are just inside."""
+    low, high = (side.reshape((1,) * (positions.ndim - 1) + (3,)) for side in aabb)
+    spare = BORDER_SHARE * (high - low)
+    close = jnp.all((positions >= low - spare) & (positions <= high + spare), axis=-1)
+    return jnp.where(close[..., None], jnp.clip(positions, low + spare, high - spare), positions)
 
 
 def is_inside(
@@ -707,12 +719,21 @@ def render_rays(
     blocks = occ.find_blocks(grid.coarse, marched, BLOCK_STEPS * step, stage.blocks)
     at_once = max(3 * samples // 8, BLOCK_STEPS)
 
+    # Where rays enter the box is then a sample, and rounding is not to decide whether it counts.
+    pulls = config.convention.samples_at == "start"
+    fns = _bind_fine(config, stage, params, grid, box=box)
+
+    def density(positions: Array, frusta: Frusta) -> tuple[Array, Any]:
+        return fns.density(pull_inside(positions, grid.aabb), frusta)
+
     def holds_something(positions: Array) -> Array:
+        if pulls:
+            positions = pull_inside(positions, grid.aabb)
         occupied = occ.lookup(grid, occ.to_grid(grid, positions))
         return occupied if box is None else occupied & is_inside(positions, box)
 
     return render_blocks(
-        _bind_fine(config, stage, params, grid, box=box),
+        fns._replace(density=density) if pulls else fns,
         marched,
         blocks,
         step,

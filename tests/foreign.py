@@ -216,7 +216,7 @@ def write_tensorf(
             scale = 1.5 if name == "density" else 0.5
             line = rng.normal(0.3, scale, (1, count, grid[axis], 1))
             if name == "density":
-                # Nothing on the box's faces, where rounding decides what is inside.
+                # Only fog on the box's faces, where rays begin.
                 line[:, :, [0, -1]] = 0.0
             state[f"{name}_line.{index}"] = line.astype(np.float32)
             if factors == "vm":
@@ -350,6 +350,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
         "nerfstudio (tiny-cuda-nn)",
         lambda path: write_nerfstudio(path, tcnn=True),
     ),
+    "tensorf, fog": ("TensoRF", lambda path: write_tensorf(path, mask=False)),
     "tensorf cp": (
         "TensoRF",
         lambda path: write_tensorf(path, "cp", ranks=((6,), (8,)), shading="MLP"),

@@ -1117,3 +1117,14 @@ def test_what_is_rendered_does_not_depend_on_how_rays_are_batched(config: TrainC
     part = jax.tree.map(lambda x: x[:7], rays)
     alone = RENDER(config.field, stage, 1 << 12, params, state.grid, part, jnp.ones(3))
     np.testing.assert_allclose(alone.rgb, whole.rgb[:7], atol=2e-5)
+
+
+def test_what_lies_on_the_border_of_a_box_is_pulled_inside_and_nothing_else() -> None:
+    aabb = jnp.array([[-1.0, -2.0, 0.0], [1.0, 2.0, 3.0]])
+    given = jnp.array([[1.000001, 0.5, 3.000001], [1.001, 0.5, 1.0], [0.3, -2.0, 1.0], [0.3, 0, 1]])
+    found = np.asarray(methods.pull_inside(given, aabb))
+    low, high = np.asarray(aabb)
+    assert np.all((found[[0, 2]] > low) & (found[[0, 2]] < high))
+    np.testing.assert_allclose(found, given, atol=2e-5)
+    # Beyond rounding it stays where it is, and so does what is well inside.
+    np.testing.assert_array_equal(found[[1, 3]], given[jnp.array([1, 3])])

@@ -427,7 +427,11 @@ class TensoRF:
 
     def _add_up(self, o: Tensor, d: Tensor, places: Tensor, white: bool) -> Outputs:
         points = o[:, None] + places[..., None] * d[:, None]
-        valid = ((points >= self.aabb[0]) & (points <= self.aabb[1])).all(dim=-1)
+        # The first point of a ray lies on the border, which belongs to the box. TensoRF leaves it
+        # to rounding, so that in fog some of them count and some do not.
+        spare = 3e-6 * (self.aabb[1] - self.aabb[0])
+        valid = (points >= self.aabb[0] - spare) & (points <= self.aabb[1] + spare)
+        valid = valid.all(dim=-1)
         if self.mask is not None:
             at = self._normalise(points[valid], self.mask_aabb).view(1, -1, 1, 1, 3)
             found = nn.functional.grid_sample(self.mask, at, align_corners=True).view(-1)
