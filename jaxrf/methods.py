@@ -279,13 +279,18 @@ def crop(fns: RadianceFns, box: Float[Array, "2 3"] | None) -> RadianceFns:
 
 
 def pull_inside(
-    positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+    positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"], depth: float = 0.0
 ) -> Float[Array, "*batch 3"]:
-    """Positions of which those that rounding may have put just outside of a box are just inside."""
+    """Positions of which those that rounding may have put just outside of a box are in it.
+
+    They are put on its border, or inside by a share `depth` of the box's size.
+    """
     low, high = (side.reshape((1,) * (positions.ndim - 1) + (3,)) for side in aabb)
     spare = BORDER_SHARE * (high - low)
     close = jnp.all((positions >= low - spare) & (positions <= high + spare), axis=-1)
-    return jnp.where(close[..., None], jnp.clip(positions, low + spare, high - spare), positions)
+    inwards = depth * (high - low)
+    inside = jnp.clip(positions, low + inwards, high - inwards)
+    return jnp.where(close[..., None], inside, positions)
 
 
 def is_inside(
@@ -728,7 +733,8 @@ def render_rays(
 
     def holds_something(positions: Array) -> Array:
         if pulls:
-            positions = pull_inside(positions, grid.aabb)
+            # The border itself is in no cell.
+            positions = pull_inside(positions, grid.aabb, BORDER_SHARE)
         occupied = occ.lookup(grid, occ.to_grid(grid, positions))
         return occupied if box is None else occupied & is_inside(positions, box)
 

@@ -1122,7 +1122,10 @@ def test_what_is_rendered_does_not_depend_on_how_rays_are_batched(config: TrainC
 def test_what_lies_on_the_border_of_a_box_is_pulled_inside_and_nothing_else() -> None:
     aabb = jnp.array([[-1.0, -2.0, 0.0], [1.0, 2.0, 3.0]])
     given = jnp.array([[1.000001, 0.5, 3.000001], [1.001, 0.5, 1.0], [0.3, -2.0, 1.0], [0.3, 0, 1]])
-    found = np.asarray(methods.pull_inside(given, aabb))
+    on_border = np.asarray(methods.pull_inside(given, aabb))
+    np.testing.assert_array_equal(on_border[0], [1.0, 0.5, 3.0])
+    np.testing.assert_array_equal(on_border[1:], given[1:])
+    found = np.asarray(methods.pull_inside(given, aabb, methods.BORDER_SHARE))
     low, high = np.asarray(aabb)
     assert np.all((found[[0, 2]] > low) & (found[[0, 2]] < high))
     np.testing.assert_allclose(found, given, atol=2e-5)
