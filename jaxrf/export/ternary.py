@@ -82,7 +82,7 @@ def count_weights(params: Params) -> int:
 
 
 # In one program, as rendering has it, so that the scale is summed up in the same order.
-_quantise = jax.jit(quantise_weights)
+quantise = jax.jit(quantise_weights)
 
 
 def check_ternary(run: Run) -> None:
@@ -123,7 +123,7 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
     """
     check_ternary(run)
     layers = _layers(run.state.shown)
-    quantised = [_quantise(jnp.asarray(layer["kernel"])) for layer in layers]
+    quantised = [quantise(jnp.asarray(layer["kernel"])) for layer in layers]
     trits = [np.asarray(ternary).astype(np.int8).reshape(-1) for ternary, _ in quantised]
     meta = {
         "format": form,

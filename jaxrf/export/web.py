@@ -13,7 +13,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -21,12 +20,9 @@ from jaxtyping import Array
 from jaxrf import encodings, methods, runs, train
 from jaxrf.config import BitNeRFConfig, ConventionConfig
 from jaxrf.errors import InputError
-from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits
-from jaxrf.fields.bitnerf import LEAST_SCALE, quantise_weights
+from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantise
+from jaxrf.fields.bitnerf import LEAST_SCALE
 from jaxrf.runs import Run
-
-# In one program, as rendering has it, so that the scale is summed up in the same order.
-_quantise = jax.jit(quantise_weights)
 
 
 def write_page(run: Run, path: Path) -> int:
@@ -97,7 +93,7 @@ def _list_layers(run: Run) -> list[dict[str, Array]]:
 def _pack(run: Run) -> dict[str, bytes]:
     """What fills most of the page, by name."""
     layers = _list_layers(run)
-    quantised = [_quantise(jnp.asarray(layer["kernel"])) for layer in layers]
+    quantised = [quantise(jnp.asarray(layer["kernel"])) for layer in layers]
     trits = [np.asarray(ternary).astype(np.int8).reshape(-1) for ternary, _ in quantised]
     scales = np.array([scale for _, scale in quantised], "<f4")
     biases = np.concatenate([np.asarray(layer["bias"], "<f4") for layer in layers])
