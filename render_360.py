@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxrf.cli import render
+from jaxrf.cli.main import render
 
 if __name__ == "__main__":
     sys.exit(render())

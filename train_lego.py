@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxrf.cli import train
+from jaxrf.cli.main import train
 
 if __name__ == "__main__":
     sys.exit(train())

@@ -52,10 +52,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from jaxrf import batches, parallel, stages, train
-    from jaxrf.config import make_preset
     from jaxrf.data import sources
-    from jaxrf.occupancy import WatchedGrid
+    from jaxrf.parallel import devices as parallel
+    from jaxrf.sampling.occupancy import WatchedGrid
+    from jaxrf.training import pixels as batches
+    from jaxrf.training import train
+    from jaxrf.training import transitions as stages
+    from jaxrf.training.config import make_preset
 
     scene = sources.load_scene(arguments.data, ["train"], arguments.downscale)
     config = make_preset(arguments.preset)
@@ -114,9 +117,10 @@ def predict() -> None:
     import jax
     import numpy as np
 
-    from jaxrf import methods, stages
-    from jaxrf.config import TensoRFConfig, make_preset
     from jaxrf.fields import tensorf
+    from jaxrf.models import methods
+    from jaxrf.training import transitions as stages
+    from jaxrf.training.config import TensoRFConfig, make_preset
 
     box = np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
     key = jax.random.key(0)

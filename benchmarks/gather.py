@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrf.grids import mix_rows
+from jaxrf.core.grids import mix_rows
 
 SAMPLES, CORNERS, LOOPS = 1 << 16, 8, 8
 

@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from jaxrf import runs
 from jaxrf.data import bricks
 from jaxrf.export import geometry
 from jaxrf.export.geometry import Mesh
+from jaxrf.training import runs
 
 SPACING = 0.004
 

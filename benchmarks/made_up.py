@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from jaxrf.cameras import make_cameras
-from jaxrf.data.base import Scene, Split
-from jaxrf.paths import orbit_path
+from jaxrf.cameras.base import make_cameras
+from jaxrf.cameras.paths import orbit_path
+from jaxrf.data.scene import Scene, Split
 
 
 def make_scene(views: int, size: int) -> Scene:

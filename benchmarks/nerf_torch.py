@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from made_up import make_scene
 
-from jaxrf import batches, stages, train
-from jaxrf.config import NeRFConfig, make_preset
+from jaxrf.training import pixels as batches
+from jaxrf.training import train
+from jaxrf.training import transitions as stages
+from jaxrf.training.config import NeRFConfig, make_preset
 
 RAYS, SAMPLES = 1024, 64
 

@@ -17,8 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from made_up import make_scene
 
-from jaxrf import batches, stages, train
-from jaxrf.config import NeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig, make_preset
+from jaxrf.training import pixels as batches
+from jaxrf.training import train
+from jaxrf.training import transitions as stages
+from jaxrf.training.config import (
+    NeRFConfig,
+    TensoRFConfig,
+    TrainConfig,
+    VoxelsConfig,
+    make_preset,
+)
 
 FACTORS = (1, 2, 4, 8)
 PRESETS = {"voxels": "voxels-small", "tensorf": "tensorf-small", "nerf": "nerf-small"}

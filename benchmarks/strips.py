@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxrf import evaluate, pictures, runs, train
 from jaxrf.data import sources
+from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation import scoring as evaluate
+from jaxrf.training import runs, train
 
 # As many steps as two cores of a CPU do in a minute; voxels do more.
 STEPS = {

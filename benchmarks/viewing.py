@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxrf import commands, painter, pictures, runs
-from jaxrf.cameras import find_span, resize_cameras, take_cameras
-from jaxrf.cli_options import RenderOptions
-from jaxrf.occupancy import shown_box
-from jaxrf.render import Picture
-from jaxrf.videos import path_cameras
+from jaxrf.cameras.base import find_span, resize_cameras, take_cameras
+from jaxrf.cli import commands
+from jaxrf.cli.options import RenderOptions
+from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation import interactive as painter
+from jaxrf.export.videos import path_cameras
+from jaxrf.rendering.volume import Picture
+from jaxrf.sampling.occupancy import shown_box
+from jaxrf.training import runs
 from jaxrf.viewer.server import FLUID_SECONDS, WHOLE
 
 SIZES = (384, 768)

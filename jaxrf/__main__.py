@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxrf.cli import main
+from jaxrf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

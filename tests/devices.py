@@ -32,10 +32,14 @@ from scenes import (  # noqa: E402
     tiny_voxels,
 )
 
-from jaxrf import batches, evaluate, optim, parallel, stages, train  # noqa: E402
-from jaxrf.config import TrainConfig  # noqa: E402
-from jaxrf.methods import Stage  # noqa: E402
-from jaxrf.train import TrainState  # noqa: E402
+from jaxrf.evaluation import scoring as evaluate
+from jaxrf.models.methods import Stage  # noqa: E402
+from jaxrf.parallel import devices as parallel  # noqa: E402
+from jaxrf.training import optim, train
+from jaxrf.training import pixels as batches
+from jaxrf.training import transitions as stages
+from jaxrf.training.config import TrainConfig  # noqa: E402
+from jaxrf.training.train import TrainState  # noqa: E402
 
 KINDS: dict[str, Callable[..., TrainConfig]] = {
     "nerf": tiny_nerf,

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from scenes import ANGLE, make_scene
 
-from jaxrf.cameras import Cameras, image_rays
-from jaxrf.data.base import Scene, downscale_images
-from jaxrf.data.frames import invert_frame, move_points
+from jaxrf.cameras.base import Cameras, image_rays
+from jaxrf.cameras.transforms import invert_frame, move_points
+from jaxrf.data.scene import Scene, downscale_images
 
 # Names of the pictures sort otherwise than they were taken.
 ORDER = (3, 0, 5, 1, 4, 2)

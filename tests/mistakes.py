@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from foreign import write_nerf_pytorch, write_tensorf
 
-from jaxrf.convert import check, recognise
+from jaxrf.convert import check
+from jaxrf.convert import formats as recognise
 from jaxrf.convert.files import Content, read_file
+from jaxrf.convert.formats import Wishes
 from jaxrf.convert.networks import Converted
-from jaxrf.convert.recognise import Wishes
 
 POINTS = 4096
 CAMERA = check.default_camera(12)

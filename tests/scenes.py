@@ -18,9 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxrf import progress, stages, train
-from jaxrf.cameras import image_rays, look_at, make_cameras
-from jaxrf.config import (
+from jaxrf.cameras.base import image_rays, look_at, make_cameras
+from jaxrf.data.scene import Scene, Split
+from jaxrf.fields.base import Params
+from jaxrf.models.methods import Stage
+from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.training import schedule as progress
+from jaxrf.training import train
+from jaxrf.training import transitions as stages
+from jaxrf.training.config import (
     BitNeRFConfig,
     EncodedMLPConfig,
     HashGridConfig,
@@ -32,11 +38,7 @@ from jaxrf.config import (
     VideoConfig,
     VoxelsConfig,
 )
-from jaxrf.data.base import Scene, Split
-from jaxrf.fields.base import Params
-from jaxrf.methods import Stage
-from jaxrf.occupancy import OccupancyGrid
-from jaxrf.train import Metrics, TrainState
+from jaxrf.training.train import Metrics, TrainState
 
 SIZE = 16
 VIEWS = {"train": 6, "val": 2, "test": 2}

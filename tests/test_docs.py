@@ -25,8 +25,9 @@ import pytest
 import yaml
 from scenes import tiny_voxels, write_scene
 
-from jaxrf import cli, cli_options
-from jaxrf.config import TrainConfig
+from jaxrf.cli import main as cli
+from jaxrf.cli import options as cli_options
+from jaxrf.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

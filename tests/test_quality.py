@@ -11,12 +11,16 @@ import pytest
 from scenes import Recorder, make_surroundings
 
 from benchmarks.geometry import compare, trace_truth
-from jaxrf import cli, config, evaluate, methods, runs, stages, train
-from jaxrf.config import BricksConfig, TensoRFConfig
+from jaxrf.cli import main as cli
 from jaxrf.data import sources
-from jaxrf.data.base import Scene
+from jaxrf.data.scene import Scene
+from jaxrf.evaluation import scoring as evaluate
 from jaxrf.export import geometry
 from jaxrf.fields.voxels import VoxelGrid
+from jaxrf.models import methods
+from jaxrf.training import config, runs, train
+from jaxrf.training import transitions as stages
+from jaxrf.training.config import BricksConfig, TensoRFConfig
 
 # What is trained for several tests is trained once.
 pytestmark = [pytest.mark.as_used, pytest.mark.xdist_group("quality")]

@@ -14,11 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxrf import evaluate, methods, occupancy, train
-from jaxrf.cameras import Cameras, adopt_convention, image_rays, look_at
-from jaxrf.config import BitNeRFConfig, EncodedMLPConfig, SampledConfig
+from jaxrf.cameras.base import Cameras, adopt_convention, image_rays, look_at
 from jaxrf.convert import (
-    adopt,
     jaxnerf,
     nerf_experiments,
     nerf_plain,
@@ -26,14 +23,22 @@ from jaxrf.convert import (
     nerfstudio,
     tensorf_torch,
 )
+from jaxrf.convert import (
+    runs as adopt,
+)
 from jaxrf.convert.files import Content
+from jaxrf.convert.formats import Wishes
 from jaxrf.convert.networks import Converted
-from jaxrf.convert.recognise import Wishes
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
+from jaxrf.core.rays import Rays
+from jaxrf.evaluation import scoring as evaluate
+from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.fields.nerf import NeRF
-from jaxrf.fields.ngp import HashGrid
 from jaxrf.fields.tensorf import TensoRF
-from jaxrf.rays import Rays
+from jaxrf.models import methods
+from jaxrf.sampling import occupancy
+from jaxrf.training import train
+from jaxrf.training.config import BitNeRFConfig, EncodedMLPConfig, SampledConfig
 
 POINTS = 1 << 17
 CHUNK = 8192
@@ -103,7 +108,7 @@ def make_references(form: str, content: Content, wishes: Wishes, double: bool) -
     try:
         import torch
 
-        from jaxrf.convert import references
+        from jaxrf.convert import torch_reference as references
     except ImportError as error:
         raise InputError(
             "To check weights needs PyTorch, which is not installed: pip install torch."
@@ -227,7 +232,7 @@ def check_pictures(
     networks = make_references(converted.form, content, wishes, double)
     import torch
 
-    from jaxrf.convert import references
+    from jaxrf.convert import torch_reference as references
 
     view = references.View(
         np.asarray(cameras.T_world_camera[0], np.float64),

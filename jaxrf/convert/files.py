@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
 
 Form = Literal["torch", "pickled arrays", "msgpack", "npz"]
 # Weights of radiance fields are far smaller.

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxrf.config import ConventionConfig
 from jaxrf.convert.files import Content
 from jaxrf.convert.networks import (
     Converted,
@@ -21,7 +20,8 @@ from jaxrf.convert.networks import (
     name_networks,
     permute_rows,
 )
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
+from jaxrf.training.config import ConventionConfig
 
 CONVENTION = ConventionConfig(pixel_centre=0.0, range_along="axis")
 COARSE, FINE = 64, 128

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from jaxrf.config import ConventionConfig
 from jaxrf.convert.files import Content, find_states, take_only
 from jaxrf.convert.networks import (
     Arrays,
@@ -19,7 +18,8 @@ from jaxrf.convert.networks import (
     take_linear,
     to_params,
 )
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
+from jaxrf.training.config import ConventionConfig
 
 FORMS = ("NeRF-experiments NeRF", "NeRF-experiments BitNeRF")
 # Of positions and lengths alike: directions are not of unit length there.

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 
-from jaxrf.config import ConventionConfig, TrainConfig
 from jaxrf.convert.files import Content, find_states, take_only
 from jaxrf.convert.networks import (
     Arrays,
@@ -20,6 +19,7 @@ from jaxrf.convert.networks import (
     take_linear,
     to_params,
 )
+from jaxrf.training.config import ConventionConfig, TrainConfig
 
 # Nothing there is of unit length, and near and far are along the axis.
 CONVENTION = ConventionConfig(

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxrf.config import ConventionConfig
 from jaxrf.convert.files import Content, find_states
 from jaxrf.convert.networks import (
     Arrays,
@@ -21,7 +20,8 @@ from jaxrf.convert.networks import (
     read_step,
     take_linear,
 )
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
+from jaxrf.training.config import ConventionConfig
 
 # Rays pass the pixels' corners; near and far are along the axis.
 CONVENTION = ConventionConfig(pixel_centre=0.0, range_along="axis")

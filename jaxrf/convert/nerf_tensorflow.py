@@ -14,7 +14,7 @@ from jaxrf.convert.networks import (
     make_config,
     name_networks,
 )
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
 
 # Layers of the trunk; then bottleneck, view, rgb and density; a kernel and a bias of each.
 TRUNK = 8

@@ -14,8 +14,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf import config as configs
-from jaxrf.config import HashGridConfig
 from jaxrf.convert.files import Content, take_number
 from jaxrf.convert.networks import (
     Arrays,
@@ -26,8 +24,10 @@ from jaxrf.convert.networks import (
     read_step,
     stack_layers,
 )
-from jaxrf.errors import InputError
-from jaxrf.grids import grow_scales, place_hash_levels
+from jaxrf.core.errors import InputError
+from jaxrf.core.grids import grow_scales, place_hash_levels
+from jaxrf.training import config as configs
+from jaxrf.training.config import HashGridConfig
 
 Rule = Literal["hashed", "centred"]
 FORMS = TORCH, TCNN = "nerfstudio (torch)", "nerfstudio (tiny-cuda-nn)"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxrf import config as configs
-from jaxrf.config import BitNeRFConfig, ConventionConfig, NeRFConfig, TrainConfig
+from jaxrf.training import config as configs
+from jaxrf.training.config import BitNeRFConfig, ConventionConfig, NeRFConfig, TrainConfig
 
 # What a number of an encoding is: "x", "sin" or "cos", of which octave and of which coordinate.
 Label = tuple[str, int, int]

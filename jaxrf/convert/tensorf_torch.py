@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxrf import config as configs
-from jaxrf.config import ConventionConfig, TrainConfig
 from jaxrf.convert.files import Content, take_number
 from jaxrf.convert.networks import (
     Converted,
@@ -22,8 +20,10 @@ from jaxrf.convert.networks import (
     stack_layers,
     take_linear,
 )
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
 from jaxrf.fields.tensorf import fit_resolution
+from jaxrf.training import config as configs
+from jaxrf.training.config import ConventionConfig, TrainConfig
 
 FORM = "TensoRF"
 # The field is evaluated where steps start, and rays go on until nothing passes.

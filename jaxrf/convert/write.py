@@ -6,12 +6,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from jaxrf import runs
-from jaxrf.config import HashGridConfig, NeRFConfig, TensoRFConfig
 from jaxrf.convert import nerf_pytorch, nerfstudio, tensorf_torch
 from jaxrf.convert.networks import from_params
-from jaxrf.errors import InputError
-from jaxrf.runs import Run
+from jaxrf.core.errors import InputError
+from jaxrf.training import runs
+from jaxrf.training.config import HashGridConfig, NeRFConfig, TensoRFConfig
+from jaxrf.training.runs import Run
 
 Program = Literal["nerf-pytorch", "tensorf", "nerfstudio"]
 

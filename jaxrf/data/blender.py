@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras import make_cameras
-from jaxrf.data.base import Scene, Split, downscale_split
+from jaxrf.cameras.base import make_cameras
+from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data.files import (
     check_downscale,
     check_file_path,
@@ -23,8 +23,8 @@ from jaxrf.data.files import (
     read_pictures,
     shorten,
 )
+from jaxrf.data.scene import Scene, Split, downscale_split
 from jaxrf.data.views import ChooseViews
-from jaxrf.errors import InputError, MissingSplitError
 
 # All of its objects fit into this box, and cameras stand about 4 away.
 BOX = ((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxrf.cameras import Cameras
-from jaxrf.data.base import Scene
-from jaxrf.data.files import check_file_path, check_folder, name_scene
-from jaxrf.data.frames import (
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.lenses import COEFFICIENTS, Lens
+from jaxrf.cameras.transforms import (
     AROUND,
     FARTHEST,
     NEAREST,
@@ -27,9 +26,10 @@ from jaxrf.data.frames import (
     move_poses,
     surround,
 )
+from jaxrf.core.errors import InputError
+from jaxrf.data.files import check_file_path, check_folder, name_scene
+from jaxrf.data.scene import Scene
 from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, hold_out, load_split, take_views
-from jaxrf.errors import InputError
-from jaxrf.lenses import COEFFICIENTS, Lens
 
 PLACES = ("sparse/0", "sparse", "colmap/sparse/0", ".")
 MOST_BYTES = 1 << 31

@@ -11,17 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras import pinhole_cameras
-from jaxrf.data.base import Scene
+from jaxrf.cameras.base import pinhole_cameras
+from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data.files import check_folder, check_pose, name_scene
-from jaxrf.data.views import (
-    ChooseViews,
-    Views,
-    find_range,
-    fit_to_pictures,
-    load_split,
-)
-from jaxrf.errors import InputError, MissingSplitError
+from jaxrf.data.scene import Scene
+from jaxrf.data.views import ChooseViews, Views, find_range, fit_to_pictures, load_split
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 INTRINSICS = "intrinsics.txt"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
 
 NERF = "http://cseweb.ucsd.edu/~viscomp/projects/LF/papers/ECCV20/nerf"
 CHUNK = 1 << 18

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
 
 # Files carry 6 or more digits; a scaled or sheared pose misses by far more.
 POSE_TOLERANCE = 1e-3

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras import Cameras, pinhole_cameras
-from jaxrf.data.base import Scene
+from jaxrf.cameras.base import Cameras, pinhole_cameras
+from jaxrf.cameras.transforms import AROUND, face_forward, looks_forward, move_poses, surround
+from jaxrf.core.errors import BROKEN_ARRAYS, InputError
 from jaxrf.data.files import POSE_TOLERANCE, check_folder, name_scene
-from jaxrf.data.frames import AROUND, face_forward, looks_forward, move_poses, surround
+from jaxrf.data.scene import Scene
 from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, hold_out, load_split, take_views
-from jaxrf.errors import BROKEN_ARRAYS, InputError
 
 LISTING = "poses_bounds.npy"
 PICTURES = re.compile(r"images(_([1-9]\d*))?")

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxrf.cameras import pinhole_cameras
-from jaxrf.data.base import Scene
+from jaxrf.cameras.base import pinhole_cameras
+from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data.blender import BOX, FAR, NEAR
 from jaxrf.data.files import check_file_path, check_folder, check_pose, name_scene, read_json
+from jaxrf.data.scene import Scene
 from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, load_split
-from jaxrf.errors import InputError, MissingSplitError
 
 LISTING = "metadata.json"
 COLUMNS = ("file_path", "cam2world", "width", "height")

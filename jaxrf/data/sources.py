@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxrf.config import BricksConfig, TrainConfig
+from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data import (
     blender,
     bricks,
@@ -16,9 +16,9 @@ from jaxrf.data import (
     tiny_nerf,
     transforms,
 )
-from jaxrf.data.base import Scene
+from jaxrf.data.scene import Scene
 from jaxrf.data.views import ChooseViews
-from jaxrf.errors import InputError, MissingSplitError
+from jaxrf.training.config import BricksConfig, TrainConfig
 
 USUAL = Path("nerf_synthetic/lego")
 

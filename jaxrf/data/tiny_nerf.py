@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxrf.cameras import pinhole_cameras
-from jaxrf.data.base import Scene, Split, downscale_split
+from jaxrf.cameras.base import pinhole_cameras
+from jaxrf.core.errors import BROKEN_ARRAYS, InputError
 from jaxrf.data.blender import BOX, FAR, NEAR
 from jaxrf.data.files import check_downscale, check_pose
+from jaxrf.data.scene import Scene, Split, downscale_split
 from jaxrf.data.views import ChooseViews
-from jaxrf.errors import BROKEN_ARRAYS, InputError
 
 ARRAYS = ("images", "poses", "focal")
 # The example trains on the first hundred and looks at the next.

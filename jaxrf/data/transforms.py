@@ -10,8 +10,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras import Cameras
-from jaxrf.data.base import Scene
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.lenses import COEFFICIENTS, Lens
+from jaxrf.cameras.transforms import (
+    AROUND,
+    FARTHEST,
+    NEAREST,
+    identity_frame,
+    move_poses,
+    surround,
+)
+from jaxrf.core.errors import InputError
 from jaxrf.data.files import (
     check_file_path,
     check_folder,
@@ -21,14 +30,7 @@ from jaxrf.data.files import (
     read_json,
     shorten,
 )
-from jaxrf.data.frames import (
-    AROUND,
-    FARTHEST,
-    NEAREST,
-    identity_frame,
-    move_poses,
-    surround,
-)
+from jaxrf.data.scene import Scene
 from jaxrf.data.views import (
     ChooseViews,
     Views,
@@ -39,8 +41,6 @@ from jaxrf.data.views import (
     load_split,
     take_views,
 )
-from jaxrf.errors import InputError
-from jaxrf.lenses import COEFFICIENTS, Lens
 
 LISTING = "transforms.json"
 MODELS: dict[str, Lens] = {

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxrf.cameras import Cameras, project, take_cameras
-from jaxrf.data.base import Split, downscale_split
+from jaxrf.cameras.base import Cameras, project, take_cameras
+from jaxrf.cameras.transforms import AROUND
+from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data.files import (
     check_downscale,
     measure_pictures,
@@ -16,8 +17,7 @@ from jaxrf.data.files import (
     read_masks,
     read_pictures,
 )
-from jaxrf.data.frames import AROUND
-from jaxrf.errors import InputError, MissingSplitError
+from jaxrf.data.scene import Split, downscale_split
 
 ChooseViews = Callable[[int], Sequence[int]]
 # Cells along each side of the box in which a visual hull is looked for.

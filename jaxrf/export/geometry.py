@@ -15,20 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from jaxrf import cameras as cams
-from jaxrf import memory, methods
-from jaxrf import occupancy as occ
-from jaxrf.cameras import Cameras
-from jaxrf.config import FieldConfig
-from jaxrf.data.frames import Frame, move_points
-from jaxrf.errors import InputError
-from jaxrf.evaluate import spread
+from jaxrf.cameras import base as cams
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.transforms import Frame, move_points
+from jaxrf.core import memory
+from jaxrf.core.errors import InputError
+from jaxrf.core.rays import Rays
+from jaxrf.evaluation.scoring import spread
 from jaxrf.fields.base import Params
-from jaxrf.methods import Stage
-from jaxrf.occupancy import OccupancyGrid
-from jaxrf.rays import Rays
-from jaxrf.render import Picture, Rendering, render_image
-from jaxrf.runs import Run
+from jaxrf.models import methods
+from jaxrf.models.methods import Stage
+from jaxrf.rendering.volume import Picture, Rendering, render_image
+from jaxrf.sampling import occupancy as occ
+from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.training.config import FieldConfig
+from jaxrf.training.runs import Run
 
 # Positions that are evaluated in one call.
 CHUNK = 1 << 16

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxrf import runs
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
 from jaxrf.export.geometry import Mesh, Points
+from jaxrf.training import runs
 
 SUFFIXES = (".glb", ".ply", ".obj")
 UNLIT = "KHR_materials_unlit"

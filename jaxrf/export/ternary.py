@@ -17,17 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
-from jaxrf import config as configs
-from jaxrf import methods, runs
-from jaxrf import occupancy as occ
-from jaxrf.config import BitNeRFConfig, TrainConfig
-from jaxrf.errors import BROKEN_ARRAYS, InputError
+from jaxrf.core.errors import BROKEN_ARRAYS, InputError
 from jaxrf.fields.base import Params
 from jaxrf.fields.bitnerf import quantise_weights
-from jaxrf.methods import Stage
-from jaxrf.occupancy import OccupancyGrid
-from jaxrf.runs import Run
-from jaxrf.train import TrainState
+from jaxrf.models import methods
+from jaxrf.models.methods import Stage
+from jaxrf.sampling import occupancy as occ
+from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.training import config as configs
+from jaxrf.training import runs
+from jaxrf.training.config import BitNeRFConfig, TrainConfig
+from jaxrf.training.runs import Run
+from jaxrf.training.train import TrainState
 
 Format = Literal["ternary2", "ternary16"]
 

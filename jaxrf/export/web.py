@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxrf import encodings, methods, runs, train
-from jaxrf.config import BitNeRFConfig, ConventionConfig
-from jaxrf.errors import InputError
+from jaxrf.core import encodings
+from jaxrf.core.errors import InputError
 from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantise
 from jaxrf.fields.bitnerf import LEAST_SCALE
-from jaxrf.runs import Run
+from jaxrf.models import methods
+from jaxrf.training import runs, train
+from jaxrf.training.config import BitNeRFConfig, ConventionConfig
+from jaxrf.training.runs import Run
 
 
 def write_page(run: Run, path: Path) -> int:

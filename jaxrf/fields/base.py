@@ -6,8 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Float
 
-from jaxrf import user_code
-from jaxrf.errors import InputError
+from jaxrf.core import user_code
+from jaxrf.core.errors import InputError
 
 Params = Any
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrf import encodings
+from jaxrf.core import encodings
+from jaxrf.core.rays import Frusta
 from jaxrf.fields.bitnerf import BitDense
 from jaxrf.fields.mlp import ComputeType, linear
-from jaxrf.rays import Frusta
 
 Params = Any
 

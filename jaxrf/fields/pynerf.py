@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrf import encodings, grids
+from jaxrf.core import encodings, grids
+from jaxrf.fields.hashgrid import clamped_exp
 from jaxrf.fields.mlp import MLP, ComputeType, read_as
-from jaxrf.fields.ngp import clamped_exp
 
 Params = dict[str, Any]
 

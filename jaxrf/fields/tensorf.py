@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrf import encodings, grids
+from jaxrf.core import encodings, grids
 from jaxrf.fields.mlp import MLP, ComputeType
 
 Params = dict[str, Any]

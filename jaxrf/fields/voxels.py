@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrf import encodings
+from jaxrf.core import encodings
+from jaxrf.core.grids import mix_rows
+from jaxrf.core.pytree import as_pytree
 from jaxrf.fields.mlp import MLP, ComputeType
-from jaxrf.grids import mix_rows
-from jaxrf.occupancy import OccupancyGrid, WatchedGrid, find_slots, forget, watch
-from jaxrf.pytree import as_pytree
+from jaxrf.sampling.occupancy import OccupancyGrid, WatchedGrid, find_slots, forget, watch
 
 Params = dict[str, Any]
 

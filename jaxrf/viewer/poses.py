@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras import Cameras, make_cameras
+from jaxrf.cameras.base import Cameras, make_cameras
 
 # The browser's cameras look along +z with y down, ours along -z with y up.
 FLIP = np.diag([1.0, -1.0, -1.0])

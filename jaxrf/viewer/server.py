@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxrf import pictures
-from jaxrf.cameras import Cameras, find_span
-from jaxrf.config import Channel
-from jaxrf.data.base import Split, composite
-from jaxrf.data.frames import unpack_frame
-from jaxrf.errors import InputError
-from jaxrf.occupancy import shown_box
-from jaxrf.painter import Pace, Painter, paint_progressively
-from jaxrf.render import Picture
-from jaxrf.runs import SceneSummary
+from jaxrf.cameras.base import Cameras, find_span
+from jaxrf.cameras.transforms import unpack_frame
+from jaxrf.core.errors import InputError
+from jaxrf.data.scene import Split, composite
+from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation.interactive import Pace, Painter, paint_progressively
+from jaxrf.rendering.volume import Picture
+from jaxrf.sampling.occupancy import shown_box
+from jaxrf.training.config import Channel
+from jaxrf.training.runs import SceneSummary
 from jaxrf.viewer.poses import View, along_axis, fit_camera, list_views, read_view, to_browser
 from jaxrf.viewer.tour import TourPanel, go_to
 

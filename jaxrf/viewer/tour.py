@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxrf import paths, pictures, runs
-from jaxrf.cameras import Cameras, make_cameras, take_cameras
-from jaxrf.data.frames import Frame, invert_frame, move_poses
-from jaxrf.errors import InputError
+from jaxrf.cameras import paths
+from jaxrf.cameras.base import Cameras, make_cameras, take_cameras
+from jaxrf.cameras.transforms import Frame, invert_frame, move_poses
+from jaxrf.core.errors import InputError
+from jaxrf.evaluation import images as pictures
+from jaxrf.training import runs
 from jaxrf.viewer.poses import View, read_view, to_browser
 
 # Of a loaded path so many cameras become stops.

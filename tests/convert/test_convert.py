@@ -16,13 +16,15 @@ from foreign import WRITERS, write_nerf_pytorch, write_nerfstudio, write_tensorf
 from mistakes import CAMERA, MISTAKES, TENSORF_MISTAKES, change_convention, find_mistake
 from scenes import first_state, make_scene, mostly_slow, slow, write_scene
 
-from jaxrf import cli, runs
-from jaxrf.config import BitNeRFConfig, NeRFConfig, make_preset
-from jaxrf.convert import check, recognise, tensorf_torch, write
+from jaxrf.cli import main as cli
+from jaxrf.convert import check, tensorf_torch, write
+from jaxrf.convert import formats as recognise
 from jaxrf.convert.files import Content, list_leaves, read_file
+from jaxrf.convert.formats import Wishes
 from jaxrf.convert.networks import Converted
-from jaxrf.convert.recognise import Wishes
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
+from jaxrf.training import runs
+from jaxrf.training.config import BitNeRFConfig, NeRFConfig, make_preset
 
 FEW = 4096
 PLAIN = Wishes()

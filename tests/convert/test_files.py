@@ -24,10 +24,10 @@ from foreign import (
     write_tiny,
 )
 
-from jaxrf import cli
-from jaxrf.convert import recognise
+from jaxrf.cli import main as cli
+from jaxrf.convert import formats as recognise
 from jaxrf.convert.files import describe, find_states, read_file
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
 
 
 def torch_of(thing: Any) -> bytes:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxrf.cameras import Cameras, image_rays, look_at, project
-from jaxrf.data.base import Scene, Split, composite, downscale_images
+from jaxrf.cameras.base import Cameras, image_rays, look_at, project
+from jaxrf.core.errors import InputError
 from jaxrf.data.blender import is_blender, load_blender
-from jaxrf.errors import InputError
+from jaxrf.data.scene import Scene, Split, composite, downscale_images
 
 ANGLE = 0.7
 COUNT, HEIGHT, WIDTH = 3, 6, 9

@@ -28,10 +28,11 @@ from layouts import (
 from PIL import Image
 from scenes import slow, tiny_nerf, write_scene
 
-from jaxrf import stages, train
-from jaxrf.cameras import image_rays
+from jaxrf.cameras.base import image_rays
+from jaxrf.core.errors import InputError
 from jaxrf.data import sources
-from jaxrf.errors import InputError
+from jaxrf.training import train
+from jaxrf.training import transitions as stages
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "transforms": write_transforms,

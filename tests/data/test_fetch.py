@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from jaxrf import cli
+from jaxrf.cli import main as cli
+from jaxrf.core.errors import InputError
 from jaxrf.data import fetch
-from jaxrf.errors import InputError
 
 
 def make_zip(files: dict[str, bytes]) -> bytes:

@@ -30,17 +30,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from scenes import RADIUS, make_scene, write_scene
 
-from jaxrf import batches
-from jaxrf.cameras import image_rays, look_at, pixels_to_rays, project
+from jaxrf.cameras.base import image_rays, look_at, pixels_to_rays, project
+from jaxrf.cameras.lenses import COEFFICIENTS
+from jaxrf.cameras.transforms import invert_frame, move_points
+from jaxrf.core.errors import InputError
 from jaxrf.data import colmap, llff, sources
-from jaxrf.data.base import Split, composite
-from jaxrf.data.frames import invert_frame, move_points
+from jaxrf.data.scene import Split, composite
 from jaxrf.data.tiny_nerf import divide_views
-from jaxrf.errors import InputError
-from jaxrf.evaluate import score_split
-from jaxrf.lenses import COEFFICIENTS
-from jaxrf.occupancy import OccupancyGrid
-from jaxrf.render import Picture
+from jaxrf.evaluation.scoring import score_split
+from jaxrf.rendering.volume import Picture
+from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.training import pixels as batches
 
 # Of six views in the order of their names the first is held out.
 TRAIN, TEST = list(ORDER[1:]), list(ORDER[:1])

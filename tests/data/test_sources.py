@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scenes import make_scene, write_scene
 
-from jaxrf.config import BricksConfig, tensorf_small
+from jaxrf.core.errors import InputError
 from jaxrf.data import sources
-from jaxrf.errors import InputError
+from jaxrf.training.config import BricksConfig, tensorf_small
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,9 @@ import pytest
 import scenes
 from scenes import ball_poses, first_state, make_scene
 
-from jaxrf import methods, runs
-from jaxrf.cameras import image_rays, make_cameras
-from jaxrf.config import CustomConfig, TrainConfig
-from jaxrf.data.frames import Frame, invert_frame, move_points, rotate_onto
-from jaxrf.errors import InputError
+from jaxrf.cameras.base import image_rays, make_cameras
+from jaxrf.cameras.transforms import Frame, invert_frame, move_points, rotate_onto
+from jaxrf.core.errors import InputError
 from jaxrf.export import geometry
 from jaxrf.export.geometry import (
     Lattice,
@@ -31,7 +29,10 @@ from jaxrf.export.geometry import (
     sample_density,
     take_faces,
 )
-from jaxrf.render import Picture
+from jaxrf.models import methods
+from jaxrf.rendering.volume import Picture
+from jaxrf.training import runs
+from jaxrf.training.config import CustomConfig, TrainConfig
 
 LEVEL, LENGTH = 0.3, 0.05
 WANTED = -math.log1p(-LEVEL) / LENGTH

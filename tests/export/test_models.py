@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
 from jaxrf.export.geometry import Mesh, Points
 from jaxrf.export.models import SUFFIXES, to_linear, write_mesh, write_points
 

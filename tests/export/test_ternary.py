@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scenes import differing_leaves, first_state, make_scene, tiny_nerf
 
-from jaxrf import cli, runs
-from jaxrf.config import BitNeRFConfig, OptimizerConfig, TrainConfig
-from jaxrf.errors import InputError
+from jaxrf.cli import main as cli
+from jaxrf.core.errors import InputError
 from jaxrf.export import ternary
 from jaxrf.export.ternary import PACKINGS, pack_trits, read_ternary, unpack_trits, write_ternary
 from jaxrf.fields.bitnerf import quantise_weights
+from jaxrf.training import runs
+from jaxrf.training.config import BitNeRFConfig, OptimizerConfig, TrainConfig
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from scenes import first_state, make_scene, tiny_bitnerf, tiny_nerf, tiny_voxels
 
-from jaxrf import cli, runs
-from jaxrf import occupancy as occ
-from jaxrf.cameras import Cameras
-from jaxrf.config import TrainConfig
-from jaxrf.errors import InputError
+from jaxrf.cameras.base import Cameras
+from jaxrf.cli import main as cli
+from jaxrf.core.errors import InputError
 from jaxrf.export.web import write_page
+from jaxrf.sampling import occupancy as occ
+from jaxrf.training import runs
+from jaxrf.training.config import TrainConfig
 
 MARCHING = {"sampler": "occupancy", "occupancy_cells": 8, "march_steps": 24}
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scenes import Recorder, make_scene, tiny_hashgrid
 
-from jaxrf import train
-from jaxrf.config import CustomConfig, OptimizerConfig, from_json, make_preset, to_json
-from jaxrf.errors import InputError
+from jaxrf.core.errors import InputError
 from jaxrf.fields.base import Field, load_field
+from jaxrf.training import train
+from jaxrf.training.config import CustomConfig, OptimizerConfig, from_json, make_preset, to_json
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "blobs.py"
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrf import encodings
+from jaxrf.core import encodings
+from jaxrf.core.rays import Frusta
 from jaxrf.fields.nerf import NeRF
-from jaxrf.rays import Frusta
 
 FIELD = NeRF(layers=7, width=10, skip=5, color_width=6, position_octaves=3, direction_octaves=2)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrf import encodings, grids
-from jaxrf.cameras import image_rays, make_cameras, resize_cameras
+from jaxrf.cameras.base import image_rays, make_cameras, resize_cameras
+from jaxrf.core import encodings, grids
 from jaxrf.fields.pynerf import (
     PyNeRF,
     blend_levels,

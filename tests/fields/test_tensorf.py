@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrf import encodings
+from jaxrf.core import encodings
 from jaxrf.fields.tensorf import (
     TensoRF,
     fit_resolution,

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrf import occupancy
 from jaxrf.fields import voxels
 from jaxrf.fields.base import Field
 from jaxrf.fields.voxels import CORNERS, VoxelGrid, Voxels
+from jaxrf.sampling import occupancy
 
 SIDE = 12
 BOX = np.array([[-1.0, 0.5, 2.0], [2.0, 3.5, 5.0]])

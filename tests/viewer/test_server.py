@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 from scenes import TINY, first_state, make_scene, tiny_nerf, write_scene
 
-from jaxrf import cli, runs
-from jaxrf.cameras import look_at, make_cameras
-from jaxrf.data.frames import unpack_frame
-from jaxrf.errors import InputError
-from jaxrf.painter import Painter, make_painter
+from jaxrf.cameras.base import look_at, make_cameras
+from jaxrf.cameras.transforms import unpack_frame
+from jaxrf.cli import main as cli
+from jaxrf.core.errors import InputError
+from jaxrf.evaluation.interactive import Painter, make_painter
+from jaxrf.training import runs
 from jaxrf.viewer.server import WHOLE, Viewer, list_edges, round_outwards
 from jaxrf.viewer.tour import write_tour
 

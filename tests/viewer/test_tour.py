@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrf.cameras import look_at
-from jaxrf.data.frames import Frame, rotate_onto
+from jaxrf.cameras.base import look_at
+from jaxrf.cameras.transforms import Frame, rotate_onto
 from jaxrf.viewer.poses import View
 from jaxrf.viewer.tour import MOST_STOPS, Tour, plan_tour, read_tour, write_tour
 

@@ -1,0 +1,81 @@
+"""What users write themselves, a field or a loss, out of a Python file of theirs."""
+
+import functools
+import hashlib
+import importlib.util
+import shutil
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jaxrf.core.errors import InputError
+
+
+@functools.cache
+def load(source: str, option: str) -> Any:
+    """What a name in a Python file stands for; the file is run once.
+
+    Args:
+      source: path/to/file.py:name.
+      option: the one that gave it, for messages.
+
+    Raises:
+      InputError: if there is no such file or name, or if the file cannot be run.
+    """
+    path, _, name = source.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise InputError(
+            f"{option} is {source!r}: name a Python file and what is meant in it, such as "
+            "my_file.py:name."
+        )
+    # Dataclasses look their module up, and two files may have the same name.
+    unique = f"{Path(path).stem}_{hashlib.sha1(str(Path(path).resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(unique, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{option} is {source!r}: {path} must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[unique]
+        raise InputError(f"{path} cannot be run ({describe(error, path)}): correct it.") from error
+    if not hasattr(module, name):
+        raise InputError(f"{path} has no {name!r}: name something that it has in {option}.")
+    return getattr(module, name)
+
+
+def describe(error: Exception, path: str) -> str:
+    """What went wrong in a file and in which line of it, in a few words."""
+    reason = f"{type(error).__name__}: {str(error).split(chr(10), 1)[0]}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == path]  # fmt: skip
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    return f"{reason}, line {lines[-1]}" if lines else reason
+
+
+def copy_into(folder: Path, source: str) -> str:
+    """Copies the file of a source into a folder, under its name; returns the source of the copy.
+
+    Raises:
+      InputError: if the folder has another file of that name.
+    """
+    path, _, name = source.rpartition(":")
+    copy = folder.absolute() / Path(path).name
+    if copy.exists() and copy.read_bytes() != Path(path).read_bytes():
+        raise InputError(
+            f"{folder} has another {copy.name} than {path} already: files of a field and of a loss "
+            "need names of their own."
+        )
+    if Path(path).absolute() != copy:
+        shutil.copyfile(path, copy)
+    return f"{copy}:{name}"
+
+
+def find_copy(folder: Path, source: str) -> str:
+    """The source in a folder's copy of its file, if there is one."""
+    path, _, name = source.rpartition(":")
+    copy = folder.absolute() / Path(path).name
+    return f"{copy}:{name}" if path and copy.is_file() else source

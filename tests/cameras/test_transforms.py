@@ -1,0 +1,119 @@
+"""Frames: what their rules say, and that they can be undone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxrf.cameras.base import find_focus, look_at
+from jaxrf.cameras.transforms import (
+    Frame,
+    chain_frames,
+    face_forward,
+    identity_frame,
+    invert_frame,
+    looks_forward,
+    move_points,
+    move_poses,
+    rotate_onto,
+    stand_upright,
+    surround,
+)
+
+
+def random_rotation(rng: np.random.Generator) -> np.ndarray:
+    q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    return q * np.sign(np.linalg.det(q))
+
+
+def random_frame(seed: int) -> Frame:
+    rng = np.random.default_rng(seed)
+    return Frame(float(rng.uniform(0.1, 9.0)), random_rotation(rng), rng.normal(size=3) * 5.0)
+
+
+def ring(count: int = 12, radius: float = 3.0, height: float = 1.0) -> np.ndarray:
+    """Poses around the z axis that look at the origin."""
+    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    places = np.stack([radius * np.cos(angles), radius * np.sin(angles), height + 0 * angles], -1)
+    return np.stack([look_at(place, np.zeros(3)) for place in places])
+
+
+@given(st.integers(0, 10_000))
+def test_a_frame_and_its_inverse_leave_everything_where_it_was(seed: int) -> None:
+    frame, other = random_frame(seed), random_frame(seed + 1)
+    points = np.random.default_rng(seed).normal(size=(5, 3))
+    np.testing.assert_allclose(
+        move_points(invert_frame(frame), move_points(frame, points)), points, atol=1e-9
+    )
+    both = move_points(other, move_points(frame, points))
+    np.testing.assert_allclose(move_points(chain_frames(frame, other), points), both, atol=1e-9)
+    poses = move_poses(frame, ring())
+    rotation = poses[:, :3, :3]
+    np.testing.assert_allclose(
+        rotation @ rotation.transpose(0, 2, 1), np.tile(np.eye(3), (12, 1, 1)), atol=1e-9
+    )
+    np.testing.assert_allclose(move_poses(invert_frame(frame), poses), ring(), atol=1e-8)
+
+
+def test_a_point_before_a_camera_stays_where_the_camera_sees_it() -> None:
+    frame, pose = random_frame(3), ring()[2]
+    point = pose[:3, 3] + pose[:3, :3] @ np.array([0.1, 0.2, -2.0])
+    moved = move_poses(frame, pose[None])[0]
+    local = moved[:3, :3].T @ (move_points(frame, point) - moved[:3, 3])
+    np.testing.assert_allclose(local, frame.scale * np.array([0.1, 0.2, -2.0]), atol=1e-9)
+
+
+@pytest.mark.parametrize("target", [[0, 0, 1.0], [1.0, 0, 0], [0, 0, -1.0], [1.0, 2.0, -0.5]])
+def test_a_direction_is_turned_into_another_one(target: list[float]) -> None:
+    rotation = rotate_onto(np.array([0.0, 0.0, 2.0]), np.array(target))
+    found = rotation @ np.array([0.0, 0.0, 1.0])
+    np.testing.assert_allclose(found, np.array(target) / np.linalg.norm(target), atol=1e-12)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(rotation) == pytest.approx(1.0)
+
+
+def test_a_capture_in_any_coordinates_is_set_upright_around_the_origin() -> None:
+    for seed in range(5):
+        poses = move_poses(random_frame(seed), ring())
+        moved = move_poses(surround(poses), poses)
+        np.testing.assert_allclose(find_focus(moved), np.zeros(3), atol=1e-6)
+        np.testing.assert_allclose(np.abs(moved[:, :3, 3]).max(), 1.0, atol=1e-9)
+        up = moved[:, :3, 1].mean(axis=0)
+        np.testing.assert_allclose(up[:2], 0.0, atol=1e-9)
+        assert up[2] > 0
+        # The ring is level again.
+        assert np.ptp(moved[:, 2, 3]) < 1e-6
+
+
+def test_cameras_that_look_outwards_have_their_own_middle() -> None:
+    poses = ring(radius=2.0, height=0.0)
+    poses[:, :3, 0] *= -1
+    poses[:, :3, 2] *= -1
+    shifted = move_poses(Frame(1.0, np.eye(3), np.array([5.0, 1.0, 2.0])), poses)
+    moved = move_poses(surround(shifted), shifted)
+    np.testing.assert_allclose(moved[:, :3, 3].mean(axis=0), 0.0, atol=1e-9)
+
+
+def test_one_camera_and_cameras_in_one_place_are_possible() -> None:
+    for poses in (ring()[:1], np.repeat(ring()[:1], 3, axis=0)):
+        moved = move_poses(surround(poses), poses)
+        assert np.all(np.isfinite(moved))
+    upside_down = np.stack([np.eye(4), np.diag([1.0, -1.0, -1.0, 1.0])])
+    assert stand_upright(upside_down).scale == identity_frame().scale
+
+
+def test_cameras_side_by_side_face_forward() -> None:
+    rng = np.random.default_rng(0)
+    target = np.array([0.0, 0.0, -6.0])
+    poses = np.stack(
+        [look_at(rng.normal(0, 0.5, 3), target, np.array([0, 1.0, 0])) for _ in "12345"]
+    )
+    assert looks_forward(poses) and not looks_forward(ring())
+    moved_away = move_poses(random_frame(7), poses)
+    nearest = 2.5 * random_frame(7).scale
+    moved = move_poses(face_forward(moved_away, nearest), moved_away)
+    np.testing.assert_allclose(moved[:, :3, 3].mean(axis=0), 0.0, atol=1e-9)
+    ahead = -moved[:, :3, 2].mean(axis=0)
+    np.testing.assert_allclose(ahead / np.linalg.norm(ahead), [0, 0, -1.0], atol=1e-9)
+    assert moved[:, :3, 1].mean(axis=0)[1] > 0.9
+    assert face_forward(moved_away, nearest).scale * nearest == pytest.approx(4 / 3)

@@ -1,0 +1,135 @@
+"""Bits of masks and sums within runs; the packing of samples is tested with the renderer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrf.core.packing import find_bit, pack_bits, sum_before
+
+summed = jax.jit(sum_before)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 100])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_the_next_set_bit_is_found_as_by_a_loop(size: int, share: float) -> None:
+    mask = np.random.default_rng(size).uniform(size=(20, size)) < share
+    words = jax.jit(pack_bits)(jnp.asarray(mask))
+    assert words.shape == (20, -(-size // 32)) and words.dtype == jnp.uint32
+    find = jax.jit(find_bit, static_argnums=2)
+    for start in range(size + 1):
+        found = find(words, jnp.full((20,), start, jnp.int32), 777)
+        wanted = [next((i for i in range(start, size) if row[i]), 777) for row in mask]
+        assert found.tolist() == wanted
+
+
+# Sums before each value within runs of one owner.
+
+
+def sum_before_slowly(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    sums = []
+    for i, mine in enumerate(owner):
+        total = 0.0
+        for j in range(i):
+            if owner[j] == mine:
+                total += float(values[j])
+        sums.append(total)
+    return np.array(sums)
+
+
+def make_owner(runs: list[int], seed: int = 0) -> np.ndarray:
+    """Runs of these lengths, of owners that ascend with gaps from 0 on."""
+    gaps = np.random.default_rng(seed).integers(1, 4, len(runs))
+    return np.repeat(np.cumsum(gaps) - gaps[:1].sum(), runs).astype(np.int32)
+
+
+RUNS = {
+    "nothing": [],
+    "one value": [1],
+    "one owner": [37],
+    "all owners different": [1] * 41,
+    "odd lengths": [3, 1, 1, 7, 2, 16, 17, 5],
+    "a long run at the start": [130, 1, 2],
+    "a long run at the end": [1, 2, 131],
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_sums_before_equal_a_loop(name: str) -> None:
+    owner = make_owner(RUNS[name])
+    values = np.random.default_rng(1).normal(size=len(owner)).astype(np.float32)
+    sums = summed(jnp.asarray(values), jnp.asarray(owner))
+    assert sums.shape == owner.shape and sums.dtype == jnp.float32
+    np.testing.assert_allclose(sums, sum_before_slowly(values, owner), atol=1e-5)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(0, 99))
+def test_sums_before_restart_with_every_owner(runs: list[int], seed: int) -> None:
+    owner = make_owner(runs, seed)
+    values = np.random.default_rng(seed).uniform(size=len(owner)).astype(np.float32)
+    # Padded to one length, so that there is one program: the last owner has many zeros more.
+    padded = jnp.asarray(np.pad(values, (0, 240 - len(owner))))
+    sums = summed(padded, jnp.asarray(np.pad(owner, (0, 240 - len(owner)), mode="edge")))
+    np.testing.assert_allclose(
+        sums[: len(owner)], sum_before_slowly(values, owner), rtol=1e-5, atol=1e-6
+    )
+    starts = np.cumsum([0, *runs[:-1]])
+    np.testing.assert_array_equal(np.asarray(sums)[starts], 0.0)
+
+
+def test_very_long_runs_are_summed_to_the_last_digits() -> None:
+    runs = [5000, 1, 3000]
+    owner = make_owner(runs)
+    values = np.random.default_rng(2).uniform(size=len(owner)).astype(np.float32)
+    wanted = [np.cumsum(part) - part for part in np.split(values.astype(np.float64), [5000, 5001])]
+    sums = summed(jnp.asarray(values), jnp.asarray(owner))
+    # Sums of a tree: their error grows with the logarithm of the length, not with the length.
+    np.testing.assert_allclose(sums, np.concatenate(wanted), rtol=1e-6)
+
+
+def test_large_values_of_one_owner_leave_the_digits_of_the_next_alone() -> None:
+    values = [1e10, 1e10, 1e-3, 1e10, 1e-3, 2e-3, 4e-3]
+    owner = jnp.asarray([0, 0, 0, 1, 2, 2, 2], jnp.int32)
+    sums = summed(jnp.asarray(values, jnp.float32), owner)
+    np.testing.assert_allclose(sums, [0, 1e10, 2e10, 0, 0, 1e-3, 3e-3], rtol=1e-6)
+    gradient = jax.grad(lambda x: jnp.dot(sum_before(x, owner), jnp.asarray(values, jnp.float32)))
+    wanted = [1e10 + 1e-3, 1e-3, 0, 0, 6e-3, 4e-3, 0]
+    np.testing.assert_allclose(gradient(jnp.ones(7)), wanted, rtol=1e-6)
+
+
+def test_an_infinite_value_reaches_nobody_else() -> None:
+    values = jnp.asarray([1.0, jnp.inf, 2.0, 3.0, 4.0])
+    sums = summed(values, jnp.asarray([0, 0, 0, 5, 5], jnp.int32))
+    np.testing.assert_array_equal(sums, [0.0, 1.0, jnp.inf, 0.0, 3.0])
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if RUNS[name]])
+def test_the_gradient_of_sums_before_is_the_dense_jacobian(name: str) -> None:
+    owner = make_owner(RUNS[name])
+    count = len(owner)
+    values = jnp.asarray(np.random.default_rng(3).normal(size=count), jnp.float32)
+    jacobian = jax.jacrev(summed)(values, jnp.asarray(owner))
+    wanted = (owner[:, None] == owner[None]) & np.tri(count, k=-1, dtype=bool)
+    np.testing.assert_array_equal(jacobian, wanted)
+
+
+def test_the_gradient_of_sums_before_passes_through_other_functions() -> None:
+    owner = make_owner([4, 1, 9])
+    rng = np.random.default_rng(4)
+    values, factors = rng.uniform(size=14), rng.normal(size=14)
+
+    def total(values: jax.Array) -> jax.Array:
+        sums = sum_before(jnp.square(values), jnp.asarray(owner))
+        return jnp.dot(jnp.exp(-sums), jnp.asarray(factors, jnp.float32))
+
+    gradient = jax.jit(jax.grad(total))(jnp.asarray(values, jnp.float32))
+    for i in range(14):
+        ends = []
+        for sign in (-1, 1):
+            moved = values.copy()
+            moved[i] += sign * 1e-5
+            ends.append(np.dot(np.exp(-sum_before_slowly(moved**2, owner)), factors))
+        assert float(gradient[i]) == pytest.approx((ends[1] - ends[0]) / 2e-5, rel=1e-3, abs=1e-5)

@@ -1,0 +1,28 @@
+"""Keys: those of rays draw what each would draw alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrf.core import rngs as keys
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
+def test_each_key_draws_its_own_numbers(lead: tuple[int, ...]) -> None:
+    key = jax.random.split(jax.random.key(0), lead) if lead else jax.random.key(0)
+    uniform = np.asarray(keys.uniform(key, (*lead, 5, 2), low=-1.0, high=3.0))
+    normal = np.asarray(keys.normal(key, (*lead, 5)))
+    folded = keys.fold_in(key, 7)
+    assert uniform.shape == (*lead, 5, 2) and folded.shape == lead
+    for index in np.ndindex(lead):
+        alone = key[index]
+        expected = jax.random.uniform(alone, (5, 2), minval=-1.0, maxval=3.0)
+        np.testing.assert_array_equal(uniform[index], expected)
+        np.testing.assert_array_equal(normal[index], jax.random.normal(alone, (5,)))
+        one = jax.random.fold_in(alone, 7)
+        np.testing.assert_array_equal(jax.random.key_data(folded[index]), jax.random.key_data(one))
+
+
+def test_a_shape_that_does_not_begin_with_the_keys_is_a_mistake() -> None:
+    with pytest.raises(AssertionError):
+        keys.uniform(jax.random.split(jax.random.key(0), 3), (4, 3))

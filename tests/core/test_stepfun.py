@@ -1,0 +1,152 @@
+"""Step functions: distributions and their inverses against loops, and at the extremes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxrf.core.stepfun import integrate_weights, invert_cdf, midpoints
+
+integrate = jax.jit(integrate_weights, static_argnames="padding")
+invert = jax.jit(invert_cdf)
+
+BATCHES = [(), (5,), (2, 3)]
+WEIGHTS = hnp.arrays(
+    np.float32, 6, elements=st.one_of(st.just(0.0), st.floats(0.0009765625, 1e3, width=32))
+)
+
+
+def integrate_slowly(weights: np.ndarray, padding: float) -> list[float]:
+    padded = [float(w) + padding for w in weights]
+    if sum(padded) == 0:
+        padded = [1.0] * len(padded)
+    cdf, reached = [0.0], 0.0
+    for w in padded:
+        reached += w
+        cdf.append(reached / sum(padded))
+    return cdf
+
+
+def invert_slowly(u: float, edges: np.ndarray, cdf: np.ndarray) -> float:
+    """The interval of non-zero probability in which the CDF passes u."""
+    for i in range(len(cdf) - 1):
+        low, high = float(cdf[i]), float(cdf[i + 1])
+        if low <= u < high:
+            return float(edges[i]) + (u - low) / (high - low) * float(edges[i + 1] - edges[i])
+    raise AssertionError("u is not in [0, 1)")
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_midpoints_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    edges = np.sort(np.random.default_rng(0).uniform(0, 9, (*batch, 5)), -1).astype(np.float32)
+    middles = midpoints(jnp.asarray(edges))
+    assert middles.shape == (*batch, 4)
+    for index in np.ndindex(*batch, 4):
+        *ray, i = index
+        expected = (float(edges[(*ray, i)]) + float(edges[(*ray, i + 1)])) / 2
+        assert float(middles[index]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("padding", [0.0, 0.01])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_cdf_equals_loop_for_any_batch_shape(batch: tuple[int, ...], padding: float) -> None:
+    weights = np.random.default_rng(1).exponential(1.0, (*batch, 7)).astype(np.float32)
+    cdf = integrate(jnp.asarray(weights), padding=padding)
+    assert cdf.shape == (*batch, 8)
+    for index in np.ndindex(batch):
+        np.testing.assert_allclose(cdf[index], integrate_slowly(weights[index], padding), atol=1e-6)
+
+
+@settings(max_examples=50)
+@given(WEIGHTS)
+def test_cdf_rises_from_exactly_zero_to_exactly_one(weights: np.ndarray) -> None:
+    cdf = np.asarray(integrate(jnp.asarray(weights)))
+    assert cdf[0] == 0.0 and cdf[-1] == 1.0
+    assert np.all(np.diff(cdf) >= 0)
+
+
+@pytest.mark.parametrize("padding", [0.0, 0.01])
+def test_weights_of_zero_give_an_even_distribution_with_finite_gradient(padding: float) -> None:
+    weights = jnp.zeros((2, 4))
+    expected = np.broadcast_to(np.linspace(0, 1, 5), (2, 5))
+    np.testing.assert_allclose(integrate(weights, padding=padding), expected, atol=1e-6)
+    factors = jnp.arange(5.0)[None]
+    gradient = jax.grad(lambda w: jnp.sum(integrate_weights(w, padding) * factors))(weights)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_cdf_of_one_weight_is_a_single_step() -> None:
+    for weight in (0.0, 1e-20, 3.0, 1e30):
+        np.testing.assert_array_equal(integrate(jnp.asarray([weight])), [0.0, 1.0])
+
+
+def test_huge_and_tiny_weights_keep_their_shares() -> None:
+    for scale in (1e-25, 1e25):
+        cdf = integrate(jnp.asarray([1.0, 0.0, 3.0]) * scale)
+        np.testing.assert_allclose(cdf, [0.0, 0.25, 0.25, 1.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_inverse_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(2)
+    weights = rng.exponential(1.0, (*batch, 6)).astype(np.float32)
+    weights[..., [0, 3]] = 0.0
+    edges = np.sort(rng.uniform(1, 9, (*batch, 7)), -1).astype(np.float32)
+    cdf = np.asarray(integrate(jnp.asarray(weights)))
+    uniforms = rng.uniform(0, 1, (*batch, 20)).astype(np.float32)
+    drawn = invert(jnp.asarray(uniforms), jnp.asarray(edges), jnp.asarray(cdf))
+    assert drawn.shape == (*batch, 20)
+    for index in np.ndindex(*batch, 20):
+        ray = index[:-1]
+        expected = invert_slowly(float(uniforms[index]), edges[ray], cdf[ray])
+        assert float(drawn[index]) == pytest.approx(expected, rel=1e-4)
+
+
+@settings(max_examples=50)
+@given(WEIGHTS, hnp.arrays(np.float32, 9, elements=st.floats(0, 1, width=32, exclude_max=True)))
+def test_cdf_at_the_drawn_distance_is_the_uniform_it_came_from(
+    weights: np.ndarray, uniforms: np.ndarray
+) -> None:
+    edges = np.array([1.0, 1.5, 2.5, 3.0, 4.0, 6.0, 6.5], np.float32)
+    cdf = integrate(jnp.asarray(weights))
+    drawn = np.asarray(invert(jnp.asarray(uniforms), jnp.asarray(edges), cdf))
+    np.testing.assert_allclose(np.interp(drawn, edges, np.asarray(cdf)), uniforms, atol=1e-5)
+    order = np.argsort(uniforms, kind="stable")
+    assert np.all(np.diff(drawn[order]) >= -1e-6)
+
+
+@settings(max_examples=50)
+@given(hnp.arrays(bool, 6), hnp.arrays(np.float32, 9, elements=st.floats(0, 1, width=32)))
+def test_a_stretch_without_probability_is_never_landed_in(
+    taken: np.ndarray, uniforms: np.ndarray
+) -> None:
+    if not taken.any():
+        return
+    edges = np.arange(7, dtype=np.float32)
+    # Multiples of an eighth, so that the flat stretches are exactly flat.
+    rise = np.where(taken, 0.125, 0.0)
+    rise[np.flatnonzero(taken)[0]] += 1.0 - rise.sum()
+    cdf = np.concatenate([[0.0], np.cumsum(rise)]).astype(np.float32)
+    for t in np.asarray(invert(jnp.asarray(uniforms), jnp.asarray(edges), jnp.asarray(cdf))):
+        assert any(taken[i] and edges[i] <= t <= edges[i + 1] for i in range(6)), t
+
+
+def test_the_ends_of_the_cdf_are_the_ends_of_what_has_probability() -> None:
+    edges = jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    cdf = jnp.asarray([0.0, 0.0, 0.5, 1.0, 1.0, 1.0])
+    np.testing.assert_allclose(invert(jnp.asarray([0.0, 1.0]), edges, cdf), [2.0, 4.0])
+
+
+def test_gradient_of_the_inverse_is_finite_on_flat_stretches() -> None:
+    edges = jnp.asarray([1.0, 2.0, 2.0, 4.0])
+    uniforms = jnp.asarray([0.0, 0.25, 0.5, 1.0])
+
+    def total(cdf: jax.Array, edges: jax.Array) -> jax.Array:
+        return jnp.sum(invert_cdf(uniforms, edges, cdf))
+
+    for cdf in ([0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0], [0.0, 0.5, 0.5, 1.0]):
+        gradients = jax.grad(total, argnums=(0, 1))(jnp.asarray(cdf), edges)
+        assert all(np.all(np.isfinite(gradient)) for gradient in gradients)

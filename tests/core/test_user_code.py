@@ -1,0 +1,139 @@
+"""Code of users: found, run once, and what is wrong with it said in one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from scenes import make_scene, tiny_nerf
+
+from jaxrf.core import user_code
+from jaxrf.core.errors import InputError
+from jaxrf.fields.base import load_field
+from jaxrf.training import runs, train
+from jaxrf.training.config import CustomConfig, LossConfig, TrainConfig
+
+LOSS = """
+import jax.numpy as jnp
+
+
+def absolute(predicted, truth):
+    return jnp.mean(jnp.abs(predicted - truth), axis=-1)
+"""
+FIELD = """
+from __future__ import annotations
+import dataclasses
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    size: int = 3
+    init = density = features = color = lambda *_: None
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_dataclass_with_postponed_annotations_is_a_field(tmp_path: Path) -> None:
+    field: Any = load_field(f"{write(tmp_path / 'field.py', FIELD)}:Nothing")
+    assert field.size == 3 and field == type(field)()
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for value in (1, 2):
+        path = write(tmp_path / str(value) / "same.py", f"number = {value}\n")
+        assert user_code.load(f"{path}:number", "--x") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("x = (\n", "SyntaxError: .*, line 1"),
+        ("y = 1\nimport no_such_module\n", "ModuleNotFoundError: .*no_such_module.*, line 2"),
+        ("def f():\n    raise ValueError('two\\nlines')\nf()\n", "ValueError: two, line 2"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_refused_with_its_line(
+    text: str, complaint: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "broken.py", text)
+    with pytest.raises(InputError, match=rf"broken\.py cannot be run \({complaint}\)") as caught:
+        user_code.load(f"{path}:x", "--field.source")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_python_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "field.txt", "x = 1")
+    with pytest.raises(InputError, match=r"must end in \.py"):
+        user_code.load(f"{path}:x", "--field.source")
+
+
+@pytest.mark.slow
+def test_a_loss_out_of_a_file_is_what_is_minimised(tmp_path: Path) -> None:
+    source = f"{write(tmp_path / 'loss.py', LOSS)}:absolute"
+    error = train.choose_error(LossConfig(source=source))
+    assert float(error(jnp.ones((1, 3)), jnp.zeros((1, 3)))[0]) == 1.0
+    stage, state = train.fit(tiny_nerf(steps=2, loss=LossConfig(source=source)), make_scene())
+    assert int(state.step) == 2 and stage.rays > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("def f(a):\n    return a\n", "TypeError"),
+        ("def f(a, b):\n    return a - b\n", r"gives \(5, 3\)"),
+        ("def f(a, b):\n    return ((a - b) ** 2).mean()\n", r"gives \(\)"),
+        ("def f(a, b):\n    return None\n", "AttributeError"),
+        ("f = 3\n", "TypeError"),
+    ],
+)
+def test_what_is_no_loss_is_refused(text: str, complaint: str, tmp_path: Path) -> None:
+    source = f"{write(tmp_path / 'loss.py', text)}:f"
+    with pytest.raises(InputError, match=f"is no loss .*{complaint}"):
+        train.choose_error(LossConfig(source=source))
+
+
+def test_a_run_keeps_the_code_it_was_trained_with(tmp_path: Path) -> None:
+    field, loss = (write(tmp_path / name, text) for name, text in (("f.py", FIELD), ("l.py", LOSS)))
+    config = TrainConfig(
+        field=CustomConfig(source=f"{field}:Nothing"), loss=LossConfig(source=f"{loss}:absolute")
+    )
+    folder = tmp_path / "runs" / "one"
+    runs.create_folder(folder)
+    kept = runs.keep_sources(folder, config)
+    runs.write_config(folder, kept)
+    assert isinstance(kept.field, CustomConfig)
+    assert kept.field.source == f"{folder / 'f.py'}:Nothing"
+    # Neither a change of the original nor a move of the run matters.
+    field.write_text("raise ValueError")
+    moved = folder.rename(tmp_path / "moved")
+    found = runs.read_config(moved)
+    assert isinstance(found.field, CustomConfig)
+    assert found.field.source == f"{moved / 'f.py'}:Nothing"
+    assert found.loss.source == f"{moved / 'l.py'}:absolute"
+    assert load_field(found.field.source)
+    # Kept once more, as when a run is copied onto itself, nothing is lost.
+    assert runs.keep_sources(moved, found) == found
+    plain = TrainConfig(field=CustomConfig())
+    assert runs.keep_sources(moved, plain) == plain
+
+
+def test_two_files_of_one_name_do_not_take_each_other_s_place(tmp_path: Path) -> None:
+    field = write(tmp_path / "a" / "own.py", FIELD)
+    loss = write(tmp_path / "b" / "own.py", LOSS)
+    config = TrainConfig(
+        field=CustomConfig(source=f"{field}:Nothing"), loss=LossConfig(source=f"{loss}:absolute")
+    )
+    folder = tmp_path / "run"
+    runs.create_folder(folder)
+    with pytest.raises(InputError, match=r"another own\.py"):
+        runs.keep_sources(folder, config)
+    # One file may well hold both.
+    both = write(tmp_path / "c" / "both.py", FIELD + LOSS)
+    config = TrainConfig(
+        field=CustomConfig(source=f"{both}:Nothing"), loss=LossConfig(source=f"{both}:absolute")
+    )
+    assert runs.keep_sources(folder, config).loss.source == f"{folder / 'both.py'}:absolute"

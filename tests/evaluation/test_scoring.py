@@ -1,0 +1,209 @@
+"""Evaluation: views rendered in chunks, scored and summed up."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_tensorf, tiny_voxels
+
+from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
+from jaxrf.data.scene import composite
+from jaxrf.evaluation import scoring as evaluate
+from jaxrf.evaluation.scoring import RenderView
+from jaxrf.models import methods
+from jaxrf.rendering.volume import Rendering
+from jaxrf.training.config import TrainConfig
+
+
+def make_render(
+    config: TrainConfig, background: np.ndarray, tight: bool = True
+) -> tuple[RenderView, Rendering]:
+    """The function under test, and what it should give for the first test view, all at once."""
+    stage, state = first_state(config)
+    render = evaluate.make_render_view(
+        config, stage, state.params, state.grid, (2.0, 6.0), background, tight=tight
+    )
+    stage, box = methods.fit_to_render(config.field, stage, state.grid, tight)
+    rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
+    rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
+    rest = (state.params, state.grid, rays, jnp.asarray(background), jnp.asarray(box))
+    whole = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))(
+        config.field, stage, 1 << 13, *rest
+    )
+    return render, whole
+
+
+def test_a_view_with_sub_rays_is_the_average_of_a_finer_view() -> None:
+    config = tiny_nerf()
+    stage, state = first_state(config)
+    white = np.ones(3, np.float32)
+    common = (state.params, state.grid, (2.0, 6.0), white)
+    cameras = make_scene().splits["test"].cameras
+    finer = resize_cameras(cameras, 2 * SIZE, 2 * SIZE)
+    wanted = evaluate.make_render_view(config, stage, *common)(finer, 1)
+    found = evaluate.make_render_view(config, stage, *common, subrays=2)(cameras, 1)
+    assert found.rgb.shape == (SIZE, SIZE, 3)
+    blocks = wanted.rgb.reshape(SIZE, 2, SIZE, 2, 3)
+    np.testing.assert_allclose(found.rgb, blocks.mean(axis=(1, 3)), atol=1e-6)
+    split = dataclasses.replace(stage, subrays=2)
+    same = evaluate.make_render_view(config, split, *common)(cameras, 1)
+    assert np.array_equal(same.rgb, found.rgb)
+
+
+@pytest.mark.parametrize("tight", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_tensorf(),
+        # 100 rays at a time: the last chunk of 256 pixels is not full.
+        tiny_nerf(render_samples=3200),
+        tiny_voxels(render_samples=100),
+    ],
+    ids=["tensorf", "nerf", "voxels"],
+)
+def test_a_view_is_its_rays_rendered_in_order(config: TrainConfig, tight: bool) -> None:
+    background = np.array([0.9, 0.5, 0.1], np.float32)
+    render, whole = make_render(config, background, tight)
+    view = render(make_scene().splits["test"].cameras, 0)
+    for name in ("rgb", "opacity", "depth", "median_depth"):
+        found = getattr(view, name)
+        assert isinstance(found, np.ndarray)
+        wanted = np.asarray(getattr(whole, name))
+        assert found.shape == (SIZE, SIZE, *wanted.shape[1:])
+        np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
+
+
+def test_when_memory_runs_out_fewer_samples_are_rendered_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    render, _ = make_render(tiny_nerf(render_samples=1 << 13), np.ones(3, np.float32))
+    cameras = make_scene().splits["test"].cameras
+    wanted = render(cameras, 0)
+    tried: list[int] = []
+    really = evaluate._render_chunks
+
+    def short_of_memory(field: Any, stage: Any, samples: int, *rest: Any) -> Rendering:
+        tried.append(samples)
+        if samples > 1 << 11:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return really(field, stage, samples, *rest)
+
+    monkeypatch.setattr(evaluate, "_render_chunks", short_of_memory)
+    np.testing.assert_allclose(render(cameras, 0).rgb, wanted.rgb, atol=2e-5)
+    assert tried[:3] == [1 << 13, 1 << 12, 1 << 11]
+    # The next view begins with what was found to fit.
+    tried.clear()
+    render(cameras, 1)
+    assert set(tried) == {1 << 11}
+
+
+def test_other_failures_and_hopeless_shortness_are_not_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    render, _ = make_render(tiny_nerf(), np.ones(3, np.float32))
+    cameras = make_scene().splits["test"].cameras
+    for text in ("RESOURCE_EXHAUSTED: no memory", "INTERNAL: something else"):
+
+        def fail(*_: Any, text: str = text) -> Rendering:
+            raise jax.errors.JaxRuntimeError(text)
+
+        monkeypatch.setattr(evaluate, "_render_chunks", fail)
+        with pytest.raises(RuntimeError, match=text):
+            render(cameras, 0)
+
+
+def test_each_camera_gives_its_own_view() -> None:
+    render, _ = make_render(tiny_nerf(), np.ones(3, np.float32))
+    cameras = make_scene().splits["test"].cameras
+    assert not np.allclose(render(cameras, 0).rgb, render(cameras, 1).rgb)
+
+
+def fake_render(rgb: float) -> RenderView:
+    def render(cameras: Cameras, index: int) -> Rendering:
+        shape = (cameras.height, cameras.width)
+        plain = jnp.ones(shape)
+        colours = jnp.full((*shape, 3), rgb + index)
+        return jax.device_get(Rendering(colours, plain, plain, plain))
+
+    return render
+
+
+def test_scores_compare_with_the_composited_truth_and_clip_the_rendering() -> None:
+    split = make_scene().splits["test"]
+    background = np.array([0.0, 0.5, 1.0], np.float32)
+    scored = list(evaluate.score_split(fake_render(0.5), split, background, range(1, -1, -1)))
+    assert [s.name for s in scored] == ["r_1", "r_0"] and [s.view for s in scored] == [1, 0]
+    for item, level in zip(scored, (1.0, 0.5), strict=True):  # 1.5 is clipped to 1
+        truth = composite(split.images[item.view], background)
+        np.testing.assert_array_equal(item.truth, truth)
+        mse = np.mean((truth.astype(np.float64) - level) ** 2)
+        assert item.psnr == pytest.approx(-10 * math.log10(mse), abs=1e-6)
+        assert -1 <= item.ssim < 0.9
+
+
+def test_the_truth_itself_scores_infinity_and_one() -> None:
+    split = make_scene().splits["test"]
+    black = np.zeros(3, np.float32)
+
+    def render(cameras: Cameras, index: int) -> Rendering:
+        plain = jnp.ones((cameras.height, cameras.width))
+        colours = jnp.asarray(composite(split.images[index], black))
+        return jax.device_get(Rendering(colours, plain, plain, plain))
+
+    (item,) = evaluate.score_split(render, split, black, [0])
+    assert item.psnr == math.inf and item.ssim == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_summary_is_the_mean_over_pictures_not_of_the_errors() -> None:
+    split = make_scene().splits["test"]
+    scored = list(evaluate.score_split(fake_render(0.1), split, np.ones(3, np.float32), [0, 1]))
+    scored = [
+        s._replace(psnr=p, ssim=q) for s, p, q in zip(scored, (20, 30), (0.5, 1), strict=True)
+    ]
+    assert evaluate.summarise(scored) == {
+        "psnr": 25.0,
+        "ssim": 0.75,
+        "per_image": [
+            {"name": "r_0", "psnr": 20, "ssim": 0.5},
+            {"name": "r_1", "psnr": 30, "ssim": 1},
+        ],
+    }
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(10, 4), (2, 4), (3, 4), (4, 4), (1, 9), (100, 1)])
+def test_views_are_spread_evenly_and_as_many_as_wanted(count: int, wanted: int) -> None:
+    chosen = evaluate.spread(count, wanted)
+    assert len(chosen) == min(count, wanted)
+    assert chosen == sorted(set(chosen)) and chosen[0] == 0 and chosen[-1] < count
+    gaps = np.diff([*chosen, count])
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_nothing_is_spread_over_nothing() -> None:
+    assert evaluate.spread(0, 4) == [] and evaluate.spread(4, 0) == []
+
+
+def test_lpips_is_among_the_scores_only_if_there_are_weights_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    split = make_scene().splits["test"]
+    black = np.zeros(3, np.float32)
+    asked: list[Any] = []
+
+    def distance(weights: Any, rendered: np.ndarray, truth: np.ndarray) -> float:
+        asked.append(weights)
+        return 0.1 * len(asked)
+
+    monkeypatch.setattr(evaluate, "_lpips", distance)
+    without = evaluate.summarise(list(evaluate.score_split(fake_render(0.5), split, black, [0, 1])))
+    assert asked == [] and "lpips" not in without and "lpips" not in without["per_image"][0]
+    weights = {"lin0.model.1.weight": jnp.ones((1, 1, 1, 1))}
+    scored = list(evaluate.score_split(fake_render(0.5), split, black, [0, 1], weights))
+    summary = evaluate.summarise(scored)
+    assert asked == [weights, weights] and summary["lpips"] == pytest.approx(0.15)
+    assert [item["lpips"] for item in summary["per_image"]] == pytest.approx([0.1, 0.2])
+    assert summary["psnr"] == without["psnr"]

@@ -1,0 +1,106 @@
+"""Checkpoints: what is kept, and what is restored."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from scenes import differing_leaves, first_state, tiny_nerf, tiny_tensorf, tiny_voxels
+
+from jaxrf.core.errors import InputError
+from jaxrf.training import checkpoint
+
+
+def make_state(step: int) -> dict[str, Any]:
+    return {
+        "params": {"planes": (jnp.full((3, 2), 0.1 * step), jnp.arange(4.0))},
+        "occupied": jnp.array([True, False]),
+        "step": jnp.asarray(step, jnp.int32),
+    }
+
+
+def save_all(folder: Path, keep: int, psnrs: dict[int, float | None]) -> list[int]:
+    manager = checkpoint.open_checkpoints(folder, keep)
+    for step, psnr in psnrs.items():
+        checkpoint.save(manager, step, make_state(step), {"number": step}, psnr)
+        manager.wait_until_finished()
+    manager.close()
+    manager = checkpoint.open_checkpoints(folder, keep)
+    kept = sorted(manager.all_steps())
+    manager.close()
+    on_disk = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    assert on_disk == kept
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("keep", "psnrs", "expected"),
+    [
+        (2, {1: None, 2: None, 3: None, 4: None}, [3, 4]),
+        (1, {1: None, 2: None, 3: None}, [3]),
+        (2, {1: 20.0, 2: 25.0, 3: 22.0, 4: 23.0, 5: None, 6: None}, [2, 5, 6]),
+        (2, {1: 20.0, 2: 25.0, 3: 26.0, 4: None}, [3, 4]),
+        (1, {1: 30.0, 2: None, 3: 10.0}, [1, 3]),
+        (3, {1: None, 2: 5.0, 3: None, 4: None, 5: None}, [2, 3, 4, 5]),
+    ],
+)
+def test_the_last_few_and_the_best_are_kept(
+    tmp_path: Path, keep: int, psnrs: dict[int, float | None], expected: list[int]
+) -> None:
+    assert save_all(tmp_path, keep, psnrs) == expected
+
+
+def test_the_best_survives_a_resume(tmp_path: Path) -> None:
+    save_all(tmp_path, 1, {1: 30.0, 2: 20.0})
+    assert save_all(tmp_path, 1, {3: 25.0, 4: None}) == [1, 4]
+
+
+def test_state_and_meta_come_back_as_they_were(tmp_path: Path) -> None:
+    manager = checkpoint.open_checkpoints(tmp_path, 2)
+    meta = {"scene": {"near": 2.0, "name": "ä"}, "stage": {"aabb": [[0.1, 1e-9, 3.0]], "p": True}}
+    checkpoint.save(manager, 7, make_state(7), meta, None)
+    manager.wait_until_finished()
+    assert checkpoint.read_meta(manager, 7) == meta
+    target = jax.eval_shape(lambda: make_state(0))
+    assert differing_leaves(checkpoint.restore(manager, 7, target), make_state(7)) == []
+    manager.close()
+
+
+@pytest.mark.parametrize(
+    "make", [tiny_tensorf, tiny_nerf, tiny_voxels], ids=["tensorf", "nerf", "voxels"]
+)
+def test_a_whole_training_state_comes_back_bit_for_bit(tmp_path: Path, make: Any) -> None:
+    config = make()
+    _, state = first_state(config)
+    # Optimiser moments that are not all zero.
+    keys = iter(jax.random.split(jax.random.key(0), 200))
+    state = jax.tree.map(
+        lambda x: jax.random.normal(next(keys), x.shape) if x.dtype == jnp.float32 else x, state
+    )
+    manager = checkpoint.open_checkpoints(tmp_path, 2)
+    checkpoint.save(manager, 0, state, {}, None)
+    manager.wait_until_finished()
+    target = jax.eval_shape(lambda: state)
+    assert differing_leaves(checkpoint.restore(manager, 0, target), state) == []
+    manager.close()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {**make_state(0), "occupied": jnp.array([True] * 3)},
+        {**make_state(0), "more": jnp.zeros(2)},
+        {k: v for k, v in make_state(0).items() if k != "occupied"},
+        {**make_state(0), "params": {"planes": (jnp.zeros((2, 3)), jnp.arange(4.0))}},
+        {**make_state(0), "params": {"lines": jnp.zeros(3)}},
+    ],
+    ids=["size", "more", "less", "transposed", "other names"],
+)
+def test_a_state_of_other_shape_is_an_input_error(tmp_path: Path, target: Any) -> None:
+    manager = checkpoint.open_checkpoints(tmp_path, 2)
+    checkpoint.save(manager, 7, make_state(7), {}, None)
+    manager.wait_until_finished()
+    with pytest.raises(InputError, match=f"step 7 in {tmp_path}"):
+        checkpoint.restore(manager, 7, jax.eval_shape(lambda: target))
+    manager.close()
