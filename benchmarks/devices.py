@@ -54,10 +54,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from jaxrf.data import sources
     from jaxrf.parallel import devices as parallel
-    from jaxrf.sampling.occupancy import WatchedGrid
+    from jaxrf.sampling.occupancy import WeightTrackedGrid
     from jaxrf.training import pixels as batches
-    from jaxrf.training import train
-    from jaxrf.training import transitions as stages
+    from jaxrf.training import train, transitions
     from jaxrf.training.config import make_preset
 
     scene = sources.load_scene(arguments.data, ["train"], arguments.downscale)
@@ -70,23 +69,23 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         batch_samples=factor * config.batch_samples,
         shards=arguments.shards,
     )
-    config = stages.fit_config(config, scene)
+    config = transitions.resolve_config(config, scene)
     mesh = parallel.make_mesh(arguments.devices)
-    stage = stages.first_stage(config, scene.aabb, mesh.size)
-    grid = stages.init_grid(config.field, stage, scene.aabb)
+    stage = transitions.first_stage(config, scene.aabb, mesh.size)
+    grid = transitions.init_grid(config.field, stage, scene.aabb)
     state = parallel.replicate(
         mesh, jax.jit(train.init_state, static_argnums=(0, 1))(config, stage, grid)
     )
-    pixels = batches.put_pixels(scene.splits["train"], batches.list_factors(config))
+    pixels = batches.to_device(scene.splits["train"], batches.image_scales(config))
     pixels = parallel.replicate(mesh, pixels)
     scene_range = (scene.near, scene.far)
     run = train.compile_step(config, stage, scene_range, state, pixels, mesh=mesh)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    memory = state.grid.memory.size if isinstance(state.grid, WatchedGrid) else 0
+    memory = state.grid.memory.size if isinstance(state.grid, WeightTrackedGrid) else 0
     seconds, done = [], 0
     while done < arguments.steps:
         count = 1 if not done else max(arguments.steps // 5, 1)
-        rest = train.make_course(config), jnp.asarray(count, jnp.int32)
+        rest = train.make_train_schedule(config), jnp.asarray(count, jnp.int32)
         started = time.perf_counter()
         state, metrics = run(state, pixels, *parallel.replicate(mesh, rest))
         jax.block_until_ready(metrics)
@@ -119,7 +118,7 @@ def predict() -> None:
 
     from jaxrf.fields import tensorf
     from jaxrf.models import methods
-    from jaxrf.training import transitions as stages
+    from jaxrf.training import transitions
     from jaxrf.training.config import TensoRFConfig, make_preset
 
     box = np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
@@ -129,7 +128,7 @@ def predict() -> None:
     print("|---|---|---|" + "---|" * len(counts))
     for preset in PUBLISHED:
         config = make_preset(preset)
-        stage = stages.first_stage(config, box)
+        stage = transitions.first_stage(config, box)
         if isinstance(config.field, TensoRFConfig):
             finest = tensorf.fit_resolution(config.field.final_voxels, box)
             stage = dataclasses.replace(stage, resolution=finest)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrf.core.grids import mix_rows
+from jaxrf.core.grids import weighted_gather
 
 SAMPLES, CORNERS, LOOPS = 1 << 16, 8, 8
 
@@ -43,8 +43,8 @@ def vmap_corners(table: jax.Array, corners: jax.Array, weights: jax.Array) -> ja
 
 
 def mix(table: jax.Array, corners: jax.Array, weights: jax.Array) -> jax.Array:
-    """rows; `grids.mix_rows`"""
-    return mix_rows(table, corners, weights)
+    """rows; `grids.weighted_gather`"""
+    return weighted_gather(table, corners, weights)
 
 
 def channel_first(table: jax.Array, corners: jax.Array, weights: jax.Array) -> jax.Array:

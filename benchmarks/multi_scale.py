@@ -18,11 +18,11 @@ from pathlib import Path
 FIELDS = {
     "NeRF": ["nerf-small"],
     "NeRF, integrated encoding": ["nerf-small", "--field.encoding", "integrated"],
-    "NeRF, 2x2 rays a pixel": ["nerf-small", "--subrays", "2"],
+    "NeRF, 2x2 rays a pixel": ["nerf-small", "--supersample", "2"],
     "hash grid": ["hashgrid-small"],
-    "hash grid, 2x2 rays a pixel": ["hashgrid-small", "--subrays", "2"],
+    "hash grid, 2x2 rays a pixel": ["hashgrid-small", "--supersample", "2"],
     "PyNeRF": ["pynerf-small"],
-    "PyNeRF, 2x2 rays a pixel": ["pynerf-small", "--subrays", "2"],
+    "PyNeRF, 2x2 rays a pixel": ["pynerf-small", "--supersample", "2"],
     "PyNeRF, a table for each head": ["pynerf-small", "--field.tables", "separate"],
     "PyNeRF, blending densities and colours": [
         "pynerf-small", "--field.blend", "results", "--field.shading", "per_sample",
@@ -30,7 +30,7 @@ FIELDS = {
     "PyNeRF, consistency 0.1": ["pynerf-small", "--field.consistency-weight", "0.1"],
     "PyNeRF, consistency 0.001": ["pynerf-small", "--field.consistency-weight", "0.001"],
     "PyNeRF, sizes one after the other": [
-        "pynerf-small", "--scale-schedule",
+        "pynerf-small", "--train-scale-schedule",
         "0", "8", "0.067", "4", "0.167", "2", "0.333", "1",
     ],
 }  # fmt: skip

@@ -19,8 +19,7 @@ import torch
 from made_up import make_scene
 
 from jaxrf.training import pixels as batches
-from jaxrf.training import train
-from jaxrf.training import transitions as stages
+from jaxrf.training import train, transitions
 from jaxrf.training.config import NeRFConfig, make_preset
 
 RAYS, SAMPLES = 1024, 64
@@ -90,17 +89,17 @@ def make_jax_step() -> Callable[[], object]:
     """A step of `jaxrf`'s own training, drawing of rays included."""
     config = dataclasses.replace(
         make_preset("nerf-original"),
-        field=NeRFConfig(coarse_samples=SAMPLES, fine_samples=0),
+        field=NeRFConfig(num_coarse_samples=SAMPLES, num_fine_samples=0),
         batch_rays=RAYS,
     )
     scene = make_scene(views=8, size=64)
-    config = stages.fit_config(config, scene)
-    stage = stages.first_stage(config, scene.aabb)
-    grid = stages.init_grid(config.field, stage, scene.aabb)
+    config = transitions.resolve_config(config, scene)
+    stage = transitions.first_stage(config, scene.aabb)
+    grid = transitions.init_grid(config.field, stage, scene.aabb)
     state = train.init_state(config, stage, grid)
-    pixels = batches.put_pixels(scene.splits["train"])
+    pixels = batches.to_device(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
-    course, one = train.make_course(config), jnp.asarray(1, jnp.int32)
+    course, one = train.make_train_schedule(config), jnp.asarray(1, jnp.int32)
 
     def step() -> None:
         nonlocal state

@@ -18,8 +18,7 @@ import numpy as np
 from made_up import make_scene
 
 from jaxrf.training import pixels as batches
-from jaxrf.training import train
-from jaxrf.training import transitions as stages
+from jaxrf.training import train, transitions
 from jaxrf.training.config import (
     NeRFConfig,
     TensoRFConfig,
@@ -30,18 +29,18 @@ from jaxrf.training.config import (
 
 FACTORS = (1, 2, 4, 8)
 PRESETS = {"voxels": "voxels-small", "tensorf": "tensorf-small", "nerf": "nerf-small"}
-SMALL_NERF = NeRFConfig(layers=4, width=64, skip=2, color_width=32, coarse_samples=16)
+SMALL_NERF = NeRFConfig(layers=4, width=64, skip=2, color_width=32, num_coarse_samples=16)
 
 
 def measure(config: TrainConfig, views: int, steps: int) -> tuple[float, float]:
     """Milliseconds of a step, and MiB of the program."""
     scene = make_scene(views, size=64)
-    stage = stages.first_stage(config, scene.aabb)
-    grid = stages.init_grid(config.field, stage, scene.aabb)
+    stage = transitions.first_stage(config, scene.aabb)
+    grid = transitions.init_grid(config.field, stage, scene.aabb)
     state = train.init_state(config, stage, grid)
-    pixels = batches.put_pixels(scene.splits["train"])
+    pixels = batches.to_device(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
-    course, count = train.make_course(config), jnp.asarray(steps, jnp.int32)
+    course, count = train.make_train_schedule(config), jnp.asarray(steps, jnp.int32)
     times = []
     for _ in range(6):
         started = time.perf_counter()
@@ -66,14 +65,16 @@ def make_config(kind: str, factor: int, grown: str) -> tuple[TrainConfig, int]:
     field: Any = base.field
     match field:
         case VoxelsConfig():
-            field = dataclasses.replace(field, initial_resolution=side, divisions=0)
+            field = dataclasses.replace(field, initial_resolution=side, num_subdivisions=0)
         case TensoRFConfig():
             field = dataclasses.replace(
                 field, initial_voxels=side**3, final_voxels=side**3, upsample_at=()
             )
         case NeRFConfig():
-            coarse = SMALL_NERF.coarse_samples * (factor if grown == "samples" else 1)
-            field = dataclasses.replace(SMALL_NERF, coarse_samples=coarse, fine_samples=coarse)
+            coarse = SMALL_NERF.num_coarse_samples * (factor if grown == "samples" else 1)
+            field = dataclasses.replace(
+                SMALL_NERF, num_coarse_samples=coarse, num_fine_samples=coarse
+            )
     if grown == "samples" and kind != "nerf":
         field = dataclasses.replace(field, step_ratio=field.step_ratio / factor)
     config = dataclasses.replace(
@@ -81,7 +82,7 @@ def make_config(kind: str, factor: int, grown: str) -> tuple[TrainConfig, int]:
         field=field,
         batch_rays=rays,
         batch_samples=samples,
-        pass_samples=stages.CACHED_SAMPLES,
+        microbatch_samples=transitions.CACHED_SAMPLES,
     )
     return config, views
 

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jaxrf.data import sources
-from jaxrf.evaluation import images as pictures
-from jaxrf.evaluation import scoring as evaluate
+from jaxrf.evaluation import images, scoring
 from jaxrf.training import runs, train
 
 # As many steps as two cores of a CPU do in a minute; voxels do more.
@@ -47,14 +46,14 @@ def draw_strip(folder: Path, view: int, larger: int) -> tuple[Image.Image, float
         Path(run.scene.data), ["test"], run.config.downscale, lambda count: [view]
     )
     background = train.background_color(run.config)
-    render = runs.make_render_view(run)
-    (scored,) = evaluate.score_split(render, scene.splits["test"], background, [0])
+    render = runs.make_render_fn(run)
+    (scored,) = scoring.score_split(render, scene.splits["test"], background, [0])
     seen = scored.rendering
     hit = seen.median_depth[seen.opacity > 0.5]
-    depth = pictures.depth_picture(seen.median_depth, seen.opacity, hit.min(), hit.max())
-    error = pictures.error_picture(seen.rgb, scored.truth)
+    depth = images.depth_picture(seen.median_depth, seen.opacity, hit.min(), hit.max())
+    error = images.error_picture(seen.rgb, scored.truth)
     strip = np.concatenate([scored.truth, seen.rgb, depth, error], axis=1)
-    image = Image.fromarray(pictures.to_uint8(strip))
+    image = Image.fromarray(images.to_uint8(strip))
     size = (image.width * larger, image.height * larger)
     return image.resize(size, Image.Resampling.NEAREST), scored.psnr
 

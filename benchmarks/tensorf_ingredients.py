@@ -26,16 +26,16 @@ INGREDIENTS = {
     "pruning by alpha instead of weight": [
         "--field.prune-by", "alpha", "--field.prune-threshold", "1e-4",
     ],
-    "colour for all samples": ["--field.color-share", "1"],
+    "colour for all samples": ["--field.max-shaded-fraction", "1"],
     "colour per sample instead of per ray": ["--field.shading", "per_sample"],
-    "no sub-rays": ["--subrays", "1"],
+    "no sub-rays": ["--supersample", "1"],
     "white background instead of random ones": ["--background", "white"],
     "L1 of the density, 8e-5 and 4e-5": [
         "--field.l1-weight", "8e-5", "--field.l1-weight-pruned", "4e-5",
     ],
     "total variation of the features, 1e-4": ["--field.feature-tv-weight", "1e-4"],
     "orthogonality, 1e-3": ["--field.orthogonality-weight", "1e-3"],
-    "rates and moments begin anew at upsampling": ["--field.reset-rates"],
+    "rates and moments begin anew at upsampling": ["--field.reset-lr"],
     "half a voxel a step": ["--field.step-ratio", "0.5"],
     "colour by harmonics instead of an MLP": [
         "--field.color", "harmonics", "--field.feature-dim", "27",

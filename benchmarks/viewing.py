@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxrf.cameras.base import find_span, resize_cameras, take_cameras
+from jaxrf.cameras.base import index_cameras, near_far_for_box, resize_cameras
 from jaxrf.cli import commands
 from jaxrf.cli.options import RenderOptions
-from jaxrf.evaluation import images as pictures
-from jaxrf.evaluation import interactive as painter
+from jaxrf.evaluation import images, interactive
 from jaxrf.export.videos import path_cameras
 from jaxrf.rendering.volume import Picture
-from jaxrf.sampling.occupancy import shown_box
+from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs
 from jaxrf.viewer.server import FLUID_SECONDS, WHOLE
 
@@ -31,7 +30,7 @@ SIZES = (384, 768)
 def encode(picture: Picture, span: tuple[float, float]) -> bytes:
     """A picture as it is sent to a browser."""
     buffer = io.BytesIO()
-    image = Image.fromarray(pictures.draw_channel(picture, "rgb", span))
+    image = Image.fromarray(images.draw_channel(picture, "rgb", span))
     image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
@@ -43,25 +42,27 @@ def main() -> None:
     arguments = parser.parse_args()
     commands.set_up_jax("highest")
     run = runs.open_run(arguments.run)
-    paint = commands.make_painter(run)
+    paint = commands.make_interactive_renderer(run)
     orbit = path_cameras(run, RenderOptions(frames=600, size=SIZES[-1]))
-    span = find_span(orbit, shown_box(paint.grid))
-    tiny = resize_cameras(take_cameras(orbit, np.array([0])), 8, 8)
+    span = near_far_for_box(orbit, visible_aabb(paint.grid))
+    tiny = resize_cameras(index_cameras(orbit, np.array([0])), 8, 8)
     paint.paint(tiny, WHOLE, lambda: False)
     print("| sharpest | while it moves | frames/s | first picture | sharp after |")
     print("|---|---|---|---|---|")
     for size in SIZES:
-        pace, widths, times = painter.Pace(FLUID_SECONDS), [], []
+        pace, widths, times = interactive.Pace(FLUID_SECONDS), [], []
         cameras = resize_cameras(orbit, size, size * orbit.height // orbit.width)
         started = time.perf_counter()
         while (now := time.perf_counter()) - started < arguments.seconds:
-            camera = take_cameras(cameras, np.array([len(times) % len(cameras)]))
-            picture = next(painter.paint_progressively(paint, camera, WHOLE, pace, lambda: False))
+            camera = index_cameras(cameras, np.array([len(times) % len(cameras)]))
+            picture = next(
+                interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False)
+            )
             encode(picture, span)
             widths.append(picture.opacity.shape[1])
             times.append(time.perf_counter() - now)
         begun, reached = time.perf_counter(), []
-        for picture in painter.paint_progressively(paint, camera, WHOLE, pace, lambda: False):
+        for picture in interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False):
             encode(picture, span)
             reached.append(time.perf_counter() - begun)
         moving = int(np.median(widths[5:]))

@@ -13,11 +13,11 @@ class Blobs:
 
     Attributes:
       count: number of blobs.
-      in_box: asks for the scene's box among the parameters.
+      needs_aabb: asks for the scene's box among the parameters.
     """
 
     count: int = 384
-    in_box = True
+    needs_aabb = True
 
     def init(self, key: jax.Array) -> dict[str, Array]:
         key_centre, key_color = jax.random.split(key)

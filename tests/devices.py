@@ -32,12 +32,11 @@ from scenes import (  # noqa: E402
     tiny_voxels,
 )
 
-from jaxrf.evaluation import scoring as evaluate
+from jaxrf.evaluation import scoring
 from jaxrf.models.methods import Stage  # noqa: E402
 from jaxrf.parallel import devices as parallel  # noqa: E402
-from jaxrf.training import optim, train
+from jaxrf.training import optim, train, transitions
 from jaxrf.training import pixels as batches
-from jaxrf.training import transitions as stages
 from jaxrf.training.config import TrainConfig  # noqa: E402
 from jaxrf.training.train import TrainState  # noqa: E402
 
@@ -86,7 +85,7 @@ def compare(kind: str, counts: Sequence[int]) -> dict[str, Any]:
         again = train_on(ordered, devices, None)[1]
         found["bits"][str(devices)] = list(differing_leaves(again, whole))
     pictures = [
-        evaluate.make_render_view(
+        scoring.make_render_fn(
             ordered,
             stage,
             whole.shown,
@@ -113,12 +112,12 @@ def follow(kind: str, counts: Sequence[int], steps: int = 200) -> dict[str, Any]
     scene_range = (scene.near, scene.far)
     for devices in (1, *counts):
         mesh = parallel.make_mesh(devices)
-        stage = stages.first_stage(config, scene.aabb, devices)
-        grid = stages.init_grid(config.field, stage, scene.aabb)
+        stage = transitions.first_stage(config, scene.aabb, devices)
+        grid = transitions.init_grid(config.field, stage, scene.aabb)
         state = as_doubles(train.init_state(config, stage, grid))
-        pixels = as_doubles(batches.put_pixels(scene.splits["train"]))
+        pixels = as_doubles(batches.to_device(scene.splits["train"]))
         state, pixels, course = parallel.replicate(
-            mesh, (state, pixels, as_doubles(train.make_course(config)))
+            mesh, (state, pixels, as_doubles(train.make_train_schedule(config)))
         )
         step = jax.jit(train.make_train_step(config, stage, scene_range, mesh=mesh))
         end, metrics = step(state, pixels, course, np.int32(steps))

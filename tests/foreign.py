@@ -268,12 +268,12 @@ def write_tensorf(
 
 def write_nerfstudio(path: Path, tcnn: bool = False, appearance: int = 5) -> Path:
     """A hash field of 4 levels of 2 channels, as PyTorch or tiny-cuda-nn has it."""
-    rng, width, levels, log2_rows, finest = np.random.default_rng(11), 16, 4, 12, 60
+    rng, width, levels, log2_hashmap_size, finest = np.random.default_rng(11), 16, 4, 12, 60
     state: dict[str, Any] = {
         "aabb": np.array([[-1.5, -1.4, -1.3], [1.5, 1.6, 1.7]], np.float32),
         "max_res": np.array(finest),
         "num_levels": np.array(levels),
-        "log2_hashmap_size": np.array(log2_rows),
+        "log2_hashmap_size": np.array(log2_hashmap_size),
         "embedding_appearance.embedding.weight": rng.normal(size=(3, appearance)),
     }
     inputs = 16 + 15 + appearance
@@ -281,7 +281,7 @@ def write_nerfstudio(path: Path, tcnn: bool = False, appearance: int = 5) -> Pat
         # Cells 16 - 1, ... up to 64 - 1; rows of 16^3 do not fit into 2^10.
         growth = np.exp((np.log(finest) - np.log(16)) / (levels - 1))
         cells = [int(np.ceil(16 * growth**level - 1 - 1e-4)) + 1 for level in range(levels)]
-        rows = sum(min(-(-(n**3) // 8) * 8, 1 << log2_rows) for n in cells)
+        rows = sum(min(-(-(n**3) // 8) * 8, 1 << log2_hashmap_size) for n in cells)
         padded = -(-inputs // 16) * 16
 
         def layers(*sizes: tuple[int, int]) -> np.ndarray:
@@ -295,7 +295,7 @@ def write_nerfstudio(path: Path, tcnn: bool = False, appearance: int = 5) -> Pat
         state["mlp_head.tcnn_encoding.params"] = head.astype(np.float32)
         state["direction_encoding.tcnn_encoding.params"] = np.zeros(0, np.float32)
     else:
-        table = rng.normal(0.0, 1.0, (levels << log2_rows, 2)).astype(np.float32)
+        table = rng.normal(0.0, 1.0, (levels << log2_hashmap_size, 2)).astype(np.float32)
         state["mlp_base.model.0.hash_table"] = table
         add_layer(state, rng, "mlp_base.model.1.layers.0", 2 * levels, width)
         add_layer(state, rng, "mlp_base.model.1.layers.1", width, 16)

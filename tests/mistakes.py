@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from foreign import write_nerf_pytorch, write_tensorf
 
-from jaxrf.convert import check
-from jaxrf.convert import formats as recognise
+from jaxrf.convert import check, formats
 from jaxrf.convert.files import Content, read_file
-from jaxrf.convert.formats import Wishes
+from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted
 
 POINTS = 4096
@@ -84,7 +83,7 @@ MISTAKES: dict[str, Change] = {
     "directions of another length": change_convention(view_directions="axis"),
     "inclusive transmittance": change_convention(transmittance="inclusive"),
     "intervals for points": change_field(quadrature="intervals"),
-    "fewer samples": change_field(fine_samples=127),
+    "fewer samples": change_field(num_fine_samples=127),
 }
 
 
@@ -137,9 +136,9 @@ TENSORF_MISTAKES: dict[str, Change] = {
 
 def find_mistake(wrong: Converted, content: Content) -> list[check.Row]:
     """What a check says of a port, raw outputs first, and pictures unless these differ already."""
-    rows = check.check_points(wrong, content, Wishes(), POINTS, double=True)
+    rows = check.check_points(wrong, content, FormatOptions(), POINTS, double=True)
     if check.passes(rows):
-        rows += check.check_pictures(wrong, content, Wishes(), CAMERA, double=True)
+        rows += check.check_pictures(wrong, content, FormatOptions(), CAMERA, double=True)
     return rows
 
 
@@ -154,9 +153,9 @@ def write_table() -> bool:
     ):
         with tempfile.TemporaryDirectory() as folder:
             content = read_file(writer(Path(folder) / "weights"))
-            right = recognise.convert(content, Wishes())
-        exact = check.check_points(right, content, Wishes(), POINTS, double=True)
-        exact += check.check_pictures(right, content, Wishes(), CAMERA, double=True)
+            right = formats.convert(content, FormatOptions())
+        exact = check.check_points(right, content, FormatOptions(), POINTS, double=True)
+        exact += check.check_pictures(right, content, FormatOptions(), CAMERA, double=True)
         before = {row.stage: row.largest for row in exact}
         for mistake, change in mistakes.items():
             rows = find_mistake(change(right), content)

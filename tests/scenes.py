@@ -23,9 +23,7 @@ from jaxrf.data.scene import Scene, Split
 from jaxrf.fields.base import Params
 from jaxrf.models.methods import Stage
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training import schedule as progress
-from jaxrf.training import train
-from jaxrf.training import transitions as stages
+from jaxrf.training import schedule, train, transitions
 from jaxrf.training.config import (
     BitNeRFConfig,
     EncodedMLPConfig,
@@ -56,7 +54,7 @@ TINY = shlex.split("""
     --field.density-components 2 --field.feature-components 2 --field.feature-dim 4
     --field.width 8 --field.initial-voxels 512 --field.final-voxels 1728
     --field.occupancy-voxels 1728 --field.prune-at 0.25 0.5 --field.upsample-at 0.5
-    --field.settle-steps 0 --field.prune-threshold 0.01 --field.density-shift -2.0
+    --field.min-steps-before-refine 0 --field.prune-threshold 0.01 --field.density-shift -2.0
 """)
 
 
@@ -193,7 +191,7 @@ def tiny_tensorf(**changes: Any) -> TrainConfig:
         "batch_rays": 128,
         "render_samples": 1 << 13,
         "steps_per_dispatch": 4,
-        "optimizer": OptimizerConfig(grid_rate=0.03, network_rate=4e-3),
+        "optimizer": OptimizerConfig(grid_lr=0.03, mlp_lr=4e-3),
         "video": VideoConfig(frames=0),
     }
     return TrainConfig(**(settings | changes))
@@ -205,10 +203,10 @@ def tiny_voxels(**changes: Any) -> TrainConfig:
         width=8,
         density_shift=-2.0,
         initial_resolution=8,
-        divisions=1,
+        num_subdivisions=1,
         upsample_at=(0.5,),
         prune_at=(0.25, 0.5),
-        settle_steps=0,
+        min_steps_before_refine=0,
         prune_threshold=0.01,
         density_tv_weight=1e-5,
         feature_tv_weight=1e-5,
@@ -221,9 +219,9 @@ def tiny_voxels(**changes: Any) -> TrainConfig:
         "batch_rays": 256,
         "render_samples": 1 << 11,
         "steps_per_dispatch": 4,
-        "subrays": 2,
-        "subrays_from": 0.75,
-        "optimizer": OptimizerConfig(grid_rate=0.05, network_rate=4e-3),
+        "supersample": 2,
+        "supersample_from": 0.75,
+        "optimizer": OptimizerConfig(grid_lr=0.05, mlp_lr=4e-3),
         "video": VideoConfig(frames=0),
     }
     return TrainConfig(**(settings | changes))
@@ -235,10 +233,10 @@ def tiny_nerf(**changes: Any) -> TrainConfig:
         width=24,
         skip=1,
         color_width=16,
-        position_octaves=4,
-        direction_octaves=1,
-        coarse_samples=12,
-        fine_samples=8,
+        num_position_frequencies=4,
+        num_direction_frequencies=1,
+        num_coarse_samples=12,
+        num_fine_samples=8,
     )
     settings: dict[str, Any] = {
         "field": field,
@@ -246,7 +244,7 @@ def tiny_nerf(**changes: Any) -> TrainConfig:
         "batch_rays": 64,
         "render_samples": 1 << 13,
         "steps_per_dispatch": 4,
-        "optimizer": OptimizerConfig(network_rate=5e-3, beta2=0.999),
+        "optimizer": OptimizerConfig(mlp_lr=5e-3, beta2=0.999),
         "video": VideoConfig(frames=0),
     }
     return TrainConfig(**(settings | changes))
@@ -259,14 +257,14 @@ def tiny_hashgrid(**changes: Any) -> TrainConfig:
         channels=2,
         coarsest=4,
         finest=12,
-        log2_rows=8,
+        log2_hashmap_size=8,
         width=8,
         density_layers=1,
         color_layers=1,
-        occupancy_cells=8,
-        march_steps=32,
-        occupancy_every=4,
-        occupancy_warmup=0,
+        occupancy_resolution=8,
+        max_steps=32,
+        occupancy_update_interval=4,
+        occupancy_warmup_steps=0,
     )
     settings: dict[str, Any] = {
         "field": field,
@@ -275,7 +273,7 @@ def tiny_hashgrid(**changes: Any) -> TrainConfig:
         "batch_rays": 128,
         "render_samples": 1 << 13,
         "steps_per_dispatch": 4,
-        "optimizer": OptimizerConfig(grid_rate=0.02, network_rate=0.01, epsilon=1e-15),
+        "optimizer": OptimizerConfig(grid_lr=0.02, mlp_lr=0.01, epsilon=1e-15),
         "video": VideoConfig(frames=0),
     }
     return TrainConfig(**(settings | changes))
@@ -286,10 +284,10 @@ def marching_nerf(**changes: Any) -> TrainConfig:
     field = dataclasses.replace(
         tiny_nerf().field,
         sampler="occupancy",
-        occupancy_cells=6,
-        occupancy_every=3,
-        march_steps=32,
-        occupancy_warmup=0,
+        occupancy_resolution=6,
+        occupancy_update_interval=3,
+        max_steps=32,
+        occupancy_warmup_steps=0,
     )
     settings: dict[str, Any] = {"field": field, "batch_samples": 1 << 11}
     return tiny_nerf(**(settings | changes))
@@ -300,9 +298,9 @@ def proposing_hashgrid(**changes: Any) -> TrainConfig:
     field = dataclasses.replace(
         tiny_hashgrid().field,
         sampler="proposal",
-        proposal_samples=(16,),
-        proposal_cells=(16,),
-        proposed_samples=10,
+        num_proposal_samples=(16,),
+        proposal_resolutions=(16,),
+        num_nerf_samples=10,
     )
     settings: dict[str, Any] = {"field": field, "batch_rays": 64}
     return tiny_hashgrid(**(settings | changes))
@@ -316,15 +314,15 @@ def tiny_pynerf(**changes: Any) -> TrainConfig:
         channels=2,
         coarsest=4,
         finest=12,
-        log2_rows=8,
+        log2_hashmap_size=8,
         width=8,
         color_width=8,
         color_layers=1,
         feature_dim=4,
-        occupancy_cells=8,
-        occupancy_every=4,
-        occupancy_warmup=0,
-        march_steps=32,
+        occupancy_resolution=8,
+        occupancy_update_interval=4,
+        occupancy_warmup_steps=0,
+        max_steps=32,
         consistency_weight=1e-3,
         consistency_points=16,
     )
@@ -386,8 +384,8 @@ _init_state = jax.jit(train.init_state, static_argnums=(0, 1))
 def first_state(config: TrainConfig, aabb: np.ndarray | None = None) -> tuple[Stage, TrainState]:
     """Stage and state before the first step, in the scene's box unless another one is given."""
     aabb = make_scene().aabb if aabb is None else aabb
-    stage = stages.first_stage(config, aabb)
-    return stage, _init_state(config, stage, stages.init_grid(config.field, stage, aabb))
+    stage = transitions.first_stage(config, aabb)
+    return stage, _init_state(config, stage, transitions.init_grid(config.field, stage, aabb))
 
 
 def slow(*values: Any) -> Any:
@@ -418,7 +416,7 @@ class Recorder:
         self.steps: list[int] = []
         self.step = 0
 
-    def may_wait(self) -> bool:
+    def should_wait_for_compile(self) -> bool:
         return True
 
     def dispatch_seconds(self) -> float:
@@ -441,7 +439,7 @@ class Recorder:
         assert step == self.step
         self.growing.append((step, growing))
         steps = self.plans.get(step)
-        self.config = config if steps is None else progress.refit(config, step, steps)
+        self.config = config if steps is None else schedule.rescale_schedule(config, step, steps)
         return self.config
 
 

@@ -68,7 +68,7 @@ FENCE = re.compile(
 )
 
 
-def find_blocks(text: str) -> list[Block]:
+def occupied_blocks(text: str) -> list[Block]:
     """The fenced blocks of a page."""
     return [Block(m[3], m[4], m[1] or "") for m in FENCE.finditer(text)]
 
@@ -118,7 +118,7 @@ def replace_by(code: str, comment: str) -> str:
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=name_of)
 def test_python_of_the_pages_runs(page: Path, place: Path) -> None:
     names: dict[str, Any] = {}
-    for block in find_blocks(page.read_text(encoding="utf-8")):
+    for block in occupied_blocks(page.read_text(encoding="utf-8")):
         if block.language == "python" and not block.comment.startswith("not run"):
             code = replace_by(block.text, block.comment) if block.comment else block.text
             exec(compile(code, name_of(page), "exec"), names)
@@ -135,7 +135,7 @@ def join_lines(block: str) -> list[str]:
 def find_commands(text: str) -> Iterator[str]:
     """Command lines of our programs: all in blocks, and in the prose those that have options."""
     lines = [
-        line for b in find_blocks(text) if b.language != "python" for line in join_lines(b.text)
+        line for b in occupied_blocks(text) if b.language != "python" for line in join_lines(b.text)
     ]
     prose = prose_of(text)
     lines += re.findall(r"^ {4}(\S.*)$", prose, re.MULTILINE)
@@ -340,7 +340,7 @@ def find_templates() -> list[re.Pattern[str]]:
 def quoted_sentences() -> list[str]:
     """The sentences in boxes of the page on what goes wrong."""
     text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    blocks = [block.text for block in find_blocks(text) if block.language == "text"]
+    blocks = [block.text for block in occupied_blocks(text) if block.language == "text"]
     paragraphs = [part for block in blocks for part in re.split(r"\n\s*\n", block)]
     return [" ".join(part.split()) for part in paragraphs]
 

@@ -14,19 +14,18 @@ from benchmarks.geometry import compare, trace_truth
 from jaxrf.cli import main as cli
 from jaxrf.data import sources
 from jaxrf.data.scene import Scene
-from jaxrf.evaluation import scoring as evaluate
+from jaxrf.evaluation import scoring
 from jaxrf.export import geometry
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
-from jaxrf.training import config, runs, train
-from jaxrf.training import transitions as stages
-from jaxrf.training.config import BricksConfig, TensoRFConfig
+from jaxrf.training import config, runs, train, transitions
+from jaxrf.training.config import SyntheticSceneConfig, TensoRFConfig
 
 # What is trained for several tests is trained once.
 pytestmark = [pytest.mark.as_used, pytest.mark.xdist_group("quality")]
 
 
-def render_bricks(cache: Path, bricks: BricksConfig) -> Path:
+def render_bricks(cache: Path, bricks: SyntheticSceneConfig) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         return sources.ensure_bricks(bricks)
@@ -41,7 +40,7 @@ def train_on_bricks(
     @functools.cache
     def train_preset(preset: str) -> tuple[runs.Run, Path]:
         folder = tmp_path_factory.mktemp("quality")
-        data = render_bricks(folder, BricksConfig())
+        data = render_bricks(folder, SyntheticSceneConfig())
         options = f"--preset {preset} --data {data} --run-dir {folder / 'run'}"
         assert cli.train([*options.split(), "--video.frames", "0"]) == 0
         return runs.open_run(folder / "run"), data
@@ -61,9 +60,9 @@ def test_bricks_are_learnt(run_on_bricks: tuple[runs.Run, Path]) -> None:
     run, data = run_on_bricks
     split = sources.load_scene(data, ["test"]).splits["test"]
     background = train.background_color(run.config)
-    render = runs.make_render_view(run)
-    scored = list(evaluate.score_split(render, split, background, list(range(len(split)))))
-    assert evaluate.summarise(scored)["psnr"] > 28.0
+    render = runs.make_render_fn(run)
+    scored = list(scoring.score_split(render, split, background, list(range(len(split)))))
+    assert scoring.summarise(scored)["psnr"] > 28.0
 
 
 def voxel_length(run: runs.Run) -> float:
@@ -81,7 +80,7 @@ def test_depth_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path
     run, data = run_on_bricks
     split = sources.load_scene(data, ["test"]).splits["test"]
     assert split.depth is not None
-    render = runs.make_render_view(run)
+    render = runs.make_render_fn(run)
     errors, missed = [], []
     for index in range(len(split)):
         picture = render(split.cameras, index)
@@ -105,7 +104,7 @@ def test_the_mesh_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, P
 
 @pytest.mark.slow
 def test_nerf_learns_bricks(tmp_path: Path) -> None:
-    data = render_bricks(tmp_path, BricksConfig(size=100, train_views=60, test_views=8))
+    data = render_bricks(tmp_path, SyntheticSceneConfig(size=100, train_views=60, test_views=8))
     options = f"--preset nerf-small --data {data} --downscale 4 --run-dir {tmp_path / 'run'}"
     assert cli.train([*options.split(), "--steps", "300", "--video.frames", "0"]) == 0
     run = runs.open_run(tmp_path / "run")
@@ -114,31 +113,31 @@ def test_nerf_learns_bricks(tmp_path: Path) -> None:
         small,
         field=dataclasses.replace(small.field, contract=False),
         video=run.config.video,
-        subrays=1,
+        supersample=1,
         steps=300,
         downscale=4,
-        pass_samples=stages.CACHED_SAMPLES,
+        microbatch_samples=transitions.CACHED_SAMPLES,
     )
     assert dataclasses.replace(run.config, data=None, run_dir=None) == small
     split = sources.load_scene(data, ["test"], 4).splits["test"]
     background = train.background_color(run.config)
-    render = runs.make_render_view(run)
-    scored = list(evaluate.score_split(render, split, background, list(range(len(split)))))
-    assert evaluate.summarise(scored)["psnr"] > 17.0
+    render = runs.make_render_fn(run)
+    scored = list(scoring.score_split(render, split, background, list(range(len(split)))))
+    assert scoring.summarise(scored)["psnr"] > 17.0
 
 
 def render_learnt(
     settings: config.TrainConfig, scene: Scene, split: str = "test"
-) -> tuple[float, list[evaluate.Scored]]:
+) -> tuple[float, list[scoring.Scored]]:
     """Trains, and renders the views of a split: their PSNR and themselves."""
-    settings = stages.fit_config(settings, scene)
+    settings = transitions.resolve_config(settings, scene)
     stage, state = train.fit(settings, scene, Recorder())
     background = train.background_color(settings)
     spread = scene.near, scene.far
-    render = evaluate.make_render_view(settings, stage, state.shown, state.grid, spread, background)
+    render = scoring.make_render_fn(settings, stage, state.shown, state.grid, spread, background)
     views = scene.splits[split]
-    scored = list(evaluate.score_split(render, views, background, list(range(len(views)))))
-    return evaluate.summarise(scored)["psnr"], scored
+    scored = list(scoring.score_split(render, views, background, list(range(len(views)))))
+    return scoring.summarise(scored)["psnr"], scored
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from jaxrf.cameras import lenses
 from jaxrf.cameras.lenses import Lens
 from jaxrf.core.pytree import as_pytree
 from jaxrf.core.rays import Rays
-from jaxrf.training.config import ConventionConfig
+from jaxrf.training.config import RayConvention
 
 # Points along each side of a picture by which what a lens sees is enclosed.
 BORDER = 65
@@ -103,7 +103,7 @@ def resize_cameras(cameras: Cameras, width: int, height: int) -> Cameras:
     )
 
 
-def adopt_convention(cameras: Cameras, convention: ConventionConfig) -> Cameras:
+def apply_ray_convention(cameras: Cameras, convention: RayConvention) -> Cameras:
     """Cameras whose rays pass pixels, begin and end where a convention has it."""
     shift = np.float32(0.5 - convention.pixel_centre)
     return dataclasses.replace(
@@ -113,7 +113,7 @@ def adopt_convention(cameras: Cameras, convention: ConventionConfig) -> Cameras:
     )
 
 
-def take_cameras(cameras: Cameras, indices: Int[np.ndarray, "k"]) -> Cameras:
+def index_cameras(cameras: Cameras, indices: Int[np.ndarray, "k"]) -> Cameras:
     """Some of the cameras."""
     distortion = None if cameras.distortion is None else cameras.distortion[indices]
     return dataclasses.replace(
@@ -188,7 +188,7 @@ def pixels_to_rays(
     return rays_to_ndc(rays, jnp.asarray(cameras.ndc[:2], pixels.dtype), cameras.ndc[2])
 
 
-def find_slopes(cameras: Cameras, index: Int[Array, ""]) -> Float[Array, "4"]:
+def frustum_planes(cameras: Cameras, index: Int[Array, ""]) -> Float[Array, "4"]:
     """Slopes of four planes that enclose what a camera sees: to the left, right, top and bottom.
 
     A slope is how far from the optical axis a plane is at distance 1. Infinite where a lens sees
@@ -330,7 +330,7 @@ def look_at(
     return pose
 
 
-def find_focus(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, "3"]:
+def focus_point(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, "3"]:
     """The point nearest to all optical axes, in the sense of least squares.
 
     It solves sum_i (I - d_i d_i^T) (x - o_i) = 0; where the axes leave it open (one camera, or
@@ -343,7 +343,7 @@ def find_focus(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, 
     return np.linalg.lstsq(across.sum(axis=0), sides, rcond=1e-6)[0]
 
 
-def move_range(
+def shift_near_far(
     cameras: Cameras,
     index: int,
     scene_range: tuple[float, float],
@@ -366,7 +366,7 @@ def move_range(
     return max(scene_range[0] + moved, 0.0), scene_range[1] + moved
 
 
-def find_span(cameras: Cameras, box: Float[np.ndarray, "2 3"]) -> tuple[float, float]:
+def near_far_for_box(cameras: Cameras, box: Float[np.ndarray, "2 3"]) -> tuple[float, float]:
     """The distances along rays between which cameras may see what is in a box (2, 3)."""
     if cameras.ndc is not None:
         # From the near plane to infinity.

@@ -5,12 +5,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 # Rays end so many knees from their origin, where distances have no end.
-FARTHEST = 1000.0
+MAX_DISTANCE_FACTOR = 1000.0
 # What is marched along a ray at most, in diagonals of the scene's box.
-LONGEST = 4.0
+MAX_MARCH_DIAGONALS = 4.0
 # A ray crosses contracted space at most so many times as fast as its marched distance grows, if it
 # begins within 3 half diagonals of the box's centre.
-FASTEST = 1.5
+MAX_MARCH_SPEED = 1.5
 
 
 def expand(aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
@@ -38,7 +38,9 @@ def uncontract(
 ) -> Float[Array, "*batch 3"]:
     """The inverse of `contract`; what lies on the contracted space's border is put far out."""
     centre, half = _measure(aabb, contracted.ndim)
-    inside = jnp.clip(_largest((contracted - centre) / half), 1.0, 2.0 - 1.0 / FARTHEST)[..., None]
+    inside = jnp.clip(_largest((contracted - centre) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)[
+        ..., None
+    ]
     return centre + (contracted - centre) / ((2.0 - inside) * inside)
 
 
@@ -47,7 +49,7 @@ def stretch(
 ) -> Float[Array, "*batch"]:
     """How much longer space is outwards than contracted space is there: m^2, 1 inside the box."""
     centre, half = _measure(aabb, contracted.ndim)
-    inside = jnp.clip(_largest((contracted - centre) / half), 1.0, 2.0 - 1.0 / FARTHEST)
+    inside = jnp.clip(_largest((contracted - centre) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)
     return jnp.square(1.0 / (2.0 - inside))
 
 
@@ -72,33 +74,33 @@ def march(
 
     Beyond the knee k a distance t counts as k (2 - k / t), so that even steps of it are about even
     steps through contracted space. The knee lies where the box can but be behind. What is longer
-    than `LONGEST` diagonals of the box is shortened to that as a whole.
+    than `MAX_MARCH_DIAGONALS` diagonals of the box is shortened to that as a whole.
     """
-    knee, shortening = _find_knee(origins, aabb)
+    knee, shortening = _ray_warp_params(origins, aabb)
     beyond = knee * (2.0 - knee / jnp.maximum(distances, knee))
     return jnp.where(distances > knee, beyond, distances) * shortening
 
 
-def unmarch(
+def s_to_t(
     marched: Float[Array, "*batch n"],
     origins: Float[Array, "*batch 3"],
     aabb: Float[Array, "2 3"],
 ) -> Float[Array, "*batch n"]:
-    """The inverse of `march`: at most `FARTHEST` knees."""
-    knee, shortening = _find_knee(origins, aabb)
+    """The inverse of `march`: at most `MAX_DISTANCE_FACTOR` knees."""
+    knee, shortening = _ray_warp_params(origins, aabb)
     straight = marched / shortening
-    rest = jnp.clip(2.0 - straight / knee, 1.0 / FARTHEST, 1.0)
+    rest = jnp.clip(2.0 - straight / knee, 1.0 / MAX_DISTANCE_FACTOR, 1.0)
     return jnp.where(straight > knee, knee / rest, straight)
 
 
-def reach_out(
+def far_distance(
     origins: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> Float[Array, "*batch"]:
-    """The distance at which rays end: `FARTHEST` knees."""
-    return FARTHEST * _find_knee(origins, aabb)[0][..., 0]
+    """The distance at which rays end: `MAX_DISTANCE_FACTOR` knees."""
+    return MAX_DISTANCE_FACTOR * _ray_warp_params(origins, aabb)[0][..., 0]
 
 
-def _find_knee(
+def _ray_warp_params(
     origins: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch 1"]]:
     """The distance at which a ray has surely left the box, and the factor of what it marches."""
@@ -107,7 +109,7 @@ def _find_knee(
     # Not the norm itself, whose gradient at the centre is not a number.
     away = jnp.sqrt(jnp.sum(jnp.square(origins - centre), axis=-1) + 1e-12)
     knee = away + radius
-    shortening = jnp.minimum(LONGEST * radius / knee, 1.0)
+    shortening = jnp.minimum(MAX_MARCH_DIAGONALS * radius / knee, 1.0)
     return knee[..., None], shortening[..., None]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras.base import Cameras, find_focus, look_at, pinhole_cameras
+from jaxrf.cameras.base import Cameras, focus_point, look_at, pinhole_cameras
 from jaxrf.cameras.transforms import Frame, identity_frame, invert_frame, move_poses
 from jaxrf.core.errors import InputError
 from jaxrf.data.files import check_pose, read_json
@@ -82,7 +82,7 @@ def ellipse_path(
       T_world_camera: of the cameras, with z up.
       share: of the cameras that stand within the ellipse's box.
     """
-    focus = find_focus(T_world_camera)
+    focus = focus_point(T_world_camera)
     places = np.asarray(T_world_camera, np.float64)[:, :3, 3]
     reach = np.percentile(np.abs(places - focus), 100.0 * share, axis=0)
     height = float(places[:, 2].mean())

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras.base import find_focus
+from jaxrf.cameras.base import focus_point
 
-# Where `surround` puts the cameras; nothing is as near to them or as far, if nothing is known.
+# Where `center_and_scale` puts the cameras; nothing is as near to them or as far, if nothing is known.
 AROUND = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
-NEAREST, FARTHEST = 0.05, 6.0
+NEAREST, MAX_DISTANCE_FACTOR = 0.05, 6.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def rotate_onto(
     return np.eye(3) + skew + skew @ skew / (1.0 + cosine)
 
 
-def stand_upright(poses: Float[np.ndarray, "n 4 4"]) -> Frame:
+def align_up(poses: Float[np.ndarray, "n 4 4"]) -> Frame:
     """Turns the mean of the cameras' up directions to +z, by the smallest rotation."""
     up = poses[:, :3, 1].mean(axis=0)
     if np.linalg.norm(up) < 1e-6:
@@ -109,16 +109,16 @@ def looks_forward(poses: Float[np.ndarray, "n 4 4"]) -> bool:
     return bool(np.min(ahead @ (mean / np.linalg.norm(mean))) > 0.5)
 
 
-def surround(poses: Float[np.ndarray, "n 4 4"]) -> Frame:
+def center_and_scale(poses: Float[np.ndarray, "n 4 4"]) -> Frame:
     """For captures all around: upright, what cameras look at in the middle, cameras within +-1.
 
     The middle is the point nearest to all optical axes if it is before most cameras, else the mean
     of their places. The largest coordinate of a camera becomes 1.
     """
-    frame = stand_upright(poses)
+    frame = align_up(poses)
     poses = move_poses(frame, poses)
     places = poses[:, :3, 3]
-    middle = find_focus(poses)
+    middle = focus_point(poses)
     before = np.einsum("ni,ni->n", middle - places, -poses[:, :3, 2]) > 0
     if before.mean() < 0.5:
         middle = places.mean(axis=0)
@@ -127,7 +127,7 @@ def surround(poses: Float[np.ndarray, "n 4 4"]) -> Frame:
     return chain_frames(frame, Frame(scale, np.eye(3), -scale * middle))
 
 
-def face_forward(poses: Float[np.ndarray, "n 4 4"], nearest: float) -> Frame:
+def recenter_poses(poses: Float[np.ndarray, "n 4 4"], nearest: float) -> Frame:
     """For cameras side by side: their mean pose becomes the identity, the nearest thing 4/3 away.
 
     The mean pose is at the cameras' mean place, looks along their mean direction and has the mean

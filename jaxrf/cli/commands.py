@@ -28,35 +28,25 @@ from jaxrf.cli.options import (
     RenderOptions,
     ViewOptions,
 )
-from jaxrf.convert import check, write
-from jaxrf.convert import files as foreign
-from jaxrf.convert import formats as recognise
+from jaxrf.convert import check, files, formats, write
 from jaxrf.convert import runs as adopt
 from jaxrf.convert.networks import Converted
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError, MissingSplitError
-from jaxrf.data import fetch, sources
-from jaxrf.data import report as survey
+from jaxrf.data import fetch, report, sources
 from jaxrf.data.scene import Scene, Split, downscale_split, find_background
 from jaxrf.evaluation import (
-    images as pictures,
-)
-from jaxrf.evaluation import (
-    interactive as painter,
-)
-from jaxrf.evaluation import (
+    images,
+    interactive,
     lpips,
-)
-from jaxrf.evaluation import (
-    scoring as evaluate,
+    scoring,
 )
 from jaxrf.export import geometry, models, ternary, videos, web
 from jaxrf.parallel import devices as parallel
-from jaxrf.training import monitor, runs, summaries, train
-from jaxrf.training import transitions as stages
+from jaxrf.training import monitor, runs, summaries, train, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
-from jaxrf.training.runs import Run, SceneSummary
+from jaxrf.training.runs import Run, SceneMetadata
 from jaxrf.viewer.server import Viewer, check_host
 
 # What other programs call their checkpoints.
@@ -116,7 +106,7 @@ def run_training(config: TrainConfig, preset: str) -> int:
     parallel.connect(config.coordinator, config.processes, config.process_id)
     # Another time there may be others.
     config = dataclasses.replace(config, coordinator=None, processes=None, process_id=None)
-    with parallel.one_speaks(), parallel.leaving_if_lost():
+    with parallel.silence_non_main(), parallel.abort_on_peer_failure():
         return _train_and_finish(config, preset)
 
 
@@ -151,7 +141,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
     if source.folder is None:
         scene = dataclasses.replace(scene, name="bricks")
     val = _load_val(folder, config)
-    summary = runs.summarise_scene(scene, folder)
+    summary = runs.scene_metadata(scene, folder)
 
     run_dir = Path(parallel.agree(str(config.run_dir or runs.name_run(config, scene.name))))
     restored = None
@@ -162,7 +152,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
     else:
         data = None if source.folder is None else source.folder.absolute()
         asked = config.background
-        config = stages.fit_config(config, scene)
+        config = transitions.resolve_config(config, scene)
         if config.background != asked:
             print(f"Background: {config.background}, as around what the pictures show.")
         if (warning := _doubt_background(config, scene)) is not None:
@@ -179,11 +169,11 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
         f"{'resumed' if restored else 'begun'} at step {done} of {config.steps}: "
         f"{config.field.kind} on {scene.name}; {hardware}"
     )
-    manager = runs.LateCheckpoints(run_dir, config)
+    manager = runs.LazyCheckpointManager(run_dir, config)
     startup = monitor.seconds_since_start()
     try:
         # A process that is gone would be waited for when all is closed.
-        with parallel.leaving_if_lost(), monitor.catch_signals() as caught:
+        with parallel.abort_on_peer_failure(), monitor.catch_signals() as caught:
             watcher = monitor.Monitor(
                 run_dir,
                 config,
@@ -262,7 +252,7 @@ def _doubt_background(config: TrainConfig, scene: Scene) -> str | None:
 
 
 def _open_viewer(
-    config: TrainConfig, scene: Scene, summary: SceneSummary, folder: Path
+    config: TrainConfig, scene: Scene, summary: SceneMetadata, folder: Path
 ) -> Viewer | None:
     """The page that shows a training, if that is wanted, of the process that writes."""
     if not config.view or not parallel.leads():
@@ -278,18 +268,20 @@ def _open_viewer(
 
 def _keep_showing(viewer: Viewer, run: Run) -> None:
     """Shows what a run has learnt until Ctrl-C."""
-    viewer.show(make_painter(run), f"{int(run.state.step)} steps, done")
+    viewer.show(make_interactive_renderer(run), f"{int(run.state.step)} steps, done")
     print(f"Open {viewer.address} in a browser; Ctrl-C ends it.", flush=True)
     with monitor.catch_signals() as caught:
         while not caught:
             time.sleep(0.2)
 
 
-def make_painter(run: Run) -> painter.Painter:
+def make_interactive_renderer(run: Run) -> interactive.InteractiveRenderer:
     """A painter of what a run has learnt."""
-    state, seen = run.state, runs.find_range(run.scene, run.state.grid)
+    state, seen = run.state, runs.near_far_fn(run.scene, run.state.grid)
     behind = train.background_color(run.config)
-    return painter.make_painter(run.config, run.stage, state.shown, state.grid, seen, behind)
+    return interactive.make_interactive_renderer(
+        run.config, run.stage, state.shown, state.grid, seen, behind
+    )
 
 
 def run_viewer(options: ViewOptions) -> int:
@@ -359,11 +351,11 @@ def finish_training(
     video = run.config.video
     if video.frames:
         options = RenderOptions(frames=video.frames, size=video.size)
-        shots = videos.plan_shots(run, options)
-        seen = videos.render_shots(run, shots, None, "video")
-        rgb = np.stack([pictures.draw_channel(picture, "rgb", shots.span) for _, picture in seen])
+        shots = videos.plan_render(run, options)
+        seen = videos.render_plan(run, shots, None, "video")
+        rgb = np.stack([images.draw_channel(picture, "rgb", shots.span) for _, picture in seen])
         if parallel.leads():
-            pictures.write_mp4(run.folder / "orbit.mp4", rgb, videos.FPS)
+            images.write_mp4(run.folder / "orbit.mp4", rgb, videos.FPS)
         events.video("video/orbit", rgb, videos.FPS, int(run.state.step))
         _tell(events, f"Video: {run.folder / 'orbit.mp4'}")
 
@@ -382,7 +374,7 @@ def _write_row(run: Run, events: EventWriter, score: dict[str, Any]) -> None:
     summaries.write_row(events, run.config, run.scene.name, results, step)
     if parallel.leads():
         mesh = parallel.make_mesh(None)
-        state = parallel.localise(mesh, (run.state.params, run.state.grid))
+        state = parallel.to_local(mesh, (run.state.params, run.state.grid))
         summaries.write_parameters(events, *state, step)
 
 
@@ -404,7 +396,7 @@ def _find_devices(config: TrainConfig) -> TrainConfig:
 
 def _begin_run(folder: Path, config: TrainConfig) -> None:
     runs.create_folder(folder)
-    runs.write_config(folder, runs.keep_sources(folder, config))
+    runs.write_config(folder, runs.vendor_user_code(folder, config))
 
 
 def score_sizes(run: Run, split: Split, whole: dict[str, Any]) -> dict[str, Any]:
@@ -447,7 +439,7 @@ def run_evaluation(options: EvalOptions) -> int:
     skip, some = run.config.skip_missing, _every(options.every or run.config.test_every)
     scene = sources.load_scene(data, [options.split], downscale, some, skip)
     split = scene.splits[options.split]
-    score = _score(run, split, None, options.subrays)
+    score = _score(run, split, None, options.supersample)
     before = runs.read_metrics(folder)
     # What was measured of the training stays; only scoring is new.
     alone = {"startup": startup, "train": run.seconds, "total": monitor.seconds_since_start()}
@@ -477,7 +469,7 @@ def run_rendering(options: RenderOptions) -> int:
     source = options.run or runs.find_newest(Path("runs"))
     run = _open_run(source, options.step)
     set_up_jax(run.config.matmul_precision)
-    content = videos.describe_shots(run, options)
+    content = videos.describe_plan(run, options)
     name = "orbit" if options.path == "auto" else Path(options.path).stem
     beside = source.with_name(f"{source.stem}-{name}") if source.is_file() else source / name
     output = options.output or videos.find_folder(beside, content)
@@ -537,11 +529,11 @@ def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
         share = 1.0 if options.largest else options.fragments
         chosen = (options.resolution, options.level, share, options.views, options.keep_hidden)
         mesh = geometry.make_mesh(run, *chosen, track=_track)
-        models.write_mesh(output, geometry.move_mesh(frame, mesh))
+        models.write_mesh(output, geometry.transform_mesh(frame, mesh))
         held = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces"
     else:
         points = geometry.make_points(run, options.points, options.views, track=_track)
-        models.write_points(output, geometry.move_cloud(frame, points))
+        models.write_points(output, geometry.transform_points(frame, points))
         held = f"{len(points.positions):,} points"
     print(
         f"Written to {output}: {output.stat().st_size / 1e6:.1f} MB; {held}, in the coordinates of "
@@ -561,14 +553,14 @@ def run_conversion(options: ConvertOptions) -> int:
     Returns the exit code: 1 if a comparison found a difference.
     """
     set_up_jax("highest")
-    content = foreign.read_file(options.file)
-    wishes = recognise.Wishes(
+    content = files.read_file(options.file)
+    wishes = formats.FormatOptions(
         options.legacy_order, options.inclusive, options.bounded, options.density_factor
     )
     try:
-        converted = recognise.convert(content, wishes)
+        converted = formats.convert(content, wishes)
     except InputError:
-        print(foreign.describe(content))
+        print(files.describe(content))
         raise
     print(f"{options.file}: {converted.form}, {ternary.count_weights(converted.params):,} weights.")
     for note in converted.notes:
@@ -611,8 +603,8 @@ def run_conversion(options: ConvertOptions) -> int:
 
 def _check_port(
     converted: Converted,
-    content: foreign.Content,
-    wishes: recognise.Wishes,
+    content: files.Content,
+    wishes: formats.FormatOptions,
     scene: Scene | None,
     size: int,
 ) -> bool:
@@ -625,7 +617,7 @@ def _check_port(
                 "--check compares what a pinhole sees, and --data has lenses: leave it out."
             )
         height = max(size * seen.height // seen.width, 1)
-        cameras = cams.resize_cameras(cams.take_cameras(seen, np.array([0])), size, height)
+        cameras = cams.resize_cameras(cams.index_cameras(seen, np.array([0])), size, height)
     rows = []
     for double, name in ((False, "float32"), (True, "float64")):
         found = check.check_points(converted, content, wishes, check.POINTS, double)
@@ -679,7 +671,7 @@ def _load_val(folder: Path, config: TrainConfig) -> Split | None:
         return None
 
     def choose(count: int) -> list[int]:
-        return evaluate.spread(count, config.validation_views)
+        return scoring.spread(count, config.validation_views)
 
     try:
         scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
@@ -695,9 +687,9 @@ def _check_has_pictures(folder: Path) -> None:
         )
 
 
-def _check_same_scene(run: Run, scene: SceneSummary) -> None:
+def _check_same_scene(run: Run, scene: SceneMetadata) -> None:
     # Weights that were converted without a data set were trained on pictures that we never saw.
-    if run.scene.checksum != adopt.NO_PICTURES and scene.checksum != run.scene.checksum:
+    if run.scene.checksum != adopt.UNKNOWN_CHECKSUM and scene.checksum != run.scene.checksum:
         raise InputError(
             f"The training pictures in {scene.data} are not those that {run.folder} was trained on "
             f"({run.scene.data}): give their folder with --data, and the same --downscale."
@@ -719,18 +711,18 @@ def _score(
     run: Run,
     split: Split,
     events: EventWriter | None,
-    subrays: int | None = None,
+    supersample: int | None = None,
     lpips_too: bool = True,
 ) -> dict[str, Any]:
     """Scores all pictures of a split; a few are written as TensorBoard images."""
     background = train.background_color(run.config)
-    render = runs.make_render_view(run, subrays)
+    render = runs.make_render_fn(run, supersample)
     indices = range(len(split))
     weights = None
     if lpips_too:
         weights = _load_lpips(run.config, (split.cameras.width, split.cameras.height))
-    everything = evaluate.score_split(render, split, background, indices, weights)
-    shown = [indices[i] for i in evaluate.spread(len(indices), 4)]
+    everything = scoring.score_split(render, split, background, indices, weights)
+    shown = [indices[i] for i in scoring.spread(len(indices), 4)]
     scored = []
     for item in tqdm(everything, total=len(indices), desc=f"{split.name} views", unit="view"):
         if events and item.view in shown:
@@ -739,7 +731,7 @@ def _score(
                 summaries.write_rays(events, split.name, item, int(run.state.step))
         # Of every other picture only the figures are kept, or large splits would fill the memory.
         scored.append(item._replace(rendering=None, truth=None))  # type: ignore[arg-type]
-    summary = evaluate.summarise(scored)
+    summary = scoring.summarise(scored)
     return summary
 
 
@@ -786,14 +778,14 @@ def run_data_info(options: DataInfoOptions) -> int:
     every = [split for split in ("train", "val", "test") if sources.has_split(path, split)]
     scene = sources.load_scene(path, every, options.downscale, skip_missing=options.skip_missing)
     print(f"{path}: {sources.describe_scene(path, scene)}")
-    lines, oddities = survey.describe_scene(scene), survey.find_oddities(scene)
+    lines, oddities = report.describe_scene(scene), report.find_warnings(scene)
     print("\n".join(f"  {line}" for line in lines))
     print("Looks wrong:" if oddities else "Nothing looks wrong.")
     for sentence in oddities:
         print(f"  {sentence}")
     runs.make_writable(options.output, "--output")
-    (options.output / "cameras.png").write_bytes(survey.draw_scene(scene))
-    runs.write_text(options.output / "cameras.html", survey.write_page(scene, lines, oddities))
+    (options.output / "cameras.png").write_bytes(report.draw_scene(scene))
+    runs.write_text(options.output / "cameras.html", report.write_page(scene, lines, oddities))
     print(f"Drawn: {options.output / 'cameras.png'} and cameras.html (to be turned in a browser)")
     return 0
 

@@ -114,7 +114,7 @@ def evaluate(argv: Sequence[str] | None = None, prog: str = "jaxrf eval") -> int
 
     def command() -> int:
         options = tyro.cli(EvalOptions, prog=f"{prog} [RUN]", args=_name_run(arguments))
-        _check_positive(options, "subrays", "every")
+        _check_positive(options, "supersample", "every")
         from jaxrf.cli.commands import run_evaluation
 
         return run_evaluation(options)
@@ -128,7 +128,7 @@ def render(argv: Sequence[str] | None = None, prog: str = "render_360.py") -> in
 
     def command() -> int:
         options = tyro.cli(RenderOptions, prog=f"{prog} [RUN]", args=_name_run(arguments))
-        _check_positive(options, "frames", "fps", "size", "radius", "subrays", "every")
+        _check_positive(options, "frames", "fps", "size", "radius", "supersample", "every")
         from jaxrf.cli.commands import run_rendering
 
         return run_rendering(options)
@@ -333,7 +333,7 @@ def _check(config: TrainConfig) -> None:
     _check_positive(
         config, "downscale", "steps", "batch_samples", "batch_rays", "render_samples",
         "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
-        "subrays", "budget", "test_every", "pass_samples", "devices", "processes", "shards",
+        "supersample", "budget", "test_every", "microbatch_samples", "devices", "processes", "shards",
     )  # fmt: skip
     _check_positive(config.bricks, "size", "train_views", "test_views", prefix="bricks.")
     if config.video.frames:
@@ -342,7 +342,7 @@ def _check(config: TrainConfig) -> None:
     if not config.video.every >= 0:
         raise InputError(f"--video.every is {config.video.every}: give 0 or more.")
     _check_positive(
-        config.optimizer, "grid_rate", "network_rate", "final_fraction", "epsilon", "clip_norm",
+        config.optimizer, "grid_lr", "mlp_lr", "lr_final_mult", "epsilon", "clip_norm",
         prefix="optimizer.",
     )  # fmt: skip
     match config.field:
@@ -364,28 +364,35 @@ def _check(config: TrainConfig) -> None:
                 "step_ratio", prefix="field.",
             )  # fmt: skip
             most = len(config.field.upsample_at)
-            if config.field.divisions is not None and not 0 <= config.field.divisions <= most:
+            if (
+                config.field.num_subdivisions is not None
+                and not 0 <= config.field.num_subdivisions <= most
+            ):
                 raise InputError(
-                    f"--field.divisions is {config.field.divisions}: give 0 to {most}, or more "
+                    f"--field.num-subdivisions is {config.field.num_subdivisions}: give 0 to {most}, or more "
                     "moments in --field.upsample-at."
                 )
         case configs.SampledConfig() as field:
             _check_positive(
-                field, "coarse_samples", "occupancy_cells", "occupancy_every", "march_steps",
-                "color_share", prefix="field.",
+                field, "num_coarse_samples", "occupancy_resolution", "occupancy_update_interval", "max_steps",
+                "max_shaded_fraction", prefix="field.",
             )  # fmt: skip
             _check_positive(
-                field, "proposal_samples", "proposed_samples", "proposal_cells", prefix="field."
+                field,
+                "num_proposal_samples",
+                "num_nerf_samples",
+                "proposal_resolutions",
+                prefix="field.",
             )
-            if not 0 < len(field.proposal_samples) <= len(field.proposal_cells):
+            if not 0 < len(field.num_proposal_samples) <= len(field.proposal_resolutions):
                 raise InputError(
-                    f"--field.proposal-samples has {len(field.proposal_samples)} numbers: give one "
-                    "for each proposal, and as many in --field.proposal-cells."
+                    f"--field.num-proposal-samples has {len(field.num_proposal_samples)} numbers: give one "
+                    "for each proposal, and as many in --field.proposal-resolutions."
                 )
             points = field.sampler == "hierarchical" and field.quadrature == "points"
-            if points and field.coarse_samples < 3:
+            if points and field.num_coarse_samples < 3:
                 raise InputError(
-                    f"--field.coarse-samples is {field.coarse_samples}: points need 3 or more."
+                    f"--field.num-coarse-samples is {field.num_coarse_samples}: points need 3 or more."
                 )
             if points and getattr(field, "encoding", "fourier") == "integrated":
                 raise InputError(
@@ -405,7 +412,7 @@ def _check(config: TrainConfig) -> None:
     _check_convention(config.field)
     if config.shards is not None and config.shards & (config.shards - 1):
         raise InputError(f"--shards is {config.shards}: give a power of two.")
-    _check_positive(config.field, "rematerialise", prefix="field.")
+    _check_positive(config.field, "checkpoint_in_chunks", prefix="field.")
     address = config.coordinator
     if address not in (None, "auto") and not (address or "").rpartition(":")[2].isdigit():
         raise InputError(f"--coordinator is {address}: give host:port, or auto.")
@@ -413,16 +420,16 @@ def _check(config: TrainConfig) -> None:
         raise InputError(
             "--processes and --process-id are for processes that meet: add --coordinator host:port."
         )
-    moments = [at for at, _ in config.scale_schedule]
-    factors = [factor for _, factor in config.scale_schedule]
+    moments = [at for at, _ in config.train_scale_schedule]
+    factors = [factor for _, factor in config.train_scale_schedule]
     if moments and (moments[0] != 0 or moments != sorted(set(moments)) or min(factors) < 1):
         raise InputError(
-            f"--scale-schedule is {' '.join(f'{a:g} {f}' for a, f in config.scale_schedule)}: give "
+            f"--train-scale-schedule is {' '.join(f'{a:g} {f}' for a, f in config.train_scale_schedule)}: give "
             "ascending steps from 0 on, each followed by a factor of 1 or more."
         )
     if max(moments, default=0) >= config.steps:
         raise InputError(
-            f"--scale-schedule goes on to step {max(moments):g}, training only to {config.steps}: "
+            f"--train-scale-schedule goes on to step {max(moments):g}, training only to {config.steps}: "
             "give earlier steps, or fractions of all steps."
         )
     _check_positive(config.loss, "huber_delta", "charbonnier_epsilon", prefix="loss.")

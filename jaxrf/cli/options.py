@@ -33,7 +33,7 @@ class EvalOptions:
     """Shrink the pictures by this factor. Default: as in training."""
     background: Literal["white", "black"] | None = None
     """Behind transparent pixels. Default: as in training."""
-    subrays: int | None = None
+    supersample: int | None = None
     """Rays per pixel along each axis, averaged. Default: as in training."""
     lpips: Path | None = None
     """Weights of LPIPS as .npz, to score by it too. Default: as in training."""
@@ -84,7 +84,7 @@ class RenderOptions:
     """test, val, train-views: render every K-th view."""
     colors: str = "turbo"
     """Colour map of depth, by matplotlib's name."""
-    subrays: int | None = None
+    supersample: int | None = None
     """Rays per pixel along each axis, averaged; 1 is quickest. Default: as in training."""
     step: int | None = None
     """Which checkpoint. Default: the last."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxrf.cameras.base import Cameras, adopt_convention, image_rays, look_at
+from jaxrf.cameras.base import Cameras, apply_ray_convention, image_rays, look_at
 from jaxrf.convert import (
     jaxnerf,
     nerf_experiments,
@@ -27,11 +27,11 @@ from jaxrf.convert import (
     runs as adopt,
 )
 from jaxrf.convert.files import Content
-from jaxrf.convert.formats import Wishes
+from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
-from jaxrf.evaluation import scoring as evaluate
+from jaxrf.evaluation import scoring
 from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.fields.nerf import NeRF
 from jaxrf.fields.tensorf import TensoRF
@@ -99,7 +99,7 @@ def format_rows(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def make_references(form: str, content: Content, wishes: Wishes, double: bool) -> list[Any]:
+def make_references(form: str, content: Content, wishes: FormatOptions, double: bool) -> list[Any]:
     """The networks that wrote a file, the coarse one first.
 
     Raises:
@@ -108,7 +108,7 @@ def make_references(form: str, content: Content, wishes: Wishes, double: bool) -
     try:
         import torch
 
-        from jaxrf.convert import torch_reference as references
+        from jaxrf.convert import torch_reference
     except ImportError as error:
         raise InputError(
             "To check weights needs PyTorch, which is not installed: pip install torch."
@@ -119,27 +119,27 @@ def make_references(form: str, content: Content, wishes: Wishes, double: bool) -
             from jaxrf.convert.nerf_tensorflow import find_contents
 
             contents, _ = find_contents(content)
-            return [references.nerf_tensorflow(each.tree, dtype) for each in contents]
+            return [torch_reference.nerf_tensorflow(each.tree, dtype) for each in contents]
         case tensorf_torch.FORM:
-            return [references.TensoRF(content.tree, dtype)]
+            return [torch_reference.TensoRF(content.tree, dtype)]
         case nerfstudio.TORCH | nerfstudio.TCNN:
             state = nerfstudio.find_field(content)
             assert state is not None
             wished = (not wishes.bounded, wishes.density_factor)
-            return [references.Nerfacto(state[1], *wished, dtype)]
+            return [torch_reference.Nerfacto(state[1], *wished, dtype)]
         case "jaxnerf":
             found = jaxnerf.find_networks(content.tree) or {}
             order = wishes.legacy_order
-            return [references.jaxnerf(found[name], dtype, order) for name in sorted(found)]
+            return [torch_reference.jaxnerf(found[name], dtype, order) for name in sorted(found)]
         case "NeRF-experiments NeRF" | "NeRF-experiments BitNeRF":
             arrays = nerf_experiments.find_network(content)
             assert arrays is not None
-            return [references.nerf_experiments(arrays, dtype)]
+            return [torch_reference.nerf_experiments(arrays, dtype)]
         case "NeRF-from-scratch" | "Jiayi Pan's NeRF" | "Jiayi Pan's tiny NeRF":
             makers = {
-                "NeRF-from-scratch": (references.nerf_scratch, "layers.0.weight"),
-                "Jiayi Pan's NeRF": (references.nerf_basic, "fc_1.weight"),
-                "Jiayi Pan's tiny NeRF": (references.nerf_tiny, "layer1.weight"),
+                "NeRF-from-scratch": (torch_reference.nerf_scratch, "layers.0.weight"),
+                "Jiayi Pan's NeRF": (torch_reference.nerf_basic, "fc_1.weight"),
+                "Jiayi Pan's tiny NeRF": (torch_reference.nerf_tiny, "layer1.weight"),
             }
             make, mark = makers[form]
             states = (arrays for arrays in nerf_plain.list_states(content) if mark in arrays)
@@ -148,13 +148,13 @@ def make_references(form: str, content: Content, wishes: Wishes, double: bool) -
     assert named is not None and named[0] == form
     factor = math.pi if form == "nerfmlp (older)" else 1.0
     return [
-        references.nerf_pytorch(arrays, dtype, nerf_pytorch.NAMES[form], factor)
+        torch_reference.nerf_pytorch(arrays, dtype, nerf_pytorch.NAMES[form], factor)
         for _, arrays in named[1]
     ]
 
 
 def check_points(
-    converted: Converted, content: Content, wishes: Wishes, count: int, double: bool
+    converted: Converted, content: Content, wishes: FormatOptions, count: int, double: bool
 ) -> list[Row]:
     """Compares what each network gives at random points, stage by stage, before activations.
 
@@ -166,7 +166,7 @@ def check_points(
 
 
 def _check_points(
-    converted: Converted, content: Content, wishes: Wishes, count: int, double: bool
+    converted: Converted, content: Content, wishes: FormatOptions, count: int, double: bool
 ) -> list[Row]:
     networks = make_references(converted.form, content, wishes, double)
     import torch
@@ -181,7 +181,7 @@ def _check_points(
     directions = directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
     field = methods.make_field(converted.config.field, stage)
     assert isinstance(field, NeRF | TensoRF | HashGrid)
-    run, rows = jax.jit(field.raw_stages), []
+    run, rows = jax.jit(field.debug_outputs), []
     for (name, weights), network in zip(_name_networks(converted), networks, strict=True):
         params = _cast(weights, double) | {"aabb": aabb}
         found = [
@@ -222,7 +222,7 @@ def default_camera(size: int) -> Cameras:
 
 
 def check_pictures(
-    converted: Converted, content: Content, wishes: Wishes, cameras: Cameras, double: bool
+    converted: Converted, content: Content, wishes: FormatOptions, cameras: Cameras, double: bool
 ) -> list[Row]:
     """Compares the pixels of the first camera's picture, and the weights of its samples.
 
@@ -232,9 +232,9 @@ def check_pictures(
     networks = make_references(converted.form, content, wishes, double)
     import torch
 
-    from jaxrf.convert import torch_reference as references
+    from jaxrf.convert import torch_reference
 
-    view = references.View(
+    view = torch_reference.View(
         np.asarray(cameras.T_world_camera[0], np.float64),
         (float(cameras.focal[0, 0]), float(cameras.focal[0, 1])),
         (float(cameras.principal_point[0, 0]), float(cameras.principal_point[0, 1])),
@@ -252,13 +252,15 @@ def check_pictures(
     elif converted.form == tensorf_torch.FORM:
         theirs = networks[0].render(view, seen_range, white=True)
     else:
-        sampling = references.SAMPLINGS[converted.form]
+        sampling = torch_reference.SAMPLINGS[converted.form]
         if converted.form in nerf_experiments.FORMS:
             sampling = sampling._replace(inclusive=wishes.inclusive)
         # Where a network found something is the inverse of a distribution, whose slopes magnify
         # rounding: in float64 each program looks by itself, in float32 theirs where ours does.
         given = ours["edges"][..., :-1] if len(networks) > 1 and not double else None
-        theirs = references.render(networks, view, sampling, seen_range, dtype, distances=given)
+        theirs = torch_reference.render(
+            networks, view, sampling, seen_range, dtype, distances=given
+        )
     rows = [
         compare("rgb", ours["rgb"], theirs["rgb"], judge),
         compare("opacity", ours["opacity"], theirs["opacity"], judge),
@@ -274,7 +276,7 @@ def _amplifies(converted: Converted) -> bool:
     field = converted.config.field
     if not isinstance(field, EncodedMLPConfig):
         return False
-    most = field.frequency * 2.0 ** (field.position_octaves - 1)
+    most = field.frequency * 2.0 ** (field.num_position_frequencies - 1)
     return isinstance(field, BitNeRFConfig) or most > MOST_FREQUENCY
 
 
@@ -299,23 +301,21 @@ def _render(converted: Converted, cameras: Cameras, double: bool) -> dict[str, n
     params, grid, cameras = (_cast(tree, double) for tree in (converted.params, grid, cameras))
     scene_range = (converted.near, converted.far)
     background = train.background_color(config).astype(dtype)
-    picture = evaluate.make_render_view(config, stage, params, grid, scene_range, background)(
+    picture = scoring.make_render_fn(config, stage, params, grid, scene_range, background)(
         cameras, 0
     )
     found = {"rgb": picture.rgb, "opacity": picture.opacity, "depth": picture.depth}
     if methods.marches(config.field):
         return found
-    seen = adopt_convention(cameras, config.field.convention)
+    seen = apply_ray_convention(cameras, config.field.convention)
     rays = jax.jit(image_rays)(seen, jnp.asarray(0), *scene_range)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
 
     @jax.jit
     def weigh(chunk: Rays) -> tuple[Array, Array]:
         behind = jnp.zeros((*chunk.near.shape, 3), dtype)
-        levels = methods.render_coarse_to_fine(
-            config.field, stage, params, grid, None, chunk, behind
-        )
-        return levels[-1].weights, occupancy.from_march(grid, levels[-1].tdist, chunk.origins)
+        levels = methods.render_hierarchical(config.field, stage, params, grid, None, chunk, behind)
+        return levels[-1].weights, occupancy.to_ray_distances(grid, levels[-1].tdist, chunk.origins)
 
     count, parts = cameras.width * cameras.height, []
     for start in range(0, count, CHUNK // 8):

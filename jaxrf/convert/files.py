@@ -113,10 +113,10 @@ def _read_torch(path: Path) -> Any:
             f"{path} holds more than weights, which may be code that would run here; it was not "
             "opened: save its state dict alone."
         ) from error
-    return _to_arrays(tree, torch, _Allowance(path.stat().st_size))
+    return _to_arrays(tree, torch, _SizeBudget(path.stat().st_size))
 
 
-class _Allowance:
+class _SizeBudget:
     """How much a file may still turn out to hold, given its size."""
 
     def __init__(self, size: int) -> None:
@@ -129,7 +129,7 @@ class _Allowance:
             raise ValueError("it holds more than any checkpoint does")
 
 
-def _to_arrays(node: Any, torch: Any, allowance: _Allowance, depth: int = 0) -> Any:
+def _to_arrays(node: Any, torch: Any, allowance: _SizeBudget, depth: int = 0) -> Any:
     """Tensors as arrays, all the way down."""
     allowance.count(1)
     if depth > MOST_DEPTH:
@@ -181,7 +181,7 @@ class _Latin(NamedTuple):
     text: str
 
 
-def _to_bytes(data: Any, size: int, allowance: _Allowance) -> bytes:
+def _to_bytes(data: Any, size: int, allowance: _SizeBudget) -> bytes:
     """The bytes of numbers, of which there must be so many."""
     text = data.text if isinstance(data, _Latin) else data
     if not isinstance(text, bytes | bytearray | str) or len(text) != size:
@@ -199,7 +199,7 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         self._state = state
 
-    def decode(self, allowance: _Allowance) -> Any:
+    def decode(self, allowance: _SizeBudget) -> Any:
         """The array, or the list of objects that it is.
 
         Raises:
@@ -229,7 +229,7 @@ class _Number(NamedTuple):
     dtype: Any
     data: Any
 
-    def decode(self, allowance: _Allowance) -> Any:
+    def decode(self, allowance: _SizeBudget) -> Any:
         """The number; ValueError if it is none."""
         if not isinstance(self.dtype, _DType) or self.dtype.code.startswith("O"):
             raise ValueError("it holds a number of no type")
@@ -303,7 +303,7 @@ def _read_pickled_arrays(path: Path) -> list[Any]:
         unpickled = _ArrayUnpickler(file, encoding="latin1").load()
     except InputError as error:
         raise InputError(f"{path} is no list of arrays. {error}") from error
-    allowance = _Allowance(len(data))
+    allowance = _SizeBudget(len(data))
     parts = unpickled.decode(allowance) if isinstance(unpickled, _Array) else unpickled
     if not isinstance(parts, list) or len(parts) != math.prod(shape):
         raise ValueError("it holds something else than a list of arrays")
@@ -331,7 +331,7 @@ def _read_msgpack(path: Path) -> Any:
     from flax import serialization
 
     data = path.read_bytes()
-    allowance = _Allowance(len(data))
+    allowance = _SizeBudget(len(data))
 
     def count(things: Any) -> None:
         allowance.count(1 + len(things))
@@ -415,7 +415,7 @@ def find_states(tree: Any) -> list[tuple[str, dict[str, np.ndarray]]]:
     return [(name, arrays) for name, arrays in states if arrays]
 
 
-def take_only(found: Sequence[Any], path: Path) -> Any:
+def require_keys(found: Sequence[Any], path: Path) -> Any:
     """The one network that a file holds, None if there is none; InputError if there are more."""
     if len(found) > 1:
         raise InputError(

@@ -24,7 +24,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.models import methods
 
 
-class Wishes(NamedTuple):
+class FormatOptions(NamedTuple):
     """What weights do not tell.
 
     legacy_order: jaxnerf's encodings are in its legacy order.
@@ -39,7 +39,7 @@ class Wishes(NamedTuple):
     density_factor: float = 1.0
 
 
-Converter = Callable[[Content, Wishes], Converted | None]
+Converter = Callable[[Content, FormatOptions], Converted | None]
 CONVERTERS: tuple[Converter, ...] = (
     lambda content, _: nerf_pytorch.convert(content),
     lambda content, _: nerf_tensorflow.convert(content),
@@ -50,7 +50,7 @@ CONVERTERS: tuple[Converter, ...] = (
     lambda content, wishes: nerfstudio.convert(content, not wishes.bounded, wishes.density_factor),
 )
 # Whose forms a wish is for.
-FORMS_OF = {
+OPTION_FORMATS = {
     "legacy_order": ("jaxnerf",),
     "inclusive": nerf_experiments.FORMS,
     "bounded": nerfstudio.FORMS,
@@ -60,7 +60,7 @@ FORMS_OF = {
 MOST_LAYERS = 64
 
 
-def convert(content: Content, wishes: Wishes) -> Converted:
+def convert(content: Content, wishes: FormatOptions) -> Converted:
     """The weights of a file of any program that is known.
 
     Raises:
@@ -72,8 +72,11 @@ def convert(content: Content, wishes: Wishes) -> Converted:
         why = f"may be of several programs ({names})" if found else "is of no program that is known"
         raise InputError(f"{content.path} {why}; what it holds is above.")
     converted = found[0]
-    for wish, forms in FORMS_OF.items():
-        if getattr(wishes, wish) != Wishes._field_defaults[wish] and converted.form not in forms:
+    for wish, forms in OPTION_FORMATS.items():
+        if (
+            getattr(wishes, wish) != FormatOptions._field_defaults[wish]
+            and converted.form not in forms
+        ):
             raise InputError(
                 f"--{wish.replace('_', '-')} is for files of {' or '.join(forms)}, and "
                 f"{content.path} is of {converted.form}: leave it out."
@@ -81,7 +84,7 @@ def convert(content: Content, wishes: Wishes) -> Converted:
     return converted
 
 
-def _try(converter: Converter, content: Content, wishes: Wishes) -> Converted | None:
+def _try(converter: Converter, content: Content, wishes: FormatOptions) -> Converted | None:
     """What a converter makes of a file; what it stumbles over is the file's fault."""
     try:
         converted = converter(content, wishes)

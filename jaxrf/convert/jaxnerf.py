@@ -13,17 +13,17 @@ from jaxrf.convert.networks import (
     find_order,
     find_skip,
     float32,
+    input_labels,
     join_encoded_first,
-    label_ours,
     label_sines_first,
     make_config,
     name_networks,
     permute_rows,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.training.config import ConventionConfig
+from jaxrf.training.config import RayConvention
 
-CONVENTION = ConventionConfig(pixel_centre=0.0, range_along="axis")
+CONVENTION = RayConvention(pixel_centre=0.0, range_along="axis")
 COARSE, FINE = 64, 128
 # The heads come after the trunk.
 HEADS = ("density", "bottleneck", "view", "rgb")
@@ -62,8 +62,8 @@ def convert(content: Content, legacy_order: bool = False) -> Converted | None:
     optimizer = content.tree.get("optimizer")
     state = optimizer.get("state") if isinstance(optimizer, dict) else None
     step = state.get("step", 0) if isinstance(state, dict) else 0
-    label = label_ours if legacy_order else label_sines_first
-    order = find_order(label(sizes[0]), label_ours(sizes[0]))
+    label = input_labels if legacy_order else label_sines_first
+    order = find_order(label(sizes[0]), input_labels(sizes[0]))
     step = int(np.asarray(step))
     return Converted("jaxnerf", config, params, step, notes=(note,), encoding=tuple(order))
 
@@ -112,15 +112,15 @@ def _read_network(
             f"{where} has layers that take no encodings of jaxnerf, or no directions, which jaxrf "
             "takes of jaxnerf alone."
         )
-    label = label_ours if legacy_order else label_sines_first
+    label = input_labels if legacy_order else label_sines_first
     octaves, across = position[0], direction[0]
-    trunk[0] = permute_rows(trunk[0], find_order(label(octaves), label_ours(octaves)))
+    trunk[0] = permute_rows(trunk[0], find_order(label(octaves), input_labels(octaves)))
     skip = find_skip(trunk, trunk[0].kernel.shape[0])
     if skip < len(trunk):
         width = trunk[skip - 1].kernel.shape[1]
-        encoded = find_order(label(octaves), label_ours(octaves), start=width)
+        encoded = find_order(label(octaves), input_labels(octaves), start=width)
         trunk[skip] = permute_rows(trunk[skip], join_encoded_first(width, encoded))
     width = bottleneck.kernel.shape[1]
-    seen = find_order(label(across), label_ours(across), start=width)
+    seen = find_order(label(across), input_labels(across), start=width)
     view = permute_rows(view, [*range(width), *seen])
     return Network(tuple(trunk), skip, density, rgb, bottleneck, view), octaves, across

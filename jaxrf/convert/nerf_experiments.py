@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxrf.convert.files import Content, find_states, take_only
+from jaxrf.convert.files import Content, find_states, require_keys
 from jaxrf.convert.networks import (
     Arrays,
     Converted,
@@ -19,11 +19,11 @@ from jaxrf.convert.networks import (
     to_params,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.training.config import ConventionConfig
+from jaxrf.training.config import RayConvention
 
 FORMS = ("NeRF-experiments NeRF", "NeRF-experiments BitNeRF")
 # Of positions and lengths alike: directions are not of unit length there.
-CONVENTION = ConventionConfig(pixel_centre=0.0, range_along="axis", lengths_along="axis")
+CONVENTION = RayConvention(pixel_centre=0.0, range_along="axis", lengths_along="axis")
 SAMPLES = 32
 # What torch's RMSNorm adds where nothing else is said.
 EPSILON = float(np.finfo(np.float32).eps)
@@ -37,7 +37,7 @@ def find_network(content: Content) -> Arrays | None:
         for _, arrays in find_states(content.tree)
         if {f"{end}.weight" for end in ends} <= set(arrays) and first & set(arrays)
     ]
-    return take_only(found, content.path)
+    return require_keys(found, content.path)
 
 
 def convert(content: Content, inclusive: bool = False) -> Converted | None:

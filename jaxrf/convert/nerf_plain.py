@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from jaxrf.convert.files import Content, find_states, take_only
+from jaxrf.convert.files import Content, find_states, require_keys
 from jaxrf.convert.networks import (
     Arrays,
     Converted,
@@ -12,17 +12,17 @@ from jaxrf.convert.networks import (
     Network,
     count_octaves,
     find_order,
+    input_labels,
     label_by_coordinate,
-    label_ours,
     make_config,
     permute_rows,
     take_linear,
     to_params,
 )
-from jaxrf.training.config import ConventionConfig, TrainConfig
+from jaxrf.training.config import RayConvention, TrainConfig
 
 # Nothing there is of unit length, and near and far are along the axis.
-CONVENTION = ConventionConfig(
+CONVENTION = RayConvention(
     pixel_centre=0.0, range_along="axis", lengths_along="axis", view_directions="axis"
 )
 SCRATCH_SAMPLES, BASIC_SAMPLES, TINY_SAMPLES = 64, 64, 32
@@ -32,7 +32,7 @@ def convert(content: Content) -> Converted | None:
     """The weights of such a file; None if it is of another program."""
     readers = (_convert_basic, _convert_tiny, _convert_scratch)
     found = [c for arrays in list_states(content) for read in readers if (c := read(arrays))]
-    return take_only(found, content.path)
+    return require_keys(found, content.path)
 
 
 def list_states(content: Content) -> list[Arrays]:
@@ -61,8 +61,8 @@ def _convert_basic(arrays: Arrays) -> Converted | None:
     if not all(sizes) or trunk[2].kernel.shape[0] != encoded + width:
         return None
     (position, _), (direction, _) = sizes  # type: ignore[misc]
-    order = find_order(label_by_coordinate(position), label_ours(position))
-    seen = find_order(label_by_coordinate(direction), label_ours(direction), start=width)
+    order = find_order(label_by_coordinate(position), input_labels(position))
+    seen = find_order(label_by_coordinate(direction), input_labels(direction), start=width)
     trunk[0] = permute_rows(trunk[0], order)
     trunk[2] = permute_rows(trunk[2], [*order, *range(encoded, encoded + width)])
     network = Network(
@@ -87,7 +87,7 @@ def _convert_tiny(arrays: Arrays) -> Converted | None:
     output, sizes = take_linear(arrays, "layer3"), count_octaves(trunk[0].kernel.shape[0])
     if sizes is None or output.kernel.shape[1] != 4:
         return None
-    order = find_order(label_by_coordinate(sizes[0]), label_ours(sizes[0]))
+    order = find_order(label_by_coordinate(sizes[0]), input_labels(sizes[0]))
     trunk[0] = permute_rows(trunk[0], order)
     network = _split_output(trunk, output)
     config = make_config(

@@ -21,10 +21,10 @@ from jaxrf.convert.networks import (
     take_linear,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.training.config import ConventionConfig
+from jaxrf.training.config import RayConvention
 
 # Rays pass the pixels' corners; near and far are along the axis.
-CONVENTION = ConventionConfig(pixel_centre=0.0, range_along="axis")
+CONVENTION = RayConvention(pixel_centre=0.0, range_along="axis")
 COARSE, FINE = 64, 128
 # Names of the layers: density, bottleneck, view.
 NAMES = {

@@ -18,7 +18,7 @@ from jaxrf.convert.files import Content, take_number
 from jaxrf.convert.networks import (
     Arrays,
     Converted,
-    GridFound,
+    ConvertedGrid,
     Linear,
     float32,
     read_step,
@@ -49,13 +49,13 @@ FLAT_HEAD = ("mlp_head.tcnn_encoding.params", "mlp_head.params")
 class Shape(NamedTuple):
     """Sizes of a hash field that its weights alone do not tell.
 
-    levels, channels, log2_rows, finest: of the table.
+    levels, channels, log2_hashmap_size, finest: of the table.
     width: of the networks.
     """
 
     levels: int
     channels: int
-    log2_rows: int
+    log2_hashmap_size: int
     finest: int
     width: int
 
@@ -104,7 +104,7 @@ def convert(content: Content, contract: bool, density_factor: float = 1.0) -> Co
         channels=shape.channels,
         coarsest=BASE,
         finest=shape.finest,
-        log2_rows=shape.log2_rows,
+        log2_hashmap_size=shape.log2_hashmap_size,
         width=shape.width,
         density_layers=len(density) - 1,
         color_layers=len(color) - 1,
@@ -113,10 +113,10 @@ def convert(content: Content, contract: bool, density_factor: float = 1.0) -> Co
         density_scale=density_factor,
         rule=rule,
         bias=True,
-        halved_directions=form == TORCH,
+        normalize_dirs_01=form == TORCH,
         sampler="hierarchical",
-        coarse_samples=SAMPLES,
-        fine_samples=0,
+        num_coarse_samples=SAMPLES,
+        num_fine_samples=0,
         contract=contract,
     )
     params = {
@@ -137,8 +137,8 @@ def convert(content: Content, contract: bool, density_factor: float = 1.0) -> Co
         "Cameras have to stand as in its training: dataparser_transforms.json says how.",
         f"Space is taken to be {'contracted, unless --bounded' if contract else 'bounded'}.",
     ]
-    config = dataclasses.replace(preset, field=field, subrays=1, background="black")
-    grid = GridFound(aabb, np.ones((1, 1, 1), bool), (1, 1, 1))
+    config = dataclasses.replace(preset, field=field, supersample=1, background="black")
+    grid = ConvertedGrid(aabb, np.ones((1, 1, 1), bool), (1, 1, 1))
     step = content.tree.get("step", 0)
     return Converted(
         form,
@@ -155,7 +155,7 @@ def convert(content: Content, contract: bool, density_factor: float = 1.0) -> Co
 def count_rows(shape: Shape, rule: Rule) -> int:
     """Rows of all levels of a table."""
     scales = grow_scales(shape.levels, BASE, shape.finest, rule)
-    return place_hash_levels(scales, 1 << shape.log2_rows, rule).starts[-1]
+    return place_hash_levels(scales, 1 << shape.log2_hashmap_size, rule).starts[-1]
 
 
 def _number(arrays: Arrays, content: Content, name: str, default: int) -> int:
@@ -221,13 +221,13 @@ def _read_torch(
     color[0] = _join_head(color[0].kernel, color[0].bias, features, appearance, SIGNS)
     channels = max(table.shape[1], 1)
     levels = _number(arrays, content, "num_levels", density[0].kernel.shape[0] // channels)
-    log2_rows = round(math.log2(max(table.shape[0] / levels, 1.0)))
+    log2_hashmap_size = round(math.log2(max(table.shape[0] / levels, 1.0)))
     finest = _number(arrays, content, "max_res", FINEST[0])
     return (
         table,
         density,
         color,
-        Shape(levels, channels, log2_rows, finest, density[0].kernel.shape[1]),
+        Shape(levels, channels, log2_hashmap_size, finest, density[0].kernel.shape[1]),
     )
 
 
@@ -239,19 +239,19 @@ def _read_tcnn(
     if head is None:
         raise InputError(f"{content.path} has no mlp_head beside mlp_base: it is not whole.")
     levels = _number(arrays, content, "num_levels", 16)
-    log2_rows = _number(arrays, content, "log2_hashmap_size", 19)
+    log2_hashmap_size = _number(arrays, content, "log2_hashmap_size", 19)
     known = _number(arrays, content, "max_res", 0)
     fitting = []
     for finest, channels in itertools.product([known] if known else FINEST, (1, 2, 4, 8)):
-        rows = count_rows(Shape(levels, channels, log2_rows, finest, 0), "centred")
+        rows = count_rows(Shape(levels, channels, log2_hashmap_size, finest, 0), "centred")
         for width, layers in itertools.product((16, 32, 64, 128), (1, 2, 3)):
             sizes = padded_sizes(levels * channels, width, layers, PADDED_TO)
             if sum(map(math.prod, sizes)) + rows * channels == len(flat):
-                fitting.append((Shape(levels, channels, log2_rows, finest, width), sizes))
+                fitting.append((Shape(levels, channels, log2_hashmap_size, finest, width), sizes))
     if len(fitting) != 1:
         raise InputError(
             f"mlp_base of {content.path} has {len(flat)} numbers, which fit {len(fitting)} shapes "
-            f"of {levels} levels of 2^{log2_rows} rows; one was wanted."
+            f"of {levels} levels of 2^{log2_hashmap_size} rows; one was wanted."
         )
     shape, sizes = fitting[0]
     density, rest = split_layers(flat, sizes)
@@ -311,7 +311,7 @@ def write(
         "aabb": float32(aabb),
         "max_res": np.array(field.finest),
         "num_levels": np.array(field.levels),
-        "log2_hashmap_size": np.array(field.log2_rows),
+        "log2_hashmap_size": np.array(field.log2_hashmap_size),
         "mlp_base.model.0.hash_table": float32(np.asarray(params["table"])),
     }
     if pictures:

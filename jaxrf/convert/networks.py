@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxrf.training import config as configs
-from jaxrf.training.config import BitNeRFConfig, ConventionConfig, NeRFConfig, TrainConfig
+from jaxrf.training.config import BitNeRFConfig, NeRFConfig, RayConvention, TrainConfig
 
 # What a number of an encoding is: "x", "sin" or "cos", of which octave and of which coordinate.
 Label = tuple[str, int, int]
@@ -46,7 +46,7 @@ class Network(NamedTuple):
     projection: Linear | None = None
 
 
-class GridFound(NamedTuple):
+class ConvertedGrid(NamedTuple):
     """A grid that a file holds.
 
     aabb: its box.
@@ -81,7 +81,7 @@ class Converted(NamedTuple):
     near: float = 2.0
     far: float = 6.0
     notes: tuple[str, ...] = ()
-    grid: GridFound | None = None
+    grid: ConvertedGrid | None = None
     encoding: tuple[int, ...] = ()
 
 
@@ -115,7 +115,7 @@ def float32(array: Any) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
 
 
-def label_ours(octaves: int, include_input: bool = True) -> list[Label]:
+def input_labels(octaves: int, include_input: bool = True) -> list[Label]:
     """The order of `encodings.fourier`: x, then sines and cosines of one octave after the other."""
     labels = [("x", 0, axis) for axis in range(3)] if include_input else []
     for octave in range(octaves):
@@ -223,7 +223,7 @@ def make_config(
     *,
     coarse: int,
     fine: int,
-    convention: ConventionConfig,
+    convention: RayConvention,
     frequency: float = 1.0,
     ternary: bool = False,
     norm_epsilon: float = 1e-6,
@@ -247,21 +247,25 @@ def make_config(
         "skip": network.skip,
         "color_width": 1 if network.view is None else network.view.kernel.shape[1],
         "use_directions": network.view is not None,
-        "position_octaves": octaves,
-        "direction_octaves": direction,
+        "num_position_frequencies": octaves,
+        "num_direction_frequencies": direction,
         "encode_input": include_input,
         "frequency": frequency,
         "project": network.projection is not None,
         "activation": "relu",
-        "coarse_samples": coarse,
-        "fine_samples": fine,
+        "num_coarse_samples": coarse,
+        "num_fine_samples": fine,
         "quadrature": "points",
         "contract": False,
         "convention": convention,
     }
     field: NeRFConfig | BitNeRFConfig = NeRFConfig(**shared)
     if ternary:
-        norm: dict[str, Any] = {"norm_gain": True, "norm_epsilon": norm_epsilon, "plain_ends": True}
+        norm: dict[str, Any] = {
+            "norm_gain": True,
+            "norm_epsilon": norm_epsilon,
+            "full_precision_io": True,
+        }
         field = BitNeRFConfig(**shared, **norm)
     original = configs.nerf_original()
-    return dataclasses.replace(original, field=field, crop_until=0.0, subrays=1)
+    return dataclasses.replace(original, field=field, precrop_fraction=0.0, supersample=1)

@@ -12,15 +12,14 @@ from jaxrf.convert.networks import Converted
 from jaxrf.data.scene import Scene
 from jaxrf.models.methods import Stage
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training import runs, train
-from jaxrf.training import transitions as stages
+from jaxrf.training import runs, train, transitions
 from jaxrf.training.config import TensoRFConfig, TrainConfig
-from jaxrf.training.runs import Run, SceneSummary
+from jaxrf.training.runs import Run, SceneMetadata
 
 # The checksum of training pictures that nobody has seen.
-NO_PICTURES = -1
+UNKNOWN_CHECKSUM = -1
 # Of the original rate: what is trained already is not to be thrown off.
-RATE_SHARE = 0.2
+FINETUNE_LR_MULT = 0.2
 BOX = np.array([[-1.5] * 3, [1.5] * 3], np.float32)
 
 
@@ -45,16 +44,16 @@ def make_run(
     config = _plan_training(converted.config, folder, data, steps)
     config = dataclasses.replace(config, downscale=downscale)
     if scene is not None:
-        config = stages.fit_config(config, scene)
+        config = transitions.resolve_config(config, scene)
     box = BOX if scene is None else scene.aabb
     stage, grid = place(converted, config, box)
     state = train.init_state(config, stage, grid)
     params = jax.tree.map(jnp.asarray, converted.params)
     average = None if state.average is None else params
     state = dataclasses.replace(state, params=params, average=average)
-    summary = _imagine_scene(converted, name)
+    summary = default_scene_metadata(converted, name)
     if scene is not None and data is not None:
-        summary = runs.summarise_scene(scene, data)
+        summary = runs.scene_metadata(scene, data)
     return Run(folder, config, summary, stage, state, 0.0)
 
 
@@ -64,32 +63,32 @@ def place(
     """The shapes of the field and its grid: the file's own, or one that fills the box."""
     found = converted.grid
     if found is None:
-        stage = stages.first_stage(config, box)
-        return stage, stages.init_grid(config.field, stage, box)
+        stage = transitions.first_stage(config, box)
+        return stage, transitions.init_grid(config.field, stage, box)
     if not isinstance(config.field, TensoRFConfig):
-        stage = stages.first_stage(config, found.aabb)
-        return stage, stages.init_grid(config.field, stage, found.aabb)
+        stage = transitions.first_stage(config, found.aabb)
+        return stage, transitions.init_grid(config.field, stage, found.aabb)
     x, y, z = found.occupied.shape
     stage = Stage(found.resolution, (x, y, z), config.batch_rays, 1, pruned=found.pruned)
-    stage = stages.fit_batch(config, stage, found.aabb)
+    stage = transitions.set_budgets(config, stage, found.aabb)
     grid = OccupancyGrid(jnp.asarray(found.occupied), jnp.asarray(found.aabb))
-    return stage, stages.watch_grid(config.field, stage, grid)
+    return stage, transitions.watch_grid(config.field, stage, grid)
 
 
 def _plan_training(config: TrainConfig, folder: Path, data: Path | None, steps: int) -> TrainConfig:
     rates = config.optimizer
     rates = dataclasses.replace(
         rates,
-        grid_rate=RATE_SHARE * rates.grid_rate,
-        network_rate=RATE_SHARE * rates.network_rate,
+        grid_lr=FINETUNE_LR_MULT * rates.grid_lr,
+        mlp_lr=FINETUNE_LR_MULT * rates.mlp_lr,
     )
     where = None if data is None else data.absolute()
     return dataclasses.replace(config, optimizer=rates, run_dir=folder, data=where, steps=steps)
 
 
-def _imagine_scene(converted: Converted, name: str) -> SceneSummary:
+def default_scene_metadata(converted: Converted, name: str) -> SceneMetadata:
     """An object at the origin, as NeRF-synthetic's cameras see it."""
-    return SceneSummary(
+    return SceneMetadata(
         name=name,
         data="",
         near=converted.near,
@@ -100,5 +99,5 @@ def _imagine_scene(converted: Converted, name: str) -> SceneSummary:
         focus=(0.0, 0.0, 0.0),
         radius=0.5 * (converted.near + converted.far),
         train_views=0,
-        checksum=NO_PICTURES,
+        checksum=UNKNOWN_CHECKSUM,
     )

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from jaxrf.convert.files import Content, take_number
 from jaxrf.convert.networks import (
     Converted,
-    GridFound,
+    ConvertedGrid,
     Label,
     Linear,
     find_order,
@@ -23,11 +23,11 @@ from jaxrf.convert.networks import (
 from jaxrf.core.errors import InputError
 from jaxrf.fields.tensorf import fit_resolution
 from jaxrf.training import config as configs
-from jaxrf.training.config import ConventionConfig, TrainConfig
+from jaxrf.training.config import RayConvention, TrainConfig
 
 FORM = "TensoRF"
 # The field is evaluated where steps start, and rays go on until nothing passes.
-CONVENTION = ConventionConfig(samples_at="start", stop=0.0)
+CONVENTION = RayConvention(samples_at="start", stop=0.0)
 # Of what says what a field is like.
 LIMITS: dict[str, tuple[float, float]] = {
     "fea_pe": (0, 16),
@@ -78,9 +78,11 @@ def _convert(content: Content, state: Mapping[str, Any], kwargs: Mapping[str, An
         params[ours] = _read_factors(state, name)
     vm = bool(params["density"]["planes"])
     params["basis"] = _read_basis(state, params["features"], vm)
-    feature_octaves = int(numbers["fea_pe"]) if shading == "MLP_Fea" else 0
-    direction_octaves = int(numbers["view_pe"])
-    layers = _read_mlp(state, params["basis"].shape[1], feature_octaves, direction_octaves)
+    num_feature_frequencies = int(numbers["fea_pe"]) if shading == "MLP_Fea" else 0
+    num_direction_frequencies = int(numbers["view_pe"])
+    layers = _read_mlp(
+        state, params["basis"].shape[1], num_feature_frequencies, num_direction_frequencies
+    )
     params["mlp"] = stack_layers(layers)
     _check_resolution(params, resolution, content)
     occupied, notes = _read_mask(content, aabb, resolution)
@@ -95,8 +97,8 @@ def _convert(content: Content, state: Mapping[str, Any], kwargs: Mapping[str, An
         feature_dim=params["basis"].shape[1],
         width=layers[0].kernel.shape[1],
         layers=len(layers) - 1,
-        feature_octaves=feature_octaves,
-        direction_octaves=direction_octaves,
+        num_feature_frequencies=num_feature_frequencies,
+        num_direction_frequencies=num_direction_frequencies,
         density_shift=numbers["density_shift"],
         density_scale=numbers["distance_scale"],
         activation=str(kwargs["fea2denseAct"]),
@@ -114,8 +116,8 @@ def _convert(content: Content, state: Mapping[str, Any], kwargs: Mapping[str, An
     near, far = (float(v) for v in kwargs["near_far"])
     if not 0.0 <= near < far < np.inf:
         raise InputError(f"near_far in {content.path} is {near:g} to {far:g}: it is damaged.")
-    config: TrainConfig = dataclasses.replace(preset, field=field, subrays=1)
-    grid = GridFound(
+    config: TrainConfig = dataclasses.replace(preset, field=field, supersample=1)
+    grid = ConvertedGrid(
         aabb,
         occupied,
         (resolution[0], resolution[1], resolution[2]),
@@ -155,14 +157,17 @@ def _read_basis(
 
 
 def label_inputs(
-    features: int, feature_octaves: int, direction_octaves: int, ours: bool
+    features: int, num_feature_frequencies: int, num_direction_frequencies: int, ours: bool
 ) -> list[Label]:
     """What the colour network's inputs are, in our order or in TensoRF's.
 
     Coordinates 0 to features - 1 are features, the three after them the direction. TensoRF's
     encodings are all sines, then all cosines, of one coordinate after the other.
     """
-    parts = ((range(features), feature_octaves), (range(features, features + 3), direction_octaves))
+    parts = (
+        (range(features), num_feature_frequencies),
+        (range(features, features + 3), num_direction_frequencies),
+    )
     labels: list[Label] = []
     if ours:
         for coordinates, octaves in parts:
@@ -178,7 +183,10 @@ def label_inputs(
 
 
 def _read_mlp(
-    state: Mapping[str, Any], features: int, feature_octaves: int, direction_octaves: int
+    state: Mapping[str, Any],
+    features: int,
+    num_feature_frequencies: int,
+    num_direction_frequencies: int,
 ) -> list[Linear]:
     numbers = sorted(
         int(name.split(".")[2])
@@ -186,7 +194,7 @@ def _read_mlp(
         if name.startswith("renderModule.mlp.") and name.endswith(".weight")
     )
     layers = [take_linear(state, f"renderModule.mlp.{number}") for number in numbers]
-    sizes = (features, feature_octaves, direction_octaves)
+    sizes = (features, num_feature_frequencies, num_direction_frequencies)
     theirs, ours = (label_inputs(*sizes, ours=mine) for mine in (False, True))
     if len(theirs) != layers[0].kernel.shape[0]:
         raise KeyError(f"colour network of {len(theirs)} inputs")
@@ -281,7 +289,7 @@ def write(
         for index, line in enumerate(params[ours]["lines"]):
             state[f"{name}_line.{index}"] = float32(np.asarray(line).T[None, :, :, None])
     state["basis_mat.weight"] = float32(np.asarray(params["basis"]).T)
-    sizes = (field.feature_dim, field.feature_octaves, field.direction_octaves)
+    sizes = (field.feature_dim, field.num_feature_frequencies, field.num_direction_frequencies)
     theirs, ours_labels = (label_inputs(*sizes, ours=mine) for mine in (False, True))
     layers = params["mlp"]["params"]
     for index in range(len(layers)):
@@ -305,8 +313,8 @@ def write(
         "step_ratio": field.step_ratio,
         "shadingMode": "MLP_Fea",
         "pos_pe": 6,
-        "view_pe": field.direction_octaves,
-        "fea_pe": field.feature_octaves,
+        "view_pe": field.num_direction_frequencies,
+        "fea_pe": field.num_feature_frequencies,
         "featureC": field.width,
     }
     if field.factors == "cp":

@@ -51,7 +51,7 @@ def write_file(run: Run, path: Path, program: Program) -> tuple[str, ...]:
         return node
 
     runs.make_writable(path.absolute().parent, "--output")
-    with runs.replacing(path) as temporary:
+    with runs.atomic_path(path) as temporary:
         torch.save(to_tensors(content), temporary)
     convention = run.config.field.convention
     if program == "nerf-pytorch" and convention.pixel_centre != 0.0:
@@ -117,7 +117,9 @@ def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
     _check_bounded(run, "nerf-pytorch")
     names = {"coarse": "network_fn_state_dict", "fine": "network_fine_state_dict"}
     states = {
-        names[part]: nerf_pytorch.write(from_params(params, field.skip), bool(field.fine_samples))
+        names[part]: nerf_pytorch.write(
+            from_params(params, field.skip), bool(field.num_fine_samples)
+        )
         for part, params in run.state.shown.items()
     }
     count = sum(len(state) for state in states.values())
@@ -164,9 +166,9 @@ def _to_nerfstudio(run: Run) -> dict[str, Any]:
     wanted: dict[str, Any] = {
         "shading": "per_sample",
         "rule": "hashed",
-        "halved_directions": True,
+        "normalize_dirs_01": True,
         "coarsest": nerfstudio.BASE,
-        "direction_bands": 4,
+        "num_sh_bands": 4,
         "density_shift": 0.0,
         "density_scale": 1.0,
         "appearance_dim": 0,

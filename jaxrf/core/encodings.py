@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrf.core.rays import Frusta
+from jaxrf.core.rays import ConicalFrusta
 
 
 def fourier(
@@ -48,8 +48,8 @@ def integrated_fourier(
     return fourier(x, octaves, include_input=False) * twice
 
 
-def describe_frusta(
-    middles: Float[Array, "m 3"], frusta: Frusta
+def conical_frustum_to_gaussian(
+    middles: Float[Array, "m 3"], frusta: ConicalFrusta
 ) -> tuple[Float[Array, "m 3"], Float[Array, "m 3"]]:
     """Mean of the points in parts of cones, and their variance along each coordinate.
 

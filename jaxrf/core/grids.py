@@ -21,7 +21,7 @@ HashRule = Literal["faces", "hashed", "centred"]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def mix_rows(
+def weighted_gather(
     table: Float[Array, "rows c"],
     indices: Int[Array, "m k"],
     weights: Float[Array, "m k"],
@@ -48,7 +48,7 @@ def _mix_rows_forward(
     weights: Float[Array, "m k"],
     read_as: TableType,
 ) -> tuple[Float[Array, "m c"], tuple[Array, Array, Array]]:
-    return mix_rows(table, indices, weights, read_as), (table, indices, weights)
+    return weighted_gather(table, indices, weights, read_as), (table, indices, weights)
 
 
 def _mix_rows_backward(
@@ -63,7 +63,7 @@ def _mix_rows_backward(
     return to_table, None, jnp.stack(to_weights, axis=-1)
 
 
-mix_rows.defvjp(_mix_rows_forward, _mix_rows_backward)
+weighted_gather.defvjp(_mix_rows_forward, _mix_rows_backward)
 
 
 def _scatter(table: Array, indices: Array, weights: Array, rows: Array) -> Array:
@@ -165,10 +165,10 @@ def _mix_tables(
     tables: Sequence[Float[Array, "_ c"]],
     corners: Sequence[tuple[Int[Array, "m k"], Float[Array, "m k"]]],
 ) -> list[Float[Array, "m c"]]:
-    """`mix_rows` for several tables at once."""
+    """`weighted_gather` for several tables at once."""
     starts = np.cumsum([0, *(table.shape[0] for table in tables[:-1])])
     indices = [index + int(start) for (index, _), start in zip(corners, starts, strict=True)]
-    mixed = mix_rows(
+    mixed = weighted_gather(
         jnp.concatenate(list(tables)),
         jnp.concatenate(indices),
         jnp.concatenate([weights for _, weights in corners]),
@@ -321,7 +321,7 @@ def sample_hash_grid(
 ) -> Float[Array, "m e"]:
     """Trilinear features of all levels at positions in [0, 1], which are clamped to it.
 
-    The table is read as `mix_rows` does.
+    The table is read as `weighted_gather` does.
 
     Returns:
       (m, levels c), those of the coarsest level first.
@@ -384,7 +384,7 @@ def _mix_levels(
     """Features of levels, given the rows and weights of the corners in each, side by side."""
     indices, weights = zip(*corners, strict=True)
     # All samples of a level together, whose rows so stay in the cache.
-    mixed = mix_rows(table, jnp.concatenate(indices), jnp.concatenate(weights), read_as)
+    mixed = weighted_gather(table, jnp.concatenate(indices), jnp.concatenate(weights), read_as)
     levels, count = len(corners), indices[0].shape[0]
     mixed = mixed.reshape(levels, count, table.shape[1])
     return mixed.transpose(1, 0, 2).reshape(count, levels * table.shape[1])
@@ -404,7 +404,7 @@ def sample_hash_grids(
       unit: positions in [0, 1], which are clamped to it.
       plans: of each grid.
       chosen: which grid each position is in.
-      read_as: see `mix_rows`.
+      read_as: see `weighted_gather`.
     """
     firsts = np.cumsum([0, *(plan.starts[-1] for plan in plans[:-1])])
     cells = np.array([plan.cells for plan in plans], np.int32)

@@ -34,7 +34,7 @@ class Rays:
     stretch: Float[Array, "*batch"] | None = None
 
 
-class Frusta(NamedTuple):
+class ConicalFrusta(NamedTuple):
     """The parts of cones that m samples stand for.
 
     directions: (m, 3) of their axes, of unit length.
@@ -53,10 +53,10 @@ class Frusta(NamedTuple):
         return self.slopes * (0.5 * (self.starts + self.ends))
 
 
-def frusta_along(rays: Rays, edges: Float[Array, "*batch n_plus_1"]) -> Frusta:
+def cast_cones(rays: Rays, edges: Float[Array, "*batch n_plus_1"]) -> ConicalFrusta:
     """The parts of each ray's cone between given distances, those of a ray one after the other."""
     shape = (*edges.shape[:-1], edges.shape[-1] - 1)
-    return Frusta(
+    return ConicalFrusta(
         jnp.broadcast_to(rays.directions[..., None, :], (*shape, 3)).reshape(-1, 3),
         jnp.broadcast_to(rays.radii[..., None], shape).ravel(),
         edges[..., :-1].ravel(),

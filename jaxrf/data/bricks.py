@@ -47,7 +47,7 @@ _BAND = 2**18  # rays cast at once: bounds the memory whatever the size of the i
 
 Number = int | float
 Color = tuple[float, float, float]
-Lattice = tuple[Number, Number, Number]  # x and y in studs, z in plates
+DensityGrid = tuple[Number, Number, Number]  # x and y in studs, z in plates
 Footprint = tuple[Number, Number, Number, Number]  # smallest x, y and largest x, y
 Numbers = Any  # an array, or one number for all rays
 Components = Sequence[Numbers] | np.ndarray  # x, y, z
@@ -89,8 +89,8 @@ class Hits:
 class _Brick(NamedTuple):
     """A box; smooth parts carry no studs."""
 
-    lower: Lattice
-    size: Lattice
+    lower: DensityGrid
+    size: DensityGrid
     color: Color
     studs: bool = True
 
@@ -98,7 +98,7 @@ class _Brick(NamedTuple):
 class _Rod(NamedTuple):
     """A vertical cylinder; its radius counts studs."""
 
-    base: Lattice
+    base: DensityGrid
     height: Number
     radius: Number
     color: Color
@@ -274,7 +274,7 @@ def _overlap(a: Footprint, b: Footprint) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _to_world(point: Lattice) -> tuple[float, float, float]:
+def _to_world(point: DensityGrid) -> tuple[float, float, float]:
     x, y, z = (value - center for value, center in zip(point, _CENTER, strict=True))
     return x * _STUD, y * _STUD, z * _PLATE
 
@@ -500,7 +500,7 @@ def _render_rows(
     hit[..., -1] = False  # the ray through the centre is for depth alone
     directions = np.stack([d[hit] for d in ray.direction], axis=-1)
     rgb = np.zeros((*hit.shape, 3))
-    rgb[hit] = _shade(model, np.array(ray.origin), directions, distances[hit], primitives[hit])
+    rgb[hit] = _shade_ray(model, np.array(ray.origin), directions, distances[hit], primitives[hit])
 
     count = hit.sum(axis=-1)[..., None]
     # The mean over the hits alone is the premultiplied mean divided by alpha.
@@ -586,7 +586,7 @@ def _outlines(
     return outlines
 
 
-def _shade(
+def _shade_ray(
     model: Model,
     origin: Float[np.ndarray, "3"],
     directions: Float[np.ndarray, "n 3"],

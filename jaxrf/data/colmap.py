@@ -19,17 +19,24 @@ from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.lenses import COEFFICIENTS, Lens
 from jaxrf.cameras.transforms import (
     AROUND,
-    FARTHEST,
+    MAX_DISTANCE_FACTOR,
     NEAREST,
     Frame,
+    center_and_scale,
     move_points,
     move_poses,
-    surround,
 )
 from jaxrf.core.errors import InputError
 from jaxrf.data.files import check_file_path, check_folder, name_scene
 from jaxrf.data.scene import Scene
-from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, hold_out, load_split, take_views
+from jaxrf.data.views import (
+    ChooseViews,
+    Views,
+    fit_to_pictures,
+    load_split,
+    split_every_n,
+    take_views,
+)
 
 PLACES = ("sparse/0", "sparse", "colmap/sparse/0", ".")
 MOST_BYTES = 1 << 31
@@ -126,7 +133,7 @@ def load_colmap(
     choose: ChooseViews = range,
     skip_missing: bool = False,
 ) -> Scene:
-    """Reads a COLMAP scene, upright around the origin, with cameras within +-1 (`surround`).
+    """Reads a COLMAP scene, upright around the origin, with cameras within +-1 (`center_and_scale`).
 
     Every 8th picture, in the order of their names, is held out. Pictures are those of `images_K`
     for a downscale of K, if there is such a folder, else those of `images`, averaged. Rays begin
@@ -153,11 +160,11 @@ def load_colmap(
     if not kept:
         raise InputError(f"None of the pictures that {place} names is in {folder / pictures}.")
     model = dataclasses.replace(model, pictures=[model.pictures[i] for i in kept])
-    frame = surround(np.stack([picture.pose for picture in model.pictures]))
+    frame = center_and_scale(np.stack([picture.pose for picture in model.pictures]))
     cameras = make_cameras(model, frame, place)
     views = Views(folder, place, tuple(named[i] for i in kept), cameras)
     views = fit_to_pictures(views)
-    indices = hold_out(len(views))
+    indices = split_every_n(len(views))
     near, far = _find_range(model, frame)
     return Scene(
         name=name_scene(folder),
@@ -206,7 +213,7 @@ def _find_range(model: Reconstruction, frame: Frame) -> tuple[float, float]:
         distances.append(np.linalg.norm(points[rows] - place, axis=-1))
     every = np.concatenate(distances) if distances else np.zeros(0)
     if every.size == 0:
-        return NEAREST, FARTHEST
+        return NEAREST, MAX_DISTANCE_FACTOR
     near, far = np.percentile(every, [1.0, 99.0])
     return max(0.5 * float(near), 1e-3), 2.0 * float(far)
 

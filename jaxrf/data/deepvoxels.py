@@ -15,7 +15,7 @@ from jaxrf.cameras.base import pinhole_cameras
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data.files import check_folder, check_pose, name_scene
 from jaxrf.data.scene import Scene
-from jaxrf.data.views import ChooseViews, Views, find_range, fit_to_pictures, load_split
+from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, load_split, near_far_fn
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 INTRINSICS = "intrinsics.txt"
@@ -64,7 +64,7 @@ def load_deepvoxels(
     poses = np.asarray(train.cameras.T_world_camera)
     reach = REACH * float(np.linalg.norm(poses[:, :3, 3] - centre, axis=-1).mean())
     box = np.stack([centre - reach, centre + reach])
-    near, far = find_range(train.cameras, box)
+    near, far = near_far_fn(train.cameras, box)
     loaded = {}
     for split in splits:
         views = train if split == "train" else _read_views(folder, split, name)[0]

@@ -14,11 +14,24 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras, pinhole_cameras
-from jaxrf.cameras.transforms import AROUND, face_forward, looks_forward, move_poses, surround
+from jaxrf.cameras.transforms import (
+    AROUND,
+    center_and_scale,
+    looks_forward,
+    move_poses,
+    recenter_poses,
+)
 from jaxrf.core.errors import BROKEN_ARRAYS, InputError
 from jaxrf.data.files import POSE_TOLERANCE, check_folder, name_scene
 from jaxrf.data.scene import Scene
-from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, hold_out, load_split, take_views
+from jaxrf.data.views import (
+    ChooseViews,
+    Views,
+    fit_to_pictures,
+    load_split,
+    split_every_n,
+    take_views,
+)
 
 LISTING = "poses_bounds.npy"
 PICTURES = re.compile(r"images(_([1-9]\d*))?")
@@ -41,8 +54,8 @@ def load_llff(
 ) -> Scene:
     """Reads an LLFF scene; every 8th picture, in the order of their names, is held out.
 
-    If all cameras look about the same way, the scene faces forward (`face_forward`) and is
-    seen in normalised device coordinates; else it is set upright around the origin (`surround`),
+    If all cameras look about the same way, the scene faces forward (`recenter_poses`) and is
+    seen in normalised device coordinates; else it is set upright around the origin (`center_and_scale`),
     with cameras within +-1, and has no bounds. Pictures are those of `images_K` for a downscale of
     K, if there are such, else those of the largest folder, averaged.
 
@@ -61,14 +74,14 @@ def load_llff(
     if np.any(np.abs(hwf - hwf[0]) > 1e-3 * hwf[0]):
         raise InputError(f"{folder / LISTING} mixes sizes or focal lengths; split it by camera.")
     forward = looks_forward(poses)
-    frame = face_forward(poses, float(bounds.min())) if forward else surround(poses)
+    frame = recenter_poses(poses, float(bounds.min())) if forward else center_and_scale(poses)
     cameras = pinhole_cameras(move_poses(frame, poses), int(width), int(height), float(focal))
     if forward:
         slopes = 0.5 * np.array([width, height]) / focal
         cameras = dataclasses.replace(cameras, ndc=(float(slopes[0]), float(slopes[1]), PLANE))
     shown = tuple(Path(pictures, path) for path in paths)
     views = fit_to_pictures(Views(folder, folder / LISTING, shown, cameras))
-    indices = hold_out(len(views))
+    indices = split_every_n(len(views))
     bounds = bounds * frame.scale
     return Scene(
         name=name_scene(folder),

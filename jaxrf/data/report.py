@@ -62,7 +62,7 @@ def describe_scene(scene: Scene) -> list[str]:
     return lines
 
 
-def find_oddities(scene: Scene) -> list[str]:
+def find_warnings(scene: Scene) -> list[str]:
     """What looks wrong, a sentence each; nothing is refused for it."""
     return list(_oddities(scene))
 

@@ -18,7 +18,7 @@ from jaxrf.data import (
 )
 from jaxrf.data.scene import Scene
 from jaxrf.data.views import ChooseViews
-from jaxrf.training.config import BricksConfig, TrainConfig
+from jaxrf.training.config import SyntheticSceneConfig, TrainConfig
 
 USUAL = Path("nerf_synthetic/lego")
 
@@ -70,7 +70,9 @@ def find_data(data: Path) -> Path:
     )
 
 
-def ensure_bricks(config: BricksConfig, progress: Callable[[int, int], None] | None = None) -> Path:
+def ensure_bricks(
+    config: SyntheticSceneConfig, progress: Callable[[int, int], None] | None = None
+) -> Path:
     """The folder of the built-in scene, rendered into the user's cache if it is not there yet."""
     return bricks.cached_bricks(
         width=config.size,

@@ -14,11 +14,11 @@ from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.lenses import COEFFICIENTS, Lens
 from jaxrf.cameras.transforms import (
     AROUND,
-    FARTHEST,
+    MAX_DISTANCE_FACTOR,
     NEAREST,
+    center_and_scale,
     identity_frame,
     move_poses,
-    surround,
 )
 from jaxrf.core.errors import InputError
 from jaxrf.data.files import (
@@ -35,10 +35,10 @@ from jaxrf.data.views import (
     ChooseViews,
     Views,
     find_object,
-    find_range,
     fit_to_pictures,
-    hold_out,
     load_split,
+    near_far_fn,
+    split_every_n,
     take_views,
 )
 
@@ -71,7 +71,7 @@ def load_transforms(
     choose: ChooseViews = range,
     skip_missing: bool = False,
 ) -> Scene:
-    """Reads a captured scene, upright around the origin, with cameras within +-1 (`surround`).
+    """Reads a captured scene, upright around the origin, with cameras within +-1 (`center_and_scale`).
 
     With an `aabb_scale` of 1 it is an object in a box instead, and stays where it is. If all
     pictures are transparent around something, that is the object, in the box of its visual hull.
@@ -94,7 +94,7 @@ def load_transforms(
     views = fit_to_pictures(_read_views(folder, listing, transforms, skip_missing))
     poses = np.asarray(views.cameras.T_world_camera, np.float64)
     box = _find_box(transforms, str(listing))
-    frame = surround(poses) if box is None else identity_frame()
+    frame = center_and_scale(poses) if box is None else identity_frame()
     cameras = dataclasses.replace(
         views.cameras, T_world_camera=move_poses(frame, poses).astype(np.float32)
     )
@@ -106,7 +106,7 @@ def load_transforms(
     }
     if box is None and "train" in loaded:
         box = find_object(loaded["train"])
-    near, far = (NEAREST, FARTHEST) if box is None else find_range(cameras, box)
+    near, far = (NEAREST, MAX_DISTANCE_FACTOR) if box is None else near_far_fn(cameras, box)
     around = np.array(AROUND if box is None else box, np.float32)
     return Scene(
         name=name_scene(folder),
@@ -276,7 +276,7 @@ def _split_views(transforms: dict[str, Any], views: Views) -> dict[str, list[int
     """The views of each split: those that lists in the file name, or every 8th held out."""
     keys = {split: f"{split}_filenames" for split in ("train", "val", "test")}
     if not any(key in transforms for key in keys.values()):
-        return hold_out(len(views))
+        return split_every_n(len(views))
     number = {path.with_suffix(""): index for index, path in enumerate(views.paths)}
     indices: dict[str, list[int]] = {}
     for split, key in keys.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxrf.cameras.base import Cameras, project, take_cameras
+from jaxrf.cameras.base import Cameras, index_cameras, project
 from jaxrf.cameras.transforms import AROUND
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data.files import (
@@ -71,13 +71,13 @@ def fit_to_pictures(views: Views) -> Views:
 def take_views(views: Views, indices: Sequence[int]) -> Views:
     """Some of the views."""
     chosen = np.asarray(indices, np.int64)
-    cameras = take_cameras(views.cameras, chosen)
+    cameras = index_cameras(views.cameras, chosen)
     paths = tuple(views.paths[i] for i in chosen)
     masks = tuple(views.masks[i] for i in chosen) if views.masks else ()
     return dataclasses.replace(views, paths=paths, cameras=cameras, masks=masks)
 
 
-def hold_out(count: int, every: int = 8) -> dict[str, list[int]]:
+def split_every_n(count: int, every: int = 8) -> dict[str, list[int]]:
     """Views for each split: every 8th, from the first on, is tested and validated on (LLFF)."""
     test = list(range(0, count, every)) if count > 1 else []
     return {"train": [i for i in range(count) if i not in set(test)], "val": test, "test": test}
@@ -110,10 +110,10 @@ def find_object(split: Split) -> Float[np.ndarray, "2 3"] | None:
     clear = split.images[some, ..., 3] == 0
     if len(clear) < 2 or clear.mean(axis=(1, 2)).min() < 0.05:
         return None
-    return find_hull(~clear, take_cameras(split.cameras, some), np.array(AROUND))
+    return visual_hull_aabb(~clear, index_cameras(split.cameras, some), np.array(AROUND))
 
 
-def find_hull(
+def visual_hull_aabb(
     masks: Bool[np.ndarray, "n h w"], cameras: Cameras, box: Float[np.ndarray, "2 3"]
 ) -> Float[np.ndarray, "2 3"] | None:
     """The smallest box, a cell of room around it, of what may be inside all masks.
@@ -147,7 +147,7 @@ def find_hull(
     return np.stack([kept.min(axis=0) - room, kept.max(axis=0) + room])
 
 
-def find_range(
+def near_far_fn(
     cameras: Cameras, box: Float[np.ndarray, "2 3"], least: float = 0.05
 ) -> tuple[float, float]:
     """Distances from the cameras between which the box lies: not below `least` of the farthest."""

@@ -18,19 +18,19 @@ from jaxtyping import Array, Float, Int
 from jaxrf.cameras.base import (
     Cameras,
     SceneRange,
-    adopt_convention,
+    apply_ray_convention,
+    index_cameras,
     pixels_to_rays,
     resize_cameras,
-    take_cameras,
 )
 from jaxrf.fields.base import Params
-from jaxrf.models.methods import Stage, fit_to_render, rays_at_once, render_rays
-from jaxrf.rendering.volume import Picture, Rendering, average_subrays
+from jaxrf.models.methods import Stage, eval_stage, rays_at_once, render_rays
+from jaxrf.rendering.volume import Picture, Rendering, resolve_supersampling
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import FieldConfig, TrainConfig
 
 # Rays of a strip: few where they are slow, as a strip that has begun is waited for.
-STRIP_OF_CPU, STRIP = 1 << 14, 1 << 16
+CPU_TILE_RAYS, STRIP = 1 << 14, 1 << 16
 # Strips computed before the first of them is fetched, lest the device waits for the host.
 AHEAD = 2
 # Width of the coarsest picture that still shows where one is.
@@ -38,7 +38,7 @@ COARSEST = 48
 
 
 @dataclasses.dataclass(frozen=True)
-class Painter:
+class InteractiveRenderer:
     """A field ready to be painted.
 
     Attributes:
@@ -47,7 +47,7 @@ class Painter:
       scene_range: near and far, distances along rays, or what finds them for a camera.
       background: (3,) colour behind everything.
       strip: rays computed together.
-      subrays: of a pixel along each axis, in a sharp picture.
+      supersample: of a pixel along each axis, in a sharp picture.
     """
 
     config: TrainConfig
@@ -58,14 +58,14 @@ class Painter:
     scene_range: SceneRange
     background: Float[np.ndarray, "3"]
     strip: int
-    subrays: int
+    supersample: int
 
     def paint(
         self,
         camera: Cameras,
         box: Float[np.ndarray, "2 3"],
         stop: Callable[[], bool],
-        subrays: int = 1,
+        supersample: int = 1,
     ) -> Picture | None:
         """The first camera's picture, or None if one wished to `stop` before it was done.
 
@@ -73,10 +73,12 @@ class Painter:
           camera: of the picture's size, a pinhole.
           box: what is outside of it is left out.
           stop: asked after each strip.
-          subrays: of a pixel along each axis, averaged.
+          supersample: of a pixel along each axis, averaged.
         """
-        finer = resize_cameras(camera, subrays * camera.width, subrays * camera.height)
-        seen = take_cameras(adopt_convention(finer, self.config.field.convention), np.array([0]))
+        finer = resize_cameras(camera, supersample * camera.width, supersample * camera.height)
+        seen = index_cameras(
+            apply_ray_convention(finer, self.config.field.convention), np.array([0])
+        )
         # The program does not depend on the size of the picture.
         seen = dataclasses.replace(seen, width=1, height=1)
         scene_range = self.scene_range
@@ -111,10 +113,12 @@ class Painter:
             whole = np.concatenate([getattr(part, name) for part in host])[:count]
             return whole.reshape(finer.height, finer.width, *whole.shape[1:])
 
-        return average_subrays(Picture(*(join(name) for name in Picture._fields)), subrays)
+        return resolve_supersampling(
+            Picture(*(join(name) for name in Picture._fields)), supersample
+        )
 
 
-def make_painter(
+def make_interactive_renderer(
     config: TrainConfig,
     stage: Stage,
     params: Params,
@@ -122,13 +126,15 @@ def make_painter(
     scene_range: SceneRange,
     background: Float[np.ndarray, "3"],
     tight: bool = True,
-) -> Painter:
-    """A painter of a field; `tight` as in `evaluate.make_render_view`."""
-    subrays = stage.subrays
-    stage, aabb = fit_to_render(config.field, stage, grid, tight)
-    strip = STRIP_OF_CPU if jax.default_backend() == "cpu" else STRIP
+) -> InteractiveRenderer:
+    """A painter of a field; `tight` as in `evaluate.make_render_fn`."""
+    supersample = stage.supersample
+    stage, aabb = eval_stage(config.field, stage, grid, tight)
+    strip = CPU_TILE_RAYS if jax.default_backend() == "cpu" else STRIP
     strip = min(strip, rays_at_once(config))
-    return Painter(config, stage, params, grid, aabb, scene_range, background, strip, subrays)
+    return InteractiveRenderer(
+        config, stage, params, grid, aabb, scene_range, background, strip, supersample
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -192,8 +198,8 @@ def refine(width: int, height: int, first: tuple[int, int]) -> Iterator[tuple[in
     yield width, height
 
 
-def paint_progressively(
-    painter: Painter,
+def render_progressively(
+    painter: InteractiveRenderer,
     camera: Cameras,
     box: Float[np.ndarray, "2 3"],
     pace: Pace,
@@ -212,7 +218,7 @@ def paint_progressively(
             return
         pace.note(size[0] * size[1], time.perf_counter() - started)
         yield picture
-    if painter.subrays > 1:
-        sharp = painter.paint(camera, box, stop, painter.subrays)
+    if painter.supersample > 1:
+        sharp = painter.paint(camera, box, stop, painter.supersample)
         if sharp is not None:
             yield sharp

@@ -10,19 +10,19 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxrf.cameras.base import Cameras, SceneRange, adopt_convention, image_rays, resize_cameras
+from jaxrf.cameras.base import Cameras, SceneRange, apply_ray_convention, image_rays, resize_cameras
 from jaxrf.core import memory
 from jaxrf.core.rays import Rays
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import lpips, metrics
 from jaxrf.fields.base import Params
-from jaxrf.models.methods import Stage, fit_to_render, rays_at_once, render_rays
+from jaxrf.models.methods import Stage, eval_stage, rays_at_once, render_rays
 from jaxrf.parallel import devices as parallel
-from jaxrf.rendering.volume import Picture, Rendering, average_subrays, render_image
+from jaxrf.rendering.volume import Picture, Rendering, render_image, resolve_supersampling
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import FieldConfig, TrainConfig
 
-RenderView = Callable[[Cameras, int], Picture]
+RenderFn = Callable[[Cameras, int], Picture]
 
 # To render fewer samples at once saves no memory worth having.
 FEWEST_SAMPLES = 1 << 10
@@ -47,37 +47,37 @@ class Scored(NamedTuple):
     lpips: float | None = None
 
 
-def make_render_view(
+def make_render_fn(
     config: TrainConfig,
     stage: Stage,
     params: Params,
     grid: OccupancyGrid,
     scene_range: SceneRange,
     background: Float[np.ndarray, "3"],
-    subrays: int | None = None,
+    supersample: int | None = None,
     tight: bool = True,
     mesh: Mesh | None = None,
-) -> RenderView:
+) -> RenderFn:
     """A function (cameras, index) -> rendering of that camera's view, in host memory.
 
-    Each pixel is the mean of subrays x subrays rays, by default as many as in training. `tight`
+    Each pixel is the mean of supersample x supersample rays, by default as many as in training. `tight`
     renders quicker, but has to be compiled anew whenever cells were pruned. If memory runs out,
     half as many samples at once are tried, and so on. `mesh` are the devices that share the rays,
     by default one; of several processes all have to render. With `config.shards`, rays are cut into
     so many shards whatever renders them, lest the last bits depend on it.
     """
-    parts, field = subrays or stage.subrays, config.field
+    parts, field = supersample or stage.supersample, config.field
     mesh = mesh or parallel.make_mesh(1)
     shards = config.shards or mesh.size
     if shards % mesh.size:
         # Another machine than that of the training may have any number of devices.
         shards = mesh.size
     params, grid = parallel.replicate(mesh, (params, grid))
-    stage, aabb = fit_to_render(config.field, stage, grid, tight)
+    stage, aabb = eval_stage(config.field, stage, grid, tight)
 
     def render(cameras: Cameras, index: int) -> Picture:
         nonlocal config
-        seen = adopt_convention(cameras, field.convention)
+        seen = apply_ray_convention(cameras, field.convention)
         finer = resize_cameras(seen, parts * cameras.width, parts * cameras.height)
         near, far = scene_range(cameras, index) if callable(scene_range) else scene_range
         rays = _image_rays(finer, jnp.asarray(index), near, far)
@@ -98,7 +98,7 @@ def make_render_view(
                 raise
             config = dataclasses.replace(config, render_samples=samples // 2)
             return render(cameras, index)
-        return average_subrays(picture, parts)
+        return resolve_supersampling(picture, parts)
 
     return render
 
@@ -131,14 +131,16 @@ def _render_shards(
         return jax.tree.map(lambda x: x.reshape(*chunks, *x.shape[2:]), rendered)
 
     shared = (False, False, True, False, False)
-    run = parallel.share_out(mesh, on_device, shared, axis=1, joins=True)
+    run = parallel.shard_rays(mesh, on_device, shared, axis=1, joins=True)
     return run(params, grid, rays, behind, aabb)
 
 
 # At module level, so that what was compiled for one view or validation serves the next.
 _render_chunks = jax.jit(_render_shards, static_argnums=(0, 1, 2, 3, 4))
 _render_ordered = jax.jit(
-    _render_shards, static_argnums=(0, 1, 2, 3, 4), compiler_options=parallel.ORDERED
+    _render_shards,
+    static_argnums=(0, 1, 2, 3, 4),
+    compiler_options=parallel.DETERMINISTIC_COMPILER_OPTIONS,
 )
 
 _ssim = jax.jit(metrics.ssim)
@@ -146,7 +148,7 @@ _lpips = jax.jit(lpips.lpips)
 
 
 def score_split(
-    render: RenderView,
+    render: RenderFn,
     split: Split,
     background: Float[np.ndarray, "3"],
     indices: Sequence[int],

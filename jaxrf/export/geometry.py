@@ -26,7 +26,7 @@ from jaxrf.fields.base import Params
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
 from jaxrf.rendering.volume import Picture, Rendering, render_image
-from jaxrf.sampling import occupancy as occ
+from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import FieldConfig
 from jaxrf.training.runs import Run
@@ -48,7 +48,7 @@ LEAST_COSINE = 0.1
 # Pixels along the width of the pictures by which geometry is seen, at most.
 PICTURE_WIDTH = 400
 # What is farther away than so many half sides of the scene's box is no point of a cloud.
-FARTHEST = 10.0
+MAX_DISTANCE_FACTOR = 10.0
 # Likewise in near planes, where space is in normalised device coordinates.
 FARTHEST_PLANES = 100.0
 
@@ -56,13 +56,13 @@ FARTHEST_PLANES = 100.0
 Track = Callable[[Iterable[int], str], Iterable[int]]
 
 
-def silently(items: Iterable[int], title: str) -> Iterable[int]:
+def no_progress(items: Iterable[int], title: str) -> Iterable[int]:
     """Tracks nothing."""
     del title
     return items
 
 
-class Lattice(NamedTuple):
+class DensityGrid(NamedTuple):
     """Densities at the points of a lattice.
 
     density: (x, y, z) per scene unit.
@@ -126,7 +126,7 @@ def find_box(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
         raise InputError(
             "Nothing in the run's box is occupied, so there is no geometry: train it longer."
         )
-    box = occ.shown_box(grid)
+    box = occupancy.visible_aabb(grid)
     if np.any(box[1] <= box[0]):
         raise InputError("All that is occupied lies around the scene's box: export points.")
     return box
@@ -137,7 +137,7 @@ def find_spacing(box: Float[np.ndarray, "2 3"], resolution: int) -> float:
     return float(np.max(box[1] - box[0])) / resolution
 
 
-def sample_density(run: Run, resolution: int, track: Track = silently) -> Lattice:
+def sample_density(run: Run, resolution: int, track: Track = no_progress) -> DensityGrid:
     """The run's density at the points of a lattice over what is occupied.
 
     Args:
@@ -163,7 +163,7 @@ def sample_density(run: Run, resolution: int, track: Track = silently) -> Lattic
             f"which takes {needed:.0f} GiB of memory: give a smaller one."
         )
     origin = box.mean(axis=0) - 0.5 * spacing * (count - 1)
-    stage, _ = methods.fit_to_render(run.config.field, run.stage, grid, tight=False)
+    stage, _ = methods.eval_stage(run.config.field, run.stage, grid, tight=False)
     shared = (
         run.config.field,
         stage,
@@ -180,7 +180,7 @@ def sample_density(run: Run, resolution: int, track: Track = silently) -> Lattic
         occupied = _in_chunks(functools.partial(_look_up, grid), positions)
         index, positions = index[occupied], positions[occupied]
         density[tuple(index.T)] = _in_chunks(functools.partial(_evaluate, *shared), positions)
-    return Lattice(density, origin, spacing)
+    return DensityGrid(density, origin, spacing)
 
 
 def measure_pixel(run: Run) -> float:
@@ -205,7 +205,7 @@ def _in_chunks(fn: Callable[[Array], Array], positions: Float32[np.ndarray, "n 3
 # At module level, so that what was compiled for one chunk serves all others.
 @jax.jit
 def _look_up(grid: OccupancyGrid, positions: Float[Array, "m 3"]) -> Bool[Array, "m"]:
-    return occ.lookup(grid, occ.to_grid(grid, positions))
+    return occupancy.lookup(grid, occupancy.contract_positions(grid, positions))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -220,7 +220,7 @@ def _evaluate(
     return methods.make_density(config, stage, params, grid, radius)(positions)
 
 
-def extract_surface(lattice: Lattice, level: float, length: float) -> Mesh:
+def extract_surface(lattice: DensityGrid, level: float, length: float) -> Mesh:
     """Where a step of some length has some opacity, by marching cubes (Lewiner et al. 2003).
 
     Between two points of the lattice it is the logarithm of the density that is linear, as the
@@ -298,7 +298,9 @@ def _normalise(vectors: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
 # ---------------------------------------------------------------------------------------------
 
 
-def look_around(run: Run, most: int, width: int, track: Track = silently) -> list[View]:
+def render_training_views(
+    run: Run, most: int, width: int, track: Track = no_progress
+) -> list[View]:
     """What some of the run's training cameras see, without lenses.
 
     Args:
@@ -323,11 +325,11 @@ def look_around(run: Run, most: int, width: int, track: Track = silently) -> lis
     cameras = cams.pinhole_cameras(poses, scene.width, scene.height, scene.focal)
     width = min(width, scene.width)
     cameras = cams.resize_cameras(cameras, width, max(width * scene.height // scene.width, 1))
-    cameras = cams.adopt_convention(cameras, run.config.field.convention)
+    cameras = cams.apply_ray_convention(cameras, run.config.field.convention)
     render = make_render_rays(run)
     views = []
     for index in track(range(len(poses)), "views"):
-        one = dataclasses.replace(cams.take_cameras(cameras, np.array([index])), ndc=scene.ndc)
+        one = dataclasses.replace(cams.index_cameras(cameras, np.array([index])), ndc=scene.ndc)
         views.append(View(one, render(cams.image_rays(one, 0, scene.near, scene.far))))
     return views
 
@@ -335,7 +337,7 @@ def look_around(run: Run, most: int, width: int, track: Track = silently) -> lis
 def make_render_rays(run: Run) -> Callable[[Rays], Picture]:
     """A function of rays of any batch shape that renders them before black."""
     config, grid = run.config, run.state.grid
-    stage, aabb = methods.fit_to_render(config.field, run.stage, grid, tight=True)
+    stage, aabb = methods.eval_stage(config.field, run.stage, grid, tight=True)
     shared = (run.state.shown, grid)
 
     def render_chunks(rays: Rays) -> Rendering:
@@ -361,12 +363,12 @@ def _render_chunks(
     return jax.lax.map(render, rays)
 
 
-def uncover(picture: Picture) -> Float[np.ndarray, "*batch 3"]:
+def unpremultiply(picture: Picture) -> Float[np.ndarray, "*batch 3"]:
     """The colour of what rays hit, out of its rendering before black."""
     return np.clip(picture.rgb / np.maximum(picture.opacity, 1e-3)[..., None], 0.0, 1.0)
 
 
-def face_views(
+def visibility_and_view_dirs(
     positions: Float[np.ndarray, "n 3"],
     normals: Float[np.ndarray, "n 3"],
     views: Iterable[View],
@@ -419,7 +421,7 @@ def color_vertices(run: Run, mesh: Mesh, towards: Float[np.ndarray, "v 3"]) -> M
         radii=jnp.full(count, CONE / run.scene.focal),
         camera_index=jnp.zeros(count, jnp.int32),
     )
-    return mesh._replace(colors=uncover(make_render_rays(run)(rays)))
+    return mesh._replace(colors=unpremultiply(make_render_rays(run)(rays)))
 
 
 def make_mesh(
@@ -429,7 +431,7 @@ def make_mesh(
     fragments: float,
     views: int,
     hidden: bool = False,
-    track: Track = silently,
+    track: Track = no_progress,
 ) -> Mesh:
     """The surface of what a run has learnt, in scene units.
 
@@ -455,8 +457,8 @@ def make_mesh(
     mesh = extract_surface(lattice, level, pixel)
     towards = -find_normals(mesh)
     if run.scene.poses or not hidden:
-        seen_by = look_around(run, views, PICTURE_WIDTH, track)
-        found = face_views(mesh.vertices, -towards, seen_by, SLACK * pixel)
+        seen_by = render_training_views(run, views, PICTURE_WIDTH, track)
+        found = visibility_and_view_dirs(mesh.vertices, -towards, seen_by, SLACK * pixel)
         seen = np.any(found != 0.0, axis=-1)
         towards = np.where(seen[:, None], found, towards)
         if not hidden:
@@ -484,7 +486,7 @@ def _take_with(
 
 
 def make_points(
-    run: Run, wanted: int, views: int, seed: int = 0, track: Track = silently
+    run: Run, wanted: int, views: int, seed: int = 0, track: Track = no_progress
 ) -> Points:
     """Points in scene units where rays of training cameras end: at half of their opacity.
 
@@ -501,7 +503,7 @@ def make_points(
     Raises:
       InputError: the run does not know its cameras, or they see nothing.
     """
-    seen = look_around(run, views, PICTURE_WIDTH, track)
+    seen = render_training_views(run, views, PICTURE_WIDTH, track)
     clouds = [_end_rays(run, view) for view in seen]
     cloud = Points(*(np.concatenate(parts) for parts in zip(*clouds, strict=True)))
     if not len(cloud.positions):
@@ -531,9 +533,9 @@ def _end_rays(run: Run, view: View) -> Points:
     elif (bounds := run.state.grid.bounds) is not None:
         low, high = np.asarray(bounds, np.float64)
         apart = np.abs(positions - 0.5 * (low + high)) / (0.5 * (high - low))
-        hit &= apart.max(axis=-1) < FARTHEST
+        hit &= apart.max(axis=-1) < MAX_DISTANCE_FACTOR
     normals = face_pixels(positions, directions)
-    return Points(positions[hit], normals[hit], uncover(picture)[hit])
+    return Points(positions[hit], normals[hit], unpremultiply(picture)[hit])
 
 
 def face_pixels(
@@ -562,12 +564,12 @@ def face_pixels(
 # ---------------------------------------------------------------------------------------------
 
 
-def move_mesh(frame: Frame, mesh: Mesh) -> Mesh:
+def transform_mesh(frame: Frame, mesh: Mesh) -> Mesh:
     """A mesh in the coordinates that a frame leads to."""
     return mesh._replace(vertices=move_points(frame, mesh.vertices))
 
 
-def move_cloud(frame: Frame, points: Points) -> Points:
+def transform_points(frame: Frame, points: Points) -> Points:
     """Points in the coordinates that a frame leads to."""
     return points._replace(
         positions=move_points(frame, points.positions), normals=points.normals @ frame.rotation.T

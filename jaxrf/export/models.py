@@ -125,5 +125,5 @@ def _encode_ply(points: Points) -> bytes:
 
 def _replace(path: Path, content: bytes) -> None:
     runs.make_writable(path.absolute().parent, "--output")
-    with runs.replacing(path) as temporary:
+    with runs.atomic_path(path) as temporary:
         temporary.write_bytes(content)

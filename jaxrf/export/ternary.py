@@ -22,7 +22,7 @@ from jaxrf.fields.base import Params
 from jaxrf.fields.bitnerf import quantise_weights
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
-from jaxrf.sampling import occupancy as occ
+from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import config as configs
 from jaxrf.training import runs
@@ -104,7 +104,7 @@ def check_ternary(run: Run) -> None:
             "--field.appearance-dim 0 to export it."
         )
     field = run.config.field
-    if field.norm_gain or field.plain_ends or field.project:
+    if field.norm_gain or field.full_precision_io or field.project:
         raise InputError(
             f"The run {run.folder} has gains or layers with full weights, as those of "
             "NeRF-experiments: its weights are not all ternary."
@@ -148,7 +148,7 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
         **boxes,
     )
     runs.make_writable(path.absolute().parent, "--output")
-    with runs.replacing(path) as temporary:
+    with runs.atomic_path(path) as temporary:
         temporary.write_bytes(file.getvalue())
 
 
@@ -185,7 +185,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _parse(path: Path, arrays: dict[str, np.ndarray]) -> Run:
     meta = json.loads(arrays["meta"].tobytes())
     config = configs.from_json(meta["config"])
-    scene, stage, seconds = runs.parse_description(meta)
+    scene, stage, seconds = runs.parse_metadata(meta)
     boxes: dict[str, Any] = {
         name: jnp.asarray(arrays[name]) for name in ("aabb", "bounds") if name in arrays
     }
@@ -233,4 +233,4 @@ def _make_grid(
         raise ValueError("its occupancy grid is not that of its stage")
     occupied = np.unpackbits(bits, count=count).astype(bool).reshape(stage.cells)
     grid = OccupancyGrid(jnp.asarray(occupied), **boxes)
-    return occ.begin_probing(grid, stage.reach) if methods.marches(config.field) else grid
+    return occupancy.init_density_ema(grid, stage.reach) if methods.marches(config.field) else grid

@@ -15,8 +15,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxrf.cameras import base as cams
-from jaxrf.cameras import paths
-from jaxrf.cameras import transforms as frames
+from jaxrf.cameras import paths, transforms
 from jaxrf.cameras.base import Cameras
 from jaxrf.cli.options import CHANNELS, Format, RenderOptions
 from jaxrf.core.errors import InputError
@@ -25,7 +24,7 @@ from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
 from jaxrf.parallel import devices as parallel
 from jaxrf.rendering.volume import Picture
-from jaxrf.sampling.occupancy import shown_box
+from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs, train
 from jaxrf.training.config import Channel
 from jaxrf.training.runs import Run
@@ -41,7 +40,7 @@ SPLITS = ("train-views", "val", "test")
 SINGLE: tuple[Format, ...] = ("png", "npy", "exr")
 
 
-class Shots(NamedTuple):
+class RenderPlan(NamedTuple):
     """What is to be rendered.
 
     cameras: of all frames.
@@ -56,7 +55,7 @@ class Shots(NamedTuple):
     span: tuple[float, float]
 
 
-def plan_shots(run: Run, options: RenderOptions) -> Shots:
+def plan_render(run: Run, options: RenderOptions) -> RenderPlan:
     """The frames that `options.path` names.
 
     Raises:
@@ -64,10 +63,12 @@ def plan_shots(run: Run, options: RenderOptions) -> Shots:
     """
     if options.path in SPLITS:
         split = _load_split(run, options)
-        return Shots(split.cameras, name_files(split.names), split, _find_span(run, split.cameras))
+        return RenderPlan(
+            split.cameras, name_files(split.names), split, _find_span(run, split.cameras)
+        )
     cameras = path_cameras(run, options)
     names = tuple(f"{index:04d}" for index in range(len(cameras)))
-    return Shots(cameras, names, None, _find_span(run, cameras))
+    return RenderPlan(cameras, names, None, _find_span(run, cameras))
 
 
 def name_files(names: Sequence[str]) -> tuple[str, ...]:
@@ -142,21 +143,25 @@ def path_cameras(run: Run, options: RenderOptions) -> Cameras:
 def _read_cameras(run: Run, path: Path, width: int) -> Cameras:
     """Cameras of a file, where the scene lies while training, with pictures of this width."""
     cameras = paths.read_path(path).cameras
-    frame = frames.unpack_frame(run.scene.frame)
-    poses = frames.move_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
+    frame = transforms.unpack_frame(run.scene.frame)
+    poses = transforms.move_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
     moved = dataclasses.replace(cameras, T_world_camera=poses.astype(np.float32), ndc=run.scene.ndc)
     return cams.resize_cameras(moved, width, max(width * cameras.height // cameras.width, 1))
 
 
 def _find_span(run: Run, cameras: Cameras) -> tuple[float, float]:
-    return cams.find_span(cameras, shown_box(run.state.grid))
+    return cams.near_far_for_box(cameras, visible_aabb(run.state.grid))
 
 
-def render_shots(
-    run: Run, shots: Shots, subrays: int | None, title: str, wanted: Sequence[int] | None = None
+def render_plan(
+    run: Run,
+    shots: RenderPlan,
+    supersample: int | None,
+    title: str,
+    wanted: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Picture]]:
     """Renders frames one after the other, by default all, behind a progress bar."""
-    render = runs.make_render_view(run, subrays)
+    render = runs.make_render_fn(run, supersample)
     indices = range(len(shots.cameras)) if wanted is None else wanted
     for index in tqdm(indices, desc=title, unit="frame", disable=not parallel.leads()):
         yield index, render(shots.cameras, index)
@@ -184,7 +189,7 @@ def take_numbers(
     assert_never(channel)
 
 
-def describe_shots(run: Run, options: RenderOptions) -> dict[str, Any]:
+def describe_plan(run: Run, options: RenderOptions) -> dict[str, Any]:
     """What frames depend on, as JSON can hold it; frames of the same are interchangeable."""
     depends = {
         name: value
@@ -220,11 +225,11 @@ def fill_folder(run: Run, options: RenderOptions, folder: Path, fps: float) -> N
     Raises:
       InputError: a channel or format that is asked for cannot be.
     """
-    shots = plan_shots(run, options)
+    shots = plan_render(run, options)
     channels = options.channels or CHANNELS[shots.split is not None]
     formats = options.formats
     _check(channels, formats, shots, options)
-    content = describe_shots(run, options)
+    content = describe_plan(run, options)
     runs.make_writable(folder, "--output")
     runs.write_text(folder / RENDER_FILE, runs.to_text({**content, "done": False}))
     for channel in channels:
@@ -247,12 +252,12 @@ def fill_folder(run: Run, options: RenderOptions, folder: Path, fps: float) -> N
         done = len(shots.cameras) - len(missing)
         print(f"Going on in {folder}, where {done} of {len(shots.cameras)} frames are.")
     background = train.background_color(run.config)
-    for index, picture in render_shots(run, shots, options.subrays, "render", missing):
+    for index, picture in render_plan(run, shots, options.supersample, "render", missing):
         truth = None
         if shots.split is not None:
             truth = composite(shots.split.images[index], background)
         for channel, form in files:
-            with runs.replacing(place(index, channel, form)) as path:
+            with runs.atomic_path(place(index, channel, form)) as path:
                 if form == "png":
                     image = pictures.draw_channel(
                         picture, channel, shots.span, truth, options.colors
@@ -286,7 +291,10 @@ WRITERS: dict[str, Callable[[Path, Float[np.ndarray, "h w *c"]], None]] = {
 
 
 def _check(
-    channels: Sequence[Channel], formats: Sequence[Format], shots: Shots, options: RenderOptions
+    channels: Sequence[Channel],
+    formats: Sequence[Format],
+    shots: RenderPlan,
+    options: RenderOptions,
 ) -> None:
     import matplotlib
 

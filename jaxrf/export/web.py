@@ -1,7 +1,7 @@
 """A ternary run as one page that any browser shows, without a server or anything to install.
 
 The weights, five trits to a byte, and the occupancy grid lie in the page; a fragment shader marches
-and evaluates the network as `render.render_blocks` does.
+and evaluates the network as `render.march_and_render` does.
 """
 
 import base64
@@ -23,7 +23,7 @@ from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantise
 from jaxrf.fields.bitnerf import LEAST_SCALE
 from jaxrf.models import methods
 from jaxrf.training import runs, train
-from jaxrf.training.config import BitNeRFConfig, ConventionConfig
+from jaxrf.training.config import BitNeRFConfig, RayConvention
 from jaxrf.training.runs import Run
 
 
@@ -69,7 +69,7 @@ def _check(run: Run) -> None:
         "is in normalised device coordinates": run.scene.ndc is not None,
         "encodes parts of cones": field.encoding != "fourier",
         "is coloured by rays": field.shading != "per_sample",
-        "lays out rays as another program does": field.convention != ConventionConfig(),
+        "lays out rays as another program does": field.convention != RayConvention(),
     }
     for reason, holds in reasons.items():
         if holds:
@@ -111,9 +111,9 @@ def _describe(run: Run) -> dict[str, Any]:
     """What the page's program is made of."""
     field, scene, grid = run.config.field, run.scene, run.state.grid
     assert isinstance(field, BitNeRFConfig)
-    stage, tight = methods.fit_to_render(field, run.stage, grid, tight=True)
+    stage, tight = methods.eval_stage(field, run.stage, grid, tight=True)
     step = float(methods.step_length(field, stage, grid.aabb))
-    usual = runs.find_distances(scene)
+    usual = runs.camera_distance_range(scene)
     place = np.array(scene.poses[0]).reshape(3, 4)[:, 3] if scene.poses else None
     away = (np.array([1.0, 0.0, 0.5]) if place is None else place - scene.focus).astype(float)
 
@@ -129,10 +129,10 @@ def _describe(run: Run) -> dict[str, Any]:
         "skip": field.skip,
         "width": field.width,
         "color_width": field.color_width,
-        "position": encoded(field.position_octaves),
-        "direction": encoded(field.direction_octaves) if field.use_directions else 0,
-        "position_octaves": field.position_octaves,
-        "direction_octaves": field.direction_octaves,
+        "position": encoded(field.num_position_frequencies),
+        "direction": encoded(field.num_direction_frequencies) if field.use_directions else 0,
+        "num_position_frequencies": field.num_position_frequencies,
+        "num_direction_frequencies": field.num_direction_frequencies,
         "encode_input": field.encode_input,
         "use_directions": field.use_directions,
         "frequency": field.frequency,

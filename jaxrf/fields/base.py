@@ -20,10 +20,10 @@ class Field(Protocol):
     `color` gives the colour of features seen from a direction. So colour can be computed only for
     the samples that matter, once per sample or once per ray.
 
-    A field with `in_frusta = True` gets the parts of cones that samples stand for, `rays.Frusta`,
+    A field with `uses_gaussians = True` gets the parts of cones that samples stand for, `rays.ConicalFrusta`,
     in place of radii where space is not contracted and no grid is probed.
 
-    A field whose class has `in_box = True` finds the scene's box (2, 3) as "aabb" among its
+    A field whose class has `needs_aabb = True` finds the scene's box (2, 3) as "aabb" among its
     parameters, which then have to be a dict. Parameters under the name "table", "planes" or "lines"
     learn at the rate of grids, all others at that of networks.
     """

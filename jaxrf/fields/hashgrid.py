@@ -36,17 +36,17 @@ class HashGrid:
     Attributes:
       levels, channels: of the table; channels are those of one level.
       coarsest, finest: cells along the box's sides at the first and the last level.
-      log2_rows: of the most rows that a level has.
+      log2_hashmap_size: of the most rows that a level has.
       read_as: type of the table as it is read; it is trained and summed up in float32.
       width: of both networks.
       density_layers, color_layers: hidden layers of the two.
       feature_dim: channels that the density network hands on to the colour network.
-      direction_bands: of the direction's spherical harmonics.
+      num_sh_bands: of the direction's spherical harmonics.
       density_shift: added to the raw density before its exponential.
       density_scale: factor of the density; that of a box of side 1 is (side of the box)^-1.
       rule: how levels lie in the table (`grids.HashLevels`).
       bias: whether the networks' layers add one.
-      halved_directions: harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code
+      normalize_dirs_01: harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code
         does.
       compute: type that networks are computed in.
     """
@@ -55,27 +55,29 @@ class HashGrid:
     channels: int = 2
     coarsest: int = 16
     finest: int = 2048
-    log2_rows: int = 19
+    log2_hashmap_size: int = 19
     read_as: grids.TableType = "float32"
     width: int = 64
     density_layers: int = 1
     color_layers: int = 2
     feature_dim: int = 15
-    direction_bands: int = 4
+    num_sh_bands: int = 4
     density_shift: float = -1.0
     density_scale: float = 1.0
     rule: grids.HashRule = "faces"
     bias: bool = False
-    halved_directions: bool = False
+    normalize_dirs_01: bool = False
     compute: ComputeType = "float32"
-    in_box: ClassVar[bool] = True
+    needs_aabb: ClassVar[bool] = True
 
     def plan(self) -> grids.HashLevels:
         """Where the levels lie in the table."""
         if self.rule != "faces":
             scales = grids.grow_scales(self.levels, self.coarsest, self.finest, self.rule)
-            return grids.place_hash_levels(scales, 1 << self.log2_rows, self.rule)
-        return grids.plan_hash_levels(self.levels, self.coarsest, self.finest, 1 << self.log2_rows)
+            return grids.place_hash_levels(scales, 1 << self.log2_hashmap_size, self.rule)
+        return grids.plan_hash_levels(
+            self.levels, self.coarsest, self.finest, 1 << self.log2_hashmap_size
+        )
 
     def _density_mlp(self) -> MLP:
         return MLP(
@@ -98,7 +100,7 @@ class HashGrid:
         key_table, key_density, key_color = jax.random.split(key, 3)
         rows = self.plan().starts[-1]
         encoded = jnp.zeros((1, self.levels * self.channels))
-        seen = jnp.zeros((1, self.feature_dim + self.direction_bands**2))
+        seen = jnp.zeros((1, self.feature_dim + self.num_sh_bands**2))
         return {
             "table": jax.random.uniform(
                 key_table, (rows, self.channels), minval=-1e-4, maxval=1e-4
@@ -137,14 +139,14 @@ class HashGrid:
     def _raw_color(
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
-        if self.halved_directions:
+        if self.normalize_dirs_01:
             directions = 0.5 * (directions + 1.0)
-        seen = encodings.spherical_harmonics(directions, self.direction_bands)
+        seen = encodings.spherical_harmonics(directions, self.num_sh_bands)
         inputs = jnp.concatenate([features, seen], axis=-1)
         raw: Array = self._color_mlp().apply(params["color_mlp"], inputs)
         return raw
 
-    def raw_stages(
+    def debug_outputs(
         self, params: Params, positions: Float[Array, "m 3"], directions: Float[Array, "m 3"]
     ) -> dict[str, Array]:
         """What the field gives before activations, part by part, to compare it with others.

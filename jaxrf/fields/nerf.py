@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrf.core import encodings
-from jaxrf.core.rays import Frusta
+from jaxrf.core.rays import ConicalFrusta
 from jaxrf.fields.bitnerf import BitDense
 from jaxrf.fields.mlp import ComputeType, linear
 
@@ -31,7 +31,7 @@ class _Network(nn.Module):
     ternary: bool
     norm_gain: bool
     norm_epsilon: float
-    plain_ends: bool
+    full_precision_io: bool
     project: bool
     compute: ComputeType
 
@@ -41,7 +41,7 @@ class _Network(nn.Module):
         if self.ternary:
             norm = {"gain": self.norm_gain, "epsilon": self.norm_epsilon}
             dense = partial(BitDense, **norm, compute=self.compute)
-            head = head if self.plain_ends else dense
+            head = head if self.full_precision_io else dense
         if self.project:
             self.projection = head(self.width)
         self.trunk = [dense(self.width) for _ in range(self.layers)]
@@ -87,7 +87,7 @@ class NeRF:
       layers, width: of the trunk.
       skip: index of the layer that takes the encoded position again (5: after five layers).
       color_width: of the colour head's hidden layer.
-      position_octaves, direction_octaves: of the Fourier encodings.
+      num_position_frequencies, num_direction_frequencies: of the Fourier encodings.
       density_bias: added to the raw density.
       encoding: "fourier" of positions, or "integrated" over the part of the cone that a sample
         stands for (Mip-NeRF).
@@ -100,7 +100,7 @@ class NeRF:
       frequency: the lowest of the encodings' (`encodings.fourier`).
       project: a linear layer, without activation, before the trunk.
       norm_gain, norm_epsilon: of ternary layers (`bitnerf.BitDense`).
-      plain_ends: the projection and the heads are not ternary.
+      full_precision_io: the projection and the heads are not ternary.
       compute: type that layers are computed in.
     """
 
@@ -108,8 +108,8 @@ class NeRF:
     width: int = 256
     skip: int = 5
     color_width: int = 128
-    position_octaves: int = 10
-    direction_octaves: int = 4
+    num_position_frequencies: int = 10
+    num_direction_frequencies: int = 4
     density_bias: float = 0.0
     encoding: Literal["fourier", "integrated"] = "fourier"
     use_directions: bool = True
@@ -121,36 +121,36 @@ class NeRF:
     project: bool = False
     norm_gain: bool = False
     norm_epsilon: float = 1e-6
-    plain_ends: bool = False
+    full_precision_io: bool = False
     compute: ComputeType = "float32"
 
     def _network(self) -> _Network:
         sizes = (self.width, self.layers, self.skip, self.color_width)
         kinds = (self.use_directions, self.ternary)
-        norm = (self.norm_gain, self.norm_epsilon, self.plain_ends)
+        norm = (self.norm_gain, self.norm_epsilon, self.full_precision_io)
         return _Network(*sizes, *kinds, *norm, self.project, self.compute)
 
     def _encode_direction(self, directions: Float[Array, "m 3"]) -> Float[Array, "m e"]:
-        shape = (self.direction_octaves, self.encode_input, self.frequency)
+        shape = (self.num_direction_frequencies, self.encode_input, self.frequency)
         return encodings.fourier(directions, *shape)
 
     @property
-    def in_frusta(self) -> bool:
+    def uses_gaussians(self) -> bool:
         """Whether densities are asked for with the whole parts of cones."""
         return self.encoding == "integrated"
 
     def _encode(
-        self, positions: Float[Array, "m 3"], cones: Frusta | Float[Array, "m"]
+        self, positions: Float[Array, "m 3"], cones: ConicalFrusta | Float[Array, "m"]
     ) -> Float[Array, "m e"]:
         if self.encoding == "fourier":
-            shape = (self.position_octaves, self.encode_input, self.frequency)
+            shape = (self.num_position_frequencies, self.encode_input, self.frequency)
             return encodings.fourier(positions, *shape)
-        if isinstance(cones, Frusta):
-            positions, variance = encodings.describe_frusta(positions, cones)
+        if isinstance(cones, ConicalFrusta):
+            positions, variance = encodings.conical_frustum_to_gaussian(positions, cones)
         else:
             # A disc of radius r has a variance of r^2 / 4 along each of its two axes.
             variance = jnp.broadcast_to(0.25 * jnp.square(cones)[:, None], positions.shape)
-        return encodings.integrated_fourier(positions, variance, self.position_octaves)
+        return encodings.integrated_fourier(positions, variance, self.num_position_frequencies)
 
     def init(self, key: jax.Array) -> Params:
         """Parameters of one network."""
@@ -165,7 +165,7 @@ class NeRF:
         self,
         params: Params,
         positions: Float[Array, "m 3"],
-        radii: Frusta | Float[Array, "m"],
+        radii: ConicalFrusta | Float[Array, "m"],
     ) -> tuple[Float[Array, "m"], Float[Array, "m width"]]:
         """The activated density head; the latent is the trunk's output.
 
@@ -182,7 +182,7 @@ class NeRF:
         activate = jax.nn.softplus if self.activation == "softplus" else jax.nn.relu
         return activate(raw), latent
 
-    def raw_stages(
+    def debug_outputs(
         self, params: Params, positions: Float[Array, "m 3"], directions: Float[Array, "m 3"]
     ) -> dict[str, Array]:
         """What the network gives before activations, part by part, to compare it with others.

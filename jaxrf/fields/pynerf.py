@@ -72,14 +72,14 @@ class PyNeRF:
     Attributes:
       heads: levels of the pyramid, each with a density network.
       factor: ratio of two levels' cells.
-      levels, channels, coarsest, finest, log2_rows, read_as: of the hash grid, as `ngp.HashGrid`.
+      levels, channels, coarsest, finest, log2_hashmap_size, read_as: of the hash grid, as `ngp.HashGrid`.
       tables: "shared" by all heads, or "separate": each its own, up to its own finest cells.
       blend: "features", the heads' outputs before they become density and colour, or "results",
         density and colour of the heads, each having a colour network.
       width: of all networks.
       feature_dim: channels that a head hands on to the colour network.
       color_layers: hidden layers of the colour network.
-      direction_bands: of the direction's spherical harmonics.
+      num_sh_bands: of the direction's spherical harmonics.
       density_shift: added to the raw density before its exponential.
       compute: type that networks are computed in.
     """
@@ -90,7 +90,7 @@ class PyNeRF:
     channels: int = 4
     coarsest: int = 16
     finest: int = 4096
-    log2_rows: int = 20
+    log2_hashmap_size: int = 20
     read_as: grids.TableType = "float32"
     tables: Literal["shared", "separate"] = "separate"
     blend: Literal["features", "results"] = "features"
@@ -98,10 +98,10 @@ class PyNeRF:
     feature_dim: int = 15
     color_width: int = 128
     color_layers: int = 3
-    direction_bands: int = 4
+    num_sh_bands: int = 4
     density_shift: float = -1.0
     compute: ComputeType = "float32"
-    in_box: ClassVar[bool] = True
+    needs_aabb: ClassVar[bool] = True
 
     def plans(self) -> tuple[grids.HashLevels, ...]:
         """The levels of each table: one for all heads, or one for each."""
@@ -109,7 +109,7 @@ class PyNeRF:
             finest: tuple[float, ...] = (self.finest,)
         else:
             finest = create_pyramid_hierarchy(self.heads, self.finest, self.factor)
-        rows = 1 << self.log2_rows
+        rows = 1 << self.log2_hashmap_size
         return tuple(
             grids.plan_hash_levels(
                 self.levels, self.coarsest, max(round(cells), self.coarsest), rows
@@ -132,7 +132,7 @@ class PyNeRF:
         rows = sum(plan.starts[-1] for plan in self.plans())
         inputs = self.levels * self.channels
         bounds = math.sqrt(6.0 / inputs), math.sqrt(3.0 / self.width)
-        seen = jnp.zeros((1, self.feature_dim + self.direction_bands**2))
+        seen = jnp.zeros((1, self.feature_dim + self.num_sh_bands**2))
         count = self.heads if self.blend == "results" else 1
         return {
             "table": jax.random.uniform(
@@ -238,7 +238,7 @@ class PyNeRF:
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
         """Sigmoid of the colour network, or of each head's, blended."""
-        seen = encodings.spherical_harmonics(directions, self.direction_bands)
+        seen = encodings.spherical_harmonics(directions, self.num_sh_bands)
 
         def shade(mlp: Params, features: Array) -> Array:
             inputs = jnp.concatenate([features, seen], axis=-1)
@@ -252,7 +252,9 @@ class PyNeRF:
         return jnp.sum(share[..., None] * jnp.stack(colors, axis=1), axis=1)
 
 
-def inconsistency(field: PyNeRF, params: Params, unit: Float[Array, "m 3"]) -> Float[Array, ""]:
+def level_consistency_loss(
+    field: PyNeRF, params: Params, unit: Float[Array, "m 3"]
+) -> Float[Array, ""]:
     """Mean squared difference of neighbouring heads' outputs at positions in the unit box."""
     share = jnp.full((unit.shape[0], field.heads), 1.0 / field.heads)
     outputs, _ = field.run_heads(params, field.encode_all(params, unit), share)

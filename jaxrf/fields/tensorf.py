@@ -31,7 +31,7 @@ class TensoRF:
       density_components, feature_components: rank per axis.
       feature_dim: channels of the features.
       width, layers: of the colour MLP.
-      feature_octaves, direction_octaves: of its inputs' Fourier encodings.
+      num_feature_frequencies, num_direction_frequencies: of its inputs' Fourier encodings.
       density_shift: added before the softplus that makes the density.
       density_scale: factor of the density (the paper's distance scale).
       init_scale: standard deviation of the factors at the start.
@@ -47,8 +47,8 @@ class TensoRF:
     feature_dim: int = 27
     width: int = 128
     layers: int = 2
-    feature_octaves: int = 2
-    direction_octaves: int = 2
+    num_feature_frequencies: int = 2
+    num_direction_frequencies: int = 2
     density_shift: float = -10.0
     density_scale: float = 25.0
     init_scale: float = 0.1
@@ -56,7 +56,7 @@ class TensoRF:
     factors: Literal["vm", "cp"] = "vm"
     color_by: Literal["mlp", "harmonics"] = "mlp"
     compute: ComputeType = "float32"
-    in_box: ClassVar[bool] = True
+    needs_aabb: ClassVar[bool] = True
 
     def _mlp(self) -> MLP:
         return MLP(self.width, self.layers, 3, compute=self.compute)
@@ -131,7 +131,7 @@ class TensoRF:
             density = self.density_scale * jax.nn.softplus(raw + self.density_shift)
         return jnp.where(inside, density, 0.0), unit
 
-    def raw_stages(
+    def debug_outputs(
         self, params: Params, positions: Float[Array, "m 3"], directions: Float[Array, "m 3"]
     ) -> dict[str, Array]:
         """What the field gives before activations, part by part, to compare it with others.
@@ -166,8 +166,8 @@ class TensoRF:
     ) -> Float[Array, "m e"]:
         return jnp.concatenate(
             [
-                encodings.fourier(features, self.feature_octaves),
-                encodings.fourier(directions, self.direction_octaves),
+                encodings.fourier(features, self.num_feature_frequencies),
+                encodings.fourier(directions, self.num_direction_frequencies),
             ],
             axis=-1,
         )
@@ -246,7 +246,7 @@ def total_variation(factors: dict[str, tuple[Array, ...]]) -> Float[Array, ""]:
     return sum((variation(*entries) for entries in along), jnp.zeros(()))
 
 
-def nonorthogonality(params: Params) -> Float[Array, ""]:
+def ortho_loss(params: Params) -> Float[Array, ""]:
     """Mean absolute inner product of different components' lines, summed over all lines.
 
     Zero if the components along each axis are orthogonal (the authors' code, "Ortho weight").

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.core import encodings
-from jaxrf.core.grids import mix_rows
+from jaxrf.core.grids import weighted_gather
 from jaxrf.core.pytree import as_pytree
 from jaxrf.fields.mlp import MLP, ComputeType
-from jaxrf.sampling.occupancy import OccupancyGrid, WatchedGrid, find_slots, forget, watch
+from jaxrf.sampling.occupancy import OccupancyGrid, WeightTrackedGrid, cell_index, forget, watch
 
 Params = dict[str, Any]
 
@@ -27,7 +27,7 @@ CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
-class VoxelGrid(WatchedGrid):
+class VoxelGrid(WeightTrackedGrid):
     """An occupancy grid of cubic cells whose occupied cells are numbered, with rows at corners.
 
     The arrays are as large as the finest grid needs, whatever part of them is in use, so that
@@ -54,7 +54,7 @@ class Voxels:
       table_rows: number of rows, in use or not.
       feature_dim: channels of the features.
       width, layers: of the colour MLP.
-      direction_octaves: of the direction's Fourier encoding.
+      num_direction_frequencies: of the direction's Fourier encoding.
       density_shift: added before the softplus that makes the density.
       density_scale: factor of the density.
       density_gain: factor of the raw density, which then learns so much faster than the features.
@@ -65,7 +65,7 @@ class Voxels:
     feature_dim: int = 7
     width: int = 64
     layers: int = 1
-    direction_octaves: int = 2
+    num_direction_frequencies: int = 2
     density_shift: float = -4.0
     density_scale: float = 25.0
     density_gain: float = 6.0
@@ -117,7 +117,7 @@ class Voxels:
         self, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m e"]:
         return jnp.concatenate(
-            [features, encodings.fourier(directions, self.direction_octaves)], axis=-1
+            [features, encodings.fourier(directions, self.num_direction_frequencies)], axis=-1
         )
 
 
@@ -125,7 +125,7 @@ def find_cells(
     grid: VoxelGrid, positions: Float[Array, "m 3"]
 ) -> tuple[Int[Array, "m"], Float[Array, "m 3"]]:
     """Number of the cell that holds each position (0 if none does), and where in it, in [0, 1]."""
-    flat, inside, fraction = find_slots(grid, positions)
+    flat, inside, fraction = cell_index(grid, positions)
     return jnp.where(inside, grid.number[flat], 0), fraction
 
 
@@ -133,7 +133,7 @@ def interpolate(
     table: Float[Array, "rows c"], corners: Int[Array, "m 8"], fraction: Float[Array, "m 3"]
 ) -> Float[Array, "m c"]:
     """Trilinear mixture of the rows at eight corners, ordered as `CORNERS`."""
-    return mix_rows(table, corners, corner_weights(fraction))
+    return weighted_gather(table, corners, corner_weights(fraction))
 
 
 def corner_weights(
@@ -158,13 +158,13 @@ def total_variation(
     return channels[0], jnp.sum(channels[1:])
 
 
-def number_cells(
+def index_cells(
     occupied: Bool[np.ndarray, "n n n"],
     aabb: Float[np.ndarray, "2 3"],
     reach: float,
     bounds: Float[Array, "2 3"] | None = None,
 ) -> VoxelGrid:
-    """A grid of these cells, its arrays just large enough. `reach` is that of `coarsen`."""
+    """A grid of these cells, its arrays just large enough. `reach` is that of `max_pool_occupancy`."""
     side = occupied.shape[0]
     places = np.argwhere(occupied)
     corners = places[:, None, :] + CORNERS[None]
@@ -211,13 +211,13 @@ class Refined(NamedTuple):
 def refine(grid: VoxelGrid, keep: Bool[np.ndarray, "n n n"], divide: int, reach: float) -> Refined:
     """Keeps some cells and divides each into divide^3, such that the field in them stays the same.
 
-    What is kept is moved to the grid's low corner, where it leaves most room for later divisions.
+    What is kept is moved to the grid's low corner, where it leaves most room for later num_subdivisions.
 
     Args:
       grid: the present one.
       keep: which of its occupied cells; at least one.
       divide: 1 only drops cells, 2 halves their size.
-      reach: that of `coarsen`.
+      reach: that of `max_pool_occupancy`.
     """
     side = grid.occupied.shape[0]
     old_number = np.asarray(grid.number)
@@ -234,7 +234,7 @@ def refine(grid: VoxelGrid, keep: Bool[np.ndarray, "n n n"], divide: int, reach:
     size = (aabb[1] - aabb[0]) / side
     corner = aabb[0] + low * size
     box = np.stack([corner, corner + side * size / divide])
-    new = number_cells(occupied, box, reach, grid.bounds)
+    new = index_cells(occupied, box, reach, grid.bounds)
 
     places = np.argwhere(occupied)
     parent = old_number[np.ravel_multi_index(tuple((places // divide + low).T), (side,) * 3)]
@@ -248,7 +248,7 @@ def refine(grid: VoxelGrid, keep: Bool[np.ndarray, "n n n"], divide: int, reach:
     return Refined(new, np.asarray(grid.rows)[parent[cell]], weights)
 
 
-def resize_grid(grid: VoxelGrid, cells: int) -> VoxelGrid:
+def pad_grid(grid: VoxelGrid, cells: int) -> VoxelGrid:
     """The same grid with room for so many cells; those that do not fit are cut off."""
     rows = grid.rows[:cells]
     missing = cells - rows.shape[0]

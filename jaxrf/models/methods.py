@@ -14,34 +14,33 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.cameras import contraction
-from jaxrf.core import rngs as keys
+from jaxrf.core import rngs
 from jaxrf.core.errors import InputError
-from jaxrf.core.rays import Frusta, Rays, clip_to_aabb, normalise_distances
-from jaxrf.fields import base, nerf, pynerf, tensorf, voxels
-from jaxrf.fields import hashgrid as ngp
+from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalise_distances
+from jaxrf.fields import base, hashgrid, nerf, pynerf, tensorf, voxels
 from jaxrf.fields.base import Field, Params
 from jaxrf.rendering.volume import (
-    Conventional,
+    LegacyRenderOptions,
     RadianceFns,
     Rendering,
-    render_blocks,
-    render_packed_samples,
+    compute_proposal_weights,
+    march_and_render,
+    render_packed,
     render_samples,
     sample_points,
-    weigh_intervals,
 )
 from jaxrf.sampling import intervals as samplers
-from jaxrf.sampling import occupancy as occ
-from jaxrf.sampling.occupancy import OccupancyGrid, PackedSamples, ProbedGrid, WatchedGrid
+from jaxrf.sampling import occupancy
+from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid, PackedSamples, WeightTrackedGrid
 from jaxrf.training import losses
 from jaxrf.training.config import (
     BitNeRFConfig,
-    ConventionConfig,
     CustomConfig,
     FieldConfig,
     HashGridConfig,
     NeRFConfig,
     PyNeRFConfig,
+    RayConvention,
     SampledConfig,
     TensoRFConfig,
     TrainConfig,
@@ -49,9 +48,9 @@ from jaxrf.training.config import (
 )
 
 # Share of a box's size within which what lies on its border is in it, whatever rounding says.
-BORDER_SHARE = 3e-6
+AABB_EPS = 3e-6
 # Steps of a block that is marched over as a whole where nothing is near.
-BLOCK_STEPS = 8
+STEPS_PER_BLOCK = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Stage:
       resolution: grid points along x, y, z; of no meaning to fields without a grid.
       cells: of the occupancy grid.
       rays: per step, the sub-rays of its pixels.
-      subrays: per pixel, along each axis.
+      supersample: per pixel, along each axis.
       shards: into which a step's rays are cut, to be computed on as many devices.
       passes: in which the gradient of a shard's rays is computed, one after the other.
       blocks: of steps along a ray at most; they reach across the box.
@@ -77,7 +76,7 @@ class Stage:
     resolution: tuple[int, int, int]
     cells: tuple[int, int, int]
     rays: int
-    subrays: int
+    supersample: int
     shards: int = 1
     passes: int = 1
     blocks: int = 0
@@ -131,7 +130,7 @@ def make_field(config: FieldConfig, stage: Stage) -> Field:
         case NeRFConfig() | BitNeRFConfig():
             return _make_spec(nerf.NeRF, config, ternary=isinstance(config, BitNeRFConfig))
         case HashGridConfig():
-            return _make_spec(ngp.HashGrid, config)
+            return _make_spec(hashgrid.HashGrid, config)
         case PyNeRFConfig():
             return _make_spec(pynerf.PyNeRF, config)
         case CustomConfig():
@@ -146,19 +145,19 @@ def _make_spec(spec: type[Any], config: FieldConfig, **own: Any) -> Any:
     return spec(**shared | own)
 
 
-def make_proposals(config: SampledConfig) -> list[ngp.HashGrid]:
+def make_proposals(config: SampledConfig) -> list[hashgrid.HashGrid]:
     """The small fields of which only the density is used, to say where samples are wanted."""
     return [
-        ngp.HashGrid(
+        hashgrid.HashGrid(
             levels=5,
             coarsest=16,
             finest=max(cells, 16),
-            log2_rows=17,
+            log2_hashmap_size=17,
             width=16,
             feature_dim=1,
             color_layers=0,
         )
-        for cells in config.proposal_cells[: len(config.proposal_samples)]
+        for cells in config.proposal_resolutions[: len(config.num_proposal_samples)]
     ]
 
 
@@ -169,18 +168,18 @@ def init_params(config: FieldConfig, stage: Stage, key: jax.Array) -> Params:
         return params
     # Fields split the key itself.
     key_matrix = jax.random.fold_in(key, 0)
-    channels = _count_looks(make_field(config, stage))
+    channels = appearance_channels(make_field(config, stage))
     matrix = jax.random.normal(key_matrix, (config.appearance_dim, channels))
     return params | {
         "appearance": {
             # Pictures look alike at first.
-            "codes": jnp.zeros((config.appearance_pictures or 1, config.appearance_dim)),
+            "codes": jnp.zeros((config.num_appearances or 1, config.appearance_dim)),
             "matrix": matrix / math.sqrt(config.appearance_dim),
         }
     }
 
 
-def _count_looks(field: Field) -> int:
+def appearance_channels(field: Field) -> int:
     """Of a field's features, the first so many to which a picture's appearance is added."""
     match field:
         case nerf.NeRF():
@@ -202,12 +201,12 @@ def _init_fields(config: FieldConfig, stage: Stage, key: jax.Array) -> Params:
     if marches(config):
         return {"fine": field.init(key)}
     if config.sampler == "proposal":
-        key_fine, *others = jax.random.split(key, 1 + len(config.proposal_samples))
+        key_fine, *others = jax.random.split(key, 1 + len(config.num_proposal_samples))
         proposals = zip(make_proposals(config), others, strict=True)
         return {"fine": field.init(key_fine), "proposals": tuple(p.init(k) for p, k in proposals)}
     key_coarse, key_fine = jax.random.split(key)
     params = {"coarse": field.init(key_coarse)}
-    return params | ({"fine": field.init(key_fine)} if config.fine_samples else {})
+    return params | ({"fine": field.init(key_fine)} if config.num_fine_samples else {})
 
 
 def label_params(params: Params) -> Params:
@@ -234,17 +233,17 @@ def bind(
     grid of contracted space any field is one of that space, though its density stays one per length
     in the scene. `noise` are standard normal numbers for the samples that densities are asked for
     at, where that is noisy; `looks` are what is added to features, by the camera they are seen
-    from. In several `parts` the samples are computed one part after the other, see `rematerialise`.
+    from. In several `parts` the samples are computed one part after the other, see `checkpoint_in_chunks`.
     """
     if isinstance(field, voxels.Voxels):
         params = params | {"grid": grid}
-    elif getattr(field, "in_box", False):
+    elif getattr(field, "needs_aabb", False):
         assert grid is not None
         params = params | {"aabb": grid.aabb}
 
-    whole = getattr(field, "in_frusta", False)
+    whole = getattr(field, "uses_gaussians", False)
 
-    def density(positions: Array, frusta: Frusta, noise: Array | None) -> tuple[Array, Any]:
+    def density(positions: Array, frusta: ConicalFrusta, noise: Array | None) -> tuple[Array, Any]:
         inner = params if noise is None else params | {"noise": noise}
         if grid is None or grid.bounds is None:
             return field.density(inner, positions, frusta if whole else frusta.radii)
@@ -262,11 +261,11 @@ def bind(
     def features(latent: Any) -> Array:
         return field.features(params, latent)
 
-    density_in_parts = rematerialise(density, parts)
+    density_in_parts = checkpoint_in_chunks(density, parts)
     return RadianceFns(
         lambda positions, frusta: density_in_parts(positions, frusta, noise),
-        rematerialise(features, parts),
-        rematerialise(color, parts),
+        checkpoint_in_chunks(features, parts),
+        checkpoint_in_chunks(color, parts),
     )
 
 
@@ -275,14 +274,14 @@ def crop(fns: RadianceFns, box: Float[Array, "2 3"] | None) -> RadianceFns:
     if box is None:
         return fns
 
-    def density(positions: Array, frusta: Frusta) -> tuple[Array, Any]:
+    def density(positions: Array, frusta: ConicalFrusta) -> tuple[Array, Any]:
         found, latent = fns.density(positions, frusta)
-        return jnp.where(is_inside(positions, box), found, 0.0), latent
+        return jnp.where(in_aabb(positions, box), found, 0.0), latent
 
     return fns._replace(density=density)
 
 
-def pull_inside(
+def clamp_to_aabb(
     positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"], depth: float = 0.0
 ) -> Float[Array, "*batch 3"]:
     """Positions of which those that rounding may have put just outside of a box are in it.
@@ -290,22 +289,20 @@ def pull_inside(
     They are put on its border, or inside by a share `depth` of the box's size.
     """
     low, high = (side.reshape((1,) * (positions.ndim - 1) + (3,)) for side in aabb)
-    spare = BORDER_SHARE * (high - low)
+    spare = AABB_EPS * (high - low)
     close = jnp.all((positions >= low - spare) & (positions <= high + spare), axis=-1)
     inwards = depth * (high - low)
     inside = jnp.clip(positions, low + inwards, high - inwards)
     return jnp.where(close[..., None], inside, positions)
 
 
-def is_inside(
-    positions: Float[Array, "*batch 3"], box: Float[Array, "2 3"]
-) -> Bool[Array, "*batch"]:
+def in_aabb(positions: Float[Array, "*batch 3"], box: Float[Array, "2 3"]) -> Bool[Array, "*batch"]:
     """Which positions are in a box, its border included."""
     low, high = (side.reshape((1,) * (positions.ndim - 1) + (3,)) for side in box)
     return jnp.all((positions >= low) & (positions <= high), axis=-1)
 
 
-def rematerialise(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
+def checkpoint_in_chunks(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
     """A function of arrays that begin with samples, computed part by part, twice for a gradient.
 
     What is between arguments and results is not remembered until the gradient asks for it, but
@@ -330,7 +327,7 @@ def rematerialise(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
     return apply
 
 
-def _make_looks(config: FieldConfig, params: Params, mean: bool) -> Looks | None:
+def make_appearance_fn(config: FieldConfig, params: Params, mean: bool) -> Looks | None:
     """What pictures add to features: each its own, or the mean of all; None if nothing.
 
     A linear map of a code for each picture (Martin-Brualla et al. 2021, section 4.1, whose network
@@ -350,38 +347,38 @@ def step_length(
 ) -> Float[Array, ""]:
     """Length of a step along a marching ray, in scene units.
 
-    `step_ratio` mean voxels, or `march_steps` of them across the box.
+    `step_ratio` mean voxels, or `max_steps` of them across the box.
     """
     if isinstance(config, SampledConfig):
-        return jnp.linalg.norm(jnp.asarray(aabb[1] - aabb[0])) / config.march_steps
+        return jnp.linalg.norm(jnp.asarray(aabb[1] - aabb[0])) / config.max_steps
     points = 0 if isinstance(config, VoxelsConfig) else 1
     intervals = np.array(stage.resolution, np.float32) - points
     return config.step_ratio * jnp.mean((aabb[1] - aabb[0]) / intervals)
 
 
-def count_blocks(
+def max_blocks_per_ray(
     aabb: Float[np.ndarray, "2 3"],
     step: Float[Array, ""],
     bounds: Float[np.ndarray | Array, "2 3"] | None = None,
 ) -> int:
     """Blocks of steps that reach across the whole box, or to the end of contracted space."""
-    far = contraction.LONGEST if bounds is not None else 1.0
+    far = contraction.MAX_MARCH_DIAGONALS if bounds is not None else 1.0
     box = aabb if bounds is None else bounds
     diagonal = float(np.linalg.norm(np.asarray(box[1] - box[0])))
-    return math.ceil(far * diagonal / float(step) / BLOCK_STEPS) + 1
+    return math.ceil(far * diagonal / float(step) / STEPS_PER_BLOCK) + 1
 
 
 def _learn(grid: OccupancyGrid, positions: Array, weights: Array) -> OccupancyGrid:
     """The occupancy grid after some samples were given weight."""
-    positions = occ.to_grid(grid, positions)
+    positions = occupancy.contract_positions(grid, positions)
     match grid:
         case voxels.VoxelGrid():
             slots, _ = voxels.find_cells(grid, positions)
-        case WatchedGrid():
-            slots, _, _ = occ.find_slots(grid, positions)
+        case WeightTrackedGrid():
+            slots, _, _ = occupancy.cell_index(grid, positions)
         case _:
             return grid
-    return occ.note_weights(grid, slots, jax.lax.stop_gradient(weights))
+    return occupancy.record_weights(grid, slots, jax.lax.stop_gradient(weights))
 
 
 def predict(
@@ -413,26 +410,27 @@ def predict(
             distortion=losses.distortion(
                 last.weights,
                 normalise_distances(
-                    rays if grid.bounds is None else occ.to_march(grid, rays), last.tdist
+                    rays if grid.bounds is None else occupancy.to_marched_rays(grid, rays),
+                    last.tdist,
                 ),
             ),
             grid=grid,
         )
-    assert isinstance(grid, WatchedGrid | ProbedGrid)
-    budgets = (stage.blocks, BLOCK_STEPS, stage.block_budget, stage.sample_budget)
-    samples, marched = occ.march_to_samples(
+    assert isinstance(grid, WeightTrackedGrid | DensityEmaGrid)
+    budgets = (stage.blocks, STEPS_PER_BLOCK, stage.block_budget, stage.sample_budget)
+    samples, marched = occupancy.march_to_samples(
         grid,
         grid.coarse,
-        occ.to_march(grid, rays),
-        keys.uniform(key, rays.near.shape),
+        occupancy.to_marched_rays(grid, rays),
+        rngs.uniform(key, rays.near.shape),
         step_length(config, stage, grid.aabb),
-        occ.Marching(*budgets),
+        occupancy.Marching(*budgets),
     )
     noise = None
     if getattr(make_field(config, stage), "density_noise", None):
         noise = draw_packed_noise(key, samples)
-    rendering = render_packed_samples(
-        _bind_fine(config, stage, params, grid, noise, trains=True),
+    rendering = render_packed(
+        bind_model(config, stage, params, grid, noise, trains=True),
         rays,
         samples,
         background,
@@ -448,7 +446,7 @@ def predict(
     near_to_far = jax.tree.map(lambda x: x[index], rays)
     if grid.bounds is not None:
         edges = contraction.march(edges, near_to_far.origins, grid.bounds)
-        near_to_far = occ.to_march(grid, near_to_far)
+        near_to_far = occupancy.to_marched_rays(grid, near_to_far)
     starts, ends = jnp.moveaxis(normalise_distances(near_to_far, edges), -1, 0)
     return Prediction(
         rgb=(rendering.rgb,),
@@ -461,7 +459,7 @@ def predict(
     )
 
 
-def _bind_fine(
+def bind_model(
     config: FieldConfig,
     stage: Stage,
     params: Params,
@@ -475,8 +473,8 @@ def _bind_fine(
     What is outside of `box` is left out.
     """
     inner = params["fine"] if isinstance(config, SampledConfig) else params
-    looks = _make_looks(config, params, mean=not trains)
-    parts = config.rematerialise if trains else 1
+    looks = make_appearance_fn(config, params, mean=not trains)
+    parts = config.checkpoint_in_chunks if trains else 1
     return crop(bind(make_field(config, stage), inner, grid, noise, looks, parts), box)
 
 
@@ -487,18 +485,18 @@ def _draw_noise(
     if key is None or not getattr(field, "density_noise", None):
         return None
     # The same key serves to place samples.
-    return keys.normal(keys.fold_in(key, 1), (rays, samples)).ravel()
+    return rngs.normal(rngs.fold_in(key, 1), (rays, samples)).ravel()
 
 
 def draw_packed_noise(key: jax.Array, samples: PackedSamples) -> Float[Array, "m"]:
     """Standard normal numbers for packed samples; with a key for each ray, by place in the ray."""
-    key, count = keys.fold_in(key, 1), samples.mask.size
+    key, count = rngs.fold_in(key, 1), samples.mask.size
     if key.ndim == 0:
         return jax.random.normal(key, (count,))
     number = jnp.arange(count, dtype=jnp.int32)
     first = jnp.searchsorted(samples.ray_indices, samples.ray_indices)
     own = jax.vmap(jax.random.fold_in)(key[samples.ray_indices], number - first)
-    return keys.normal(own, (count,))
+    return rngs.normal(own, (count,))
 
 
 def make_density(
@@ -521,9 +519,11 @@ def make_density(
     def density(positions: Array) -> Array:
         one = jnp.ones_like(positions[:, 0])
         upwards = jnp.broadcast_to(jnp.array([[0.0, 0.0, 1.0]], positions.dtype), positions.shape)
-        frusta = Frusta(upwards, radius * one, one - radius, one + radius)
+        frusta = ConicalFrusta(upwards, radius * one, one - radius, one + radius)
         found, _ = fns.density(positions, frusta)
-        return jnp.where(occ.lookup(grid, occ.to_grid(grid, positions)), found, 0.0)
+        return jnp.where(
+            occupancy.lookup(grid, occupancy.contract_positions(grid, positions)), found, 0.0
+        )
 
     return density
 
@@ -540,14 +540,14 @@ def refresh(
 
     `factors` is how many times smaller pictures are in each size that is trained on.
     """
-    if not isinstance(grid, ProbedGrid):
+    if not isinstance(grid, DensityEmaGrid):
         return grid
     assert isinstance(config, SampledConfig)
     # Cells are probed where they are in the grid.
     field, inner = make_field(config, stage), {**params["fine"], "aabb": grid.aabb}
 
-    def probe(turn: Array, grid: ProbedGrid) -> ProbedGrid:
-        return occ.probe_cells(
+    def probe(turn: Array, grid: DensityEmaGrid) -> DensityEmaGrid:
+        return occupancy.update_occupancy(
             grid,
             jax.random.fold_in(key, turn),
             lambda positions, radii: field.density(inner, positions, radii)[0],
@@ -559,19 +559,19 @@ def refresh(
             factors=factors,
         )
 
-    first, since = jnp.divmod(grid.clock, config.occupancy_every)
-    turns = jnp.where(grid.clock < config.occupancy_warmup, occ.TURNS, 1)
+    first, since = jnp.divmod(grid.clock, config.occupancy_update_interval)
+    turns = jnp.where(grid.clock < config.occupancy_warmup_steps, occupancy.UPDATE_PHASES, 1)
     last = first + jnp.where(since == 0, turns, 0)
-    probed: ProbedGrid = jax.lax.fori_loop(first, last, probe, grid)
+    probed: DensityEmaGrid = jax.lax.fori_loop(first, last, probe, grid)
     return dataclasses.replace(probed, clock=probed.clock + 1)
 
 
 def samples_per_ray(config: SampledConfig) -> int:
     """Samples of a ray at which one of the networks is evaluated."""
     if config.sampler == "proposal":
-        return sum(config.proposal_samples) + config.proposed_samples
-    fine = config.coarse_samples + config.fine_samples if config.fine_samples else 0
-    return config.coarse_samples + fine
+        return sum(config.num_proposal_samples) + config.num_nerf_samples
+    fine = config.num_coarse_samples + config.num_fine_samples if config.num_fine_samples else 0
+    return config.num_coarse_samples + fine
 
 
 class Level(NamedTuple):
@@ -595,29 +595,29 @@ def _sample(
     """Rays rendered from a fixed number of samples; edges and weights of proposals."""
     assert isinstance(config, SampledConfig)
     if config.sampler == "hierarchical":
-        return render_coarse_to_fine(config, stage, params, grid, key, rays, background, box), []
-    count = len(config.proposal_samples)
-    own = [None if key is None else keys.fold_in(key, 2 + index) for index in range(1 + count)]
-    marched = occ.to_march(grid, rays)
-    tdist = samplers.stratified(own[0], marched, config.proposal_samples[0], config.spacing)
+        return render_hierarchical(config, stage, params, grid, key, rays, background, box), []
+    count = len(config.num_proposal_samples)
+    own = [None if key is None else rngs.fold_in(key, 2 + index) for index in range(1 + count)]
+    marched = occupancy.to_marched_rays(grid, rays)
+    tdist = samplers.stratified(own[0], marched, config.num_proposal_samples[0], config.spacing)
     proposed = []
-    wanted = (*config.proposal_samples[1:], config.proposed_samples)
+    wanted = (*config.num_proposal_samples[1:], config.num_nerf_samples)
     for proposal, inner, samples, key_draw in zip(
         make_proposals(config), params["proposals"], wanted, own[1:], strict=True
     ):
-        edges = occ.from_march(grid, tdist, rays.origins)
-        weights = weigh_intervals(crop(bind(proposal, inner, grid), box), rays, edges)
+        edges = occupancy.to_ray_distances(grid, tdist, rays.origins)
+        weights = compute_proposal_weights(crop(bind(proposal, inner, grid), box), rays, edges)
         proposed.append((tdist, weights))
         tdist = samplers.resample(key_draw, tdist, weights, samples)
     noise = _draw_noise(make_field(config, stage), own[-1], *tdist[:, 1:].shape)
-    fns = _bind_fine(config, stage, params, grid, noise, key is not None, box)
+    fns = bind_model(config, stage, params, grid, noise, key is not None, box)
     per_ray = config.shading == "per_ray"
-    edges = occ.from_march(grid, tdist, rays.origins)
+    edges = occupancy.to_ray_distances(grid, tdist, rays.origins)
     rendering, weights = render_samples(fns, rays, edges, background, per_ray=per_ray)
     return [Level(rendering, tdist, weights)], proposed
 
 
-def _find_conventional(convention: ConventionConfig, rays: Rays) -> Conventional | None:
+def to_legacy_options(convention: RayConvention, rays: Rays) -> LegacyRenderOptions | None:
     """What a convention has otherwise when light is added up; None if nothing."""
     inclusive = convention.transmittance == "inclusive"
     axis = "axis" in (convention.lengths_along, convention.view_directions)
@@ -625,14 +625,14 @@ def _find_conventional(convention: ConventionConfig, rays: Rays) -> Conventional
         return None
     one = jnp.ones_like(rays.near)
     stretch = one if rays.stretch is None else rays.stretch
-    return Conventional(
+    return LegacyRenderOptions(
         length_unit=stretch if convention.lengths_along == "axis" else one,
         direction_length=stretch if convention.view_directions == "axis" else one,
         inclusive=inclusive,
     )
 
 
-def render_coarse_to_fine(
+def render_hierarchical(
     config: FieldConfig,
     stage: Stage,
     params: Params,
@@ -649,21 +649,21 @@ def render_coarse_to_fine(
     """
     assert isinstance(config, SampledConfig)
     field = make_field(config, stage)
-    key_coarse, key_fine = (None if key is None else keys.fold_in(key, n) for n in (2, 3))
+    key_coarse, key_fine = (None if key is None else rngs.fold_in(key, n) for n in (2, 3))
     points = config.quadrature == "points"
     # The original code looks along the whole ray.
-    marched = rays if points and grid.bounds is None else occ.to_march(grid, rays)
+    marched = rays if points and grid.bounds is None else occupancy.to_marched_rays(grid, rays)
     per_ray = config.shading == "per_ray"
 
     def end(points: Array) -> Array:
         return jnp.concatenate([points, jnp.maximum(marched.far[:, None], points[:, -1:])], axis=-1)
 
     def render(name: str, tdist: Array, key: jax.Array | None) -> Level:
-        looks = _make_looks(config, params, mean=key is None)
+        looks = make_appearance_fn(config, params, mean=key is None)
         noise = _draw_noise(field, key, *tdist[:, 1:].shape)
-        parts = config.rematerialise if key is not None else 1
+        parts = config.checkpoint_in_chunks if key is not None else 1
         fns = crop(bind(field, params[name], grid, noise, looks, parts), box)
-        edges = occ.from_march(grid, tdist, rays.origins)
+        edges = occupancy.to_ray_distances(grid, tdist, rays.origins)
         rendering, weights = render_samples(
             fns,
             rays,
@@ -671,18 +671,18 @@ def render_coarse_to_fine(
             background,
             per_ray=per_ray,
             at_starts=points,
-            conventional=_find_conventional(config.convention, rays),
+            legacy_options=to_legacy_options(config.convention, rays),
         )
         return Level(rendering, tdist, weights)
 
-    first = (key_coarse, marched, config.coarse_samples, config.spacing)
-    tdist = end(samplers.stratified_points(*first)) if points else samplers.stratified(*first)
+    first = (key_coarse, marched, config.num_coarse_samples, config.spacing)
+    tdist = end(samplers.stratified_legacy(*first)) if points else samplers.stratified(*first)
     coarse = render("coarse", tdist, key_coarse)
-    if not config.fine_samples:
+    if not config.num_fine_samples:
         return [coarse]
-    wanted = (coarse.weights, config.fine_samples)
+    wanted = (coarse.weights, config.num_fine_samples)
     if points:
-        tdist = end(samplers.importance_points(key_fine, tdist[:, :-1], *wanted))
+        tdist = end(samplers.hierarchical_legacy(key_fine, tdist[:, :-1], *wanted))
     else:
         tdist = samplers.importance(key_fine, tdist, *wanted)
     return [coarse, render("fine", tdist, key_fine)]
@@ -707,7 +707,7 @@ def render_rays(
     behind = jnp.broadcast_to(background, (*rays.near.shape, 3))
     if isinstance(config, SampledConfig) and not marches(config):
         return _sample(config, stage, params, grid, None, rays, behind, box)[0][-1].rendering
-    assert isinstance(grid, WatchedGrid | ProbedGrid)
+    assert isinstance(grid, WeightTrackedGrid | DensityEmaGrid)
     seen = rays
     if config.convention.samples_at == "start":
         # Steps that begin in the box go on to its end.
@@ -715,7 +715,7 @@ def render_rays(
     if grid.bounds is None and aabb is not None:
         marched = clip_to_aabb(seen, aabb)
     else:
-        marched = occ.to_march(grid, seen)
+        marched = occupancy.to_marched_rays(grid, seen)
     step = step_length(config, stage, grid.aabb)
     if config.convention.samples_at == "start":
         hit = marched.far > marched.near
@@ -725,24 +725,24 @@ def render_rays(
             near=jnp.where(hit, near, marched.near),
             far=jnp.where(hit, far, marched.far),
         )
-    blocks = occ.find_blocks(grid.coarse, marched, BLOCK_STEPS * step, stage.blocks)
-    at_once = max(3 * samples // 8, BLOCK_STEPS)
+    blocks = occupancy.occupied_blocks(grid.coarse, marched, STEPS_PER_BLOCK * step, stage.blocks)
+    at_once = max(3 * samples // 8, STEPS_PER_BLOCK)
 
     # Where rays enter the box is then a sample, and rounding is not to decide whether it counts.
     pulls = config.convention.samples_at == "start"
-    fns = _bind_fine(config, stage, params, grid, box=box)
+    fns = bind_model(config, stage, params, grid, box=box)
 
-    def density(positions: Array, frusta: Frusta) -> tuple[Array, Any]:
-        return fns.density(pull_inside(positions, grid.aabb), frusta)
+    def density(positions: Array, frusta: ConicalFrusta) -> tuple[Array, Any]:
+        return fns.density(clamp_to_aabb(positions, grid.aabb), frusta)
 
     def holds_something(positions: Array) -> Array:
         if pulls:
             # The border itself is in no cell.
-            positions = pull_inside(positions, grid.aabb, BORDER_SHARE)
-        occupied = occ.lookup(grid, occ.to_grid(grid, positions))
-        return occupied if box is None else occupied & is_inside(positions, box)
+            positions = clamp_to_aabb(positions, grid.aabb, AABB_EPS)
+        occupied = occupancy.lookup(grid, occupancy.contract_positions(grid, positions))
+        return occupied if box is None else occupied & in_aabb(positions, box)
 
-    return render_blocks(
+    return march_and_render(
         fns._replace(density=density) if pulls else fns,
         marched,
         blocks,
@@ -750,18 +750,20 @@ def render_rays(
         holds_something,
         behind,
         rays.far,
-        steps=BLOCK_STEPS,
+        steps=STEPS_PER_BLOCK,
         at_once=max(samples // 8, 1),
         samples=at_once,
         per_ray=config.shading == "per_ray",
         color_budget=max(at_once // 3, 1) if stage.color_budget else None,
         color_threshold=_color_threshold(config),
         stop=config.convention.stop,
-        from_march=lambda distances, origins: occ.from_march(grid, distances, origins),
+        to_ray_distances=lambda distances, origins: occupancy.to_ray_distances(
+            grid, distances, origins
+        ),
     )
 
 
-def fit_to_render(
+def eval_stage(
     config: FieldConfig, stage: Stage, grid: OccupancyGrid, tight: bool
 ) -> tuple[Stage, Float[np.ndarray, "2 3"]]:
     """What of a stage matters to rendering, and the box to render.
@@ -774,7 +776,7 @@ def fit_to_render(
         resolution=stage.resolution,
         cells=stage.cells,
         rays=0,
-        subrays=1,
+        supersample=1,
         blocks=stage.blocks,
         color_budget=min(stage.color_budget, 1),
         table_rows=stage.table_rows,
@@ -783,8 +785,8 @@ def fit_to_render(
     tight = tight and config.convention.samples_at == "middle"
     if tight and marches(config) and grid.bounds is None:
         step = step_length(config, stage, grid.aabb)
-        box = occ.occupied_aabb(grid).astype(np.float32)
-        bare = dataclasses.replace(bare, blocks=count_blocks(box, step))
+        box = occupancy.occupied_aabb(grid).astype(np.float32)
+        bare = dataclasses.replace(bare, blocks=max_blocks_per_ray(box, step))
     return bare, box
 
 
@@ -799,7 +801,7 @@ def rays_at_once(config: TrainConfig) -> int:
     return max(64, config.render_samples // samples_per_ray(config.field))
 
 
-def regularise(
+def regularization(
     config: FieldConfig,
     stage: Stage,
     params: Params,
@@ -833,14 +835,14 @@ def regularise(
                 if weight:
                     total += weight * fade * tensorf.total_variation(params[part])
             if config.orthogonality_weight:
-                total += config.orthogonality_weight * tensorf.nonorthogonality(params)
+                total += config.orthogonality_weight * tensorf.ortho_loss(params)
             return total
         case PyNeRFConfig() if config.consistency_weight:
             field = make_field(config, stage)
             assert isinstance(field, pynerf.PyNeRF)
             unit = jax.random.uniform(key, (config.consistency_points, 3))
             networks = [params[name] for name in ("coarse", "fine") if name in params]
-            terms = (pynerf.inconsistency(field, inner, unit) for inner in networks)
+            terms = (pynerf.level_consistency_loss(field, inner, unit) for inner in networks)
             return config.consistency_weight * sum(terms, zero)
         case SampledConfig():
             return zero

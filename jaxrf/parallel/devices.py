@@ -25,7 +25,7 @@ from jaxrf.core.errors import InputError
 AXIS = "rays"
 # Options of a compiler that rounds alike whatever is around and on however many devices: what it
 # would simplify depends on that.
-ORDERED: dict[str, str | bool] = {
+DETERMINISTIC_COMPILER_OPTIONS: dict[str, str | bool] = {
     "xla_disable_hlo_passes": "algsimp",
     "xla_gpu_deterministic_ops": True,
 }
@@ -68,14 +68,14 @@ def connect(coordinator: str, processes: int | None, process_id: int | None) -> 
             f"The processes did not find each other through --coordinator {coordinator} "
             f"({reason}): name host:port of process 0, which all must reach."
         ) from error
-    _leave_last_words(
+    _report_abnormal_exit(
         f"Process {jax.process_index()} of {jax.process_count()} has ended early. If nothing above "
         "says what to change, it or another one was lost: start all of them again with --resume, "
         "from the last checkpoint."
     )
 
 
-def _leave_last_words(text: str) -> None:
+def _report_abnormal_exit(text: str) -> None:
     """Has something said when this process ends otherwise than by coming to its end.
 
     JAX aborts a process that cannot reach process 0 any more, which then cannot say what to do.
@@ -138,7 +138,7 @@ def largest(number: int) -> int:
 
 
 @contextlib.contextmanager
-def one_speaks() -> Iterator[None]:
+def silence_non_main() -> Iterator[None]:
     """What other processes than 0 would print is not printed; errors are."""
     with contextlib.ExitStack() as stack:
         if not leads():
@@ -148,7 +148,7 @@ def one_speaks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def leaving_if_lost() -> Iterator[None]:
+def abort_on_peer_failure() -> Iterator[None]:
     """Ends this process with one sentence if it or another one cannot go on, waiting for none."""
     try:
         yield
@@ -210,7 +210,7 @@ def replicate(mesh: Mesh, tree: Tree) -> Tree:
     return jax.tree.map(put, tree)
 
 
-def localise(mesh: Mesh, tree: Tree) -> Tree:
+def to_local(mesh: Mesh, tree: Tree) -> Tree:
     """The same arrays on this process's first device alone."""
     if mesh.size == 1:
         return tree
@@ -235,13 +235,13 @@ def fetch(mesh: Mesh | None, tree: Tree) -> Tree:
     return tree if mesh is None or mesh.size == 1 else jax.device_get(tree)
 
 
-def shapes_of(mesh: Mesh, tree: Any) -> Any:
+def replicated_shapes(mesh: Mesh, tree: Any) -> Any:
     """Shapes and types of arrays that are everywhere, to compile for."""
     everywhere = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree)
 
 
-def share_out(
+def shard_rays(
     mesh: Mesh, fn: Callable[..., Any], shared: Sequence[bool], axis: int = 0, joins: bool = False
 ) -> Callable[..., Any]:
     """A function whose arguments are whole, and which each device computes for its part.
@@ -272,13 +272,13 @@ def share_out(
     )
 
 
-def add_in_pairs(
+def pairwise_sum(
     fn: Callable[[Any], Tree], parts: Any, count: int, nothing: Tree, add: Callable[..., Tree]
 ) -> Tree:
     """The sum of a function of parts: that of the first half and that of the second, and so on.
 
     The order of additions depends on nothing but the number of parts, be they computed one after
-    the other or, with `add_over_devices`, side by side.
+    the other or, with `recursive_doubling_allreduce`, side by side.
 
     Args:
       fn: of one part.
@@ -294,13 +294,13 @@ def add_in_pairs(
     halves = jax.tree.map(lambda x: x.reshape(2, count // 2, *x.shape[1:]), parts)
 
     def add_half(total: Tree, half: Any) -> tuple[Tree, None]:
-        return add(total, add_in_pairs(fn, half, count // 2, nothing, add)), None
+        return add(total, pairwise_sum(fn, half, count // 2, nothing, add)), None
 
     return jax.lax.scan(add_half, nothing, halves)[0]
 
 
-def add_over_devices(mesh: Mesh, tree: Tree, add: Callable[..., Tree]) -> Tree:
-    """The sum of each device's result, on all of them, in the order of `add_in_pairs`.
+def recursive_doubling_allreduce(mesh: Mesh, tree: Tree, add: Callable[..., Tree]) -> Tree:
+    """The sum of each device's result, on all of them, in the order of `pairwise_sum`.
 
     Every device adds that of a neighbour, then that of a neighbour of twice the distance, and so
     on: the sums of two are the same bits on both (recursive doubling).

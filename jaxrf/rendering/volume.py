@@ -15,16 +15,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.core.packing import find_bit, pack, pack_bits, rank_samples, sum_before
 from jaxrf.core.pytree import as_pytree
-from jaxrf.core.rays import Frusta, Rays, frusta_along, points_along
+from jaxrf.core.rays import ConicalFrusta, Rays, cast_cones, points_along
 from jaxrf.core.stepfun import midpoints
 from jaxrf.sampling.occupancy import PackedSamples
 
 # Length of an interval that has no end (the original code of NeRF).
-ENDLESS = 1e10
-DensityFn = Callable[[Float[Array, "m 3"], Frusta], tuple[Float[Array, "m"], Any]]
+OPEN_INTERVAL_LENGTH = 1e10
+DensityFn = Callable[[Float[Array, "m 3"], ConicalFrusta], tuple[Float[Array, "m"], Any]]
 FeaturesFn = Callable[[Any], Float[Array, "m c"]]
 ColorFn = Callable[[Float[Array, "m c"], Float[Array, "m 3"], Int[Array, "m"]], Float[Array, "m 3"]]
-FromMarch = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w n"]]
+ToRayDistances = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w n"]]
 
 
 class RadianceFns(NamedTuple):
@@ -145,7 +145,7 @@ def _find_distance(
     return (start + fraction * (stop - start))[..., 0]
 
 
-def _shade(
+def _shade_ray(
     color_fn: ColorFn,
     summed: Float[Array, "r c"],
     opacity: Float[Array, "r"],
@@ -156,7 +156,7 @@ def _shade(
     return color_fn(mean, rays.directions, rays.camera_index) * opacity[:, None]
 
 
-class Conventional(NamedTuple):
+class LegacyRenderOptions(NamedTuple):
     """What other programs do otherwise when they add up light along a ray.
 
     length_unit: (r,) what lengths are measured in.
@@ -177,7 +177,7 @@ def render_samples(
     *,
     per_ray: bool = False,
     at_starts: bool = False,
-    conventional: Conventional | None = None,
+    legacy_options: LegacyRenderOptions | None = None,
 ) -> tuple[Rendering, Float[Array, "r n"]]:
     """Renders rays from every one of the given intervals.
 
@@ -190,7 +190,7 @@ def render_samples(
         sample and compositing colours.
       at_starts: evaluate the field where each interval starts, and take the last one for endless,
         as NeRF's original code does.
-      conventional: what other programs do otherwise.
+      legacy_options: what other programs do otherwise.
 
     Returns:
       The rendering and the weights (r, n).
@@ -198,16 +198,18 @@ def render_samples(
     distances = tdist[:, :-1] if at_starts else midpoints(tdist)
     count, intervals = distances.shape
     positions = points_along(rays, distances).reshape(-1, 3)
-    frusta = frusta_along(rays, tdist)
+    frusta = cast_cones(rays, tdist)
     frusta = frusta._replace(ends=frusta.starts) if at_starts else frusta
     density, latent = fns.density(positions, frusta)
-    edges = jnp.concatenate([distances, jnp.full((count, 1), ENDLESS, tdist.dtype)], axis=-1)
+    edges = jnp.concatenate(
+        [distances, jnp.full((count, 1), OPEN_INTERVAL_LENGTH, tdist.dtype)], axis=-1
+    )
     edges = edges if at_starts else tdist
     seen, inclusive = rays.directions, False
-    if conventional is not None:
-        inclusive = conventional.inclusive
-        edges = edges / conventional.length_unit[:, None]
-        seen = seen * conventional.direction_length[:, None]
+    if legacy_options is not None:
+        inclusive = legacy_options.inclusive
+        edges = edges / legacy_options.length_unit[:, None]
+        seen = seen * legacy_options.direction_length[:, None]
     weights, _ = compute_weights(density.reshape(count, intervals), edges, inclusive)
     opacity = jnp.sum(weights, axis=-1)
     values = fns.features(latent)
@@ -218,7 +220,7 @@ def render_samples(
     summed = jnp.sum(weights[..., None] * values.reshape(count, intervals, -1), axis=1)
     if per_ray:
         towards = dataclasses.replace(rays, directions=seen)
-        summed = _shade(fns.color, summed, opacity, towards)
+        summed = _shade_ray(fns.color, summed, opacity, towards)
     rendering = _finish(summed, opacity, weights, rays, tdist, background)
     if at_starts:
         mean = jnp.sum(weights * distances, axis=-1) / jnp.where(opacity > 1e-6, opacity, 1.0)
@@ -227,13 +229,13 @@ def render_samples(
     return rendering, weights
 
 
-def weigh_intervals(
+def compute_proposal_weights(
     fns: RadianceFns, rays: Rays, tdist: Float[Array, "r n_plus_1"]
 ) -> Float[Array, "r n"]:
     """Weights of the given intervals, without any colour."""
     distances = midpoints(tdist)
     positions = points_along(rays, distances).reshape(-1, 3)
-    density, _ = fns.density(positions, frusta_along(rays, tdist))
+    density, _ = fns.density(positions, cast_cones(rays, tdist))
     return compute_weights(density.reshape(distances.shape), tdist)[0]
 
 
@@ -261,7 +263,7 @@ class PackedRendering(NamedTuple):
     fitting: Int[Array, ""]
 
 
-def render_packed_samples(
+def render_packed(
     fns: RadianceFns,
     rays: Rays,
     samples: PackedSamples,
@@ -287,7 +289,7 @@ def render_packed_samples(
     count = rays.near.size
     ray = samples.ray_indices
     positions, _ = sample_points(rays, samples)
-    frusta = Frusta(rays.directions[ray], rays.radii[ray], samples.t_starts, samples.t_ends)
+    frusta = ConicalFrusta(rays.directions[ray], rays.radii[ray], samples.t_starts, samples.t_ends)
     density, latent = fns.density(positions, frusta)
     weights, _ = compute_packed_weights(density, samples)
     opacity = jnp.zeros((count,), weights.dtype).at[ray].add(weights, indices_are_sorted=True)
@@ -308,13 +310,13 @@ def render_packed_samples(
     rgb = jnp.zeros((count, values.shape[-1]), wide)
     rgb = rgb.at[ray].add(values * colored[:, None], indices_are_sorted=True)
     if per_ray:
-        rgb = _shade(fns.color, rgb, opacity, rays)
+        rgb = _shade_ray(fns.color, rgb, opacity, rays)
     rgb = rgb + (1.0 - opacity)[:, None] * background
     return PackedRendering(rgb, opacity, weights, fitting)
 
 
-class _Wave(NamedTuple):
-    """What `render_blocks` carries, per ray: where it stands and what it has gathered."""
+class _MarchState(NamedTuple):
+    """What `march_and_render` carries, per ray: where it stands and what it has gathered."""
 
     block: Int[Array, "r"]
     transmittance: Float[Array, "r"]
@@ -322,7 +324,7 @@ class _Wave(NamedTuple):
     totals: Float[Array, "rn"]
 
 
-def render_blocks(
+def march_and_render(
     fns: RadianceFns,
     rays: Rays,
     blocks: Bool[Array, "r n"],
@@ -338,7 +340,7 @@ def render_blocks(
     color_budget: int | None = None,
     color_threshold: float = 0.0,
     stop: float = 1e-3,
-    from_march: FromMarch | None = None,
+    to_ray_distances: ToRayDistances | None = None,
 ) -> Rendering:
     """Renders rays front to back, block by block of steps, until they are opaque.
 
@@ -347,7 +349,7 @@ def render_blocks(
 
     Args:
       fns: the field.
-      rays: batch shape (r,), as they are marched (`occupancy.to_march`).
+      rays: batch shape (r,), as they are marched (`occupancy.to_marched_rays`).
       blocks: (r, n) which blocks of each ray, from near on, may hold anything.
       step: length of a step, in scene units.
       occupied: whether a position is worth evaluating.
@@ -361,17 +363,17 @@ def render_blocks(
         to give them only to samples of a weight above `color_threshold`; None gives them to all.
       color_threshold: see there.
       stop: transmittance below which a ray is done.
-      from_march: distances along rays from some origins that are so far in marching; by default
+      to_ray_distances: distances along rays from some origins that are so far in marching; by default
         the same.
     """
     count, most = blocks.shape
-    wave_sizes = (steps, samples, from_march or _stay)
+    wave_sizes = (steps, samples, to_ray_distances or _stay)
     bits = pack_bits(blocks)
 
-    def is_alive(wave: _Wave) -> Bool[Array, "r"]:
+    def is_alive(wave: _MarchState) -> Bool[Array, "r"]:
         return (wave.block < most) & (wave.transmittance > stop)
 
-    def add_features(summed: Array, ray: Array, weight: Array, found: _Entered) -> Array:
+    def add_features(summed: Array, ray: Array, weight: Array, found: _BlockSamples) -> Array:
         ones = jnp.ones_like(weight)
 
         def add(summed: Array, ray: Array, weight: Array, latent: Any, first: Array) -> Array:
@@ -399,19 +401,19 @@ def render_blocks(
         chunks = (total + color_budget - 1) // color_budget
         return jax.lax.fori_loop(0, chunks, add_some, summed)
 
-    def advance(wave: _Wave) -> _Wave:
+    def advance(wave: _MarchState) -> _MarchState:
         alive = is_alive(wave)[None]
         chosen = pack(alive, rank_samples(alive), at_once)
         ray = jnp.minimum(chosen.sample, count - 1)
         block = jnp.minimum(wave.block[ray], most - 1)
-        found = _enter_blocks(fns, rays, ray, chosen.valid, block, step, occupied, *wave_sizes)
+        found = _evaluate_blocks(fns, rays, ray, chosen.valid, block, step, occupied, *wave_sizes)
         before = wave.transmittance[ray]
-        weights, after = _absorb(found, before)
+        weights, after = _composite_block(found, before)
         weight = jnp.where(found.valid, weights.ravel()[found.place], 0.0)
         summed = add_features(wave.summed, ray[found.row], weight, found)
         done = jnp.where(found.fits, ray, count)
         cell = jnp.where(found.fits, ray * most + block, count * most)
-        return _Wave(
+        return _MarchState(
             block=wave.block.at[done].set(find_bit(bits[ray], block + 1, most), mode="drop"),
             transmittance=wave.transmittance.at[done].set(after, mode="drop"),
             summed=summed,
@@ -419,14 +421,14 @@ def render_blocks(
         )
 
     def probe(positions: Array) -> Array:
-        frusta = Frusta(positions, *(positions[:, 0],) * 3)
+        frusta = ConicalFrusta(positions, *(positions[:, 0],) * 3)
         return fns.features(fns.density(positions, frusta)[1])
 
     channels = jax.eval_shape(probe, jnp.zeros((1, 3))).shape[-1] if per_ray else 3
     wave = jax.lax.while_loop(
         lambda wave: jnp.any(is_alive(wave)),
         advance,
-        _Wave(
+        _MarchState(
             find_bit(bits, jnp.zeros((count,), jnp.int32), most),
             jnp.ones((count,)),
             jnp.zeros((count, 2 + channels)),
@@ -447,14 +449,14 @@ def render_blocks(
         waiting, median, rgb = carry
         chosen = pack(waiting[None], rank_samples(waiting[None]), at_once)
         ray = jnp.minimum(chosen.sample, count - 1)
-        found = _enter_blocks(
+        found = _evaluate_blocks(
             fns, rays, ray, chosen.valid, middle[ray], step, occupied, *wave_sizes
         )
-        weights, _ = _absorb(found, 1.0 - begun[ray])
+        weights, _ = _composite_block(found, 1.0 - begun[ray])
         here = _find_distance(half[ray] - begun[ray], weights, found.edges)
         color = wave.summed[ray, 2:]
         if per_ray:
-            color = _shade(fns.color, color, opacity[ray], jax.tree.map(lambda x: x[ray], rays))
+            color = _shade_ray(fns.color, color, opacity[ray], jax.tree.map(lambda x: x[ray], rays))
         done = jnp.where(found.fits, ray, count)
         return (
             waiting.at[done].set(False, mode="drop"),
@@ -478,7 +480,7 @@ def _stay(marched: Float[Array, "w n"], origins: Float[Array, "w 3"]) -> Float[A
     return marched
 
 
-class _Entered(NamedTuple):
+class _BlockSamples(NamedTuple):
     """Blocks of steps that were looked into, one of each of w rays; s steps, m packed samples."""
 
     edges: Float[Array, "w s_plus_1"]
@@ -491,7 +493,7 @@ class _Entered(NamedTuple):
     latent: Any
 
 
-def _enter_blocks(
+def _evaluate_blocks(
     fns: RadianceFns,
     rays: Rays,
     ray: Int[Array, "w"],
@@ -501,13 +503,13 @@ def _enter_blocks(
     occupied: Callable[[Float[Array, "m s 3"]], Bool[Array, "m s"]],
     steps: int,
     samples: int,
-    from_march: FromMarch,
-) -> _Entered:
+    to_ray_distances: ToRayDistances,
+) -> _BlockSamples:
     """The density along one block of each ray, evaluated where it is occupied."""
     near, far = rays.near[ray][:, None], rays.far[ray][:, None]
     index = block[:, None] * steps + jnp.arange(steps + 1, dtype=jnp.int32)[None]
     origins = rays.origins[ray]
-    edges = from_march(jnp.minimum(near + step * index, far), origins)
+    edges = to_ray_distances(jnp.minimum(near + step * index, far), origins)
     middle = midpoints(edges)
     directions = rays.directions[ray][:, None]
     positions = origins[:, None] + middle[..., None] * directions
@@ -519,7 +521,7 @@ def _enter_blocks(
     place = jnp.minimum(packed.sample, inside.size - 1)
     row = place // steps
     distance = middle.ravel()[place]
-    frusta = Frusta(
+    frusta = ConicalFrusta(
         rays.directions[ray[row]],
         rays.radii[ray[row]],
         edges[:, :-1].ravel()[place],
@@ -527,13 +529,13 @@ def _enter_blocks(
     )
     density, latent = fns.density(positions.reshape(-1, 3)[place], frusta)
     dense = jnp.zeros((inside.size,)).at[packed.sample].set(density, mode="drop")
-    return _Entered(
+    return _BlockSamples(
         edges, dense.reshape(inside.shape), fits, place, packed.valid, row, distance, latent
     )
 
 
-def _absorb(
-    found: _Entered, before: Float[Array, "w"]
+def _composite_block(
+    found: _BlockSamples, before: Float[Array, "w"]
 ) -> tuple[Float[Array, "w s"], Float[Array, "w"]]:
     """Weights in blocks that light enters with some transmittance, and that behind them."""
     weights, _ = compute_weights(found.density, found.edges)
@@ -600,19 +602,19 @@ def render_image(
     return Picture(*(join(name) for name in Picture._fields))
 
 
-def average_subrays(picture: Picture, subrays: int) -> Picture:
-    """A picture each of whose pixels is the mean of subrays x subrays pixels of the given one.
+def resolve_supersampling(picture: Picture, supersample: int) -> Picture:
+    """A picture each of whose pixels is the mean of supersample x supersample pixels of the given one.
 
     Depths are those of what the pixel as a whole hits: the mean weighted by opacity, and the
     distance at which half of its opacity is reached.
     """
-    if subrays == 1:
+    if supersample == 1:
         return picture
-    height, width = (size // subrays for size in picture.opacity.shape)
+    height, width = (size // supersample for size in picture.opacity.shape)
 
     def parts(x: np.ndarray) -> np.ndarray:
-        blocks = x.reshape(height, subrays, width, subrays, *x.shape[2:])
-        return blocks.swapaxes(1, 2).reshape(height, width, subrays**2, *x.shape[2:])
+        blocks = x.reshape(height, supersample, width, supersample, *x.shape[2:])
+        return blocks.swapaxes(1, 2).reshape(height, width, supersample**2, *x.shape[2:])
 
     opacity = parts(picture.opacity)
     total = opacity.sum(axis=-1)

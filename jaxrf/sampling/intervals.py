@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrf.core import rngs as keys
+from jaxrf.core import rngs
 from jaxrf.core.rays import Rays
 from jaxrf.core.stepfun import integrate_weights, invert_cdf, midpoints
 
@@ -29,12 +29,12 @@ def stratified(
     """
     sdist = _count_evenly(rays, count + 1)
     if key is not None:
-        shift = keys.uniform(key, sdist.shape, sdist.dtype, -0.5, 0.5) / count
+        shift = rngs.uniform(key, sdist.shape, sdist.dtype, -0.5, 0.5) / count
         sdist = sdist.at[..., 1:-1].add(shift[..., 1:-1])
     return _space(rays, sdist, spacing)
 
 
-def stratified_points(
+def stratified_legacy(
     key: jax.Array | None,
     rays: Rays,
     count: int,
@@ -51,7 +51,7 @@ def stratified_points(
     between = midpoints(even)
     lower = jnp.concatenate([even[..., :1], between], axis=-1)
     upper = jnp.concatenate([between, even[..., -1:]], axis=-1)
-    return lower + (upper - lower) * keys.uniform(key, even.shape, even.dtype)
+    return lower + (upper - lower) * rngs.uniform(key, even.shape, even.dtype)
 
 
 def _count_evenly(rays: Rays, count: int) -> Float[Array, "*batch count"]:
@@ -89,7 +89,7 @@ def resample(
     """
     weights = jax.lax.stop_gradient(weights)
     cdf = integrate_weights(weights, padding=0.01 / weights.shape[-1])
-    uniforms = even_uniforms(key, (*weights.shape[:-1], count - 1), weights.dtype)
+    uniforms = stratified_uniforms(key, (*weights.shape[:-1], count - 1), weights.dtype)
     inner = invert_cdf(uniforms, tdist, cdf)
     edges = jnp.concatenate([tdist[..., :1], inner, tdist[..., -1:]], axis=-1)
     return jax.lax.stop_gradient(edges)
@@ -111,12 +111,12 @@ def importance(
     padded = jnp.concatenate([weights[..., :1], weights, weights[..., -1:]], axis=-1)
     maxima = jnp.maximum(padded[..., :-1], padded[..., 1:])
     cdf = integrate_weights(midpoints(maxima), padding=0.01)
-    uniforms = even_uniforms(key, (*weights.shape[:-1], count), weights.dtype)
+    uniforms = stratified_uniforms(key, (*weights.shape[:-1], count), weights.dtype)
     drawn = invert_cdf(uniforms, tdist, cdf)
     return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([tdist, drawn], axis=-1), axis=-1))
 
 
-def importance_points(
+def hierarchical_legacy(
     key: jax.Array | None,
     points: Float[Array, "*batch n"],
     weights: Float[Array, "*batch n"],
@@ -143,7 +143,7 @@ def importance_points(
         even = jnp.linspace(0.0, 1.0, count, dtype=weights.dtype)
         uniforms = jnp.broadcast_to(even.reshape((1,) * (weights.ndim - 1) + (-1,)), shape)
     else:
-        uniforms = keys.uniform(key, shape, weights.dtype)
+        uniforms = rngs.uniform(key, shape, weights.dtype)
 
     def invert(u: Array, t: Array, c: Array) -> Array:
         # As that code has it, stretches that are nearly flat included.
@@ -157,7 +157,7 @@ def importance_points(
     return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([points, drawn], axis=-1), axis=-1))
 
 
-def even_uniforms(
+def stratified_uniforms(
     key: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> Float[Array, "*batch m"]:
     """Ordered numbers in [0, 1), one in each of the last axis' m equal strata.
@@ -166,7 +166,7 @@ def even_uniforms(
     stratum's centre.
     """
     count = shape[-1]
-    offset = 0.5 if key is None else keys.uniform(key, shape, dtype)
+    offset = 0.5 if key is None else rngs.uniform(key, shape, dtype)
     strata = jnp.arange(count, dtype=dtype).reshape((1,) * (len(shape) - 1) + (count,))
     largest = 1.0 - jnp.finfo(dtype).eps
     return jnp.broadcast_to(jnp.minimum((strata + offset) / count, largest), shape)

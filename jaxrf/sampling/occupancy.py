@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.cameras import contraction
-from jaxrf.cameras.base import Cameras, find_slopes
+from jaxrf.cameras.base import Cameras, frustum_planes
 from jaxrf.core.packing import pack, rank_samples
 from jaxrf.core.pytree import as_pytree
 from jaxrf.core.rays import Rays, clip_to_aabb, points_along
@@ -39,18 +39,18 @@ COARSE = 4
 PROBES = 8
 # What rays have seen in a cell counts less by this factor for every step since.
 FADING = 0.97
-# Calls of `probe_cells` after which every cell had its turn.
-TURNS = 4
-UNPROBED, UNSEEN = -1.0, -2.0
+# Calls of `update_occupancy` after which every cell had its turn.
+UPDATE_PHASES = 4
+UNINITIALISED, OUTSIDE_FRUSTA = -1.0, -2.0
 
 
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
-class WatchedGrid(OccupancyGrid):
+class WeightTrackedGrid(OccupancyGrid):
     """An occupancy grid to march through, which remembers what rays have seen in its cells.
 
     Attributes:
-      coarse: made of it by `coarsen`.
+      coarse: made of it by `max_pool_occupancy`.
       memory: (slots,) per cell, when it was last given weight and how much in one number: the
         largest of clock + log(weight) / -log(FADING). A slot is a cell's flat index here.
       clock: () how often weights have been noted.
@@ -61,19 +61,19 @@ class WatchedGrid(OccupancyGrid):
     clock: Int[Array, ""]
 
 
-Watched = TypeVar("Watched", bound=WatchedGrid)
+Watched = TypeVar("Watched", bound=WeightTrackedGrid)
 
 
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
-class ProbedGrid(OccupancyGrid):
+class DensityEmaGrid(OccupancyGrid):
     """An occupancy grid to march through, kept by probing the density in its cells.
 
     Attributes:
-      coarse: made of it by `coarsen`.
+      coarse: made of it by `max_pool_occupancy`.
       optical: (slots,) per cell, the largest optical depth of a step found there, fading, a step
         being as long as it is in the grid;
-        `UNPROBED` where none has been looked for yet, `UNSEEN` where nothing is to be looked for. A
+        `UNINITIALISED` where none has been looked for yet, `OUTSIDE_FRUSTA` where nothing is to be looked for. A
         slot is a cell's flat index.
       clock: () how many steps have been done.
       radius: () of a pixel's cone in the middle of the box, for which the density is probed.
@@ -123,34 +123,36 @@ def make_full_grid(
     return OccupancyGrid(jnp.ones(resolution, bool), jnp.asarray(aabb, jnp.float32), bounds=bounds)
 
 
-def to_grid(grid: OccupancyGrid, positions: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
+def contract_positions(
+    grid: OccupancyGrid, positions: Float[Array, "*batch 3"]
+) -> Float[Array, "*batch 3"]:
     """Where positions in the scene are in the grid: themselves, unless space is contracted."""
     return positions if grid.bounds is None else contraction.contract(positions, grid.bounds)
 
 
-def to_march(grid: OccupancyGrid, rays: Rays) -> Rays:
+def to_marched_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
     """Rays whose near and far are those of marching, which steps along them are even in.
 
     They are clipped to the box. Where space is contracted they are marched distances, which
-    `from_march` makes distances again, and far is far out.
+    `to_ray_distances` makes distances again, and far is far out.
     """
     if grid.bounds is None:
         return clip_to_aabb(rays, grid.aabb)
-    ends = jnp.stack([rays.near, contraction.reach_out(rays.origins, grid.bounds)], axis=-1)
+    ends = jnp.stack([rays.near, contraction.far_distance(rays.origins, grid.bounds)], axis=-1)
     near, far = jnp.moveaxis(contraction.march(ends, rays.origins, grid.bounds), -1, 0)
     return dataclasses.replace(rays, near=near, far=far)
 
 
-def from_march(
+def to_ray_distances(
     grid: OccupancyGrid, marched: Float[Array, "*batch n"], origins: Float[Array, "*batch 3"]
 ) -> Float[Array, "*batch n"]:
     """Distances along rays from these origins that are so far in marching."""
     if grid.bounds is None:
         return marched
-    return contraction.unmarch(marched, origins, grid.bounds)
+    return contraction.s_to_t(marched, origins, grid.bounds)
 
 
-def find_slots(
+def cell_index(
     grid: OccupancyGrid, positions: Float[Array, "*batch 3"]
 ) -> tuple[Int[Array, "*batch"], Bool[Array, "*batch"], Float[Array, "*batch 3"]]:
     """Flat index of each position's cell, whether it is inside the box, and where in the cell.
@@ -173,41 +175,41 @@ def find_slots(
 
 def lookup(grid: OccupancyGrid, positions: Float[Array, "*batch 3"]) -> Bool[Array, "*batch"]:
     """Whether the cell of each position in the grid may be occupied; outside the box nothing is."""
-    flat, inside, _ = find_slots(grid, positions)
+    flat, inside, _ = cell_index(grid, positions)
     return inside & grid.occupied.ravel()[flat]
 
 
-def watch(grid: OccupancyGrid, reach: float) -> WatchedGrid:
-    """The same grid, nothing seen yet. `reach` is that of `coarsen`."""
-    return WatchedGrid(
+def watch(grid: OccupancyGrid, reach: float) -> WeightTrackedGrid:
+    """The same grid, nothing seen yet. `reach` is that of `max_pool_occupancy`."""
+    return WeightTrackedGrid(
         occupied=grid.occupied,
         aabb=grid.aabb,
         bounds=grid.bounds,
-        coarse=coarsen(grid, COARSE, reach),
+        coarse=max_pool_occupancy(grid, COARSE, reach),
         memory=forget(grid.occupied.size),
         clock=jnp.zeros((), jnp.int32),
     )
 
 
-def begin_probing(grid: OccupancyGrid, reach: float) -> ProbedGrid:
-    """The same grid, nothing probed yet. `reach` is that of `coarsen`."""
-    return ProbedGrid(
+def init_density_ema(grid: OccupancyGrid, reach: float) -> DensityEmaGrid:
+    """The same grid, nothing probed yet. `reach` is that of `max_pool_occupancy`."""
+    return DensityEmaGrid(
         occupied=grid.occupied,
         aabb=grid.aabb,
         bounds=grid.bounds,
-        coarse=coarsen(grid, COARSE, reach),
-        optical=jnp.full((grid.occupied.size,), UNPROBED),
+        coarse=max_pool_occupancy(grid, COARSE, reach),
+        optical=jnp.full((grid.occupied.size,), UNINITIALISED),
         clock=jnp.zeros((), jnp.int32),
         radius=jnp.zeros(()),
     )
 
 
-def fit_to_cameras(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGrid:
+def mark_invisible_cells(grid: DensityEmaGrid, cameras: Cameras, reach: float) -> DensityEmaGrid:
     """The grid without the cells that no camera sees, probed for pixels of these cameras' width.
 
     A cell is seen if the ball around it is before the camera and not wholly beside its picture; in
     contracted space, where cells are long, if a ball as wide as the cell around its middle or a
-    corner is. The others stay empty for good. `reach` is that of `coarsen`.
+    corner is. The others stay empty for good. `reach` is that of `max_pool_occupancy`.
     """
     if cameras.ndc is not None:
         # All cameras look into all of the box, more or less, and it is two wide as pictures are.
@@ -236,7 +238,7 @@ def fit_to_cameras(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGr
         pose = jnp.asarray(cameras.T_world_camera)[index]
         offset = centres - pose[None, :3, 3]
         x, y, z = (jnp.sum(offset * pose[None, :3, axis], axis=-1) for axis in range(3))
-        slopes = find_slopes(cameras, index)
+        slopes = frustum_planes(cameras, index)
         bounded = jnp.isfinite(slopes)
         finite = jnp.where(bounded, slopes, 0.0)
         inside = (z < radius) | ~bounded[0]
@@ -255,15 +257,15 @@ def fit_to_cameras(grid: ProbedGrid, cameras: Cameras, reach: float) -> ProbedGr
     return dataclasses.replace(
         grid,
         occupied=occupied,
-        coarse=coarsen(dataclasses.replace(grid, occupied=occupied), COARSE, reach),
-        optical=jnp.where(seen, grid.optical, UNSEEN),
+        coarse=max_pool_occupancy(dataclasses.replace(grid, occupied=occupied), COARSE, reach),
+        optical=jnp.where(seen, grid.optical, OUTSIDE_FRUSTA),
         # As in `pixels_to_rays`.
         radius=jnp.mean(spacing) * (2.0 / math.sqrt(12.0)),
     )
 
 
-def probe_cells(
-    grid: ProbedGrid,
+def update_occupancy(
+    grid: DensityEmaGrid,
     key: jax.Array,
     density_fn: Callable[[Float[Array, "n 3"], Float[Array, "n"]], Float[Array, "n"]],
     step: Float[Array, ""] | float,
@@ -274,7 +276,7 @@ def probe_cells(
     threshold: float,
     reach: float,
     chunk: int = 1 << 16,
-) -> ProbedGrid:
+) -> DensityEmaGrid:
     """Looks into a quarter of all cells and a quarter that is occupied, and decides anew.
 
     A cell's optical depth becomes the larger of what it was, times `decay`, and of density times
@@ -288,16 +290,16 @@ def probe_cells(
       density_fn: of positions in the grid and of the radii of cones there.
       step: length of a step in the grid, in scene units.
       factors: how many times wider cones are, one of these by chance.
-      turn: counts the calls; every cell is probed in `TURNS` of them.
+      turn: counts the calls; every cell is probed in `UPDATE_PHASES` of them.
       decay, threshold: see above.
-      reach: that of `coarsen`.
+      reach: that of `max_pool_occupancy`.
       chunk: cells looked into together.
     """
     shape = grid.occupied.shape
     slots = grid.occupied.size
-    share = -(-slots // TURNS)
+    share = -(-slots // UPDATE_PHASES)
     key_start, key_place, key_size = jax.random.split(key, 3)
-    own = (TURNS * jnp.arange(share, dtype=jnp.int32) + turn % TURNS) % slots
+    own = (UPDATE_PHASES * jnp.arange(share, dtype=jnp.int32) + turn % UPDATE_PHASES) % slots
     mask = grid.occupied.reshape(1, -1)
     rank = rank_samples(mask)
     spare = jnp.maximum(rank[0, -1] + mask[0, -1] - share, 0)
@@ -315,20 +317,20 @@ def probe_cells(
     parts = points.reshape(-1, min(chunk, count), 3), jnp.pad(radii, (0, padding))
     parts = parts[0], parts[1].reshape(parts[0].shape[:2])
     density = jax.lax.map(lambda part: density_fn(*part), parts).ravel()[:count]
-    found = jnp.full((slots,), UNPROBED).at[cells].max(density * step)
+    found = jnp.full((slots,), UNINITIALISED).at[cells].max(density * step)
     before = jnp.maximum(grid.optical, 0.0) * decay
-    probed = (found >= 0.0) & (grid.optical != UNSEEN)
+    probed = (found >= 0.0) & (grid.optical != OUTSIDE_FRUSTA)
     optical = jnp.where(probed, jnp.maximum(before, found), grid.optical)
     least = jnp.minimum(threshold, jnp.mean(jnp.maximum(optical, 0.0)))
     # Not more than the mean alone: a field that is the same everywhere is occupied everywhere.
     x, y, z = shape
-    stretch = measure_stretch(grid, cell_centres((x, y, z), grid.aabb)).ravel()
-    occupied = ((optical == UNPROBED) | (optical * stretch >= least)).reshape(shape)
-    coarse = coarsen(dataclasses.replace(grid, occupied=occupied), COARSE, reach)
+    stretch = contraction_jacobian(grid, cell_centres((x, y, z), grid.aabb)).ravel()
+    occupied = ((optical == UNINITIALISED) | (optical * stretch >= least)).reshape(shape)
+    coarse = max_pool_occupancy(dataclasses.replace(grid, occupied=occupied), COARSE, reach)
     return dataclasses.replace(grid, occupied=occupied, coarse=coarse, optical=optical)
 
 
-def measure_stretch(
+def contraction_jacobian(
     grid: OccupancyGrid, positions: Float[Array, "*batch 3"]
 ) -> Float[Array, "*batch"]:
     """How much longer the scene is than the grid at positions in the grid."""
@@ -342,26 +344,26 @@ def forget(slots: int) -> Float[Array, "slots"]:
     return jnp.full((slots,), -1e9)
 
 
-def note_weights(grid: Watched, slots: Int[Array, "m"], weights: Float[Array, "m"]) -> Watched:
+def record_weights(grid: Watched, slots: Int[Array, "m"], weights: Float[Array, "m"]) -> Watched:
     """The grid after rays have given some cells some weight."""
     now = grid.clock.astype(jnp.float32)
     seen = now + jnp.log(jnp.maximum(weights, 1e-30)) / -math.log(FADING)
     return dataclasses.replace(grid, memory=grid.memory.at[slots].max(seen), clock=grid.clock + 1)
 
 
-def take_memory(grid: OccupancyGrid) -> Float[Array, "slots"] | None:
+def get_weight_memory(grid: OccupancyGrid) -> Float[Array, "slots"] | None:
     """What a grid remembers of rays, if it does; of two memories the larger counts in each cell."""
-    return grid.memory if isinstance(grid, WatchedGrid) else None
+    return grid.memory if isinstance(grid, WeightTrackedGrid) else None
 
 
-def put_memory(grid: OccupancyGrid, memory: Float[Array, "slots"] | None) -> OccupancyGrid:
+def set_weight_memory(grid: OccupancyGrid, memory: Float[Array, "slots"] | None) -> OccupancyGrid:
     """The grid after a step of which this is remembered."""
-    if memory is None or not isinstance(grid, WatchedGrid):
+    if memory is None or not isinstance(grid, WeightTrackedGrid):
         return grid
     return dataclasses.replace(grid, memory=memory, clock=grid.clock + 1)
 
 
-def recall_weights(grid: WatchedGrid) -> Float[Array, "slots"]:
+def decayed_max_weights(grid: WeightTrackedGrid) -> Float[Array, "slots"]:
     """The largest weight that each cell was given, those of long ago counting less."""
     ago = grid.clock.astype(jnp.float32) - 1.0 - grid.memory
     return jnp.exp(math.log(FADING) * ago)
@@ -414,7 +416,7 @@ def update_from_density(
     count = centres.shape[0]
     padded = jnp.pad(centres, ((0, -count % chunk), (0, 0)), mode="edge")
     density = jax.lax.map(density_fn, padded.reshape(-1, min(chunk, padded.shape[0]), 3))
-    step = step * measure_stretch(grid, centres)
+    step = step * contraction_jacobian(grid, centres)
     alpha = 1.0 - jnp.exp(-density.ravel()[:count] * step)
     opaque = (alpha > threshold).reshape(grid.occupied.shape)
     return dataclasses.replace(grid, occupied=grid.occupied & dilate(opaque & grid.occupied))
@@ -431,7 +433,7 @@ def occupied_aabb(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
     return np.stack([aabb[0] + cells.min(0) * size, aabb[0] + (cells.max(0) + 1) * size])
 
 
-def shown_box(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
+def visible_aabb(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
     """The box of what may be occupied; where space is contracted, of that in the scene's box."""
     box = occupied_aabb(grid)
     return box if grid.bounds is None else np.clip(box, *np.asarray(grid.bounds))
@@ -453,14 +455,14 @@ def resample_grid(
     return OccupancyGrid(occupied, jnp.asarray(aabb, jnp.float32), bounds=grid.bounds)
 
 
-def hit_by(
+def ray_hits_occupied(
     grid: OccupancyGrid, coarse: OccupancyGrid, rays: Rays, at_once: int = 8192
 ) -> Bool[Array, "r"]:
     """Whether each ray passes an occupied cell between near and far, probed every cell's width.
 
     Args:
       grid: whose cells are meant.
-      coarse: made of it by `coarsen` with a reach of half of `PROBES`.
+      coarse: made of it by `max_pool_occupancy` with a reach of half of `PROBES`.
       rays: batch shape (r,).
       at_once: blocks of probes looked into together.
     """
@@ -471,7 +473,7 @@ def hit_by(
     # Cells may be longer along some axes than along others.
     length = jnp.linalg.norm(grid.aabb[1] - grid.aabb[0])
     step = jnp.maximum(step, length / ((most - 1) * PROBES))
-    mask = find_blocks(coarse, clipped, PROBES * step, most)
+    mask = occupied_blocks(coarse, clipped, PROBES * step, most)
     rank = rank_samples(mask)
     total = rank[-1, -1] + mask[-1, -1]
 
@@ -493,7 +495,7 @@ def hit_by(
     return jax.lax.fori_loop(0, chunks, probe, jnp.zeros(rays.near.shape, bool))
 
 
-def coarsen(grid: OccupancyGrid, factor: int, reach: float) -> OccupancyGrid:
+def max_pool_occupancy(grid: OccupancyGrid, factor: int, reach: float) -> OccupancyGrid:
     """A grid of cells `factor` times as long, each occupied if anything near it is.
 
     If a point's coarse cell is empty, so is every fine cell that holds a point within `reach` fine
@@ -508,7 +510,7 @@ def coarsen(grid: OccupancyGrid, factor: int, reach: float) -> OccupancyGrid:
     return OccupancyGrid(dilate(pooled, math.ceil(reach / factor)), aabb, bounds=grid.bounds)
 
 
-def find_blocks(
+def occupied_blocks(
     coarse: OccupancyGrid,
     rays: Rays,
     length: Float[Array, ""] | float,
@@ -518,8 +520,8 @@ def find_blocks(
     """Which of the blocks of one length may hold anything between near and far.
 
     Args:
-      coarse: made by `coarsen` with a reach of half a block.
-      rays: batch shape (r,), made by `to_march`.
+      coarse: made by `max_pool_occupancy` with a reach of half a block.
+      rays: batch shape (r,), made by `to_marched_rays`.
       length: of a block, in scene units.
       count: of blocks.
       begin: (r,) where the first block begins; by default at near.
@@ -529,8 +531,8 @@ def find_blocks(
     start = begin[:, None] + length * jnp.arange(count, dtype=near.dtype)[None]
     # What lies outside of the box is cut off, lest the middle of the rest be missed.
     start, stop = jnp.maximum(start, near), jnp.minimum(start + length, far)
-    middle = from_march(coarse, 0.5 * (start + stop), rays.origins)
-    return (stop > start) & lookup(coarse, to_grid(coarse, points_along(rays, middle)))
+    middle = to_ray_distances(coarse, 0.5 * (start + stop), rays.origins)
+    return (stop > start) & lookup(coarse, contract_positions(coarse, points_along(rays, middle)))
 
 
 def march_to_samples(
@@ -545,8 +547,8 @@ def march_to_samples(
 
     Args:
       grid: a step is a sample if its middle lies in an occupied cell.
-      coarse: made by `coarsen` with a reach of half a block of steps.
-      rays: batch shape (r,), made by `to_march`.
+      coarse: made by `max_pool_occupancy` with a reach of half a block of steps.
+      rays: batch shape (r,), made by `to_marched_rays`.
       offset: (r,) in [0, 1); each ray's first step begins so many steps before its near, and is
         clamped to it.
       step: length of a step, in scene units.
@@ -558,7 +560,7 @@ def march_to_samples(
     """
     steps = marching.block_steps
     near = rays.near - offset * step
-    mask = find_blocks(coarse, rays, steps * step, marching.blocks, near)
+    mask = occupied_blocks(coarse, rays, steps * step, marching.blocks, near)
     rank = rank_samples(mask)
     block = pack(mask, rank, marching.block_budget)
     fitting = _first_overflow(mask, rank, marching.block_budget)
@@ -571,10 +573,12 @@ def march_to_samples(
     stops = jnp.clip(starts + step, low, high)
     starts = jnp.clip(starts, low, high)
     origins = rays.origins[ray]
-    starts, stops = (from_march(grid, edges, origins) for edges in (starts, stops))
+    starts, stops = (to_ray_distances(grid, edges, origins) for edges in (starts, stops))
     middle = 0.5 * (starts + stops)
     positions = origins[:, None] + middle[..., None] * rays.directions[ray][:, None]
-    inside = block.valid[:, None] & (stops > starts) & lookup(grid, to_grid(grid, positions))
+    inside = (
+        block.valid[:, None] & (stops > starts) & lookup(grid, contract_positions(grid, positions))
+    )
     rank = rank_samples(inside)
     sample = pack(inside, rank, marching.sample_budget)
     overflow = _first_overflow(inside, rank, marching.sample_budget)

@@ -23,18 +23,18 @@ from jaxrf.cli.options import BenchOptions, RenderOptions
 from jaxrf.core import grids
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
-from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation import images
 from jaxrf.export import videos
 from jaxrf.models.methods import Stage
 from jaxrf.training import runs
 from jaxrf.training.config import (
     BitNeRFConfig,
-    BricksConfig,
     CustomConfig,
     FieldConfig,
     HashGridConfig,
     NeRFConfig,
     PyNeRFConfig,
+    SyntheticSceneConfig,
     TensoRFConfig,
     TrainConfig,
     VoxelsConfig,
@@ -91,7 +91,7 @@ def run_bench(options: BenchOptions) -> int:
     runs.make_writable(options.output, "--output")
     if sources.find_source(make_config(options, options.presets[0])).folder is None:
         # Rendered now, lest the first run pay for it.
-        sources.ensure_bricks(BricksConfig())
+        sources.ensure_bricks(SyntheticSceneConfig())
     stem = find_stem(options)
     results = read_results(stem) if options.resume else []
     done = {tuple(run[part] for part in RUN_KEY) for run in results}
@@ -265,7 +265,7 @@ def find_time(curve: list[tuple[float, float]], level: float) -> float | None:
 
 def time_frame(run: runs.Run, size: int) -> float:
     """Seconds for a frame of so many pixels along each side at one ray each, compilation apart."""
-    render = runs.make_render_view(run, subrays=1)
+    render = runs.make_render_fn(run, supersample=1)
     orbit = videos.path_cameras(run, RenderOptions(frames=4, size=size))
     times = []
     for index in (0, 0, 1, 2, 3):
@@ -283,7 +283,7 @@ def count_work(config: FieldConfig, stage: Stage) -> Work:
         case HashGridConfig():
             rows = 8 * config.levels * config.channels / ROW
             encoded = config.levels * config.channels
-            seen = config.feature_dim + config.direction_bands**2
+            seen = config.feature_dim + config.num_sh_bands**2
             layers = encoded + (config.density_layers - 1) * config.width + 1 + config.feature_dim
             layers += seen + (config.color_layers - 1) * config.width + 3
             return Work(6.0 * config.width * layers, rows, rows)
@@ -292,7 +292,7 @@ def count_work(config: FieldConfig, stage: Stage) -> Work:
             encoded = config.levels * config.channels
             rows = 8 * encoded * tables / ROW
             heads = config.heads * config.width * (encoded + 1 + config.feature_dim)
-            seen = config.feature_dim + config.direction_bands**2
+            seen = config.feature_dim + config.num_sh_bands**2
             shade = config.color_width * (seen + (config.color_layers - 1) * config.color_width + 3)
             shade *= config.heads if config.blend == "results" else 1
             return Work(6.0 * (heads + shade), rows, rows)
@@ -312,7 +312,8 @@ def count_work(config: FieldConfig, stage: Stage) -> Work:
             return Work(3.0 * flops, rows, rows)
         case NeRFConfig() | BitNeRFConfig():
             position, direction = (
-                3 + 6 * n for n in (config.position_octaves, config.direction_octaves)
+                3 + 6 * n
+                for n in (config.num_position_frequencies, config.num_direction_frequencies)
             )
             trunk = (config.layers - 1) * config.width**2 + position * config.width
             trunk += position * config.width if config.skip < config.layers else 0
@@ -340,7 +341,7 @@ def measure_roofline() -> Roofline:
     @jax.jit
     def gather(table: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Array:
         def add(step: jax.Array, total: jax.Array) -> jax.Array:
-            return total + grids.mix_rows(table, jnp.roll(index, step, axis=0), weight)
+            return total + grids.weighted_gather(table, jnp.roll(index, step, axis=0), weight)
 
         return jax.lax.fori_loop(0, loops, add, values)
 
@@ -349,7 +350,8 @@ def measure_roofline() -> Roofline:
         def add(step: jax.Array, table: jax.Array) -> jax.Array:
             shifted = jnp.roll(index, step, axis=0)
             return (
-                table + jax.vjp(lambda t: grids.mix_rows(t, shifted, weight), table)[1](values)[0]
+                table
+                + jax.vjp(lambda t: grids.weighted_gather(t, shifted, weight), table)[1](values)[0]
             )
 
         return jax.lax.fori_loop(0, loops, add, table)
@@ -465,4 +467,4 @@ def plot_curves(results: list[dict[str, Any]]) -> bytes:
         for title, run in zip(titles, results, strict=True)
     }
     title = ", ".join([results[0]["dataset"], *common, f"on {results[0]['background']}"])
-    return pictures.encode_plot(curves, "seconds since the start", "validation PSNR, dB", title)
+    return images.encode_plot(curves, "seconds since the start", "validation PSNR, dB", title)

@@ -17,8 +17,7 @@ from jaxrf.cli import commands
 from jaxrf.cli.options import ExperimentsOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
-from jaxrf.evaluation import images as pictures
-from jaxrf.evaluation import scoring as evaluate
+from jaxrf.evaluation import images, scoring
 from jaxrf.export import ternary
 from jaxrf.training import config as configs
 from jaxrf.training import runs, train
@@ -37,7 +36,7 @@ STUDY = (
 SHORT_WIDTH, SHORT_RAYS = 64, 512
 # Of a ternary weight: five of them to a byte.
 TRIT_BITS = 1.6
-CURVES = {"train/loss": "loss", "train/gradient_norm": "gradient norm", "train/psnr": "PSNR, dB"}
+CURVES = {"train/loss": "loss", "train/grad_norm": "gradient norm", "train/psnr": "PSNR, dB"}
 
 
 def run_experiments(options: ExperimentsOptions) -> int:
@@ -102,7 +101,7 @@ def write_report(found: dict[str, Run], options: ExperimentsOptions) -> str:
     for tag, title in CURVES.items():
         curves = {name: runs.read_curve(run.folder, tag) for name, run in found.items()}
         file = f"{tag.rpartition('/')[2]}.png"
-        (options.output / file).write_bytes(pictures.encode_plot(curves, "step", title))
+        (options.output / file).write_bytes(images.encode_plot(curves, "step", title))
     (options.output / "views.png").write_bytes(draw_views(found))
     table = format_table(found)
     names = ", ".join(found)
@@ -173,8 +172,8 @@ def draw_views(found: dict[str, Run]) -> bytes:
     scored = {}
     for name, run in found.items():
         commands.set_up_jax(run.config.matmul_precision)
-        render = runs.make_render_view(run)
-        scored[name] = next(iter(evaluate.score_split(render, split, background, [0])))
+        render = runs.make_render_fn(run)
+        scored[name] = next(iter(scoring.score_split(render, split, background, [0])))
     renderings = [view.rendering for view in scored.values()]
     seen = np.concatenate([r.median_depth[r.opacity > 0.5] for r in renderings])
     low, high = np.percentile(seen, [2.0, 98.0]) if seen.size else (0.0, 1.0)
@@ -182,10 +181,10 @@ def draw_views(found: dict[str, Run]) -> bytes:
         name: [
             view.truth,
             np.clip(view.rendering.rgb, 0.0, 1.0),
-            pictures.depth_picture(
+            images.depth_picture(
                 view.rendering.median_depth, view.rendering.opacity, float(low), float(high)
             ),
         ]
         for name, view in scored.items()
     }
-    return pictures.encode_columns(columns, ["truth", "picture", "depth"])
+    return images.encode_columns(columns, ["truth", "picture", "depth"])

@@ -21,7 +21,7 @@ Background = Literal["white", "black", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ConventionConfig:
+class RayConvention:
     """Where other programs place rays and add up light otherwise; their weights ask for it."""
 
     pixel_centre: float = 0.5
@@ -53,17 +53,17 @@ class CaptureConfig:
     appearance_dim: int = 0
     """Numbers learnt for each training picture, which change the look of what it shows (exposure,
     weather) but not its shape. Views are rendered with their mean. 0: pictures look alike."""
-    appearance_pictures: Annotated[int | None, tyro.conf.Suppress] = None
+    num_appearances: Annotated[int | None, tyro.conf.Suppress] = None
     """How many there are; settled when training begins."""
     compute: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type that networks are computed in, where accelerators are several times faster in 16 bits;
     weights are kept, and positions, encodings and light along rays computed, in float32. With
     float16 the loss is scaled such that gradients neither vanish nor overflow. Fields of your own
     decide for themselves."""
-    rematerialise: int = 1
+    checkpoint_in_chunks: int = 1
     """Compute the samples of a step in so many parts, and once more for the gradient instead of
     remembering what is within the field: less memory for more time. 1 remembers."""
-    convention: ConventionConfig = ConventionConfig()
+    convention: RayConvention = RayConvention()
     """How rays are laid out and light is summed up, for weights of other programs."""
 
 
@@ -89,9 +89,9 @@ class TensoRFConfig(CaptureConfig):
     times 1, 4, 9 or 16."""
     init_scale: float = 0.1
     """Standard deviation of planes and lines at the start."""
-    feature_octaves: int = 2
+    num_feature_frequencies: int = 2
     """Fourier octaves of the features."""
-    direction_octaves: int = 2
+    num_direction_frequencies: int = 2
     """Fourier octaves of the view direction."""
     density_shift: float = -10.0
     """Added to the raw density before its softplus: lower starts emptier."""
@@ -108,7 +108,7 @@ class TensoRFConfig(CaptureConfig):
     prune_at: tuple[float, ...] = (2 / 30, 4 / 30)
     """When empty cells are dropped and rays that hit nothing are left out. The next upsampling
     shrinks the box to what is left."""
-    settle_steps: int = 0
+    min_steps_before_refine: int = 0
     """Steps before the first of these, and between upsamplings, at least."""
     occupancy_voxels: int = 128**3
     """Cells of the occupancy grid at most; it has as many as there are voxels."""
@@ -123,7 +123,7 @@ class TensoRFConfig(CaptureConfig):
     """Colour every sample that matters, or once per ray from composited features (much faster)."""
     color_threshold: float = 1e-4
     """Samples of less weight are not coloured."""
-    color_share: float = 0.5
+    max_shaded_fraction: float = 0.5
     """Part of the sample budget that can be coloured; 1 colours all samples."""
     l1_weight: float = 8e-5
     """Weight of the density factors' L1 norm."""
@@ -136,7 +136,7 @@ class TensoRFConfig(CaptureConfig):
     """The same of the features."""
     orthogonality_weight: float = 0.0
     """Weight of how far from orthogonal the lines of different components are."""
-    reset_rates: bool = False
+    reset_lr: bool = False
     """Rates start anew at every upsampling, and so do the moments of the optimiser."""
 
 
@@ -148,9 +148,9 @@ class SampledConfig(CaptureConfig):
     """Coarse and fine samples with a network for each; steps through the cells of an occupancy
     grid that may hold anything, packed, with one network (much faster); or samples where small
     hash grids propose them, which learn from the field."""
-    coarse_samples: int = 64
+    num_coarse_samples: int = 64
     """hierarchical: stratified samples per ray."""
-    fine_samples: int = 128
+    num_fine_samples: int = 128
     """hierarchical: importance samples per ray, in addition; 0 trains the coarse network alone."""
     quadrature: Literal["intervals", "points"] = "intervals"
     """hierarchical: intervals that tile the ray within the box, each evaluated in its middle; or
@@ -159,19 +159,19 @@ class SampledConfig(CaptureConfig):
     spacing: Literal["linear", "disparity"] = "linear"
     """hierarchical, proposal: what the first samples are spread evenly in, distance or its
     inverse."""
-    proposal_samples: tuple[int, ...] = (128, 64)
+    num_proposal_samples: tuple[int, ...] = (128, 64)
     """proposal: samples of each proposal."""
-    proposed_samples: int = 32
+    num_nerf_samples: int = 32
     """proposal: samples of the field."""
-    proposal_cells: tuple[int, ...] = (64, 128)
+    proposal_resolutions: tuple[int, ...] = (64, 128)
     """proposal: finest cells of each proposal's hash grid, along a side."""
     interlevel_weight: float = 1.0
     """proposal: weight of what the proposals miss."""
-    occupancy_cells: int = 128
+    occupancy_resolution: int = 128
     """occupancy: cells along the longest side of the box."""
-    occupancy_every: int = 16
+    occupancy_update_interval: int = 16
     """occupancy: steps between two looks at the density in cells."""
-    occupancy_warmup: int = 256
+    occupancy_warmup_steps: int = 256
     """occupancy: steps in which such a look is one into all cells; later it is one into a quarter
     of them and as many that are occupied."""
     occupancy_decay: float = 0.95
@@ -180,13 +180,13 @@ class SampledConfig(CaptureConfig):
     occupancy_threshold: float = 0.01
     """occupancy: optical depth of a step above which a cell is occupied, or the mean, if that is
     less."""
-    march_steps: int = 1024
+    max_steps: int = 1024
     """occupancy: steps that reach across the box."""
     shading: Literal["per_sample", "per_ray"] = "per_sample"
     """Colour every sample, or once per ray from composited features (faster)."""
     color_threshold: float = 1e-4
     """occupancy: samples of less weight are not coloured."""
-    color_share: float = 1.0
+    max_shaded_fraction: float = 1.0
     """occupancy: part of the sample budget that can be coloured; 1 colours all samples."""
 
 
@@ -213,9 +213,9 @@ class EncodedMLPConfig(SampledConfig):
     """Index of the layer that takes the encoded position again."""
     color_width: int = 128
     """Width of the colour head."""
-    position_octaves: int = 10
+    num_position_frequencies: int = 10
     """Fourier octaves of the position."""
-    direction_octaves: int = 4
+    num_direction_frequencies: int = 4
     """Fourier octaves of the view direction."""
     encode_input: bool = True
     """Whether the encodings hold what they encode too, besides sines and cosines."""
@@ -241,7 +241,7 @@ class BitNeRFConfig(EncodedMLPConfig):
     """What is normalised before a layer is scaled by a learnt gain of each channel."""
     norm_epsilon: float = 1e-6
     """Epsilon of that normalisation."""
-    plain_ends: bool = False
+    full_precision_io: bool = False
     """The projection before the trunk and the heads have full weights."""
 
 
@@ -260,7 +260,7 @@ class HashedConfig(SampledConfig):
     """Cells along a side of the coarsest level."""
     finest: int = 2048
     """Cells along a side of the finest level."""
-    log2_rows: int = 19
+    log2_hashmap_size: int = 19
     """A level has at most 2 to the power of this rows."""
     read_as: Literal["float32", "bfloat16"] = "float32"
     """Type of the table as it is read: bfloat16 halves what look-ups move where they are bound by
@@ -271,7 +271,7 @@ class HashedConfig(SampledConfig):
     """Channels that the density MLP hands on to the colour MLP."""
     color_layers: int = 2
     """Hidden layers of the colour MLP."""
-    direction_bands: int = 4
+    num_sh_bands: int = 4
     """Bands of the direction's spherical harmonics."""
     density_shift: float = -1.0
     """Added to the raw density before its exponential: lower starts emptier."""
@@ -291,7 +291,7 @@ class HashGridConfig(HashedConfig):
     all of them hashed, as nerfstudio's PyTorch code has it; or as tiny-cuda-nn has it."""
     bias: bool = False
     """Whether the MLPs' layers add one."""
-    halved_directions: bool = False
+    normalize_dirs_01: bool = False
     """Harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code does."""
 
 
@@ -337,7 +337,7 @@ class VoxelsConfig(CaptureConfig):
     """Width of the colour MLP's hidden layers."""
     layers: int = 1
     """Number of the colour MLP's hidden layers."""
-    direction_octaves: int = 2
+    num_direction_frequencies: int = 2
     """Fourier octaves of the view direction."""
     density_shift: float = -4.0
     """Added to the raw density before its softplus: lower starts emptier."""
@@ -347,17 +347,17 @@ class VoxelsConfig(CaptureConfig):
     """Factor of the raw density, which then learns so much faster than the features."""
     initial_resolution: int = 64
     """Voxels along the longest side of the box at the start."""
-    divisions: int | None = None
+    num_subdivisions: int | None = None
     """How often voxels are divided into eight. Default: until they are about as small as a pixel at
     the scene's distance, as far as upsample_at allows."""
     upsample_at: tuple[float, ...] = (0.1, 0.2)
-    """When voxels are divided, the first `divisions` of these."""
+    """When voxels are divided, the first `num_subdivisions` of these."""
     prune_at: tuple[float, ...] = (0.04, 0.1, 0.2, 0.3)
     """When the cells that matter to no ray are dropped, and pixels that see none are left out."""
-    settle_steps: int = 60
+    min_steps_before_refine: int = 60
     """Steps before the first of these at least: density takes some to form, however short the
     training is."""
-    patience: tuple[int, ...] = ()
+    min_steps_before_prune: tuple[int, ...] = ()
     """Steps for which voxels of each size are looked at before any are dropped. Default: until each
     was met by some 16 rays, which depends on the size of the pictures."""
     prune_threshold: float | None = None
@@ -409,11 +409,11 @@ class LossConfig:
 class OptimizerConfig:
     """Adam with one learning rate for grids and one for networks."""
 
-    grid_rate: float = 0.02
+    grid_lr: float = 0.02
     """Learning rate of grids: planes, lines, tables."""
-    network_rate: float = 1e-3
+    mlp_lr: float = 1e-3
     """Learning rate of networks."""
-    final_fraction: float = 0.1
+    lr_final_mult: float = 0.1
     """Both rates decay to this fraction at the last step."""
     decay: Literal["exponential", "cosine", "steps"] = "exponential"
     """How: evenly in the logarithm, as half a cosine, or in three equal ratios at 50, 75 and 90 %
@@ -440,7 +440,7 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class BricksConfig:
+class SyntheticSceneConfig:
     """The built-in scene `bricks`, used when there is no data set."""
 
     size: int = 128
@@ -475,7 +475,7 @@ class ViewerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Knot:
+class ScheduleKnot:
     """A step at which the pace of progress changed, and the progress reached there."""
 
     step: int
@@ -506,7 +506,7 @@ class TrainConfig:
     bit as if it had never stopped. All settings come from the run itself."""
     steps: int = 30_000
     """Number of optimiser steps; all schedules scale with it."""
-    knots: Annotated[tuple[Knot, ...], tyro.conf.Suppress] = ()
+    knots: Annotated[tuple[ScheduleKnot, ...], tyro.conf.Suppress] = ()
     """Where --budget has changed the number of steps while training."""
     seed: int = 0
     """Seed of initialisation, ray order and jitter."""
@@ -517,7 +517,7 @@ class TrainConfig:
     stream: bool | None = None
     """Leave the training pictures in host memory and send the device the pixels of each step, with
     the same results. Default: if they would take more than half of the device's free memory."""
-    pass_samples: int | None = None
+    microbatch_samples: int | None = None
     """Samples whose gradient is computed at once, where rays have a fixed number of them; the
     gradients of a step's passes are added. Default: 2048 on a CPU, which its cache holds, else as
     many as fit into memory."""
@@ -538,15 +538,15 @@ class TrainConfig:
     """Seconds after the start of the process by which training is to be done; scoring the test
     views and the video come after that. The number of steps is fitted to the speed of the first
     steps, and again later, above all when the field has its final size."""
-    subrays: int | None = None
+    supersample: int | None = None
     """Rays per pixel along each axis: a pixel is an area, so K x K rays are averaged, in training
     and in rendering. Default: 2 for voxels about as small as a pixel, else 1."""
-    subrays_from: float = 0.3
+    supersample_from: float = 0.3
     """Fraction of all steps before which a pixel is one ray nevertheless."""
     scales: int = 1
     """Train on so many sizes of the pictures, each half the one before, pixels weighted by their
     area, and score them all."""
-    scale_schedule: tuple[tuple[float, int], ...] = ()
+    train_scale_schedule: tuple[tuple[float, int], ...] = ()
     """Train on one size of the pictures after the other instead: pairs of the step, or the fraction
     of all steps if below 1, from which on they are so many times smaller, as in
     0 8 2000 4 5000 2 10000 1. Those of `scales` are scored nevertheless."""
@@ -556,7 +556,7 @@ class TrainConfig:
     """How parameters are updated."""
     loss: LossConfig = LossConfig()
     """What is minimised."""
-    crop_until: float = 0.0
+    precrop_fraction: float = 0.0
     """Fraction of all steps in which only the middle of the pictures is drawn from."""
     crop: float = 0.5
     """The middle is so much of width and height."""
@@ -581,7 +581,7 @@ class TrainConfig:
     """Number of latest checkpoints kept; the best is kept in addition."""
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     """Precision of float32 matrix products on accelerators."""
-    bricks: BricksConfig = BricksConfig()
+    bricks: SyntheticSceneConfig = SyntheticSceneConfig()
     """The built-in scene."""
     video: VideoConfig = VideoConfig()
     """The videos."""
@@ -601,7 +601,7 @@ def voxels_small() -> TrainConfig:
         batch_rays=4096,
         render_samples=1 << 15,
         validate_every=0.25,
-        optimizer=OptimizerConfig(grid_rate=0.05, network_rate=4e-3, final_fraction=0.05),
+        optimizer=OptimizerConfig(grid_lr=0.05, mlp_lr=4e-3, lr_final_mult=0.05),
     )
 
 
@@ -622,7 +622,7 @@ def tensorf_small() -> TrainConfig:
             final_voxels=128**3,
             upsample_at=(0.15, 0.35),
             prune_at=(0.05, 0.15, 0.35),
-            settle_steps=60,
+            min_steps_before_refine=60,
             prune_by="weight",
             prune_threshold=0.05,
             step_ratio=1.0,
@@ -633,11 +633,11 @@ def tensorf_small() -> TrainConfig:
         ),
         background="random",
         steps=1500,
-        subrays_from=0.35,
+        supersample_from=0.35,
         batch_samples=1 << 16,
         render_samples=1 << 15,
         validate_every=0.5,
-        optimizer=OptimizerConfig(grid_rate=0.06, network_rate=4e-3, final_fraction=0.05),
+        optimizer=OptimizerConfig(grid_lr=0.06, mlp_lr=4e-3, lr_final_mult=0.05),
     )
 
 
@@ -648,7 +648,7 @@ def tensorf_vm48() -> TrainConfig:
 
 def tensorf_vm192() -> TrainConfig:
     """TensoRF VM-192 as published: 30,000 steps, final grid 300^3 (33.14 dB mean, V100 17 min)."""
-    return TrainConfig(field=TensoRFConfig(occupancy_voxels=256**3, reset_rates=True))
+    return TrainConfig(field=TensoRFConfig(occupancy_voxels=256**3, reset_lr=True))
 
 
 def tensorf_cp384() -> TrainConfig:
@@ -663,7 +663,7 @@ def tensorf_cp384() -> TrainConfig:
             l1_weight=1e-5,
             l1_weight_pruned=1e-5,
             occupancy_voxels=256**3,
-            reset_rates=True,
+            reset_lr=True,
         )
     )
 
@@ -688,9 +688,9 @@ def hashgrid_ngp() -> TrainConfig:
         batch_samples=1 << 18,
         batch_rays=16_384,
         optimizer=OptimizerConfig(
-            grid_rate=0.01,
-            network_rate=0.01,
-            final_fraction=0.036,
+            grid_lr=0.01,
+            mlp_lr=0.01,
+            lr_final_mult=0.036,
             decay="steps",
             warmup=0.005,
             epsilon=1e-15,
@@ -711,15 +711,13 @@ def pynerf_paper() -> TrainConfig:
     """PyNeRF on multi-scale Blender: 8 heads, 16 levels of 4 channels, 50,000 steps."""
     return TrainConfig(
         field=PyNeRFConfig(
-            tables="separate", channels=4, finest=4096, log2_rows=20, color_layers=3
+            tables="separate", channels=4, finest=4096, log2_hashmap_size=20, color_layers=3
         ),
         steps=50_000,
         batch_samples=1 << 18,
         batch_rays=8192,
         scales=4,
-        optimizer=OptimizerConfig(
-            grid_rate=5e-3, network_rate=5e-3, final_fraction=0.02, epsilon=1e-15
-        ),
+        optimizer=OptimizerConfig(grid_lr=5e-3, mlp_lr=5e-3, lr_final_mult=0.02, epsilon=1e-15),
     )
 
 
@@ -727,7 +725,7 @@ def pynerf_growing() -> TrainConfig:
     """PyNeRF on pictures of growing size, neighbouring heads held consistent: 30,000 steps."""
     paper = _change_field(pynerf_paper(), tables="shared", consistency_weight=0.1)
     schedule = ((0.0, 8), (2000.0, 4), (5000.0, 2), (10_000.0, 1))
-    return dataclasses.replace(paper, steps=30_000, scale_schedule=schedule)
+    return dataclasses.replace(paper, steps=30_000, train_scale_schedule=schedule)
 
 
 def nerf_small() -> TrainConfig:
@@ -738,13 +736,13 @@ def nerf_small() -> TrainConfig:
             width=64,
             skip=2,
             color_width=64,
-            position_octaves=8,
-            direction_octaves=2,
+            num_position_frequencies=8,
+            num_direction_frequencies=2,
             density_bias=-2.0,
             sampler="occupancy",
-            occupancy_cells=64,
-            occupancy_warmup=0,
-            march_steps=192,
+            occupancy_resolution=64,
+            occupancy_warmup_steps=0,
+            max_steps=192,
         ),
         background="random",
         steps=4000,
@@ -752,7 +750,7 @@ def nerf_small() -> TrainConfig:
         batch_rays=2048,
         render_samples=1 << 15,
         validate_every=0.5,
-        optimizer=OptimizerConfig(network_rate=4e-3, final_fraction=0.05, warmup=0.02),
+        optimizer=OptimizerConfig(mlp_lr=4e-3, lr_final_mult=0.05, warmup=0.02),
     )
 
 
@@ -770,13 +768,13 @@ def nerf_tiny() -> TrainConfig:
             layers=8,
             width=64,
             skip=5,
-            position_octaves=16,
+            num_position_frequencies=16,
             use_directions=False,
-            coarse_samples=32,
-            fine_samples=0,
+            num_coarse_samples=32,
+            num_fine_samples=0,
         ),
         steps=10_000,
-        optimizer=OptimizerConfig(network_rate=1e-3, beta2=0.999),
+        optimizer=OptimizerConfig(mlp_lr=1e-3, beta2=0.999),
     )
 
 
@@ -790,7 +788,7 @@ def bitnerf_tiny() -> TrainConfig:
     tiny = nerf_tiny()
     shared = {f.name: getattr(tiny.field, f.name) for f in dataclasses.fields(EncodedMLPConfig)}
     field = BitNeRFConfig(**shared | {"width": 256})
-    rates = dataclasses.replace(tiny.optimizer, network_rate=5e-5, weight_decay=0.05)
+    rates = dataclasses.replace(tiny.optimizer, mlp_lr=5e-5, weight_decay=0.05)
     return dataclasses.replace(tiny, field=field, optimizer=rates)
 
 
@@ -802,16 +800,16 @@ def study_base() -> TrainConfig:
             width=256,
             skip=4,
             project=True,
-            position_octaves=16,
+            num_position_frequencies=16,
             use_directions=False,
-            coarse_samples=32,
-            fine_samples=0,
+            num_coarse_samples=32,
+            num_fine_samples=0,
         ),
         background="black",
         steps=1250,
         batch_rays=40_000,
         devices=1,
-        optimizer=OptimizerConfig(network_rate=1e-3, beta2=0.999, final_fraction=1.0),
+        optimizer=OptimizerConfig(mlp_lr=1e-3, beta2=0.999, lr_final_mult=1.0),
     )
 
 
@@ -831,8 +829,8 @@ def study_bitnerf() -> TrainConfig:
     """Seed study, BitNeRF: ternary weights between the projection and the heads, AdamW at 5e-5."""
     base = study_base()
     shared = {f.name: getattr(base.field, f.name) for f in dataclasses.fields(EncodedMLPConfig)}
-    field = BitNeRFConfig(**shared, norm_gain=True, plain_ends=True)
-    rates = dataclasses.replace(base.optimizer, network_rate=5e-5, weight_decay=0.05)
+    field = BitNeRFConfig(**shared, norm_gain=True, full_precision_io=True)
+    rates = dataclasses.replace(base.optimizer, mlp_lr=5e-5, weight_decay=0.05)
     return dataclasses.replace(base, field=field, optimizer=rates)
 
 
@@ -856,8 +854,8 @@ def nerf_original() -> TrainConfig:
     return TrainConfig(
         field=NeRFConfig(quadrature="points"),
         steps=200_000,
-        crop_until=0.0025,
-        optimizer=OptimizerConfig(network_rate=5e-4, beta2=0.999),
+        precrop_fraction=0.0025,
+        optimizer=OptimizerConfig(mlp_lr=5e-4, beta2=0.999),
     )
 
 
@@ -868,10 +866,10 @@ def hashgrid_small() -> TrainConfig:
             levels=8,
             channels=4,
             finest=256,
-            log2_rows=15,
-            occupancy_cells=64,
-            occupancy_warmup=0,
-            march_steps=256,
+            log2_hashmap_size=15,
+            occupancy_resolution=64,
+            occupancy_warmup_steps=0,
+            max_steps=256,
             color_layers=1,
             shading="per_ray",
         ),
@@ -881,9 +879,7 @@ def hashgrid_small() -> TrainConfig:
         batch_rays=1024,
         render_samples=1 << 15,
         validate_every=0.5,
-        optimizer=OptimizerConfig(
-            grid_rate=0.04, network_rate=0.01, final_fraction=0.05, epsilon=1e-15
-        ),
+        optimizer=OptimizerConfig(grid_lr=0.04, mlp_lr=0.01, lr_final_mult=0.05, epsilon=1e-15),
     )
 
 
@@ -896,10 +892,10 @@ def pynerf_small() -> TrainConfig:
             levels=8,
             channels=4,
             finest=128,
-            log2_rows=15,
-            occupancy_cells=64,
-            occupancy_warmup=0,
-            march_steps=256,
+            log2_hashmap_size=15,
+            occupancy_resolution=64,
+            occupancy_warmup_steps=0,
+            max_steps=256,
             color_width=64,
             color_layers=1,
             shading="per_ray",
@@ -913,7 +909,7 @@ def custom() -> TrainConfig:
     return dataclasses.replace(
         hashgrid_small(),
         field=CustomConfig(
-            sampler="occupancy", occupancy_cells=64, occupancy_warmup=0, march_steps=256
+            sampler="occupancy", occupancy_resolution=64, occupancy_warmup_steps=0, max_steps=256
         ),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation import images
 
 # Scalars, a line of JSON for each step.
 LOG_FILE = "log.jsonl"
@@ -92,7 +92,7 @@ class EventWriter:
         step: int,
     ) -> None:
         """A picture with values in [0, 1], or what draws one of 8 bits, in the background."""
-        encoded = None if callable(image) else pictures.to_uint8(image)
+        encoded = None if callable(image) else images.to_uint8(image)
 
         def write(writer: Any) -> None:
             drawn = image() if callable(image) else encoded
@@ -133,7 +133,7 @@ class EventWriter:
                 height=height,
                 width=width,
                 colorspace=3,
-                encoded_image_string=pictures.encode_gif(frames, fps),
+                encoded_image_string=images.encode_gif(frames, fps),
             )
             summary = Summary(value=[Summary.Value(tag=tag, image=encoded)])
             writer._get_file_writer().add_summary(summary, step)

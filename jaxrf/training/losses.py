@@ -40,7 +40,7 @@ def charbonnier_error(
     return jnp.mean(jnp.sqrt(jnp.square(predicted - truth) + epsilon**2), axis=-1)
 
 
-def mean_of_used(values: Float[Array, "r"], used: Bool[Array, "r"]) -> Float[Array, ""]:
+def masked_mean(values: Float[Array, "r"], used: Bool[Array, "r"]) -> Float[Array, ""]:
     """Mean over what is used; zero if nothing is."""
     return jnp.sum(jnp.where(used, values, 0.0)) / jnp.maximum(jnp.sum(used), 1)
 
@@ -49,7 +49,7 @@ def mean_squared_error(
     predicted: Float[Array, "r 3"], truth: Float[Array, "r 3"], used: Bool[Array, "r"]
 ) -> Float[Array, ""]:
     """Mean over the rays that are used, and over channels; zero if none is."""
-    return mean_of_used(squared_error(predicted, truth), used)
+    return masked_mean(squared_error(predicted, truth), used)
 
 
 def opacity_entropy(opacity: Float[Array, "r"]) -> Float[Array, "r"]:

@@ -22,20 +22,17 @@ from jaxrf.cameras.base import Cameras
 from jaxrf.core.errors import InputError
 from jaxrf.core.machine import Machine
 from jaxrf.data.scene import Split
-from jaxrf.evaluation import images as pictures
-from jaxrf.evaluation import scoring as evaluate
-from jaxrf.evaluation.interactive import Painter, make_painter
+from jaxrf.evaluation import images, scoring
+from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
 from jaxrf.parallel import devices as parallel
 from jaxrf.training import config as configs
-from jaxrf.training import optim, runs, summaries
-from jaxrf.training import schedule as progress
-from jaxrf.training import transitions as stages
+from jaxrf.training import optim, runs, schedule, summaries, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
-from jaxrf.training.runs import Run, SceneSummary
-from jaxrf.training.train import Metrics, TrainState, background_color, make_course
+from jaxrf.training.runs import Run, SceneMetadata
+from jaxrf.training.train import Metrics, TrainState, background_color, make_train_schedule
 
 # Frames per second of videos on the way: with a quarter of the frames, as quick as that at the end.
 FPS = 6.0
@@ -130,18 +127,18 @@ class Pace:
 
 
 @runtime_checkable
-class Audience(Protocol):
+class LiveViewer(Protocol):
     """Who watches a training live; see `viewer.server.Viewer`."""
 
-    def follow(self, make: Callable[[], Painter], text: str) -> None:
+    def follow(self, make: Callable[[], InteractiveRenderer], text: str) -> None:
         """Here is the state of now, if it is wanted."""
         ...
 
-    def is_watched(self) -> bool:
+    def has_clients(self) -> bool:
         """Whether anybody looks."""
         ...
 
-    def is_moving(self) -> bool:
+    def camera_moving(self) -> bool:
         """Whether somebody moves a camera right now."""
         ...
 
@@ -157,7 +154,7 @@ class Monitor:
         self,
         folder: Path,
         config: TrainConfig,
-        scene: SceneSummary,
+        scene: SceneMetadata,
         events: EventWriter,
         manager: Any,
         val: Split | None,
@@ -167,7 +164,7 @@ class Monitor:
         deadline: float | None = None,
         mesh: Mesh | None = None,
         film: Callable[[Run], Cameras] | None = None,
-        audience: Audience | None = None,
+        audience: LiveViewer | None = None,
     ) -> None:
         self.mesh, self.film, self.audience = mesh, film, audience
         self.folder, self.config, self.scene = folder, config, scene
@@ -176,7 +173,7 @@ class Monitor:
         self.deadline = deadline
         self.clock = Clock()
         self.seconds_before = seconds
-        self._schedules = optim.make_schedules(config.optimizer, make_course(config))
+        self._schedules = optim.make_schedules(config.optimizer, make_train_schedule(config))
         self._bar = tqdm(
             total=config.steps,
             initial=done,
@@ -203,7 +200,7 @@ class Monitor:
         """Training time, that before a resume included."""
         return self.seconds_before + self.clock.train + self.clock.compile
 
-    def may_wait(self) -> bool:
+    def should_wait_for_compile(self) -> bool:
         """Whether nobody has asked to stop and there is time left."""
         late = self.deadline is not None and time.time() > self.deadline
         self._check_begun(late)
@@ -225,9 +222,9 @@ class Monitor:
         self.clock.compile += seconds
         self.clock.train += now - self._mark - seconds
         self._mark = now
-        grid = stages.describe_grid(self.config.field, stage, state.grid)
+        grid = transitions.describe_grid(self.config.field, stage, state.grid)
         if grid:
-            rays = f"{stage.rays} rays a step, {stage.subrays**2} a pixel, from {pixels} pixels"
+            rays = f"{stage.rays} rays a step, {stage.supersample**2} a pixel, from {pixels} pixels"
             self._say(f"step {self._done}: {grid}; {rays}")
 
     def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
@@ -254,14 +251,14 @@ class Monitor:
         figures = f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
         self._bar.set_postfix_str(figures)
         self.events.note(f"step {step} of {self.config.steps}: {figures}")
-        norms = {"grid": metrics.grid_gradient_norm, "network": metrics.network_gradient_norm}
+        norms = {"grid": metrics.grid_grad_norm, "network": metrics.mlp_grad_norm}
         by_group = {f"train/gradient_norm_{k}": float(norms[k]) for k in self._groups}
         rates = {f"learning_rate/{k}": float(self._schedules[k](step)) for k in self._groups}
         self.events.scalars(
             {
                 "train/loss": float(metrics.loss),
                 "train/psnr": psnr,
-                "train/gradient_norm": float(metrics.gradient_norm),
+                "train/grad_norm": float(metrics.grad_norm),
                 "train/opacity": float(metrics.opacity),
                 "train/dropped_rays": float(metrics.dropped),
                 "speed/rays_per_second": rate,
@@ -281,37 +278,39 @@ class Monitor:
         if validate:
             self._validate(stage, state, step)
         if video:
-            self._film(stage, state, step)
+            self._write_video_event(stage, state, step)
         if save:
             self.save(stage, state)
         if self.audience is not None and not stop:
-            self._attend(self.audience, stage, state, f"Step {step} of {self.config.steps}")
+            self._sync_viewer(self.audience, stage, state, f"Step {step} of {self.config.steps}")
         self._mark = time.perf_counter()
         return stop
 
     def dispatch_seconds(self) -> float:
         """Short while somebody looks, as painting waits for what the device does."""
-        watched = self.audience is not None and self.audience.is_watched()
+        watched = self.audience is not None and self.audience.has_clients()
         return WATCHED_SECONDS if watched else 1.0
 
-    def _attend(self, audience: Audience, stage: Stage, state: TrainState, text: str) -> None:
+    def _sync_viewer(
+        self, audience: LiveViewer, stage: Stage, state: TrainState, text: str
+    ) -> None:
         """Shows the state to those who look, and leaves the machine to them while they move."""
         if self.history:
             text += f", validation PSNR {self.history[-1].psnr:.2f} dB"
-        audience.follow(lambda: self._make_painter(stage, state), text)
+        audience.follow(lambda: self._make_interactive_renderer(stage, state), text)
         begun = time.monotonic()
         while not self.caught and (
             audience.is_paused()
-            or (audience.is_moving() and time.monotonic() - begun < MOVING_SECONDS)
+            or (audience.camera_moving() and time.monotonic() - begun < MOVING_SECONDS)
         ):
             time.sleep(0.02)
 
-    def _make_painter(self, stage: Stage, state: TrainState) -> Painter:
+    def _make_interactive_renderer(self, stage: Stage, state: TrainState) -> InteractiveRenderer:
         # A copy, as the next step uses up the arrays.
         own = parallel.fetch(self.mesh, (state.shown, state.grid))
         params, grid = jax.tree.map(lambda x: jnp.array(x, copy=True), own)
-        seen = runs.find_range(self.scene, grid)
-        return make_painter(
+        seen = runs.near_far_fn(self.scene, grid)
+        return make_interactive_renderer(
             self.config, stage, params, grid, seen, background_color(self.config), tight=False
         )
 
@@ -331,7 +330,7 @@ class Monitor:
         if found is None:
             return config
         steps, reason = found
-        fitted = progress.refit(config, step, steps)
+        fitted = schedule.rescale_schedule(config, step, steps)
         self._pace = Pace(warm=True)
         self.on_change(fitted, step, reason)
         return fitted
@@ -339,7 +338,7 @@ class Monitor:
     def _fit_steps(self, config: TrainConfig, step: int, growing: bool) -> tuple[int, str] | None:
         """The number of steps that fits the budget, and why, if it is time to find out."""
         assert self.deadline is not None
-        if len(config.knots) == progress.MOST_KNOTS:
+        if len(config.knots) == schedule.MOST_KNOTS:
             return None
         first = not config.knots
         left = self.deadline - time.time()
@@ -351,12 +350,12 @@ class Monitor:
             return None
         if len(config.knots) > 1 and not growing and not half_time:
             halfway = 0.5 * (1.0 + config.knots[-1].progress)
-            if progress.progress_at(config, step) < halfway:
+            if schedule.progress_at(config, step) < halfway:
                 return None
         self._half_time = time.time() + 0.5 * left
         pace = self._pace.seconds / self._pace.steps
         if growing:
-            left -= 1.5 * sum(growth.step > step for growth in stages.plan_growth(config))
+            left -= 1.5 * sum(growth.step > step for growth in transitions.plan_transitions(config))
         if first and growing:
             # The first steps share the machine with compilation; later ones are about as fast as
             # the best of them. It need not be exact, as it is done once more.
@@ -379,7 +378,7 @@ class Monitor:
     def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
         """Writes down a configuration that changed while training, and says why."""
         self.config = config
-        self._schedules = optim.make_schedules(config.optimizer, make_course(config))
+        self._schedules = optim.make_schedules(config.optimizer, make_train_schedule(config))
         if parallel.leads():
             runs.write_config(self.folder, config)
         self.events.text("config", configs.to_json(config), step)
@@ -424,12 +423,12 @@ class Monitor:
         if ends is not None and 2.0 * slowest > ends - time.time():
             return False
         now, before = (
-            progress.progress_at(self.config, s) / interval for s in (step, step - steps)
+            schedule.progress_at(self.config, s) / interval for s in (step, step - steps)
         )
         return math.floor(now) > math.floor(before)
 
-    def _make_render_view(self, stage: Stage, state: TrainState) -> evaluate.RenderView:
-        return evaluate.make_render_view(
+    def _make_render_fn(self, stage: Stage, state: TrainState) -> scoring.RenderFn:
+        return scoring.make_render_fn(
             self.config,
             stage,
             state.shown,
@@ -444,16 +443,16 @@ class Monitor:
         assert self.val is not None
         begun = time.perf_counter()
         background = background_color(self.config)
-        render = self._make_render_view(stage, state)
+        render = self._make_render_fn(stage, state)
         started = time.perf_counter()
-        scored: list[evaluate.Scored] = []
+        scored: list[scoring.Scored] = []
         for index in range(len(self.val)):
-            scored += evaluate.score_split(render, self.val, background, [index])
+            scored += scoring.score_split(render, self.val, background, [index])
             if index == 0 and self._validation_seconds == 0.0:
                 # The very first has to be compiled, which later validations are spared.
                 started = time.perf_counter()
         self._validation_seconds = max(time.perf_counter() - started, 1e-3)
-        summary = evaluate.summarise(scored)
+        summary = scoring.summarise(scored)
         self._val_psnr = summary["psnr"]
         reached = seconds_since_start() - self.clock.validate - (time.perf_counter() - begun)
         self.history.append(Validation(step, round(reached, 2), round(self._val_psnr, 3)))
@@ -465,13 +464,13 @@ class Monitor:
         elapsed = self._stand_apart(begun)
         self._slowest_validation = max(self._slowest_validation, elapsed)
 
-    def _film(self, stage: Stage, state: TrainState, step: int) -> None:
+    def _write_video_event(self, stage: Stage, state: TrainState, step: int) -> None:
         """Renders a small video for TensorBoard."""
         assert self.film is not None
         begun = time.perf_counter()
         cameras = self.film(Run(self.folder, self.config, self.scene, stage, state, self.seconds))
-        render = self._make_render_view(stage, state)
-        frames = [pictures.to_uint8(render(cameras, index).rgb) for index in range(len(cameras))]
+        render = self._make_render_fn(stage, state)
+        frames = [images.to_uint8(render(cameras, index).rgb) for index in range(len(cameras))]
         self.events.video("video/orbit", np.stack(frames), FPS, step)
         elapsed = self._stand_apart(begun)
         self._say(f"step {step}: a video of {len(frames)} frames in {elapsed:.1f} s")
@@ -481,7 +480,7 @@ class Monitor:
         if parallel.leads():
             params, grid = state.params, state.grid
             if self.mesh is not None:
-                params, grid = parallel.localise(self.mesh, (params, grid))
+                params, grid = parallel.to_local(self.mesh, (params, grid))
             summaries.write_parameters(self.events, params, grid, step)
 
     def _stand_apart(self, begun: float) -> float:
@@ -497,4 +496,4 @@ def _count_coming(config: TrainConfig, step: int, every: float) -> int:
     """How often such a fraction of training is still to pass, the end left out."""
     if every <= 0:
         return 0
-    return max(math.ceil((1.0 - progress.progress_at(config, step)) / every) - 1, 0)
+    return max(math.ceil((1.0 - schedule.progress_at(config, step)) / every) - 1, 0)

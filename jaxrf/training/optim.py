@@ -28,13 +28,13 @@ class Course(NamedTuple):
 
 
 def make_schedule(config: OptimizerConfig, peak: float, course: Course) -> optax.Schedule:
-    """Learning rate by step: decay to `final_fraction` of the peak, after a warm-up.
+    """Learning rate by step: decay to `lr_final_mult` of the peak, after a warm-up.
 
     The decay goes by `config.decay`. The warm-up rises linearly from a hundredth of the peak and
     does not delay the decay. After a restart the decay begins anew, at the same pace. The course
     may be traced, so that a step compiled for one length of training serves all others.
     """
-    final = config.final_fraction
+    final = config.lr_final_mult
 
     def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         done = jnp.interp(jnp.asarray(step, jnp.float32), course.steps, course.progress)
@@ -55,7 +55,7 @@ def make_schedule(config: OptimizerConfig, peak: float, course: Course) -> optax
 
 def make_schedules(config: OptimizerConfig, course: Course) -> dict[str, optax.Schedule]:
     """The schedule of each parameter group."""
-    peaks = {"grid": config.grid_rate, "network": config.network_rate}
+    peaks = {"grid": config.grid_lr, "network": config.mlp_lr}
     return {group: make_schedule(config, peaks[group], course) for group in GROUPS}
 
 
@@ -79,9 +79,9 @@ def make_optimizer(
     return optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(config.clip_norm),
-            _add_weights(config.l2, labels),
+            _add_decayed_weights(config.l2, labels),
             _scale_by_adam(config),
-            _add_weights(config.weight_decay, labels),
+            _add_decayed_weights(config.weight_decay, labels),
             optax.partition(rates, labels),
         )
     )
@@ -105,7 +105,7 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(adam.init, update)
 
 
-def _add_weights(rate: float, labels: Params) -> optax.GradientTransformation:
+def _add_decayed_weights(rate: float, labels: Params) -> optax.GradientTransformation:
     """So many times the weight matrices of networks are added to updates."""
     if not rate:
         return optax.identity()
@@ -138,7 +138,7 @@ def map_moments(fn: Any, opt_state: Any) -> Any:
     return jax.tree.map(map_node, opt_state, is_leaf=_is_adam)
 
 
-def forget_moments(opt_state: Any) -> Any:
+def reset_adam_moments(opt_state: Any) -> Any:
     """Adam's state as before the first step; the schedules go on counting."""
 
     def forget(node: Any) -> Any:
@@ -185,7 +185,7 @@ def unscale(opt_state: Any) -> tuple[Any, Float[Array, ""]]:
     return opt_state, jnp.ones(())
 
 
-def adapt_loss_scale(scale: LossScale, finite: Bool[Array, ""]) -> LossScale:
+def update_loss_scale(scale: LossScale, finite: Bool[Array, ""]) -> LossScale:
     """The scale after a step whose gradients were finite or not."""
     since = jnp.where(finite, scale.since + 1, 0)
     grown = since == STEPS_TO_DOUBLE

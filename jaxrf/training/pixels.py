@@ -29,7 +29,7 @@ BACKGROUNDS = {"white": 1.0, "black": 0.0, "random": 1.0}
 MOST_TESTED_RAYS = 1 << 20
 
 
-class TrainPixels(NamedTuple):
+class PixelDataset(NamedTuple):
     """The training pictures, on the device or, to be streamed, in host memory.
 
     images: (n, h, w, 4) straight RGBA.
@@ -51,7 +51,7 @@ class TrainPixels(NamedTuple):
     starts: Int[Array, "sizes"]
 
 
-class Spots(NamedTuple):
+class PixelIndices(NamedTuple):
     """Where pixels are.
 
     which: (...) of the sizes of the pictures.
@@ -66,10 +66,10 @@ class Spots(NamedTuple):
     factor: Int[Array, "*p"]
 
 
-class Streamed(NamedTuple):
+class PrefetchedPixels(NamedTuple):
     """Pixels that were drawn beforehand, as steps would draw them, with their colours.
 
-    flat: as in `TrainPixels.drawn`.
+    flat: as in `PixelDataset.drawn`.
     rgba: straight.
     """
 
@@ -94,7 +94,7 @@ class Batch(NamedTuple):
     area: Float[Array, "p"]
 
 
-def put_pixels(split: Split, factors: Sequence[int] = (1,), stream: bool = False) -> TrainPixels:
+def to_device(split: Split, factors: Sequence[int] = (1,), stream: bool = False) -> PixelDataset:
     """A split's pictures, every pixel to be drawn from: on the device unless they are streamed.
 
     `factors` is how many times smaller they are in each of the sizes that are trained on, the first
@@ -105,7 +105,7 @@ def put_pixels(split: Split, factors: Sequence[int] = (1,), stream: bool = False
     if min(height, width) < max(factors):
         raise InputError(
             f"Pictures of {width}x{height} cannot be made {max(factors)} times smaller: lower "
-            "--scales or the factors in --scale-schedule."
+            "--scales or the factors in --train-scale-schedule."
         )
     smaller = [downscale_images(split.images, factor) for factor in factors[1:]]
     counts = [math.prod(images.shape[:3]) for images in (split.images, *smaller)]
@@ -121,7 +121,7 @@ def put_pixels(split: Split, factors: Sequence[int] = (1,), stream: bool = False
     if drawn.size == 0:
         raise InputError(f"The masks of the {split.name} split leave no pixel: give others.")
     put = np.asarray if stream else jnp.asarray
-    return TrainPixels(
+    return PixelDataset(
         images=put(split.images),
         cameras=jax.tree.map(jnp.asarray, split.cameras),
         drawn=put(np.pad(drawn, (0, total - drawn.size)).astype(np.int32)),
@@ -138,7 +138,7 @@ def count_bytes(split: Split, factors: Sequence[int]) -> int:
     return 8 * pixels
 
 
-def leave_pictures_out(pixels: TrainPixels) -> TrainPixels:
+def drop_images(pixels: PixelDataset) -> PixelDataset:
     """What steps need of pixels whose colours are streamed: sizes and cameras, but no picture."""
     return pixels._replace(
         images=jnp.zeros((*pixels.images.shape[:3], 0), jnp.uint8),
@@ -147,21 +147,21 @@ def leave_pictures_out(pixels: TrainPixels) -> TrainPixels:
     )
 
 
-def list_factors(config: TrainConfig) -> tuple[int, ...]:
+def image_scales(config: TrainConfig) -> tuple[int, ...]:
     """How many times smaller the pictures are in each size that is trained on, ascending from 1."""
     halved = {2**halvings for halvings in range(config.scales)}
-    return tuple(sorted({1} | halved | {factor for _, factor in config.scale_schedule}))
+    return tuple(sorted({1} | halved | {factor for _, factor in config.train_scale_schedule}))
 
 
 def _find_size(config: TrainConfig, done: Float[Array, ""]) -> Int[Array, ""] | None:
     """Which size is trained on when training has come so far; None if all are at once."""
-    if not config.scale_schedule:
+    if not config.train_scale_schedule:
         return None
     # Steps become fractions when a configuration is fitted to its scene.
-    assert all(0.0 <= at < 1.0 for at, _ in config.scale_schedule)
-    factors = list_factors(config)
-    size = jnp.asarray(factors.index(config.scale_schedule[0][1]), jnp.int32)
-    for at, factor in config.scale_schedule:
+    assert all(0.0 <= at < 1.0 for at, _ in config.train_scale_schedule)
+    factors = image_scales(config)
+    size = jnp.asarray(factors.index(config.train_scale_schedule[0][1]), jnp.int32)
+    for at, factor in config.train_scale_schedule:
         size = jnp.where(done >= at, factors.index(factor), size)
     return size
 
@@ -173,18 +173,18 @@ class Choice(NamedTuple):
     size: Int[Array, ""] | None
 
 
-def choose_pixels(config: TrainConfig, done: Float[Array, ""]) -> Choice:
+def sampling_region(config: TrainConfig, done: Float[Array, ""]) -> Choice:
     """What is drawn from when training has come so far."""
     crop: float | Array = 1.0
-    if config.crop_until > 0.0:
-        crop = jnp.where(done < config.crop_until, config.crop, 1.0)
+    if config.precrop_fraction > 0.0:
+        crop = jnp.where(done < config.precrop_fraction, config.crop, 1.0)
     return Choice(crop, _find_size(config, done))
 
 
-def draw_places(
-    pixels: TrainPixels, key: jax.Array, count: int, size: Int[Array, ""] | None = None
+def sample_pixel_slots(
+    pixels: PixelDataset, key: jax.Array, count: int, size: Int[Array, ""] | None = None
 ) -> Int[Array, "p"]:
-    """Random places in `TrainPixels.drawn`, of one size of the pictures or of all."""
+    """Random places in `PixelDataset.drawn`, of one size of the pictures or of all."""
     first, last = jnp.zeros((), jnp.int32), pixels.total
     if size is not None:
         ends = jnp.append(pixels.starts[1:], pixels.total)
@@ -196,8 +196,8 @@ def draw_places(
 
 
 def locate(
-    pixels: TrainPixels, flat: Int[Array, "p"], crop: float | Float[Array, ""] = 1.0
-) -> Spots:
+    pixels: PixelDataset, flat: Int[Array, "p"], crop: float | Float[Array, ""] = 1.0
+) -> PixelIndices:
     """Where pixels are, given their flat indices.
 
     With a `crop` below 1 they are moved into that part of the pictures, around the middle.
@@ -219,10 +219,10 @@ def locate(
             for new, old in ((size, which), (at, image), (y, row), (x, column))
         )
         begin += count * height * width
-    return Spots(which, image, row, column, pixels.factors[which])
+    return PixelIndices(which, image, row, column, pixels.factors[which])
 
 
-def _read_colors(pixels: TrainPixels, spots: Spots) -> UInt8[Array, "p 4"]:
+def _read_colors(pixels: PixelDataset, spots: PixelIndices) -> UInt8[Array, "p 4"]:
     rgba = jnp.zeros((spots.image.size, 4), jnp.uint8)
     for size, images in enumerate((pixels.images, *pixels.smaller)):
         here = spots.which == size
@@ -231,18 +231,18 @@ def _read_colors(pixels: TrainPixels, spots: Spots) -> UInt8[Array, "p 4"]:
     return rgba
 
 
-def draw_batch(
-    pixels: TrainPixels,
+def make_batch(
+    pixels: PixelDataset,
     key: jax.Array,
     count: int,
     scene_range: tuple[float, float],
     background: str,
-    subrays: int = 1,
+    supersample: int = 1,
     crop: float | Float[Array, ""] = 1.0,
     size: Int[Array, ""] | None = None,
-    streamed: Streamed | None = None,
+    streamed: PrefetchedPixels | None = None,
 ) -> Batch:
-    """Random pixels, each as subrays x subrays rays that pass the centres of its equal parts.
+    """Random pixels, each as supersample x supersample rays that pass the centres of its equal parts.
 
     With a `crop` below 1 pixels are moved into that part of the pictures, around the middle. With a
     `size` they are drawn from the pictures of that size alone. Those that are `streamed` were drawn
@@ -251,21 +251,21 @@ def draw_batch(
     key_pixel, key_background = jax.random.split(key)
     height, width = pixels.images.shape[1:3]
     if streamed is None:
-        flat = pixels.drawn[draw_places(pixels, key_pixel, count, size)]
+        flat = pixels.drawn[sample_pixel_slots(pixels, key_pixel, count, size)]
     else:
         flat = streamed.flat
     spots = locate(pixels, flat, crop)
     rgba = _read_colors(pixels, spots) if streamed is None else streamed.rgba
     rgba = jnp.asarray(rgba).astype(jnp.float32) / 255.0
     # A sub-ray is the ray of a finer pixel.
-    finer = resize_cameras(pixels.cameras, subrays * width, subrays * height)
-    part = jnp.arange(subrays)[None]
-    columns = jnp.tile(subrays * spots.column[:, None] + part, (1, subrays))
-    rows = jnp.repeat(subrays * spots.row[:, None] + part, subrays, axis=1)
-    parts = jnp.repeat(spots.factor, subrays**2).astype(jnp.float32)
+    finer = resize_cameras(pixels.cameras, supersample * width, supersample * height)
+    part = jnp.arange(supersample)[None]
+    columns = jnp.tile(supersample * spots.column[:, None] + part, (1, supersample))
+    rows = jnp.repeat(supersample * spots.row[:, None] + part, supersample, axis=1)
+    parts = jnp.repeat(spots.factor, supersample**2).astype(jnp.float32)
     centres = jnp.stack([columns, rows], axis=-1).reshape(-1, 2).astype(jnp.float32) + 0.5
     centres = centres * parts[:, None]
-    rays = pixels_to_rays(finer, jnp.repeat(spots.image, subrays**2), centres, *scene_range)
+    rays = pixels_to_rays(finer, jnp.repeat(spots.image, supersample**2), centres, *scene_range)
     rays = dataclasses.replace(rays, radii=rays.radii * parts)
     if background == "random":
         behind = jax.random.uniform(key_background, (count, 3))
@@ -276,16 +276,16 @@ def draw_batch(
     return Batch(rays, truth, behind, alpha[:, 0], jnp.square(spots.factor.astype(jnp.float32)))
 
 
-def keep_hitting_pixels(
-    pixels: TrainPixels, grid: OccupancyGrid, scene_range: tuple[float, float]
-) -> TrainPixels:
+def filter_pixels(
+    pixels: PixelDataset, grid: OccupancyGrid, scene_range: tuple[float, float]
+) -> PixelDataset:
     """Leaves out the pixels whose rays cannot hit an occupied cell (TensoRF's ray filtering).
 
     Large sets are tested on every k-th pixel, with the cells dilated by what lies between. Cells
     that are probed come and go, so that by them no pixel is left out; nor is any where space is
     contracted, whose rays all go on.
     """
-    if isinstance(grid, occupancy.ProbedGrid) or grid.bounds is not None:
+    if isinstance(grid, occupancy.DensityEmaGrid) or grid.bounds is not None:
         return pixels
     count, height, width = pixels.images.shape[:3]
     stride = max(1, math.ceil(math.sqrt(count * height * width / MOST_TESTED_RAYS)))
@@ -325,7 +325,7 @@ def keep_hitting_pixels(
     )
 
 
-def see_past_box(cameras: Cameras, aabb: Float[np.ndarray, "2 3"]) -> bool:
+def cameras_see_outside_aabb(cameras: Cameras, aabb: Float[np.ndarray, "2 3"]) -> bool:
     """Whether it is worth a second or two to find the pixels that look past the box.
 
     It is where less than 9 tenths of the pictures lie within the upright rectangles around the
@@ -352,7 +352,7 @@ def _find_hitting(
     scene_range: tuple[float, float],
 ) -> Bool[Array, "n h w"]:
     """Which of every stride-th pixel along each axis hit an occupied cell, in all cameras."""
-    coarse = occupancy.coarsen(grid, occupancy.COARSE, 0.5 * occupancy.PROBES)
+    coarse = occupancy.max_pool_occupancy(grid, occupancy.COARSE, 0.5 * occupancy.PROBES)
     shape = tuple(math.ceil(s / stride) for s in size)
     row, column = jnp.meshgrid(*(jnp.arange(s) for s in shape), indexing="ij")
     centre = jnp.stack([column.ravel(), row.ravel()], axis=-1) * float(stride) + 0.5 * stride
@@ -360,7 +360,7 @@ def _find_hitting(
     def find(image: Array) -> Array:
         index = jnp.full(centre.shape[:1], image, jnp.int32)
         rays = pixels_to_rays(cameras, index, centre, *scene_range)
-        return occupancy.hit_by(grid, coarse, rays).reshape(shape)
+        return occupancy.ray_hits_occupied(grid, coarse, rays).reshape(shape)
 
     count = cameras.T_world_camera.shape[0]
     return jax.lax.map(find, jnp.arange(count, dtype=jnp.int32))
@@ -371,7 +371,7 @@ def _find_hitting(
 # ---------------------------------------------------------------------------------------------
 
 
-class PixelStream:
+class PixelPrefetcher:
     """Draws the pixels of steps to come in the background and reads them out of host memory.
 
     They are those that steps would draw by themselves, bit for bit.
@@ -381,19 +381,19 @@ class PixelStream:
         """`most` is the number of steps drawn for at once."""
         self._most = most
         self._pool = ThreadPoolExecutor(1)
-        self._begun: tuple[TrainConfig, TrainPixels, Course, int, int] | None = None
-        self._drawn: Future[Streamed] | None = None
+        self._begun: tuple[TrainConfig, PixelDataset, Course, int, int] | None = None
+        self._drawn: Future[PrefetchedPixels] | None = None
 
     def begin(
-        self, config: TrainConfig, pixels: TrainPixels, course: Course, count: int, first: int
+        self, config: TrainConfig, pixels: PixelDataset, course: Course, count: int, first: int
     ) -> None:
         """Begins with the steps from `first` on, of `count` pixels each."""
         self._begun = (config, pixels, course, count, first)
         self._drawn = self._pool.submit(draw_ahead, *self._begun, self._most)
 
     def take(
-        self, config: TrainConfig, pixels: TrainPixels, course: Course, count: int, first: int
-    ) -> Streamed:
+        self, config: TrainConfig, pixels: PixelDataset, course: Course, count: int, first: int
+    ) -> PrefetchedPixels:
         """The pixels of the steps from `first` on, drawn now if other ones were begun with."""
         wanted = (config, pixels, course, count, first)
         # Arrays are compared by what they are, not by what they hold.
@@ -405,7 +405,7 @@ class PixelStream:
         assert self._drawn is not None
         return self._drawn.result()
 
-    def __enter__(self) -> "PixelStream":
+    def __enter__(self) -> "PixelPrefetcher":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -414,8 +414,8 @@ class PixelStream:
 
 
 def draw_ahead(
-    config: TrainConfig, pixels: TrainPixels, course: Course, count: int, first: int, most: int
-) -> Streamed:
+    config: TrainConfig, pixels: PixelDataset, course: Course, count: int, first: int, most: int
+) -> PrefetchedPixels:
     """The pixels of `most` steps from `first` on, out of pictures in host memory.
 
     What is random is computed on the host too, as the device is busy with the steps before.
@@ -423,7 +423,7 @@ def draw_ahead(
     # The number of steps is not to matter to what is compiled.
     rules = dataclasses.replace(config, steps=1, knots=())
     with jax.default_device(_find_host()):
-        lean = jax.device_get(leave_pictures_out(pixels))
+        lean = jax.device_get(drop_images(pixels))
         times = jax.device_get((course.steps, course.progress))
         key = jax.device_get(jax.random.key_data(course.key))
         places, crops = _draw_places_ahead(rules, count, most, lean, key, times, np.int32(first))
@@ -433,7 +433,7 @@ def draw_ahead(
     for size, images in enumerate((pixels.images, *pixels.smaller)):
         at = spots.which == size
         rgba[at] = np.asarray(images)[spots.image[at], spots.row[at], spots.column[at]]
-    return Streamed(flat, rgba)
+    return PrefetchedPixels(flat, rgba)
 
 
 def _find_host() -> jax.Device:
@@ -449,7 +449,7 @@ def _draw_places_ahead(
     config: TrainConfig,
     count: int,
     most: int,
-    pixels: TrainPixels,
+    pixels: PixelDataset,
     key_data: Array,
     times: tuple[Array, Array],
     first: Int[Array, ""],
@@ -460,13 +460,15 @@ def _draw_places_ahead(
     def draw(step: Array) -> tuple[Array, Array]:
         key_batch, _ = jax.random.split(jax.random.fold_in(key, step))
         key_pixel, _ = jax.random.split(key_batch)
-        choice = choose_pixels(config, jnp.interp(step * 1.0, *times))
-        places = draw_places(pixels, key_pixel, count, choice.size)
+        choice = sampling_region(config, jnp.interp(step * 1.0, *times))
+        places = sample_pixel_slots(pixels, key_pixel, count, choice.size)
         return places, jnp.asarray(choice.crop, jnp.float32)
 
     return jax.vmap(draw)(first + jnp.arange(most, dtype=jnp.int32))
 
 
 @jax.jit
-def _locate_ahead(pixels: TrainPixels, flat: Int[Array, "k p"], crops: Float[Array, "k"]) -> Spots:
+def _locate_ahead(
+    pixels: PixelDataset, flat: Int[Array, "k p"], crops: Float[Array, "k"]
+) -> PixelIndices:
     return jax.vmap(partial(locate, pixels))(flat, crops)

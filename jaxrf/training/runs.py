@@ -23,19 +23,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrf.cameras.base import SceneRange, find_focus, move_range
+from jaxrf.cameras.base import SceneRange, focus_point, shift_near_far
 from jaxrf.cameras.transforms import identity_frame, pack_frame
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Scene
-from jaxrf.evaluation import scoring as evaluate
-from jaxrf.evaluation.scoring import RenderView
+from jaxrf.evaluation import scoring
+from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.models.methods import Stage
 from jaxrf.parallel import devices as parallel
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training import checkpoint, train
+from jaxrf.training import checkpoint, train, transitions
 from jaxrf.training import config as configs
-from jaxrf.training import transitions as stages
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import LOG_FILE
 from jaxrf.training.train import TrainState
@@ -50,7 +49,7 @@ SPARE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class SceneSummary:
+class SceneMetadata:
     """What rendering needs to know of the scene once the pictures are gone.
 
     Attributes:
@@ -91,21 +90,21 @@ class Run:
 
     folder: Path
     config: TrainConfig
-    scene: SceneSummary
+    scene: SceneMetadata
     stage: Stage
     state: TrainState
     seconds: float
 
 
-def summarise_scene(scene: Scene, data: Path) -> SceneSummary:
+def scene_metadata(scene: Scene, data: Path) -> SceneMetadata:
     """The summary of a scene that was read from `data`."""
     split = scene.splits["train"]
     poses = np.asarray(split.cameras.T_world_camera)
-    x, y, z = (float(v) for v in find_focus(poses))
+    x, y, z = (float(v) for v in focus_point(poses))
     distances = np.linalg.norm(poses[:, :3, 3] - np.array([x, y, z]), axis=-1)
     # As far as nine of ten cameras are.
     spread = np.percentile(np.abs(poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0)), 90, axis=0)
-    return SceneSummary(
+    return SceneMetadata(
         name=scene.name,
         data=str(data.absolute()),
         near=scene.near,
@@ -151,7 +150,7 @@ def make_writable(folder: Path, option: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """A file to write to that takes the place of another one wholly or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -163,7 +162,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file such that it is there wholly or not at all."""
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -172,7 +171,7 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     write_text(folder / CONFIG_FILE, configs.to_json(config))
 
 
-def keep_sources(folder: Path, config: TrainConfig) -> TrainConfig:
+def vendor_user_code(folder: Path, config: TrainConfig) -> TrainConfig:
     """Copies the user's own code into a run's folder; the configuration then names the copies."""
 
     def keep(part: Any) -> Any:
@@ -223,7 +222,7 @@ def open_checkpoints(folder: Path, config: TrainConfig) -> Any:
     return checkpoint.open_checkpoints(folder / "checkpoints", config.keep_checkpoints)
 
 
-class LateCheckpoints:
+class LazyCheckpointManager:
     """The checkpoints of a run, whose manager is opened by the first to be saved."""
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
@@ -248,7 +247,7 @@ class LateCheckpoints:
 
 def save(
     manager: Any,
-    scene: SceneSummary,
+    scene: SceneMetadata,
     stage: Stage,
     state: TrainState,
     seconds: float,
@@ -267,7 +266,7 @@ def _freeze(value: Any) -> Any:
     return tuple(_freeze(v) for v in value) if isinstance(value, list) else value
 
 
-def describe(scene: SceneSummary, stage: Stage, seconds: float) -> dict[str, Any]:
+def describe(scene: SceneMetadata, stage: Stage, seconds: float) -> dict[str, Any]:
     """What has to be known before a state can be restored, as JSON can hold it."""
     return {
         "scene": dataclasses.asdict(scene),
@@ -276,13 +275,13 @@ def describe(scene: SceneSummary, stage: Stage, seconds: float) -> dict[str, Any
     }
 
 
-def parse_description(meta: dict[str, Any]) -> tuple[SceneSummary, Stage, float]:
+def parse_metadata(meta: dict[str, Any]) -> tuple[SceneMetadata, Stage, float]:
     """What `describe` was given; ValueError, KeyError or TypeError if it did not make this."""
     scene, stage = (
         {name: _freeze(value) for name, value in dict(meta[part]).items()}
         for part in ("scene", "stage")
     )
-    return SceneSummary(**scene), Stage(**stage), float(meta["seconds"])
+    return SceneMetadata(**scene), Stage(**stage), float(meta["seconds"])
 
 
 def open_run(folder: Path, step: int | None = None, config: TrainConfig | None = None) -> Run:
@@ -313,7 +312,7 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
                 f"(there are: {known}): choose another, or train the run anew."
             )
         try:
-            scene, stage, seconds = parse_description(checkpoint.read_meta(manager, step))
+            scene, stage, seconds = parse_metadata(checkpoint.read_meta(manager, step))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
@@ -321,7 +320,7 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
             ) from error
         # Of the state only shapes are needed, which do not depend on the box.
         box = np.array([[0.0] * 3, [1.0] * 3], np.float32)
-        grid = stages.init_grid(config.field, stage, box)
+        grid = transitions.init_grid(config.field, stage, box)
         target = jax.eval_shape(lambda: train.init_state(config, stage, grid))
         if jax.process_count() > 1:
             # Each process reads everything into its own memory.
@@ -335,37 +334,37 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
     return Run(folder, config, scene, stage, state, seconds)
 
 
-def find_range(scene: SceneSummary, grid: OccupancyGrid) -> SceneRange:
-    """Near and far of any camera: of an object in a box they move with it, `cameras.move_range`."""
+def near_far_fn(scene: SceneMetadata, grid: OccupancyGrid) -> SceneRange:
+    """Near and far of any camera: of an object in a box they move with it, `cameras.shift_near_far`."""
     same = (scene.near, scene.far)
     if scene.ndc is not None or grid.bounds is not None:
         # There is something to be seen from the near plane to far out.
         return same
-    focus, usual = np.array(scene.focus, np.float64), find_distances(scene)
-    return lambda cameras, index: move_range(cameras, index, same, focus, usual)
+    focus, usual = np.array(scene.focus, np.float64), camera_distance_range(scene)
+    return lambda cameras, index: shift_near_far(cameras, index, same, focus, usual)
 
 
-def find_distances(scene: SceneSummary) -> tuple[float, float]:
+def camera_distance_range(scene: SceneMetadata) -> tuple[float, float]:
     """How near to and how far from the focus cameras are that see between near and far."""
     places = np.array(scene.poses, np.float64).reshape(-1, 3, 4)[:, :, 3]
     away = np.append(np.linalg.norm(places - np.array(scene.focus), axis=-1), scene.radius)
     return (1.0 - SPARE) * float(away.min()), (1.0 + SPARE) * float(away.max())
 
 
-def make_render_view(run: Run, subrays: int | None = None) -> RenderView:
+def make_render_fn(run: Run, supersample: int | None = None) -> RenderFn:
     """A function (cameras, index) -> picture of what the run has learnt.
 
-    `subrays` are those per pixel along each axis, by default as many as in training. All devices
+    `supersample` are those per pixel along each axis, by default as many as in training. All devices
     share the rays.
     """
-    return evaluate.make_render_view(
+    return scoring.make_render_fn(
         run.config,
         run.stage,
         run.state.shown,
         run.state.grid,
-        find_range(run.scene, run.state.grid),
+        near_far_fn(run.scene, run.state.grid),
         train.background_color(run.config),
-        subrays,
+        supersample,
         mesh=parallel.make_mesh(None),
     )
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from jaxrf.training.config import Knot, TrainConfig
+from jaxrf.training.config import ScheduleKnot, TrainConfig
 
 MOST_KNOTS = 4
 
@@ -28,17 +28,17 @@ def step_at(config: TrainConfig, progress: float) -> int:
     return round(float(np.interp(progress, reached, steps)))
 
 
-def refit(config: TrainConfig, step: int, steps: int) -> TrainConfig:
+def rescale_schedule(config: TrainConfig, step: int, steps: int) -> TrainConfig:
     """The configuration with another number of steps, found out when `step` of them are done.
 
     Nothing changes up to `step`; from there on progress goes evenly to 1.
     """
     assert 0 < step < steps and len(config.knots) < MOST_KNOTS
-    knot = Knot(step, progress_at(config, step))
+    knot = ScheduleKnot(step, progress_at(config, step))
     return dataclasses.replace(config, steps=steps, knots=(*config.knots, knot))
 
 
-def tabulate(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+def schedule_table(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Steps and the progress reached there, for interpolation; always of the same length."""
     steps, reached = _corners(config)
     missing = MOST_KNOTS + 2 - len(steps)

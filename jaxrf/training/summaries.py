@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation import images
 from jaxrf.evaluation.scoring import Scored
 from jaxrf.fields.base import Params
 from jaxrf.models import methods
-from jaxrf.sampling.occupancy import FADING, OccupancyGrid, ProbedGrid, WatchedGrid
+from jaxrf.sampling.occupancy import FADING, DensityEmaGrid, OccupancyGrid, WeightTrackedGrid
 from jaxrf.training.config import FieldConfig, TrainConfig
 from jaxrf.training.logs import EventWriter, Hyperparameters
 
@@ -81,11 +81,11 @@ def collect_cells(grid: OccupancyGrid) -> Float[np.ndarray, "n"] | None:
     The weight is the largest that a ray gave the cell, that of long ago counting less; the optical
     depth is that of a step.
     """
-    if isinstance(grid, WatchedGrid):
-        # As `occupancy.recall_weights`, without anything to compile.
+    if isinstance(grid, WeightTrackedGrid):
+        # As `occupancy.decayed_max_weights`, without anything to compile.
         ago = float(grid.clock) - 1.0 - thin_out(np.asarray(grid.memory))
         cells = np.exp(math.log(FADING) * ago)
-    elif isinstance(grid, ProbedGrid):
+    elif isinstance(grid, DensityEmaGrid):
         cells = thin_out(np.asarray(grid.optical))
     else:
         return None
@@ -106,8 +106,8 @@ def draw_sheet(scored: Scored, step: int) -> UInt8[np.ndarray, "h w 3"]:
     panels = {
         "truth": scored.truth,
         "rendering": np.clip(seen.rgb, 0.0, 1.0),
-        f"error, 0 to {MOST_ERROR:g}": pictures.error_picture(seen.rgb, scored.truth, MOST_ERROR),
-        f"depth, {low:.2f} to {high:.2f}": pictures.depth_picture(
+        f"error, 0 to {MOST_ERROR:g}": images.error_picture(seen.rgb, scored.truth, MOST_ERROR),
+        f"depth, {low:.2f} to {high:.2f}": images.depth_picture(
             seen.median_depth, seen.opacity, low, high
         ),
         "opacity, 0 to 1": np.repeat(seen.opacity[..., None], 3, axis=-1),
@@ -123,7 +123,7 @@ def draw_sheet(scored: Scored, step: int) -> UInt8[np.ndarray, "h w 3"]:
     for number, (caption, panel) in enumerate(panels.items()):
         left, top = number % 3 * across, number // 3 * down
         draw.text((left + 2, top + 2), caption, "black", font)
-        enlarged = pictures.to_uint8(panel).repeat(factor, axis=0).repeat(factor, axis=1)
+        enlarged = images.to_uint8(panel).repeat(factor, axis=0).repeat(factor, axis=1)
         sheet.paste(Image.fromarray(enlarged), (left, top + head))
     figures = f"{scored.name}\nstep {step:,}\nPSNR {scored.psnr:.2f} dB\nSSIM {scored.ssim:.4f}"
     if scored.lpips is not None:

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from jaxrf.cameras.base import adopt_convention
+from jaxrf.cameras.base import apply_ray_convention
 from jaxrf.core import memory, user_code
 from jaxrf.core.errors import InputError
 from jaxrf.core.pytree import as_pytree
@@ -29,25 +29,21 @@ from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import (
     losses,
     optim,
+    schedule,
+    transitions,
 )
 from jaxrf.training import (
     pixels as batches,
 )
-from jaxrf.training import (
-    schedule as progress,
-)
-from jaxrf.training import (
-    transitions as stages,
-)
 from jaxrf.training.config import LossConfig, TrainConfig
 from jaxrf.training.losses import ErrorFn
 from jaxrf.training.optim import Course, Scaled
-from jaxrf.training.pixels import BACKGROUNDS, Batch, Streamed, TrainPixels
+from jaxrf.training.pixels import BACKGROUNDS, Batch, PixelDataset, PrefetchedPixels
 
 # Of the free memory a step may ask for so much, lest what else happens finds none.
-SHARE_OF_MEMORY = 0.9
+STEP_MEMORY_FRACTION = 0.9
 # Pictures that take more of it are streamed.
-SHARE_FOR_PICTURES = 0.5
+IMAGE_MEMORY_FRACTION = 0.5
 
 
 @as_pytree()
@@ -83,8 +79,8 @@ class Metrics(NamedTuple):
     truth_alpha: of their pixels.
     dropped: fraction of rays that overflowed the sample budget.
     samples: evaluated in a step.
-    gradient_norm: before clipping.
-    grid_gradient_norm, network_gradient_norm: of each parameter group's part.
+    grad_norm: before clipping.
+    grid_grad_norm, mlp_grad_norm: of each parameter group's part.
     kept: share of the steps that did not overflow; the means are over these.
     """
 
@@ -94,10 +90,10 @@ class Metrics(NamedTuple):
     truth_alpha: Float[Array, ""]
     dropped: Float[Array, ""]
     samples: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
+    grad_norm: Float[Array, ""]
     kept: Float[Array, ""]
-    grid_gradient_norm: Float[Array, ""]
-    network_gradient_norm: Float[Array, ""]
+    grid_grad_norm: Float[Array, ""]
+    mlp_grad_norm: Float[Array, ""]
 
     @classmethod
     def zeros(cls) -> "Metrics":
@@ -124,7 +120,7 @@ class Gradient(NamedTuple):
         )
         return Gradient(grads, metrics, jax.tree.map(jnp.maximum, self.memory, other.memory))
 
-    def add_anyhow(self) -> "Gradient":
+    def psum(self) -> "Gradient":
         """The sum of those of all devices, in whatever order is quickest."""
         grads, metrics = jax.lax.psum((self.grads, self.metrics), parallel.AXIS)
         return Gradient(grads, metrics, jax.lax.pmax(self.memory, parallel.AXIS))
@@ -143,21 +139,21 @@ def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
     return np.full(3, BACKGROUNDS[config.background], np.float32)
 
 
-def split_chance(key: jax.Array, rays: int) -> Key[Array, "rays"]:
+def split_ray_rngs(key: jax.Array, rays: int) -> Key[Array, "rays"]:
     """The keys of a step's rays."""
     return jax.random.split(jax.random.fold_in(key, 2), rays)
 
 
-def split_step(course: Course, step: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
+def step_rngs(course: Course, step: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
     """The keys of a step's pixels and of everything else in it."""
     key_batch, key = jax.random.split(jax.random.fold_in(course.key, step))
     return key_batch, key
 
 
-def make_course(config: TrainConfig, grown: int = 0) -> Course:
+def make_train_schedule(config: TrainConfig, grown: int = 0) -> Course:
     """The course that a configuration asks for once all growths before step `grown` are done."""
-    steps, reached = progress.tabulate(config)
-    restart = stages.find_restart(config, grown)
+    steps, reached = schedule.schedule_table(config)
+    restart = transitions.last_lr_reset(config, grown)
     return Course(
         jax.random.key(config.seed),
         jnp.asarray(steps),
@@ -179,7 +175,7 @@ def init_params(config: TrainConfig, stage: Stage) -> tuple[Params, Any]:
     # Steps fold their own numbers into the same key, which never reach as far.
     key = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
     params = methods.init_params(config.field, stage, key)
-    return params, make_optimizer(config, params, make_course(config)).init(params)
+    return params, make_optimizer(config, params, make_train_schedule(config)).init(params)
 
 
 def init_state(config: TrainConfig, stage: Stage, grid: OccupancyGrid) -> TrainState:
@@ -191,7 +187,7 @@ def init_state(config: TrainConfig, stage: Stage, grid: OccupancyGrid) -> TrainS
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), grid, average)
 
 
-_fit_to_cameras = jax.jit(occupancy.fit_to_cameras, static_argnums=2)
+_mark_invisible_cells = jax.jit(occupancy.mark_invisible_cells, static_argnums=2)
 # One program instead of an operation at a time, each of which would be compiled by itself.
 _init_state = jax.jit(init_state, static_argnums=(0, 1))
 
@@ -244,10 +240,10 @@ def make_train_step(
     chance of its own, so that it does not matter either which are computed together.
     """
 
-    parts = stage.subrays**2
+    parts = stage.supersample**2
     error_fn = error_fn or choose_error(config.loss)
     mesh = mesh or parallel.make_mesh(1)
-    some, whole_step = stages.divide(stage), stage.shards * stage.passes == 1
+    some, whole_step = transitions.divide(stage), stage.shards * stage.passes == 1
 
     def loss_fn(
         params: Params,
@@ -262,17 +258,17 @@ def make_train_step(
         colors = [jnp.mean(rgb.reshape(-1, parts, 3), axis=1) for rgb in predicted.rgb]
         # A pixel four times as large counts four times as much (Mip-NeRF, section 4.2), relative to
         # all pixels of the step, whose mean is 1.
-        mean = losses.mean_of_used(batch.area, used) if whole_step else 1.0
+        mean = losses.masked_mean(batch.area, used) if whole_step else 1.0
         area = batch.area / jnp.maximum(mean, 1e-9)
-        errors = [losses.mean_of_used(area * error_fn(rgb, batch.truth), used) for rgb in colors]
+        errors = [losses.masked_mean(area * error_fn(rgb, batch.truth), used) for rgb in colors]
         whole = ~predicted.dropped
         if missing := getattr(config.field, "interlevel_weight", 0.0):
-            errors.append(missing * losses.mean_of_used(predicted.missed, whole))
+            errors.append(missing * losses.masked_mean(predicted.missed, whole))
         if config.loss.distortion_weight:
-            distortion = losses.mean_of_used(predicted.distortion, whole)
+            distortion = losses.masked_mean(predicted.distortion, whole)
             errors.append(config.loss.distortion_weight * distortion)
         if config.loss.entropy_weight:
-            entropy = losses.mean_of_used(losses.opacity_entropy(predicted.opacity), whole)
+            entropy = losses.masked_mean(losses.opacity_entropy(predicted.opacity), whole)
             errors.append(config.loss.entropy_weight * entropy)
         loss = sum(errors, jnp.zeros(()))
         metrics = Metrics(
@@ -282,17 +278,17 @@ def make_train_step(
             truth_alpha=jnp.mean(batch.alpha),
             dropped=jnp.mean(predicted.dropped * 1.0),
             samples=predicted.samples * 1.0,
-            gradient_norm=jnp.zeros(()),
+            grad_norm=jnp.zeros(()),
             kept=jnp.ones(()),
-            grid_gradient_norm=jnp.zeros(()),
-            network_gradient_norm=jnp.zeros(()),
+            grid_grad_norm=jnp.zeros(()),
+            mlp_grad_norm=jnp.zeros(()),
         )
-        return scale * loss, (metrics, occupancy.take_memory(predicted.grid))
+        return scale * loss, (metrics, occupancy.get_weight_memory(predicted.grid))
 
     def penalise(params: Params, grid: OccupancyGrid, key: jax.Array, done: Array) -> Array:
         # Total variation fades as the rates do (the authors' code of TensoRF).
-        fade = config.optimizer.final_fraction**done
-        return methods.regularise(config.field, stage, params, grid, key, fade)
+        fade = config.optimizer.lr_final_mult**done
+        return methods.regularization(config.field, stage, params, grid, key, fade)
 
     def differentiate(
         params: Params,
@@ -313,7 +309,7 @@ def make_train_step(
             rays: tuple[Batch, Array],
         ) -> Gradient:
             zeros = jax.tree.map(jnp.zeros_like, params)
-            nothing = Gradient(zeros, Metrics.zeros(), occupancy.take_memory(grid))
+            nothing = Gradient(zeros, Metrics.zeros(), occupancy.get_weight_memory(grid))
 
             def add_passes(shard: tuple[Batch, Array]) -> Gradient:
                 def add_pass(total: Gradient, rays: tuple[Batch, Array]) -> tuple[Gradient, None]:
@@ -324,58 +320,58 @@ def make_train_step(
 
             if config.shards is None:
                 total = add_passes(rays)
-                return total.add_anyhow() if mesh.size > 1 else total
+                return total.psum() if mesh.size > 1 else total
             own = stage.shards // mesh.size
-            total = parallel.add_in_pairs(add_passes, _cut(rays, own), own, nothing, Gradient.add)
-            return parallel.add_over_devices(mesh, total, Gradient.add)
+            total = parallel.pairwise_sum(add_passes, _cut(rays, own), own, nothing, Gradient.add)
+            return parallel.recursive_doubling_allreduce(mesh, total, Gradient.add)
 
         shared = (False, False, False, True)
-        total = parallel.share_out(mesh, on_device, shared)(params, grid, scale, (batch, keys))
+        total = parallel.shard_rays(mesh, on_device, shared)(params, grid, scale, (batch, keys))
         count = stage.shards * stage.passes
         grads, metrics = jax.tree.map(lambda x: x / count, (total.grads, total.metrics))
         return Gradient(grads, metrics._replace(samples=total.metrics.samples), total.memory)
 
     def draw(
-        pixels: TrainPixels,
+        pixels: PixelDataset,
         course: Course,
         number: Array,
         done: Array,
-        streamed: Streamed | None,
+        streamed: PrefetchedPixels | None,
     ) -> tuple[Batch, jax.Array]:
-        key_batch, key = split_step(course, number)
-        batch = batches.draw_batch(
+        key_batch, key = step_rngs(course, number)
+        batch = batches.make_batch(
             pixels,
             key_batch,
             stage.rays // parts,
             scene_range,
             config.background,
-            stage.subrays,
-            *batches.choose_pixels(config, done),
+            stage.supersample,
+            *batches.sampling_region(config, done),
             streamed,
         )
         batch = batch._replace(area=batch.area / jnp.mean(batch.area))
-        return batch, split_chance(key, stage.rays)
+        return batch, split_ray_rngs(key, stage.rays)
 
     def learn(
         state: TrainState, gradient: Gradient, course: Course, done: Array
     ) -> tuple[TrainState, Metrics]:
-        _, key = split_step(course, state.step)
+        _, key = step_rngs(course, state.step)
         key_penalty, key_probe = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
         inner, scale = optim.unscale(state.opt_state)
-        grid = occupancy.put_memory(state.grid, gradient.memory)
+        grid = occupancy.set_weight_memory(state.grid, gradient.memory)
         penalty, more = jax.value_and_grad(penalise)(state.params, state.grid, key_penalty, done)
         grads = jax.tree.map(lambda g, m: g / scale + m, gradient.grads, more)
         optimizer = make_optimizer(config, state.params, course)
         updates, opt_state = optimizer.update(grads, inner, state.params)
         params = optax.apply_updates(state.params, updates)
-        factors = batches.list_factors(config)
+        factors = batches.image_scales(config)
         grid = methods.refresh(config.field, stage, params, grid, key_probe, factors)
         loss, labels = gradient.metrics.loss + penalty, methods.label_params(grads)
         metrics = gradient.metrics._replace(
             loss=loss,
-            gradient_norm=optax.tree.norm(grads),
-            grid_gradient_norm=optim.group_norm(grads, labels, "grid"),
-            network_gradient_norm=optim.group_norm(grads, labels, "network"),
+            grad_norm=optax.tree.norm(grads),
+            grid_grad_norm=optim.group_norm(grads, labels, "grid"),
+            mlp_grad_norm=optim.group_norm(grads, labels, "network"),
         )
         average = state.average
         if average is not None:
@@ -390,12 +386,12 @@ def make_train_step(
         metrics = jax.tree.map(lambda x: jnp.where(finite | (scale == 1.0), x, 0.0), metrics)
         old = dataclasses.replace(state, opt_state=inner)
         kept = jax.tree.map(partial(jnp.where, finite), new, old)
-        adapted = optim.adapt_loss_scale(state.opt_state.scale, finite)
+        adapted = optim.update_loss_scale(state.opt_state.scale, finite)
         opt_state = Scaled(kept.opt_state, adapted)
         return dataclasses.replace(kept, step=new.step, opt_state=opt_state), metrics
 
     def step(
-        pixels: TrainPixels, course: Course, state: TrainState, streamed: Streamed | None
+        pixels: PixelDataset, course: Course, state: TrainState, streamed: PrefetchedPixels | None
     ) -> tuple[TrainState, Metrics]:
         done = jnp.interp(state.step * 1.0, course.steps, course.progress)
         drawn = draw(pixels, course, state.step, done, streamed)
@@ -409,10 +405,10 @@ def make_train_step(
 
     def run(
         state: TrainState,
-        pixels: TrainPixels,
+        pixels: PixelDataset,
         course: Course,
         count: Int[Array, ""],
-        streamed: Streamed | None = None,
+        streamed: PrefetchedPixels | None = None,
     ) -> tuple[TrainState, Metrics]:
         def body(number: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, total = carry
@@ -427,23 +423,25 @@ def make_train_step(
     return run
 
 
-def foresee_state(config: TrainConfig, stage: Stage, ahead: Stage, state: TrainState) -> TrainState:
+def abstract_next_state(
+    config: TrainConfig, stage: Stage, ahead: Stage, state: TrainState
+) -> TrainState:
     """The shapes of the state in a stage that is to come; those of the present one if it stays."""
-    if stages.shapes_stay(stage, ahead):
+    if transitions.same_shapes(stage, ahead):
         return state
-    grid = stages.init_grid(config.field, ahead, np.asarray(state.grid.aabb))
+    grid = transitions.init_grid(config.field, ahead, np.asarray(state.grid.aabb))
     return jax.eval_shape(partial(init_state, config, ahead), grid)
 
 
-def enter_next_stage(
-    config: TrainConfig, stage: Stage, state: TrainState, growth: stages.Growth
+def transition_stage(
+    config: TrainConfig, stage: Stage, state: TrainState, growth: transitions.StageTransition
 ) -> tuple[Stage, TrainState]:
     """State and stage after a growth: parameters and moments on the new grid."""
-    stage, grid, carry_over = stages.grow(config, stage, growth, state.params, state.grid)
+    stage, grid, carry_over = transitions.grow(config, stage, growth, state.params, state.grid)
     params = carry_over(state.params)
     opt_state = optim.map_moments(carry_over, state.opt_state)
-    if stages.restarts(config.field, growth):
-        opt_state = optim.forget_moments(opt_state)
+    if transitions.resets_lr(config.field, growth):
+        opt_state = optim.reset_adam_moments(opt_state)
     average = None if state.average is None else carry_over(state.average)
     return stage, dataclasses.replace(
         state, params=params, opt_state=opt_state, grid=grid, average=average
@@ -454,7 +452,7 @@ def enter_next_stage(
 class Observer(Protocol):
     """What `fit` tells of its progress; see `monitor.Monitor`."""
 
-    def may_wait(self) -> bool:
+    def should_wait_for_compile(self) -> bool:
         """Whether to go on waiting for a stage to be compiled; asked now and then."""
         ...
 
@@ -485,7 +483,7 @@ class Observer(Protocol):
 class Silence:
     """An observer that neither says nor changes anything."""
 
-    def may_wait(self) -> bool:
+    def should_wait_for_compile(self) -> bool:
         """Always."""
         return True
 
@@ -515,21 +513,23 @@ def compile_step(
     stage: Stage,
     scene_range: tuple[float, float],
     state: TrainState,
-    pixels: TrainPixels,
+    pixels: PixelDataset,
     error_fn: ErrorFn | None = None,
     streams: bool = False,
     mesh: Mesh | None = None,
 ) -> StepFn:
     """The training steps of a stage, compiled; the state that is passed in is used up."""
     run = jax.jit(make_train_step(config, stage, scene_range, error_fn, mesh), donate_argnums=0)
-    arguments: list[Any] = [state, pixels, make_course(config), jnp.asarray(1, jnp.int32)]
+    arguments: list[Any] = [state, pixels, make_train_schedule(config), jnp.asarray(1, jnp.int32)]
     if streams:
-        shape = (config.steps_per_dispatch, stage.rays // stage.subrays**2)
+        shape = (config.steps_per_dispatch, stage.rays // stage.supersample**2)
         flat: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
         rgba: Any = jax.ShapeDtypeStruct((*shape, 4), jnp.uint8)
-        arguments.append(Streamed(flat, rgba))
-    arguments = arguments if mesh is None else parallel.shapes_of(mesh, arguments)
-    return run.lower(*arguments).compile(parallel.ORDERED if config.shards else None)
+        arguments.append(PrefetchedPixels(flat, rgba))
+    arguments = arguments if mesh is None else parallel.replicated_shapes(mesh, arguments)
+    return run.lower(*arguments).compile(
+        parallel.DETERMINISTIC_COMPILER_OPTIONS if config.shards else None
+    )
 
 
 class StepCompiler:
@@ -548,9 +548,9 @@ class StepCompiler:
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[Stage, Future[StepFn]] = {}
 
-    def begin(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> None:
+    def begin(self, stage: Stage, state: TrainState, pixels: PixelDataset) -> None:
         """Begins with a stage that will be asked for; shapes of the state and pixels suffice."""
-        stage = stages.ignore_pruning(self.config.field, stage)
+        stage = transitions.canonical_stage(self.config.field, stage)
         if stage in self._ahead:
             return
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, pixels))
@@ -571,23 +571,23 @@ class StepCompiler:
         self,
         stage: Stage,
         state: TrainState,
-        pixels: TrainPixels,
-        may_wait: Callable[[], bool],
+        pixels: PixelDataset,
+        should_wait_for_compile: Callable[[], bool],
     ) -> bool:
         """Waits for a stage to be compiled, as long as that may be waited for."""
         self.begin(stage, state, pixels)
-        compiled = self._ahead[stages.ignore_pruning(self.config.field, stage)]
+        compiled = self._ahead[transitions.canonical_stage(self.config.field, stage)]
         # Of several processes all have to come to the same end.
         while jax.process_count() == 1 and not compiled.done():
-            if not may_wait():
+            if not should_wait_for_compile():
                 return False
             wait([compiled], timeout=0.1)
         return True
 
-    def get(self, stage: Stage, state: TrainState, pixels: TrainPixels) -> StepFn:
+    def get(self, stage: Stage, state: TrainState, pixels: PixelDataset) -> StepFn:
         """The steps of a stage, as soon as they are compiled."""
         self.begin(stage, state, pixels)
-        return self._ahead[stages.ignore_pruning(self.config.field, stage)].result()
+        return self._ahead[transitions.canonical_stage(self.config.field, stage)].result()
 
     def __enter__(self) -> "StepCompiler":
         return self
@@ -605,17 +605,17 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
     """Raises DivergedError if the last steps show NaN, divergence or an all-background field."""
     if not all(math.isfinite(float(value)) for value in metrics):
         raise DivergedError(
-            f"The loss is not a number after step {step}: lower --optimizer.grid-rate and "
-            "--optimizer.network-rate, or --optimizer.clip-norm."
+            f"The loss is not a number after step {step}: lower --optimizer.grid-lr and "
+            "--optimizer.mlp-lr, or --optimizer.clip-norm."
         )
     if float(metrics.mse) > max(20.0 * best_mse, 0.05):
         raise DivergedError(
             f"Training diverged: the squared error rose from {best_mse:.4g} to "
-            f"{float(metrics.mse):.4g} by step {step}; lower --optimizer.grid-rate and "
-            "--optimizer.network-rate."
+            f"{float(metrics.mse):.4g} by step {step}; lower --optimizer.grid-lr and "
+            "--optimizer.mlp-lr."
         )
     collapsed = float(metrics.opacity) < 1e-3 and float(metrics.truth_alpha) > 1e-2
-    if collapsed and progress.progress_at(config, step) > 0.1:
+    if collapsed and schedule.progress_at(config, step) > 0.1:
         raise DivergedError(
             f"The field is all background after step {step}, although "
             f"{float(metrics.truth_alpha):.0%} of the pictures is not: try another --seed, a lower "
@@ -623,15 +623,15 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
         )
 
 
-def is_too_large(program: Any) -> bool:
+def exceeds_memory(program: Any) -> bool:
     """Whether a compiled program needs more memory than some process has."""
-    too_large = memory.needed_bytes(program) > SHARE_OF_MEMORY * memory.free_bytes()
+    too_large = memory.needed_bytes(program) > STEP_MEMORY_FRACTION * memory.free_bytes()
     return parallel.largest(too_large) > 0
 
 
 def _describe_batch(config: TrainConfig, stage: Stage) -> str:
     if stage.passes > 1:
-        return f"memory is short: {stage.passes} passes a step (--pass-samples)"
+        return f"memory is short: {stage.passes} passes a step (--microbatch-samples)"
     return (
         f"memory is short: {config.batch_rays} rays and {config.batch_samples} samples a step "
         "(--batch-rays, --batch-samples)"
@@ -670,69 +670,69 @@ def fit(
             f"1, 2, 4, ... up to {config.shards}, or leave --shards out."
         )
 
-    def lean(pixels: TrainPixels) -> TrainPixels:
-        return batches.leave_pictures_out(pixels) if streams else pixels
+    def lean(pixels: PixelDataset) -> PixelDataset:
+        return batches.drop_images(pixels) if streams else pixels
 
     scene_range = (scene.near, scene.far)
-    split, factors = scene.splits["train"], batches.list_factors(config)
-    cameras = adopt_convention(split.cameras, config.field.convention)
+    split, factors = scene.splits["train"], batches.image_scales(config)
+    cameras = apply_ray_convention(split.cameras, config.field.convention)
     split = dataclasses.replace(split, cameras=cameras)
     streams = config.stream
     if streams is None:
-        many = batches.count_bytes(split, factors) > SHARE_FOR_PICTURES * memory.free_bytes()
+        many = batches.count_bytes(split, factors) > IMAGE_MEMORY_FRACTION * memory.free_bytes()
         streams = parallel.largest(many) > 0
-    every_pixel = batches.put_pixels(split, factors, streams)
-    growths = stages.plan_growth(config)
+    every_pixel = batches.to_device(split, factors, streams)
+    growths = transitions.plan_transitions(config)
     best_mse = math.inf
     pace = math.inf
     with (
         StepCompiler(config, scene_range, error_fn, streams, mesh) as compiler,
-        batches.PixelStream(config.steps_per_dispatch) as stream,
+        batches.PixelPrefetcher(config.steps_per_dispatch) as stream,
     ):
         if restored is None:
-            stage = stages.first_stage(config, scene.aabb, mesh.size)
-            grid = stages.init_grid(config.field, stage, scene.aabb)
+            stage = transitions.first_stage(config, scene.aabb, mesh.size)
+            grid = transitions.init_grid(config.field, stage, scene.aabb)
             shapes = jax.eval_shape(partial(init_state, config, stage), grid)
             compiler.begin(stage, shapes, lean(every_pixel))
-            if isinstance(grid, occupancy.ProbedGrid):
-                grid = _fit_to_cameras(grid, every_pixel.cameras, stage.reach)
+            if isinstance(grid, occupancy.DensityEmaGrid):
+                grid = _mark_invisible_cells(grid, every_pixel.cameras, stage.reach)
             state = _init_state(config, stage, grid)
         else:
             stage, state = restored
-            stage = stages.share_among(config, stage, state.grid, mesh.size)
+            stage = transitions.share_among(config, stage, state.grid, mesh.size)
         state = parallel.replicate(mesh, state)
         step = int(state.step)
-        course = make_course(config, step)
+        course = make_train_schedule(config, step)
         pixels = every_pixel
         filters = config.filter_rays and methods.marches(config.field)
         begun = any(growth.step < step for growth in growths)
-        if filters and (begun or batches.see_past_box(every_pixel.cameras, scene.aabb)):
-            pixels = batches.keep_hitting_pixels(every_pixel, state.grid, scene_range)
+        if filters and (begun or batches.cameras_see_outside_aabb(every_pixel.cameras, scene.aabb)):
+            pixels = batches.filter_pixels(every_pixel, state.grid, scene_range)
 
         while step < config.steps:
             # A state saved at the step of a growth is from before it.
             growth = next((growth for growth in growths if growth.step == step), None)
             before = stage, state
             if growth is not None:
-                here = parallel.localise(mesh, state)
-                stage, here = enter_next_stage(config, stage, here, growth)
+                here = parallel.to_local(mesh, state)
+                stage, here = transition_stage(config, stage, here, growth)
                 state = parallel.replicate(mesh, here)
-                course = make_course(config, step + 1)
+                course = make_train_schedule(config, step + 1)
                 if filters:
-                    pixels = batches.keep_hitting_pixels(every_pixel, state.grid, scene_range)
+                    pixels = batches.filter_pixels(every_pixel, state.grid, scene_range)
 
             started = time.perf_counter()
             shown = parallel.replicate(mesh, lean(pixels))
-            if not compiler.is_ready(stage, state, shown, observer.may_wait):
+            if not compiler.is_ready(stage, state, shown, observer.should_wait_for_compile):
                 return before
             del before
             run = compiler.get(stage, state, shown)
-            while is_too_large(run):
-                smaller = stages.ask_less_memory(config, stage)
+            while exceeds_memory(run):
+                smaller = transitions.halve_batch(config, stage)
                 if smaller is config:
                     break
                 config = smaller
-                stage = stages.fit_batch(
+                stage = transitions.set_budgets(
                     config, stage, np.asarray(state.grid.aabb), state.grid.bounds
                 )
                 observer.on_change(config, step, _describe_batch(config, stage))
@@ -741,9 +741,9 @@ def fit(
 
             later = [growth for growth in growths if growth.step > step]
             coming = later[0] if later else None
-            for ahead in stages.foresee_stages(config, stage, later, state.grid):
-                compiler.begin(ahead, foresee_state(config, stage, ahead, state), shown)
-            each = stage.rays // stage.subrays**2
+            for ahead in transitions.predict_next_stages(config, stage, later, state.grid):
+                compiler.begin(ahead, abstract_next_state(config, stage, ahead, state), shown)
+            each = stage.rays // stage.supersample**2
             while step < (coming.step if coming else config.steps):
                 end = coming.step if coming else config.steps
                 longest = observer.dispatch_seconds()
@@ -765,8 +765,8 @@ def fit(
                 stop = observer.on_dispatch(state, stage, metrics, count)
                 fitted = observer.replan(config, step, coming is not None)
                 if fitted is not config:
-                    config, course = fitted, make_course(fitted, step)
-                    growths = stages.plan_growth(config)
+                    config, course = fitted, make_train_schedule(fitted, step)
+                    growths = transitions.plan_transitions(config)
                     # A growth may be due at this very step now.
                     coming = next((growth for growth in growths if growth.step >= step), None)
                 if stop:

@@ -15,16 +15,16 @@ from jaxrf.data.scene import Scene, find_background
 from jaxrf.fields import tensorf, voxels
 from jaxrf.fields.base import Params
 from jaxrf.models.methods import (
-    BLOCK_STEPS,
+    STEPS_PER_BLOCK,
     Stage,
-    count_blocks,
     make_field,
     marches,
+    max_blocks_per_ray,
     samples_per_ray,
     step_length,
 )
-from jaxrf.sampling import occupancy as occ
-from jaxrf.sampling.occupancy import OccupancyGrid, WatchedGrid
+from jaxrf.sampling import occupancy
+from jaxrf.sampling.occupancy import OccupancyGrid, WeightTrackedGrid
 from jaxrf.training import schedule as progress
 from jaxrf.training.config import (
     FieldConfig,
@@ -35,35 +35,35 @@ from jaxrf.training.config import (
 )
 
 # Rows of a packed grid beyond those in use that are not worth a compilation.
-ROOM_TO_SPARE = 300_000
+CAPACITY_SLACK = 300_000
 # Samples whose activations, in layers of 256, stay in the cache of a CPU.
 CACHED_SAMPLES = 2048
 # Fewer rays a step are not worth training with.
-FEWEST_RAYS = 64
+MIN_RAYS = 64
 # By how many rays a voxel is to be met before it may be dropped for not having mattered.
-RAYS_PER_VOXEL = 16
+MIN_RAYS_PER_VOXEL = 16
 
 
 def _block_reach(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"]) -> float:
     """Half a block of steps, in cells of the occupancy grid."""
     cell = float(np.min((aabb[1] - aabb[0]) / np.array(stage.cells)))
-    cell = cell / contraction.FASTEST if config.contract else cell
-    return 0.5 * BLOCK_STEPS * float(step_length(config, stage, aabb)) / cell
+    cell = cell / contraction.MAX_MARCH_SPEED if config.contract else cell
+    return 0.5 * STEPS_PER_BLOCK * float(step_length(config, stage, aabb)) / cell
 
 
-class Growth(NamedTuple):
+class StageTransition(NamedTuple):
     """A change of the field between two stages.
 
     step: before which it happens.
     prune: whether empty cells are dropped and the box is shrunk.
     voxels: number of voxels from then on; None leaves them.
-    subrays: per pixel along each axis, from then on.
+    supersample: per pixel along each axis, from then on.
     """
 
     step: int
     prune: bool
     voxels: int | None
-    subrays: int
+    supersample: int
 
 
 def _place_grid(config: FieldConfig, aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
@@ -71,13 +71,13 @@ def _place_grid(config: FieldConfig, aabb: Float[np.ndarray, "2 3"]) -> Float[np
     return contraction.expand(aabb) if config.contract else aabb
 
 
-def plan_growth(config: TrainConfig) -> list[Growth]:
+def plan_transitions(config: TrainConfig) -> list[StageTransition]:
     """All growths of a run, in order, at most one before each step."""
     upsample: dict[int, int] = {}
     prune: set[int] = set()
 
-    def when(fraction: float, settle_steps: int = 0) -> int:
-        return max(progress.step_at(config, fraction), settle_steps)
+    def when(fraction: float, min_steps_before_refine: int = 0) -> int:
+        return max(progress.step_at(config, fraction), min_steps_before_refine)
 
     match config.field:
         case VoxelsConfig() as field:
@@ -94,7 +94,7 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
         case _:
             assert_never(config.field)
     if not isinstance(config.field, SampledConfig):
-        settle = config.field.settle_steps
+        settle = config.field.min_steps_before_refine
         # A grid of another shape can be compiled ahead only once the first pruning has placed it.
         apart = settle if isinstance(config.field, TensoRFConfig) else 0
         for index, (at, count) in enumerate(
@@ -104,72 +104,81 @@ def plan_growth(config: TrainConfig) -> list[Growth]:
             upsample[when(at, settle + apart * (2 * index + 1) + index)] = count
         prune = {when(at, settle) for at in config.field.prune_at}
     split = _subrays_from(config)
-    subrays = config.subrays or 1
-    steps = upsample.keys() | prune | ({split} if subrays > 1 else set())
+    supersample = config.supersample or 1
+    steps = upsample.keys() | prune | ({split} if supersample > 1 else set())
     growths = [
-        Growth(s, s in prune, upsample.get(s), subrays if s >= split else 1) for s in sorted(steps)
+        StageTransition(s, s in prune, upsample.get(s), supersample if s >= split else 1)
+        for s in sorted(steps)
     ]
     if isinstance(config.field, VoxelsConfig):
-        growths = _be_patient(growths, config.field.patience)
+        growths = _delay_pruning(growths, config.field.min_steps_before_prune)
     return [growth for growth in growths if 0 < growth.step < config.steps]
 
 
-def _be_patient(growths: Sequence[Growth], patience: Sequence[int]) -> list[Growth]:
+def _delay_pruning(
+    growths: Sequence[StageTransition], min_steps_before_prune: Sequence[int]
+) -> list[StageTransition]:
     """Growths late enough that voxels were looked at for so many steps before any are dropped.
 
-    `patience` is that with voxels of each size.
+    `min_steps_before_prune` is that with voxels of each size.
     """
-    waiting: list[Growth] = []
+    waiting: list[StageTransition] = []
     last = size = 0
     for growth in growths:
-        wait = patience[min(size, len(patience) - 1)] if growth.prune and patience else 0
-        # What would now be due at once goes into one, but for divisions: there is one at a time.
+        wait = (
+            min_steps_before_prune[min(size, len(min_steps_before_prune) - 1)]
+            if growth.prune and min_steps_before_prune
+            else 0
+        )
+        # What would now be due at once goes into one, but for num_subdivisions: there is one at a time.
         wait = max(wait, int(growth.voxels is not None))
         last = max(growth.step, last + wait)
         size += growth.voxels is not None
         growth = growth._replace(step=last)
         if waiting and waiting[-1].step == last:
             before = waiting.pop()
-            growth = Growth(
+            growth = StageTransition(
                 last,
                 before.prune or growth.prune,
                 before.voxels,
-                max(before.subrays, growth.subrays),
+                max(before.supersample, growth.supersample),
             )
         waiting.append(growth)
     return waiting
 
 
-def _find_patience(divisions: int, voxel: float, pixel: float, rays: float) -> tuple[int, ...]:
+def _min_steps_before_prune(
+    num_subdivisions: int, voxel: float, pixel: float, rays: float
+) -> tuple[int, ...]:
     """Steps until a voxel that pictures show was met by some rays, for each size of voxels.
 
     Args:
-      divisions: how often voxels are divided.
+      num_subdivisions: how often voxels are divided.
       voxel: side of the largest, in scene units.
       pixel: size of a pixel where the scene is.
       rays: of a step, as a share of a picture's pixels.
     """
-    sides = [voxel / 2**division / pixel for division in range(divisions + 1)]
+    sides = [voxel / 2**division / pixel for division in range(num_subdivisions + 1)]
     # A voxel covers so many pixels of each picture that shows it.
-    return tuple(math.ceil(RAYS_PER_VOXEL / (rays * side**2)) for side in sides)
+    return tuple(math.ceil(MIN_RAYS_PER_VOXEL / (rays * side**2)) for side in sides)
 
 
-def restarts(config: FieldConfig, growth: Growth) -> bool:
+def resets_lr(config: FieldConfig, growth: StageTransition) -> bool:
     """Whether rates and moments begin anew at a growth."""
-    return getattr(config, "reset_rates", False) and growth.voxels is not None
+    return getattr(config, "reset_lr", False) and growth.voxels is not None
 
 
-def find_restart(config: TrainConfig, grown: int) -> float:
+def last_lr_reset(config: TrainConfig, grown: int) -> float:
     """Progress at the last restart of the rates once all growths before step `grown` are done."""
     steps = [
         growth.step
-        for growth in (plan_growth(config) if grown else [])
-        if growth.step < grown and restarts(config.field, growth)
+        for growth in (plan_transitions(config) if grown else [])
+        if growth.step < grown and resets_lr(config.field, growth)
     ]
     return progress.progress_at(config, steps[-1]) if steps else 0.0
 
 
-def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
+def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     """The configuration with what it leaves open settled for a scene.
 
     Random backgrounds are for pictures that are transparent there: before a plain colour that all
@@ -185,68 +194,72 @@ def fit_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     if cameras.ndc is not None:
         # There a picture is two wide, wherever its camera stands.
         pixel = 2.0 / math.sqrt(cameras.width * cameras.height)
-    subrays = 1
+    supersample = 1
     settled: Any = config.field
     if settled.contract is None:
         settled = dataclasses.replace(settled, contract=scene.unbounded)
     if settled.appearance_dim:
         pictures = len(scene.splits["train"])
-        settled = dataclasses.replace(settled, appearance_pictures=pictures)
+        settled = dataclasses.replace(settled, num_appearances=pictures)
     config = dataclasses.replace(config, field=settled)
     box = _place_grid(config.field, scene.aabb)
     schedule = tuple(
-        (at if at < 1.0 else at / config.steps, factor) for at, factor in config.scale_schedule
+        (at if at < 1.0 else at / config.steps, factor)
+        for at, factor in config.train_scale_schedule
     )
-    config = dataclasses.replace(config, scale_schedule=schedule)
+    config = dataclasses.replace(config, train_scale_schedule=schedule)
     match config.field:
         case VoxelsConfig() as field:
             voxel = float(np.max(np.diff(box, axis=0))) / field.initial_resolution
-            divisions = field.divisions
-            if divisions is None:
+            num_subdivisions = field.num_subdivisions
+            if num_subdivisions is None:
                 wanted = round(math.log2(max(voxel / pixel, 1.0)))
                 # In NDC, surfaces fill the whole box.
                 most = len(field.upsample_at) if cameras.ndc is None else 1
-                divisions = min(wanted, most, len(field.upsample_at))
+                num_subdivisions = min(wanted, most, len(field.upsample_at))
             threshold = field.prune_threshold
             if threshold is None:
                 threshold = 0.05 if cameras.ndc is None else 0.01
             rays = config.batch_rays / (cameras.width * cameras.height)
             field = dataclasses.replace(
                 field,
-                divisions=divisions,
+                num_subdivisions=num_subdivisions,
                 prune_threshold=threshold,
-                patience=field.patience or _find_patience(divisions, voxel, pixel, rays),
+                min_steps_before_prune=field.min_steps_before_prune
+                or _min_steps_before_prune(num_subdivisions, voxel, pixel, rays),
             )
             config = dataclasses.replace(config, field=field)
-            subrays = 2 if voxel / 2**divisions <= 1.25 * pixel else 1
+            supersample = 2 if voxel / 2**num_subdivisions <= 1.25 * pixel else 1
         case TensoRFConfig() as field:
             voxel = float(np.cbrt(np.prod(box[1] - box[0]) / field.final_voxels))
-            subrays = 2 if voxel <= 1.25 * pixel else 1
+            supersample = 2 if voxel <= 1.25 * pixel else 1
         case SampledConfig():
             pass
         case _:
             assert_never(config.field)
-    pass_samples = config.pass_samples
-    if pass_samples is None and jax.default_backend() == "cpu":
-        pass_samples = CACHED_SAMPLES
-    return dataclasses.replace(config, subrays=config.subrays or subrays, pass_samples=pass_samples)
+    microbatch_samples = config.microbatch_samples
+    if microbatch_samples is None and jax.default_backend() == "cpu":
+        microbatch_samples = CACHED_SAMPLES
+    return dataclasses.replace(
+        config, supersample=config.supersample or supersample, microbatch_samples=microbatch_samples
+    )
 
 
 def _divisions(config: VoxelsConfig) -> int:
     """How often voxels are divided."""
     most = len(config.upsample_at)
-    return most if config.divisions is None else min(config.divisions, most)
+    return most if config.num_subdivisions is None else min(config.num_subdivisions, most)
 
 
 def _subrays_from(config: TrainConfig) -> int:
-    return progress.step_at(config, config.subrays_from)
+    return progress.step_at(config, config.supersample_from)
 
 
 def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"], devices: int = 1) -> Stage:
     """The stage that training on so many devices starts with, in a scene of this box."""
     bounds = aabb if config.field.contract else None
     aabb = _place_grid(config.field, aabb)
-    subrays = (config.subrays or 1) if _subrays_from(config) <= 0 else 1
+    supersample = (config.supersample or 1) if _subrays_from(config) <= 0 else 1
     resolution = cells = (1, 1, 1)
     table = (0, 0)
     box = aabb
@@ -261,13 +274,13 @@ def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"], devices: in
             resolution, cells = _fit_cells(field, field.initial_voxels, aabb)
         case SampledConfig() as field:
             if marches(field):
-                cells = _count_cells(field.occupancy_cells, aabb)
+                cells = _count_cells(field.occupancy_resolution, aabb)
         case _:
             assert_never(config.field)
     shards = config.shards or devices
-    stage = Stage(resolution, cells, config.batch_rays, subrays, shards)
+    stage = Stage(resolution, cells, config.batch_rays, supersample, shards)
     stage = dataclasses.replace(stage, table_rows=table[0], table_cells=table[1])
-    return fit_batch(config, stage, box, bounds)
+    return set_budgets(config, stage, box, bounds)
 
 
 def describe_grid(config: FieldConfig, stage: Stage, grid: OccupancyGrid) -> str:
@@ -319,27 +332,27 @@ def init_grid(config: FieldConfig, stage: Stage, aabb: Float[np.ndarray, "2 3"])
             x, y, z = _count_cells(config.initial_resolution, aabb)
             occupied[:x, :y, :z] = True
             cube = _cube(config, stage.cells[0], aabb)
-            grid = voxels.number_cells(occupied, cube, _block_reach(config, stage, cube), bounds)
-            return voxels.resize_grid(grid, stage.table_cells)
+            grid = voxels.index_cells(occupied, cube, _block_reach(config, stage, cube), bounds)
+            return voxels.pad_grid(grid, stage.table_cells)
         case TensoRFConfig():
-            full = occ.make_full_grid(stage.cells, jnp.asarray(aabb), bounds)
+            full = occupancy.make_full_grid(stage.cells, jnp.asarray(aabb), bounds)
             return _watch(full, _block_reach(config, stage, aabb))
         case SampledConfig():
-            full = occ.make_full_grid(stage.cells, jnp.asarray(aabb), bounds)
-            return _begin_probing(full, stage.reach) if marches(config) else full
+            full = occupancy.make_full_grid(stage.cells, jnp.asarray(aabb), bounds)
+            return _init_density_ema(full, stage.reach) if marches(config) else full
     assert_never(config)
 
 
-def watch_grid(config: FieldConfig, stage: Stage, grid: OccupancyGrid) -> WatchedGrid:
+def watch_grid(config: FieldConfig, stage: Stage, grid: OccupancyGrid) -> WeightTrackedGrid:
     """A grid of known cells to march through with a stage's steps."""
     return _watch(grid, _block_reach(config, stage, np.asarray(grid.aabb)))
 
 
-_watch = jax.jit(occ.watch, static_argnums=1)
-_begin_probing = jax.jit(occ.begin_probing, static_argnums=1)
+_watch = jax.jit(occupancy.watch, static_argnums=1)
+_init_density_ema = jax.jit(occupancy.init_density_ema, static_argnums=1)
 
 
-def fit_batch(
+def set_budgets(
     config: TrainConfig,
     stage: Stage,
     aabb: Float[np.ndarray, "2 3"],
@@ -353,15 +366,15 @@ def fit_batch(
     field = config.field
     if isinstance(field, SampledConfig) and not marches(field):
         samples = stage.rays // stage.shards * samples_per_ray(field)
-        passes = math.ceil(samples / (config.pass_samples or samples))
+        passes = math.ceil(samples / (config.microbatch_samples or samples))
         return dataclasses.replace(stage, passes=_divide_passes(_count_pixels(stage), passes))
-    share = getattr(field, "color_share", 1.0)
+    share = getattr(field, "max_shaded_fraction", 1.0)
     # A probed grid is coarser beside its steps, so that blocks hold less.
     blocks_per_sample = 6 if isinstance(field, SampledConfig) else 3
     return dataclasses.replace(
         stage,
-        blocks=count_blocks(aabb, step_length(field, stage, aabb), bounds),
-        block_budget=max(blocks_per_sample * config.batch_samples // BLOCK_STEPS, 1),
+        blocks=max_blocks_per_ray(aabb, step_length(field, stage, aabb), bounds),
+        block_budget=max(blocks_per_sample * config.batch_samples // STEPS_PER_BLOCK, 1),
         sample_budget=config.batch_samples,
         color_budget=math.ceil(share * config.batch_samples) if share < 1.0 else 0,
         reach=_block_reach(field, stage, aabb) if isinstance(field, SampledConfig) else 0.0,
@@ -374,7 +387,7 @@ def share_among(config: TrainConfig, stage: Stage, grid: OccupancyGrid, devices:
     if shards == stage.shards:
         return stage
     stage = dataclasses.replace(stage, shards=shards)
-    return fit_batch(config, stage, np.asarray(grid.aabb), grid.bounds)
+    return set_budgets(config, stage, np.asarray(grid.aabb), grid.bounds)
 
 
 def divide(stage: Stage) -> Stage:
@@ -386,7 +399,7 @@ def divide(stage: Stage) -> Stage:
 
 def _count_pixels(stage: Stage) -> int:
     """Pixels of a shard."""
-    return stage.rays // stage.subrays**2 // stage.shards
+    return stage.rays // stage.supersample**2 // stage.shards
 
 
 def _divide_passes(pixels: int, wanted: int) -> int:
@@ -394,7 +407,7 @@ def _divide_passes(pixels: int, wanted: int) -> int:
     return next(n for n in range(min(wanted, pixels), pixels + 1) if pixels % n == 0)
 
 
-def ask_less_memory(config: TrainConfig, stage: Stage) -> TrainConfig:
+def halve_batch(config: TrainConfig, stage: Stage) -> TrainConfig:
     """A configuration whose steps need about half the memory; the same if there is none.
 
     Where rays have a fixed number of samples, twice as many passes do; else there are half as many
@@ -404,41 +417,41 @@ def ask_less_memory(config: TrainConfig, stage: Stage) -> TrainConfig:
         together = divide(stage).rays * samples_per_ray(config.field)
         if _divide_passes(_count_pixels(stage), 2 * stage.passes) == stage.passes:
             return config
-        return dataclasses.replace(config, pass_samples=together // 2)
-    if min(config.batch_rays, config.batch_samples // BLOCK_STEPS) < 2 * FEWEST_RAYS:
+        return dataclasses.replace(config, microbatch_samples=together // 2)
+    if min(config.batch_rays, config.batch_samples // STEPS_PER_BLOCK) < 2 * MIN_RAYS:
         return config
     rays, samples = config.batch_rays // 2, config.batch_samples // 2
     return dataclasses.replace(config, batch_rays=rays, batch_samples=samples)
 
 
-def foresee_stage(
-    config: TrainConfig, stage: Stage, growth: Growth, grid: OccupancyGrid
+def predict_next_stage(
+    config: TrainConfig, stage: Stage, growth: StageTransition, grid: OccupancyGrid
 ) -> Stage | None:
     """The stage that a growth leads to, if that can be told beforehand.
 
     It may turn out otherwise; it serves to compile ahead of time.
     """
-    stage = dataclasses.replace(stage, subrays=growth.subrays)
+    stage = dataclasses.replace(stage, supersample=growth.supersample)
     match config.field:
         case VoxelsConfig() | SampledConfig():
-            return fit_batch(config, stage, np.asarray(grid.aabb), grid.bounds)
+            return set_budgets(config, stage, np.asarray(grid.aabb), grid.bounds)
         case TensoRFConfig() as field:
             if growth.voxels is not None and not stage.pruned:
                 return None
             stage, aabb = _place_tensorf(field, stage, growth, grid)
-            return fit_batch(config, stage, aabb, grid.bounds)
+            return set_budgets(config, stage, aabb, grid.bounds)
     assert_never(config.field)
 
 
-def ignore_pruning(config: FieldConfig, stage: Stage) -> Stage:
+def canonical_stage(config: FieldConfig, stage: Stage) -> Stage:
     """The stage as its steps see it: whether cells were pruned matters to one penalty alone."""
     if isinstance(config, TensoRFConfig) and config.l1_weight != config.l1_weight_pruned:
         return stage
     return dataclasses.replace(stage, pruned=False)
 
 
-def foresee_stages(
-    config: TrainConfig, stage: Stage, growths: Sequence[Growth], grid: OccupancyGrid
+def predict_next_stages(
+    config: TrainConfig, stage: Stage, growths: Sequence[StageTransition], grid: OccupancyGrid
 ) -> list[Stage]:
     """The stages that growths lead to, as far as that can be told beforehand, in order.
 
@@ -450,17 +463,17 @@ def foresee_stages(
         # A grid is reshaped by what the prunings before leave of it.
         following = None
         if growth.voxels is None or not pruned:
-            following = foresee_stage(config, ahead, growth, grid)
+            following = predict_next_stage(config, ahead, growth, grid)
         if following is None:
             break
         found.append(following)
-        if not shapes_stay(ahead, following):
+        if not same_shapes(ahead, following):
             break
         ahead, pruned = following, pruned or growth.prune
     return found
 
 
-def shapes_stay(stage: Stage, ahead: Stage) -> bool:
+def same_shapes(stage: Stage, ahead: Stage) -> bool:
     """Whether parameters and occupancy grid have the same shapes in both stages."""
 
     def shapes(stage: Stage) -> tuple[Any, ...]:
@@ -471,32 +484,32 @@ def shapes_stay(stage: Stage, ahead: Stage) -> bool:
 
 def _whole_pixels(rays: int, stage: Stage) -> int:
     """At most so many rays, but all those of at least one pixel in each shard."""
-    parts = stage.subrays**2 * stage.shards
+    parts = stage.supersample**2 * stage.shards
     return max(rays // parts, 1) * parts
 
 
 def grow(
-    config: TrainConfig, stage: Stage, growth: Growth, params: Params, grid: OccupancyGrid
+    config: TrainConfig, stage: Stage, growth: StageTransition, params: Params, grid: OccupancyGrid
 ) -> tuple[Stage, OccupancyGrid, Callable[[Params], Params]]:
     """The stage and occupancy after a growth, and what carries parameters over to it."""
-    stage = dataclasses.replace(stage, subrays=growth.subrays)
+    stage = dataclasses.replace(stage, supersample=growth.supersample)
     carry_over: Callable[[Params], Params] = lambda tree: tree  # noqa: E731
     match config.field:
         case VoxelsConfig() as field:
             assert isinstance(grid, voxels.VoxelGrid)
             stage, grid, carry_over = _refine(field, stage, growth, grid)
         case TensoRFConfig() as field:
-            assert isinstance(grid, WatchedGrid)
+            assert isinstance(grid, WeightTrackedGrid)
             stage, grid, carry_over = _grow_tensorf(field, stage, growth, params, grid)
         case SampledConfig():
             pass
         case _:
             assert_never(config.field)
-    return fit_batch(config, stage, np.asarray(grid.aabb), grid.bounds), grid, carry_over
+    return set_budgets(config, stage, np.asarray(grid.aabb), grid.bounds), grid, carry_over
 
 
 def _place_tensorf(
-    config: TensoRFConfig, stage: Stage, growth: Growth, grid: OccupancyGrid
+    config: TensoRFConfig, stage: Stage, growth: StageTransition, grid: OccupancyGrid
 ) -> tuple[Stage, Float[np.ndarray, "2 3"]]:
     """Stage and box after a growth: upsampling shrinks the box to what is occupied before it."""
     stage = dataclasses.replace(stage, pruned=stage.pruned or growth.prune)
@@ -505,13 +518,17 @@ def _place_tensorf(
     # All of contracted space is one box, which does not shrink.
     box = np.asarray(grid.aabb)
     if grid.bounds is None:
-        box = occ.occupied_aabb(grid).astype(np.float32)
+        box = occupancy.occupied_aabb(grid).astype(np.float32)
     resolution, cells = _fit_cells(config, growth.voxels, box)
     return dataclasses.replace(stage, resolution=resolution, cells=cells), box
 
 
 def _grow_tensorf(
-    config: TensoRFConfig, stage: Stage, growth: Growth, params: Params, grid: WatchedGrid
+    config: TensoRFConfig,
+    stage: Stage,
+    growth: StageTransition,
+    params: Params,
+    grid: WeightTrackedGrid,
 ) -> tuple[Stage, OccupancyGrid, Callable[[Params], Params]]:
     if not growth.prune and growth.voxels is None:
         return stage, grid, lambda tree: tree
@@ -521,7 +538,7 @@ def _grow_tensorf(
     # After the first pruning the box is that of the one before, which is known beforehand.
     new_stage, box = _place_tensorf(config, stage, growth, grid if stage.pruned else pruned)
     if growth.voxels is not None:
-        pruned = jax.jit(occ.resample_grid, static_argnums=1)(pruned, new_stage.cells, box)
+        pruned = jax.jit(occupancy.resample_grid, static_argnums=1)(pruned, new_stage.cells, box)
     reach = _block_reach(config, new_stage, box)
     if growth.voxels is None:
         return new_stage, _watch(pruned, reach), lambda tree: tree
@@ -536,11 +553,11 @@ _resample = jax.jit(tensorf.resample, static_argnums=1)
 
 
 def _prune_tensorf(
-    config: TensoRFConfig, stage: Stage, params: Params, grid: WatchedGrid
+    config: TensoRFConfig, stage: Stage, params: Params, grid: WeightTrackedGrid
 ) -> OccupancyGrid:
     if config.prune_by == "weight":
-        seen = occ.recall_weights(grid).reshape(stage.cells) > config.prune_threshold
-        kept = jax.jit(occ.dilate)(seen & grid.occupied) & grid.occupied
+        seen = occupancy.decayed_max_weights(grid).reshape(stage.cells) > config.prune_threshold
+        kept = jax.jit(occupancy.dilate)(seen & grid.occupied) & grid.occupied
         return dataclasses.replace(grid, occupied=kept) if bool(kept.any()) else grid
     # The published threshold is for the density before its factor.
     bare = make_field(dataclasses.replace(config, density_scale=1.0), stage)
@@ -550,11 +567,11 @@ def _prune_tensorf(
         return bare.density(inner, positions, jnp.zeros(positions.shape[:-1]))[0]
 
     step = step_length(config, stage, grid.aabb)
-    return occ.update_from_density(grid, jax.jit(density), step, config.prune_threshold)
+    return occupancy.update_from_density(grid, jax.jit(density), step, config.prune_threshold)
 
 
 def _refine(
-    config: VoxelsConfig, stage: Stage, growth: Growth, grid: voxels.VoxelGrid
+    config: VoxelsConfig, stage: Stage, growth: StageTransition, grid: voxels.VoxelGrid
 ) -> tuple[Stage, OccupancyGrid, Callable[[Params], Params]]:
     """Cells dropped and divided; the room is made larger only where it does not suffice."""
     if not growth.prune and growth.voxels is None:
@@ -562,9 +579,9 @@ def _refine(
     keep = np.asarray(grid.occupied)
     if growth.prune:
         assert config.prune_threshold is not None
-        seen = np.asarray(occ.recall_weights(grid)) > config.prune_threshold
+        seen = np.asarray(occupancy.decayed_max_weights(grid)) > config.prune_threshold
         seen = seen[np.asarray(grid.number)].reshape(keep.shape)
-        matters = jax.jit(occ.dilate)(jnp.asarray(seen & keep))
+        matters = jax.jit(occupancy.dilate)(jnp.asarray(seen & keep))
         matters = np.asarray(matters) & keep
         keep = matters if matters.any() else keep
     divide = 1 if growth.voxels is None else 2
@@ -582,7 +599,7 @@ def _refine(
     def carry_over(tree: Params) -> Params:
         return tree | {"table": _mix_rows(tree["table"], source, weight)}
 
-    return stage, voxels.resize_grid(new, stage.table_cells), carry_over
+    return stage, voxels.pad_grid(new, stage.table_cells), carry_over
 
 
 @jax.jit
@@ -598,4 +615,4 @@ def _room(needed: int, present: int) -> int:
     Another shape has to be compiled, and the optimiser updates every row, in use or not.
     """
     fitting = -(-needed * 5 // 4 // 4096) * 4096
-    return present if needed <= present < fitting + ROOM_TO_SPARE else fitting
+    return present if needed <= present < fitting + CAPACITY_SLACK else fitting

@@ -16,18 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxrf.cameras.base import Cameras, find_span
+from jaxrf.cameras.base import Cameras, near_far_for_box
 from jaxrf.cameras.transforms import unpack_frame
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
-from jaxrf.evaluation.interactive import Pace, Painter, paint_progressively
+from jaxrf.evaluation.interactive import InteractiveRenderer, Pace, render_progressively
 from jaxrf.rendering.volume import Picture
-from jaxrf.sampling.occupancy import shown_box
+from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training.config import Channel
-from jaxrf.training.runs import SceneSummary
+from jaxrf.training.runs import SceneMetadata
 from jaxrf.viewer.poses import View, along_axis, fit_camera, list_views, read_view, to_browser
-from jaxrf.viewer.tour import TourPanel, go_to
+from jaxrf.viewer.tour import CameraPathPanel, go_to
 
 MODES: tuple[Channel, ...] = ("rgb", "depth", "opacity")
 # A picture in this time follows a hand.
@@ -55,7 +55,7 @@ class Shown(NamedTuple):
     number: counts what was shown before.
     """
 
-    painter: Painter
+    painter: InteractiveRenderer
     box: Float[np.ndarray, "2 3"]
     number: int
 
@@ -82,7 +82,7 @@ class Viewer:
     def __init__(
         self,
         name: str,
-        scene: SceneSummary,
+        scene: SceneMetadata,
         folder: Path,
         host: str,
         port: int,
@@ -111,7 +111,7 @@ class Viewer:
         self._clients: dict[int, _Client] = {}
         self._changes = threading.Lock()
         self._shown_at = -np.inf
-        self._next: tuple[Painter, str] | None = None
+        self._next: tuple[InteractiveRenderer, str] | None = None
         self._asked, self._closed = threading.Event(), threading.Event()
         check_host(host)
         # Its own words would stand between ours.
@@ -137,14 +137,14 @@ class Viewer:
 
     # -- what is shown ------------------------------------------------------------------------
 
-    def show(self, painter: Painter, text: str) -> None:
+    def show(self, painter: InteractiveRenderer, text: str) -> None:
         """Shows a field for good, as soon as its program is compiled."""
         self._trains = False
         if self._pause is not None:
             self._pause.visible = False
         self._offer(painter, text)
 
-    def follow(self, make: Callable[[], Painter], text: str) -> None:
+    def follow(self, make: Callable[[], InteractiveRenderer], text: str) -> None:
         """Shows the state of a training if somebody looks and the last one is some time ago.
 
         `make` is called at once or never, so that what it copies is of this moment.
@@ -153,11 +153,11 @@ class Viewer:
         if self._clients and time.monotonic() - self._shown_at > SHOW_SECONDS:
             self._offer(make(), text)
 
-    def is_watched(self) -> bool:
+    def has_clients(self) -> bool:
         """Whether anybody looks."""
         return bool(self._clients)
 
-    def is_moving(self) -> bool:
+    def camera_moving(self) -> bool:
         """Whether somebody moves a camera right now."""
         now = time.monotonic()
         return any(now - client.moved_at < STILL_SECONDS for client in list(self._clients.values()))
@@ -182,7 +182,7 @@ class Viewer:
         with contextlib.redirect_stdout(io.StringIO()):
             self.server.stop()
 
-    def _offer(self, painter: Painter, text: str) -> None:
+    def _offer(self, painter: InteractiveRenderer, text: str) -> None:
         self._shown_at = time.monotonic()
         self._next = painter, text
         self._asked.set()
@@ -201,7 +201,7 @@ class Viewer:
             with self._changes:
                 before = self._shown
                 self._shown = Shown(
-                    painter, shown_box(painter.grid), before.number + 1 if before else 0
+                    painter, visible_aabb(painter.grid), before.number + 1 if before else 0
                 )
                 if before is None:
                     self._fit_crop(self._shown.box)
@@ -266,7 +266,9 @@ class Viewer:
         # Small training pictures would make a stamp of a video.
         times = max(-(-VIDEO_WIDTH // size[0]), 1)
         even = tuple(max(times * side - times * side % 2, 16) for side in size)
-        self._tour = TourPanel(self.server, folder, frame, self._paint_frame, (even[0], even[1]))
+        self._tour = CameraPathPanel(
+            self.server, folder, frame, self._paint_frame, (even[0], even[1])
+        )
         for handle in (self._mode, self._most):
             handle.on_update(lambda _: self.repaint())
 
@@ -357,11 +359,11 @@ class Viewer:
         if shown is None:
             raise InputError("There is nothing to render yet: wait for the first picture.")
         camera = dataclasses.replace(camera, ndc=self._scene.ndc)
-        picture = shown.painter.paint(camera, self.crop, stop, shown.painter.subrays)
+        picture = shown.painter.paint(camera, self.crop, stop, shown.painter.supersample)
         return None if picture is None else self._draw(picture, camera, shown)
 
     def _draw(self, picture: Picture, camera: Cameras, shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
-        span = find_span(camera, shown.box)
+        span = near_far_for_box(camera, shown.box)
         return pictures.draw_channel(picture, self._mode.value, span)
 
 
@@ -446,7 +448,7 @@ class _Client:
         if again:
             # Nobody waits for it, so it may be larger at once.
             self._pace.seconds = STATE_SECONDS
-        for picture in paint_progressively(
+        for picture in render_progressively(
             shown.painter, camera, viewer.crop, self._pace, self.changed.is_set
         ):
             self._send(picture, camera, shown)

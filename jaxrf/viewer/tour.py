@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxrf.cameras import paths
-from jaxrf.cameras.base import Cameras, make_cameras, take_cameras
+from jaxrf.cameras.base import Cameras, index_cameras, make_cameras
 from jaxrf.cameras.transforms import Frame, invert_frame, move_poses
 from jaxrf.core.errors import InputError
-from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation import images
 from jaxrf.training import runs
 from jaxrf.viewer.poses import View, read_view, to_browser
 
@@ -26,7 +26,7 @@ LINE_COLOR = (230, 80, 40)
 PaintFrame = Callable[[Cameras, Callable[[], bool]], UInt8[np.ndarray, "h w 3"] | None]
 
 
-class StoppedError(Exception):
+class RenderCancelled(Exception):
     """Somebody does not want the video any more."""
 
 
@@ -52,7 +52,7 @@ class Tour:
         return max(round(self.seconds * self.fps), 1)
 
 
-def plan_tour(tour: Tour, width: int, height: int) -> Cameras:
+def plan_camera_path(tour: Tour, width: int, height: int) -> Cameras:
     """The cameras of all frames, with pictures of one size; needs two stops or more."""
     poses = paths.interpolate_path(
         tour.frames, np.stack([stop.pose for stop in tour.stops]), tour.loops
@@ -94,7 +94,7 @@ def write_tour(cameras: Cameras, fps: float, frame: Frame) -> str:
     return paths.write_path(dataclasses.replace(cameras, T_world_camera=poses), fps)
 
 
-class TourPanel:
+class CameraPathPanel:
     """Buttons to add stops, play, save, load and render; one tour for all who look."""
 
     def __init__(
@@ -177,7 +177,7 @@ class TourPanel:
             handle.on_click(lambda event, stop=stop: go_to(event.client, stop))
             self._drawn.append(handle)
         if count > 1:
-            way = plan_tour(dataclasses.replace(self.tour, seconds=4.0, fps=24.0), 16, 16)
+            way = plan_camera_path(dataclasses.replace(self.tour, seconds=4.0, fps=24.0), 16, 16)
             points = np.asarray(way.T_world_camera)[:, :3, 3]
             segments = np.stack([points[:-1], points[1:]], axis=1)
             self._drawn.append(
@@ -189,7 +189,7 @@ class TourPanel:
     def _plan(self) -> Cameras:
         if len(self._stops) < 2:
             raise InputError("A path needs two stops: move the camera and press Add.")
-        return plan_tour(self.tour, int(self._width.value), int(self._height.value))
+        return plan_camera_path(self.tour, int(self._width.value), int(self._height.value))
 
     def _play(self, client: Any) -> None:
         cameras, fps = self._plan(), self.tour.fps
@@ -234,11 +234,11 @@ class TourPanel:
         path = self._find_free("video", ".mp4")
         self._render.label, self._progress.visible = "Stop rendering", True
         try:
-            with runs.replacing(path) as temporary:
-                pictures.write_mp4(temporary, self._paint_frames(cameras), fps)
+            with runs.atomic_path(path) as temporary:
+                images.write_mp4(temporary, self._paint_frames(cameras), fps)
             client.send_file_download(path.name, path.read_bytes())
             client.add_notification("Rendered", f"{path}", auto_close_seconds=8.0)
-        except StoppedError:
+        except RenderCancelled:
             client.add_notification("Stopped", "Nothing was written.")
         finally:
             self._render.label, self._progress.visible = "Render video", False
@@ -246,9 +246,9 @@ class TourPanel:
     def _paint_frames(self, cameras: Cameras) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """All frames one after the other, as a long video does not fit into memory."""
         for index in range(len(cameras)):
-            frame = self._paint(take_cameras(cameras, np.array([index])), self._stop.is_set)
+            frame = self._paint(index_cameras(cameras, np.array([index])), self._stop.is_set)
             if frame is None:
-                raise StoppedError
+                raise RenderCancelled
             yield frame
             self._progress.value = 100.0 * (index + 1) / len(cameras)
 

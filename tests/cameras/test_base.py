@@ -13,23 +13,23 @@ from scenes import assert_looks
 
 from jaxrf.cameras.base import (
     Cameras,
-    adopt_convention,
-    find_focus,
-    find_slopes,
+    apply_ray_convention,
+    focus_point,
+    frustum_planes,
     image_rays,
     look_at,
     make_cameras,
-    move_range,
     ndc_to_distance,
     pixels_to_rays,
     project,
     rays_to_ndc,
     resize_cameras,
+    shift_near_far,
 )
 from jaxrf.core.rays import Rays
 from jaxrf.rendering.volume import RadianceFns, render_samples
 from jaxrf.sampling.intervals import stratified
-from jaxrf.training.config import ConventionConfig
+from jaxrf.training.config import RayConvention
 
 rays_through = jax.jit(pixels_to_rays, static_argnames=("near", "far"))
 
@@ -265,8 +265,8 @@ def test_cameras_are_a_pytree_that_jit_and_vmap_accept() -> None:
 def test_focus_of_parallel_cameras_is_finite_and_on_average_on_their_axes() -> None:
     poses = np.tile(np.eye(4), (2, 1, 1))
     poses[:, 0, 3] = [-1.0, 3.0]
-    np.testing.assert_allclose(find_focus(poses), [1.0, 0.0, 0.0], atol=1e-9)
-    np.testing.assert_allclose(find_focus(poses[:1]), [-1.0, 0.0, 0.0], atol=1e-9)
+    np.testing.assert_allclose(focus_point(poses), [1.0, 0.0, 0.0], atol=1e-9)
+    np.testing.assert_allclose(focus_point(poses[:1]), [-1.0, 0.0, 0.0], atol=1e-9)
 
 
 # Lenses.
@@ -335,7 +335,7 @@ def test_a_lens_stays_what_it_is_at_another_size() -> None:
     ids=["bent", "pinhole", "fisheye"],
 )
 def test_slopes_enclose_all_that_is_seen_and_no_more(cameras: Cameras) -> None:
-    left, right, top, bottom = np.asarray(find_slopes(cameras, jnp.asarray(0)))
+    left, right, top, bottom = np.asarray(frustum_planes(cameras, jnp.asarray(0)))
     rays = image_rays(cameras, 0, 0.1, 9.0)
     pose = np.asarray(cameras.T_world_camera[0])
     local = np.asarray(rays.directions) @ pose[:3, :3]
@@ -346,7 +346,7 @@ def test_slopes_enclose_all_that_is_seen_and_no_more(cameras: Cameras) -> None:
 
 
 def test_a_lens_that_sees_aside_has_no_enclosing_planes() -> None:
-    assert np.all(np.isinf(find_slopes(fisheye_cameras(1.6), jnp.asarray(0))))
+    assert np.all(np.isinf(frustum_planes(fisheye_cameras(1.6), jnp.asarray(0))))
 
 
 # Normalised device coordinates.
@@ -476,19 +476,19 @@ def test_a_scene_in_ndc_looks_as_it_does_in_space() -> None:
 
 def test_rays_of_another_pixel_centre_pass_that_place() -> None:
     rig = make_rig()
-    other = adopt_convention(rig, ConventionConfig(pixel_centre=0.0))
+    other = apply_ray_convention(rig, RayConvention(pixel_centre=0.0))
     index, pixels = jnp.zeros((3,), jnp.int32), jnp.asarray([[0.5, 0.5], [3.5, 2.5], [7.5, 1.5]])
     shifted = pixels_to_rays(other, index, pixels, 1.0, 2.0)
     wanted = pixels_to_rays(rig, index, pixels - 0.5, 1.0, 2.0)
     np.testing.assert_allclose(shifted.directions, wanted.directions, atol=1e-6)
-    plain = adopt_convention(rig, ConventionConfig())
+    plain = apply_ray_convention(rig, RayConvention())
     np.testing.assert_array_equal(plain.principal_point, rig.principal_point)
     assert pixels_to_rays(plain, index, pixels, 1.0, 2.0).stretch is None
 
 
 def test_ranges_along_the_axis_end_on_planes() -> None:
     rig = make_rig()
-    seen = adopt_convention(rig, ConventionConfig(range_along="axis"))
+    seen = apply_ray_convention(rig, RayConvention(range_along="axis"))
     for index in range(len(rig)):
         rays = image_rays(seen, index, 1.5, 4.0)
         assert rays.stretch is not None and np.all(np.asarray(rays.stretch) >= 1.0)
@@ -500,7 +500,7 @@ def test_ranges_along_the_axis_end_on_planes() -> None:
 
 
 def test_rays_aside_of_the_axis_stay_finite() -> None:
-    seen = adopt_convention(fisheye_cameras(2.0), ConventionConfig(range_along="axis"))
+    seen = apply_ray_convention(fisheye_cameras(2.0), RayConvention(range_along="axis"))
     rays = image_rays(seen, 0, 1.0, 2.0)
     assert np.all(np.isfinite(rays.near)) and np.all(np.isfinite(rays.far))
 
@@ -524,5 +524,5 @@ def test_near_and_far_move_with_a_camera_that_leaves_its_place(
     poses = np.stack([np.eye(4), np.eye(4)])
     poses[1, :3, 3] = focus + away * np.array([0.6, 0.0, 0.8])
     cameras = make_cameras(poses, 8, 6, 0.7)
-    found = move_range(cameras, 1, (2.0, 6.0), focus, (3.5, 4.5))
+    found = shift_near_far(cameras, 1, (2.0, 6.0), focus, (3.5, 4.5))
     assert found == pytest.approx(expected, abs=1e-5)

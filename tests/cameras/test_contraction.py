@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrf.cameras import contraction
-from jaxrf.cameras.contraction import contract, march, stretch, uncontract, unmarch
+from jaxrf.cameras.contraction import contract, march, s_to_t, stretch, uncontract
 
 BOXES = {
     "unit": np.array([[-1.0] * 3, [1.0] * 3], np.float32),
@@ -115,13 +115,13 @@ def test_marched_distances_rise_end_and_come_back(box: np.ndarray, away: float) 
     tiled = jnp.broadcast_to(jnp.asarray(distances * diagonal), (len(origins), 61))
     marched = np.asarray(march(tiled, origins, jnp.asarray(box)))
     assert np.all(np.diff(marched) > 0.0)
-    assert marched.max() <= contraction.LONGEST * diagonal * (1 + 1e-6)
-    back = unmarch(jnp.asarray(marched), origins, jnp.asarray(box))
+    assert marched.max() <= contraction.MAX_MARCH_DIAGONALS * diagonal * (1 + 1e-6)
+    back = s_to_t(jnp.asarray(marched), origins, jnp.asarray(box))
     tolerance = 1e-5 * diagonal * (1.0 + distances) ** 2
     assert np.all(np.abs(np.asarray(back - tiled)) <= tolerance * (1.0 + away))
-    ends = contraction.reach_out(origins, jnp.asarray(box))[:, None]
+    ends = contraction.far_distance(origins, jnp.asarray(box))[:, None]
     beyond = march(jnp.broadcast_to(ends, (len(origins), 1)), origins, jnp.asarray(box))
-    np.testing.assert_allclose(unmarch(beyond, origins, jnp.asarray(box)), ends, rtol=1e-3)
+    np.testing.assert_allclose(s_to_t(beyond, origins, jnp.asarray(box)), ends, rtol=1e-3)
 
 
 @each_box
@@ -140,12 +140,12 @@ def test_up_to_behind_the_box_marching_is_plain(box: np.ndarray, away: float) ->
 def test_no_ray_crosses_contracted_space_faster_than_is_said(box: np.ndarray, away: float) -> None:
     origins, directions = make_lines(box, away)
     lines, where = jnp.asarray(origins, jnp.float32), jnp.asarray(box)
-    end = march(contraction.reach_out(lines, where)[:, None], lines, where)
+    end = march(contraction.far_distance(lines, where)[:, None], lines, where)
     marched = np.linspace(0.0, 1.0, 400)[None] * np.asarray(end)
-    distances = unmarch(jnp.asarray(marched, jnp.float32), lines, where)
+    distances = s_to_t(jnp.asarray(marched, jnp.float32), lines, where)
     places = lines[:, None] + distances[..., None] * jnp.asarray(directions, jnp.float32)[:, None]
     moved = np.abs(np.diff(contract(places, where), axis=1)).max(axis=-1)
-    assert np.all(moved <= contraction.FASTEST * np.diff(marched) + 1e-4)
+    assert np.all(moved <= contraction.MAX_MARCH_SPEED * np.diff(marched) + 1e-4)
 
 
 @given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9), st.floats(0.0, 1e9))
@@ -156,7 +156,7 @@ def test_gradients_are_finite_wherever(x: float, y: float, distance: float) -> N
     def total(position: jax.Array, distance: jax.Array) -> jax.Array:
         there = contract(position, box)
         marched = march(distance[None], position, box)
-        back = unmarch(marched, position, box)
+        back = s_to_t(marched, position, box)
         radius = contraction.contract_radii(jnp.ones(()), position, box)
         return jnp.sum(there) + jnp.sum(marched) + jnp.sum(back) * 1e-9 + radius
 
@@ -174,5 +174,5 @@ def test_any_batch_shape(shape: tuple[int, ...]) -> None:
     assert stretch(positions, box).shape == shape
     assert contraction.contract_radii(jnp.ones(shape), positions, box).shape == shape
     assert march(jnp.ones((*shape, 5)), positions, box).shape == (*shape, 5)
-    assert unmarch(jnp.ones((*shape, 5)), positions, box).shape == (*shape, 5)
-    assert contraction.reach_out(positions, box).shape == shape
+    assert s_to_t(jnp.ones((*shape, 5)), positions, box).shape == (*shape, 5)
+    assert contraction.far_distance(positions, box).shape == shape

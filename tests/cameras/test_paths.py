@@ -10,7 +10,7 @@ import pytest
 from scenes import assert_looks
 
 from jaxrf.cameras import paths
-from jaxrf.cameras.base import find_focus, look_at
+from jaxrf.cameras.base import focus_point, look_at
 from jaxrf.cameras.paths import ellipse_path, interpolate_path, orbit_path, read_path, spiral_path
 from jaxrf.core.errors import InputError
 
@@ -33,7 +33,7 @@ def test_orbit_is_an_even_circle_that_looks_at_its_target() -> None:
 def test_focus_is_where_all_cameras_look() -> None:
     target = np.array([0.3, -0.2, 0.1])
     poses = orbit_path(7, 2.5, 0.4, target)
-    np.testing.assert_allclose(find_focus(poses), target, atol=1e-9)
+    np.testing.assert_allclose(focus_point(poses), target, atol=1e-9)
 
 
 def is_rigid(poses: np.ndarray) -> bool:

@@ -5,19 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrf.cameras.base import find_focus, look_at
+from jaxrf.cameras.base import focus_point, look_at
 from jaxrf.cameras.transforms import (
     Frame,
+    align_up,
+    center_and_scale,
     chain_frames,
-    face_forward,
     identity_frame,
     invert_frame,
     looks_forward,
     move_points,
     move_poses,
+    recenter_poses,
     rotate_onto,
-    stand_upright,
-    surround,
 )
 
 
@@ -75,8 +75,8 @@ def test_a_direction_is_turned_into_another_one(target: list[float]) -> None:
 def test_a_capture_in_any_coordinates_is_set_upright_around_the_origin() -> None:
     for seed in range(5):
         poses = move_poses(random_frame(seed), ring())
-        moved = move_poses(surround(poses), poses)
-        np.testing.assert_allclose(find_focus(moved), np.zeros(3), atol=1e-6)
+        moved = move_poses(center_and_scale(poses), poses)
+        np.testing.assert_allclose(focus_point(moved), np.zeros(3), atol=1e-6)
         np.testing.assert_allclose(np.abs(moved[:, :3, 3]).max(), 1.0, atol=1e-9)
         up = moved[:, :3, 1].mean(axis=0)
         np.testing.assert_allclose(up[:2], 0.0, atol=1e-9)
@@ -90,16 +90,16 @@ def test_cameras_that_look_outwards_have_their_own_middle() -> None:
     poses[:, :3, 0] *= -1
     poses[:, :3, 2] *= -1
     shifted = move_poses(Frame(1.0, np.eye(3), np.array([5.0, 1.0, 2.0])), poses)
-    moved = move_poses(surround(shifted), shifted)
+    moved = move_poses(center_and_scale(shifted), shifted)
     np.testing.assert_allclose(moved[:, :3, 3].mean(axis=0), 0.0, atol=1e-9)
 
 
 def test_one_camera_and_cameras_in_one_place_are_possible() -> None:
     for poses in (ring()[:1], np.repeat(ring()[:1], 3, axis=0)):
-        moved = move_poses(surround(poses), poses)
+        moved = move_poses(center_and_scale(poses), poses)
         assert np.all(np.isfinite(moved))
     upside_down = np.stack([np.eye(4), np.diag([1.0, -1.0, -1.0, 1.0])])
-    assert stand_upright(upside_down).scale == identity_frame().scale
+    assert align_up(upside_down).scale == identity_frame().scale
 
 
 def test_cameras_side_by_side_face_forward() -> None:
@@ -111,9 +111,9 @@ def test_cameras_side_by_side_face_forward() -> None:
     assert looks_forward(poses) and not looks_forward(ring())
     moved_away = move_poses(random_frame(7), poses)
     nearest = 2.5 * random_frame(7).scale
-    moved = move_poses(face_forward(moved_away, nearest), moved_away)
+    moved = move_poses(recenter_poses(moved_away, nearest), moved_away)
     np.testing.assert_allclose(moved[:, :3, 3].mean(axis=0), 0.0, atol=1e-9)
     ahead = -moved[:, :3, 2].mean(axis=0)
     np.testing.assert_allclose(ahead / np.linalg.norm(ahead), [0, 0, -1.0], atol=1e-9)
     assert moved[:, :3, 1].mean(axis=0)[1] > 0.9
-    assert face_forward(moved_away, nearest).scale * nearest == pytest.approx(4 / 3)
+    assert recenter_poses(moved_away, nearest).scale * nearest == pytest.approx(4 / 3)

@@ -176,7 +176,7 @@ def test_tensorboard_has_the_scalars(trained: Path, events: EventAccumulator) ->
     assert all(0 < later - step <= 4 for step, later in itertools.pairwise(steps))
     assert {6, 12} <= set(steps), "dispatches end at growths"
     for tag in (
-        "train/loss", "train/psnr", "train/gradient_norm", "train/opacity", "train/dropped_rays",
+        "train/loss", "train/psnr", "train/grad_norm", "train/opacity", "train/dropped_rays",
         "train/gradient_norm_grid", "train/gradient_norm_network",
         "learning_rate/grid", "learning_rate/network", "speed/rays_per_second",
         "speed/samples_per_second", "machine/memory_gib", "machine/peak_memory_gib",
@@ -187,7 +187,7 @@ def test_tensorboard_has_the_scalars(trained: Path, events: EventAccumulator) ->
         last[tag] = scalars[-1].value
     assert last["learning_rate/grid"] == pytest.approx(0.06 * 0.05, rel=1e-4)
     assert last["learning_rate/network"] == pytest.approx(4e-3 * 0.05, rel=1e-4)
-    assert last["train/gradient_norm"] > 0
+    assert last["train/grad_norm"] > 0
     assert last["machine/peak_memory_gib"] >= 0.99 * last["machine/memory_gib"] > 0.01
     # 0.34 of 24 steps is 8.16: validated with the first dispatches that end past 8.16 and 16.32.
     validated = [next(step for step in steps if step > due) for due in (8.16, 16.32)]
@@ -279,7 +279,7 @@ def test_the_run_is_a_row_of_the_table_of_hyper_parameters(
     columns = {info.name for info in experiment.hparam_infos}
     assert set(start.hparams) <= columns
     # Those of other fields have their place in the same table.
-    assert {"field.divisions", "field.log2_rows", "field.skip"} & columns
+    assert {"field.num_subdivisions", "field.log2_hashmap_size", "field.skip"} & columns
     shown = {info.name for info in experiment.hparam_infos if info.differs}
     assert shown == set(summaries.LEADING)
 
@@ -600,13 +600,13 @@ def test_resuming_a_run_that_is_done_scores_it_again(
 def test_a_training_that_diverges_ends_in_one_sentence(
     tmp_path: Path, scene_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rates = ["--optimizer.grid-rate", "1e30", "--optimizer.network-rate", "1e30"]
+    rates = ["--optimizer.grid-lr", "1e30", "--optimizer.mlp-lr", "1e30"]
     arguments = options(scene_folder, tmp_path / "run", *rates, "--validate-every", "0")
     assert cli.train([*arguments, "--optimizer.clip-norm", "1e30"]) == 1
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if "error: " in line]
-    assert "--optimizer.grid-rate" in line
+    assert "--optimizer.grid-lr" in line
     last = (tmp_path / "run/train.log").read_text().splitlines()[-1]
     assert last.partition("  ")[2] == line[line.index("error: ") :]
 
@@ -777,7 +777,7 @@ def test_training_is_done_within_its_budget(tmp_path: Path, scene_folder: Path) 
     for name, budget in (("first", 45.0), ("again", 25.0)):
         arguments = ["--preset", "voxels-small", "--data", str(scene_folder)]
         arguments += ["--batch-rays", "256", "--batch-samples", "8192", "--budget", f"{budget}"]
-        arguments += ["--field.initial-resolution", "16", "--field.divisions", "1"]
+        arguments += ["--field.initial-resolution", "16", "--field.num-subdivisions", "1"]
         arguments += ["--run-dir", str(tmp_path / name), "--video.frames", "0"]
         code = f"from jaxrf import cli; raise SystemExit(cli.train({arguments!r}))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

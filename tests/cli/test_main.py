@@ -48,7 +48,7 @@ def option_names(options: Any, default: Any, prefix: str = "") -> list[str]:
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             names += option_names(value, value, f"{name}.")
-        elif field.name not in ("kind", "knots", "appearance_pictures"):
+        elif field.name not in ("kind", "knots", "num_appearances"):
             names.append("--" + name)
     return names
 
@@ -169,17 +169,17 @@ def test_numbers_that_are_not_positive_are_refused(
         ["--seed", str(2**32)],
         ["--validate-every", "-0.1"],
         ["--field.appearance-dim", "-1"],
-        ["--optimizer.grid-rate", "-0.1"],
-        ["--optimizer.network-rate", "nan"],
-        ["--optimizer.final-fraction", "0"],
+        ["--optimizer.grid-lr", "-0.1"],
+        ["--optimizer.mlp-lr", "nan"],
+        ["--optimizer.lr-final-mult", "0"],
         ["--field.width", "0"],
         ["--field.initial-resolution", "0"],
         ["--field.step-ratio", "0"],
-        ["--subrays", "0"],
+        ["--supersample", "0"],
         ["--budget", "-3"],
         ["--field.density-components", "0", "--preset", "tensorf-small"],
         ["--field.initial-voxels", "0", "--preset", "tensorf-small"],
-        ["--field.coarse-samples", "0", "--preset", "nerf-small"],
+        ["--field.num-coarse-samples", "0", "--preset", "nerf-small"],
     ],
     ids=" ".join,
 )
@@ -188,7 +188,7 @@ def test_numbers_out_of_range_are_refused(arguments: list[str]) -> None:
         cli.parse_training(arguments, "train_lego.py")
 
 
-@pytest.mark.parametrize("name", ["frames", "fps", "size", "radius", "subrays"])
+@pytest.mark.parametrize("name", ["frames", "fps", "size", "radius", "supersample"])
 def test_numbers_of_render_must_be_positive(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.render([f"--{name}", "0"]) == 2
     assert f"--{name} is 0" in error_line(capsys)
@@ -196,7 +196,16 @@ def test_numbers_of_render_must_be_positive(name: str, capsys: pytest.CaptureFix
 
 def test_options_override_the_preset_and_both_spellings_are_known() -> None:
     parsed, preset = cli.parse_training(
-        ["--preset", "nerf-small", "--steps", "7", "--field.fine-samples", "3", "--run_dir", "x"],
+        [
+            "--preset",
+            "nerf-small",
+            "--steps",
+            "7",
+            "--field.num-fine-samples",
+            "3",
+            "--run_dir",
+            "x",
+        ],
         "train_lego.py",
     )
     assert preset == "nerf-small"
@@ -204,7 +213,7 @@ def test_options_override_the_preset_and_both_spellings_are_known() -> None:
         config.nerf_small(),
         steps=7,
         run_dir=Path("x"),
-        field=dataclasses.replace(config.nerf_small().field, fine_samples=3),
+        field=dataclasses.replace(config.nerf_small().field, num_fine_samples=3),
     )
     assert parsed == expected
 
@@ -259,7 +268,7 @@ def test_resume_with_the_same_settings_again_is_no_contradiction(stored: TrainCo
         ("--downscale", "2"),
         ("--matmul-precision", "default"),
         ("--field.width", "25"),
-        ("--optimizer.network-rate", "0.1"),
+        ("--optimizer.mlp-lr", "0.1"),
     ],
 )
 def test_resume_refuses_a_contradicting_option_by_its_name(
@@ -339,16 +348,16 @@ def test_memory_that_runs_out_is_advice_and_other_faults_are_tracebacks(
         ("--preset pynerf-small --field.blend results", "add --field.shading per_sample"),
         ("--shards 6", "--shards is 6: give a power of two"),
         ("--devices 0", "--devices is 0"),
-        ("--field.rematerialise 0", "--field.rematerialise is 0"),
+        ("--field.checkpoint-in-chunks 0", "--field.checkpoint-in-chunks is 0"),
         ("--coordinator host", "--coordinator is host: give host:port, or auto"),
         ("--processes 2", "add --coordinator host:port"),
-        ("--scale-schedule 5 2", "ascending steps from 0"),
-        ("--scale-schedule 0 4 100 2 50 1", "ascending steps from 0"),
-        ("--scale-schedule 0 0", "a factor of 1 or more"),
-        ("--steps 100 --scale-schedule 0 4 100 1", "training only to 100"),
+        ("--train-scale-schedule 5 2", "ascending steps from 0"),
+        ("--train-scale-schedule 0 4 100 2 50 1", "ascending steps from 0"),
+        ("--train-scale-schedule 0 0", "a factor of 1 or more"),
+        ("--steps 100 --train-scale-schedule 0 4 100 1", "training only to 100"),
         ("--loss.charbonnier-epsilon 0", "--loss.charbonnier-epsilon is 0"),
         ("--loss.huber-delta -1", "--loss.huber-delta is -1"),
-        ("--preset nerf-original --field.coarse-samples 2", "points need 3 or more"),
+        ("--preset nerf-original --field.num-coarse-samples 2", "points need 3 or more"),
         ("--preset nerf-original --field.encoding integrated", "--field.quadrature intervals"),
     ],
 )
@@ -361,6 +370,6 @@ def test_options_that_contradict_each_other_are_refused(
 
 def test_a_schedule_of_sizes_is_read_as_pairs() -> None:
     config, _ = cli.parse_training(
-        ["--scale-schedule", *["0", "8", "2000", "4", "0.9", "1"][:4]], "prog"
+        ["--train-scale-schedule", *["0", "8", "2000", "4", "0.9", "1"][:4]], "prog"
     )
-    assert config.scale_schedule == ((0.0, 8), (2000.0, 4))
+    assert config.train_scale_schedule == ((0.0, 8), (2000.0, 4))

@@ -17,22 +17,21 @@ from mistakes import CAMERA, MISTAKES, TENSORF_MISTAKES, change_convention, find
 from scenes import first_state, make_scene, mostly_slow, slow, write_scene
 
 from jaxrf.cli import main as cli
-from jaxrf.convert import check, tensorf_torch, write
-from jaxrf.convert import formats as recognise
+from jaxrf.convert import check, formats, tensorf_torch, write
 from jaxrf.convert.files import Content, list_leaves, read_file
-from jaxrf.convert.formats import Wishes
+from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted
 from jaxrf.core.errors import InputError
 from jaxrf.training import runs
 from jaxrf.training.config import BitNeRFConfig, NeRFConfig, make_preset
 
 FEW = 4096
-PLAIN = Wishes()
+PLAIN = FormatOptions()
 
 
 def convert(path: Path) -> tuple[Converted, Content]:
     content = read_file(path)
-    return recognise.convert(content, PLAIN), content
+    return formats.convert(content, PLAIN), content
 
 
 # The others are compared with the slow tests.
@@ -180,9 +179,9 @@ def test_wishes_for_another_program_are_refused(
 @pytest.mark.slow
 def test_a_density_factor_is_that_of_the_run_and_of_the_program(tmp_path: Path) -> None:
     content = read_file(write_nerfstudio(tmp_path / "weights.ckpt"))
-    wishes = Wishes(density_factor=0.1)
-    converted = recognise.convert(content, wishes)
-    plain = recognise.convert(content, PLAIN)
+    wishes = FormatOptions(density_factor=0.1)
+    converted = formats.convert(content, wishes)
+    plain = formats.convert(content, PLAIN)
     assert check.passes(check.check_pictures(converted, content, wishes, CAMERA, double=True))
     assert not check.passes(check.check_pictures(plain, content, wishes, CAMERA, double=True))
 
@@ -201,11 +200,11 @@ def test_check_prints_its_table_and_its_verdict_is_the_exit_code(
     assert "The port is equivalent." in output
     assert not (tmp_path / "runs").exists()
 
-    def spoil(content: Content, wishes: Wishes) -> Converted:
+    def spoil(content: Content, wishes: FormatOptions) -> Converted:
         return change_convention(pixel_centre=0.5)(really(content, wishes))
 
-    really = recognise.convert
-    monkeypatch.setattr(recognise, "convert", spoil)
+    really = formats.convert
+    monkeypatch.setattr(formats, "convert", spoil)
     assert cli.main(["convert", str(file), "--check", "--size", "8"]) == 1
     assert "DIFFERENT" in capsys.readouterr().out
 
@@ -214,7 +213,7 @@ def test_a_bitnerf_stays_ternary(tmp_path: Path) -> None:
     _, write = WRITERS["experiments, ternary"]
     converted, _ = convert(write(tmp_path / "weights.pt"))
     field = converted.config.field
-    assert isinstance(field, BitNeRFConfig) and field.plain_ends and field.norm_gain
+    assert isinstance(field, BitNeRFConfig) and field.full_precision_io and field.norm_gain
     layers = converted.params["coarse"]["params"]
     assert {"gain", "kernel", "bias"} == set(layers["trunk_0"])
     assert {"kernel", "bias"} == set(layers["rgb_head"])
@@ -345,7 +344,7 @@ def test_what_is_to_be_trained_for_another_program_is_said_at_once(tmp_path: Pat
     for program, preset in presets.items():
         small = dataclasses.replace(make_preset(preset), background="white")
         stage, state = first_state(small)
-        scene = runs.summarise_scene(make_scene(), tmp_path)
+        scene = runs.scene_metadata(make_scene(), tmp_path)
         run = runs.Run(tmp_path, small, scene, stage, state, 0.0)
         with pytest.raises(InputError, match="train one with --field") as error:
             write.write_file(run, tmp_path / "x", program)  # type: ignore[arg-type]

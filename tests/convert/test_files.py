@@ -25,7 +25,7 @@ from foreign import (
 )
 
 from jaxrf.cli import main as cli
-from jaxrf.convert import formats as recognise
+from jaxrf.convert import formats
 from jaxrf.convert.files import describe, find_states, read_file
 from jaxrf.core.errors import InputError
 
@@ -146,14 +146,14 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 def test_numbers_that_no_tensorf_has_are_named(key: str, value: Any, tmp_path: Path) -> None:
     file = edit(write_tensorf(tmp_path / "x.th"), lambda c: c["kwargs"].update({key: value}))
     with pytest.raises(InputError, match=f"{key} in .*x.th"):
-        recognise.convert(read_file(file), recognise.Wishes())
+        formats.convert(read_file(file), formats.FormatOptions())
 
 
 def test_a_mask_of_a_box_of_nothing_is_refused(tmp_path: Path) -> None:
     box = torch.tensor([[0.0, 0.0, 0.0], [1e-6, 1e-6, 1e-6]])
     file = edit(write_tensorf(tmp_path / "x.th"), lambda c: c.update({"alphaMask.aabb": box}))
     with pytest.raises(InputError, match=r"alphaMask.aabb in .* far smaller"):
-        recognise.convert(read_file(file), recognise.Wishes())
+        formats.convert(read_file(file), formats.FormatOptions())
 
 
 @pytest.mark.parametrize("tcnn", [False, True])
@@ -169,10 +169,10 @@ def test_numbers_that_no_hash_grid_has_are_named(
     file = edit(write_nerfstudio(tmp_path / "x.ckpt", tcnn), change)
     if key == "log2_hashmap_size" and not tcnn:
         # There the table itself tells.
-        assert recognise.convert(read_file(file), recognise.Wishes()).form.endswith("(torch)")
+        assert formats.convert(read_file(file), formats.FormatOptions()).form.endswith("(torch)")
         return
     with pytest.raises(InputError, match=f"{key} in .*x.ckpt"):
-        recognise.convert(read_file(file), recognise.Wishes())
+        formats.convert(read_file(file), formats.FormatOptions())
 
 
 def test_a_network_of_a_thousand_layers_is_refused(tmp_path: Path) -> None:
@@ -181,21 +181,21 @@ def test_a_network_of_a_thousand_layers_is_refused(tmp_path: Path) -> None:
     state["layers.1998.weight"], state["layers.1998.bias"] = torch.zeros(4, 3), torch.zeros(4)
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(InputError, match="999 layers"):
-        recognise.convert(read_file(tmp_path / "x.pt"), recognise.Wishes())
+        formats.convert(read_file(tmp_path / "x.pt"), formats.FormatOptions())
 
 
 def test_one_of_several_networks_is_not_guessed(tmp_path: Path) -> None:
     basic = as_tensors(basic_state())
     torch.save({"best": basic, "last": basic}, tmp_path / "x.pt")
     with pytest.raises(InputError, match="holds 2 networks"):
-        recognise.convert(read_file(tmp_path / "x.pt"), recognise.Wishes())
+        formats.convert(read_file(tmp_path / "x.pt"), formats.FormatOptions())
     file = write_nerf_pytorch(tmp_path / "y.tar")
 
     def add(content: dict[str, Any]) -> None:
         content["ema"] = content["network_fn_state_dict"]
 
     with pytest.raises(InputError, match=r"holds 3 networks.*ema"):
-        recognise.convert(read_file(edit(file, add)), recognise.Wishes())
+        formats.convert(read_file(edit(file, add)), formats.FormatOptions())
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite_are_refused(number: float, tmp_path: Path) 
     state["fc_3.weight"][1, 2] = number
     torch.save(as_tensors(state), tmp_path / "weights.pt")
     with pytest.raises(InputError, match="not finite"):
-        recognise.convert(read_file(tmp_path / "weights.pt"), recognise.Wishes())
+        formats.convert(read_file(tmp_path / "weights.pt"), formats.FormatOptions())
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrf.core.encodings import describe_frusta, fourier, integrated_fourier, spherical_harmonics
-from jaxrf.core.rays import Frusta
+from jaxrf.core.encodings import (
+    conical_frustum_to_gaussian,
+    fourier,
+    integrated_fourier,
+    spherical_harmonics,
+)
+from jaxrf.core.rays import ConicalFrusta
 
 encode = jax.jit(fourier, static_argnames=("octaves", "include_input"))
 integrate = jax.jit(integrated_fourier, static_argnames="octaves")
@@ -149,9 +154,9 @@ def test_the_part_of_a_cone_has_the_mean_and_variance_of_its_points(
     points = t[:, None] * axis + aside[:, None] * (
         np.cos(turn)[:, None] * across + np.sin(turn)[:, None] * np.cross(axis, across)
     )
-    frusta = Frusta(*(jnp.asarray([v], jnp.float32) for v in (axis, slope, start, end)))
+    frusta = ConicalFrusta(*(jnp.asarray([v], jnp.float32) for v in (axis, slope, start, end)))
     middle = jnp.asarray(0.5 * (start + end) * axis, jnp.float32)[None]
-    mean, variance = jax.jit(describe_frusta)(middle, frusta)
+    mean, variance = jax.jit(conical_frustum_to_gaussian)(middle, frusta)
     error = points.std(axis=0) / math.sqrt(count)
     np.testing.assert_allclose(mean[0], points.mean(axis=0), atol=4 * error.max() + 1e-6)
     np.testing.assert_allclose(variance[0], points.var(axis=0), rtol=0.01, atol=1e-9)
@@ -163,7 +168,9 @@ def test_parts_of_cones_have_finite_gradients_at_the_extremes() -> None:
     directions = jnp.tile(jnp.asarray([[0.0, 0.0, 1.0]]), (6, 1))
 
     def total(middles: jax.Array, slopes: jax.Array, starts: jax.Array, ends: jax.Array) -> Any:
-        mean, variance = describe_frusta(middles, Frusta(directions, slopes, starts, ends))
+        mean, variance = conical_frustum_to_gaussian(
+            middles, ConicalFrusta(directions, slopes, starts, ends)
+        )
         return jnp.sum(integrated_fourier(mean, variance, 10)), variance
 
     grads, variance = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(

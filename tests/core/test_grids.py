@@ -19,7 +19,6 @@ from jaxrf.core import grids
 from jaxrf.core.grids import (
     HashLevels,
     find_hash_rows,
-    mix_rows,
     place_hash_levels,
     plan_hash_levels,
     resample_line,
@@ -27,6 +26,7 @@ from jaxrf.core.grids import (
     sample_hash_grid,
     sample_line,
     sample_plane,
+    weighted_gather,
 )
 
 line_at = jax.jit(sample_line)
@@ -233,7 +233,7 @@ def scans_of(case: tuple[jax.Array, ...]) -> list[int]:
 )
 def test_mixtures_of_rows_equal_einsum(count: int, corners: int, channels: int) -> None:
     case = mixing_case(23, count, corners, channels)
-    found, wanted = pull_back(mix_rows, case), pull_back(mix_by_einsum, case)
+    found, wanted = pull_back(weighted_gather, case), pull_back(mix_by_einsum, case)
     assert found[0].shape == (count, channels)
     for value, truth in zip(found, wanted, strict=True):
         assert value.shape == truth.shape and value.dtype == truth.dtype
@@ -255,7 +255,7 @@ def test_gradients_of_mixtures_are_the_same_in_any_number_of_blocks(
     for scatter in (grids._scatter_blocks, grids._scatter):
         scattered = jax.jit(scatter)(jnp.zeros_like(table), *rest)
         np.testing.assert_allclose(scattered, to_table, atol=1e-4)
-    found = pull_back(mix_rows, case)
+    found = pull_back(weighted_gather, case)
     np.testing.assert_allclose(found[1], to_table, atol=1e-4)
     np.testing.assert_allclose(found[2], to_weights, atol=1e-4)
 
@@ -264,7 +264,7 @@ def test_gradients_of_mixtures_of_real_size_equal_einsum() -> None:
     # 5 blocks of 4 MiB with a remainder.
     case = mixing_case(5000, 70_001, 8, 8)
     assert scans_of(case) == [5]
-    _, to_table, to_weights = pull_back(mix_rows, case)
+    _, to_table, to_weights = pull_back(weighted_gather, case)
     np.testing.assert_allclose(to_weights, pull_back(mix_by_einsum, case)[2], atol=1e-4)
     _, indices, weights, gradient = (np.asarray(x) for x in case)
     for row in (0, 1234, 4998, 4999):
@@ -277,7 +277,7 @@ def test_gradients_of_mixtures_of_real_size_equal_einsum() -> None:
 @pytest.mark.parametrize("scale", [0.0, 1e10, 1e30])
 def test_gradients_of_mixtures_of_extreme_rows_are_finite(scale: float) -> None:
     table, indices, weights, gradient = mixing_case(9, 20, 4, 3)
-    for slope in pull_back(mix_rows, (scale * table, indices, weights, gradient)):
+    for slope in pull_back(weighted_gather, (scale * table, indices, weights, gradient)):
         assert np.all(np.isfinite(slope))
 
 
@@ -285,13 +285,13 @@ def test_rows_read_as_bfloat16_are_rounded_and_their_gradients_are_not() -> None
     case = mixing_case(23, 500, 8, 3)
     table, *rest = case
     rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
-    narrow = functools.partial(mix_rows, read_as="bfloat16")
-    found, wanted = pull_back(narrow, case), pull_back(mix_rows, (rounded, *rest))
+    narrow = functools.partial(weighted_gather, read_as="bfloat16")
+    found, wanted = pull_back(narrow, case), pull_back(weighted_gather, (rounded, *rest))
     for value, truth in zip(found, wanted, strict=True):
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, truth, atol=1e-5)
     # A row that is mixed a hundred times gets the whole sum, which bfloat16 could not hold.
-    assert np.abs(np.asarray(pull_back(mix_rows, case)[0] - found[0])).max() > 1e-4
+    assert np.abs(np.asarray(pull_back(weighted_gather, case)[0] - found[0])).max() > 1e-4
 
 
 def test_parts_of_a_box_are_inside_up_to_its_faces() -> None:
@@ -307,7 +307,7 @@ def test_parts_of_a_box_are_inside_up_to_its_faces() -> None:
 def test_rows_that_are_not_mixed_get_no_gradient() -> None:
     table, _, weights, gradient = mixing_case(9, 20, 4, 3)
     indices = jnp.asarray(np.random.default_rng(0).choice([2, 5, 6], (20, 4)), jnp.int32)
-    slope = np.asarray(pull_back(mix_rows, (table, indices, weights, gradient))[1])
+    slope = np.asarray(pull_back(weighted_gather, (table, indices, weights, gradient))[1])
     assert np.flatnonzero(np.any(slope != 0, axis=1)).tolist() == [2, 5, 6]
 
 

@@ -4,15 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrf.core import rngs as keys
+from jaxrf.core import rngs
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
 def test_each_key_draws_its_own_numbers(lead: tuple[int, ...]) -> None:
     key = jax.random.split(jax.random.key(0), lead) if lead else jax.random.key(0)
-    uniform = np.asarray(keys.uniform(key, (*lead, 5, 2), low=-1.0, high=3.0))
-    normal = np.asarray(keys.normal(key, (*lead, 5)))
-    folded = keys.fold_in(key, 7)
+    uniform = np.asarray(rngs.uniform(key, (*lead, 5, 2), low=-1.0, high=3.0))
+    normal = np.asarray(rngs.normal(key, (*lead, 5)))
+    folded = rngs.fold_in(key, 7)
     assert uniform.shape == (*lead, 5, 2) and folded.shape == lead
     for index in np.ndindex(lead):
         alone = key[index]
@@ -25,4 +25,4 @@ def test_each_key_draws_its_own_numbers(lead: tuple[int, ...]) -> None:
 
 def test_a_shape_that_does_not_begin_with_the_keys_is_a_mistake() -> None:
     with pytest.raises(AssertionError):
-        keys.uniform(jax.random.split(jax.random.key(0), 3), (4, 3))
+        rngs.uniform(jax.random.split(jax.random.key(0), 3), (4, 3))

@@ -103,7 +103,7 @@ def test_a_run_keeps_the_code_it_was_trained_with(tmp_path: Path) -> None:
     )
     folder = tmp_path / "runs" / "one"
     runs.create_folder(folder)
-    kept = runs.keep_sources(folder, config)
+    kept = runs.vendor_user_code(folder, config)
     runs.write_config(folder, kept)
     assert isinstance(kept.field, CustomConfig)
     assert kept.field.source == f"{folder / 'f.py'}:Nothing"
@@ -116,9 +116,9 @@ def test_a_run_keeps_the_code_it_was_trained_with(tmp_path: Path) -> None:
     assert found.loss.source == f"{moved / 'l.py'}:absolute"
     assert load_field(found.field.source)
     # Kept once more, as when a run is copied onto itself, nothing is lost.
-    assert runs.keep_sources(moved, found) == found
+    assert runs.vendor_user_code(moved, found) == found
     plain = TrainConfig(field=CustomConfig())
-    assert runs.keep_sources(moved, plain) == plain
+    assert runs.vendor_user_code(moved, plain) == plain
 
 
 def test_two_files_of_one_name_do_not_take_each_other_s_place(tmp_path: Path) -> None:
@@ -130,10 +130,10 @@ def test_two_files_of_one_name_do_not_take_each_other_s_place(tmp_path: Path) ->
     folder = tmp_path / "run"
     runs.create_folder(folder)
     with pytest.raises(InputError, match=r"another own\.py"):
-        runs.keep_sources(folder, config)
+        runs.vendor_user_code(folder, config)
     # One file may well hold both.
     both = write(tmp_path / "c" / "both.py", FIELD + LOSS)
     config = TrainConfig(
         field=CustomConfig(source=f"{both}:Nothing"), loss=LossConfig(source=f"{both}:absolute")
     )
-    assert runs.keep_sources(folder, config).loss.source == f"{folder / 'both.py'}:absolute"
+    assert runs.vendor_user_code(folder, config).loss.source == f"{folder / 'both.py'}:absolute"

@@ -308,7 +308,7 @@ def test_what_is_broken_behind_the_header_of_other_pictures_stays_unnoticed(
     assert_refused(folder, str(folder / "train/r_1.png"), choose=lambda count: [0, 1])
 
 
-UNSEEN = (
+OUTSIDE_FRUSTA = (
     "picture missing",
     "picture empty",
     "picture a text",
@@ -323,7 +323,7 @@ UNSEEN = (
 
 
 @pytest.mark.parametrize("choice", ["none", "the last"])
-@pytest.mark.parametrize("case", UNSEEN)
+@pytest.mark.parametrize("case", OUTSIDE_FRUSTA)
 def test_what_can_be_seen_without_decoding_is_refused_in_all_views(
     folder: Path, case: str, choice: str
 ) -> None:

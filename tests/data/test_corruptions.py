@@ -31,8 +31,7 @@ from scenes import slow, tiny_nerf, write_scene
 from jaxrf.cameras.base import image_rays
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
-from jaxrf.training import train
-from jaxrf.training import transitions as stages
+from jaxrf.training import train, transitions
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "transforms": write_transforms,
@@ -308,7 +307,7 @@ def test_what_is_loaded_all_the_same_trains(name: str, tmp_path: Path) -> None:
         what = corrupt(folder, random.Random(f"{name} {number}"))
         try:
             scene = sources.load_scene(folder / inside, ["train"])
-            config = stages.fit_config(tiny_nerf(steps=3, background="random"), scene)
+            config = transitions.resolve_config(tiny_nerf(steps=3, background="random"), scene)
             _, state = train.fit(config, scene)
         except (InputError, train.DivergedError) as error:
             assert "\n" not in str(error), f"{number}, {what}"

@@ -251,7 +251,7 @@ def test_masks_say_which_pixels_are_learnt_from_and_compared(tmp_path: Path) -> 
         whole = masks[TRAIN[0], 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].all()
         assert small[0, y, x] == whole
 
-    pixels = batches.put_pixels(split, (1, 2))
+    pixels = batches.to_device(split, (1, 2))
     drawn = np.asarray(pixels.drawn)[: int(pixels.total)]
     everything = np.concatenate([masks[TRAIN].ravel(), small.ravel()])
     np.testing.assert_array_equal(drawn, np.flatnonzero(everything))
@@ -259,7 +259,7 @@ def test_masks_say_which_pixels_are_learnt_from_and_compared(tmp_path: Path) -> 
     # Cells that leave out more leave out what was left out.
     box = jnp.asarray(scene.aabb)
     grid = OccupancyGrid(jnp.zeros((16, 16, 16), bool).at[8, 8, 8].set(True), box)
-    kept = batches.keep_hitting_pixels(pixels, grid, (scene.near, scene.far))
+    kept = batches.filter_pixels(pixels, grid, (scene.near, scene.far))
     rest = np.asarray(kept.drawn)[: int(kept.total)]
     assert 0 < len(rest) < len(drawn) and set(rest) <= set(drawn)
 
@@ -578,7 +578,7 @@ def test_points_of_a_room_are_seen_where_colmap_found_them(real_data: Path) -> N
     if not place.is_dir():
         pytest.skip(f"no {place}")
     model = colmap.read_reconstruction(place)
-    frame = colmap.surround(np.stack([picture.pose for picture in model.pictures]))
+    frame = colmap.center_and_scale(np.stack([picture.pose for picture in model.pictures]))
     cameras = colmap.make_cameras(model, frame, place)
     points = move_points(frame, model.points)
     apart = []

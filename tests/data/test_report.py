@@ -17,8 +17,7 @@ from scenes import make_scene, write_scene
 from jaxrf.cameras.base import Cameras, look_at, rays_to_ndc
 from jaxrf.cli import main as cli
 from jaxrf.core.rays import Rays
-from jaxrf.data import report as survey
-from jaxrf.data import sources
+from jaxrf.data import report, sources
 from jaxrf.data.scene import Scene, Split
 
 
@@ -89,7 +88,7 @@ def aim(focal: tuple[float, float]) -> Callable[[Cameras], Cameras]:
 
 
 def test_a_sound_scene_looks_wrong_only_in_having_few_pictures() -> None:
-    assert survey.find_oddities(make_scene()) == [
+    assert report.find_warnings(make_scene()) == [
         "train has only 6 pictures, which is few for a field."
     ]
 
@@ -120,13 +119,13 @@ def test_a_sound_scene_looks_wrong_only_in_having_few_pictures() -> None:
     ],
 )
 def test_what_looks_wrong_is_said(change: Callable[[Scene], Scene], sentence: str) -> None:
-    found = survey.find_oddities(change(make_scene()))
+    found = report.find_warnings(change(make_scene()))
     assert any(sentence in line for line in found), found
     assert all("\n" not in line for line in found)
 
 
 def test_figures_are_those_of_the_scene() -> None:
-    lines = survey.describe_scene(make_scene())
+    lines = report.describe_scene(make_scene())
     focal = 8.0 / np.tan(0.35)
     assert lines[0].startswith("train: 6 pictures of 16x16 pixels, ")
     assert f"focal length {focal:.4g} x {focal:.4g} pixels (40.1 x 40.1 degrees)" in lines[0]
@@ -150,7 +149,7 @@ def test_the_box_of_a_scene_in_ndc_is_drawn_where_it_lies_in_space(tmp_path: Pat
     scene = forward_scene(tmp_path)
     cameras = scene.splits["train"].cameras
     assert cameras.ndc is not None
-    corners = np.concatenate(survey._box_lines(scene))
+    corners = np.concatenate(report._box_lines(scene))
     low, high = np.asarray(scene.aabb, np.float64)
     # Along a ray out of the middle x and y stay what they are at its corner.
     directions = corners / np.linalg.norm(corners, axis=-1, keepdims=True)
@@ -170,16 +169,16 @@ def test_the_box_of_a_scene_in_ndc_is_drawn_where_it_lies_in_space(tmp_path: Pat
         (x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (-1.0, 1.0 / 3.0)
     }
     assert {tuple(np.round(p, 3)) for p in found} == {tuple(np.round(p, 3)) for p in wanted}
-    assert any("in normalised device coordinates" in line for line in survey.describe_scene(scene))
+    assert any("in normalised device coordinates" in line for line in report.describe_scene(scene))
 
 
 def test_the_picture_shows_every_camera_of_every_split() -> None:
-    with Image.open(io.BytesIO(survey.draw_scene(make_scene()))) as picture:
+    with Image.open(io.BytesIO(report.draw_scene(make_scene()))) as picture:
         picture.load()
         assert picture.size == (1400, 800)
         # Below are pictures, whose titles have the same colours.
         pixels = np.asarray(picture.convert("RGB"))[:480].reshape(-1, 3).astype(int)
-    for color in survey.COLORS.values():
+    for color in report.COLORS.values():
         wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         assert np.sum(np.abs(pixels - wanted).max(axis=-1) < 40) > 50, color
 
@@ -190,7 +189,7 @@ def test_the_page_holds_all_cameras_and_cannot_be_broken_out_of() -> None:
     hostile = ("</script><!--<script>alert(1)</script>@DATA@", *split.names[1:])
     renamed = Split("train", hostile, split.images, split.cameras)
     scene = dataclasses.replace(scene, name="<b>@DATA@", splits={**scene.splits, "train": renamed})
-    page = survey.write_page(scene, ["a < b"], ["<i>odd</i>"])
+    page = report.write_page(scene, ["a < b"], ["<i>odd</i>"])
     assert page.count("<script>") == page.count("</script>") == 1
     assert "<b>" not in page and "&lt;b&gt;@DATA@" in page and "&lt;i&gt;odd" in page
     content = re.search(r"const scene = (.*);\n", page)

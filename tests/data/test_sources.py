@@ -11,7 +11,7 @@ from scenes import make_scene, write_scene
 
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
-from jaxrf.training.config import BricksConfig, tensorf_small
+from jaxrf.training.config import SyntheticSceneConfig, tensorf_small
 
 
 @pytest.fixture(autouse=True)
@@ -71,13 +71,13 @@ def test_the_usual_place_here_comes_before_that_of_the_data_folder(
 
 
 def test_without_any_data_the_built_in_scene_is_taken_and_it_is_said_why() -> None:
-    found = find(bricks=BricksConfig(size=77))
+    found = find(bricks=SyntheticSceneConfig(size=77))
     assert found.folder is None
     assert "bricks at 77x77" in found.reason and "data/nerf_synthetic/lego" in found.reason
 
 
 def test_the_built_in_scene_is_rendered_once(tmp_path: Path) -> None:
-    config = BricksConfig(size=6, train_views=2, test_views=1)
+    config = SyntheticSceneConfig(size=6, train_views=2, test_views=1)
     calls = []
     folder = sources.ensure_bricks(config, lambda done, total: calls.append((done, total)))
     assert tmp_path / "cache" in folder.parents

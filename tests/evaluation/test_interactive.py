@@ -17,16 +17,15 @@ from scenes import (
     tiny_voxels,
 )
 
-from jaxrf.cameras.base import Cameras, image_rays, resize_cameras, take_cameras
+from jaxrf.cameras.base import Cameras, image_rays, index_cameras, resize_cameras
 from jaxrf.core.rays import intersect_aabb
-from jaxrf.evaluation import interactive as painter
-from jaxrf.evaluation import scoring as evaluate
+from jaxrf.evaluation import interactive, scoring
 from jaxrf.evaluation.interactive import (
+    InteractiveRenderer,
     Pace,
-    Painter,
-    make_painter,
-    paint_progressively,
+    make_interactive_renderer,
     refine,
+    render_progressively,
     shrink,
 )
 from jaxrf.training.config import TrainConfig
@@ -35,15 +34,15 @@ WHOLE = np.array([[-np.inf] * 3, [np.inf] * 3], np.float32)
 BEHIND = np.array([0.9, 0.5, 0.1], np.float32)
 
 
-def make(config: TrainConfig, subrays: int = 1) -> tuple[Painter, evaluate.RenderView]:
+def make(config: TrainConfig, supersample: int = 1) -> tuple[InteractiveRenderer, scoring.RenderFn]:
     stage, state = first_state(config)
-    stage = dataclasses.replace(stage, subrays=subrays)
+    stage = dataclasses.replace(stage, supersample=supersample)
     field = (config, stage, state.shown, state.grid, (2.0, 6.0), BEHIND)
-    return make_painter(*field), evaluate.make_render_view(*field)
+    return make_interactive_renderer(*field), scoring.make_render_fn(*field)
 
 
 def camera_of(width: int = 16, height: int = 16) -> Cameras:
-    cameras = take_cameras(make_scene().splits["test"].cameras, np.array([1]))
+    cameras = index_cameras(make_scene().splits["test"].cameras, np.array([1]))
     return resize_cameras(cameras, width, height)
 
 
@@ -52,8 +51,8 @@ def test_a_picture_is_that_of_the_evaluation(
     make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Strips that end neither with a row nor with the picture.
-    monkeypatch.setattr(painter, "STRIP_OF_CPU", 100)
-    paint, render = make(make_config(), subrays=2)
+    monkeypatch.setattr(interactive, "CPU_TILE_RAYS", 100)
+    paint, render = make(make_config(), supersample=2)
     camera = camera_of(14, 11)
     found, wanted = paint.paint(camera, WHOLE, lambda: False, 2), render(camera, 0)
     assert found is not None
@@ -64,17 +63,17 @@ def test_a_picture_is_that_of_the_evaluation(
 def test_pictures_of_all_sizes_take_one_program() -> None:
     paint, _ = make(tiny_nerf())
     assert paint.paint(camera_of(), WHOLE, lambda: False) is not None
-    compiled = painter._paint_strip._cache_size()
+    compiled = interactive._paint_strip._cache_size()
     for width, height in ((16, 9), (33, 17), (5, 40)):
         picture = paint.paint(camera_of(width, height), WHOLE, lambda: False)
         assert picture is not None and picture.rgb.shape == (height, width, 3)
-    assert painter._paint_strip._cache_size() == compiled
+    assert interactive._paint_strip._cache_size() == compiled
 
 
 def test_who_wishes_to_stop_gets_nothing_and_waits_for_no_other_strip(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(painter, "STRIP_OF_CPU", 64)
+    monkeypatch.setattr(interactive, "CPU_TILE_RAYS", 64)
     paint, _ = make(tiny_nerf())
     asked: list[int] = []
 
@@ -123,7 +122,7 @@ def test_sizes_grow_to_the_whole(size: tuple[int, int], share: float) -> None:
 
 def test_the_pace_finds_the_size_that_fits_and_is_quick_to_slow_down() -> None:
     pace = Pace(0.1)
-    assert pace.fit(1000, 500)[0] == painter.COARSEST
+    assert pace.fit(1000, 500)[0] == interactive.COARSEST
     for _ in range(20):
         pace.note(1000, 0.01)
     # 10 microseconds a ray: 10,000 of them.
@@ -136,14 +135,14 @@ def test_the_pace_finds_the_size_that_fits_and_is_quick_to_slow_down() -> None:
 
 
 def test_a_picture_comes_coarse_at_once_and_at_last_as_it_is() -> None:
-    paint, render = make(tiny_nerf(), subrays=2)
+    paint, render = make(tiny_nerf(), supersample=2)
     camera, pace = camera_of(120, 110), Pace(1e-9)
-    views = list(paint_progressively(paint, camera, WHOLE, pace, lambda: False))
+    views = list(render_progressively(paint, camera, WHOLE, pace, lambda: False))
     widths = [view.rgb.shape[1] for view in views]
     assert widths == [48, 120, 120]
     np.testing.assert_allclose(views[-1].rgb, render(camera, 0).rgb, atol=2e-5)
     assert pace.per_ray is not None
-    assert list(paint_progressively(paint, camera, WHOLE, pace, lambda: True)) == []
+    assert list(render_progressively(paint, camera, WHOLE, pace, lambda: True)) == []
 
 
 @pytest.mark.parametrize("times", [0.4, 3.0])
@@ -158,7 +157,7 @@ def test_near_and_far_may_be_those_of_the_camera(times: float) -> None:
     moved = 4.0 * (times - 1.0)
     seen = (max(2.0 + moved, 0.0), 6.0 + moved)
     found, wanted, cut = (
-        (make_painter(*field, r, BEHIND), evaluate.make_render_view(*field, r, BEHIND))
+        (make_interactive_renderer(*field, r, BEHIND), scoring.make_render_fn(*field, r, BEHIND))
         for r in (lambda cameras, index: seen, seen, (2.0, 6.0))
     )
     whole = wanted[1](camera, 0)

@@ -12,8 +12,8 @@ from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_tensorf, tiny_
 
 from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.data.scene import composite
-from jaxrf.evaluation import scoring as evaluate
-from jaxrf.evaluation.scoring import RenderView
+from jaxrf.evaluation import scoring
+from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.models import methods
 from jaxrf.rendering.volume import Rendering
 from jaxrf.training.config import TrainConfig
@@ -21,13 +21,13 @@ from jaxrf.training.config import TrainConfig
 
 def make_render(
     config: TrainConfig, background: np.ndarray, tight: bool = True
-) -> tuple[RenderView, Rendering]:
+) -> tuple[RenderFn, Rendering]:
     """The function under test, and what it should give for the first test view, all at once."""
     stage, state = first_state(config)
-    render = evaluate.make_render_view(
+    render = scoring.make_render_fn(
         config, stage, state.params, state.grid, (2.0, 6.0), background, tight=tight
     )
-    stage, box = methods.fit_to_render(config.field, stage, state.grid, tight)
+    stage, box = methods.eval_stage(config.field, stage, state.grid, tight)
     rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
     rest = (state.params, state.grid, rays, jnp.asarray(background), jnp.asarray(box))
@@ -44,13 +44,13 @@ def test_a_view_with_sub_rays_is_the_average_of_a_finer_view() -> None:
     common = (state.params, state.grid, (2.0, 6.0), white)
     cameras = make_scene().splits["test"].cameras
     finer = resize_cameras(cameras, 2 * SIZE, 2 * SIZE)
-    wanted = evaluate.make_render_view(config, stage, *common)(finer, 1)
-    found = evaluate.make_render_view(config, stage, *common, subrays=2)(cameras, 1)
+    wanted = scoring.make_render_fn(config, stage, *common)(finer, 1)
+    found = scoring.make_render_fn(config, stage, *common, supersample=2)(cameras, 1)
     assert found.rgb.shape == (SIZE, SIZE, 3)
     blocks = wanted.rgb.reshape(SIZE, 2, SIZE, 2, 3)
     np.testing.assert_allclose(found.rgb, blocks.mean(axis=(1, 3)), atol=1e-6)
-    split = dataclasses.replace(stage, subrays=2)
-    same = evaluate.make_render_view(config, split, *common)(cameras, 1)
+    split = dataclasses.replace(stage, supersample=2)
+    same = scoring.make_render_fn(config, split, *common)(cameras, 1)
     assert np.array_equal(same.rgb, found.rgb)
 
 
@@ -84,7 +84,7 @@ def test_when_memory_runs_out_fewer_samples_are_rendered_at_once(
     cameras = make_scene().splits["test"].cameras
     wanted = render(cameras, 0)
     tried: list[int] = []
-    really = evaluate._render_chunks
+    really = scoring._render_chunks
 
     def short_of_memory(field: Any, stage: Any, samples: int, *rest: Any) -> Rendering:
         tried.append(samples)
@@ -92,7 +92,7 @@ def test_when_memory_runs_out_fewer_samples_are_rendered_at_once(
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return really(field, stage, samples, *rest)
 
-    monkeypatch.setattr(evaluate, "_render_chunks", short_of_memory)
+    monkeypatch.setattr(scoring, "_render_chunks", short_of_memory)
     np.testing.assert_allclose(render(cameras, 0).rgb, wanted.rgb, atol=2e-5)
     assert tried[:3] == [1 << 13, 1 << 12, 1 << 11]
     # The next view begins with what was found to fit.
@@ -111,7 +111,7 @@ def test_other_failures_and_hopeless_shortness_are_not_hidden(
         def fail(*_: Any, text: str = text) -> Rendering:
             raise jax.errors.JaxRuntimeError(text)
 
-        monkeypatch.setattr(evaluate, "_render_chunks", fail)
+        monkeypatch.setattr(scoring, "_render_chunks", fail)
         with pytest.raises(RuntimeError, match=text):
             render(cameras, 0)
 
@@ -122,7 +122,7 @@ def test_each_camera_gives_its_own_view() -> None:
     assert not np.allclose(render(cameras, 0).rgb, render(cameras, 1).rgb)
 
 
-def fake_render(rgb: float) -> RenderView:
+def fake_render(rgb: float) -> RenderFn:
     def render(cameras: Cameras, index: int) -> Rendering:
         shape = (cameras.height, cameras.width)
         plain = jnp.ones(shape)
@@ -135,7 +135,7 @@ def fake_render(rgb: float) -> RenderView:
 def test_scores_compare_with_the_composited_truth_and_clip_the_rendering() -> None:
     split = make_scene().splits["test"]
     background = np.array([0.0, 0.5, 1.0], np.float32)
-    scored = list(evaluate.score_split(fake_render(0.5), split, background, range(1, -1, -1)))
+    scored = list(scoring.score_split(fake_render(0.5), split, background, range(1, -1, -1)))
     assert [s.name for s in scored] == ["r_1", "r_0"] and [s.view for s in scored] == [1, 0]
     for item, level in zip(scored, (1.0, 0.5), strict=True):  # 1.5 is clipped to 1
         truth = composite(split.images[item.view], background)
@@ -154,17 +154,17 @@ def test_the_truth_itself_scores_infinity_and_one() -> None:
         colours = jnp.asarray(composite(split.images[index], black))
         return jax.device_get(Rendering(colours, plain, plain, plain))
 
-    (item,) = evaluate.score_split(render, split, black, [0])
+    (item,) = scoring.score_split(render, split, black, [0])
     assert item.psnr == math.inf and item.ssim == pytest.approx(1.0, abs=1e-6)
 
 
 def test_the_summary_is_the_mean_over_pictures_not_of_the_errors() -> None:
     split = make_scene().splits["test"]
-    scored = list(evaluate.score_split(fake_render(0.1), split, np.ones(3, np.float32), [0, 1]))
+    scored = list(scoring.score_split(fake_render(0.1), split, np.ones(3, np.float32), [0, 1]))
     scored = [
         s._replace(psnr=p, ssim=q) for s, p, q in zip(scored, (20, 30), (0.5, 1), strict=True)
     ]
-    assert evaluate.summarise(scored) == {
+    assert scoring.summarise(scored) == {
         "psnr": 25.0,
         "ssim": 0.75,
         "per_image": [
@@ -176,7 +176,7 @@ def test_the_summary_is_the_mean_over_pictures_not_of_the_errors() -> None:
 
 @pytest.mark.parametrize(("count", "wanted"), [(10, 4), (2, 4), (3, 4), (4, 4), (1, 9), (100, 1)])
 def test_views_are_spread_evenly_and_as_many_as_wanted(count: int, wanted: int) -> None:
-    chosen = evaluate.spread(count, wanted)
+    chosen = scoring.spread(count, wanted)
     assert len(chosen) == min(count, wanted)
     assert chosen == sorted(set(chosen)) and chosen[0] == 0 and chosen[-1] < count
     gaps = np.diff([*chosen, count])
@@ -184,7 +184,7 @@ def test_views_are_spread_evenly_and_as_many_as_wanted(count: int, wanted: int) 
 
 
 def test_nothing_is_spread_over_nothing() -> None:
-    assert evaluate.spread(0, 4) == [] and evaluate.spread(4, 0) == []
+    assert scoring.spread(0, 4) == [] and scoring.spread(4, 0) == []
 
 
 def test_lpips_is_among_the_scores_only_if_there_are_weights_for_it(
@@ -198,12 +198,12 @@ def test_lpips_is_among_the_scores_only_if_there_are_weights_for_it(
         asked.append(weights)
         return 0.1 * len(asked)
 
-    monkeypatch.setattr(evaluate, "_lpips", distance)
-    without = evaluate.summarise(list(evaluate.score_split(fake_render(0.5), split, black, [0, 1])))
+    monkeypatch.setattr(scoring, "_lpips", distance)
+    without = scoring.summarise(list(scoring.score_split(fake_render(0.5), split, black, [0, 1])))
     assert asked == [] and "lpips" not in without and "lpips" not in without["per_image"][0]
     weights = {"lin0.model.1.weight": jnp.ones((1, 1, 1, 1))}
-    scored = list(evaluate.score_split(fake_render(0.5), split, black, [0, 1], weights))
-    summary = evaluate.summarise(scored)
+    scored = list(scoring.score_split(fake_render(0.5), split, black, [0, 1], weights))
+    summary = scoring.summarise(scored)
     assert asked == [weights, weights] and summary["lpips"] == pytest.approx(0.15)
     assert [item["lpips"] for item in summary["per_image"]] == pytest.approx([0.1, 0.2])
     assert summary["psnr"] == without["psnr"]

@@ -16,18 +16,18 @@ from jaxrf.cameras.transforms import Frame, invert_frame, move_points, rotate_on
 from jaxrf.core.errors import InputError
 from jaxrf.export import geometry
 from jaxrf.export.geometry import (
-    Lattice,
+    DensityGrid,
     Mesh,
     View,
     extract_surface,
     face_pixels,
-    face_views,
     find_large_parts,
     find_normals,
-    move_cloud,
-    move_mesh,
     sample_density,
     take_faces,
+    transform_mesh,
+    transform_points,
+    visibility_and_view_dirs,
 )
 from jaxrf.models import methods
 from jaxrf.rendering.volume import Picture
@@ -59,10 +59,10 @@ class Ball:
 CENTRE, RADIUS = np.array([0.1, 0.0, -0.2]), 0.8
 
 
-def make_lattice(signed: np.ndarray, spacing: float) -> Lattice:
+def make_lattice(signed: np.ndarray, spacing: float) -> DensityGrid:
     """Densities that grow e-fold within 0.02 towards the inside, `WANTED` where `signed` is 0."""
     density = WANTED * np.exp(np.clip(signed, -0.5, 0.5) / 0.02)
-    return Lattice(density.astype(np.float32), np.full(3, -1.0), spacing)
+    return DensityGrid(density.astype(np.float32), np.full(3, -1.0), spacing)
 
 
 def make_places(count: int = 41) -> np.ndarray:
@@ -71,7 +71,7 @@ def make_places(count: int = 41) -> np.ndarray:
 
 def make_run(config: TrainConfig, **changes: object) -> runs.Run:
     stage, state = first_state(config, np.array([[-1, -1.2, -1.3], [1, 1, 1.1]], np.float32))
-    scene = dataclasses.replace(runs.summarise_scene(make_scene(), Path("/data/ball")), **changes)
+    scene = dataclasses.replace(runs.scene_metadata(make_scene(), Path("/data/ball")), **changes)
     return runs.Run(Path("runs/one"), config, scene, stage, state, 1.0)
 
 
@@ -80,7 +80,7 @@ def ball(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
     path = tmp_path_factory.mktemp("ball") / "ball.py"
     path.write_text(BALL)
     field = CustomConfig(
-        source=f"{path}:Ball", sampler="occupancy", occupancy_cells=8, march_steps=96
+        source=f"{path}:Ball", sampler="occupancy", occupancy_resolution=8, max_steps=96
     )
     run = make_run(scenes.tiny_nerf(field=field, batch_samples=1 << 11))
     poses = np.concatenate([ball_poses("train", 6), ball_poses("val", 6)])
@@ -127,7 +127,7 @@ def test_a_box_has_its_faces_where_they_are() -> None:
 def test_the_level_is_an_opacity_over_a_length(level: float) -> None:
     # Density is z: the surface is where 1 - exp(-z length) is the level.
     z = np.broadcast_to(np.arange(20.0), (4, 4, 20)).astype(np.float32)
-    mesh = extract_surface(Lattice(z, np.zeros(3), 1.0), level, 0.07)
+    mesh = extract_surface(DensityGrid(z, np.zeros(3), 1.0), level, 0.07)
     wanted = -math.log1p(-level) / 0.07
     np.testing.assert_allclose(mesh.vertices[:, 2], wanted, atol=0.1)
 
@@ -210,7 +210,7 @@ FIELDS = {
     "integrated": functools.partial(
         scenes.change_nerf, encoding="integrated", quadrature="intervals"
     ),
-    "coarse": functools.partial(scenes.change_nerf, fine_samples=0),
+    "coarse": functools.partial(scenes.change_nerf, num_fine_samples=0),
     "marching": scenes.marching_nerf,
     "bitnerf": scenes.tiny_bitnerf,
     "hashgrid": scenes.tiny_hashgrid,
@@ -287,11 +287,11 @@ def test_cameras_see_what_faces_them_and_is_not_hidden() -> None:
     picture = Picture(np.zeros((20, 20, 3), np.float32), full, 3.0 * full, 3.0 * full)
     positions = np.array([[0, 0, 1.0], [0, 0, 1.0], [0, 0, 0.5], [0, 0, 5.0], [9.0, 0, 1.0]])
     normals = np.array([[0, 0, 1.0], [0, 0, -1.0], [0, 0, 1.0], [0, 0, -1.0], [0, 0, 1.0]])
-    found = face_views(positions, normals, [View(cameras, picture)], slack=0.1)
+    found = visibility_and_view_dirs(positions, normals, [View(cameras, picture)], slack=0.1)
     np.testing.assert_allclose(found[0], [0, 0, -1.0], atol=1e-6)
     np.testing.assert_array_equal(found[1:], 0.0)
     clear = picture._replace(opacity=0.0 * full)
-    found = face_views(positions, normals, [View(cameras, clear)], slack=0.1)
+    found = visibility_and_view_dirs(positions, normals, [View(cameras, clear)], slack=0.1)
     np.testing.assert_array_equal(np.any(found != 0, axis=-1), [True, False, True, False, False])
 
 
@@ -315,10 +315,10 @@ def test_frames_are_undone() -> None:
     places, normals = rng.normal(size=(2, 7, 3))
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     back = invert_frame(frame)
-    mesh = move_mesh(back, Mesh(move_points(frame, places), np.zeros((1, 3), int)))
+    mesh = transform_mesh(back, Mesh(move_points(frame, places), np.zeros((1, 3), int)))
     np.testing.assert_allclose(mesh.vertices, places, atol=1e-12)
     cloud = geometry.Points(move_points(frame, places), normals @ rotation.T, normals)
-    cloud = move_cloud(back, cloud)
+    cloud = transform_points(back, cloud)
     np.testing.assert_allclose(cloud.positions, places, atol=1e-12)
     np.testing.assert_allclose(cloud.normals, normals, atol=1e-12)
 

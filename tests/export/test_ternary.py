@@ -84,13 +84,13 @@ FIELD = BitNeRFConfig(
     width=24,
     skip=1,
     color_width=16,
-    position_octaves=4,
-    direction_octaves=1,
-    coarse_samples=12,
-    fine_samples=8,
+    num_position_frequencies=4,
+    num_direction_frequencies=1,
+    num_coarse_samples=12,
+    num_fine_samples=8,
 )
 MARCHING = dataclasses.replace(
-    FIELD, sampler="occupancy", layers=1, shading="per_ray", occupancy_cells=40, march_steps=64
+    FIELD, sampler="occupancy", layers=1, shading="per_ray", occupancy_resolution=40, max_steps=64
 )
 
 
@@ -109,7 +109,7 @@ def make_run(config: TrainConfig, folder: Path = Path("runs/one")) -> runs.Run:
         average=None if state.average is None else scatter(state.average),
         step=jnp.asarray(7, jnp.int32),
     )
-    scene = runs.summarise_scene(make_scene(), Path("/data/ball"))
+    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
     return runs.Run(folder, config, scene, stage, state, 2.5)
 
 
@@ -119,12 +119,12 @@ def empty_some_cells(run: runs.Run) -> runs.Run:
     for axis in range(3):
         np.swapaxes(occupied, 0, axis)[run.stage.cells[axis] // 2 :] = False
     grid = dataclasses.replace(run.state.grid, occupied=jnp.asarray(occupied))
-    grid = ternary.occ.begin_probing(grid, run.stage.reach)
+    grid = ternary.occ.init_density_ema(grid, run.stage.reach)
     return dataclasses.replace(run, state=dataclasses.replace(run.state, grid=grid))
 
 
 def pictures_of(run: runs.Run) -> Any:
-    return runs.make_render_view(run)(make_scene().splits["test"].cameras, 1)
+    return runs.make_render_fn(run)(make_scene().splits["test"].cameras, 1)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_weights_take_the_bits_that_they_are_to_take(run: runs.Run, tmp_path: Pa
 def test_a_run_of_another_field_is_refused(tmp_path: Path) -> None:
     config = tiny_nerf()
     stage, state = first_state(config)
-    scene = runs.summarise_scene(make_scene(), Path("/data/ball"))
+    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
     run = runs.Run(Path("runs/one"), config, scene, stage, state, 0.0)
     with pytest.raises(InputError, match=r"runs/one is of the field nerf.*bitnerf\.$"):
         write_ternary(run, tmp_path / "ball.npz", "ternary2")

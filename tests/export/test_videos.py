@@ -12,7 +12,7 @@ from scenes import SIZE, VIEWS, first_state, make_scene, tiny_nerf, write_scene
 
 from jaxrf.cli.options import RenderOptions
 from jaxrf.core.errors import InputError
-from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation import images
 from jaxrf.export import videos
 from jaxrf.rendering.volume import Picture
 from jaxrf.training import runs
@@ -24,13 +24,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("videos")
     config = tiny_nerf()
     stage, state = first_state(config)
-    scene = runs.summarise_scene(make_scene(), write_scene(folder / "ball"))
+    scene = runs.scene_metadata(make_scene(), write_scene(folder / "ball"))
     return Run(folder / "run", config, scene, stage, state, 0.0)
 
 
 def picture(run: Run, index: int, options: RenderOptions) -> Picture:
-    shots = videos.plan_shots(run, options)
-    ((_, found),) = videos.render_shots(run, shots, None, "", [index])
+    shots = videos.plan_render(run, options)
+    ((_, found),) = videos.render_plan(run, shots, None, "", [index])
     return found
 
 
@@ -38,7 +38,7 @@ def picture(run: Run, index: int, options: RenderOptions) -> Picture:
     ("path", "frames"), [("orbit", 5), ("ellipse", 5), ("spiral", 5), ("train", 5)]
 )
 def test_a_path_has_as_many_frames_as_one_asks_for(run: Run, path: str, frames: int) -> None:
-    shots = videos.plan_shots(run, RenderOptions(path=path, frames=frames, size=24))
+    shots = videos.plan_render(run, RenderOptions(path=path, frames=frames, size=24))
     assert len(shots.cameras) == len(shots.names) == frames and shots.split is None
     assert (shots.cameras.width, shots.cameras.height) == (24, 24)
     low, high = shots.span
@@ -47,7 +47,7 @@ def test_a_path_has_as_many_frames_as_one_asks_for(run: Run, path: str, frames: 
 
 
 def test_a_split_is_seen_by_its_cameras_at_its_size_with_its_pictures(run: Run) -> None:
-    shots = videos.plan_shots(run, RenderOptions(path="test", size=99, every=2))
+    shots = videos.plan_render(run, RenderOptions(path="test", size=99, every=2))
     assert shots.split is not None and shots.names == ("r_0", "r_2")[: len(shots.names)]
     assert len(shots.names) == -(-VIEWS["test"] // 2)
     assert (shots.cameras.width, shots.cameras.height) == (SIZE, SIZE)
@@ -84,7 +84,7 @@ def test_videos_without_frames_leave_no_frames(run: Run, tmp_path: Path) -> None
         assert (webp.n_frames, webp.size, webp.info["loop"]) == (2, (16, 16), 0)
 
 
-class StoppedError(Exception):
+class RenderCancelled(Exception):
     """Somebody has pulled the plug."""
 
 
@@ -92,28 +92,28 @@ def test_what_was_broken_off_goes_on_and_is_the_same_in_the_end(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = RenderOptions(frames=4, size=16, formats=("gif", "png"))
-    content = videos.describe_shots(run, options)
+    content = videos.describe_plan(run, options)
     videos.fill_folder(run, options, tmp_path / "whole", 10.0)
     assert not videos.is_resumable(tmp_path / "whole", content)
 
     rendered: list[int] = []
-    draw = pictures.draw_channel
+    draw = images.draw_channel
 
     def draw_some(*arguments: Any) -> Any:
         rendered.append(1)
         if len(rendered) == 8:
-            raise StoppedError
+            raise RenderCancelled
         return draw(*arguments)
 
-    monkeypatch.setattr(pictures, "draw_channel", draw_some)
-    with pytest.raises(StoppedError):
+    monkeypatch.setattr(images, "draw_channel", draw_some)
+    with pytest.raises(RenderCancelled):
         videos.fill_folder(run, options, tmp_path / "parts", 10.0)
     assert videos.is_resumable(tmp_path / "parts", content)
     assert videos.find_folder(tmp_path / "parts", content) == tmp_path / "parts"
     # Nothing half-written stays behind.
     assert all(p.suffix in (".png", "") for p in (tmp_path / "parts").rglob("[!r.]*"))
     rendered.clear()
-    monkeypatch.setattr(pictures, "draw_channel", lambda *a: rendered.append(1) or draw(*a))
+    monkeypatch.setattr(images, "draw_channel", lambda *a: rendered.append(1) or draw(*a))
     videos.fill_folder(run, options, tmp_path / "parts", 10.0)
     assert len(rendered) == 2 * 3
     assert "where 2 of 4 frames are" in capsys.readouterr().out
@@ -123,16 +123,16 @@ def test_what_was_broken_off_goes_on_and_is_the_same_in_the_end(
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
 
-@pytest.mark.parametrize("change", [{"frames": 5}, {"elevation": 31.0}, {"subrays": 2}])
+@pytest.mark.parametrize("change", [{"frames": 5}, {"elevation": 31.0}, {"supersample": 2}])
 def test_frames_of_something_else_are_not_gone_on_with(
     run: Run, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    content = videos.describe_shots(run, RenderOptions(frames=4))
+    content = videos.describe_plan(run, RenderOptions(frames=4))
     folder = tmp_path / "orbit"
     folder.mkdir()
     (folder / videos.RENDER_FILE).write_text(json.dumps({**content, "done": False}))
     assert videos.is_resumable(folder, content)
-    other = videos.describe_shots(run, dataclasses.replace(RenderOptions(frames=4), **change))
+    other = videos.describe_plan(run, dataclasses.replace(RenderOptions(frames=4), **change))
     assert not videos.is_resumable(folder, other)
     assert videos.find_folder(folder, other) == tmp_path / "orbit-2"
     (folder / videos.RENDER_FILE).write_text("{")

@@ -16,11 +16,11 @@ from jaxrf.cameras.base import Cameras
 from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
 from jaxrf.export.web import write_page
-from jaxrf.sampling import occupancy as occ
+from jaxrf.sampling import occupancy
 from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
 
-MARCHING = {"sampler": "occupancy", "occupancy_cells": 8, "march_steps": 24}
+MARCHING = {"sampler": "occupancy", "occupancy_resolution": 8, "max_steps": 24}
 
 
 def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
@@ -35,11 +35,11 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
         occupied = rng.random(stage.cells) < 0.7
         occupied[:2] = False
         grid = dataclasses.replace(grid, occupied=jnp.asarray(occupied))
-        grid = occ.begin_probing(grid, stage.reach)
+        grid = occupancy.init_density_ema(grid, stage.reach)
     state = dataclasses.replace(
         state, params=params, average=None, grid=grid, step=jnp.asarray(7, jnp.int32)
     )
-    scene = runs.summarise_scene(make_scene(), Path("/data/ball"))
+    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
     scene = dataclasses.replace(scene, name="ball </script>")
     return runs.Run(Path("runs/ball"), config, scene, stage, state, 2.5)
 
@@ -106,7 +106,7 @@ def test_a_browser_shows_what_the_renderer_does(
         pose = np.array(cameras.T_world_camera)
         pose[:, :3, 3] *= times
         seen = dataclasses.replace(cameras, T_world_camera=pose)
-        wanted = runs.make_render_view(run, subrays=1)(seen, index).rgb
+        wanted = runs.make_render_fn(run, supersample=1)(seen, index).rgb
         slope = 0.5 * cameras.height / float(cameras.focal[index, 1])
         size = f"{cameras.width}, {cameras.height}"
         call = f"Array.from(render({pose_of(seen, index)}, {slope}, {size}))"

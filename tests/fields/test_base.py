@@ -24,12 +24,12 @@ def test_the_field_of_the_tutorial_learns() -> None:
         field=CustomConfig(
             source=f"{TUTORIAL}:Blobs",
             sampler="occupancy",
-            occupancy_cells=8,
-            occupancy_every=4,
-            march_steps=32,
+            occupancy_resolution=8,
+            occupancy_update_interval=4,
+            max_steps=32,
         ),
         steps=80,
-        optimizer=OptimizerConfig(network_rate=0.03),
+        optimizer=OptimizerConfig(mlp_lr=0.03),
     )
     assert from_json(to_json(config)) == config
     recorder = Recorder()

@@ -236,7 +236,13 @@ def test_a_scale_among_the_parameters_is_taken_as_it_is() -> None:
 # ---------------------------------------------------------------------------------------------
 
 FIELD = NeRF(
-    layers=2, width=8, skip=1, color_width=6, position_octaves=2, direction_octaves=1, ternary=True
+    layers=2,
+    width=8,
+    skip=1,
+    color_width=6,
+    num_position_frequencies=2,
+    num_direction_frequencies=1,
+    ternary=True,
 )
 
 

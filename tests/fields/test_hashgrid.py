@@ -19,12 +19,12 @@ FIELD = HashGrid(
     channels=2,
     coarsest=3,
     finest=9,
-    log2_rows=7,
+    log2_hashmap_size=7,
     width=6,
     density_layers=2,
     color_layers=1,
     feature_dim=4,
-    direction_bands=2,
+    num_sh_bands=2,
     density_shift=-0.5,
     density_scale=3.0,
 )
@@ -201,4 +201,4 @@ def test_published_table_has_about_twelve_million_features() -> None:
         side *= 128.0 ** (1 / 15)
     assert shapes["table"].shape == (rows, 2)
     assert 1.1e7 < 2 * rows < 1.3e7
-    assert dataclasses.replace(HashGrid(), log2_rows=10).plan().starts[-1] == 16 * 1024
+    assert dataclasses.replace(HashGrid(), log2_hashmap_size=10).plan().starts[-1] == 16 * 1024

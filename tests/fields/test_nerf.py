@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 
 from jaxrf.core import encodings
-from jaxrf.core.rays import Frusta
+from jaxrf.core.rays import ConicalFrusta
 from jaxrf.fields.nerf import NeRF
 
-FIELD = NeRF(layers=7, width=10, skip=5, color_width=6, position_octaves=3, direction_octaves=2)
+FIELD = NeRF(
+    layers=7,
+    width=10,
+    skip=5,
+    color_width=6,
+    num_position_frequencies=3,
+    num_direction_frequencies=2,
+)
 
 
 def random_params(field: NeRF, seed: int = 0) -> Any:
@@ -51,7 +58,7 @@ def forward_slowly(
         kernel = np.asarray(layers[name]["kernel"], np.float64)
         return x @ kernel + np.asarray(layers[name]["bias"], np.float64)
 
-    encoded = np.array(encode_slowly(position, field.position_octaves))
+    encoded = np.array(encode_slowly(position, field.num_position_frequencies))
     hidden = encoded
     for index in range(field.layers):
         if index == field.skip:
@@ -59,7 +66,7 @@ def forward_slowly(
         hidden = np.maximum(dense(f"trunk_{index}", hidden), 0.0)
     density = math.log1p(math.exp(dense("density_head", hidden)[0] + field.density_bias))
     bottleneck = dense("bottleneck", hidden)
-    seen = np.array(encode_slowly(direction, field.direction_octaves))
+    seen = np.array(encode_slowly(direction, field.num_direction_frequencies))
     view = np.maximum(dense("view", np.concatenate([bottleneck, seen])), 0.0)
     return density, bottleneck, 1.0 / (1.0 + np.exp(-dense("rgb_head", view)))
 
@@ -190,16 +197,16 @@ def test_integrated_encoding_fades_what_is_finer_than_the_cone() -> None:
 
 def test_the_integrated_encoding_sees_how_long_and_wide_a_sample_is() -> None:
     field = dataclasses.replace(FIELD, encoding="integrated", layers=2)
-    assert field.in_frusta and not FIELD.in_frusta
+    assert field.uses_gaussians and not FIELD.uses_gaussians
     params = random_params(field)
     positions, directions = random_inputs(8)
     directions = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
     starts = np.linspace(0.0, 3.0, 8)
-    frusta = Frusta(
+    frusta = ConicalFrusta(
         *(jnp.asarray(x, jnp.float32) for x in (directions, np.full(8, 0.1), starts, starts + 0.7))
     )
     density, _ = field.density(params, jnp.asarray(positions), frusta)
-    mean, variance = encodings.describe_frusta(jnp.asarray(positions), frusta)
+    mean, variance = encodings.conical_frustum_to_gaussian(jnp.asarray(positions), frusta)
     for i in range(8):
         encoded = []
         for octave in range(3):
@@ -235,7 +242,7 @@ def test_without_directions_colour_is_a_layer_of_the_trunk_alone() -> None:
     np.testing.assert_array_equal(color, turned)
     head = params["params"]["rgb_head"]
     for i in range(8):
-        encoded = np.array(encode_slowly(positions[i], field.position_octaves))
+        encoded = np.array(encode_slowly(positions[i], field.num_position_frequencies))
         raw, hidden = raw_slowly(field, params, encoded)
         assert float(density[i]) == pytest.approx(math.log1p(math.exp(raw)), rel=1e-4)
         rgb = hidden @ np.asarray(head["kernel"], np.float64) + np.asarray(head["bias"])
@@ -249,7 +256,7 @@ def test_density_by_relu_is_the_raw_density_where_that_is_positive() -> None:
     density, _ = field.density(params, jnp.asarray(positions), jnp.zeros(40))
     wanted = []
     for position in positions:
-        encoded = np.array(encode_slowly(position, field.position_octaves))
+        encoded = np.array(encode_slowly(position, field.num_position_frequencies))
         wanted.append(max(raw_slowly(field, params, encoded)[0] - 0.8, 0.0))
     np.testing.assert_allclose(density, wanted, rtol=1e-4, atol=1e-5)
     assert 3 < np.sum(np.asarray(wanted) == 0) < 37

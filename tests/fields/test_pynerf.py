@@ -19,7 +19,7 @@ from jaxrf.fields.pynerf import (
     compute_sample_area,
     create_pyramid_hierarchy,
     get_pyramid_level,
-    inconsistency,
+    level_consistency_loss,
 )
 
 BOX = np.array([[-1.0, -2.0, 0.5], [1.5, 1.0, 1.7]], np.float32)
@@ -30,13 +30,13 @@ FIELD = PyNeRF(
     channels=2,
     coarsest=2,
     finest=16,
-    log2_rows=7,
+    log2_hashmap_size=7,
     tables="separate",
     width=5,
     feature_dim=3,
     color_width=4,
     color_layers=1,
-    direction_bands=2,
+    num_sh_bands=2,
 )
 
 
@@ -243,10 +243,12 @@ def test_heads_that_agree_are_consistent() -> None:
     unit = jax.random.uniform(jax.random.key(0), (50, 3))
     outputs, _ = field.run_heads(params, field.encode_all(params, unit), jnp.ones((50, 3)))
     wanted = np.mean(np.square(np.asarray(outputs)[:, 1:] - np.asarray(outputs)[:, :-1]))
-    assert float(inconsistency(field, params, unit)) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(level_consistency_loss(field, params, unit)) == pytest.approx(
+        float(wanted), rel=1e-5
+    )
     alike = {
         **params,
         "hidden": jnp.repeat(params["hidden"][:1], 3, axis=0),
         "out": jnp.repeat(params["out"][:1], 3, axis=0),
     }
-    assert float(inconsistency(field, alike, unit)) < 1e-10 < float(wanted)
+    assert float(level_consistency_loss(field, alike, unit)) < 1e-10 < float(wanted)

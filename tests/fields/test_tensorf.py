@@ -14,7 +14,7 @@ from jaxrf.fields.tensorf import (
     TensoRF,
     fit_resolution,
     l1_norm,
-    nonorthogonality,
+    ortho_loss,
     resample,
     total_variation,
 )
@@ -504,7 +504,7 @@ def test_nonorthogonality_equals_loop(params: Any) -> None:
                     if i != j:
                         products.append(abs(sum(x * y for x, y in zip(a, b, strict=True))))
             total += sum(products) / len(products)
-    assert float(nonorthogonality(params)) == pytest.approx(total, rel=1e-5)
+    assert float(ortho_loss(params)) == pytest.approx(total, rel=1e-5)
 
 
 def test_nonorthogonality_of_orthogonal_single_and_vanishing_components_is_zero() -> None:
@@ -515,7 +515,7 @@ def test_nonorthogonality_of_orthogonal_single_and_vanishing_components_is_zero(
     crossed = np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0], [2.0, -1.0, 0.0]])
     for line in (crossed, np.ones((5, 1)), np.zeros((4, 3))):
         params = with_lines(line)
-        assert float(nonorthogonality(params)) == 0.0
-        gradients = jax.grad(nonorthogonality)(params)
+        assert float(ortho_loss(params)) == 0.0
+        gradients = jax.grad(ortho_loss)(params)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
-    assert float(nonorthogonality(with_lines(np.ones((5, 2))))) == 6 * 5.0
+    assert float(ortho_loss(with_lines(np.ones((5, 2))))) == 6 * 5.0

@@ -28,7 +28,7 @@ def make_occupied(share: float = 0.2, extent: int = 5, seed: int = 0) -> np.ndar
 
 
 def make_grid(**options: Any) -> VoxelGrid:
-    return voxels.number_cells(make_occupied(**options), BOX, 4.0)
+    return voxels.index_cells(make_occupied(**options), BOX, 4.0)
 
 
 def make_field(grid: VoxelGrid, **options: Any) -> tuple[Voxels, Any]:
@@ -198,7 +198,7 @@ def test_refining_changes_the_field_nowhere(divide: int) -> None:
 def test_divided_twice_the_field_is_still_the_same() -> None:
     occupied = np.zeros((SIDE,) * 3, bool)
     occupied[4:7, 5:8, 2:4] = True
-    grid = voxels.number_cells(occupied, BOX, 4.0)
+    grid = voxels.index_cells(occupied, BOX, 4.0)
     field, params = make_field(grid)
     new = params
     for _ in range(2):
@@ -220,17 +220,17 @@ def test_weights_are_remembered_by_number_and_forgotten_in_a_new_grid() -> None:
     positions = random_positions(occupied, 25)
     weights = np.random.default_rng(2).uniform(size=25).astype(np.float32)
     cell, _ = voxels.find_cells(grid, positions)
-    noted = occupancy.note_weights(grid, cell, jnp.asarray(weights))
+    noted = occupancy.record_weights(grid, cell, jnp.asarray(weights))
     assert isinstance(noted, VoxelGrid)
     wanted = np.zeros(int(grid.count))
     for c, w in zip(np.asarray(cell), weights, strict=True):
         wanted[c] = max(wanted[c], w)
     assert np.sum(wanted == 0) > 1
-    np.testing.assert_allclose(occupancy.recall_weights(noted), wanted, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(occupancy.decayed_max_weights(noted), wanted, rtol=1e-5, atol=1e-12)
     # The numbers of a refined grid are other ones.
     refined = voxels.refine(noted, occupied, 1, 4.0).grid
     assert refined.memory.shape == (int(refined.count),) and int(refined.clock) == 0
-    assert not np.any(occupancy.recall_weights(refined))
+    assert not np.any(occupancy.decayed_max_weights(refined))
 
 
 def test_total_variation_equals_loops() -> None:
@@ -254,16 +254,16 @@ def test_room_is_added_and_taken_away() -> None:
     grid = make_grid()
     cells = grid.rows.shape[0]
     numbers = jnp.arange(cells, dtype=jnp.int32)
-    grid = occupancy.note_weights(grid, numbers, jnp.linspace(0.1, 0.9, cells))
-    weights = occupancy.recall_weights(grid)
-    large = voxels.resize_grid(grid, cells + 9)
+    grid = occupancy.record_weights(grid, numbers, jnp.linspace(0.1, 0.9, cells))
+    weights = occupancy.decayed_max_weights(grid)
+    large = voxels.pad_grid(grid, cells + 9)
     assert large.rows.shape == (cells + 9, 8) and large.memory.shape == (cells + 9,)
     assert not np.any(large.rows[cells:]) and np.array_equal(large.rows[:cells], grid.rows)
-    np.testing.assert_array_equal(occupancy.recall_weights(large)[:cells], weights)
-    np.testing.assert_array_equal(occupancy.recall_weights(large)[cells:], 0.0)
-    again = voxels.resize_grid(large, cells)
+    np.testing.assert_array_equal(occupancy.decayed_max_weights(large)[:cells], weights)
+    np.testing.assert_array_equal(occupancy.decayed_max_weights(large)[cells:], 0.0)
+    again = voxels.pad_grid(large, cells)
     assert np.array_equal(again.rows, grid.rows) and int(again.count) == int(grid.count)
-    np.testing.assert_array_equal(occupancy.recall_weights(again), weights)
+    np.testing.assert_array_equal(occupancy.decayed_max_weights(again), weights)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])

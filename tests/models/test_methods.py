@@ -34,7 +34,7 @@ from scenes import (
 from jaxrf.cameras import contraction
 from jaxrf.cameras.base import image_rays
 from jaxrf.core.errors import InputError
-from jaxrf.core.rays import Frusta, Rays, clip_to_aabb
+from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb
 from jaxrf.fields import tensorf, voxels
 from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
@@ -42,10 +42,10 @@ from jaxrf.models import methods
 from jaxrf.models.methods import Stage
 from jaxrf.rendering import volume as render
 from jaxrf.sampling import occupancy
-from jaxrf.sampling.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid
+from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid, WeightTrackedGrid
 from jaxrf.training import config as configs
 from jaxrf.training import pixels as batches
-from jaxrf.training import transitions as stages
+from jaxrf.training import transitions
 from jaxrf.training.config import (
     CustomConfig,
     PyNeRFConfig,
@@ -53,22 +53,22 @@ from jaxrf.training.config import (
     TrainConfig,
     VoxelsConfig,
 )
-from jaxrf.training.transitions import Growth
+from jaxrf.training.transitions import StageTransition
 
 # Compiled whole: operation by operation they take much longer.
 PREDICT = jax.jit(methods.predict, static_argnums=(0, 1))
 RENDER = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))
 
 
-def spheres(radii: jax.Array) -> Frusta:
+def spheres(radii: jax.Array) -> ConicalFrusta:
     """Parts of cones of which only the radii matter."""
     ones = jnp.ones_like(radii)
-    return Frusta(jnp.stack([ones, 0 * ones, 0 * ones], axis=-1), radii, ones, ones)
+    return ConicalFrusta(jnp.stack([ones, 0 * ones, 0 * ones], axis=-1), radii, ones, ones)
 
 
 def some_rays(count: int = 512) -> Rays:
-    pixels = batches.put_pixels(make_scene().splits["train"])
-    return batches.draw_batch(pixels, jax.random.key(1), count, (2.0, 6.0), "white")[0]
+    pixels = batches.to_device(make_scene().splits["train"])
+    return batches.make_batch(pixels, jax.random.key(1), count, (2.0, 6.0), "white")[0]
 
 
 def ball_params(stage: Stage, params: Params, aabb: np.ndarray = BOX) -> Params:
@@ -98,9 +98,9 @@ def roomy(stage: Stage) -> Stage:
     )
 
 
-def look_around(
+def render_training_views(
     config: TrainConfig, stage: Stage, params: Params, grid: OccupancyGrid
-) -> WatchedGrid:
+) -> WeightTrackedGrid:
     """The grid after all training rays have been through it a few times."""
     rays = some_rays(2048)
     for number in range(3):
@@ -108,7 +108,7 @@ def look_around(
         prediction = PREDICT(config.field, roomy(stage), params, grid, *rest)
         assert not np.any(prediction.dropped)
         grid = prediction.grid
-    assert isinstance(grid, WatchedGrid)
+    assert isinstance(grid, WeightTrackedGrid)
     return grid
 
 
@@ -133,17 +133,19 @@ def test_a_growth_keeps_what_the_field_shows(
     stage, state = first_state(config)
     params, grid = ball_params(stage, state.params), state.grid
     if pruned:
-        grid = look_around(config, stage, params, grid)
-        stage, grid, _ = stages.grow(config, stage, Growth(1, True, None, 1), params, grid)
+        grid = render_training_views(config, stage, params, grid)
+        stage, grid, _ = transitions.grow(
+            config, stage, StageTransition(1, True, None, 1), params, grid
+        )
     before = render_view(config, stage, params, grid)
     assert before.std(axis=0).min() > 0.05  # there is something to see
-    grid = look_around(config, stage, params, grid)
-    new_stage, new, carry_over = stages.grow(
-        config, stage, Growth(2, prune, voxels, 1), params, grid
+    grid = render_training_views(config, stage, params, grid)
+    new_stage, new, carry_over = transitions.grow(
+        config, stage, StageTransition(2, prune, voxels, 1), params, grid
     )
-    assert isinstance(new, WatchedGrid)
+    assert isinstance(new, WeightTrackedGrid)
     if prune or voxels:
-        assert not np.any(occupancy.recall_weights(new)), "cells are other ones now"
+        assert not np.any(occupancy.decayed_max_weights(new)), "cells are other ones now"
     after = render_view(config, new_stage, carry_over(params), new)
     assert np.abs(after - before).mean() < 0.01
     assert new_stage.pruned == (prune or pruned)
@@ -153,19 +155,21 @@ def test_a_growth_keeps_what_the_field_shows(
         assert np.all(new.occupied)
     alone = grid
     if prune:
-        _, alone, same = stages.grow(config, stage, Growth(2, True, None, 1), params, grid)
+        _, alone, same = transitions.grow(
+            config, stage, StageTransition(2, True, None, 1), params, grid
+        )
         assert np.all(~alone.occupied | grid.occupied), "what was pruned has come back"
         assert same(params) is params
     if voxels is None:
         # Pruning alone leaves the box and the grid points as they are.
         np.testing.assert_array_equal(new.aabb, grid.aabb)
-        assert stages.shapes_stay(stage, new_stage) and carry_over(params) is params
+        assert transitions.same_shapes(stage, new_stage) and carry_over(params) is params
         np.testing.assert_array_equal(new.occupied, alone.occupied)
         if not prune:
             assert new_stage == stage
     else:
         assert np.prod(new_stage.resolution) == pytest.approx(voxels, rel=0.2)
-        assert not stages.shapes_stay(stage, new_stage)
+        assert not transitions.same_shapes(stage, new_stage)
         # The box shrinks to what was occupied before, at the first pruning to what is left.
         box = occupancy.occupied_aabb(grid if pruned else alone)
         np.testing.assert_allclose(new.aabb, box, atol=1e-6)
@@ -181,17 +185,17 @@ def test_a_growth_keeps_what_the_field_shows(
 @pytest.mark.parametrize("make", [tiny_tensorf, tiny_voxels])
 def test_more_sub_rays_alone_make_the_grid_forget_nothing(make: Any) -> None:
     """Pruned by weight soon after, all that was not seen since would be dropped."""
-    config = make(subrays=2)
+    config = make(supersample=2)
     stage, state = first_state(config)
-    grid = look_around(config, stage, state.params, state.grid)
-    seen = occupancy.recall_weights(grid)
+    grid = render_training_views(config, stage, state.params, state.grid)
+    seen = occupancy.decayed_max_weights(grid)
     assert np.any(seen > 0.01)
-    growth = Growth(3, False, None, 2)
-    new_stage, new, carry_over = stages.grow(config, stage, growth, state.params, grid)
-    assert isinstance(new, WatchedGrid) and new_stage.subrays == 2
+    growth = StageTransition(3, False, None, 2)
+    new_stage, new, carry_over = transitions.grow(config, stage, growth, state.params, grid)
+    assert isinstance(new, WeightTrackedGrid) and new_stage.supersample == 2
     assert carry_over(state.params) is state.params
     np.testing.assert_array_equal(new.occupied, grid.occupied)
-    np.testing.assert_array_equal(occupancy.recall_weights(new), seen)
+    np.testing.assert_array_equal(occupancy.decayed_max_weights(new), seen)
 
 
 @pytest.mark.parametrize("voxels", [None, 10**3])
@@ -200,8 +204,10 @@ def test_pruning_an_empty_field_leaves_the_box(prune_by: str, voxels: int | None
     config = ball_config(side=8, density_shift=-30.0, prune_by=prune_by)
     stage, state = first_state(config)
     params = jax.tree.map(jnp.zeros_like, state.params)
-    grid = look_around(config, stage, params, state.grid)
-    new_stage, new, _ = stages.grow(config, stage, Growth(1, True, voxels, 1), params, grid)
+    grid = render_training_views(config, stage, params, state.grid)
+    new_stage, new, _ = transitions.grow(
+        config, stage, StageTransition(1, True, voxels, 1), params, grid
+    )
     # By weight all cells stay in doubt: that nothing was seen may be due to the rays.
     assert np.all(new.occupied) if prune_by == "weight" else not np.any(new.occupied)
     np.testing.assert_allclose(new.aabb, BOX)
@@ -223,8 +229,10 @@ def test_by_weight_what_is_hidden_is_pruned_and_by_alpha_it_is_not() -> None:
         )
         stage, state = first_state(config)
         params = ball_params(stage, state.params)
-        grid = look_around(config, stage, params, state.grid)
-        _, grid, _ = stages.grow(config, stage, Growth(1, True, None, 1), params, grid)
+        grid = render_training_views(config, stage, params, state.grid)
+        _, grid, _ = transitions.grow(
+            config, stage, StageTransition(1, True, None, 1), params, grid
+        )
         kept[prune_by] = np.asarray(grid.occupied)
     assert np.all(kept["alpha"][7:9, 7:9, 7:9]) and not np.any(kept["weight"][7:9, 7:9, 7:9])
     assert not np.any(kept["weight"][:2, :2, :2]) and not np.any(kept["alpha"][:2, :2, :2])
@@ -243,8 +251,8 @@ def test_blocks_reach_across_the_box_wherever_they_begin(
     step = float(methods.step_length(config.field, stage, state.grid.aabb))
     diagonal = float(np.linalg.norm(np.diff(np.asarray(state.grid.aabb), axis=0)))
     # A ray may begin up to a step before the box.
-    assert stage.blocks * methods.BLOCK_STEPS * step >= diagonal + step
-    assert (stage.blocks - 2) * methods.BLOCK_STEPS * step < diagonal
+    assert stage.blocks * methods.STEPS_PER_BLOCK * step >= diagonal + step
+    assert (stage.blocks - 2) * methods.STEPS_PER_BLOCK * step < diagonal
 
 
 def solid(config: TrainConfig) -> TrainConfig:
@@ -323,15 +331,15 @@ def test_rays_teach_the_grid_in_which_cells_they_end(make: Any) -> None:
     wanted, samples = first_cells(config, stage, state.grid, rays, key)
     assert int(prediction.samples) == samples > 200
     grid = prediction.grid
-    assert isinstance(grid, WatchedGrid) and int(grid.clock) == 1
-    weights = np.asarray(occupancy.recall_weights(grid))
+    assert isinstance(grid, WeightTrackedGrid) and int(grid.clock) == 1
+    weights = np.asarray(occupancy.decayed_max_weights(grid))
     if isinstance(grid, VoxelGrid):
         weights = weights[np.asarray(grid.number)]
     assert set(np.flatnonzero(weights > 0.5).tolist()) == wanted
     assert 10 < len(wanted) < 60
     # A second look does not erase what the first has seen.
     again = PREDICT(config.field, roomy(stage), *rest[:1], grid, *rest[2:]).grid
-    assert isinstance(again, WatchedGrid) and int(again.clock) == 2
+    assert isinstance(again, WeightTrackedGrid) and int(again.clock) == 2
 
 
 def test_the_samples_of_a_nerf_are_those_of_both_networks() -> None:
@@ -383,12 +391,12 @@ def test_marching_through_what_is_occupied_alone_shows_the_same(make: Any) -> No
     occupied[1:4, 2:6, 3:7] = True
     if isinstance(state.grid, VoxelGrid):
         grid: OccupancyGrid = voxels.refine(state.grid, occupied, 1, 4.0).grid
-        grid = voxels.resize_grid(grid, stage.table_cells)
+        grid = voxels.pad_grid(grid, stage.table_cells)
     else:
         plain = OccupancyGrid(jnp.asarray(occupied), state.grid.aabb)
         grid = occupancy.watch(plain, 8.0)
-    tight, box = methods.fit_to_render(config.field, stage, grid, tight=True)
-    loose, whole_box = methods.fit_to_render(config.field, stage, grid, tight=False)
+    tight, box = methods.eval_stage(config.field, stage, grid, tight=True)
+    loose, whole_box = methods.eval_stage(config.field, stage, grid, tight=False)
     np.testing.assert_allclose(box, occupancy.occupied_aabb(grid), atol=1e-6)
     np.testing.assert_array_equal(whole_box, grid.aabb)
     assert dataclasses.replace(tight, blocks=stage.blocks) == loose
@@ -397,7 +405,7 @@ def test_marching_through_what_is_occupied_alone_shows_the_same(make: Any) -> No
     )
     step = float(methods.step_length(config.field, stage, grid.aabb))
     assert 0 < tight.blocks < stage.blocks
-    assert tight.blocks * methods.BLOCK_STEPS * step >= np.linalg.norm(np.diff(box, axis=0))
+    assert tight.blocks * methods.STEPS_PER_BLOCK * step >= np.linalg.norm(np.diff(box, axis=0))
     rays = some_rays(300)
     whole, part = (
         RENDER(config.field, s, 1 << 12, state.params, grid, rays, jnp.ones(3), jnp.asarray(b))
@@ -414,7 +422,7 @@ def test_marching_through_what_is_occupied_alone_shows_the_same(make: Any) -> No
 def test_all_of_a_nerf_is_rendered(tight: bool) -> None:
     config = tiny_nerf()
     stage, state = first_state(config)
-    _, box = methods.fit_to_render(config.field, stage, state.grid, tight)
+    _, box = methods.eval_stage(config.field, stage, state.grid, tight)
     np.testing.assert_array_equal(box, BOX)
 
 
@@ -422,13 +430,13 @@ def test_all_of_a_nerf_is_rendered(tight: bool) -> None:
 def test_what_training_alone_needs_makes_no_other_program_to_render(make: Any) -> None:
     config = make()
     stage, state = first_state(config)
-    bare, _ = methods.fit_to_render(config.field, stage, state.grid, tight=False)
-    changes = {"rays": 7, "subrays": 3, "block_budget": 8, "sample_budget": 9, "pruned": True}
+    bare, _ = methods.eval_stage(config.field, stage, state.grid, tight=False)
+    changes = {"rays": 7, "supersample": 3, "block_budget": 8, "sample_budget": 9, "pruned": True}
     other = dataclasses.replace(stage, **changes)
-    assert methods.fit_to_render(config.field, other, state.grid, tight=False)[0] == bare
+    assert methods.eval_stage(config.field, other, state.grid, tight=False)[0] == bare
     # Whether features are computed for all samples does matter, for how many does not.
     some = [
-        methods.fit_to_render(
+        methods.eval_stage(
             config.field, dataclasses.replace(stage, color_budget=n), state.grid, False
         )[0]
         for n in (0, 5, 6)
@@ -465,12 +473,12 @@ def test_grids_render_as_many_rays_at_once_as_they_may_take_samples(make: Any) -
     [
         tiny_tensorf(),
         tiny_nerf(),
-        tiny_nerf(field=configs.NeRFConfig(fine_samples=0, width=8)),
+        tiny_nerf(field=configs.NeRFConfig(num_fine_samples=0, width=8)),
         tiny_voxels(),
         tiny_hashgrid(),
         marching_nerf(),
         proposing_hashgrid(),
-        tiny_hashgrid(field=PyNeRFConfig(heads=2, levels=2, log2_rows=8, finest=32)),
+        tiny_hashgrid(field=PyNeRFConfig(heads=2, levels=2, log2_hashmap_size=8, finest=32)),
     ],
     ids=[
         "tensorf", "nerf", "coarse", "voxels", "hash grid", "marching nerf", "proposals", "pyramid"
@@ -494,7 +502,7 @@ def test_planes_and_lines_are_grids_and_the_rest_networks() -> None:
 
 
 def test_a_nerf_without_fine_samples_has_one_network() -> None:
-    config = tiny_nerf(field=dataclasses.replace(tiny_nerf().field, fine_samples=0))
+    config = tiny_nerf(field=dataclasses.replace(tiny_nerf().field, num_fine_samples=0))
     stage, state = first_state(config)
     assert set(state.params) == {"coarse"}
     rays = some_rays(16)
@@ -528,16 +536,16 @@ def test_the_penalty_is_the_weighted_sum_of_its_terms() -> None:
     variation = 2.0 * tensorf.total_variation(params["density"])
     variation += 3.0 * tensorf.total_variation(params["features"])
     rest = (state.grid, jax.random.key(0))
-    found = methods.regularise(field, stage, params, *rest)
+    found = methods.regularization(field, stage, params, *rest)
     np.testing.assert_allclose(found, 0.5 * l1 + variation, rtol=1e-6)
-    faded = methods.regularise(field, stage, params, *rest, fade=jnp.asarray(0.1))
+    faded = methods.regularization(field, stage, params, *rest, fade=jnp.asarray(0.1))
     np.testing.assert_allclose(faded, 0.5 * l1 + 0.1 * variation, rtol=1e-6)
     pruned = dataclasses.replace(stage, pruned=True)
     np.testing.assert_allclose(
-        methods.regularise(field, pruned, params, *rest), 0.25 * l1 + variation, rtol=1e-6
+        methods.regularization(field, pruned, params, *rest), 0.25 * l1 + variation, rtol=1e-6
     )
     nerf_stage, nerf = first_state(tiny_nerf())
-    assert float(methods.regularise(tiny_nerf().field, nerf_stage, nerf.params, *rest)) == 0.0
+    assert float(methods.regularization(tiny_nerf().field, nerf_stage, nerf.params, *rest)) == 0.0
 
 
 def test_the_penalty_of_voxels_is_their_variation_in_some_cells() -> None:
@@ -550,10 +558,10 @@ def test_the_penalty_of_voxels_is_their_variation_in_some_cells() -> None:
     params = state.params | {"table": table}
     assert isinstance(state.grid, VoxelGrid)
     everywhere = voxels.total_variation(table, state.grid.rows[1 : int(state.grid.count)])
-    found = methods.regularise(field, stage, params, state.grid, jax.random.key(0))
+    found = methods.regularization(field, stage, params, state.grid, jax.random.key(0))
     np.testing.assert_allclose(found, 2.0 * everywhere[0] + 3.0 * everywhere[1], rtol=0.03)
     none = dataclasses.replace(field, density_tv_weight=0.0, feature_tv_weight=0.0)
-    assert float(methods.regularise(none, stage, params, state.grid, jax.random.key(0))) == 0.0
+    assert float(methods.regularization(none, stage, params, state.grid, jax.random.key(0))) == 0.0
 
 
 def test_training_rays_are_jittered_and_rendering_is_not() -> None:
@@ -595,14 +603,14 @@ def lively(params: Params, seed: int = 0) -> Params:
 def test_marching_shows_the_same_field_as_many_even_samples(contract: bool) -> None:
     config = tiny_hashgrid()
     scale = 0.1 if contract else 3.0
-    field = dataclasses.replace(
-        config.field, march_steps=400, density_scale=scale, contract=contract
-    )
+    field = dataclasses.replace(config.field, max_steps=400, density_scale=scale, contract=contract)
     stage, state = first_state(dataclasses.replace(config, field=field))
     params = lively(state.params)
-    even = dataclasses.replace(field, sampler="hierarchical", coarse_samples=400, fine_samples=0)
+    even = dataclasses.replace(
+        field, sampler="hierarchical", num_coarse_samples=400, num_fine_samples=0
+    )
     other_stage, other = first_state(dataclasses.replace(config, field=even))
-    assert set(other.params) == {"coarse"} and not isinstance(other.grid, ProbedGrid)
+    assert set(other.params) == {"coarse"} and not isinstance(other.grid, DensityEmaGrid)
     behind, key = jnp.asarray([0.0, 0.9, 0.9]), jax.random.key(0)
     rays = some_rays(40)
     box = jnp.asarray(BOX)
@@ -633,10 +641,10 @@ def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
     stage, state = first_state(config)
     stage, params, rays = roomy(stage), lively(state.params), some_rays(12)
     key, grid = jax.random.key(2), state.grid
-    assert isinstance(grid, ProbedGrid)
+    assert isinstance(grid, DensityEmaGrid)
     behind = jnp.ones((12, 3))
     predicted = PREDICT(config.field, stage, params, grid, key, rays, behind)
-    budgets = (stage.blocks, methods.BLOCK_STEPS, 1 << 10, 1 << 10)
+    budgets = (stage.blocks, methods.STEPS_PER_BLOCK, 1 << 10, 1 << 10)
     samples, _ = jax.jit(occupancy.march_to_samples, static_argnums=5)(
         grid,
         grid.coarse,
@@ -646,9 +654,9 @@ def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
         occupancy.Marching(*budgets),
     )
     fns = methods.bind(methods.make_field(config.field, stage), params["fine"], grid)
-    weights = jax.jit(
-        lambda samples: render.render_packed_samples(fns, rays, samples, behind).weights
-    )(samples)
+    weights = jax.jit(lambda samples: render.render_packed(fns, rays, samples, behind).weights)(
+        samples
+    )
     for ray in range(12):
         mine = np.flatnonzero(samples.mask & (samples.ray_indices == ray))
         total = 0.0
@@ -722,11 +730,11 @@ def test_cells_are_probed_now_and_then_and_their_turns_go_on() -> None:
     config = tiny_hashgrid()
     stage, state = first_state(config)
     params, grid = lively(state.params), state.grid
-    assert isinstance(grid, ProbedGrid)
+    assert isinstance(grid, DensityEmaGrid)
     step = methods.step_length(config.field, stage, grid.aabb)
     field, inner = methods.make_field(config.field, stage), params["fine"] | {"aabb": grid.aabb}
     probe = jax.jit(
-        lambda grid, key, turn: occupancy.probe_cells(
+        lambda grid, key, turn: occupancy.update_occupancy(
             grid,
             key,
             lambda positions, radii: field.density(inner, positions, radii)[0],
@@ -742,7 +750,7 @@ def test_cells_are_probed_now_and_then_and_their_turns_go_on() -> None:
         turn = number // 4
         wanted = probe(grid, jax.random.fold_in(key, turn), turn) if number % 4 == 0 else grid
         after = REFRESH(config.field, stage, params, grid, key)
-        assert isinstance(after, ProbedGrid) and int(after.clock) == number + 1
+        assert isinstance(after, DensityEmaGrid) and int(after.clock) == number + 1
         np.testing.assert_allclose(after.optical, wanted.optical, rtol=1e-5)
         np.testing.assert_array_equal(after.occupied, wanted.occupied)
         np.testing.assert_array_equal(after.coarse.occupied, wanted.coarse.occupied)
@@ -765,7 +773,7 @@ def test_samples_lie_in_occupied_cells_alone() -> None:
     occupied = np.zeros(stage.cells, bool)
     occupied[2:4, 3:5, 5:7] = True
     plain = OccupancyGrid(jnp.asarray(occupied), state.grid.aabb)
-    grid = occupancy.begin_probing(plain, stage.reach)
+    grid = occupancy.init_density_ema(plain, stage.reach)
     rays = some_rays(300)
     rest = (state.params, grid, jax.random.key(0), rays, jnp.ones((300, 3)))
     predicted = PREDICT(config.field, roomy(stage), *rest)
@@ -777,7 +785,7 @@ def test_samples_lie_in_occupied_cells_alone() -> None:
     assert np.all(opacity[length == 0] == 0) and np.all(opacity[length > step] > 0.999)
     assert 10 < np.sum(length > step) < 200
     # Rendering sees what training sees, in the whole box and in the tight one.
-    tight, tight_box = methods.fit_to_render(config.field, stage, grid, tight=True)
+    tight, tight_box = methods.eval_stage(config.field, stage, grid, tight=True)
     assert tight.blocks < stage.blocks
     for s, b in ((stage, BOX), (tight, tight_box)):
         args = (state.params, grid, rays, jnp.ones(3), jnp.asarray(b))
@@ -804,8 +812,8 @@ def test_the_penalty_of_lines_holds_their_nonorthogonality_and_variation() -> No
     config = cp_config(orthogonality_weight=0.7, l1_weight=0.0, density_tv_weight=3.0)
     stage, state = first_state(config)
     rest = (state.params, state.grid, jax.random.key(0))
-    found = methods.regularise(config.field, stage, *rest)
-    wanted = 0.7 * tensorf.nonorthogonality(state.params)
+    found = methods.regularization(config.field, stage, *rest)
+    wanted = 0.7 * tensorf.ortho_loss(state.params)
     wanted += 3.0 * tensorf.total_variation(state.params["density"])
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert float(found) > 0
@@ -837,7 +845,7 @@ def test_proposals_count_among_the_samples_of_a_ray() -> None:
     field = proposing_hashgrid().field
     assert isinstance(field, configs.SampledConfig)
     assert methods.samples_per_ray(field) == 26 and not methods.marches(field)
-    two = dataclasses.replace(field, proposal_samples=(32, 16), proposal_cells=(64, 128))
+    two = dataclasses.replace(field, num_proposal_samples=(32, 16), proposal_resolutions=(64, 128))
     assert methods.samples_per_ray(two) == 58
     assert [p.finest for p in methods.make_proposals(two)] == [64, 128]
 
@@ -912,12 +920,12 @@ def test_contracted_space_stays_whole_as_grids_grow(make: Any) -> None:
     rays, key = outgoing_rays(), jax.random.key(0)
     behind = jnp.ones((40, 3))
     before = PREDICT(config.field, roomy(stage), state.params, state.grid, key, rays, behind)
-    for growth in stages.plan_growth(config):
+    for growth in transitions.plan_transitions(config):
         if growth.voxels is None:
             continue
         divide = dataclasses.replace(stage)
         upsampling = growth._replace(prune=False)
-        stage, grid, carry = stages.grow(config, divide, upsampling, state.params, state.grid)
+        stage, grid, carry = transitions.grow(config, divide, upsampling, state.params, state.grid)
         np.testing.assert_array_equal(grid.bounds, BOX)
         assert stage.blocks >= 1 and bool(np.all(np.asarray(grid.aabb[1]) >= 2.99))
         params = carry(state.params)
@@ -930,7 +938,7 @@ def test_contracted_space_stays_whole_as_grids_grow(make: Any) -> None:
 )
 def test_pictures_look_alike_until_their_codes_differ(make: Any) -> None:
     plain = make()
-    config = capture(make, appearance_dim=3, appearance_pictures=6)
+    config = capture(make, appearance_dim=3, num_appearances=6)
     stage, state = first_state(config)
     rays, behind, key = some_rays(60), jnp.zeros((60, 3)), jax.random.key(0)
     inner = {name: value for name, value in state.params.items() if name != "appearance"}
@@ -958,7 +966,7 @@ def test_pictures_look_alike_until_their_codes_differ(make: Any) -> None:
 
 
 def test_codes_learn_from_their_own_pictures() -> None:
-    config = capture(tiny_hashgrid, appearance_dim=3, appearance_pictures=6)
+    config = capture(tiny_hashgrid, appearance_dim=3, num_appearances=6)
     stage, state = first_state(config)
     rays, behind = some_rays(60), jnp.zeros((60, 3))
     rays = dataclasses.replace(rays, camera_index=rays.camera_index % 4)
@@ -976,8 +984,8 @@ def test_codes_learn_from_their_own_pictures() -> None:
 @pytest.mark.parametrize("blend", ["features", "results"])
 def test_the_appearance_of_a_pyramid_leaves_the_shares_of_its_heads(blend: Any) -> None:
     field = PyNeRFConfig(
-        heads=3, levels=2, finest=16, log2_rows=8, width=8, color_width=8, blend=blend,
-        feature_dim=4, appearance_dim=2, appearance_pictures=6, occupancy_cells=4, march_steps=16,
+        heads=3, levels=2, finest=16, log2_hashmap_size=8, width=8, color_width=8, blend=blend,
+        feature_dim=4, appearance_dim=2, num_appearances=6, occupancy_resolution=4, max_steps=16,
     )  # fmt: skip
     stage, state = first_state(tiny_hashgrid(field=field))
     channels = 12 if blend == "results" else 4
@@ -998,13 +1006,13 @@ def test_a_field_whose_features_are_not_counted_has_no_appearances(tmp_path: Pat
 
 def test_at_first_every_cell_is_probed_at_once() -> None:
     config = tiny_hashgrid()
-    field = dataclasses.replace(config.field, occupancy_warmup=5)
+    field = dataclasses.replace(config.field, occupancy_warmup_steps=5)
     config = tiny_hashgrid(field=field)
     stage, state = first_state(config)
     params, grid = lively(state.params), state.grid
-    assert isinstance(grid, ProbedGrid)
+    assert isinstance(grid, DensityEmaGrid)
     first = REFRESH(config.field, stage, params, grid, jax.random.key(0))
-    assert isinstance(first, ProbedGrid) and np.all(first.optical >= 0)
+    assert isinstance(first, DensityEmaGrid) and np.all(first.optical >= 0)
     # Step 4 is one of the first five still, step 8 is not: a quarter and those that are occupied.
     late = dataclasses.replace(grid, clock=jnp.asarray(8, jnp.int32))
     assert np.sum(REFRESH(config.field, stage, params, late, jax.random.key(0)).optical < 0) > 0
@@ -1034,7 +1042,7 @@ def nerf_slowly(
     for origin, direction in zip(
         np.asarray(rays.origins, np.float64), np.asarray(rays.directions, np.float64), strict=True
     ):
-        steps = np.linspace(0.0, 1.0, sampled.coarse_samples)
+        steps = np.linspace(0.0, 1.0, sampled.num_coarse_samples)
         if sampled.spacing == "linear":
             t = near * (1.0 - steps) + far * steps
         else:
@@ -1042,7 +1050,7 @@ def nerf_slowly(
         weights, _ = look("coarse", origin, direction, t)
         middles, inner = 0.5 * (t[1:] + t[:-1]), weights[1:-1] + 1e-5
         cdf = np.append(0.0, np.cumsum(inner / inner.sum()))
-        drawn = np.interp(np.linspace(0.0, 1.0, sampled.fine_samples), cdf, middles)
+        drawn = np.interp(np.linspace(0.0, 1.0, sampled.num_fine_samples), cdf, middles)
         t = np.sort(np.concatenate([t, drawn]))
         pixels.append(look("fine", origin, direction, t)[1])
     return np.array(pixels)
@@ -1064,7 +1072,9 @@ def test_points_give_the_pixels_of_the_original_code(spacing: Any) -> None:
 EVERY_FIELD = {
     "tensorf": tiny_tensorf(),
     "tensorf, per sample": tiny_tensorf(
-        field=dataclasses.replace(tiny_tensorf().field, shading="per_sample", color_share=0.5)
+        field=dataclasses.replace(
+            tiny_tensorf().field, shading="per_sample", max_shaded_fraction=0.5
+        )
     ),
     "cp": cp_config(),
     "voxels": tiny_voxels(),
@@ -1106,7 +1116,7 @@ def test_gradients_of_every_field_and_sampler_are_finite_at_the_extremes(
         key = jax.random.key(0)
         predicted = methods.predict(config.field, stage, params, state.grid, key, rays, behind)
         loss = sum(jnp.sum(rgb) for rgb in predicted.rgb) + jnp.sum(predicted.distortion)
-        penalty = methods.regularise(config.field, stage, params, state.grid, key)
+        penalty = methods.regularization(config.field, stage, params, state.grid, key)
         return loss + jnp.sum(predicted.missed) + penalty, predicted
 
     for scale in (1.0, 1e3):
@@ -1133,10 +1143,10 @@ def test_what_is_rendered_does_not_depend_on_how_rays_are_batched(config: TrainC
 def test_what_lies_on_the_border_of_a_box_is_pulled_inside_and_nothing_else() -> None:
     aabb = jnp.array([[-1.0, -2.0, 0.0], [1.0, 2.0, 3.0]])
     given = jnp.array([[1.000001, 0.5, 3.000001], [1.001, 0.5, 1.0], [0.3, -2.0, 1.0], [0.3, 0, 1]])
-    on_border = np.asarray(methods.pull_inside(given, aabb))
+    on_border = np.asarray(methods.clamp_to_aabb(given, aabb))
     np.testing.assert_array_equal(on_border[0], [1.0, 0.5, 3.0])
     np.testing.assert_array_equal(on_border[1:], given[1:])
-    found = np.asarray(methods.pull_inside(given, aabb, methods.BORDER_SHARE))
+    found = np.asarray(methods.clamp_to_aabb(given, aabb, methods.AABB_EPS))
     low, high = np.asarray(aabb)
     assert np.all((found[[0, 2]] > low) & (found[[0, 2]] < high))
     np.testing.assert_allclose(found, given, atol=2e-5)

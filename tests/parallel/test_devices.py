@@ -145,7 +145,7 @@ def test_two_processes_give_the_bits_of_one(options: list[str], tmp_path: Path) 
     data = write_scene(tmp_path / "ball")
     order = ["--shards", "2", *options]
     if options:
-        order += ["--steps", "5", "--batch-rays", "128", "--subrays", "1"]
+        order += ["--steps", "5", "--batch-rays", "128", "--supersample", "1"]
         order += ["--batch-samples", "16384"]
     start = start_processes if options in PRESETS else start_under_slurm
     processes = start(data, tmp_path / "two", *order)
@@ -213,7 +213,7 @@ def test_pairs_are_added_in_one_order(count: int) -> None:
         return add_slowly(parts[:half]) + add_slowly(parts[half:])
 
     total = jax.jit(
-        lambda x: parallel.add_in_pairs(
+        lambda x: parallel.pairwise_sum(
             lambda part: part, x, count, np.float32(0.0), lambda a, b: a + b
         )
     )(parts)
@@ -227,7 +227,7 @@ def test_alone_a_process_decides_for_itself() -> None:
     done: list[int] = []
     parallel.once(lambda: done.append(1))
     assert done == [1]
-    with parallel.one_speaks(), parallel.leaving_if_lost():
+    with parallel.silence_non_main(), parallel.abort_on_peer_failure():
         pass
 
 
@@ -237,11 +237,11 @@ def test_of_several_processes_one_that_cannot_go_on_waits_for_none(
 ) -> None:
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
-    with pytest.raises(kind, match="Gloo"), parallel.leaving_if_lost():
+    with pytest.raises(kind, match="Gloo"), parallel.abort_on_peer_failure():
         raise kind("UNKNOWN: Gloo all-reduce failed")
     assert not left
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with parallel.leaving_if_lost():
+    with parallel.abort_on_peer_failure():
         raise kind("UNKNOWN: Gloo all-reduce failed")
     assert len(left) == 1 and left[0] > 0
     assert "UNKNOWN: Gloo all-reduce failed" in capsys.readouterr().err

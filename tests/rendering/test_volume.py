@@ -16,20 +16,20 @@ from scenes import slow
 from jaxrf.core.packing import pack, rank_samples
 from jaxrf.core.rays import Rays, points_along
 from jaxrf.rendering.volume import (
-    Conventional,
+    LegacyRenderOptions,
     PackedRendering,
     Picture,
     RadianceFns,
     Rendering,
-    average_subrays,
     compute_packed_weights,
     compute_weights,
     expected_depth,
+    march_and_render,
     median_depth,
-    render_blocks,
     render_image,
-    render_packed_samples,
+    render_packed,
     render_samples,
+    resolve_supersampling,
     sample_points,
 )
 from jaxrf.sampling.occupancy import PackedSamples
@@ -193,8 +193,8 @@ def assert_close_to(
 
 # One program each: run op by op, every operation would be compiled by itself.
 render_every = jax.jit(render_samples, static_argnames=("fns", "per_ray"))
-render_packed = jax.jit(
-    render_packed_samples, static_argnames=("fns", "per_ray", "color_budget", "color_threshold")
+render_packed_rays = jax.jit(
+    render_packed, static_argnames=("fns", "per_ray", "color_budget", "color_threshold")
 )
 weights_of = jax.jit(compute_weights)
 packed_weights_of = jax.jit(compute_packed_weights)
@@ -496,7 +496,7 @@ def test_other_programs_lengths_and_directions_are_taken_as_they_have_them() -> 
     one = jnp.ones_like(stretch)
     plain, weights = render_samples(FNS, rays, tdist, background)
     same, unchanged = render_samples(
-        FNS, rays, tdist, background, conventional=Conventional(one, one, False)
+        FNS, rays, tdist, background, legacy_options=LegacyRenderOptions(one, one, False)
     )
     np.testing.assert_array_equal(unchanged, weights)
     np.testing.assert_array_equal(same.rgb, plain.rgb)
@@ -509,7 +509,7 @@ def test_other_programs_lengths_and_directions_are_taken_as_they_have_them() -> 
     )
     wanted, _ = render_samples(thinner, rays, tdist, background)
     found, _ = render_samples(
-        FNS, rays, tdist, background, conventional=Conventional(stretch, one, False)
+        FNS, rays, tdist, background, legacy_options=LegacyRenderOptions(stretch, one, False)
     )
     np.testing.assert_allclose(found.rgb, wanted.rgb, rtol=1e-5)
     longer = dataclasses.replace(rays, directions=rays.directions * stretch[:, None])
@@ -517,7 +517,7 @@ def test_other_programs_lengths_and_directions_are_taken_as_they_have_them() -> 
     aside = FNS._replace(color=lambda features, _, index: FNS.color(features, seen, index))
     wanted, _ = render_samples(aside, rays, tdist, background)
     found, _ = render_samples(
-        FNS, rays, tdist, background, conventional=Conventional(one, stretch, False)
+        FNS, rays, tdist, background, legacy_options=LegacyRenderOptions(one, stretch, False)
     )
     np.testing.assert_allclose(found.rgb, wanted.rgb, rtol=1e-5)
 
@@ -765,7 +765,9 @@ def test_packed_rendering_equals_loops_without_density_outside(
     spare: int, color_budget: int | None, per_ray: bool
 ) -> None:
     rays, edges, background, mask, packed = packed_case(spare)
-    found = render_packed(FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget)
+    found = render_packed_rays(
+        FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget
+    )
     assert int(found.fitting) == RAYS
     slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
     assert_packed_close_to(slow, found)
@@ -780,7 +782,7 @@ def test_packed_rendering_equals_loops_without_density_outside(
 def test_full_mask_equals_rendering_of_every_interval(per_ray: bool) -> None:
     rays, edges, background, _, _ = packed_case()
     packed, _ = pack_intervals(edges, np.ones((RAYS, INTERVALS), bool), 0)
-    found = render_packed(FNS, rays, packed, background, per_ray=per_ray)
+    found = render_packed_rays(FNS, rays, packed, background, per_ray=per_ray)
     dense, weights = render_every(FNS, rays, edges, background, per_ray=per_ray)
     assert_packed_close_to({"rgb": dense.rgb, "opacity": dense.opacity}, found)
     np.testing.assert_allclose(found.weights, weights.ravel(), atol=1e-6)
@@ -793,7 +795,9 @@ def test_rays_without_samples_show_exactly_the_background(
 ) -> None:
     rays, edges, background, mask, _ = packed_case()
     packed, _ = pack_intervals(edges, np.zeros_like(mask), 9)
-    found = render_packed(FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget)
+    found = render_packed_rays(
+        FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget
+    )
     assert int(found.fitting) == RAYS
     np.testing.assert_array_equal(found.rgb, background)
     np.testing.assert_array_equal(found.opacity, 0.0)
@@ -803,7 +807,7 @@ def test_rays_without_samples_show_exactly_the_background(
 def test_samples_of_no_length_show_the_background_and_take_no_budget(per_ray: bool) -> None:
     rays, _, background, _, packed = packed_case()
     packed = packed._replace(t_ends=packed.t_starts)
-    found = render_packed(OPAQUE, rays, packed, background, per_ray=per_ray, color_budget=1)
+    found = render_packed_rays(OPAQUE, rays, packed, background, per_ray=per_ray, color_budget=1)
     assert int(found.fitting) == RAYS
     np.testing.assert_array_equal(found.rgb, background)
     np.testing.assert_array_equal(found.weights, 0.0)
@@ -812,7 +816,7 @@ def test_samples_of_no_length_show_the_background_and_take_no_budget(per_ray: bo
 @pytest.mark.parametrize("per_ray", [False, True])
 def test_colors_under_the_threshold_are_left_out_and_their_opacity_is_not(per_ray: bool) -> None:
     rays, edges, background, mask, packed = packed_case()
-    found = render_packed(
+    found = render_packed_rays(
         FNS, rays, packed, background,
         per_ray=per_ray, color_budget=AMPLE, color_threshold=0.1,
     )  # fmt: skip
@@ -824,7 +828,7 @@ def test_colors_under_the_threshold_are_left_out_and_their_opacity_is_not(per_ra
         "the threshold changes nothing"
     )
     # Without a budget all samples are coloured anyway.
-    found = render_packed(FNS, rays, packed, background, per_ray=per_ray, color_threshold=0.1)
+    found = render_packed_rays(FNS, rays, packed, background, per_ray=per_ray, color_threshold=0.1)
     assert_packed_close_to(everything, found)
 
 
@@ -850,7 +854,7 @@ def test_rays_past_a_color_budget_are_dropped_whole_and_the_others_are_spared(
     needed = int(wanted.sum())
     # The last two: just too little and just enough.
     budget = needed + budget if budget in (-1, 0) else budget
-    found = render_packed(
+    found = render_packed_rays(
         FNS, rays, packed, background,
         per_ray=per_ray, color_budget=budget, color_threshold=threshold,
     )  # fmt: skip
@@ -935,7 +939,7 @@ def test_gradients_of_packed_rendering_are_those_of_the_dense_one(
     def sparse(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
         fns = parametric_fns(params)
         budget = None if threshold is None else AMPLE
-        rendering = render_packed_samples(
+        rendering = render_packed(
             fns, rays, packed, background,
             per_ray=per_ray, color_budget=budget, color_threshold=threshold or 0.0,
         )  # fmt: skip
@@ -968,7 +972,7 @@ def test_gradients_of_packed_rendering_are_finite_at_the_extremes(
 
     def loss(density: jax.Array, packed: PackedSamples) -> jax.Array:
         fns = parametric_fns({"density": density, "features": jnp.ones(4), "color": jnp.ones(3)})
-        found = render_packed_samples(
+        found = render_packed(
             fns, rays, packed, background,
             per_ray=per_ray, color_budget=color_budget, color_threshold=1e-3,
         )  # fmt: skip
@@ -1007,7 +1011,7 @@ def assert_blocks_equal_all_samples(
     fns, rays, edges, wanted, step, occupied = blocks_case(40, density)
     background, nothing = make_background(40), jnp.full((40,), 77.0)
     found = jax.jit(
-        lambda rays: render_blocks(
+        lambda rays: march_and_render(
             fns, rays, wanted, step, occupied, background, nothing,
             steps=4, at_once=at_once, samples=samples, per_ray=per_ray, stop=0.0, **coloring,
         )
@@ -1051,7 +1055,7 @@ def test_rendering_by_blocks_colors_what_is_above_the_threshold_however_many_at_
         assert np.abs(thinned.rgb - full.rgb).max() > 0.05, "the threshold changes nothing"
         # Without a budget all samples are coloured anyway.
         fns, rays, _, wanted, step, occupied = blocks_case(40, 3.0)
-        found = render_blocks(
+        found = march_and_render(
             fns, rays, wanted, step, occupied, make_background(40), rays.far,
             steps=4, at_once=64, samples=256, per_ray=per_ray, color_threshold=threshold, stop=0.0,
         )  # fmt: skip
@@ -1064,8 +1068,8 @@ def test_rays_stop_where_they_are_opaque(stop: float, color_budget: int | None) 
     fns, rays, _, wanted, step, occupied = blocks_case(40, 3.0)
     arguments = (fns, rays, wanted, step, occupied, make_background(40), rays.far)
     options = {"steps": 4, "at_once": 16, "samples": 64, "color_budget": color_budget}
-    early = render_blocks(*arguments, **options, stop=stop)
-    whole = render_blocks(*arguments, **options, stop=0.0)
+    early = march_and_render(*arguments, **options, stop=stop)
+    whole = march_and_render(*arguments, **options, stop=0.0)
     missing = np.asarray(whole.opacity - early.opacity)
     assert missing.min() > -1e-6 and missing.max() <= stop
     assert np.abs(np.asarray(whole.rgb - early.rgb)).max() <= 2 * stop
@@ -1079,7 +1083,7 @@ def test_rays_without_a_block_show_exactly_the_background_far_away(
     fns, rays, _, wanted, step, occupied = blocks_case(11, 3.0)
     nothing = jnp.linspace(50.0, 60.0, 11)
     for blocks, fits in ((wanted & False, occupied), (wanted, lambda p: p[..., 0] > 1e9)):
-        found = render_blocks(
+        found = march_and_render(
             fns, rays, blocks, step, fits, make_background(11), nothing,
             steps=4, at_once=4, samples=8, color_budget=color_budget,
         )  # fmt: skip
@@ -1092,23 +1096,25 @@ def test_rays_without_a_block_show_exactly_the_background_far_away(
 # Sub-rays.
 
 
-@pytest.mark.parametrize("subrays", [1, 2, 3])
-def test_average_of_sub_rays_equals_loops(subrays: int) -> None:
-    rng = np.random.default_rng(subrays)
+@pytest.mark.parametrize("supersample", [1, 2, 3])
+def test_average_of_sub_rays_equals_loops(supersample: int) -> None:
+    rng = np.random.default_rng(supersample)
     height, width, far = 4, 5, 9.0
-    shape = (height * subrays, width * subrays)
+    shape = (height * supersample, width * supersample)
     opacity = rng.uniform(size=shape) * (rng.uniform(size=shape) < 0.6)
-    opacity[:subrays, :subrays] = 0.0  # a pixel that sees nothing
+    opacity[:supersample, :supersample] = 0.0  # a pixel that sees nothing
     depth = np.where(opacity > 0, rng.uniform(2, 6, shape), far)
     median = np.where(opacity > 0, rng.uniform(2, 6, shape), far)
     fine = Picture(
         rng.uniform(size=(*shape, 3)).astype(np.float32),
         *(x.astype(np.float32) for x in (opacity, depth, median)),
     )
-    coarse = average_subrays(fine, subrays)
+    coarse = resolve_supersampling(fine, supersample)
     assert coarse.rgb.shape == (height, width, 3) and coarse.depth.shape == (height, width)
     for i, j in np.ndindex(height, width):
-        part = np.s_[i * subrays : (i + 1) * subrays, j * subrays : (j + 1) * subrays]
+        part = np.s_[
+            i * supersample : (i + 1) * supersample, j * supersample : (j + 1) * supersample
+        ]
         np.testing.assert_allclose(
             coarse.rgb[i, j], fine.rgb[part].reshape(-1, 3).mean(0), rtol=1e-5
         )

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from jaxrf.core.rays import Rays
 from jaxrf.sampling.intervals import (
-    even_uniforms,
+    hierarchical_legacy,
     importance,
-    importance_points,
     resample,
     stratified,
-    stratified_points,
+    stratified_legacy,
+    stratified_uniforms,
 )
 
 stratify = jax.jit(stratified, static_argnames=("count", "spacing"))
@@ -394,8 +394,8 @@ def test_points_without_key_are_even_and_with_one_between_the_middles(
 ) -> None:
     far = np.random.default_rng(0).uniform(3, 9, batch)
     rays = make_rays(batch, far=far)
-    even = stratified_points(None, rays, 6, spacing)
-    drawn = stratified_points(jax.random.key(1), rays, 6, spacing)
+    even = stratified_legacy(None, rays, 6, spacing)
+    drawn = stratified_legacy(jax.random.key(1), rays, 6, spacing)
     assert even.shape == drawn.shape == (*batch, 6)
     for index in np.ndindex(*batch):
         steps = np.linspace(0, 1, 6)
@@ -416,7 +416,7 @@ def test_more_points_are_drawn_between_the_middles_where_the_weights_are(seed: i
     weights = np.array([9.0, 0.2, 0.0, 0.5, 0.1, 9.0], np.float32)
     count = 4000
     key = None if seed is None else jax.random.key(seed)
-    union = importance_points(key, jnp.asarray(points), jnp.asarray(weights), count)
+    union = hierarchical_legacy(key, jnp.asarray(points), jnp.asarray(weights), count)
     assert union.shape == (count + 6,) and np.all(np.diff(union) >= 0)
     assert all(np.any(np.asarray(union) == p) for p in points)
     rest = np.asarray(union).tolist()
@@ -432,7 +432,7 @@ def test_more_points_are_drawn_between_the_middles_where_the_weights_are(seed: i
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 8), (2, 3, 64)])
 @pytest.mark.parametrize("with_key", [False, True])
 def test_each_stratum_gets_one_uniform(shape: tuple[int, ...], with_key: bool) -> None:
-    uniforms = np.asarray(even_uniforms(jax.random.key(0) if with_key else None, shape))
+    uniforms = np.asarray(stratified_uniforms(jax.random.key(0) if with_key else None, shape))
     assert uniforms.shape == shape and uniforms.dtype == np.float32
     assert np.all(uniforms >= 0) and np.all(uniforms < 1)
     for index in np.ndindex(shape):
@@ -444,7 +444,7 @@ def test_each_stratum_gets_one_uniform(shape: tuple[int, ...], with_key: bool) -
 
 def test_uniforms_differ_between_rays_and_fill_their_strata_evenly() -> None:
     count = 4
-    uniforms = np.asarray(even_uniforms(jax.random.key(1), (2000, count)))
+    uniforms = np.asarray(stratified_uniforms(jax.random.key(1), (2000, count)))
     within = uniforms * count - np.arange(count)
     for i in range(count):
         ordered = np.sort(within[:, i])
@@ -465,7 +465,7 @@ def test_with_a_key_of_its_own_a_ray_does_not_mind_its_neighbours(draw: str) -> 
             case "stratified":
                 found = stratified(own[rays], some, 5)
             case "points":
-                found = stratified_points(own[rays], some, 5)
+                found = stratified_legacy(own[rays], some, 5)
             case "importance":
                 found = importance(own[rays], edges[rays], weights[rays], 5)
             case _:

@@ -17,32 +17,32 @@ from jaxrf.sampling.occupancy import (
     COARSE,
     FADING,
     PROBES,
-    TURNS,
-    UNPROBED,
+    UNINITIALISED,
+    UPDATE_PHASES,
+    DensityEmaGrid,
     Marching,
     OccupancyGrid,
-    ProbedGrid,
-    WatchedGrid,
-    begin_probing,
+    WeightTrackedGrid,
     cell_centres,
-    coarsen,
+    cell_index,
+    contract_positions,
+    contraction_jacobian,
+    decayed_max_weights,
     dilate,
-    find_slots,
-    fit_to_cameras,
-    from_march,
-    hit_by,
+    init_density_ema,
     lookup,
     make_full_grid,
     march_to_samples,
-    measure_stretch,
-    note_weights,
+    mark_invisible_cells,
+    max_pool_occupancy,
     occupied_aabb,
-    probe_cells,
-    recall_weights,
+    ray_hits_occupied,
+    record_weights,
     resample_grid,
-    to_grid,
-    to_march,
+    to_marched_rays,
+    to_ray_distances,
     update_from_density,
+    update_occupancy,
     watch,
 )
 
@@ -53,13 +53,13 @@ CELL = (BOX[1] - BOX[0]) / np.array(SHAPE)
 
 look_up = jax.jit(lookup)
 dilated = jax.jit(dilate, static_argnames="cells")
-note = jax.jit(note_weights)
-recall = jax.jit(recall_weights)
+note = jax.jit(record_weights)
+recall = jax.jit(decayed_max_weights)
 
 
 @functools.partial(jax.jit, static_argnames="at_once")
 def hit(grid: OccupancyGrid, rays: Rays, at_once: int = 8192) -> jax.Array:
-    return hit_by(grid, coarsen(grid, COARSE, 0.5 * PROBES), rays, at_once)
+    return ray_hits_occupied(grid, max_pool_occupancy(grid, COARSE, 0.5 * PROBES), rays, at_once)
 
 
 def random_grid(share: float = 0.4, seed: int = 0) -> OccupancyGrid:
@@ -129,7 +129,7 @@ def test_nothing_is_occupied_outside_of_the_box() -> None:
 def test_slots_are_flat_indices_with_the_place_in_the_cell(batch: tuple[int, ...]) -> None:
     unit = np.random.default_rng(1).uniform(-0.3, 1.3, (*batch, 3))
     positions = (BOX[0] + unit * (BOX[1] - BOX[0])).astype(np.float32)
-    flat, inside, place = jax.jit(find_slots)(random_grid(), jnp.asarray(positions))
+    flat, inside, place = jax.jit(cell_index)(random_grid(), jnp.asarray(positions))
     assert flat.shape == inside.shape == batch and place.shape == (*batch, 3)
     for index in np.ndindex(batch):
         scaled = (positions[index].astype(np.float64) - BOX[0]) / CELL
@@ -144,7 +144,7 @@ def test_slots_are_flat_indices_with_the_place_in_the_cell(batch: tuple[int, ...
 @pytest.mark.parametrize("value", [1e30, -1e30, np.inf, -np.inf, np.nan])
 def test_the_slot_of_any_number_is_one_there_is(value: float) -> None:
     positions = jnp.asarray(np.where(np.eye(3) > 0, value, BOX.mean(axis=0)), jnp.float32)
-    flat, inside, _ = find_slots(random_grid(), positions)
+    flat, inside, _ = cell_index(random_grid(), positions)
     assert np.all((flat >= 0) & (flat < math.prod(SHAPE))) and not np.any(inside)
 
 
@@ -348,10 +348,10 @@ def test_what_is_passed_over_as_a_whole_is_never_hit(share: float) -> None:
     grid, rays = fine_case()
     occupied = np.random.default_rng(12).uniform(size=FINE) < share
     grid = dataclasses.replace(grid, occupied=grid.occupied | jnp.asarray(occupied))
-    coarse = coarsen(grid, COARSE, 0.5 * PROBES)
+    coarse = max_pool_occupancy(grid, COARSE, 0.5 * PROBES)
     assert share > 0.1 or np.mean(coarse.occupied) < 0.9
     everywhere = dataclasses.replace(coarse, occupied=jnp.ones_like(coarse.occupied))
-    probed = jax.jit(hit_by)(grid, everywhere, rays)
+    probed = jax.jit(ray_hits_occupied)(grid, everywhere, rays)
     np.testing.assert_array_equal(hit(grid, rays), probed)
     assert 50 < np.sum(probed) <= 400
 
@@ -421,7 +421,7 @@ def dense_steps(
 def marching_case(count: int) -> tuple[OccupancyGrid, OccupancyGrid, Rays, np.ndarray, float, int]:
     grid = random_grid(0.25)
     step = 0.6 * float(np.min(CELL))
-    coarse = coarsen(grid, 2, 0.5 * 4 * step / float(np.min(CELL)))
+    coarse = max_pool_occupancy(grid, 2, 0.5 * 4 * step / float(np.min(CELL)))
     rays = clip_to_aabb(random_rays(count), grid.aabb)
     offset = np.random.default_rng(9).uniform(size=count).astype(np.float32)
     diagonal = float(np.linalg.norm(BOX[1] - BOX[0]))
@@ -432,7 +432,7 @@ def marching_case(count: int) -> tuple[OccupancyGrid, OccupancyGrid, Rays, np.nd
 @pytest.mark.parametrize("reach", [0.0, 1.0, 2.5, 4.0])
 def test_coarse_cells_are_occupied_if_anything_in_reach_is(factor: int, reach: float) -> None:
     grid = random_grid(0.01)
-    coarse = coarsen(grid, factor, reach)
+    coarse = max_pool_occupancy(grid, factor, reach)
     rng = np.random.default_rng(0)
     inside = rng.uniform(BOX[0], BOX[1], (3000, 3))
     nearby = inside + rng.uniform(-1, 1, (3000, 3)) * reach * CELL * 0.999
@@ -440,7 +440,9 @@ def test_coarse_cells_are_occupied_if_anything_in_reach_is(factor: int, reach: f
     found = np.asarray(look_up(coarse, jnp.asarray(inside, jnp.float32)))
     assert hit.any() and np.all(found[hit])
     assert not np.any(
-        look_up(coarsen(random_grid(0.0), factor, reach), jnp.asarray(inside, jnp.float32))
+        look_up(
+            max_pool_occupancy(random_grid(0.0), factor, reach), jnp.asarray(inside, jnp.float32)
+        )
     )
 
 
@@ -487,7 +489,7 @@ def test_rays_that_meet_nothing_take_no_sample() -> None:
     assert int(fitting) == 20 and not np.any(samples.mask)
     empty = random_grid(0.0)
     samples, _ = march_to_samples(
-        empty, coarsen(empty, 2, 4.0), rays, jnp.asarray(offset), step, marching
+        empty, max_pool_occupancy(empty, 2, 4.0), rays, jnp.asarray(offset), step, marching
     )
     assert not np.any(samples.mask)
 
@@ -495,7 +497,7 @@ def test_rays_that_meet_nothing_take_no_sample() -> None:
 # What is remembered of cells.
 
 
-def random_watched(reach: float = 2.0) -> WatchedGrid:
+def random_watched(reach: float = 2.0) -> WeightTrackedGrid:
     return watch(random_grid(), reach)
 
 
@@ -505,7 +507,7 @@ def test_a_fresh_watch_has_seen_nothing_and_marches_through_the_coarsened_grid()
         watched = watch(grid, reach)
         np.testing.assert_array_equal(watched.occupied, grid.occupied)
         np.testing.assert_array_equal(watched.aabb, grid.aabb)
-        coarse = coarsen(grid, COARSE, reach)
+        coarse = max_pool_occupancy(grid, COARSE, reach)
         np.testing.assert_array_equal(watched.coarse.occupied, coarse.occupied)
         np.testing.assert_array_equal(watched.coarse.aabb, coarse.aabb)
         assert watched.memory.shape == (grid.occupied.size,) and int(watched.clock) == 0
@@ -532,7 +534,7 @@ def test_remembered_weights_equal_a_diary_of_all_that_was_seen() -> None:
     assert not diary[-1] and float(recall(grid)[-1]) == 0.0
 
 
-def note_one(grid: WatchedGrid, weight: float, slot: int = 3) -> WatchedGrid:
+def note_one(grid: WeightTrackedGrid, weight: float, slot: int = 3) -> WeightTrackedGrid:
     return note(grid, jnp.asarray([slot], jnp.int32), jnp.asarray([weight], jnp.float32))
 
 
@@ -557,7 +559,7 @@ def test_a_watched_grid_is_a_pytree_that_jit_accepts() -> None:
     grid = random_watched()
     assert len(jax.tree.leaves(grid)) == 6
     again = jax.jit(lambda g: g)(grid)
-    assert isinstance(again, WatchedGrid) and isinstance(again.coarse, OccupancyGrid)
+    assert isinstance(again, WeightTrackedGrid) and isinstance(again.coarse, OccupancyGrid)
     positions = jnp.asarray(np.random.default_rng(5).uniform(0, 3, (6, 3)), jnp.float32)
     np.testing.assert_array_equal(lookup(grid, positions), lookup(random_grid(), positions))
 
@@ -565,7 +567,7 @@ def test_a_watched_grid_is_a_pytree_that_jit_accepts() -> None:
 # Probing.
 
 SLOTS = math.prod(SHAPE)
-SHARE = -(-SLOTS // TURNS)
+SHARE = -(-SLOTS // UPDATE_PHASES)
 STEP = 0.1
 
 
@@ -573,78 +575,80 @@ def density_by_cell(values: jax.Array) -> Callable[[jax.Array, jax.Array], jax.A
     """A density that is constant in each cell, so that chance does not matter."""
 
     def density(positions: jax.Array, radii: jax.Array) -> jax.Array:
-        return values[find_slots(make_full_grid(SHAPE, jnp.asarray(BOX)), positions)[0]]
+        return values[cell_index(make_full_grid(SHAPE, jnp.asarray(BOX)), positions)[0]]
 
     return density
 
 
 @functools.partial(jax.jit, static_argnames=("reach", "chunk"))
 def probe(
-    grid: ProbedGrid,
+    grid: DensityEmaGrid,
     key: jax.Array,
     values: jax.Array,
     turn: jax.Array | int,
     reach: float = 3.0,
     chunk: int = 1 << 16,
-) -> ProbedGrid:
+) -> DensityEmaGrid:
     fn = density_by_cell(values)
     rules = {"decay": 0.8, "threshold": 0.01, "reach": reach, "chunk": chunk}
-    return probe_cells(grid, key, fn, STEP, turn, **rules)
+    return update_occupancy(grid, key, fn, STEP, turn, **rules)
 
 
-def probed(optical: np.ndarray, occupied: np.ndarray, reach: float = 3.0) -> ProbedGrid:
+def probed(optical: np.ndarray, occupied: np.ndarray, reach: float = 3.0) -> DensityEmaGrid:
     """A grid with a past."""
     plain = OccupancyGrid(jnp.asarray(occupied.reshape(SHAPE)), jnp.asarray(BOX))
-    grid = begin_probing(plain, reach)
+    grid = init_density_ema(plain, reach)
     return dataclasses.replace(grid, optical=jnp.asarray(optical, jnp.float32))
 
 
 def test_a_grid_that_begins_probing_keeps_its_cells_and_knows_nothing() -> None:
     grid = random_grid(0.02)
     for reach in (0.0, 4.0):
-        begun = begin_probing(grid, reach)
+        begun = init_density_ema(grid, reach)
         np.testing.assert_array_equal(begun.occupied, grid.occupied)
         np.testing.assert_array_equal(begun.aabb, grid.aabb)
-        np.testing.assert_array_equal(begun.coarse.occupied, coarsen(grid, COARSE, reach).occupied)
+        np.testing.assert_array_equal(
+            begun.coarse.occupied, max_pool_occupancy(grid, COARSE, reach).occupied
+        )
         assert begun.optical.shape == (SLOTS,) and np.all(np.asarray(begun.optical) < 0)
         assert int(begun.clock) == 0
-    assert isinstance(jax.jit(lambda g: g)(begun), ProbedGrid)
+    assert isinstance(jax.jit(lambda g: g)(begun), DensityEmaGrid)
 
 
 def test_every_cell_has_its_turn_and_stays_occupied_until_then() -> None:
     # Only the first cell holds anything: any other is empty as soon as it was looked into.
     first = np.arange(SLOTS) == 0
     values = 5.0 * jnp.asarray(first, jnp.float32)
-    grid = begin_probing(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    grid = init_density_ema(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
     turns_of = np.zeros(SLOTS, int)
-    for turn in range(TURNS):
+    for turn in range(UPDATE_PHASES):
         grid = probe(grid, jax.random.key(turn), values, turn)
         known = np.asarray(grid.optical) >= 0
         # Its own quarter, and others that were still occupied.
-        assert np.all(known[turn % SLOTS :: TURNS])
+        assert np.all(known[turn % SLOTS :: UPDATE_PHASES])
         assert SHARE <= known.sum() <= 2 * SHARE * (turn + 1)
         np.testing.assert_array_equal(np.asarray(grid.occupied).ravel(), ~known | first)
-        turns_of[turn::TURNS] += 1
+        turns_of[turn::UPDATE_PHASES] += 1
     assert np.all(turns_of == 1) and np.asarray(grid.occupied).ravel().tolist() == first.tolist()
-    found = coarsen(OccupancyGrid(grid.occupied, grid.aabb), COARSE, 3.0).occupied
+    found = max_pool_occupancy(OccupancyGrid(grid.occupied, grid.aabb), COARSE, 3.0).occupied
     np.testing.assert_array_equal(grid.coarse.occupied, found)
 
 
 def test_where_nothing_is_denser_than_elsewhere_everything_stays_occupied() -> None:
     """A field that starts at nothing has to be looked into, or it would stay nothing."""
-    grid = begin_probing(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
-    for turn in range(TURNS):
+    grid = init_density_ema(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    for turn in range(UPDATE_PHASES):
         grid = probe(grid, jax.random.key(turn), jnp.zeros(SLOTS), turn)
     assert np.all(grid.occupied) and np.all(grid.optical == 0)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (1, 5, 1), (2, 3, 3)])
 def test_every_cell_of_a_grid_of_any_size_has_its_turn(shape: tuple[int, int, int]) -> None:
-    grid = begin_probing(make_full_grid(shape, jnp.asarray(BOX)), 1.0)
+    grid = init_density_ema(make_full_grid(shape, jnp.asarray(BOX)), 1.0)
     # As if nothing were occupied: none but the own quarter and the last cell are looked into.
     grid = dataclasses.replace(grid, occupied=jnp.zeros(shape, bool))
     look = jax.jit(
-        lambda grid, turn: probe_cells(
+        lambda grid, turn: update_occupancy(
             dataclasses.replace(grid, occupied=jnp.zeros(shape, bool)),
             jax.random.key(0),
             lambda positions, radii: positions[:, 0] * 0.0 + 1.0,
@@ -655,7 +659,7 @@ def test_every_cell_of_a_grid_of_any_size_has_its_turn(shape: tuple[int, int, in
             reach=1.0,
         )
     )
-    for turn in range(7, 7 + TURNS):
+    for turn in range(7, 7 + UPDATE_PHASES):
         grid = look(grid, turn)
     np.testing.assert_allclose(grid.optical, STEP, rtol=1e-6)
 
@@ -668,7 +672,11 @@ def test_probing_equals_a_loop_while_all_occupied_cells_have_a_place(count: int,
     values = rng.choice([0.0, 0.02, 0.2, 30.0], SLOTS)
     occupied = np.zeros(SLOTS, bool)
     occupied[rng.permutation(SLOTS)[:count]] = True
-    looked = {cell for cell in range(SLOTS) if cell % TURNS == turn % TURNS or occupied[cell]}
+    looked = {
+        cell
+        for cell in range(SLOTS)
+        if cell % UPDATE_PHASES == turn % UPDATE_PHASES or occupied[cell]
+    }
     if count < SHARE:
         looked.add(SLOTS - 1)  # fills the places that are left
     wanted = before.copy()
@@ -683,7 +691,9 @@ def test_probing_equals_a_loop_while_all_occupied_cells_have_a_place(count: int,
     np.testing.assert_array_equal(np.asarray(grid.occupied).ravel(), flags)
     assert 0 < flags.sum() < SLOTS
     fine = OccupancyGrid(grid.occupied, grid.aabb)
-    np.testing.assert_array_equal(grid.coarse.occupied, coarsen(fine, COARSE, 3.0).occupied)
+    np.testing.assert_array_equal(
+        grid.coarse.occupied, max_pool_occupancy(fine, COARSE, 3.0).occupied
+    )
 
 
 def test_of_too_many_occupied_cells_some_are_looked_into_and_all_of_them_in_the_long_run() -> None:
@@ -692,17 +702,17 @@ def test_of_too_many_occupied_cells_some_are_looked_into_and_all_of_them_in_the_
         grid = probed(np.full(SLOTS, -1.0), np.ones(SLOTS, bool))
         grid = probe(grid, jax.random.key(number), jnp.ones(SLOTS), 0)
         known = np.asarray(grid.optical) >= 0
-        aimed = np.flatnonzero(known & (np.arange(SLOTS) % TURNS != 0))
+        aimed = np.flatnonzero(known & (np.arange(SLOTS) % UPDATE_PHASES != 0))
         # Cells next to each other, as many as there are places.
-        assert aimed[-1] - aimed[0] < SHARE and aimed.size >= SHARE - SHARE // TURNS - 1
+        assert aimed[-1] - aimed[0] < SHARE and aimed.size >= SHARE - SHARE // UPDATE_PHASES - 1
         seen[aimed] += 1
-    assert np.all(seen[np.arange(SLOTS) % TURNS != 0] > 0)
+    assert np.all(seen[np.arange(SLOTS) % UPDATE_PHASES != 0] > 0)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 2 * SHARE - 1, 2 * SHARE])
 def test_probing_is_the_same_however_many_cells_are_looked_into_together(chunk: int) -> None:
     values = jnp.asarray(np.random.default_rng(0).uniform(0, 1, SLOTS), jnp.float32)
-    begun = begin_probing(random_grid(), 3.0)
+    begun = init_density_ema(random_grid(), 3.0)
     whole, parts = (probe(begun, jax.random.key(1), values, 2, chunk=n) for n in (1 << 16, chunk))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -716,13 +726,13 @@ def test_points_are_spread_over_their_cells_and_nowhere_else() -> None:
         jax.debug.callback(lambda p: found.append(np.asarray(p)), positions)
         return jnp.zeros(positions.shape[:1])
 
-    grid = begin_probing(random_grid(), 3.0)
+    grid = init_density_ema(random_grid(), 3.0)
     for number in range(30):
         rules = {"decay": 0.9, "threshold": 0.01, "reach": 3.0}
-        probe_cells(grid, jax.random.key(number), density, STEP, 1, **rules)
+        update_occupancy(grid, jax.random.key(number), density, STEP, 1, **rules)
     jax.effects_barrier()
     scaled = (np.concatenate([points[:SHARE] for points in found]) - BOX[0]) / CELL
-    own = np.array(np.unravel_index((TURNS * np.arange(SHARE) + 1) % SLOTS, SHAPE)).T
+    own = np.array(np.unravel_index((UPDATE_PHASES * np.arange(SHARE) + 1) % SLOTS, SHAPE)).T
     place = scaled - np.tile(own, (30, 1))
     assert place.min() > -1e-5 and place.max() < 1 + 1e-5
     np.testing.assert_allclose(place.mean(axis=0), 0.5, atol=0.05)
@@ -732,10 +742,12 @@ def test_points_are_spread_over_their_cells_and_nowhere_else() -> None:
 def test_what_was_found_fades_and_its_cell_is_given_up() -> None:
     grid = probed(np.full(SLOTS, 0.05), np.ones(SLOTS, bool))
     ages = []
-    for turn in range(8 * TURNS):
+    for turn in range(8 * UPDATE_PHASES):
         grid = probe(grid, jax.random.key(turn), jnp.zeros(SLOTS), turn)
         ages.append(float(jnp.max(grid.optical)))
-        assert np.all(np.asarray(grid.optical) <= 0.05 * 0.8 ** ((turn + 1) // TURNS) * 1.0001)
+        assert np.all(
+            np.asarray(grid.optical) <= 0.05 * 0.8 ** ((turn + 1) // UPDATE_PHASES) * 1.0001
+        )
     assert ages == sorted(ages, reverse=True) and ages[0] == pytest.approx(0.05)
     # 0.05 * 0.8^8 is less than the threshold, and what is above the mean is still there.
     assert float(jnp.max(grid.optical)) < 0.01
@@ -748,22 +760,24 @@ def test_cells_of_a_dense_ball_stay_and_far_ones_get_empty() -> None:
         return 50.0 * (jnp.linalg.norm(positions, axis=-1) < 0.6)
 
     rules = {"decay": 0.95, "threshold": 0.01, "reach": 2.0}
-    look = jax.jit(lambda grid, key, turn: probe_cells(grid, key, density, STEP, turn, **rules))
-    grid = begin_probing(make_full_grid(shape, box), 2.0)
+    look = jax.jit(
+        lambda grid, key, turn: update_occupancy(grid, key, density, STEP, turn, **rules)
+    )
+    grid = init_density_ema(make_full_grid(shape, box), 2.0)
     centres = np.linalg.norm(np.asarray(cell_centres(shape, box)), axis=-1)
     half = 0.5 * 3**0.5 / 6
-    for turn in range(5 * TURNS):
+    for turn in range(5 * UPDATE_PHASES):
         grid = look(grid, jax.random.key(turn), turn)
         occupied = np.asarray(grid.occupied)
         assert np.all(occupied[centres < 0.6 - half]), "no sample of what is dense is missed"
-        assert turn < TURNS or not np.any(occupied[centres > 0.6 + half])
+        assert turn < UPDATE_PHASES or not np.any(occupied[centres > 0.6 + half])
     assert 0.05 < occupied.mean() < 0.3
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
 def test_probing_extreme_densities_leaves_numbers(value: float) -> None:
-    grid = begin_probing(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
-    for turn in range(TURNS):
+    grid = init_density_ema(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    for turn in range(UPDATE_PHASES):
         grid = probe(grid, jax.random.key(turn), jnp.full(SLOTS, value), turn)
     assert np.all(np.isfinite(grid.optical))
     np.testing.assert_allclose(grid.optical, value * STEP, rtol=1e-5)
@@ -773,8 +787,8 @@ def test_probing_extreme_densities_leaves_numbers(value: float) -> None:
 def test_a_few_faint_cells_count_if_all_else_is_fainter() -> None:
     values = np.full(SLOTS, 1e-6)
     values[[3, 17, 40]] = 1e-3
-    grid = begin_probing(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
-    for turn in range(TURNS):
+    grid = init_density_ema(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    for turn in range(UPDATE_PHASES):
         grid = probe(grid, jax.random.key(turn), jnp.asarray(values, jnp.float32), turn)
     assert np.flatnonzero(np.asarray(grid.occupied)).tolist() == [3, 17, 40]
 
@@ -784,8 +798,8 @@ def test_cells_beside_all_pictures_stay_empty_for_good() -> None:
     poses = np.stack([look_at(np.array(eye), np.zeros(3)) for eye in ([0, -3, 0.5], [2.0, 0, 0])])
     cameras = make_cameras(poses, 40, 30, 0.5)
     box = jnp.array([[-1.0, -1.2, -1.1], [1.2, 1.0, 1.0]])
-    full = begin_probing(make_full_grid((9, 10, 11), box), 1.0)
-    grid = fit_to_cameras(full, cameras, 1.0)
+    full = init_density_ema(make_full_grid((9, 10, 11), box), 1.0)
+    grid = mark_invisible_cells(full, cameras, 1.0)
     low, high = np.asarray(box)
     axes = [np.linspace(low[a], high[a], n + 1) for a, n in enumerate((9, 10, 11))]
     corners = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
@@ -799,8 +813,8 @@ def test_cells_beside_all_pictures_stay_empty_for_good() -> None:
     occupied = np.asarray(grid.occupied)
     assert np.all(occupied[seen]) and np.sum(~occupied) > 0 and np.sum(occupied) < 2 * np.sum(seen)
     dense = jnp.full((1,), 9.0)
-    for turn in range(TURNS):
-        grid = probe_cells(
+    for turn in range(UPDATE_PHASES):
+        grid = update_occupancy(
             grid, jax.random.key(turn), lambda p, r: 0.0 * r + dense, 1.0, turn,
             decay=0.9, threshold=0.01, reach=1.0,
         )  # fmt: skip
@@ -811,7 +825,7 @@ def test_cells_are_probed_with_the_cones_of_the_cameras_pixels_of_every_size() -
     poses = np.stack([look_at(np.array(eye), np.zeros(3)) for eye in ([0, -4.0, 0.5], [4.0, 0, 0])])
     cameras = make_cameras(poses, 64, 64, 0.4)
     box = jnp.array([[-1.0] * 3, [1.0] * 3])
-    grid = fit_to_cameras(begin_probing(make_full_grid((4, 4, 4), box), 1.0), cameras, 1.0)
+    grid = mark_invisible_cells(init_density_ema(make_full_grid((4, 4, 4), box), 1.0), cameras, 1.0)
     wanted = [
         float(image_rays(cameras, i, 1.0, 8.0).radii[31, 31]) * np.linalg.norm(poses[i, :3, 3])
         for i in range(2)
@@ -826,7 +840,7 @@ def test_cells_are_probed_with_the_cones_of_the_cameras_pixels_of_every_size() -
     rules = {"decay": 0.9, "threshold": 0.01, "reach": 1.0}
     for factors in ((1,), (1, 2, 5)):
         found.clear()
-        probe_cells(grid, jax.random.key(0), density, STEP, 0, factors=factors, **rules)
+        update_occupancy(grid, jax.random.key(0), density, STEP, 0, factors=factors, **rules)
         jax.effects_barrier()
         ratio = np.unique(np.concatenate(found) / float(grid.radius))
         np.testing.assert_allclose(ratio, factors, rtol=1e-5)
@@ -851,14 +865,20 @@ def contracted_case(
     )
     offset = rng.uniform(size=count).astype(np.float32)
     step = 0.4 * cell
-    return grid, to_march(grid, rays), offset, step, contraction.FASTEST * 0.5 * 4 * step / cell
+    return (
+        grid,
+        to_marched_rays(grid, rays),
+        offset,
+        step,
+        contraction.MAX_MARCH_SPEED * 0.5 * 4 * step / cell,
+    )
 
 
 def test_in_contracted_space_packed_samples_are_the_steps_of_a_dense_march() -> None:
     grid, rays, offset, step, reach = contracted_case(60)
-    coarse = coarsen(grid, COARSE, reach)
+    coarse = max_pool_occupancy(grid, COARSE, reach)
     diagonal = float(np.linalg.norm(BOX[1] - BOX[0]))
-    blocks = int(contraction.LONGEST * diagonal / (4 * step)) + 2
+    blocks = int(contraction.MAX_MARCH_DIAGONALS * diagonal / (4 * step)) + 2
     assert blocks * 4 * step > float(jnp.max(rays.far))
     found, fitting = jax.jit(march_to_samples, static_argnums=5)(
         grid, coarse, rays, jnp.asarray(offset), step, Marching(blocks, 4, 1 << 14, 1 << 14)
@@ -869,9 +889,9 @@ def test_in_contracted_space_packed_samples_are_the_steps_of_a_dense_march() -> 
     near, far = rays.near[:, None], rays.far[:, None]
     edges = [near + (index + shift - jnp.asarray(offset)[:, None]) * step for shift in (0, 1)]
     starts, stops = (jnp.clip(edge, near, far) for edge in edges)
-    begins, ends = (from_march(grid, edge, rays.origins) for edge in (starts, stops))
+    begins, ends = (to_ray_distances(grid, edge, rays.origins) for edge in (starts, stops))
     positions = points_along(rays, 0.5 * (begins + ends))
-    inside = np.asarray((ends > begins) & look_up(grid, to_grid(grid, positions)))
+    inside = np.asarray((ends > begins) & look_up(grid, contract_positions(grid, positions)))
     wanted = np.stack([begins, ends], axis=-1)[inside]
     used = np.asarray(found.mask)
     assert 100 < used.sum() < 0.5 * inside.size
@@ -885,19 +905,24 @@ def test_in_contracted_space_packed_samples_are_the_steps_of_a_dense_march() -> 
 def test_without_contraction_rays_march_as_they_are() -> None:
     grid, rays = random_grid(), random_rays(30)
     clipped = clip_to_aabb(rays, grid.aabb)
-    marched = to_march(grid, rays)
+    marched = to_marched_rays(grid, rays)
     np.testing.assert_array_equal(marched.near, clipped.near)
     np.testing.assert_array_equal(marched.far, clipped.far)
     distances = jnp.asarray([[1.0, 2.0]])
-    assert from_march(grid, distances, jnp.zeros((1, 3))) is distances
-    assert to_grid(grid, rays.origins) is rays.origins
-    np.testing.assert_array_equal(measure_stretch(grid, jnp.zeros((4, 3))), 1.0)
+    assert to_ray_distances(grid, distances, jnp.zeros((1, 3))) is distances
+    assert contract_positions(grid, rays.origins) is rays.origins
+    np.testing.assert_array_equal(contraction_jacobian(grid, jnp.zeros((4, 3))), 1.0)
 
 
 def test_what_is_made_of_a_grid_keeps_its_bounds() -> None:
     grid, _, _, _, reach = contracted_case(1)
     wider = resample_grid(grid, (20, 20, 20), grid.aabb)
-    for made in (coarsen(grid, 2, 1.0), watch(grid, reach), begin_probing(grid, reach), wider):
+    for made in (
+        max_pool_occupancy(grid, 2, 1.0),
+        watch(grid, reach),
+        init_density_ema(grid, reach),
+        wider,
+    ):
         np.testing.assert_array_equal(made.bounds, BOX)
     np.testing.assert_array_equal(watch(grid, reach).coarse.bounds, BOX)
 
@@ -914,14 +939,14 @@ def test_cells_far_out_need_less_density_as_steps_through_them_are_longer() -> N
     np.testing.assert_array_equal(kept, dilate(jnp.asarray(alone)))
     # A cell of much density keeps the mean above the threshold, which then decides.
     for dense in (0.5, 1e5):
-        probed = begin_probing(grid, 1.0)
+        probed = init_density_ema(grid, 1.0)
 
         def density(p: jax.Array, r: jax.Array, dense: float = dense) -> jax.Array:
             near = jnp.all(jnp.abs(p - jnp.mean(jnp.asarray(aabb), axis=0)[None]) < 0.1, axis=-1)
             return jnp.where(near, dense, 0.5)
 
-        for turn in range(4 * TURNS):
-            probed = probe_cells(
+        for turn in range(4 * UPDATE_PHASES):
+            probed = update_occupancy(
                 probed, jax.random.key(turn), density, 0.01, turn,
                 decay=1.0, threshold=0.02, reach=1.0,
             )  # fmt: skip
@@ -940,7 +965,7 @@ def test_cameras_see_cells_where_they_are_in_space() -> None:
     grid = make_full_grid(shape, jnp.asarray(contraction.expand(box)), jnp.asarray(box))
     pose = look_at(np.array([0.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0]))
     cameras = make_cameras(pose[None], 20, 20, 0.8)
-    seen = np.asarray(fit_to_cameras(begin_probing(grid, 1.0), cameras, 1.0).occupied)
+    seen = np.asarray(mark_invisible_cells(init_density_ema(grid, 1.0), cameras, 1.0).occupied)
     positions = contraction.uncontract(cell_centres(shape, grid.aabb), jnp.asarray(box))
     pixels, depth = project(cameras, 0, np.asarray(positions, np.float64))
     within = (depth > 0) & np.all((pixels > 0) & (pixels < 20), axis=-1)
@@ -954,10 +979,10 @@ def test_in_ndc_all_cells_are_looked_for_with_pixels_as_wide_as_there() -> None:
     slopes = (0.5 * 40 / float(cameras.focal[0, 0]), 0.5 * 20 / float(cameras.focal[0, 0]), 1.0)
     cameras = dataclasses.replace(cameras, ndc=slopes)
     box = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
-    grid = fit_to_cameras(
-        begin_probing(make_full_grid((4, 4, 4), jnp.asarray(box)), 1.0), cameras, 1.0
+    grid = mark_invisible_cells(
+        init_density_ema(make_full_grid((4, 4, 4), jnp.asarray(box)), 1.0), cameras, 1.0
     )
-    assert np.all(grid.occupied) and np.all(np.asarray(grid.optical) == UNPROBED)
+    assert np.all(grid.occupied) and np.all(np.asarray(grid.optical) == UNINITIALISED)
     rays = image_rays(cameras, 0, 0.0, 1.0)
     middle = rays.radii[10, 20] * 0.5 * rays.far[10, 20]
     assert float(grid.radius) == pytest.approx(float(middle), rel=0.05)

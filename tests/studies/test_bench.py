@@ -18,7 +18,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.models import methods
 from jaxrf.studies import bench
 from jaxrf.studies.bench import ROW, Roofline
-from jaxrf.training import transitions as stages
+from jaxrf.training import transitions
 from jaxrf.training.config import NeRFConfig, VoxelsConfig
 
 pytestmark = pytest.mark.as_used
@@ -41,13 +41,13 @@ def test_levels_are_reached_between_validations(level: float, expected: float | 
     "field",
     [
         NeRFConfig(),
-        NeRFConfig(layers=4, width=64, skip=2, color_width=32, position_octaves=5),
-        NeRFConfig(layers=2, width=8, skip=9, color_width=3, direction_octaves=1),
+        NeRFConfig(layers=4, width=64, skip=2, color_width=32, num_position_frequencies=5),
+        NeRFConfig(layers=2, width=8, skip=9, color_width=3, num_direction_frequencies=1),
     ],
 )
 def test_work_of_a_nerf_is_that_of_its_matrices(field: NeRFConfig) -> None:
     config = tiny_nerf(field=field)
-    stage = stages.first_stage(config, make_scene().aabb)
+    stage = transitions.first_stage(config, make_scene().aabb)
     params = jax.eval_shape(lambda: methods.make_field(field, stage).init(jax.random.key(0)))
     matrices = [leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     work = bench.count_work(field, stage)
@@ -59,7 +59,7 @@ def test_work_of_grids_is_that_of_their_rows() -> None:
     voxels = bench.count_work(VoxelsConfig(feature_dim=7), methods.Stage((8,) * 3, (8,) * 3, 1, 1))
     assert (voxels.flops, voxels.gathered, voxels.scattered) == (0.0, 8.0, 8.0)
     config = tiny_tensorf()
-    stage = stages.first_stage(config, make_scene().aabb)
+    stage = transitions.first_stage(config, make_scene().aabb)
     field: Any = config.field
     one, half = (
         bench.count_work(field, dataclasses.replace(stage, sample_budget=100, color_budget=colored))

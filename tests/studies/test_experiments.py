@@ -53,7 +53,7 @@ def test_two_of_them_are_trained_once_and_reported_on(
     assert [row[2].strip() for row in rows] == ["1", "2"]
     bits = [float(row[-2]) for row in rows]
     assert bits[0] == 32.0 and bits[1] < 32.0
-    for picture in ("loss.png", "gradient_norm.png", "psnr.png", "views.png"):
+    for picture in ("loss.png", "grad_norm.png", "psnr.png", "views.png"):
         assert f"({picture})" in report
         assert np.ptp(iio.imread(options.output / picture)) > 0
     config = options.output / "study-bitnerf-parallel-short-0" / "config.json"

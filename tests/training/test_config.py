@@ -12,7 +12,13 @@ import pytest
 
 from jaxrf.core.errors import InputError
 from jaxrf.training import config
-from jaxrf.training.config import BricksConfig, Knot, NeRFConfig, TensoRFConfig, TrainConfig
+from jaxrf.training.config import (
+    NeRFConfig,
+    ScheduleKnot,
+    SyntheticSceneConfig,
+    TensoRFConfig,
+    TrainConfig,
+)
 
 
 @pytest.mark.parametrize("preset", config.PRESETS, ids=config.preset_name)
@@ -34,8 +40,8 @@ def test_settings_that_are_not_the_defaults_survive_json() -> None:
         resume=True,
         background="random",
         seed=2**32 - 1,
-        bricks=BricksConfig(size=7),
-        knots=(Knot(3, 1e-3), Knot(1000, 0.1 + 0.2)),
+        bricks=SyntheticSceneConfig(size=7),
+        knots=(ScheduleKnot(3, 1e-3), ScheduleKnot(1000, 0.1 + 0.2)),
         field=TensoRFConfig(upsample_at=(), shading="per_ray", prune_threshold=1e-300),
     )
     again = config.from_json(config.to_json(original))
@@ -94,7 +100,7 @@ def change(path: str, value: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", ["nonsense", "field.nonsense", "optimizer.x", "field.coarse_samples"]
+    "path", ["nonsense", "field.nonsense", "optimizer.x", "field.num_coarse_samples"]
 )
 def test_an_unknown_key_is_named(path: str) -> None:
     with pytest.raises(ValueError, match=f"unknown key '{path.split('.')[-1]}'"):
@@ -241,29 +247,29 @@ def constants(name: str, *paths: str) -> list[Any]:
                 "field.final_voxels": 300**3, "field.occupancy_voxels": 256**3,
                 "field.prune_by": "alpha", "field.prune_threshold": 1e-4,
                 "field.l1_weight": 8e-5, "field.l1_weight_pruned": 4e-5,
-                "field.reset_rates": True, "field.density_shift": -10.0,
+                "field.reset_lr": True, "field.density_shift": -10.0,
                 "field.density_scale": 25.0, "field.color_threshold": 1e-4,
-                "optimizer.grid_rate": 0.02, "optimizer.network_rate": 1e-3,
+                "optimizer.grid_lr": 0.02, "optimizer.mlp_lr": 1e-3,
                 "optimizer.beta2": 0.99, "steps": 30_000, "batch_rays": 4096,
             },
         ),
-        ("tensorf-vm48", {"field.density_components": 8, "field.reset_rates": True}),
+        ("tensorf-vm48", {"field.density_components": 8, "field.reset_lr": True}),
         (
             "tensorf-cp384",
             {
                 "field.factors": "cp", "field.density_components": 96,
                 "field.feature_components": 288, "field.final_voxels": 500**3,
-                "field.l1_weight": 1e-5, "field.reset_rates": True, "field.init_scale": 0.2,
+                "field.l1_weight": 1e-5, "field.reset_lr": True, "field.init_scale": 0.2,
             },
         ),
         (
             "hashgrid-ngp",
             {
-                "field.levels": 16, "field.channels": 2, "field.log2_rows": 19,
-                "field.coarsest": 16, "field.finest": 4096, "field.march_steps": 1024,
-                "field.occupancy_cells": 128, "field.occupancy_warmup": 256,
-                "field.occupancy_every": 16, "field.occupancy_threshold": 0.01,
-                "optimizer.grid_rate": 0.01, "optimizer.epsilon": 1e-15, "optimizer.l2": 1e-6,
+                "field.levels": 16, "field.channels": 2, "field.log2_hashmap_size": 19,
+                "field.coarsest": 16, "field.finest": 4096, "field.max_steps": 1024,
+                "field.occupancy_resolution": 128, "field.occupancy_warmup_steps": 256,
+                "field.occupancy_update_interval": 16, "field.occupancy_threshold": 0.01,
+                "optimizer.grid_lr": 0.01, "optimizer.epsilon": 1e-15, "optimizer.l2": 1e-6,
                 "optimizer.skip_zero_gradients": True, "optimizer.average": 0.95,
                 "loss.error": "huber", "background": "random", "batch_samples": 2**18,
             },
@@ -273,14 +279,14 @@ def constants(name: str, *paths: str) -> list[Any]:
             "pynerf-paper",
             {
                 "field.heads": 8, "field.factor": 2.0, "field.levels": 16, "field.channels": 4,
-                "field.log2_rows": 20, "field.tables": "separate", "scales": 4,
+                "field.log2_hashmap_size": 20, "field.tables": "separate", "scales": 4,
                 "batch_rays": 8192, "steps": 50_000,
             },
         ),
         (
             "pynerf-growing",
             {
-                "scale_schedule": ((0.0, 8), (2000.0, 4), (5000.0, 2), (10_000.0, 1)),
+                "train_scale_schedule": ((0.0, 8), (2000.0, 4), (5000.0, 2), (10_000.0, 1)),
                 "field.consistency_weight": 0.1, "steps": 30_000,
             },
         ),
@@ -288,9 +294,9 @@ def constants(name: str, *paths: str) -> list[Any]:
             "nerf-original",
             {
                 "field.layers": 8, "field.width": 256, "field.skip": 5, "field.color_width": 128,
-                "field.position_octaves": 10, "field.direction_octaves": 4,
-                "field.coarse_samples": 64, "field.fine_samples": 128,
-                "field.quadrature": "points", "optimizer.network_rate": 5e-4, "steps": 200_000,
+                "field.num_position_frequencies": 10, "field.num_direction_frequencies": 4,
+                "field.num_coarse_samples": 64, "field.num_fine_samples": 128,
+                "field.quadrature": "points", "optimizer.mlp_lr": 5e-4, "steps": 200_000,
                 "batch_rays": 4096,
             },
         ),
@@ -298,15 +304,15 @@ def constants(name: str, *paths: str) -> list[Any]:
             "nerf-tiny",
             {
                 "field.layers": 8, "field.width": 64, "field.skip": 5,
-                "field.position_octaves": 16, "field.use_directions": False,
-                "field.coarse_samples": 32, "field.fine_samples": 0,
+                "field.num_position_frequencies": 16, "field.use_directions": False,
+                "field.num_coarse_samples": 32, "field.num_fine_samples": 0,
             },
         ),
         (
             "bitnerf-tiny",
             {
-                "field.width": 256, "field.position_octaves": 16, "field.use_directions": False,
-                "optimizer.network_rate": 5e-5, "optimizer.weight_decay": 0.05,
+                "field.width": 256, "field.num_position_frequencies": 16, "field.use_directions": False,
+                "optimizer.mlp_lr": 5e-5, "optimizer.weight_decay": 0.05,
             },
         ),
     ],

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation import images
 from jaxrf.training.logs import EventWriter, append_line
 
 
@@ -225,13 +225,13 @@ FRAMES = np.zeros((2, 4, 4, 3), np.uint8)
 def test_nobody_waits_for_an_event_but_who_closes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go, encode = threading.Event(), pictures.encode_gif
+    let_go, encode = threading.Event(), images.encode_gif
 
     def encode_late(*arguments: Any) -> bytes:
         assert let_go.wait(60)
         return encode(*arguments)
 
-    monkeypatch.setattr(pictures, "encode_gif", encode_late)
+    monkeypatch.setattr(images, "encode_gif", encode_late)
     writer = EventWriter(tmp_path)
     writer.scalars({"a": 1.0}, 1)
     writer.video("orbit", FRAMES, 10.0, 1)
@@ -258,7 +258,7 @@ def fail(*_: Any) -> bytes:
 def test_what_could_not_be_written_is_told_when_closing_and_the_rest_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "encode_gif", fail)
+    monkeypatch.setattr(images, "encode_gif", fail)
     let_go = threading.Event()
     writer = EventWriter(tmp_path)
     # Held up, lest the error be found before the last event is handed over.
@@ -275,7 +275,7 @@ def test_what_could_not_be_written_is_told_when_closing_and_the_rest_is_there(
 def test_what_could_not_be_written_is_told_by_a_later_event(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "encode_gif", fail)
+    monkeypatch.setattr(images, "encode_gif", fail)
     writer = EventWriter(tmp_path)
     writer.video("orbit", FRAMES, 10.0, 1)
     with pytest.raises(OSError, match="no space left"):

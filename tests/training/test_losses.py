@@ -17,7 +17,7 @@ from jaxrf.training.losses import (
     distortion,
     huber_error,
     interlevel,
-    mean_of_used,
+    masked_mean,
     mean_squared_error,
     opacity_entropy,
     packed_distortion,
@@ -76,7 +76,7 @@ def test_mean_of_used_equals_loop(share: float) -> None:
     rng = np.random.default_rng(1)
     values, used = rng.normal(size=30).astype(np.float32), rng.uniform(size=30) < share
     chosen = [float(v) for v, u in zip(values, used, strict=True) if u]
-    mean, gradient = jax.value_and_grad(mean_of_used)(jnp.asarray(values), jnp.asarray(used))
+    mean, gradient = jax.value_and_grad(masked_mean)(jnp.asarray(values), jnp.asarray(used))
     assert float(mean) == pytest.approx(sum(chosen) / max(len(chosen), 1), rel=1e-5, abs=1e-7)
     np.testing.assert_allclose(gradient, used / max(len(chosen), 1), rtol=1e-6)
 
@@ -84,7 +84,7 @@ def test_mean_of_used_equals_loop(share: float) -> None:
 def test_what_is_not_used_may_be_infinite_or_not_a_number() -> None:
     values = jnp.asarray([1.0, jnp.inf, jnp.nan, 3.0])
     used = jnp.asarray([True, False, False, True])
-    mean, gradient = jax.value_and_grad(mean_of_used)(values, used)
+    mean, gradient = jax.value_and_grad(masked_mean)(values, used)
     assert float(mean) == 2.0
     np.testing.assert_array_equal(gradient, [0.5, 0.0, 0.0, 0.5])
 

@@ -20,11 +20,9 @@ from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_voxels
 
 from jaxrf.cameras import base as cams
 from jaxrf.core.errors import InputError
-from jaxrf.evaluation import scoring as evaluate
+from jaxrf.evaluation import scoring
 from jaxrf.models import methods
-from jaxrf.training import monitor, runs
-from jaxrf.training import schedule as progress
-from jaxrf.training import transitions as stages
+from jaxrf.training import monitor, runs, schedule, transitions
 from jaxrf.training.config import TrainConfig, VideoConfig
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.monitor import Monitor, catch_signals
@@ -147,7 +145,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         film: Any = None,
     ) -> Watched:
         scene = make_scene()
-        summary = runs.summarise_scene(scene, Path("ball"))
+        summary = runs.scene_metadata(scene, Path("ball"))
         stage, state = first_state(config)
         writer = FakeWriter()
         caught: list[int] = []
@@ -183,7 +181,7 @@ def test_scalars_are_written_for_every_dispatch(watch: Any) -> None:
     values = watched.writer.values[50]
     assert values["train/loss"] == pytest.approx(0.02)
     assert values["train/psnr"] == pytest.approx(20.0, abs=1e-4)
-    assert values["train/gradient_norm"] == pytest.approx(1.5)
+    assert values["train/grad_norm"] == pytest.approx(1.5)
     assert values["train/opacity"] == pytest.approx(0.3)
     assert values["train/dropped_rays"] == pytest.approx(0.05)
     # Decays exponentially to a tenth of 5e-3 at the last step.
@@ -226,11 +224,11 @@ def test_all_views_that_are_given_are_validated(watch: Any) -> None:
     watched = watch(config)
     watched.dispatch(50, 50)
     white, state = np.ones(3, np.float32), watched.state
-    render = evaluate.make_render_view(
+    render = scoring.make_render_fn(
         config, watched.stage, state.params, state.grid, (2.0, 6.0), white
     )
-    scored = list(evaluate.score_split(render, make_scene().splits["val"], white, range(2)))
-    wanted = evaluate.summarise(scored)
+    scored = list(scoring.score_split(render, make_scene().splits["val"], white, range(2)))
+    wanted = scoring.summarise(scored)
     assert wanted["per_image"][0]["psnr"] != wanted["per_image"][1]["psnr"]
     for name in ("psnr", "ssim"):
         assert watched.writer.values[50][f"val/{name}"] == pytest.approx(wanted[name], rel=1e-4)
@@ -241,7 +239,7 @@ def test_all_views_that_are_given_are_validated(watch: Any) -> None:
 def test_validations_follow_progress_where_the_pace_changed(watch: Any) -> None:
     # Half of the way is reached at step 20 already, the rest takes 180 more.
     config = tiny_nerf(steps=40, validate_every=0.25, checkpoint_seconds=1e9)
-    watched = watch(progress.refit(config, 20, 200))
+    watched = watch(schedule.rescale_schedule(config, 20, 200))
     for step in range(10, 201, 10):
         watched.dispatch(step, 10)
     validated = [step for step, values in watched.writer.values.items() if "val/psnr" in values]
@@ -252,14 +250,14 @@ def test_validation_stands_apart_from_training(watch: Any, monkeypatch: pytest.M
     now = 1000.0
     monkeypatch.setattr(monitor.time, "perf_counter", lambda: now)
     monkeypatch.setattr(monitor, "seconds_since_start", lambda: now - 990.0)
-    score = evaluate.score_split
+    score = scoring.score_split
 
     def score_slowly(*arguments: Any) -> Any:
         nonlocal now
         now += 7.0
         return score(*arguments)
 
-    monkeypatch.setattr(evaluate, "score_split", score_slowly)
+    monkeypatch.setattr(scoring, "score_split", score_slowly)
     watched = watch(tiny_nerf(steps=100, validate_every=0.25, checkpoint_seconds=1e9))
     for step in (25, 50, 75):
         now += 2.0
@@ -300,7 +298,7 @@ def test_what_happens_is_noted_in_words(watch: Any) -> None:
 def make_film(frames: int) -> Any:
     def film(run: runs.Run) -> cams.Cameras:
         assert run.stage is not None and run.scene.near == 2.0
-        return cams.take_cameras(make_scene().splits["val"].cameras, np.arange(frames))
+        return cams.index_cameras(make_scene().splits["val"].cameras, np.arange(frames))
 
     return film
 
@@ -404,16 +402,16 @@ def test_compilation_is_waited_for_until_the_deadline_or_a_signal(
 ) -> None:
     run = Budgeted(watch, monkeypatch, 100.0)
     monitor_of = run.watched.monitor
-    assert monitor_of.may_wait()
+    assert monitor_of.should_wait_for_compile()
     run.watched.caught.append(signal.SIGINT)
-    assert not monitor_of.may_wait()
+    assert not monitor_of.should_wait_for_compile()
     run.watched.caught.clear()
     run.now += 101.0
     with pytest.raises(InputError, match=r"--budget 100 is too short here: starting took"):
-        monitor_of.may_wait()
+        monitor_of.should_wait_for_compile()
     monitor_of._done = 1
-    assert not monitor_of.may_wait()
-    assert Budgeted(watch, monkeypatch, None).watched.monitor.may_wait()
+    assert not monitor_of.should_wait_for_compile()
+    assert Budgeted(watch, monkeypatch, None).watched.monitor.should_wait_for_compile()
 
 
 def test_steps_are_fitted_to_the_budget_early_and_again_after_the_last_growth(
@@ -425,7 +423,7 @@ def test_steps_are_fitted_to_the_budget_early_and_again_after_the_last_growth(
     run.dispatch(4, 0.4, growing=True)
     assert run.config.knots == ()
     run.dispatch(4, 0.4, growing=True)
-    growths = len(stages.plan_growth(tiny_voxels(steps=200)))
+    growths = len(transitions.plan_transitions(tiny_voxels(steps=200)))
     left = 0.96 * (100.0 - 5.8 - 1.5 * growths) - 0.3
     assert run.config.steps == 9 + int(left / 0.1) and len(run.config.knots) == 1
     assert runs.read_config(tmp_path) == run.config
@@ -446,7 +444,7 @@ def test_steps_are_fitted_to_the_budget_early_and_again_after_the_last_growth(
         fitted = run.config
         run.dispatch(10, 1.0, growing=False)
         if run.config is not fitted:
-            fitted_at.append(progress.progress_at(fitted, run.step))
+            fitted_at.append(schedule.progress_at(fitted, run.step))
     second, third, fourth = (knot.progress for knot in run.config.knots[1:])
     assert fitted_at == [third, fourth]
     assert third == pytest.approx((1.0 + second) / 2, abs=0.03)
@@ -489,7 +487,7 @@ def test_validations_that_do_not_count_move_the_deadline(
     watch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deadlines = []
-    really = evaluate.make_render_view
+    really = scoring.make_render_fn
     for apart in (False, True):
         run = Budgeted(watch, monkeypatch, 100.0)
         changed = dataclasses.replace(run.config, validate_every=0.1, validate_apart=apart)
@@ -499,7 +497,7 @@ def test_validations_that_do_not_count_move_the_deadline(
             run.now += 7.0
             return really(*arguments, **named)
 
-        monkeypatch.setattr(evaluate, "make_render_view", make_slowly)
+        monkeypatch.setattr(scoring, "make_render_fn", make_slowly)
         run.begin_stage()
         run.dispatch(30, 1.0, growing=True)
         assert run.watched.monitor.clock.validate == 7.0
@@ -512,13 +510,13 @@ def test_a_validation_that_would_take_half_of_the_time_left_is_left_out(
 ) -> None:
     run = Budgeted(watch, monkeypatch, 20.0)
     run.config = run.watched.monitor.config = dataclasses.replace(run.config, validate_every=0.1)
-    really = evaluate.make_render_view
+    really = scoring.make_render_fn
 
     def make_slowly(*arguments: Any, **named: Any) -> Any:
         run.now += 4.0
         return really(*arguments, **named)
 
-    monkeypatch.setattr(evaluate, "make_render_view", make_slowly)
+    monkeypatch.setattr(scoring, "make_render_fn", make_slowly)
     run.begin_stage()
     validated = []
     for _ in range(5):
@@ -603,7 +601,7 @@ def test_a_training_ends_just_before_its_deadline_although_its_pace_changes(
     run.begin_stage()
     grown = False
     while run.step < run.config.steps:
-        growth = progress.step_at(run.config, 0.2)
+        growth = schedule.step_at(run.config, 0.2)
         if not grown and run.step == growth:
             grown, pace = True, pace * slower
             run.now += 1.0
@@ -612,7 +610,7 @@ def test_a_training_ends_just_before_its_deadline_although_its_pace_changes(
         steps = min(max(int(1.0 / pace), 1), 25, end - run.step)
         run.dispatch(steps, steps * pace, growing=not grown)
     # `dispatch` asserts that nothing was cut off.
-    assert grown and len(run.config.knots) == progress.MOST_KNOTS
+    assert grown and len(run.config.knots) == schedule.MOST_KNOTS
     assert 0.85 * 120.0 < run.now - 1000.0 <= 120.0
 
 
@@ -625,10 +623,10 @@ def test_rates_follow_the_new_plan(watch: Any, monkeypatch: pytest.MonkeyPatch) 
     assert run.config.knots
     optimizer = run.config.optimizer
     for step, values in run.watched.writer.values.items():
-        done = progress.progress_at(run.config, step)
-        wanted = optimizer.grid_rate * optimizer.final_fraction**done
+        done = schedule.progress_at(run.config, step)
+        wanted = optimizer.grid_lr * optimizer.lr_final_mult**done
         assert values["learning_rate/grid"] == pytest.approx(wanted, rel=1e-4)
-    assert 0.1 < progress.progress_at(run.config, run.step) < 0.4
+    assert 0.1 < schedule.progress_at(run.config, run.step) < 0.4
 
 
 def test_a_budget_that_is_over_at_the_start_is_an_input_error(

@@ -20,9 +20,7 @@ from jaxrf.training.optim import (
     map_moments,
 )
 
-CONFIG = OptimizerConfig(
-    grid_rate=0.02, network_rate=1e-3, final_fraction=0.1, warmup=0.0, clip_norm=1e9
-)
+CONFIG = OptimizerConfig(grid_lr=0.02, mlp_lr=1e-3, lr_final_mult=0.1, warmup=0.0, clip_norm=1e9)
 
 
 def even_course(steps: int, places: int = 4, restart: float = 0.0) -> Course:
@@ -130,7 +128,7 @@ def test_after_a_restart_the_decay_begins_anew_at_the_same_pace_without_a_warm_u
 def test_rates_lie_between_the_final_fraction_and_the_peak_and_never_rise(
     decay: str, final: float
 ) -> None:
-    config = dataclasses.replace(CONFIG, decay=decay, final_fraction=final)
+    config = dataclasses.replace(CONFIG, decay=decay, lr_final_mult=final)
     rates = jax.jit(lambda course: jax.vmap(make_schedule(config, 1.0, course))(jnp.arange(103)))
     for restart in (0.0, 0.1, 0.33, 0.999, 1.0):
         values = np.asarray(rates(even_course(100, restart=restart)))
@@ -362,7 +360,7 @@ def test_the_scale_of_the_loss_is_halved_by_an_overflow_and_doubled_after_many_g
     chance = np.random.default_rng(0)
     went_well = [*(chance.random(60) > 0.6), *[True] * 12_600, *[False] * 30, *[True] * 501]
     factor, since = optim.FIRST_SCALE, 0
-    scale, adapt = optim.init_loss_scale(), jax.jit(optim.adapt_loss_scale)
+    scale, adapt = optim.init_loss_scale(), jax.jit(optim.update_loss_scale)
     seen = set()
     for good in went_well:
         if good:

@@ -10,13 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import tiny_nerf
 
-from jaxrf.training.config import Knot, TrainConfig, from_json, to_json
-from jaxrf.training.schedule import MOST_KNOTS, progress_at, refit, step_at, tabulate
+from jaxrf.training.config import ScheduleKnot, TrainConfig, from_json, to_json
+from jaxrf.training.schedule import (
+    MOST_KNOTS,
+    progress_at,
+    rescale_schedule,
+    schedule_table,
+    step_at,
+)
 
 EVEN = tiny_nerf(steps=100)
 # After 20 steps 400 were wanted, after 60 of these 140.
-ONCE = refit(EVEN, 20, 400)
-TWICE = refit(ONCE, 60, 140)
+ONCE = rescale_schedule(EVEN, 20, 400)
+TWICE = rescale_schedule(ONCE, 60, 140)
 
 
 def progress_slowly(config: TrainConfig, step: int) -> float:
@@ -37,7 +43,7 @@ def test_without_a_budget_progress_is_even() -> None:
 
 
 def test_progress_bends_where_the_pace_changed() -> None:
-    assert ONCE.knots == (Knot(20, 0.2),)
+    assert ONCE.knots == (ScheduleKnot(20, 0.2),)
     assert TWICE.knots[:1] == ONCE.knots and TWICE.knots[1].step == 60
     assert TWICE.knots[1].progress == pytest.approx(0.2 + 0.8 * 40 / 380)
     for config in (ONCE, TWICE):
@@ -76,10 +82,10 @@ def test_refitting_changes_nothing_behind_it(
 ) -> None:
     steps, first, added = run
     configs = [tiny_nerf(steps=steps)]
-    configs.append(refit(configs[0], first, first + added))
+    configs.append(rescale_schedule(configs[0], first, first + added))
     if added > 1:
         second = first + 1 + later % (added - 1)
-        configs.append(refit(configs[1], second, second + left))
+        configs.append(rescale_schedule(configs[1], second, second + left))
     for before, after in itertools.pairwise(configs):
         knot = after.knots[-1].step
         for step in {0, 1, knot // 2, knot - 1, knot}:
@@ -97,17 +103,17 @@ def test_refitting_changes_nothing_behind_it(
 def test_refitting_goes_no_further_back_than_the_present_and_no_more_often_than_allowed() -> None:
     for step, steps in ((0, 50), (30, 30), (30, 29)):
         with pytest.raises(AssertionError):
-            refit(EVEN, step, steps)
+            rescale_schedule(EVEN, step, steps)
     often = EVEN
     for step in range(1, MOST_KNOTS + 1):
-        often = refit(often, step, 100 + step)
+        often = rescale_schedule(often, step, 100 + step)
     with pytest.raises(AssertionError):
-        refit(often, 90, 200)
+        rescale_schedule(often, 90, 200)
 
 
 @pytest.mark.parametrize("config", [EVEN, ONCE, TWICE], ids=["even", "once", "twice"])
 def test_a_table_of_one_length_says_the_same(config: TrainConfig) -> None:
-    steps, reached = tabulate(config)
+    steps, reached = schedule_table(config)
     assert steps.shape == reached.shape == (MOST_KNOTS + 2,)
     assert steps.dtype == reached.dtype == np.float32
     for step in [*range(config.steps + 1), config.steps + 50]:

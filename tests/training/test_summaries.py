@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from scenes import BOX, tiny_hashgrid, tiny_nerf, tiny_tensorf, tiny_voxels
 
-from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation import images
 from jaxrf.evaluation.scoring import Scored
 from jaxrf.rendering.volume import Picture
-from jaxrf.sampling.occupancy import OccupancyGrid, ProbedGrid, WatchedGrid, recall_weights
-from jaxrf.training import summaries, train
-from jaxrf.training import transitions as stages
+from jaxrf.sampling.occupancy import (
+    DensityEmaGrid,
+    OccupancyGrid,
+    WeightTrackedGrid,
+    decayed_max_weights,
+)
+from jaxrf.training import summaries, train, transitions
 
 
 def make_scored(height: int, width: int) -> Scored:
@@ -39,11 +43,11 @@ def test_a_sheet_shows_each_picture_enlarged_by_a_whole_factor(
     seen = scored.rendering
     hit = seen.median_depth[seen.opacity > 0.5]
     low, high = float(hit.min()), float(hit.max())
-    depth = pictures.depth_picture(seen.median_depth, seen.opacity, low, high)
+    depth = images.depth_picture(seen.median_depth, seen.opacity, low, high)
     wanted = {
         (0, 0): scored.truth,
         (0, 1): seen.rgb,
-        (0, 2): pictures.error_picture(seen.rgb, scored.truth, 0.25),
+        (0, 2): images.error_picture(seen.rgb, scored.truth, 0.25),
         (1, 0): depth,
         (1, 1): np.repeat(seen.opacity[..., None], 3, axis=-1),
     }
@@ -51,7 +55,7 @@ def test_a_sheet_shows_each_picture_enlarged_by_a_whole_factor(
         top = row * (tall + head + summaries.GAP) + head
         left = column * (wide + summaries.GAP)
         found = sheet[top : top + tall : factor, left : left + wide : factor]
-        np.testing.assert_array_equal(found, pictures.to_uint8(picture), str((row, column)))
+        np.testing.assert_array_equal(found, images.to_uint8(picture), str((row, column)))
         if head > 5:
             assert sheet[top - head : top, left : left + wide].min() < 128, "no caption"
     figures = sheet[tall + summaries.GAP + head :, 2 * (wide + summaries.GAP) :]
@@ -76,7 +80,7 @@ def test_a_view_that_nothing_is_seen_in_has_a_sheet(tmp_path: Path) -> None:
     ids=["tensorf", "voxels", "nerf", "hashgrid"],
 )
 def test_parameters_are_named_by_group_and_place(config: object, some: set[str]) -> None:
-    stage = stages.first_stage(config, BOX)
+    stage = transitions.first_stage(config, BOX)
     shapes = jax.eval_shape(lambda: train.init_params(config, stage)[0])
     params = jax.tree.map(lambda x: jnp.asarray(np.ones(x.shape, x.dtype)), shapes)
     found = summaries.collect_parameters(params)
@@ -113,16 +117,16 @@ def test_cells_are_those_that_hold_anything() -> None:
     memory = np.full(24, -1e9, np.float32)
     memory[[5, 17]] = [29.0, 19.0]
     clock = jnp.asarray(30, jnp.int32)
-    watched = WatchedGrid(cells.occupied, cells.aabb, cells, jnp.asarray(memory), clock)
+    watched = WeightTrackedGrid(cells.occupied, cells.aabb, cells, jnp.asarray(memory), clock)
     cells_of = summaries.collect_cells(watched)
     assert sorted(cells_of) == pytest.approx([0.97**10, 1.0])
-    weights = np.asarray(recall_weights(watched))
+    weights = np.asarray(decayed_max_weights(watched))
     np.testing.assert_allclose(cells_of, weights[weights > 1e-4], rtol=1e-5)
 
     optical = np.full(24, -2.0, np.float32)
     optical[[1, 2]] = [0.0, 0.4]
     radius = jnp.asarray(1.0)
-    probed = ProbedGrid(cells.occupied, cells.aabb, cells, jnp.asarray(optical), clock, radius)
+    probed = DensityEmaGrid(cells.occupied, cells.aabb, cells, jnp.asarray(optical), clock, radius)
     assert summaries.collect_cells(probed) == pytest.approx([0.4])
     assert summaries.collect_cells(cells) is None
 
@@ -131,7 +135,7 @@ def test_settings_are_named_by_dots_and_what_is_none_is_left_out() -> None:
     config = tiny_voxels(seed=7, data=Path("/somewhere"), budget=None)
     flat = summaries.flatten_config(config, "ball")
     assert flat["dataset"] == "ball" and flat["seed"] == 7.0 and flat["field.kind"] == "voxels"
-    assert flat["optimizer.grid_rate"] == config.optimizer.grid_rate
+    assert flat["optimizer.grid_lr"] == config.optimizer.grid_lr
     assert flat["field.prune_at"] == " ".join(str(x) for x in config.field.prune_at)
     assert flat["filter_rays"] is config.filter_rays
     assert flat["field.convention.stop"] == 1e-3

@@ -36,13 +36,13 @@ from jaxrf.core.errors import InputError
 from jaxrf.core.rays import clip_to_aabb
 from jaxrf.data.scene import Split, composite, downscale_images
 from jaxrf.evaluation import metrics
-from jaxrf.evaluation.scoring import make_render_view
+from jaxrf.evaluation.scoring import make_render_fn
 from jaxrf.fields import tensorf
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
 from jaxrf.sampling import occupancy
-from jaxrf.sampling.occupancy import OccupancyGrid, ProbedGrid
+from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid
 from jaxrf.training import (
     optim,
     runs,
@@ -58,7 +58,7 @@ from jaxrf.training import (
     transitions as stages,
 )
 from jaxrf.training.config import LossConfig, OptimizerConfig, TrainConfig
-from jaxrf.training.train import DivergedError, Metrics, TrainPixels, TrainState
+from jaxrf.training.train import DivergedError, Metrics, PixelDataset, TrainState
 
 RANGE = (2.0, 6.0)
 
@@ -73,15 +73,19 @@ def averaged_hashgrid(**changes: Any) -> TrainConfig:
     """`tiny_hashgrid` with all that a resumed run has to go on with."""
     optimizer = dataclasses.replace(tiny_hashgrid().optimizer, average=0.9)
     return tiny_hashgrid(
-        **{"optimizer": optimizer, "crop_until": 0.5, "subrays": 2, "subrays_from": 0.6} | changes
+        **{
+            "optimizer": optimizer,
+            "precrop_fraction": 0.5,
+            "supersample": 2,
+            "supersample_from": 0.6,
+        }
+        | changes
     )
 
 
 def restarting(**changes: Any) -> TrainConfig:
     """`tiny_tensorf` whose rates and moments begin anew at its upsampling."""
-    return tiny_tensorf(
-        field=dataclasses.replace(tiny_tensorf().field, reset_rates=True), **changes
-    )
+    return tiny_tensorf(field=dataclasses.replace(tiny_tensorf().field, reset_lr=True), **changes)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -94,7 +98,7 @@ def through_disk(
 ) -> tuple[Stage, TrainState]:
     """What is there after a checkpoint has been written and read again."""
     manager = runs.open_checkpoints(folder, config)
-    runs.save(manager, runs.summarise_scene(make_scene(), folder), stage, state, 1.0, None)
+    runs.save(manager, runs.scene_metadata(make_scene(), folder), stage, state, 1.0, None)
     manager.close()
     run = runs.open_run(folder, config=config)
     return run.stage, run.state
@@ -214,13 +218,13 @@ def test_a_run_that_is_done_is_left_alone() -> None:
 @pytest.mark.slow
 def test_a_new_plan_moves_the_growths_to_come_and_the_end() -> None:
     config = tiny_voxels(steps_per_dispatch=1)
-    assert [growth.step for growth in stages.plan_growth(config)] == [6, 12, 18]
+    assert [growth.step for growth in stages.plan_transitions(config)] == [6, 12, 18]
     # After 8 of 24 steps 32 are left for the remaining two thirds.
     recorder = Recorder(plans={8: 40})
     stage, state = train.fit(config, make_scene(), recorder)
     assert int(state.step) == 40 == sum(recorder.steps)
     assert [step for step, _, _ in recorder.stages] == [0, 6, 16, 28]
-    assert [s.subrays for _, s, _ in recorder.stages] == [1, 1, 1, 2] and stage.subrays == 2
+    assert [s.supersample for _, s, _ in recorder.stages] == [1, 1, 1, 2] and stage.supersample == 2
     assert recorder.growing == [(step, step <= 28) for step in range(1, 41)]
     # Fewer steps than planned: the next growths come sooner.
     recorder = Recorder(plans={7: 17})
@@ -240,7 +244,7 @@ def test_a_growth_that_is_due_when_the_plan_changes_still_comes(steps: int) -> N
     recorder = Recorder(plans={11: 12 + (steps - 14) // 13})
     train.fit(config, make_scene(), recorder)
     assert recorder.config is not None
-    wanted = [growth.step for growth in stages.plan_growth(recorder.config)]
+    wanted = [growth.step for growth in stages.plan_transitions(recorder.config)]
     assert [step for step, _, _ in recorder.stages] == [0, *wanted]
 
 
@@ -326,7 +330,7 @@ def test_a_box_is_looked_past_where_it_fills_little_of_the_pictures() -> None:
     cameras = make_scene().splits["train"].cameras
     for size, wanted in ((0.2, True), (0.9, True), (1.5, False), (3.9, False), (100.0, False)):
         box = np.array([[-size] * 3, [size] * 3], np.float32)
-        assert batches.see_past_box(cameras, box) == wanted
+        assert batches.cameras_see_outside_aabb(cameras, box) == wanted
 
 
 def test_stages_of_voxels_keep_their_shapes_and_their_order() -> None:
@@ -338,7 +342,7 @@ def test_stages_of_voxels_keep_their_shapes_and_their_order() -> None:
     # A change of shapes has to be compiled: the room is made larger once at most.
     rooms = [(s.resolution, s.table_rows, s.table_cells) for _, s, _ in recorder.stages]
     assert rooms == sorted(rooms) and len(set(rooms)) <= 2
-    assert [s.subrays for _, s, _ in recorder.stages] == [1, 1, 1, 2]
+    assert [s.supersample for _, s, _ in recorder.stages] == [1, 1, 1, 2]
     assert isinstance(state.grid, VoxelGrid)
     assert int(state.grid.occupied.sum()) == int(state.grid.count) - 1 <= stage.table_cells - 1
     size = np.diff(np.asarray(state.grid.aabb), axis=0)[0] / 16
@@ -364,11 +368,11 @@ def test_no_stage_is_compiled_twice_and_hardly_one_in_vain(
         return compile_step(config, stage, *rest)
 
     monkeypatch.setattr(train, "compile_step", note)
-    config = make(steps=40, steps_per_dispatch=10, subrays=2, subrays_from=0.75)
+    config = make(steps=40, steps_per_dispatch=10, supersample=2, supersample_from=0.75)
     recorder = Recorder()
     stage, _ = train.fit(config, make_scene(), recorder)
     stages = [s for _, s, _ in recorder.stages]
-    assert stages[-1] == stage and stage.subrays == 2
+    assert stages[-1] == stage and stage.supersample == 2
     assert len(compiled) == len(set(compiled)) and set(stages) <= set(compiled)
     # Of voxels the room that their table needs is not known beforehand.
     assert make is tiny_voxels or compiled == stages
@@ -377,22 +381,22 @@ def test_no_stage_is_compiled_twice_and_hardly_one_in_vain(
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("make", [tiny_voxels, tiny_nerf, tiny_tensorf])
 def test_the_shapes_of_a_state_are_foreseen(make: Any, pruned: bool) -> None:
-    config = make(subrays=2)
+    config = make(supersample=2)
     box = np.array([[-1.5, -1.2, -1.0], [1.5, 1.0, 1.2]], np.float32)
     stage, state = first_state(config, box)
     stage = dataclasses.replace(stage, pruned=pruned)
     foreseen = 0
     for growth in (
-        stages.Growth(9, True, None, 1),
-        stages.Growth(9, False, 12**3, 2),
-        stages.Growth(9, True, 12**3, 1),
+        stages.StageTransition(9, True, None, 1),
+        stages.StageTransition(9, False, 12**3, 2),
+        stages.StageTransition(9, True, 12**3, 1),
     ):
-        ahead = stages.foresee_stage(config, stage, growth, state.grid)
-        new_stage, new_state = train.enter_next_stage(config, stage, state, growth)
+        ahead = stages.predict_next_stage(config, stage, growth, state.grid)
+        new_stage, new_state = train.transition_stage(config, stage, state, growth)
         if ahead is None or ahead != new_stage:
             continue
         foreseen += 1
-        shapes = train.foresee_state(config, stage, ahead, state)
+        shapes = train.abstract_next_state(config, stage, ahead, state)
         assert jax.tree.structure(shapes) == jax.tree.structure(new_state)
         for a, b in zip(jax.tree.leaves(shapes), jax.tree.leaves(new_state), strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -411,7 +415,7 @@ def test_a_stage_that_takes_too_long_to_compile_is_not_entered(
         return compile_step(config, stage, *rest)
 
     class Impatient(Recorder):
-        def may_wait(self) -> bool:
+        def should_wait_for_compile(self) -> bool:
             return self.step == 0
 
     monkeypatch.setattr(train, "compile_step", compile_late)
@@ -421,7 +425,7 @@ def test_a_stage_that_takes_too_long_to_compile_is_not_entered(
         stage, state = train.fit(config, make_scene(), Impatient())
     finally:
         known.set()
-    grows = next(g.step for g in stages.plan_growth(config) if g.voxels)
+    grows = next(g.step for g in stages.plan_transitions(config) if g.voxels)
     assert int(state.step) == grows and stage.resolution == first.resolution
     whole = train.fit(config, make_scene(), Recorder())
     again = train.fit(config, make_scene(), Recorder(), (stage, state))
@@ -431,7 +435,7 @@ def test_a_stage_that_takes_too_long_to_compile_is_not_entered(
 def test_a_step_compiled_ahead_is_the_one_that_is_got() -> None:
     config, scene = tiny_nerf(), make_scene()
     stage, state = first_state(config)
-    pixels = batches.put_pixels(scene.splits["train"])
+    pixels = batches.to_device(scene.splits["train"])
     with train.StepCompiler(config, RANGE) as compiler:
         compiler.begin(stage, state, pixels)
         first = compiler.get(stage, state, pixels)
@@ -450,14 +454,14 @@ def test_how_a_run_begins_does_not_depend_on_its_length(make: Any) -> None:
 def test_the_course_changes_the_result_and_not_the_program() -> None:
     config, scene = tiny_nerf(steps=3), make_scene()
     stage, _ = first_state(config)
-    pixels = batches.put_pixels(scene.splits["train"])
+    pixels = batches.to_device(scene.splits["train"])
     run = jax.jit(train.make_train_step(config, stage, RANGE))
     results = []
     for course in (
-        train.make_course(config),
-        train.make_course(dataclasses.replace(config, seed=1)),
-        train.make_course(dataclasses.replace(config, steps=50)),
-        train.make_course(progress.refit(config, 1, 50)),
+        train.make_train_schedule(config),
+        train.make_train_schedule(dataclasses.replace(config, seed=1)),
+        train.make_train_schedule(dataclasses.replace(config, steps=50)),
+        train.make_train_schedule(progress.rescale_schedule(config, 1, 50)),
     ):
         _, state = first_state(config)
         results.append(run(state, pixels, course, jnp.asarray(3, jnp.int32))[0])
@@ -506,7 +510,7 @@ def test_when_hardly_any_memory_is_free_what_needs_least_is_tried(scarce: list[i
     scarce += [1000]
     config = tiny_voxels(batch_rays=256, batch_samples=1 << 11)
     stage, _ = train.fit(config, make_scene(), Recorder(stop_at=1))
-    assert stages.FEWEST_RAYS <= stage.rays < 2 * stages.FEWEST_RAYS
+    assert stages.MIN_RAYS <= stage.rays < 2 * stages.MIN_RAYS
 
 
 @pytest.mark.slow
@@ -517,21 +521,25 @@ def test_rays_of_a_fixed_number_of_samples_need_more_passes_and_no_smaller_batch
     observer = Recorder(stop_at=1)
     stage, _ = train.fit(tiny_nerf(batch_rays=3), make_scene(), observer)
     assert (stage.rays, stage.passes) == (3, 3)
-    assert "--pass-samples" in observer.changes[0][1]
+    assert "--microbatch-samples" in observer.changes[0][1]
 
 
-@pytest.mark.parametrize(("subrays", "scales"), [slow(1, 1), slow(2, 1), (1, 3)])
-def test_a_gradient_of_several_passes_is_that_of_one(subrays: int, scales: int) -> None:
+@pytest.mark.parametrize(("supersample", "scales"), [slow(1, 1), slow(2, 1), (1, 3)])
+def test_a_gradient_of_several_passes_is_that_of_one(supersample: int, scales: int) -> None:
     """The state after three steps, each pass of which sees its own rays."""
     states = []
     for samples in (None, 200):
-        config = tiny_nerf(batch_rays=32, subrays=subrays, subrays_from=0.0, pass_samples=samples)
+        config = tiny_nerf(
+            batch_rays=32, supersample=supersample, supersample_from=0.0, microbatch_samples=samples
+        )
         stage, state = first_state(config)
         assert stage.passes == (1 if samples is None else 8)
         factors = tuple(2**k for k in range(scales))
-        pixels = batches.put_pixels(make_scene().splits["train"], factors)
+        pixels = batches.to_device(make_scene().splits["train"], factors)
         run = train.compile_step(config, stage, RANGE, state, pixels)
-        states.append(run(state, pixels, train.make_course(config), jnp.asarray(3, jnp.int32)))
+        states.append(
+            run(state, pixels, train.make_train_schedule(config), jnp.asarray(3, jnp.int32))
+        )
     assert_same_course(*states)
 
 
@@ -557,13 +565,15 @@ def test_what_is_computed_twice_for_the_gradient_gives_the_same_for_less_memory(
     results, needed = [], []
     for parts in (1, 7):
         config = tiny(batch_samples=1 << 14, batch_rays=512)
-        field = dataclasses.replace(config.field, rematerialise=parts, **wide)
+        field = dataclasses.replace(config.field, checkpoint_in_chunks=parts, **wide)
         config = dataclasses.replace(config, field=field)
         stage, state = first_state(config)
-        pixels = batches.put_pixels(make_scene().splits["train"])
+        pixels = batches.to_device(make_scene().splits["train"])
         run = train.compile_step(config, stage, RANGE, state, pixels)
         needed.append(memory.needed_bytes(run))
-        results.append(run(state, pixels, train.make_course(config), jnp.asarray(3, jnp.int32)))
+        results.append(
+            run(state, pixels, train.make_train_schedule(config), jnp.asarray(3, jnp.int32))
+        )
     assert_same_course(*results)
     assert needed[1] < needed[0]
 
@@ -580,10 +590,12 @@ def do_steps(
     if factor is not None:
         scale = state.opt_state.scale._replace(factor=jnp.asarray(factor))
         state = dataclasses.replace(state, opt_state=state.opt_state._replace(scale=scale))
-    pixels = batches.put_pixels(make_scene().splits["train"])
+    pixels = batches.to_device(make_scene().splits["train"])
     before = jax.device_get(state)
     run = train.compile_step(config, stage, RANGE, state, pixels)
-    after, metrics = run(state, pixels, train.make_course(config), jnp.asarray(count, jnp.int32))
+    after, metrics = run(
+        state, pixels, train.make_train_schedule(config), jnp.asarray(count, jnp.int32)
+    )
     return before, after, metrics
 
 
@@ -595,8 +607,8 @@ def test_networks_in_16_bits_learn_as_those_in_32(
     """The gradient of the first step, whose size a scaled loss does not change."""
     plain, half = (do_steps(in_half(tiny(), kind), 1)[2] for kind in ("float32", compute))
     assert half.kept == plain.kept == 1.0
-    assert half.gradient_norm != plain.gradient_norm
-    assert float(half.gradient_norm) == pytest.approx(float(plain.gradient_norm), rel=0.05)
+    assert half.grad_norm != plain.grad_norm
+    assert float(half.grad_norm) == pytest.approx(float(plain.grad_norm), rel=0.05)
     assert float(half.loss) == pytest.approx(float(plain.loss), rel=0.02)
 
 
@@ -628,8 +640,8 @@ def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
     state = dataclasses.replace(
         state, opt_state=optim.map_moments(lambda _: moved, state.opt_state)
     )
-    growth = stages.Growth(12, False, 12**3, 1)
-    new_stage, new_state = train.enter_next_stage(config, stage, state, growth)
+    growth = stages.StageTransition(12, False, 12**3, 1)
+    new_stage, new_state = train.transition_stage(config, stage, state, growth)
     assert new_stage.resolution == (12, 12, 12)
     boxes = state.grid.aabb, new_state.grid.aabb
     wanted = optim.map_moments(
@@ -641,9 +653,9 @@ def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
 
 
 def test_training_draws_only_from_the_kept_pixels_but_never_from_none() -> None:
-    pixels = batches.put_pixels(make_scene().splits["train"])
+    pixels = batches.to_device(make_scene().splits["train"])
     empty = OccupancyGrid(jnp.zeros((4, 4, 4), bool), jnp.array([[-1.5] * 3, [1.5] * 3]))
-    kept = batches.keep_hitting_pixels(pixels, empty, RANGE)
+    kept = batches.filter_pixels(pixels, empty, RANGE)
     assert int(kept.total) == int(pixels.total)
 
 
@@ -652,7 +664,7 @@ def test_training_draws_only_from_the_kept_pixels_but_never_from_none() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def coded_pixels(height: int, width: int, count: int) -> tuple[TrainPixels, TrainPixels]:
+def coded_pixels(height: int, width: int, count: int) -> tuple[PixelDataset, PixelDataset]:
     """Pictures whose colour is (column, row, image), and random RGBA ones of the same cameras."""
     scene = make_scene().splits["train"]
     cameras = dataclasses.replace(
@@ -664,7 +676,7 @@ def coded_pixels(height: int, width: int, count: int) -> tuple[TrainPixels, Trai
     noise = np.random.default_rng(0).integers(0, 256, coded.shape, dtype=np.uint8)
     names = tuple(str(i) for i in range(count))
     first, second = (
-        batches.put_pixels(Split("train", names, images, cameras)) for images in (coded, noise)
+        batches.to_device(Split("train", names, images, cameras)) for images in (coded, noise)
     )
     return first, second
 
@@ -673,7 +685,7 @@ def coded_pixels(height: int, width: int, count: int) -> tuple[TrainPixels, Trai
 def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> None:
     coded, noise = coded_pixels(5, 7, 3)
     key = jax.random.key(3)
-    rays, code, _, opaque = batches.draw_batch(coded, key, 300, RANGE, background)[:4]
+    rays, code, _, opaque = batches.make_batch(coded, key, 300, RANGE, background)[:4]
     assert np.all(np.asarray(opaque) == 1.0)
     column, row, image = np.rint(np.asarray(code) * 255).astype(int).T
     assert len({*zip(image, row, column, strict=True)}) > 60  # of 105
@@ -683,7 +695,7 @@ def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> No
         stack = np.stack([np.asarray(getattr(rays_of_image, name)) for rays_of_image in wanted])
         np.testing.assert_allclose(getattr(rays, name), stack[image, row, column], atol=1e-6)
 
-    _, truth, behind, alpha = batches.draw_batch(noise, key, 300, RANGE, background)[:4]
+    _, truth, behind, alpha = batches.make_batch(noise, key, 300, RANGE, background)[:4]
     rgba = np.asarray(noise.images)[image, row, column]
     behind = np.asarray(behind)
     np.testing.assert_allclose(alpha, rgba[:, 3] / 255.0, atol=1e-6)
@@ -701,8 +713,8 @@ def test_colours_and_rays_of_a_batch_belong_to_its_pixels(background: str) -> No
 def test_sub_rays_pass_the_middles_of_the_parts_of_their_pixel() -> None:
     coded, _ = coded_pixels(5, 7, 3)
     key = jax.random.key(3)
-    one, code, behind, _ = batches.draw_batch(coded, key, 40, RANGE, "random")[:4]
-    rays, same_code, same_behind, _ = batches.draw_batch(coded, key, 40, RANGE, "random", 3)[:4]
+    one, code, behind, _ = batches.make_batch(coded, key, 40, RANGE, "random")[:4]
+    rays, same_code, same_behind, _ = batches.make_batch(coded, key, 40, RANGE, "random", 3)[:4]
     assert np.array_equal(code, same_code) and np.array_equal(behind, same_behind)
     assert rays.near.shape == (360,)
     assert np.array_equal(rays.camera_index, np.repeat(one.camera_index, 9))
@@ -723,38 +735,38 @@ def test_sub_rays_pass_the_middles_of_the_parts_of_their_pixel() -> None:
 
 @pytest.mark.slow
 def test_the_loss_compares_the_mean_of_the_sub_rays() -> None:
-    config = tiny_nerf(steps=1, steps_per_dispatch=1, subrays=2)
+    config = tiny_nerf(steps=1, steps_per_dispatch=1, supersample=2)
     scene = make_scene()
     recorder = Recorder()
     stage, _ = train.fit(config, scene, recorder)
-    assert stage.subrays == 2 and stage.rays == 64
+    assert stage.supersample == 2 and stage.rays == 64
     _, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
-    key = train.split_chance(key, stage.rays)
-    pixels = batches.put_pixels(scene.splits["train"])
-    rays, truth, behind, _ = batches.draw_batch(pixels, key_batch, 16, RANGE, "white", 2)[:4]
+    key = train.split_ray_rngs(key, stage.rays)
+    pixels = batches.to_device(scene.splits["train"])
+    rays, truth, behind, _ = batches.make_batch(pixels, key_batch, 16, RANGE, "white", 2)[:4]
     behind = jnp.repeat(behind, 4, axis=0)
     rgb = methods.predict(config.field, stage, state.params, state.grid, key, rays, behind).rgb[-1]
     mean = np.stack([np.mean(rgb[4 * i : 4 * i + 4], axis=0) for i in range(16)])
     np.testing.assert_allclose(recorder.metrics[0].mse, np.mean(np.square(mean - truth)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("subrays", [slow(1), 2])
-def test_pixels_that_do_not_fit_into_the_budget_do_not_count_for_the_loss(subrays: int) -> None:
-    config = tiny_tensorf(subrays=subrays, subrays_from=0.0)
+@pytest.mark.parametrize("supersample", [slow(1), 2])
+def test_pixels_that_do_not_fit_into_the_budget_do_not_count_for_the_loss(supersample: int) -> None:
+    config = tiny_tensorf(supersample=supersample, supersample_from=0.0)
     config = dataclasses.replace(config, field=dataclasses.replace(config.field, l1_weight=0.0))
     stage, state = first_state(config)
     stage = dataclasses.replace(stage, sample_budget=501)
-    pixels = batches.put_pixels(make_scene().splits["train"])
-    course, one = train.make_course(config), jnp.asarray(1, jnp.int32)
+    pixels = batches.to_device(make_scene().splits["train"])
+    course, one = train.make_train_schedule(config), jnp.asarray(1, jnp.int32)
     after, metrics = jax.jit(train.make_train_step(config, stage, RANGE))(
         state, pixels, course, one
     )
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
-    key = train.split_chance(key, stage.rays)
-    parts = subrays**2
-    rays, truth, behind = batches.draw_batch(
-        pixels, key_batch, 128 // parts, RANGE, "white", subrays
+    key = train.split_ray_rngs(key, stage.rays)
+    parts = supersample**2
+    rays, truth, behind = batches.make_batch(
+        pixels, key_batch, 128 // parts, RANGE, "white", supersample
     )[:3]
     behind = jnp.repeat(behind, parts, axis=0)
     predict = jax.jit(methods.predict, static_argnums=(0, 1))
@@ -779,7 +791,7 @@ def test_a_batch_is_drawn_evenly_from_the_listed_pixels_only() -> None:
     drawn = np.zeros(105, np.int32)
     drawn[:4] = listed
     some = coded._replace(drawn=jnp.asarray(drawn), total=jnp.asarray(4, jnp.int32))
-    _, code, _, _ = batches.draw_batch(some, jax.random.key(0), 2000, RANGE, "white")[:4]
+    _, code, _, _ = batches.make_batch(some, jax.random.key(0), 2000, RANGE, "white")[:4]
     column, row, image = np.rint(np.asarray(code) * 255).astype(int).T
     seen, counts = np.unique((image * 5 + row) * 7 + column, return_counts=True)
     assert seen.tolist() == listed.tolist()
@@ -788,7 +800,7 @@ def test_a_batch_is_drawn_evenly_from_the_listed_pixels_only() -> None:
 
 def test_the_random_background_is_independent_of_the_pixels() -> None:
     coded, _ = coded_pixels(5, 7, 3)
-    _, code, behind, _ = batches.draw_batch(coded, jax.random.key(0), 4000, RANGE, "random")[:4]
+    _, code, behind, _ = batches.make_batch(coded, jax.random.key(0), 4000, RANGE, "random")[:4]
     together = np.concatenate([np.asarray(code), np.asarray(behind)], axis=-1)
     correlation = np.corrcoef(together.T)[:3, 3:]
     assert np.abs(correlation).max() < 0.08
@@ -820,7 +832,7 @@ def hits_cells(occupied: np.ndarray, aabb: np.ndarray, split: Split) -> np.ndarr
 
 def kept_pixels(occupied: np.ndarray, aabb: np.ndarray, split: Split) -> np.ndarray:
     grid = OccupancyGrid(jnp.asarray(occupied), jnp.asarray(aabb, jnp.float32))
-    pixels = batches.keep_hitting_pixels(batches.put_pixels(split), grid, RANGE)
+    pixels = batches.filter_pixels(batches.to_device(split), grid, RANGE)
     kept = np.zeros(split.images.shape[:3], bool)
     kept.ravel()[np.asarray(pixels.drawn)[: int(pixels.total)]] = True
     assert kept.sum() == int(pixels.total)
@@ -890,10 +902,10 @@ HEALTHY = Metrics(
             "truth_alpha": 0.3,
             "dropped": 0.0,
             "samples": 900.0,
-            "gradient_norm": 1.0,
+            "grad_norm": 1.0,
             "kept": 1.0,
-            "grid_gradient_norm": 0.6,
-            "network_gradient_norm": 0.8,
+            "grid_grad_norm": 0.6,
+            "mlp_grad_norm": 0.8,
         }.items()
     }
 )
@@ -906,11 +918,11 @@ def test_healthy_metrics_pass() -> None:
     train.check_health(HEALTHY._replace(mse=np.float32(0.04)), 50, config, 0.0005)
 
 
-@pytest.mark.parametrize("field", ["loss", "mse", "gradient_norm", "opacity"])
+@pytest.mark.parametrize("field", ["loss", "mse", "grad_norm", "opacity"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops_training(field: str, value: float) -> None:
     bad = HEALTHY._replace(**{field: np.float32(value)})
-    with pytest.raises(DivergedError, match=r"not a number after step 7.*--optimizer\.grid-rate"):
+    with pytest.raises(DivergedError, match=r"not a number after step 7.*--optimizer\.grid-lr"):
         train.check_health(bad, 7, tiny_nerf(), math.inf)
 
 
@@ -929,15 +941,15 @@ def test_a_field_of_nothing_stops_training_unless_there_is_nothing_or_it_is_earl
     train.check_health(bad, 10, config, math.inf)
     train.check_health(bad._replace(truth_alpha=np.float32(0.0)), 11, config, math.inf)
     # Early is what is early of all that is planned by now.
-    longer = progress.refit(config, 5, 1000)
+    longer = progress.rescale_schedule(config, 5, 1000)
     train.check_health(bad, 11, longer, math.inf)
     with pytest.raises(DivergedError, match=r"all background after step 70"):
         train.check_health(bad, 70, longer, math.inf)
 
 
 def test_an_absurd_learning_rate_ends_in_advice() -> None:
-    rates = OptimizerConfig(network_rate=1e30, clip_norm=1e30)
-    with pytest.raises(DivergedError, match=r"--optimizer\.network-rate"):
+    rates = OptimizerConfig(mlp_lr=1e30, clip_norm=1e30)
+    with pytest.raises(DivergedError, match=r"--optimizer\.mlp-lr"):
         train.fit(tiny_nerf(optimizer=rates, steps=40), make_scene(), Recorder())
 
 
@@ -955,9 +967,9 @@ def test_loss_metrics_are_those_of_an_independent_rendering() -> None:
     _, state = first_state(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     key_batch, key_samples = jax.random.split(key)
-    key_samples = train.split_chance(key_samples, stage.rays)
-    pixels = batches.put_pixels(scene.splits["train"])
-    rays, truth, behind, alpha = batches.draw_batch(pixels, key_batch, 64, RANGE, "white")[:4]
+    key_samples = train.split_ray_rngs(key_samples, stage.rays)
+    pixels = batches.to_device(scene.splits["train"])
+    rays, truth, behind, alpha = batches.make_batch(pixels, key_batch, 64, RANGE, "white")[:4]
     prediction = methods.predict(
         config.field, stage, state.params, state.grid, key_samples, rays, behind
     )
@@ -971,7 +983,7 @@ def test_loss_metrics_are_those_of_an_independent_rendering() -> None:
 
 
 def test_first_step_moves_every_parameter_group_by_its_rate() -> None:
-    config = tiny_tensorf(steps=1000, optimizer=OptimizerConfig(grid_rate=0.5, network_rate=0.01))
+    config = tiny_tensorf(steps=1000, optimizer=OptimizerConfig(grid_lr=0.5, mlp_lr=0.01))
     _, before = first_state(config)
     labels = methods.label_params(before.params)
     # Adam's bias-corrected step is at most the rate, and nearly that where there is a gradient.
@@ -1028,14 +1040,14 @@ def test_training_learns_the_ball(config: TrainConfig) -> None:
     scene = make_scene()
     stage, state = train.fit(config, scene, Recorder())
     white = np.ones(3, np.float32)
-    render = make_render_view(config, stage, state.shown, state.grid, RANGE, white)
+    render = make_render_fn(config, stage, state.shown, state.grid, RANGE, white)
     split = scene.splits["test"]
     truths = [composite(image, white) for image in split.images]
     mean = np.mean(composite(scene.splits["train"].images, white), axis=(0, 1, 2))
     reached = np.mean([metrics.psnr(render(split.cameras, i).rgb, t) for i, t in enumerate(truths)])
     constant = np.mean([metrics.psnr(np.broadcast_to(mean, t.shape), t) for t in truths])
     assert reached > constant + 6.0
-    if isinstance(state.grid, ProbedGrid):
+    if isinstance(state.grid, DensityEmaGrid):
         centres = occupancy.cell_centres(stage.cells, state.grid.aabb)
         distance = np.linalg.norm(centres, axis=-1)
         occupied = np.asarray(state.grid.occupied)
@@ -1044,7 +1056,7 @@ def test_training_learns_the_ball(config: TrainConfig) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# Averages, crops, losses, restarts
+# Averages, crops, losses, resets_lr
 # ---------------------------------------------------------------------------------------------
 
 
@@ -1053,11 +1065,11 @@ def run_steps(
 ) -> tuple[list[TrainState], list[Metrics]]:
     """The states before and after each of some single steps, all done by one program."""
     stage, state = first_state(config)
-    pixels = batches.put_pixels(make_scene().splits["train"])
+    pixels = batches.to_device(make_scene().splits["train"])
     run = jax.jit(train.make_train_step(config, stage, RANGE, error_fn))
     states, told = [state], []
     for _ in range(steps):
-        course = train.make_course(config, int(states[-1].step))
+        course = train.make_train_schedule(config, int(states[-1].step))
         state, metric = run(states[-1], pixels, course, jnp.asarray(1, jnp.int32))
         states.append(state)
         told.append(metric)
@@ -1095,8 +1107,8 @@ def test_the_average_grows_with_the_grid() -> None:
     stage, state = first_state(config)
     other = jax.tree.map(lambda x: 2.0 * x + 1.0, state.params)
     state = dataclasses.replace(state, average=other)
-    growth = stages.Growth(12, False, 12**3, 1)
-    _, new = train.enter_next_stage(config, stage, state, growth)
+    growth = stages.StageTransition(12, False, 12**3, 1)
+    _, new = train.transition_stage(config, stage, state, growth)
     wanted = tensorf.resample(other, (12, 12, 12), state.grid.aabb, new.grid.aabb)
     for a, b in zip(jax.tree.leaves(new.average), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -1107,8 +1119,8 @@ def test_the_average_grows_with_the_grid() -> None:
 def test_a_crop_draws_from_the_middle_of_the_pictures(size: tuple[int, int], crop: float) -> None:
     coded, _ = coded_pixels(*size, 3)
     key = jax.random.key(3)
-    whole = batches.draw_batch(coded, key, 400, RANGE, "white")
-    batch = batches.draw_batch(coded, key, 400, RANGE, "white", 1, jnp.asarray(crop))
+    whole = batches.make_batch(coded, key, 400, RANGE, "white")
+    batch = batches.make_batch(coded, key, 400, RANGE, "white", 1, jnp.asarray(crop))
     height, width = size
     column, row, image = np.rint(np.asarray(batch.truth) * 255).astype(int).T
     before = np.rint(np.asarray(whole.truth) * 255).astype(int).T
@@ -1128,7 +1140,7 @@ def test_a_crop_draws_from_the_middle_of_the_pictures(size: tuple[int, int], cro
 @pytest.mark.slow
 def test_the_first_steps_see_the_middle_and_the_others_all() -> None:
     # A quarter of the pictures' sides shows nothing but the ball.
-    config = tiny_nerf(steps=12, crop_until=0.4, crop=0.25)
+    config = tiny_nerf(steps=12, precrop_fraction=0.4, crop=0.25)
     _, told = run_steps(config, 8)
     alphas = [float(metric.truth_alpha) for metric in told]
     # Progress is 0, 1/12, ..., and reaches 0.4 after the fifth step.
@@ -1149,9 +1161,9 @@ def test_an_error_of_ones_own_is_what_is_minimised() -> None:
     np.testing.assert_allclose(told.mse, usual.mse, rtol=1e-5)
     stage, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    key = train.split_chance(key, stage.rays)
-    pixels = batches.put_pixels(make_scene().splits["train"])
-    rays, truth, behind, _ = batches.draw_batch(pixels, key_batch, 128, RANGE, "white")[:4]
+    key = train.split_ray_rngs(key, stage.rays)
+    pixels = batches.to_device(make_scene().splits["train"])
+    rays, truth, behind, _ = batches.make_batch(pixels, key_batch, 128, RANGE, "white")[:4]
     predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
         config.field, stage, state.params, state.grid, key, rays, behind
     )
@@ -1192,9 +1204,9 @@ def test_the_loss_has_the_terms_that_were_asked_for() -> None:
     _, (told, *_) = run_steps(config, 1)
     stage, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    key = train.split_chance(key, stage.rays)
-    pixels = batches.put_pixels(make_scene().splits["train"])
-    batch = batches.draw_batch(pixels, key_batch, 128, RANGE, "white")
+    key = train.split_ray_rngs(key, stage.rays)
+    pixels = batches.to_device(make_scene().splits["train"])
+    batch = batches.make_batch(pixels, key_batch, 128, RANGE, "white")
     predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
         field, stage, state.params, state.grid, key, batch.rays, batch.behind
     )
@@ -1217,8 +1229,8 @@ def schedule_counts(state: TrainState) -> list[int]:
 def test_at_a_restart_moments_are_forgotten_and_schedules_go_on() -> None:
     config = restarting()
     stage, state = train.fit(config, make_scene(), Recorder(12))
-    growth = stages.Growth(12, True, 12**3, 1)
-    _, new = train.enter_next_stage(config, stage, state, growth)
+    growth = stages.StageTransition(12, True, 12**3, 1)
+    _, new = train.transition_stage(config, stage, state, growth)
     (adam,) = (
         node
         for node in jax.tree.leaves(
@@ -1231,39 +1243,39 @@ def test_at_a_restart_moments_are_forgotten_and_schedules_go_on() -> None:
     shapes = jax.tree.map(jnp.shape, new.params)
     assert jax.tree.map(jnp.shape, adam.mu) == shapes == jax.tree.map(jnp.shape, adam.nu)
     assert set(schedule_counts(new)) == {12} == set(schedule_counts(state))
-    # Pruning alone restarts nothing.
-    _, pruned = train.enter_next_stage(config, stage, state, growth._replace(voxels=None))
+    # Pruning alone resets_lr nothing.
+    _, pruned = train.transition_stage(config, stage, state, growth._replace(voxels=None))
     assert differing_leaves(pruned.opt_state, state.opt_state) == []
 
 
 def test_after_a_restart_rates_are_as_at_the_start() -> None:
     """Adam's first step is as large as the rate, wherever there is a gradient."""
-    rates = OptimizerConfig(grid_rate=0.5, network_rate=0.01, final_fraction=0.01)
+    rates = OptimizerConfig(grid_lr=0.5, mlp_lr=0.01, lr_final_mult=0.01)
     config = restarting(optimizer=rates, steps_per_dispatch=1)
     _, state = first_state(config)
-    optimizer = train.make_optimizer(config, state.params, train.make_course(config, 13))
+    optimizer = train.make_optimizer(config, state.params, train.make_train_schedule(config, 13))
     grads = jax.tree.map(jnp.ones_like, state.params)
     for node, wanted in ((12, 0.5), (18, 0.5 * 0.01 ** (6 / 24))):
         counted = jax.tree.map(
             lambda x, n=node: jnp.full_like(x, n) if x.dtype == jnp.int32 else x, state.opt_state
         )
-        opt_state = optim.forget_moments(counted)
+        opt_state = optim.reset_adam_moments(counted)
         updates, _ = jax.jit(optimizer.update)(grads, opt_state, state.params)
         # The norm is clipped, which Adam does not see but for its epsilon.
         for leaf in jax.tree.leaves(updates["density"]):
             np.testing.assert_allclose(leaf, -wanted, rtol=1e-3)
-    assert stages.find_restart(config, 13) == 0.5
+    assert stages.last_lr_reset(config, 13) == 0.5
 
 
 def test_no_pixel_is_left_out_by_cells_that_come_and_go() -> None:
     config = tiny_hashgrid()
     _, state = first_state(config)
-    pixels = batches.put_pixels(make_scene().splits["train"])
+    pixels = batches.to_device(make_scene().splits["train"])
     occupied = jnp.zeros(state.grid.occupied.shape, bool).at[4, 4, 4].set(True)
     grid = dataclasses.replace(state.grid, occupied=occupied)
-    assert batches.keep_hitting_pixels(pixels, grid, RANGE) is pixels
+    assert batches.filter_pixels(pixels, grid, RANGE) is pixels
     plain = OccupancyGrid(occupied, grid.aabb)
-    assert int(batches.keep_hitting_pixels(pixels, plain, RANGE).total) < int(pixels.total)
+    assert int(batches.filter_pixels(pixels, plain, RANGE).total) < int(pixels.total)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1274,13 +1286,13 @@ def test_no_pixel_is_left_out_by_cells_that_come_and_go() -> None:
 @pytest.mark.slow
 def test_pixels_of_smaller_pictures_are_means_seen_through_wider_cones() -> None:
     split = make_scene().splits["train"]
-    pixels = batches.put_pixels(split, (1, 2, 4))
+    pixels = batches.to_device(split, (1, 2, 4))
     size = split.images.shape[1]
     counts = [len(split) * (size // 2**k) ** 2 for k in range(3)]
     assert np.asarray(pixels.starts).tolist() == [0, counts[0], counts[0] + counts[1]]
     assert int(pixels.total) == sum(counts)
     for halvings in range(3):
-        batch = batches.draw_batch(
+        batch = batches.make_batch(
             pixels, jax.random.key(2), 60, RANGE, "white", size=jnp.asarray(halvings)
         )
         factor = 2**halvings
@@ -1306,18 +1318,18 @@ def test_pixels_of_smaller_pictures_are_means_seen_through_wider_cones() -> None
 
 
 def test_all_sizes_are_drawn_from_by_their_numbers_of_pixels() -> None:
-    pixels = batches.put_pixels(make_scene().splits["train"], (1, 2, 4))
-    batch = batches.draw_batch(pixels, jax.random.key(0), 4000, RANGE, "white")
+    pixels = batches.to_device(make_scene().splits["train"], (1, 2, 4))
+    batch = batches.make_batch(pixels, jax.random.key(0), 4000, RANGE, "white")
     shares = [float(np.mean(np.asarray(batch.area) == 4.0**k)) for k in range(3)]
     np.testing.assert_allclose(shares, np.array([16, 4, 1]) / 21, atol=0.03)
 
 
 def test_pixels_that_hit_nothing_are_left_out_at_every_size() -> None:
-    pixels = batches.put_pixels(make_scene().splits["train"], (1, 2))
+    pixels = batches.to_device(make_scene().splits["train"], (1, 2))
     occupied = np.zeros((8, 8, 8), bool)
     occupied[3:5, 3:5, 3:5] = True
     grid = OccupancyGrid(jnp.asarray(occupied), jnp.array([[-1.5] * 3, [1.5] * 3]))
-    kept = batches.keep_hitting_pixels(pixels, grid, RANGE)
+    kept = batches.filter_pixels(pixels, grid, RANGE)
     starts, total = np.asarray(kept.starts), int(kept.total)
     drawn = np.asarray(kept.drawn)
     count, height, width = pixels.images.shape[:3]
@@ -1333,11 +1345,11 @@ def test_a_pixel_of_a_smaller_picture_counts_by_its_area() -> None:
     config = tiny_nerf(steps=1, steps_per_dispatch=1, scales=2)
     recorder = Recorder()
     train.fit(config, make_scene(), recorder)
-    pixels = batches.put_pixels(make_scene().splits["train"], (1, 2))
+    pixels = batches.to_device(make_scene().splits["train"], (1, 2))
     stage, state = first_state(config)
     key_batch, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
-    key = train.split_chance(key, stage.rays)
-    batch = batches.draw_batch(pixels, key_batch, 64, RANGE, "white")
+    key = train.split_ray_rngs(key, stage.rays)
+    batch = batches.make_batch(pixels, key_batch, 64, RANGE, "white")
     predicted = jax.jit(methods.predict, static_argnums=(0, 1))(
         config.field, stage, state.params, state.grid, key, batch.rays, batch.behind
     )
@@ -1352,18 +1364,18 @@ def test_a_pixel_of_a_smaller_picture_counts_by_its_area() -> None:
 
 def test_pictures_become_larger_when_their_time_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = ((0.0, 4), (2.0, 3), (0.5, 1))
-    config = tiny_nerf(steps=8, steps_per_dispatch=1, scale_schedule=schedule)
-    config = stages.fit_config(config, make_scene())
-    assert config.scale_schedule == ((0, 4), (0.25, 3), (0.5, 1))
+    config = tiny_nerf(steps=8, steps_per_dispatch=1, train_scale_schedule=schedule)
+    config = stages.resolve_config(config, make_scene())
+    assert config.train_scale_schedule == ((0, 4), (0.25, 3), (0.5, 1))
     drawn: list[int] = []
-    really = batches.draw_batch
+    really = batches.make_batch
 
     def note(*arguments: Any) -> batches.Batch:
         batch = really(*arguments)
         jax.debug.callback(lambda area: drawn.append(int(area.max())), batch.area)
         return batch
 
-    monkeypatch.setattr(batches, "draw_batch", note)
+    monkeypatch.setattr(batches, "make_batch", note)
     train.fit(config, make_scene(), Recorder())
     jax.effects_barrier()
     assert drawn == [16, 16, 9, 9, 1, 1, 1, 1]
@@ -1371,7 +1383,7 @@ def test_pictures_become_larger_when_their_time_comes(monkeypatch: pytest.Monkey
 
 def test_pictures_that_cannot_be_made_so_small_are_refused() -> None:
     with pytest.raises(InputError, match="cannot be made 512 times smaller"):
-        batches.put_pixels(make_scene().splits["train"], (1, 512))
+        batches.to_device(make_scene().splits["train"], (1, 512))
 
 
 @pytest.mark.slow
@@ -1387,8 +1399,8 @@ def test_appearances_take_up_how_pictures_were_exposed() -> None:
     errors = []
     for dim in (0, 4):
         config = tiny_hashgrid(steps=300)
-        field = dataclasses.replace(config.field, appearance_dim=dim, direction_bands=1)
-        config = stages.fit_config(dataclasses.replace(config, field=field), exposed)
+        field = dataclasses.replace(config.field, appearance_dim=dim, num_sh_bands=1)
+        config = stages.resolve_config(dataclasses.replace(config, field=field), exposed)
         recorder = Recorder()
         _, state = train.fit(config, exposed, recorder)
         assert ("appearance" in state.params) == (dim > 0)
@@ -1405,9 +1417,9 @@ def test_appearances_take_up_how_pictures_were_exposed() -> None:
     "config",
     [
         slow(tiny_tensorf()),
-        slow(tiny_voxels(subrays=2, subrays_from=0.5)),
-        slow(tiny_nerf(crop_until=0.4, crop=0.25, steps=20)),
-        slow(tiny_nerf(scale_schedule=((0.0, 4), (0.25, 3), (0.5, 1)), steps=20)),
+        slow(tiny_voxels(supersample=2, supersample_from=0.5)),
+        slow(tiny_nerf(precrop_fraction=0.4, crop=0.25, steps=20)),
+        slow(tiny_nerf(train_scale_schedule=((0.0, 4), (0.25, 3), (0.5, 1)), steps=20)),
         slow(tiny_hashgrid(scales=3, background="random")),
         tiny_nerf(),
     ],
@@ -1428,13 +1440,13 @@ def test_pictures_are_streamed_if_memory_is_short(monkeypatch: pytest.MonkeyPatc
     whole = batches.count_bytes(split, (1, 2))
     assert whole == 8 * 6 * (16 * 16 + 8 * 8)
     asked: list[bool] = []
-    really = batches.put_pixels
+    really = batches.to_device
 
     def note(split: Any, factors: Any, stream: bool) -> Any:
         asked.append(stream)
         return really(split, factors, stream)
 
-    monkeypatch.setattr(batches, "put_pixels", note)
+    monkeypatch.setattr(batches, "to_device", note)
     for free in (3 * whole, whole):
         monkeypatch.setattr(memory, "free_bytes", lambda free=free: free)
         monkeypatch.setattr(memory, "needed_bytes", lambda _: 0)
@@ -1444,9 +1456,9 @@ def test_pictures_are_streamed_if_memory_is_short(monkeypatch: pytest.MonkeyPatc
 
 def test_a_stream_draws_anew_when_something_else_is_wanted_than_was_begun() -> None:
     config = tiny_nerf(steps=8)
-    pixels = batches.put_pixels(make_scene().splits["train"], (1,), stream=True)
-    course = train.make_course(config)
-    with batches.PixelStream(2) as stream:
+    pixels = batches.to_device(make_scene().splits["train"], (1,), stream=True)
+    course = train.make_train_schedule(config)
+    with batches.PixelPrefetcher(2) as stream:
         stream.begin(config, pixels, course, 16, 0)
         ahead = stream.take(config, pixels, course, 16, 0)
         later = stream.take(config, pixels, course, 16, 1)

@@ -21,7 +21,7 @@ from jaxrf.cameras.base import look_at, make_cameras
 from jaxrf.cameras.transforms import unpack_frame
 from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
-from jaxrf.evaluation.interactive import Painter, make_painter
+from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
 from jaxrf.training import runs
 from jaxrf.viewer.server import WHOLE, Viewer, list_edges, round_outwards
 from jaxrf.viewer.tour import write_tour
@@ -33,15 +33,15 @@ BEHIND = np.ones(3, np.float32)
 
 
 @pytest.fixture(scope="module")
-def paint() -> Painter:
+def paint() -> InteractiveRenderer:
     config = tiny_nerf()
     stage, state = first_state(config)
-    return make_painter(config, stage, state.shown, state.grid, (2.0, 6.0), BEHIND)
+    return make_interactive_renderer(config, stage, state.shown, state.grid, (2.0, 6.0), BEHIND)
 
 
 @pytest.fixture
 def viewer(tmp_path: Path) -> Iterator[Viewer]:
-    scene = runs.summarise_scene(make_scene(), Path("/data/ball"))
+    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
     split = make_scene().splits["train"]
     made = Viewer("ball", scene, tmp_path, "127.0.0.1", 8431, BEHIND, split, trains=True)
     yield made
@@ -56,7 +56,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-def test_a_field_is_shown_once_it_is_compiled(viewer: Viewer, paint: Painter) -> None:
+def test_a_field_is_shown_once_it_is_compiled(viewer: Viewer, paint: InteractiveRenderer) -> None:
     assert re.fullmatch(r"http://localhost:\d+", viewer.address)
     assert viewer.server.get_host() == "127.0.0.1"
     viewer.show(paint, "12 steps, done")
@@ -67,29 +67,29 @@ def test_a_field_is_shown_once_it_is_compiled(viewer: Viewer, paint: Painter) ->
     assert not viewer.is_paused() and not viewer._pause.visible
 
 
-def test_what_nobody_looks_at_is_not_made(viewer: Viewer, paint: Painter) -> None:
+def test_what_nobody_looks_at_is_not_made(viewer: Viewer, paint: InteractiveRenderer) -> None:
     made: list[int] = []
 
-    def make() -> Painter:
+    def make() -> InteractiveRenderer:
         made.append(1)
         return paint
 
     viewer.follow(make, "Step 1")
-    assert made == [] and not viewer.is_watched() and not viewer.is_moving()
+    assert made == [] and not viewer.has_clients() and not viewer.camera_moving()
     viewer._clients[0] = type("Still", (), {"moved_at": -np.inf, "close": lambda _: None})()
     viewer.follow(make, "Step 2")
     viewer.follow(make, "Step 3")  # too soon
-    assert made == [1] and viewer.is_watched() and not viewer.is_moving()
+    assert made == [1] and viewer.has_clients() and not viewer.camera_moving()
     assert viewer._text.content == "Step 3"
     viewer._clients[0].moved_at = time.monotonic()
-    assert viewer.is_moving()
+    assert viewer.camera_moving()
     viewer._pause.value = True
     assert viewer.is_paused()
     viewer._clients.clear()
 
 
 def test_the_crop_begins_as_the_whole_box_and_leaves_out_what_is_outside(
-    viewer: Viewer, paint: Painter
+    viewer: Viewer, paint: InteractiveRenderer
 ) -> None:
     np.testing.assert_array_equal(viewer.crop, WHOLE)
     viewer.show(paint, "")
@@ -145,7 +145,7 @@ def test_training_cameras_stand_where_they_were_with_their_pictures(viewer: View
 
 
 def test_a_forward_facing_scene_stands_upright_and_is_not_cropped(tmp_path: Path) -> None:
-    scene = runs.summarise_scene(make_scene(), Path("/data/ball"))
+    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
     scene = dataclasses.replace(scene, ndc=(0.5, 0.5, 1.0))
     made = Viewer("ball", scene, tmp_path, "127.0.0.1", 8432, BEHIND)
     try:
@@ -163,7 +163,7 @@ def test_a_port_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_an_address_that_is_not_ours_is_refused(tmp_path: Path) -> None:
-    scene = runs.summarise_scene(make_scene(), Path("/data/ball"))
+    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
     with pytest.raises(InputError, match=r"cannot listen at 192\.0\.2\.1 .*--host"):
         Viewer("ball", scene, tmp_path, "192.0.2.1", 8433, BEHIND)
 
@@ -284,7 +284,7 @@ def test_what_is_shown_is_chosen_cropped_and_taken_along_a_path(page: Any, tmp_p
 def test_a_training_is_seen_in_a_browser_as_it_goes_on(page: Any, tmp_path: Path) -> None:
     data, run = write_scene(tmp_path / "ball"), tmp_path / "run"
     arguments = [*TINY, "--data", str(data), "--run-dir", str(run), "--steps", "100000"]
-    arguments += ["--optimizer.grid-rate", "0.002", "--view", "--viewer.port", "8442"]
+    arguments += ["--optimizer.grid-lr", "0.002", "--view", "--viewer.port", "8442"]
     process, address = start(["train", *arguments], tmp_path / "said")
     try:
         page.goto(address)

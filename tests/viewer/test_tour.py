@@ -9,7 +9,7 @@ import pytest
 from jaxrf.cameras.base import look_at
 from jaxrf.cameras.transforms import Frame, rotate_onto
 from jaxrf.viewer.poses import View
-from jaxrf.viewer.tour import MOST_STOPS, Tour, plan_tour, read_tour, write_tour
+from jaxrf.viewer.tour import MOST_STOPS, Tour, plan_camera_path, read_tour, write_tour
 
 
 def stops(count: int = 3) -> tuple[View, ...]:
@@ -23,7 +23,7 @@ def stops(count: int = 3) -> tuple[View, ...]:
 
 def test_a_tour_passes_its_stops_with_their_angles() -> None:
     tour = Tour(stops(3), seconds=1.0, fps=21.0)
-    cameras = plan_tour(tour, 60, 40)
+    cameras = plan_camera_path(tour, 60, 40)
     assert len(cameras) == tour.frames == 21 and (cameras.width, cameras.height) == (60, 40)
     for index, stop in zip((0, 10, 20), tour.stops, strict=True):
         np.testing.assert_allclose(cameras.T_world_camera[index], stop.pose, atol=1e-6)
@@ -33,7 +33,7 @@ def test_a_tour_passes_its_stops_with_their_angles() -> None:
 
 def test_a_tour_that_loops_ends_one_step_short_of_its_start() -> None:
     tour = Tour(stops(3), seconds=1.0, fps=30.0, loops=True)
-    cameras = plan_tour(tour, 60, 40)
+    cameras = plan_camera_path(tour, 60, 40)
     places = np.asarray(cameras.T_world_camera)[:, :3, 3]
     for index in (0, 1, 2):
         np.testing.assert_allclose(places[10 * index], tour.stops[index].pose[:3, 3], atol=1e-5)
@@ -46,7 +46,7 @@ def test_a_saved_tour_is_in_the_files_coordinates_and_comes_back(tmp_path: Path)
     turn = rotate_onto(np.array([0.1, 0.2, 1.0]), np.array([0.0, 1.0, 0.3]))
     frame = Frame(0.25, turn, np.array([0.3, -0.2, 0.1]))
     tour = Tour(stops(2), seconds=0.5, fps=20.0)
-    cameras = plan_tour(tour, 64, 48)
+    cameras = plan_camera_path(tour, 64, 48)
     path = tmp_path / "camera-path.json"
     path.write_text(write_tour(cameras, tour.fps, frame))
     found = read_tour(path, frame)
@@ -60,7 +60,7 @@ def test_a_saved_tour_is_in_the_files_coordinates_and_comes_back(tmp_path: Path)
 
 
 def test_of_a_long_path_some_stops_are_kept_from_first_to_last(tmp_path: Path) -> None:
-    cameras = plan_tour(Tour(stops(3), seconds=10.0, fps=24.0), 64, 48)
+    cameras = plan_camera_path(Tour(stops(3), seconds=10.0, fps=24.0), 64, 48)
     frame = Frame(1.0, np.eye(3), np.zeros(3))
     path = tmp_path / "long.json"
     path.write_text(write_tour(cameras, 24.0, frame))
