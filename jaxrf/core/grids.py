@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 # Bytes of gradient rows that a CPU scatters at a time: what stays in its cache.
 SCATTERED_AT_ONCE = 1 << 22
 TableType = Literal["float32", "bfloat16"]
-HashRule = Literal["faces", "hashed", "centred"]
+HashRule = Literal["dense_coarse", "all_hashed", "tcnn"]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -214,15 +214,15 @@ class HashLevels(NamedTuple):
 
     cells: along each side, per level.
     starts: first row of each level, and the number of rows as a last entry.
-    rule: "faces" has corners on the box's faces, and a row for each where they fit; "hashed" hashes
-      the corners of every level; "centred" has the box's faces half a cell inside of the grid, and
+    rule: "dense_coarse" has corners on the box's faces, and a row for each where they fit; "all_hashed" hashes
+      the corners of every level; "tcnn" has the box's faces half a cell inside of the grid, and
       `cells` points along a side.
     scales: cells from face to face where they are centred.
     """
 
     cells: tuple[int, ...]
     starts: tuple[int, ...]
-    rule: HashRule = "faces"
+    rule: HashRule = "dense_coarse"
     scales: tuple[float, ...] = ()
 
 
@@ -243,7 +243,7 @@ def plan_hash_levels(levels: int, coarsest: int, finest: int, most_rows: int) ->
 
 
 def grow_scales(
-    levels: int, coarsest: int, finest: int, rule: Literal["hashed", "centred"]
+    levels: int, coarsest: int, finest: int, rule: Literal["all_hashed", "tcnn"]
 ) -> tuple[float, ...]:
     """Cells from face to face of each level, rounded as nerfstudio or tiny-cuda-nn do, in float32.
 
@@ -254,23 +254,23 @@ def grow_scales(
     """
     index = np.arange(levels).astype(np.float32)
     growth = np.float32(np.exp((np.log(finest) - np.log(coarsest)) / max(levels - 1, 1)))
-    if rule == "hashed":
+    if rule == "all_hashed":
         return tuple(float(v) for v in np.floor(np.float32(coarsest) * np.power(growth, index)))
     octaves = np.exp2(index * np.log2(growth))
     return tuple(float(v) for v in octaves * np.float32(coarsest) - np.float32(1.0))
 
 
 def place_hash_levels(
-    scales: Sequence[float], most_rows: int, rule: Literal["hashed", "centred"]
+    scales: Sequence[float], most_rows: int, rule: Literal["all_hashed", "tcnn"]
 ) -> HashLevels:
-    """Levels as nerfstudio's PyTorch code ("hashed") or tiny-cuda-nn ("centred") lays them out.
+    """Levels as nerfstudio's PyTorch code ("all_hashed") or tiny-cuda-nn ("tcnn") lays them out.
 
     Args:
       scales: cells from face to face, per level.
       most_rows: of a level, a power of two.
       rule: see `HashLevels`.
     """
-    if rule == "hashed":
+    if rule == "all_hashed":
         cells = tuple(round(scale) for scale in scales)
         rows = [most_rows] * len(cells)
     else:
@@ -329,12 +329,12 @@ def sample_hash_grid(
     corners = []
     for level, (cells, start) in enumerate(zip(plan.cells, plan.starts, strict=False)):
         rows = plan.starts[level + 1] - start
-        if plan.rule == "centred":
+        if plan.rule == "tcnn":
             corner, weight = _find_corners(unit, plan.scales[level], centred=True)
             index = _find_centred_rows(corner, cells, rows)
         else:
             corner, weight = _find_corners(unit, cells)
-            hashed = plan.rule == "hashed"
+            hashed = plan.rule == "all_hashed"
             index = _hash_rows(corner, rows) if hashed else find_hash_rows(corner, cells, rows)
         corners.append((index + start, weight))
     return _mix_levels(table, corners, read_as)

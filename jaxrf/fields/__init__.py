@@ -1,1 +1,49 @@
-"""Radiance fields: each a frozen spec of numbers and pure functions of explicit parameters."""
+"""Radiance fields: a file each, with its configuration, functions and rules of growth."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxrf.fields.base import Field, FieldContext
+    from jaxrf.fields.bitnerf import BitNeRF
+    from jaxrf.fields.hashgrid import HashGrid
+    from jaxrf.fields.nerf import NeRF
+    from jaxrf.fields.pynerf import PyNeRF
+    from jaxrf.fields.tensorf import TensoRF
+    from jaxrf.fields.voxels import Voxels
+
+# The module of each public name, imported when the name is first used.
+_MODULES = {
+    "Field": "base",
+    "FieldContext": "base",
+    "Voxels": "voxels",
+    "TensoRF": "tensorf",
+    "NeRF": "nerf",
+    "BitNeRF": "bitnerf",
+    "HashGrid": "hashgrid",
+    "PyNeRF": "pynerf",
+}
+FIELDS = ("Voxels", "TensoRF", "NeRF", "BitNeRF", "HashGrid", "PyNeRF")
+
+__all__ = [
+    "FIELDS",
+    "BitNeRF",
+    "Field",
+    "FieldContext",
+    "HashGrid",
+    "NeRF",
+    "PyNeRF",
+    "TensoRF",
+    "Voxels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a field when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,14 +1,19 @@
-"""Layers of ternary weights and 8-bit activations, as a network trains with them.
+"""BitNeRF: a NeRF whose layers have ternary weights and 8-bit activations.
 
 Ma et al.: The era of 1-bit LLMs, all large language models are in 1.58 bits (2024).
 """
+
+import dataclasses
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrf.fields.mlp import ComputeType, read_as
+from jaxrf.fields.mlp import ComputeType, cast_for_compute, linear
+from jaxrf.fields.nerf import NeRF, Network
 
 # Scales are at least this, lest an all-zero row or matrix divide by zero.
 LEAST_SCALE = 1e-5
@@ -95,7 +100,26 @@ class BitDense(nn.Module):
         whole, row_scale = quantise_activations(x)
         # Sums of whole numbers, which are exact in whatever order and precision they are taken.
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        whole, ternary = (read_as(part, self.compute) for part in (whole, ternary))
+        whole, ternary = (cast_for_compute(part, self.compute) for part in (whole, ternary))
         sums = jnp.matmul(whole, ternary, preferred_element_type=wide)
         product = sums * row_scale * weight_scale
         return product + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+@dataclasses.dataclass(frozen=True)
+class BitNeRF(NeRF):
+    """A NeRF whose layers have ternary weights and 8-bit activations."""
+
+    norm_gain: bool = False
+    """A layer's normalized input is scaled by a learned gain of each channel."""
+    norm_epsilon: float = 1e-6
+    """Epsilon of that normalization."""
+    full_precision_io: bool = False
+    """The projection before the trunk and the heads have full weights."""
+
+    def _network(self) -> Network:
+        compute = self.compute_dtype
+        norm = {"gain": self.norm_gain, "epsilon": self.norm_epsilon}
+        dense: Any = partial(BitDense, **norm, compute=compute)
+        full: Any = partial(linear, compute=compute, last=True)
+        return self._make_network(dense, full if self.full_precision_io else dense)

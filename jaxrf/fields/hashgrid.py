@@ -5,14 +5,17 @@ encoding (SIGGRAPH 2022).
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrf.core import encodings, grids
-from jaxrf.fields.mlp import MLP, ComputeType
+from jaxrf.core.checks import require_positive
+from jaxrf.fields import base
+from jaxrf.fields.base import FieldContext, SampleCost
+from jaxrf.fields.mlp import MLP
 
 Params = dict[str, Any]
 
@@ -30,110 +33,112 @@ def _clamped_exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 
 
 @dataclasses.dataclass(frozen=True)
-class HashGrid:
-    """Spec of a hash grid.
+class HashedField(base.Field):
+    """The numbers that fields on a hashed table share."""
 
-    Attributes:
-      levels, channels: of the table; channels are those of one level.
-      coarsest, finest: cells along the box's sides at the first and the last level.
-      log2_hashmap_size: of the most rows that a level has.
-      read_as: type of the table as it is read; it is trained and summed up in float32.
-      width: of both networks.
-      density_layers, color_layers: hidden layers of the two.
-      feature_dim: channels that the density network hands on to the colour network.
-      num_sh_bands: of the direction's spherical harmonics.
-      density_shift: added to the raw density before its exponential.
-      density_scale: factor of the density; that of a box of side 1 is (side of the box)^-1.
-      rule: how levels lie in the table (`grids.HashLevels`).
-      bias: whether the networks' layers add one.
-      normalize_dirs_01: harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code
-        does.
-      compute: type that networks are computed in.
-    """
-
-    levels: int = 16
-    channels: int = 2
-    coarsest: int = 16
-    finest: int = 2048
+    num_levels: int = 16
+    """Levels of the grid."""
+    features_per_level: int = 2
+    """Channels of a level."""
+    base_resolution: int = 16
+    """Cells along a side of the coarsest level."""
+    max_resolution: int = 2048
+    """Cells along a side of the finest level."""
     log2_hashmap_size: int = 19
-    read_as: grids.TableType = "float32"
+    """A level has at most 2 to the power of this rows."""
+    table_dtype: grids.TableType = "float32"
+    """Type that the table is read in: bfloat16 halves the traffic of lookups where memory bounds
+    them. It is trained and summed up in float32."""
     width: int = 64
-    density_layers: int = 1
-    color_layers: int = 2
+    """Width of the MLPs."""
     feature_dim: int = 15
+    """Channels that the density MLP hands on to the color MLP."""
+    color_layers: int = 2
+    """Hidden layers of the color MLP."""
     num_sh_bands: int = 4
+    """Bands of the direction's spherical harmonics."""
     density_shift: float = -1.0
+    """Added to the raw density before its exponential: lower starts emptier."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers; InputError names the one that cannot be used."""
+        require_positive(
+            self, "num_levels", "features_per_level", "base_resolution", "max_resolution", "width",
+            prefix="field.",
+        )  # fmt: skip
+
+    def param_groups(self, params: Params) -> Params:
+        """The table is a grid."""
+        return {**super().param_groups(params), "table": "grid"}
+
+
+@dataclasses.dataclass(frozen=True)
+class HashGrid(HashedField):
+    """Instant-NGP's hash grid with two small MLPs."""
+
+    density_layers: int = 1
+    """Hidden layers of the density MLP."""
     density_scale: float = 1.0
-    rule: grids.HashRule = "faces"
+    """Factor of the density; that of a box of side 1 is (side of the box)^-1."""
+    hash_layout: grids.HashRule = "dense_coarse"
+    """Corners on the box's faces and a row for each where they fit (dense_coarse); all of them
+    hashed, as nerfstudio's PyTorch code has it (all_hashed); or as tiny-cuda-nn has it (tcnn)."""
     bias: bool = False
+    """Whether the MLPs' layers add one."""
     normalize_dirs_01: bool = False
-    compute: ComputeType = "float32"
-    needs_aabb: ClassVar[bool] = True
+    """Harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code does."""
 
     def plan(self) -> grids.HashLevels:
-        """Where the levels lie in the table."""
-        if self.rule != "faces":
-            scales = grids.grow_scales(self.levels, self.coarsest, self.finest, self.rule)
-            return grids.place_hash_levels(scales, 1 << self.log2_hashmap_size, self.rule)
-        return grids.plan_hash_levels(
-            self.levels, self.coarsest, self.finest, 1 << self.log2_hashmap_size
-        )
+        """The layout of the levels in the table."""
+        sizes = (self.num_levels, self.base_resolution, self.max_resolution)
+        rows = 1 << self.log2_hashmap_size
+        if self.hash_layout != "dense_coarse":
+            scales = grids.grow_scales(*sizes, self.hash_layout)
+            return grids.place_hash_levels(scales, rows, self.hash_layout)
+        return grids.plan_hash_levels(*sizes, rows)
 
     def _density_mlp(self) -> MLP:
+        outputs = 1 + self.feature_dim
         return MLP(
-            self.width,
-            self.density_layers,
-            1 + self.feature_dim,
-            bias=self.bias,
-            compute=self.compute,
+            self.width, self.density_layers, outputs, bias=self.bias, compute=self.compute_dtype
         )
 
     def _color_mlp(self) -> MLP:
-        return MLP(self.width, self.color_layers, 3, bias=self.bias, compute=self.compute)
+        return MLP(self.width, self.color_layers, 3, bias=self.bias, compute=self.compute_dtype)
 
     def init(self, key: jax.Array) -> Params:
         """Features uniform in +-1e-4 (section 4), networks as usual for layers with ReLU.
 
         Returns:
-          {"table": (rows, channels), "density_mlp", "color_mlp"}.
+          {"table": (rows, features_per_level), "density_mlp", "color_mlp"}.
         """
         key_table, key_density, key_color = jax.random.split(key, 3)
-        rows = self.plan().starts[-1]
-        encoded = jnp.zeros((1, self.levels * self.channels))
-        seen = jnp.zeros((1, self.feature_dim + self.num_sh_bands**2))
+        shape = (self.plan().starts[-1], self.features_per_level)
+        encoded = jnp.zeros((1, self.num_levels * self.features_per_level))
+        inputs = jnp.zeros((1, self.feature_dim + self.num_sh_bands**2))
         return {
-            "table": jax.random.uniform(
-                key_table, (rows, self.channels), minval=-1e-4, maxval=1e-4
-            ),
+            "table": jax.random.uniform(key_table, shape, minval=-1e-4, maxval=1e-4),
             "density_mlp": self._density_mlp().init(key_density, encoded),
-            "color_mlp": self._color_mlp().init(key_color, seen),
+            "color_mlp": self._color_mlp().init(key_color, inputs),
         }
 
     def density(
-        self, params: Params, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
+        self, params: Params, positions: Float[Array, "m 3"], context: FieldContext
     ) -> tuple[Float[Array, "m"], Float[Array, "m c"]]:
         """Exponential of the density network's first output, zero outside the box.
 
-        `params` holds, besides what is trained, the box (2, 3) as "aabb". The latent is the rest of
-        the network's output. The radii are not used.
+        The latent is the remaining outputs.
         """
-        del radii
-        unit, inside = grids.to_unit_box(positions, params["aabb"])
-        plan = self.plan()
-        encoded = grids.sample_hash_grid(params["table"], unit, plan, self.read_as)
+        unit, inside = grids.to_unit_box(positions, context.aabb)
+        encoded = grids.sample_hash_grid(params["table"], unit, self.plan(), self.table_dtype)
         out = self._density_mlp().apply(params["density_mlp"], encoded)
         density = self.density_scale * clamped_exp(out[:, 0] + self.density_shift)
         return jnp.where(inside, density, 0.0), out[:, 1:]
 
-    def features(self, params: Params, latent: Float[Array, "m c"]) -> Float[Array, "m c"]:
-        """The density network's other outputs themselves."""
-        del params
-        return latent
-
     def color(
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
-        """Sigmoid of the colour network, which sees features and spherical harmonics."""
+        """Sigmoid of the color network, which sees features and spherical harmonics."""
         return jax.nn.sigmoid(self._raw_color(params, features, directions))
 
     def _raw_color(
@@ -141,21 +146,34 @@ class HashGrid:
     ) -> Float[Array, "m 3"]:
         if self.normalize_dirs_01:
             directions = 0.5 * (directions + 1.0)
-        seen = encodings.spherical_harmonics(directions, self.num_sh_bands)
-        inputs = jnp.concatenate([features, seen], axis=-1)
+        harmonics = encodings.spherical_harmonics(directions, self.num_sh_bands)
+        inputs = jnp.concatenate([features, harmonics], axis=-1)
         raw: Array = self._color_mlp().apply(params["color_mlp"], inputs)
         return raw
 
-    def debug_outputs(
-        self, params: Params, positions: Float[Array, "m 3"], directions: Float[Array, "m 3"]
-    ) -> dict[str, Array]:
-        """What the field gives before activations, part by part, to compare it with others.
+    def appearance_channels(self) -> int:
+        """All features."""
+        return self.feature_dim
 
-        Returns:
-          "encoding" of positions, raw "density" (m,), "features", and raw "color" (m, 3).
-        """
-        unit, _ = grids.to_unit_box(positions, params["aabb"])
-        encoded = grids.sample_hash_grid(params["table"], unit, self.plan(), self.read_as)
+    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+        """Eight rows a level, and the dense layers three times: the value and both gradients."""
+        del shaded_fraction
+        encoded = self.num_levels * self.features_per_level
+        layers = encoded + (self.density_layers - 1) * self.width + 1 + self.feature_dim
+        inputs = self.feature_dim + self.num_sh_bands**2
+        layers += inputs + (self.color_layers - 1) * self.width + 3
+        return SampleCost(6.0 * self.width * layers, 8 * encoded / base.ROW_CHANNELS)
+
+    def debug_outputs(
+        self,
+        params: Params,
+        positions: Float[Array, "m 3"],
+        directions: Float[Array, "m 3"],
+        aabb: Float[Array, "2 3"],
+    ) -> dict[str, Array]:
+        """The "encoding" of positions, raw "density" (m,), "features", and raw "color" (m, 3)."""
+        unit, _ = grids.to_unit_box(positions, aabb)
+        encoded = grids.sample_hash_grid(params["table"], unit, self.plan(), self.table_dtype)
         out = self._density_mlp().apply(params["density_mlp"], encoded)
         color = self._raw_color(params, out[:, 1:], directions)
         return {"encoding": encoded, "density": out[:, 0], "features": out[:, 1:], "color": color}

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 ComputeType = Literal["float32", "bfloat16", "float16"]
 
 
-def read_as(x: Array, compute: ComputeType) -> Array:
-    """Numbers in the type that layers are computed in; float32 leaves them as they are."""
+def cast_for_compute(x: Array, compute: ComputeType) -> Array:
+    """An array in the type that layers are computed in; for float32 the array itself."""
     return x if compute == "float32" else x.astype(compute)
 
 

@@ -4,6 +4,7 @@ Mildenhall et al.: NeRF (ECCV 2020), section 5 and appendix A.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -13,35 +14,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrf.core import encodings
-from jaxrf.core.rays import ConicalFrusta
-from jaxrf.fields.bitnerf import BitDense
-from jaxrf.fields.mlp import ComputeType, linear
+from jaxrf.core.checks import require_positive
+from jaxrf.fields import base
+from jaxrf.fields.base import FieldContext, SampleCost
+from jaxrf.fields.mlp import linear
 
 Params = Any
 
 
-class _Network(nn.Module):
-    """Trunk with one skip, a density head and a view-dependent colour head, called by parts."""
+class Network(nn.Module):
+    """Trunk with one skip, a density head and a view-dependent color head, called by parts.
+
+    Attributes:
+      width, layers, skip, color_width, use_directions, project: as in `NeRF`.
+      dense: makes the layers, given a number of channels.
+      head: makes the projection and the heads.
+    """
 
     width: int
     layers: int
     skip: int
     color_width: int
     use_directions: bool
-    ternary: bool
-    norm_gain: bool
-    norm_epsilon: float
-    full_precision_io: bool
     project: bool
-    compute: ComputeType
+    dense: Callable[[int], nn.Module]
+    head: Callable[[int], nn.Module]
 
     def setup(self) -> None:
-        dense: Any = partial(linear, compute=self.compute)
-        head: Any = partial(linear, compute=self.compute, last=True)
-        if self.ternary:
-            norm = {"gain": self.norm_gain, "epsilon": self.norm_epsilon}
-            dense = partial(BitDense, **norm, compute=self.compute)
-            head = head if self.full_precision_io else dense
+        dense: Any = self.dense
+        head: Any = self.head
         if self.project:
             self.projection = head(self.width)
         self.trunk = [dense(self.width) for _ in range(self.layers)]
@@ -80,137 +81,141 @@ class _Network(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class NeRF:
-    """Spec of a NeRF network.
+class NeRF(base.Field):
+    """The original NeRF: an MLP of encoded positions and directions."""
 
-    Attributes:
-      layers, width: of the trunk.
-      skip: index of the layer that takes the encoded position again (5: after five layers).
-      color_width: of the colour head's hidden layer.
-      num_position_frequencies, num_direction_frequencies: of the Fourier encodings.
-      density_bias: added to the raw density.
-      encoding: "fourier" of positions, or "integrated" over the part of the cone that a sample
-        stands for (Mip-NeRF).
-      use_directions: whether colour depends on the view direction.
-      activation: of the raw density; "softplus" instead of the paper's "relu", because a field that
-        starts at zero everywhere gets no gradient from a ReLU.
-      density_noise: standard deviation of the noise on the raw density, while training.
-      ternary: layers of ternary weights and 8-bit activations (`bitnerf`).
-      encode_input: whether the encodings hold what they encode too.
-      frequency: the lowest of the encodings' (`encodings.fourier`).
-      project: a linear layer, without activation, before the trunk.
-      norm_gain, norm_epsilon: of ternary layers (`bitnerf.BitDense`).
-      full_precision_io: the projection and the heads are not ternary.
-      compute: type that layers are computed in.
-    """
-
-    layers: int = 8
-    width: int = 256
-    skip: int = 5
-    color_width: int = 128
-    num_position_frequencies: int = 10
-    num_direction_frequencies: int = 4
-    density_bias: float = 0.0
     encoding: Literal["fourier", "integrated"] = "fourier"
+    """Positions are encoded as points, or as the part of the cone that a sample stands for
+    (Mip-NeRF), which fades out what is finer than a pixel or a step."""
     use_directions: bool = True
+    """Whether color depends on the view direction."""
     activation: Literal["softplus", "relu"] = "softplus"
+    """Of the raw density. The paper has relu; a field that starts at zero everywhere gets no
+    gradient from it."""
+    density_bias: float = 0.0
+    """Added to the raw density: lower starts emptier."""
     density_noise: float = 0.0
-    ternary: bool = False
+    """Standard deviation of the noise added to the raw density while training."""
+    layers: int = 8
+    """Layers of the trunk."""
+    width: int = 256
+    """Width of the trunk."""
+    skip: int = 5
+    """Index of the layer that takes the encoded position again."""
+    color_width: int = 128
+    """Width of the color head."""
+    num_position_frequencies: int = 10
+    """Fourier frequencies of the position."""
+    num_direction_frequencies: int = 4
+    """Fourier frequencies of the view direction."""
     encode_input: bool = True
+    """Whether the encodings hold their input too, besides sines and cosines."""
     frequency: float = 1.0
+    """The lowest frequency of the encodings: 1, as in NeRF's code, or pi, as in its paper."""
     project: bool = False
-    norm_gain: bool = False
-    norm_epsilon: float = 1e-6
-    full_precision_io: bool = False
-    compute: ComputeType = "float32"
+    """A linear layer, without activation, before the trunk."""
 
-    def _network(self) -> _Network:
+    def __post_init__(self) -> None:
+        """Checks the numbers; InputError names the one that cannot be used."""
+        require_positive(self, "layers", "width", "color_width", prefix="field.")
+
+    def _network(self) -> Network:
+        dense = partial(linear, compute=self.compute_dtype)
+        return self._make_network(dense, partial(dense, last=True))
+
+    def _make_network(
+        self, dense: Callable[[int], nn.Module], head: Callable[[int], nn.Module]
+    ) -> Network:
         sizes = (self.width, self.layers, self.skip, self.color_width)
-        kinds = (self.use_directions, self.ternary)
-        norm = (self.norm_gain, self.norm_epsilon, self.full_precision_io)
-        return _Network(*sizes, *kinds, *norm, self.project, self.compute)
+        return Network(*sizes, self.use_directions, self.project, dense, head)
 
     def _encode_direction(self, directions: Float[Array, "m 3"]) -> Float[Array, "m e"]:
         shape = (self.num_direction_frequencies, self.encode_input, self.frequency)
         return encodings.fourier(directions, *shape)
 
-    @property
-    def uses_gaussians(self) -> bool:
-        """Whether densities are asked for with the whole parts of cones."""
-        return self.encoding == "integrated"
-
-    def _encode(
-        self, positions: Float[Array, "m 3"], cones: ConicalFrusta | Float[Array, "m"]
-    ) -> Float[Array, "m e"]:
+    def _encode(self, positions: Float[Array, "m 3"], context: FieldContext) -> Float[Array, "m e"]:
         if self.encoding == "fourier":
             shape = (self.num_position_frequencies, self.encode_input, self.frequency)
             return encodings.fourier(positions, *shape)
-        if isinstance(cones, ConicalFrusta):
-            positions, variance = encodings.conical_frustum_to_gaussian(positions, cones)
+        if context.frusta is not None:
+            positions, variance = encodings.conical_frustum_to_gaussian(positions, context.frusta)
         else:
             # A disc of radius r has a variance of r^2 / 4 along each of its two axes.
-            variance = jnp.broadcast_to(0.25 * jnp.square(cones)[:, None], positions.shape)
+            variance = jnp.broadcast_to(0.25 * jnp.square(context.radii)[:, None], positions.shape)
         return encodings.integrated_fourier(positions, variance, self.num_position_frequencies)
 
     def init(self, key: jax.Array) -> Params:
         """Parameters of one network."""
         zero = jnp.zeros((1, 3))
-        return self._network().init(
-            key,
-            self._encode(zero, zero[:, 0]),
-            self._encode_direction(zero),
-        )
+        context = FieldContext(zero[:, 0], jnp.zeros((2, 3)))
+        return self._network().init(key, self._encode(zero, context), self._encode_direction(zero))
 
     def density(
-        self,
-        params: Params,
-        positions: Float[Array, "m 3"],
-        radii: ConicalFrusta | Float[Array, "m"],
+        self, params: Params, positions: Float[Array, "m 3"], context: FieldContext
     ) -> tuple[Float[Array, "m"], Float[Array, "m width"]]:
         """The activated density head; the latent is the trunk's output.
 
-        Noise is added if `params` holds standard normal numbers as "noise". The radii matter to the
-        integrated encoding alone, which takes the whole parts of cones in their place, and else
-        balls.
+        The integrated encoding uses the frusta of the context, or balls of its radii.
         """
-        network, weights = self._network(), {"params": params["params"]}
-        encoded = self._encode(positions, radii)
-        latent: Array = network.apply(weights, encoded, method="latent")
-        raw: Array = network.apply(weights, latent, method="raw_density") + self.density_bias
-        if "noise" in params:
-            raw = raw + self.density_noise * params["noise"]
+        network = self._network()
+        latent: Array = network.apply(params, self._encode(positions, context), method="latent")
+        raw: Array = network.apply(params, latent, method="raw_density") + self.density_bias
+        if context.noise is not None:
+            raw = raw + self.density_noise * context.noise
         activate = jax.nn.softplus if self.activation == "softplus" else jax.nn.relu
         return activate(raw), latent
 
-    def debug_outputs(
-        self, params: Params, positions: Float[Array, "m 3"], directions: Float[Array, "m 3"]
-    ) -> dict[str, Array]:
-        """What the network gives before activations, part by part, to compare it with others.
-
-        Returns:
-          "encoding" of positions, "trunk", raw "density" (m,) and raw "color" (m, 3).
-        """
-        network, weights = self._network(), {"params": params["params"]}
-        encoded = self._encode(positions, jnp.zeros(positions.shape[:1]))
-        latent = network.apply(weights, encoded, method="latent")
-        features = network.apply(weights, latent, method="features")
-        seen = self._encode_direction(directions)
-        return {
-            "encoding": encoded,
-            "trunk": latent,
-            "density": network.apply(weights, latent, method="raw_density"),
-            "color": network.apply(weights, features, seen, method="raw_rgb"),
-        }
-
     def features(self, params: Params, latent: Float[Array, "m width"]) -> Float[Array, "m width"]:
         """The bottleneck before the direction joins."""
-        weights = {"params": params["params"]}
-        return self._network().apply(weights, latent, method="features")
+        return self._network().apply(params, latent, method="features")
 
     def color(
         self, params: Params, features: Float[Array, "m width"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
-        """Sigmoid of the colour head."""
+        """Sigmoid of the color head."""
         encoded = self._encode_direction(directions)
-        weights = {"params": params["params"]}
-        return jax.nn.sigmoid(self._network().apply(weights, features, encoded, method="raw_rgb"))
+        return jax.nn.sigmoid(self._network().apply(params, features, encoded, method="raw_rgb"))
+
+    def noise_std(self) -> float:
+        """Standard deviation of the noise on the raw density."""
+        return self.density_noise
+
+    def needs_intervals(self) -> bool:
+        """The integrated encoding is over intervals."""
+        return self.encoding == "integrated"
+
+    def appearance_channels(self) -> int:
+        """All features."""
+        return self.width
+
+    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+        """Dense layers, three times: the value and both gradients."""
+        del shaded_fraction
+        position, direction = (
+            3 + 6 * n for n in (self.num_position_frequencies, self.num_direction_frequencies)
+        )
+        trunk = (self.layers - 1) * self.width**2 + position * self.width
+        trunk += position * self.width if self.skip < self.layers else 0
+        head = self.width + self.width**2 + self.color_width * (self.width + direction)
+        return SampleCost(6.0 * (trunk + head + 3 * self.color_width), 0.0)
+
+    def debug_outputs(
+        self,
+        params: Params,
+        positions: Float[Array, "m 3"],
+        directions: Float[Array, "m 3"],
+        aabb: Float[Array, "2 3"],
+    ) -> dict[str, Array]:
+        """The "encoding" of positions, "trunk", raw "density" (m,) and raw "color" (m, 3)."""
+        network = self._network()
+        context = FieldContext(jnp.zeros(positions.shape[:1]), aabb)
+        encoded = self._encode(positions, context)
+        latent = network.apply(params, encoded, method="latent")
+        features = network.apply(params, latent, method="features")
+        encoded_directions = self._encode_direction(directions)
+        return {
+            "encoding": encoded,
+            "trunk": latent,
+            "density": network.apply(params, latent, method="raw_density"),
+            "color": network.apply(params, features, encoded_directions, method="raw_rgb"),
+        }

@@ -5,7 +5,7 @@ Turki, Zollhoefer, Richardt, Ramanan: PyNeRF, pyramidal neural radiance fields (
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.core import encodings, grids
-from jaxrf.fields.hashgrid import clamped_exp
-from jaxrf.fields.mlp import MLP, ComputeType, read_as
+from jaxrf.core.checks import require_positive
+from jaxrf.fields import base
+from jaxrf.fields.base import FieldContext, SampleCost
+from jaxrf.fields.hashgrid import HashedField, clamped_exp
+from jaxrf.fields.mlp import MLP, cast_for_compute
+from jaxrf.sampling.occupancy import OccupancyGrid
 
 Params = dict[str, Any]
 
@@ -66,59 +70,47 @@ def blend_levels(level: Float[Array, "*batch"], levels: int) -> Float[Array, "*b
 
 
 @dataclasses.dataclass(frozen=True)
-class PyNeRF:
-    """Spec of a PyNeRF.
+class PyNeRF(HashedField):
+    """PyNeRF: a pyramid of heads on hash grids, the head chosen by a sample's size."""
 
-    Attributes:
-      heads: levels of the pyramid, each with a density network.
-      factor: ratio of two levels' cells.
-      levels, channels, coarsest, finest, log2_hashmap_size, read_as: of the hash grid, as `ngp.HashGrid`.
-      tables: "shared" by all heads, or "separate": each its own, up to its own finest cells.
-      blend: "features", the heads' outputs before they become density and colour, or "results",
-        density and colour of the heads, each having a colour network.
-      width: of all networks.
-      feature_dim: channels that a head hands on to the colour network.
-      color_layers: hidden layers of the colour network.
-      num_sh_bands: of the direction's spherical harmonics.
-      density_shift: added to the raw density before its exponential.
-      compute: type that networks are computed in.
-    """
-
-    heads: int = 8
+    num_pyramid_levels: int = 8
+    """Levels of the pyramid, each a density MLP; the finest level of the grid is the last's."""
     factor: float = 2.0
-    levels: int = 16
-    channels: int = 4
-    coarsest: int = 16
-    finest: int = 4096
-    log2_hashmap_size: int = 20
-    read_as: grids.TableType = "float32"
-    tables: Literal["shared", "separate"] = "separate"
+    """Ratio of the cells of two pyramid levels."""
+    tables: Literal["shared", "separate"] = "shared"
+    """One hash grid for all levels, or one for each that ends at the level's own cells."""
     blend: Literal["features", "results"] = "features"
-    width: int = 64
-    feature_dim: int = 15
+    """Blend the outputs of neighboring levels, or their densities and colors."""
     color_width: int = 128
-    color_layers: int = 3
-    num_sh_bands: int = 4
-    density_shift: float = -1.0
-    compute: ComputeType = "float32"
-    needs_aabb: ClassVar[bool] = True
+    """Width of the color MLP."""
+    consistency_weight: float = 0.0
+    """Weight of the difference between neighboring levels' outputs."""
+    consistency_points: int = 1024
+    """Points drawn per step for it."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers; InputError names the one that cannot be used."""
+        super().__post_init__()
+        require_positive(self, "color_width", "num_pyramid_levels", prefix="field.")
 
     def plans(self) -> tuple[grids.HashLevels, ...]:
         """The levels of each table: one for all heads, or one for each."""
         if self.tables == "shared":
-            finest: tuple[float, ...] = (self.finest,)
+            finest: tuple[float, ...] = (self.max_resolution,)
         else:
-            finest = create_pyramid_hierarchy(self.heads, self.finest, self.factor)
+            finest = create_pyramid_hierarchy(
+                self.num_pyramid_levels, self.max_resolution, self.factor
+            )
         rows = 1 << self.log2_hashmap_size
         return tuple(
             grids.plan_hash_levels(
-                self.levels, self.coarsest, max(round(cells), self.coarsest), rows
+                self.num_levels, self.base_resolution, max(round(cells), self.base_resolution), rows
             )
             for cells in finest
         )
 
     def _color_mlp(self) -> MLP:
-        return MLP(self.color_width, self.color_layers, 3, bias=False, compute=self.compute)
+        return MLP(self.color_width, self.color_layers, 3, bias=False, compute=self.compute_dtype)
 
     def init(self, key: jax.Array) -> Params:
         """Features uniform in +-1e-4, networks as usual for layers with ReLU.
@@ -130,19 +122,21 @@ class PyNeRF:
         """
         key_table, key_hidden, key_out, key_color = jax.random.split(key, 4)
         rows = sum(plan.starts[-1] for plan in self.plans())
-        inputs = self.levels * self.channels
+        inputs = self.num_levels * self.features_per_level
         bounds = math.sqrt(6.0 / inputs), math.sqrt(3.0 / self.width)
         seen = jnp.zeros((1, self.feature_dim + self.num_sh_bands**2))
-        count = self.heads if self.blend == "results" else 1
+        count = self.num_pyramid_levels if self.blend == "results" else 1
         return {
             "table": jax.random.uniform(
-                key_table, (rows, self.channels), minval=-1e-4, maxval=1e-4
+                key_table, (rows, self.features_per_level), minval=-1e-4, maxval=1e-4
             ),
             "hidden": bounds[0]
-            * jax.random.uniform(key_hidden, (self.heads, inputs, self.width), minval=-1.0),
+            * jax.random.uniform(
+                key_hidden, (self.num_pyramid_levels, inputs, self.width), minval=-1.0
+            ),
             "out": bounds[1]
             * jax.random.uniform(
-                key_out, (self.heads, self.width, 1 + self.feature_dim), minval=-1.0
+                key_out, (self.num_pyramid_levels, self.width, 1 + self.feature_dim), minval=-1.0
             ),
             "color_mlp": tuple(
                 self._color_mlp().init(k, seen) for k in jax.random.split(key_color, count)
@@ -155,10 +149,10 @@ class PyNeRF:
         ends = np.cumsum([plan.starts[-1] for plan in plans])
         tables = jnp.split(params["table"], ends[:-1])
         encoded = [
-            grids.sample_hash_grid(table, unit, plan, self.read_as)
+            grids.sample_hash_grid(table, unit, plan, self.table_dtype)
             for table, plan in zip(tables, plans, strict=True)
         ]
-        return encoded * (self.heads // len(encoded))
+        return encoded * (self.num_pyramid_levels // len(encoded))
 
     def encode_nearest(
         self, params: Params, unit: Float[Array, "m 3"], level: Float[Array, "m"]
@@ -166,12 +160,12 @@ class PyNeRF:
         """What each head sees where it counts, next to a level; zeros elsewhere."""
         if self.tables == "shared":
             return self.encode_all(params, unit)
-        last = self.heads - 1
+        last = self.num_pyramid_levels - 1
         lower = jnp.clip(jnp.floor(level), 0.0, max(last - 1, 0)).astype(jnp.int32)
-        seen = [jnp.zeros((), unit.dtype)] * self.heads
+        seen = [jnp.zeros((), unit.dtype)] * self.num_pyramid_levels
         for nearest in (lower, jnp.minimum(lower + 1, last)):
             encoded = grids.sample_hash_grids(
-                params["table"], unit, self.plans(), nearest, self.read_as
+                params["table"], unit, self.plans(), nearest, self.table_dtype
             )
             seen = [
                 jnp.where((nearest == head)[:, None], encoded, other)
@@ -189,9 +183,11 @@ class PyNeRF:
           encoded: for each head.
           share: how much each head counts.
         """
-        first, last = (read_as(params[name], self.compute) for name in ("hidden", "out"))
+        first, last = (
+            cast_for_compute(params[name], self.compute_dtype) for name in ("hidden", "out")
+        )
         hidden = [
-            jax.nn.relu(read_as(seen, self.compute) @ first[index])
+            jax.nn.relu(cast_for_compute(seen, self.compute_dtype) @ first[index])
             for index, seen in enumerate(encoded)
         ]
         wide = jnp.promote_types(share.dtype, jnp.float32)
@@ -203,20 +199,21 @@ class PyNeRF:
         return stacked, jnp.sum(share[..., None] * stacked, axis=1)
 
     def density(
-        self, params: Params, positions: Float[Array, "m 3"], radii: Float[Array, "m"]
+        self, params: Params, positions: Float[Array, "m 3"], context: FieldContext
     ) -> tuple[Float[Array, "m"], Any]:
-        """Blended density at the levels that cones of these radii ask for; zero outside the box.
+        """Blended density at the levels for cones of the context's radii; zero outside the box.
 
-        `params` holds, besides what is trained, the box (2, 3) as "aabb". The latent is what the
-        heads hand on, and how much each counts.
+        The latent is the features of the pyramid levels and their weights.
         """
-        unit, inside = grids.to_unit_box(positions, params["aabb"])
-        extent = jnp.max(params["aabb"][1] - params["aabb"][0])
+        unit, inside = grids.to_unit_box(positions, context.aabb)
+        extent = jnp.max(context.aabb[1] - context.aabb[0])
         # The radii are those at the samples already.
-        area = compute_sample_area(radii, jnp.ones_like(radii))
-        coarsest = create_pyramid_hierarchy(self.heads, self.finest, self.factor)[0]
+        area = compute_sample_area(context.radii, jnp.ones_like(context.radii))
+        coarsest = create_pyramid_hierarchy(
+            self.num_pyramid_levels, self.max_resolution, self.factor
+        )[0]
         level = get_pyramid_level(area, extent, coarsest, self.factor)
-        share = blend_levels(level, self.heads)
+        share = blend_levels(level, self.num_pyramid_levels)
         encoded = self.encode_nearest(params, unit, level)
         outputs, blended = self.run_heads(params, encoded, share)
         if self.blend == "features":
@@ -225,14 +222,38 @@ class PyNeRF:
         else:
             each = clamped_exp(outputs[..., 0] + self.density_shift)
             density = jnp.sum(share * each, axis=-1)
-            flat = outputs[..., 1:].reshape(-1, self.heads * self.feature_dim)
+            flat = outputs[..., 1:].reshape(-1, self.num_pyramid_levels * self.feature_dim)
             latent = jnp.concatenate([flat, share], axis=-1)
         return jnp.where(inside, density, 0.0), latent
 
-    def features(self, params: Params, latent: Float[Array, "m c"]) -> Float[Array, "m c"]:
-        """The latent itself."""
-        del params
-        return latent
+    def composites_features(self) -> bool:
+        """Blended densities and colors leave no features to sum up."""
+        return self.blend == "features"
+
+    def appearance_channels(self) -> int:
+        """The features of all levels whose colors are blended."""
+        return self.feature_dim * (self.num_pyramid_levels if self.blend == "results" else 1)
+
+    def regularization(
+        self, params: Params, grid: OccupancyGrid, key: jax.Array, tv_decay: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """Difference of neighboring levels at random positions."""
+        del grid, tv_decay
+        if not self.consistency_weight:
+            return jnp.zeros(())
+        unit = jax.random.uniform(key, (self.consistency_points, 3))
+        return self.consistency_weight * level_consistency_loss(self, params, unit)
+
+    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+        """Rows of the tables, and the dense layers three times: the value and both gradients."""
+        del shaded_fraction
+        tables = min(self.num_pyramid_levels, 2) if self.tables == "separate" else 1
+        encoded = self.num_levels * self.features_per_level
+        heads = self.num_pyramid_levels * self.width * (encoded + 1 + self.feature_dim)
+        inputs = self.feature_dim + self.num_sh_bands**2
+        color = self.color_width * (inputs + (self.color_layers - 1) * self.color_width + 3)
+        color *= self.num_pyramid_levels if self.blend == "results" else 1
+        return SampleCost(6.0 * (heads + color), 8 * encoded * tables / base.ROW_CHANNELS)
 
     def color(
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
@@ -246,8 +267,12 @@ class PyNeRF:
 
         if self.blend == "features":
             return shade(params["color_mlp"][0], features)
-        share = features[:, self.heads * self.feature_dim :]
-        parts = jnp.split(features[:, : self.heads * self.feature_dim], self.heads, axis=-1)
+        share = features[:, self.num_pyramid_levels * self.feature_dim :]
+        parts = jnp.split(
+            features[:, : self.num_pyramid_levels * self.feature_dim],
+            self.num_pyramid_levels,
+            axis=-1,
+        )
         colors = [shade(mlp, part) for mlp, part in zip(params["color_mlp"], parts, strict=True)]
         return jnp.sum(share[..., None] * jnp.stack(colors, axis=1), axis=1)
 
@@ -256,6 +281,6 @@ def level_consistency_loss(
     field: PyNeRF, params: Params, unit: Float[Array, "m 3"]
 ) -> Float[Array, ""]:
     """Mean squared difference of neighbouring heads' outputs at positions in the unit box."""
-    share = jnp.full((unit.shape[0], field.heads), 1.0 / field.heads)
+    share = jnp.full((unit.shape[0], field.num_pyramid_levels), 1.0 / field.num_pyramid_levels)
     outputs, _ = field.run_heads(params, field.encode_all(params, unit), share)
     return jnp.mean(jnp.square(jnp.diff(outputs, axis=1)))

@@ -119,3 +119,81 @@ def interlevel(
     allowed = jnp.vectorize(bound, signature="(n),(k),(k)->(l)")(tdist, proposed_tdist, total)
     excess = jnp.maximum(weights - allowed, 0.0)
     return jnp.sum(jnp.square(excess) / (weights + 1e-7), axis=-1)
+
+
+def mean_over_subrays(
+    rendering: TrainRendering, supersample: int
+) -> tuple[list[Float[Array, "p 3"]], Bool[Array, "p"]]:
+    """Colors of pixels, the means of their sub-rays, by network; and which pixels are complete."""
+    parts = supersample**2
+    pixel_mask = ~jnp.any(rendering.overflowed.reshape(-1, parts), axis=1)
+    return [jnp.mean(rgb.reshape(-1, parts, 3), axis=1) for rgb in rendering.rgb], pixel_mask
+
+
+def total_loss(
+    config: LossConfig,
+    error_fn: ErrorFn,
+    rendering: TrainRendering,
+    batch: Batch,
+    supersample: int,
+    is_one_batch: bool,
+) -> Float[Array, ""]:
+    """The loss of a rendered batch: errors of pixels, and penalties on the rays' weights.
+
+    Rays whose samples did not fit into the budgets are left out.
+
+    Args:
+      config: weights of the parts.
+      error_fn: error of a pixel's color.
+      rendering: of the batch.
+      batch: gives the target colors.
+      supersample: rays of a pixel along each axis.
+      is_one_batch: whether the batch is a whole step.
+    """
+    pixel_rgb, pixel_mask = mean_over_subrays(rendering, supersample)
+    # A pixel four times as large counts four times as much (Mip-NeRF, section 4.2), relative to
+    # all pixels of the step, whose mean is 1.
+    mean = masked_mean(batch.loss_mult, pixel_mask) if is_one_batch else 1.0
+    loss_mult = batch.loss_mult / jnp.maximum(mean, 1e-9)
+    terms = [
+        masked_mean(loss_mult * error_fn(rgb, batch.target_rgb), pixel_mask) for rgb in pixel_rgb
+    ]
+    ray_mask = ~rendering.overflowed
+    if rendering.interlevel is not None:
+        terms.append(masked_mean(rendering.interlevel, ray_mask))
+    if config.distortion_weight:
+        terms.append(config.distortion_weight * masked_mean(rendering.distortion, ray_mask))
+    if config.entropy_weight:
+        entropy = masked_mean(opacity_entropy(rendering.opacity), ray_mask)
+        terms.append(config.entropy_weight * entropy)
+    return sum(terms, jnp.zeros(()))
+
+
+def make_error_fn(config: LossConfig) -> ErrorFn:
+    """The error of a pixel's color that a configuration names.
+
+    Raises:
+      InputError: if it is a function of the user's that is no error.
+    """
+    if config.source:
+        return _load_error_fn(config.source)
+    if config.error == "huber":
+        return partial(huber_error, delta=config.huber_delta)
+    if config.error == "charbonnier":
+        return partial(charbonnier_error, epsilon=config.charbonnier_epsilon)
+    return squared_error
+
+
+def _load_error_fn(source: str) -> ErrorFn:
+    error_fn = user_code.load(source, "--loss.source")
+    try:
+        shape = jax.eval_shape(error_fn, *(jax.ShapeDtypeStruct((5, 3), jnp.float32),) * 2).shape
+        problem = f"gives {shape}" if shape != (5,) else ""
+    except Exception as error:
+        problem = user_code.describe(error, source.rpartition(":")[0])
+    if problem:
+        raise InputError(
+            f"--loss.source {source} is no loss ({problem}): it must take two arrays (5, 3) and "
+            "give one (5,)."
+        )
+    return error_fn

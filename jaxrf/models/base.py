@@ -1,0 +1,561 @@
+"""A model: a field, how its rays are sampled, and how they are rendered.
+
+A model is a frozen dataclass of numbers. `render_train` renders a batch with random samples and is
+differentiable; `render_eval` renders images. Letters in shapes: r rays, m samples, n intervals.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrf.cameras import contraction
+from jaxrf.cameras.convention import RayConvention
+from jaxrf.core import rngs
+from jaxrf.core.checks import require_non_negative, require_positive
+from jaxrf.core.errors import InputError
+from jaxrf.core.rays import ConicalFrusta, Rays
+from jaxrf.fields.base import Field, FieldContext, Params, label_params
+from jaxrf.rendering.volume import RadianceFns, Rendering
+from jaxrf.sampling.occupancy import OccupancyGrid, contract_positions, lookup
+
+# Share of a box's size within which a point counts as on its border, whatever rounding says.
+AABB_EPS = 3e-6
+
+# The offset that is added to features of samples seen from cameras.
+AppearanceFn = Callable[[Int[Array, "m"]], Float[Array, "_ k"]]
+
+
+class Appearance(NamedTuple):
+    """Per-image appearance: an offset of features, linear in a code for each image.
+
+    codes: (images, dim).
+    matrix: (dim, channels).
+    """
+
+    codes: Float[Array, "images dim"]
+    matrix: Float[Array, "dim channels"]
+
+
+class ModelParams(NamedTuple):
+    """Everything that a model trains.
+
+    field: of the network that images show.
+    coarse: of the network that hierarchical sampling asks first, if there is one.
+    proposals: of the proposal networks.
+    appearance: of the images, if they have any.
+    """
+
+    field: Params
+    coarse: Params | None = None
+    proposals: tuple[Params, ...] = ()
+    appearance: Appearance | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpec:
+    """The static shapes of training between two transitions; stored with every checkpoint.
+
+    Attributes:
+      field: with the shapes of this stage.
+      grid_resolution: cells of the occupancy grid along x, y, z.
+      num_rays: of a step, the sub-rays of its pixels.
+      supersample: rays of a pixel along each axis.
+      num_shards: parts of a step's rays that different devices may compute.
+      num_microbatches: parts of a shard whose gradients are computed one after the other.
+      max_blocks: blocks of steps along a ray; they reach across the box.
+      block_budget: blocks entered in a training step.
+      sample_budget: samples evaluated in a training step.
+      color_budget: samples that get features; 0 if all do.
+      dilation_cells: half a block of steps in cells, of a grid that is pooled while training.
+    """
+
+    field: Field
+    grid_resolution: tuple[int, int, int]
+    num_rays: int
+    supersample: int
+    num_shards: int = 1
+    num_microbatches: int = 1
+    max_blocks: int = 0
+    block_budget: int = 0
+    sample_budget: int = 0
+    color_budget: int = 0
+    dilation_cells: float = 0.0
+
+    def num_pixels(self) -> int:
+        """Pixels of a step."""
+        return self.num_rays // self.supersample**2
+
+    def per_shard(self) -> "StageSpec":
+        """The stage of one microbatch of one shard, with its share of rays and budgets."""
+        budgets = {
+            name: math.ceil(value / self.num_shards)
+            for name, value in (
+                ("block_budget", self.block_budget),
+                ("sample_budget", self.sample_budget),
+                ("color_budget", self.color_budget),
+            )
+        }
+        num_rays = self.num_rays // (self.num_shards * self.num_microbatches)
+        return dataclasses.replace(self, num_rays=num_rays, **budgets)
+
+
+class TrainRendering(NamedTuple):
+    """A rendered training batch.
+
+    rgb: one (r, 3) per network that is compared with the images, the last being the result.
+    opacity: (r,) of the last.
+    overflowed: (r,) rays whose samples did not fit into the budgets.
+    num_samples: () samples that the field was evaluated at.
+    distortion: (r,) of the last network's weights, distances being 0 at near and 1 at far.
+    interlevel: (r,) weighted loss of the proposals; None without any.
+    grid: the occupancy grid with the weights of these rays.
+    """
+
+    rgb: tuple[Float[Array, "r 3"], ...]
+    opacity: Float[Array, "r"]
+    overflowed: Bool[Array, "r"]
+    num_samples: Int[Array, ""]
+    distortion: Float[Array, "r"]
+    interlevel: Float[Array, "r"] | None
+    grid: OccupancyGrid
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Numbers that every model has."""
+
+    contract: bool | None = None
+    """Contract the space around the scene's box into a box twice as large, for scenes without
+    bounds; rays then have no end. Start emptier, with a lower density-shift or -bias: thin fog
+    hides everything over such lengths. Default: where the data has no bounds."""
+    appearance_dim: int = 0
+    """Numbers learned for each training image, which change colors (exposure, weather) but not
+    geometry. Views are rendered with their mean. 0: none."""
+    num_appearances: Annotated[int | None, tyro.conf.Suppress] = None
+    """Number of training images; set when training begins."""
+    shading: Literal["per_sample", "per_ray"] | None = None
+    """Color every sample, or once per ray from composited features (faster). Default: as the field
+    suggests."""
+    checkpoint_chunks: int = 1
+    """Compute the samples of a step in so many chunks, and again for the gradient in place of
+    storing activations: less memory for more time. 1 stores them."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers; InputError names the one that cannot be used."""
+        require_positive(self, "checkpoint_chunks", prefix="model.")
+        require_non_negative(self, "appearance_dim", prefix="model.")
+
+    @property
+    def name(self) -> str:
+        """The name on the command line: that of its class without "Model", in lower case."""
+        return type(self).__name__.removesuffix("Model").lower()
+
+    # -- what a kind of model defines ----------------------------------------------------------
+
+    def init_networks(self, field: Field, key: jax.Array) -> ModelParams:
+        """Fresh parameters of all networks."""
+        raise NotImplementedError(type(self).__name__)
+
+    def render_train(
+        self,
+        stage: StageSpec,
+        params: ModelParams,
+        grid: OccupancyGrid,
+        key: jax.Array,
+        rays: Rays,
+        background: Float[Array, "r 3"],
+        convention: RayConvention,
+    ) -> TrainRendering:
+        """Renders a training batch with random samples; differentiable in the parameters.
+
+        The key is one for all rays or one for each.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def render_eval(
+        self,
+        stage: StageSpec,
+        params: ModelParams,
+        grid: OccupancyGrid,
+        rays: Rays,
+        background: Float[Array, "r 3"],
+        convention: RayConvention,
+        *,
+        num_samples: int,
+        aabb: Float[Array, "2 3"] | None = None,
+        crop_aabb: Float[Array, "2 3"] | None = None,
+    ) -> Rendering:
+        """Renders rays (r,) without random numbers.
+
+        Args:
+          stage: its `max_blocks` have to reach across `aabb`.
+          params: of the model.
+          grid: the occupancy grid.
+          rays: batch shape (r,).
+          background: (r, 3) colors.
+          convention: of rays and compositing.
+          num_samples: evaluated together at most.
+          aabb: the box that is marched through, by default the grid's, unless space is contracted.
+          crop_aabb: density outside of it is left out.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def samples_per_ray(self) -> int | None:
+        """Samples of each ray at which a network is evaluated; None if rays differ in it."""
+        return None
+
+    def grid_resolution(self, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
+        """Cells of the occupancy grid of a field that leaves them to the model."""
+        del aabb
+        return (1, 1, 1)
+
+    def init_grid(
+        self,
+        stage: StageSpec,
+        aabb: Float[np.ndarray, "2 3"],
+        bounds: Float[Array, "2 3"] | None,
+    ) -> OccupancyGrid:
+        """The occupancy grid before the first step, in the box that the field fills."""
+        raise NotImplementedError(type(self).__name__)
+
+    def set_budgets(
+        self,
+        stage: StageSpec,
+        batch_samples: int,
+        microbatch_samples: int | None,
+        aabb: Float[np.ndarray, "2 3"],
+        bounds: Float[np.ndarray | Array, "2 3"] | None,
+    ) -> StageSpec:
+        """The stage with budgets for a grid in this box.
+
+        Args:
+          stage: with its number of rays.
+          batch_samples: evaluated in a step at most, where rays differ in their number of samples.
+          microbatch_samples: whose gradient is computed together, where they do not.
+          aabb: of the grid.
+          bounds: the scene's box where space is contracted.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def check(self, field: Field, convention: RayConvention) -> None:
+        """Checks that field, model and convention fit together.
+
+        Raises:
+          InputError: naming the option to change.
+        """
+        if self.shades_per_ray(field) and not field.composites_features():
+            raise InputError(
+                "--field.blend is results, which has no features to sum up along a ray: add "
+                "--model.shading per_sample."
+            )
+        if convention.along_axis() and convention.range_along == "ray":
+            raise InputError(
+                "--ray-convention has lengths or directions along the axis, but its range along "
+                "the ray: add --ray-convention.range-along axis."
+            )
+
+    def update_grid(
+        self,
+        stage: StageSpec,
+        params: ModelParams,
+        grid: OccupancyGrid,
+        key: jax.Array,
+        cone_scales: tuple[int, ...],
+    ) -> OccupancyGrid:
+        """The occupancy grid after a training step."""
+        del stage, params, key, cone_scales
+        return grid
+
+    def describe_grid(self, stage: StageSpec, grid: OccupancyGrid) -> str:
+        """How fine and how full the grid of a stage is, in words; nothing if it does not matter."""
+        del stage, grid
+        return ""
+
+    def eval_stage(
+        self, stage: StageSpec, grid: OccupancyGrid, convention: RayConvention, crop: bool
+    ) -> tuple[StageSpec, Float[np.ndarray, "2 3"]]:
+        """The shapes that rendering depends on, and the box to march through.
+
+        `crop` makes that the box of the occupied cells, with as few blocks as reach across it. Rays
+        then march less, but every pruning makes another program.
+        """
+        del convention, crop
+        bare = StageSpec(
+            field=stage.field,
+            grid_resolution=stage.grid_resolution,
+            num_rays=0,
+            supersample=1,
+            max_blocks=stage.max_blocks,
+            color_budget=min(stage.color_budget, 1),
+        )
+        return bare, np.asarray(grid.aabb)
+
+    # -- what all models share -----------------------------------------------------------------
+
+    def shades_per_ray(self, field: Field) -> bool:
+        """Whether rays are colored once, from composited features."""
+        return (self.shading or field.default_shading) == "per_ray"
+
+    def init_params(self, field: Field, key: jax.Array) -> ModelParams:
+        """Fresh parameters of everything that is trained."""
+        params = self.init_networks(field, key)
+        if not self.appearance_dim:
+            return params
+        # Fields split the key itself.
+        shape = (self.appearance_dim, field.appearance_channels())
+        matrix = jax.random.normal(jax.random.fold_in(key, 0), shape)
+        # Images look alike at first.
+        codes = jnp.zeros((self.num_appearances or 1, self.appearance_dim))
+        return params._replace(
+            appearance=Appearance(codes, matrix / math.sqrt(self.appearance_dim))
+        )
+
+    def param_groups(self, field: Field, params: ModelParams) -> ModelParams:
+        """The optimizer group of each parameter ("grid" or "mlp"), shaped like the parameters."""
+        return ModelParams(
+            field=field.param_groups(params.field),
+            coarse=None if params.coarse is None else field.param_groups(params.coarse),
+            proposals=self.proposal_groups(params.proposals),
+            appearance=label_params(params.appearance, "mlp"),
+        )
+
+    def proposal_groups(self, proposals: tuple[Params, ...]) -> tuple[Params, ...]:
+        """The optimizer groups of the proposal networks."""
+        return proposals
+
+    def regularization(
+        self,
+        field: Field,
+        params: ModelParams,
+        grid: OccupancyGrid,
+        key: jax.Array,
+        tv_decay: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        """The field's penalty on the parameters of each of its networks (`Field.regularization`)."""
+        networks = [network for network in (params.coarse, params.field) if network is not None]
+        terms = [field.regularization(network, grid, key, tv_decay) for network in networks]
+        return sum(terms[1:], terms[0])
+
+    def rays_per_chunk(self, num_samples: int) -> int:
+        """Rays rendered together, such that their samples fit into memory."""
+        samples = self.samples_per_ray()
+        return num_samples if samples is None else max(64, num_samples // samples)
+
+
+def close_over_params(
+    field: Field,
+    params: Params,
+    grid: OccupancyGrid,
+    noise: Float[Array, "m"] | None = None,
+    appearance_fn: AppearanceFn | None = None,
+    chunks: int = 1,
+) -> RadianceFns:
+    """A field with its parameters as callables for the renderer.
+
+    With a grid of contracted space the field is one of that space, though its density is one per
+    length in the scene.
+
+    Args:
+      field: with the shapes of the stage.
+      params: of one network.
+      grid: gives the box, and cells to fields that use them.
+      noise: standard normal numbers for the samples that densities are asked for at.
+      appearance_fn: gives the offset of features by the camera that they are seen from.
+      chunks: in which samples are computed (`checkpoint_in_chunks`).
+    """
+
+    def density(positions: Array, frusta: ConicalFrusta, noise: Array | None) -> tuple[Array, Any]:
+        if grid.bounds is None:
+            context = FieldContext(frusta.radii, grid.aabb, frusta, grid, noise)
+            return field.density(params, positions, context)
+        # Bent cones have no simple form: there a sample is as long as it is wide.
+        radii = contraction.contract_radii(frusta.radii, positions, grid.bounds)
+        positions = contraction.contract(positions, grid.bounds)
+        context = FieldContext(radii, grid.aabb, None, grid, noise)
+        return field.density(params, positions, context)
+
+    def color(features: Array, directions: Array, camera_index: Array) -> Array:
+        if appearance_fn is not None:
+            offset = appearance_fn(camera_index)
+            features = features.astype(offset.dtype).at[:, : offset.shape[-1]].add(offset)
+        return field.color(params, features, directions)
+
+    def features(latent: Any) -> Array:
+        return field.features(params, latent)
+
+    chunked_density = checkpoint_in_chunks(density, chunks)
+    return RadianceFns(
+        lambda positions, frusta: chunked_density(positions, frusta, noise),
+        checkpoint_in_chunks(features, chunks),
+        checkpoint_in_chunks(color, chunks),
+    )
+
+
+def checkpoint_in_chunks(fn: Callable[..., Any], chunks: int) -> Callable[..., Any]:
+    """A function of arrays that begin with samples, computed in chunks, and again for a gradient.
+
+    Intermediate results are not stored for the gradient but computed again, a chunk at a time
+    (Chen et al. 2016, "Training deep nets with sublinear memory cost"). With one chunk it is the
+    function itself.
+    """
+    if chunks == 1:
+        return fn
+
+    def apply(*arguments: Any) -> Any:
+        count = jax.tree.leaves(arguments)[0].shape[0]
+        size = -(-count // chunks)
+
+        def split(x: Array) -> Array:
+            padding = ((0, chunks * size - count), *((0, 0),) * (x.ndim - 1))
+            return jnp.pad(x, padding, mode="edge").reshape(chunks, size, *x.shape[1:])
+
+        checkpointed = jax.checkpoint(lambda chunk: fn(*chunk))
+        results = jax.lax.map(checkpointed, jax.tree.map(split, arguments))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], results)
+
+    return apply
+
+
+def make_appearance_fn(appearance: Appearance | None, mean: bool) -> AppearanceFn | None:
+    """The offset that images add to features: each its own, or the mean of all; None if none.
+
+    A linear map of a code for each image (Martin-Brualla et al. 2021, section 4.1, whose network
+    takes the code itself).
+    """
+    if appearance is None:
+        return None
+    codes, matrix = appearance
+    if mean:
+        average = jnp.mean(codes, axis=0, keepdims=True) @ matrix
+        return lambda camera_index: average
+    return lambda camera_index: codes[camera_index] @ matrix
+
+
+def bind_network(
+    model: Model,
+    field: Field,
+    network: Params,
+    params: ModelParams,
+    grid: OccupancyGrid,
+    *,
+    trains: bool,
+    noise: Float[Array, "m"] | None = None,
+    crop_aabb: Float[Array, "2 3"] | None = None,
+) -> RadianceFns:
+    """One of a model's networks for the renderer, with each image's appearance, or with their mean.
+
+    Density outside of `crop_aabb` is left out.
+    """
+    appearance_fn = make_appearance_fn(params.appearance, mean=not trains)
+    chunks = model.checkpoint_chunks if trains else 1
+    fns = close_over_params(field, network, grid, noise, appearance_fn, chunks)
+    return mask_outside_box(fns, crop_aabb)
+
+
+def mask_outside_box(fns: RadianceFns, box: Float[Array, "2 3"] | None) -> RadianceFns:
+    """A field without its density outside of a box (2, 3) in the scene; None leaves it as it is."""
+    if box is None:
+        return fns
+
+    def density(positions: Array, frusta: ConicalFrusta) -> tuple[Array, Any]:
+        unmasked, latent = fns.density(positions, frusta)
+        return jnp.where(in_aabb(positions, box), unmasked, 0.0), latent
+
+    return fns._replace(density=density)
+
+
+def clamp_to_aabb(
+    positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"], depth: float = 0.0
+) -> Float[Array, "*batch 3"]:
+    """Moves positions that rounding may have put just outside of a box onto its border.
+
+    Or inside it, by a share `depth` of the box's size. Other positions stay as they are.
+    """
+    low, high = (side.reshape((1,) * (positions.ndim - 1) + (3,)) for side in aabb)
+    margin = AABB_EPS * (high - low)
+    close = jnp.all((positions >= low - margin) & (positions <= high + margin), axis=-1)
+    inwards = depth * (high - low)
+    clamped = jnp.clip(positions, low + inwards, high - inwards)
+    return jnp.where(close[..., None], clamped, positions)
+
+
+def in_aabb(positions: Float[Array, "*batch 3"], box: Float[Array, "2 3"]) -> Bool[Array, "*batch"]:
+    """Whether positions are in a box, its border included."""
+    low, high = (side.reshape((1,) * (positions.ndim - 1) + (3,)) for side in box)
+    return jnp.all((positions >= low) & (positions <= high), axis=-1)
+
+
+def draw_noise(
+    field: Field, key: jax.Array | None, rays: int, samples: int
+) -> Float[Array, "m"] | None:
+    """Standard normal numbers for the samples of rays, if the field wants any."""
+    if key is None or not field.noise_std():
+        return None
+    # The same key serves to place samples.
+    return rngs.normal(rngs.fold_in(key, 1), (rays, samples)).ravel()
+
+
+def make_density_fn(
+    field: Field, params: ModelParams, grid: OccupancyGrid, radius: Float[Array, ""] | float
+) -> Callable[[Float[Array, "m 3"]], Float[Array, "m"]]:
+    """Density per scene unit at positions in the scene, 0 where the grid is not occupied.
+
+    A position stands for the part of a cone of this radius that is about as long as wide.
+    """
+    fns = close_over_params(field, params.field, grid)
+
+    def density(positions: Array) -> Array:
+        one = jnp.ones_like(positions[:, 0])
+        upwards = jnp.broadcast_to(jnp.array([[0.0, 0.0, 1.0]], positions.dtype), positions.shape)
+        frusta = ConicalFrusta(upwards, radius * one, one - radius, one + radius)
+        unmasked, _ = fns.density(positions, frusta)
+        return jnp.where(lookup(grid, contract_positions(grid, positions)), unmasked, 0.0)
+
+    return density
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderSpec:
+    """Static facts about rendering: they decide which program is compiled.
+
+    Attributes:
+      model: renders the rays.
+      stage: of evaluation (`Model.eval_stage`).
+      convention: of rays and compositing.
+      num_samples: evaluated together at most.
+    """
+
+    model: Model
+    stage: StageSpec
+    convention: RayConvention
+    num_samples: int
+
+
+def render_rays(
+    spec: RenderSpec,
+    params: ModelParams,
+    grid: OccupancyGrid,
+    rays: Rays,
+    background: Float[Array, "3"],
+    aabb: Float[Array, "2 3"] | None = None,
+    crop_aabb: Float[Array, "2 3"] | None = None,
+) -> Rendering:
+    """Renders rays (r,) over a background of one color; see `Model.render_eval`."""
+    return spec.model.render_eval(
+        spec.stage,
+        params,
+        grid,
+        rays,
+        jnp.broadcast_to(background, (*rays.near.shape, 3)),
+        spec.convention,
+        num_samples=spec.num_samples,
+        aabb=aabb,
+        crop_aabb=crop_aabb,
+    )

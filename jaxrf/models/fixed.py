@@ -1,0 +1,96 @@
+"""What models share whose rays all have the same number of samples."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxrf.core.errors import InputError
+from jaxrf.core.rays import Rays, normalize_distances
+from jaxrf.cameras.convention import RayConvention
+from jaxrf.fields.base import Field
+from jaxrf.models.base import Model, StageSpec, TrainRendering
+from jaxrf.rendering.ray_losses import distortion_loss
+from jaxrf.rendering.volume import Rendering
+from jaxrf.sampling.occupancy import OccupancyGrid, make_full_grid, to_marched_rays
+
+
+class SamplingLevel(NamedTuple):
+    """A network's pass over the rays.
+
+    rendering: of its samples.
+    tdist: (r, n + 1) edges of its intervals, in marched distances.
+    weights: (r, n) of the intervals.
+    """
+
+    rendering: Rendering
+    tdist: Float[Array, "r n_plus_1"]
+    weights: Float[Array, "r n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedSamplesModel(Model):
+    """A model whose rays all have the same number of samples, and that needs no occupancy grid."""
+
+    def check(self, field: Field, convention: RayConvention) -> None:
+        """Refuses fields that prune a grid of their own."""
+        super().check(field, convention)
+        if field.prunes_grid:
+            raise InputError(
+                f"--model {self.name} does not march, and {field.name} drops cells by what rays "
+                "see in them: leave --model out."
+            )
+
+    def init_grid(
+        self,
+        stage: StageSpec,
+        aabb: Float[np.ndarray, "2 3"],
+        bounds: Float[Array, "2 3"] | None,
+    ) -> OccupancyGrid:
+        """A grid of one occupied cell."""
+        return make_full_grid(stage.grid_resolution, jnp.asarray(aabb), bounds)
+
+    def set_budgets(
+        self,
+        stage: StageSpec,
+        batch_samples: int,
+        microbatch_samples: int | None,
+        aabb: Float[np.ndarray, "2 3"],
+        bounds: Float[np.ndarray | Array, "2 3"] | None,
+    ) -> StageSpec:
+        """As many microbatches as keep their samples below `microbatch_samples`."""
+        del batch_samples, aabb, bounds
+        samples = stage.num_rays // stage.num_shards * (self.samples_per_ray() or 1)
+        wanted = math.ceil(samples / (microbatch_samples or samples))
+        pixels = stage.num_pixels() // stage.num_shards
+        return dataclasses.replace(stage, num_microbatches=divide_evenly(pixels, wanted))
+
+
+def divide_evenly(pixels: int, wanted: int) -> int:
+    """The fewest parts of equally many pixels, at least `wanted` of them, or one for each pixel."""
+    return next(n for n in range(min(wanted, pixels), pixels + 1) if pixels % n == 0)
+
+
+def to_train_rendering(
+    levels: Sequence[SamplingLevel],
+    rays: Rays,
+    grid: OccupancyGrid,
+    num_samples: int,
+    interlevel: Float[Array, "r"] | None = None,
+) -> TrainRendering:
+    """A training batch out of the passes of a model's networks, the last being the result."""
+    last = levels[-1]
+    marched = rays if grid.bounds is None else to_marched_rays(grid, rays)
+    return TrainRendering(
+        rgb=tuple(level.rendering.rgb for level in levels),
+        opacity=last.rendering.opacity,
+        overflowed=jnp.zeros(rays.near.shape, bool),
+        num_samples=jnp.asarray(rays.near.size * num_samples, jnp.int32),
+        distortion=distortion_loss(last.weights, normalize_distances(marched, last.tdist)),
+        interlevel=interlevel,
+        grid=grid,
+    )

@@ -1,0 +1,346 @@
+"""The packed model: rays march through an occupancy grid, and the samples of all are packed.
+
+Mueller, Evans, Schied, Keller: Instant neural graphics primitives (SIGGRAPH 2022), appendix C and
+E.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxrf.cameras import contraction
+from jaxrf.cameras.convention import RayConvention
+from jaxrf.core import rngs
+from jaxrf.core.checks import require_positive
+from jaxrf.core.errors import InputError
+from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalize_distances
+from jaxrf.fields.base import Field, FieldContext
+from jaxrf.models.base import (
+    AABB_EPS,
+    Model,
+    ModelParams,
+    StageSpec,
+    TrainRendering,
+    bind_network,
+    clamp_to_aabb,
+    in_aabb,
+)
+from jaxrf.rendering.march import MarchRenderConfig, march_and_render
+from jaxrf.rendering.packed import render_packed, sample_points
+from jaxrf.rendering.ray_losses import packed_distortion_loss
+from jaxrf.rendering.volume import Rendering
+from jaxrf.sampling.marching import (
+    STEPS_PER_BLOCK,
+    MarchConfig,
+    block_dilation,
+    march_to_samples,
+    max_blocks_per_ray,
+    occupied_blocks,
+)
+from jaxrf.sampling.occupancy import (
+    OccupancyGrid,
+    OccupancySchedule,
+    contract_positions,
+    count_cells,
+    lookup,
+    occupied_aabb,
+    to_marched_rays,
+    to_ray_distances,
+)
+from jaxrf.sampling.packed import PackedSamples
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedModel(Model):
+    """Steps through the cells of an occupancy grid that may hold anything, packed, one network."""
+
+    max_steps: int = 1024
+    """Steps that reach across the box, for fields whose step is not given in voxels."""
+    color_threshold: float = 1e-4
+    """Samples of less weight are not colored, if max-shaded-fraction is below 1."""
+    max_shaded_fraction: float = 1.0
+    """Part of the sample budget that can be colored; 1 colors all samples."""
+    occupancy_resolution: int = 128
+    """Cells along the longest side of the box; of a field whose cells follow its density, as are
+    the following options."""
+    occupancy_update_interval: int = 16
+    """Occupancy update interval, in steps."""
+    occupancy_warmup_steps: int = 256
+    """Steps during which an update evaluates all cells; later it evaluates a quarter of them and as
+    many that are occupied."""
+    occupancy_decay: float = 0.95
+    """Factor of a cell's optical depth before it is compared with a new one."""
+    occupancy_threshold: float = 0.01
+    """Optical depth of a step above which a cell is occupied, or the mean, if that is less."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers; InputError names the one that cannot be used."""
+        super().__post_init__()
+        require_positive(
+            self, "max_steps", "max_shaded_fraction", "occupancy_resolution",
+            "occupancy_update_interval", prefix="model.",
+        )  # fmt: skip
+
+    def check(self, field: Field, convention: RayConvention) -> None:
+        """Refuses conventions that only fixed samples know."""
+        super().check(field, convention)
+        if convention.along_axis() or convention.transmittance != "exclusive":
+            raise InputError(
+                "--ray-convention has lengths or directions along the axis, or an inclusive "
+                "transmittance, which only the hierarchical model knows: leave them out, or add "
+                "--model hierarchical."
+            )
+
+    def init_networks(self, field: Field, key: jax.Array) -> ModelParams:
+        """Parameters of one network."""
+        return ModelParams(field.init(key))
+
+    def grid_resolution(self, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
+        """Cubic cells, `occupancy_resolution` along the longest side."""
+        return count_cells(self.occupancy_resolution, aabb)
+
+    def step_size(self, field: Field, aabb: Float[Array | np.ndarray, "2 3"]) -> Float[Array, ""]:
+        """Length of a marching step in scene units: the field's, or a share of the diagonal."""
+        step = field.step_size(aabb)
+        if step is not None:
+            return step
+        return jnp.linalg.norm(jnp.asarray(aabb[1] - aabb[0])) / self.max_steps
+
+    def _dilation(self, stage: StageSpec, aabb: Float[np.ndarray, "2 3"]) -> float:
+        step = self.step_size(stage.field, aabb)
+        return block_dilation(step, aabb, stage.grid_resolution, bool(self.contract))
+
+    def init_grid(
+        self,
+        stage: StageSpec,
+        aabb: Float[np.ndarray, "2 3"],
+        bounds: Float[Array, "2 3"] | None,
+    ) -> OccupancyGrid:
+        """All cells of the box, in the kind of grid that the field uses."""
+        dilation = self._dilation(stage, stage.field.grid_aabb(aabb))
+        return stage.field.init_grid(aabb, stage.grid_resolution, dilation, bounds)
+
+    def set_budgets(
+        self,
+        stage: StageSpec,
+        batch_samples: int,
+        microbatch_samples: int | None,
+        aabb: Float[np.ndarray, "2 3"],
+        bounds: Float[np.ndarray | Array, "2 3"] | None,
+    ) -> StageSpec:
+        """Budgets of blocks and samples. Rays that do not fit into one are dropped."""
+        del microbatch_samples
+        step = self.step_size(stage.field, aabb)
+        # A grid that follows the density is coarser beside its steps, so that blocks hold less.
+        blocks_per_sample = 3 if stage.field.prunes_grid else 6
+        share = self.max_shaded_fraction
+        return dataclasses.replace(
+            stage,
+            max_blocks=max_blocks_per_ray(aabb, step, bounds),
+            block_budget=max(blocks_per_sample * batch_samples // STEPS_PER_BLOCK, 1),
+            sample_budget=batch_samples,
+            color_budget=math.ceil(share * batch_samples) if share < 1.0 else 0,
+            dilation_cells=0.0 if stage.field.prunes_grid else self._dilation(stage, aabb),
+        )
+
+    def update_grid(
+        self,
+        stage: StageSpec,
+        params: ModelParams,
+        grid: OccupancyGrid,
+        key: jax.Array,
+        cone_scales: tuple[int, ...],
+    ) -> OccupancyGrid:
+        """The grid after a training step: a grid that follows the density is updated if due."""
+
+        def density(positions: Array, radii: Array) -> Array:
+            # Cells are evaluated at their positions in the grid.
+            context = FieldContext(radii, grid.aabb, None, grid)
+            return stage.field.density(params.field, positions, context)[0]
+
+        schedule = OccupancySchedule(
+            update_interval=self.occupancy_update_interval,
+            warmup_steps=self.occupancy_warmup_steps,
+            decay=self.occupancy_decay,
+            threshold=self.occupancy_threshold,
+            dilation_cells=stage.dilation_cells,
+            cone_scales=cone_scales,
+        )
+        return grid.maybe_update(key, density, self.step_size(stage.field, grid.aabb), schedule)
+
+    def describe_grid(self, stage: StageSpec, grid: OccupancyGrid) -> str:
+        """As the field describes it."""
+        return stage.field.describe_grid(grid)
+
+    def eval_stage(
+        self, stage: StageSpec, grid: OccupancyGrid, convention: RayConvention, crop: bool
+    ) -> tuple[StageSpec, Float[np.ndarray, "2 3"]]:
+        """See `Model.eval_stage`."""
+        bare, box = super().eval_stage(stage, grid, convention, crop)
+        # Steps that are counted from the box have to begin at the same box.
+        if not crop or convention.samples_at == "start" or grid.bounds is not None:
+            return bare, box
+        step = self.step_size(stage.field, grid.aabb)
+        box = occupied_aabb(grid).astype(np.float32)
+        return dataclasses.replace(bare, max_blocks=max_blocks_per_ray(box, step)), box
+
+    def render_train(
+        self,
+        stage: StageSpec,
+        params: ModelParams,
+        grid: OccupancyGrid,
+        key: jax.Array,
+        rays: Rays,
+        background: Float[Array, "r 3"],
+        convention: RayConvention,
+    ) -> TrainRendering:
+        """Renders a training batch from packed samples; see `Model.render_train`."""
+        del convention
+        field, march_grid = stage.field, _as_march_grid(grid)
+        budgets = (stage.max_blocks, STEPS_PER_BLOCK, stage.block_budget, stage.sample_budget)
+        samples, num_marched = march_to_samples(
+            grid,
+            march_grid.coarse,
+            to_marched_rays(grid, rays),
+            rngs.uniform(key, rays.near.shape),
+            self.step_size(field, grid.aabb),
+            MarchConfig(*budgets),
+        )
+        noise = draw_packed_noise(key, samples) if field.noise_std() else None
+        rendering = render_packed(
+            bind_network(self, field, params.field, params, grid, trains=True, noise=noise),
+            rays,
+            samples,
+            background,
+            per_ray=self.shades_per_ray(field),
+            color_budget=stage.color_budget or None,
+            color_threshold=self.color_threshold,
+        )
+        positions, _ = sample_points(rays, samples)
+        num_complete = jnp.minimum(num_marched, rendering.num_complete_rays)
+        return TrainRendering(
+            rgb=(rendering.rgb,),
+            opacity=rendering.opacity,
+            overflowed=jnp.arange(rays.near.size) >= num_complete,
+            num_samples=jnp.sum(samples.mask),
+            distortion=_distortion(rays, grid, samples, rendering.weights),
+            interlevel=None,
+            grid=grid.record(positions, rendering.weights),
+        )
+
+    def render_eval(
+        self,
+        stage: StageSpec,
+        params: ModelParams,
+        grid: OccupancyGrid,
+        rays: Rays,
+        background: Float[Array, "r 3"],
+        convention: RayConvention,
+        *,
+        num_samples: int,
+        aabb: Float[Array, "2 3"] | None = None,
+        crop_aabb: Float[Array, "2 3"] | None = None,
+    ) -> Rendering:
+        """Renders rays front to back in waves of blocks; see `Model.render_eval`."""
+        field = stage.field
+        step = self.step_size(field, grid.aabb)
+        at_start = convention.samples_at == "start"
+        if at_start:
+            marched = _march_from_start(rays, grid, aabb, step)
+        else:
+            marched = _march_within(rays, grid, aabb)
+        fns = bind_network(
+            self, field, params.field, params, grid, trains=False, crop_aabb=crop_aabb
+        )
+
+        def density_at_border(positions: Array, frusta: ConicalFrusta) -> tuple[Array, Any]:
+            return fns.density(clamp_to_aabb(positions, grid.aabb), frusta)
+
+        def occupied(positions: Array) -> Array:
+            if at_start:
+                # The border itself is in no cell.
+                positions = clamp_to_aabb(positions, grid.aabb, AABB_EPS)
+            inside = lookup(grid, contract_positions(grid, positions))
+            return inside if crop_aabb is None else inside & in_aabb(positions, crop_aabb)
+
+        samples_per_wave = max(3 * num_samples // 8, STEPS_PER_BLOCK)
+        coarse = _as_march_grid(grid).coarse
+        return march_and_render(
+            fns._replace(density=density_at_border) if at_start else fns,
+            marched,
+            occupied_blocks(coarse, marched, STEPS_PER_BLOCK * step, stage.max_blocks),
+            step,
+            occupied,
+            background,
+            rays.far,
+            config=MarchRenderConfig(
+                steps_per_block=STEPS_PER_BLOCK,
+                rays_per_wave=max(num_samples // 8, 1),
+                samples_per_wave=samples_per_wave,
+                per_ray=self.shades_per_ray(field),
+                color_budget=max(samples_per_wave // 3, 1) if stage.color_budget else None,
+                color_threshold=self.color_threshold,
+                transmittance_threshold=convention.transmittance_threshold,
+            ),
+            to_ray_distances=lambda distances, origins: to_ray_distances(grid, distances, origins),
+        )
+
+
+def _as_march_grid(grid: OccupancyGrid) -> Any:
+    """The grid, which holds a pooled one to look blocks up in."""
+    return grid
+
+
+def _march_within(rays: Rays, grid: OccupancyGrid, aabb: Float[Array, "2 3"] | None) -> Rays:
+    """Rays as they are marched: clipped to the box to render, or in contracted space."""
+    if grid.bounds is None and aabb is not None:
+        return clip_to_aabb(rays, aabb)
+    return to_marched_rays(grid, rays)
+
+
+def _march_from_start(
+    rays: Rays, grid: OccupancyGrid, aabb: Float[Array, "2 3"] | None, step: Float[Array, ""]
+) -> Rays:
+    """Rays whose steps have their middles where the steps of `_march_within` start.
+
+    Where a ray enters the box is then a sample, and steps that begin in the box go on to its end.
+    """
+    endless = dataclasses.replace(rays, far=jnp.full_like(rays.far, 1e9))
+    marched = _march_within(endless, grid, aabb)
+    hit = marched.far > marched.near
+    near, far = marched.near - 0.5 * step, marched.far + 0.5 * step
+    return dataclasses.replace(
+        marched,
+        near=jnp.where(hit, near, marched.near),
+        far=jnp.where(hit, far, marched.far),
+    )
+
+
+def _distortion(
+    rays: Rays, grid: OccupancyGrid, samples: PackedSamples, weights: Float[Array, "m"]
+) -> Float[Array, "r"]:
+    """Distortion of packed samples, marched distances being 0 at near and 1 at far."""
+    index = samples.ray_indices
+    edges = jnp.stack([samples.t_starts, samples.t_ends], axis=-1)
+    near_to_far = jax.tree.map(lambda x: x[index], rays)
+    if grid.bounds is not None:
+        edges = contraction.march(edges, near_to_far.origins, grid.bounds)
+        near_to_far = to_marched_rays(grid, near_to_far)
+    starts, ends = jnp.moveaxis(normalize_distances(near_to_far, edges), -1, 0)
+    return packed_distortion_loss(weights, starts, ends, index, rays.near.size)
+
+
+def draw_packed_noise(key: jax.Array, samples: PackedSamples) -> Float[Array, "m"]:
+    """Standard normal numbers for packed samples; with a key for each ray, by place in the ray."""
+    key, count = rngs.fold_in(key, 1), samples.mask.size
+    if key.ndim == 0:
+        return jax.random.normal(key, (count,))
+    number = jnp.arange(count, dtype=jnp.int32)
+    first = jnp.searchsorted(samples.ray_indices, samples.ray_indices)
+    keys = jax.vmap(jax.random.fold_in)(key[samples.ray_indices], number - first)
+    return rngs.normal(keys, (count,))

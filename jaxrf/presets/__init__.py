@@ -1,0 +1,69 @@
+"""Presets: named configurations, a file per family, each with its source or measured result."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from jaxrf.core.accelerator import expects_accelerator
+from jaxrf.core.errors import InputError
+from jaxrf.fields.base import Field
+from jaxrf.presets.hashgrid import hashgrid_f4, hashgrid_ngp, hashgrid_small
+from jaxrf.presets.nerf import bitnerf_small, bitnerf_tiny, nerf_original, nerf_small, nerf_tiny
+from jaxrf.presets.pynerf import pynerf_growing, pynerf_paper, pynerf_small
+from jaxrf.presets.tensorf import (
+    tensorf_cp384,
+    tensorf_cp_small,
+    tensorf_small,
+    tensorf_vm48,
+    tensorf_vm192,
+)
+from jaxrf.presets.voxels import voxels_small
+from jaxrf.training.config import TrainConfig
+
+Preset = Callable[[], TrainConfig]
+
+PRESETS: tuple[Preset, ...] = (
+    voxels_small,
+    tensorf_small,
+    tensorf_cp_small,
+    tensorf_vm48,
+    tensorf_vm192,
+    tensorf_cp384,
+    hashgrid_small,
+    hashgrid_ngp,
+    hashgrid_f4,
+    pynerf_small,
+    pynerf_paper,
+    pynerf_growing,
+    nerf_small,
+    nerf_tiny,
+    nerf_original,
+    bitnerf_small,
+    bitnerf_tiny,
+)
+
+
+def for_field(field: Field) -> TrainConfig:
+    """Any field on an occupancy grid, with budgets for a CPU: a start for one of your own."""
+    small = hashgrid_small()
+    return dataclasses.replace(
+        small, field=field, model=dataclasses.replace(small.model, shading=None)
+    )
+
+
+def preset_name(preset: Preset) -> str:
+    """Name of a preset as given to --preset: that of its constructor with dashes."""
+    return preset.__name__.replace("_", "-")
+
+
+def make_preset(name: str, presets: Sequence[Preset] = PRESETS) -> TrainConfig:
+    """The preset of this name; InputError if there is none."""
+    for preset in presets:
+        if preset_name(preset) == name:
+            return preset()
+    known = ", ".join(preset_name(p) for p in presets)
+    raise InputError(f"--preset {name} is unknown: choose one of {known}.")
+
+
+def default_preset() -> str:
+    """The preset that fits the machine: the full recipe on an accelerator, a small one without."""
+    return preset_name(tensorf_vm192 if expects_accelerator() else voxels_small)

@@ -1,0 +1,20 @@
+"""Presets of packed voxels."""
+
+from jaxrf.fields.voxels import Voxels
+from jaxrf.models.packed import PackedModel
+from jaxrf.training.config import OptimizerConfig, TrainConfig
+
+
+def voxels_small() -> TrainConfig:
+    """Packed voxels, colored once per ray: the quickest to a good image, made for a CPU."""
+    return TrainConfig(
+        field=Voxels(),
+        model=PackedModel(),
+        background="random",
+        num_steps=2500,
+        batch_samples=1 << 16,
+        batch_rays=4096,
+        render_samples=1 << 15,
+        validate_every=0.25,
+        optimizer=OptimizerConfig(grid_lr=0.05, mlp_lr=4e-3, lr_final_mult=0.05),
+    )

@@ -1,0 +1,104 @@
+"""An occupancy grid that remembers which weights rays gave to its cells."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxrf.core.pytree import as_pytree
+from jaxrf.sampling.occupancy import (
+    POOLING,
+    OccupancyGrid,
+    cell_index,
+    contract_positions,
+    max_pool_occupancy,
+)
+
+# Factor per step of a remembered weight.
+WEIGHT_DECAY_PER_STEP = 0.97
+
+
+@as_pytree()
+@dataclasses.dataclass(frozen=True)
+class WeightTrackedGrid(OccupancyGrid):
+    """An occupancy grid to march through that remembers the weights of samples in its cells.
+
+    A slot is the flat index of a cell, unless a subclass numbers its cells otherwise.
+
+    Attributes:
+      coarse: made by `max_pool_occupancy`.
+      max_weight_log: (slots,) per cell, time and size of its weight in one number: the largest of
+        step + log(weight) / -log(WEIGHT_DECAY_PER_STEP).
+      step: () how often weights were recorded.
+    """
+
+    coarse: OccupancyGrid
+    max_weight_log: Float[Array, "slots"]
+    step: Int[Array, ""]
+
+    def slots_of(self, positions: Float[Array, "m 3"]) -> Int[Array, "m"]:
+        """Slot of the cell of each position in the grid."""
+        slots, _, _ = cell_index(self, positions)
+        return slots
+
+    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> Self:
+        """The grid after rays gave samples at positions in the scene these weights."""
+        slots = self.slots_of(contract_positions(self, positions))
+        return record_weights(self, slots, jax.lax.stop_gradient(weights))
+
+    @property
+    def weight_memory(self) -> Float[Array, "slots"]:
+        """Remembered weights by cell; of two the larger counts."""
+        return self.max_weight_log
+
+    def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> Self:
+        """The grid after a step with these remembered weights."""
+        if memory is None:
+            return self
+        return dataclasses.replace(self, max_weight_log=memory, step=self.step + 1)
+
+    def cell_values(
+        self, thin_out: Callable[[Any], Float[np.ndarray, "n"]]
+    ) -> Float[np.ndarray, "n"]:
+        """Weights of some cells, as `decayed_max_weights`, computed without a compiler."""
+        ago = float(self.step) - 1.0 - thin_out(np.asarray(self.max_weight_log))
+        return np.exp(math.log(WEIGHT_DECAY_PER_STEP) * ago)
+
+
+Grid = TypeVar("Grid", bound=WeightTrackedGrid)
+
+
+def track_weights(grid: OccupancyGrid, dilation_cells: float) -> WeightTrackedGrid:
+    """The same cells, with no weights recorded. `dilation_cells` as in `max_pool_occupancy`."""
+    return WeightTrackedGrid(
+        occupied=grid.occupied,
+        aabb=grid.aabb,
+        bounds=grid.bounds,
+        coarse=max_pool_occupancy(grid, POOLING, dilation_cells),
+        max_weight_log=init_weight_memory(grid.occupied.size),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def init_weight_memory(slots: int) -> Float[Array, "slots"]:
+    """The memory of cells that no weight was recorded for."""
+    return jnp.full((slots,), -1e9)
+
+
+def record_weights(grid: Grid, slots: Int[Array, "m"], weights: Float[Array, "m"]) -> Grid:
+    """The grid after the cells in these slots were given these weights."""
+    now = grid.step.astype(jnp.float32)
+    values = now + jnp.log(jnp.maximum(weights, 1e-30)) / -math.log(WEIGHT_DECAY_PER_STEP)
+    memory = grid.max_weight_log.at[slots].max(values)
+    return dataclasses.replace(grid, max_weight_log=memory, step=grid.step + 1)
+
+
+def decayed_max_weights(grid: WeightTrackedGrid) -> Float[Array, "slots"]:
+    """The largest weight of each cell, decayed by `WEIGHT_DECAY_PER_STEP` for each step since."""
+    ago = grid.step.astype(jnp.float32) - 1.0 - grid.max_weight_log
+    return jnp.exp(math.log(WEIGHT_DECAY_PER_STEP) * ago)

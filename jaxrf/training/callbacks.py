@@ -1,0 +1,75 @@
+"""Callbacks: how `loop.fit` reports its progress, and asks whether to go on."""
+
+from typing import Protocol, runtime_checkable
+
+from jaxrf.models.base import StageSpec
+from jaxrf.training.config import TrainConfig
+from jaxrf.training.state import Metrics, TrainState
+
+
+@runtime_checkable
+class TrainCallback(Protocol):
+    """Receives the progress of `loop.fit`; derive from `NullCallback` to define only some of it."""
+
+    def should_wait_for_compile(self) -> bool:
+        """Whether to go on waiting for a stage to be compiled; asked now and then."""
+        ...
+
+    def dispatch_seconds(self) -> float:
+        """Approximate length of a dispatch; a request to stop has to wait for its end."""
+        ...
+
+    def on_stage(
+        self, stage: StageSpec, state: TrainState, pixels: int, seconds: float
+    ) -> None:
+        """A stage begins; its step has been compiled in so many seconds."""
+        ...
+
+    def on_dispatch(
+        self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int
+    ) -> bool:
+        """Some steps are done; returns whether to stop."""
+        ...
+
+    def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
+        """May change the number of steps, not below `step` + 1.
+
+        Asked after every dispatch; `growing` tells whether transitions are still to come.
+        """
+        ...
+
+    def on_config_change(self, config: TrainConfig, step: int, reason: str) -> None:
+        """The configuration is another one from this step on."""
+        ...
+
+
+class NullCallback:
+    """A callback that neither reports nor changes anything."""
+
+    def should_wait_for_compile(self) -> bool:
+        """Always."""
+        return True
+
+    def dispatch_seconds(self) -> float:
+        """A second."""
+        return 1.0
+
+    def on_stage(
+        self, stage: StageSpec, state: TrainState, pixels: int, seconds: float
+    ) -> None:
+        """Does nothing."""
+
+    def on_dispatch(
+        self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int
+    ) -> bool:
+        """Goes on."""
+        del state, stage, metrics, steps
+        return False
+
+    def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
+        """Keeps the configuration."""
+        del step, growing
+        return config
+
+    def on_config_change(self, config: TrainConfig, step: int, reason: str) -> None:
+        """Does nothing."""

@@ -1,0 +1,202 @@
+"""Configurations as JSON text, and back: types are checked, unknown keys are refused."""
+
+import dataclasses
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from jaxrf import fields, models
+from jaxrf.core import user_code
+from jaxrf.core.errors import InputError
+from jaxrf.fields.base import Field
+from jaxrf.models.base import Model
+from jaxrf.training.config import TrainConfig
+
+
+def to_json(config: Any) -> str:
+    """A configuration as readable text that `from_json` reads."""
+    return json.dumps(encode(config), indent=2) + "\n"
+
+
+def from_json(text: str, field_class: type[Field] | None = None) -> TrainConfig:
+    """The training configuration that `to_json` wrote.
+
+    Args:
+      text: JSON.
+      field_class: of a field of the user's that the text names; by default it is loaded from its
+        file, or found in a module that has been imported.
+
+    Raises:
+      ValueError: saying what does not fit.
+      InputError: if the user's field cannot be loaded.
+    """
+    content = json.loads(text)
+    source = content.get("field_source") if isinstance(content, dict) else None
+    if field_class is None and isinstance(source, str) and source:
+        field_class = load_field_class(source)
+    return decode(TrainConfig, content, "config", field_class)
+
+
+def load_field_class(source: str) -> type[Field]:
+    """The class of a user's field.
+
+    Args:
+      source: path/to/file.py:ClassName.
+
+    Raises:
+      InputError: if there is no such file or class, or if it is no field.
+    """
+    loaded = user_code.load(source, "--field")
+    path, _, name = source.rpartition(":")
+    if not isinstance(loaded, type):
+        raise InputError(f"{name} in {path} is no class: name one in --field.")
+    if not issubclass(loaded, Field):
+        raise InputError(
+            f"{name} in {path} is no field: derive it from jaxrf.fields.Field, as in "
+            "docs/your_field.md."
+        )
+    return loaded
+
+
+def make_user_field(source: str) -> Field:
+    """A user's field with its default numbers (`load_field_class`).
+
+    Raises:
+      InputError: if it cannot be made without arguments.
+    """
+    field_class = load_field_class(source)
+    path, _, name = source.rpartition(":")
+    try:
+        field = field_class()
+        hash(field)
+    except Exception as error:
+        raise InputError(
+            f"{name} in {path} cannot be made without arguments, as a frozen dataclass of numbers "
+            f"can ({user_code.describe(error, path)}): correct it."
+        ) from error
+    return field
+
+
+def encode(value: Any) -> Any:
+    """Dataclasses, tuples, paths and plain values as values of JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        encoded = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kind = _type_name(value)
+        return {"type": kind, **encoded} if kind else encoded
+    if isinstance(value, tuple | list):
+        return [encode(element) for element in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"cannot write {value!r} as JSON")
+
+
+def _type_name(value: Any) -> str | None:
+    """The name that tells fields and models apart; None for other dataclasses."""
+    if isinstance(value, Model):
+        return value.name
+    if isinstance(value, Field):
+        kind = type(value)
+        return value.name if kind.__name__ in fields.FIELDS else _full_name(kind)
+    return None
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def decode(expected: Any, value: Any, where: str, field_class: type[Field] | None = None) -> Any:
+    """A value of the expected type out of parsed JSON; ValueError says what does not fit."""
+    origin = typing.get_origin(expected)
+    if origin is Annotated:
+        return decode(typing.get_args(expected)[0], value, where, field_class)
+    if origin in (typing.Union, types.UnionType):
+        return _decode_optional(typing.get_args(expected), value, where, field_class)
+    if origin is Literal:
+        if value not in typing.get_args(expected):
+            raise ValueError(f"{where} is {value!r}, not one of {typing.get_args(expected)}")
+        return value
+    if origin is tuple:
+        return _decode_tuple(typing.get_args(expected), value, where, field_class)
+    if dataclasses.is_dataclass(expected):
+        return _decode_dataclass(expected, value, where, field_class)
+    if expected is Path and isinstance(value, str):
+        return Path(value)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ValueError(f"{where} is {value!r}, not a value of type {expected.__name__}")
+    return value
+
+
+def _decode_optional(
+    members: tuple[Any, ...], value: Any, where: str, field_class: type[Field] | None
+) -> Any:
+    if value is None and type(None) in members:
+        return None
+    (member,) = (m for m in members if m is not type(None))
+    return decode(member, value, where, field_class)
+
+
+def _decode_tuple(
+    parts: tuple[Any, ...], value: Any, where: str, field_class: type[Field] | None
+) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{where} is {value!r}, not a list")
+    if parts[-1] is Ellipsis:
+        parts = parts[:1] * len(value)
+    if len(parts) != len(value):
+        raise ValueError(f"{where} is {value!r}, not a list of {len(parts)}")
+    return tuple(decode(p, v, where, field_class) for p, v in zip(parts, value, strict=True))
+
+
+def _decode_dataclass(
+    expected: Any, value: Any, where: str, field_class: type[Field] | None
+) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {value!r}, not an object")
+    if expected in (Field, Model):
+        kind = value.get("type")
+        expected = _find_class(expected, kind, where, field_class)
+        value = {key: part for key, part in value.items() if key != "type"}
+    hints = typing.get_type_hints(expected, include_extras=True)
+    names = {f.name for f in dataclasses.fields(expected)}
+    if unknown := set(value) - names:
+        raise ValueError(f"{where} has the unknown key {sorted(unknown)[0]!r}")
+    required = [
+        f.name
+        for f in dataclasses.fields(expected)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in required if name not in value]:
+        raise ValueError(f"{where} has no {missing[0]!r}")
+    return expected(
+        **{k: decode(hints[k], v, f"{where}.{k}", field_class) for k, v in value.items()}
+    )
+
+
+def _find_class(expected: Any, kind: Any, where: str, field_class: type[Field] | None) -> Any:
+    """The class of a field or a model by the name that `encode` gave it."""
+    if expected is Model:
+        known = {name.removesuffix("Model").lower(): name for name in models.MODELS}
+        if kind in known:
+            return getattr(models, known[kind])
+        raise ValueError(f"{where}.type is {kind!r}, which is no model of this version")
+    known = {name.lower(): name for name in fields.FIELDS}
+    if kind in known:
+        return getattr(fields, known[kind])
+    if field_class is not None:
+        return field_class
+    module, _, name = str(kind).partition(":")
+    found = getattr(sys.modules.get(module), name, None)
+    if isinstance(found, type) and issubclass(found, Field):
+        return found
+    raise ValueError(
+        f"{where}.type is {kind!r}, which is no field of this version; of a field of your own give "
+        "the class or an instance (field=)"
+    )

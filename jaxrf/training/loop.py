@@ -1,0 +1,305 @@
+"""The training loop: stages of compiled steps, from images to a trained state."""
+
+import dataclasses
+import math
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrf.cameras.base import apply_ray_convention
+from jaxrf.core import memory
+from jaxrf.core.errors import InputError
+from jaxrf.data.scene import Scene
+from jaxrf.fields.base import StageTransition
+from jaxrf.models.base import StageSpec
+from jaxrf.parallel import devices as parallel
+from jaxrf.training import schedule, transitions
+from jaxrf.training.callbacks import NullCallback, TrainCallback
+from jaxrf.training.compile_ahead import StepCompiler, StepFn, exceeds_memory
+from jaxrf.training.config import TrainConfig
+from jaxrf.training.losses import ErrorFn, make_error_fn
+from jaxrf.training.pixel_filter import cameras_see_outside_aabb, filter_pixels
+from jaxrf.training.pixels import PixelDataset, count_bytes, drop_images, to_device
+from jaxrf.training.prefetch import PixelPrefetcher, PrefetchRequest
+from jaxrf.training.state import Metrics, TrainState, init_state
+from jaxrf.training.step import StepSpec
+
+# Images that take a larger share of the free memory stay on the host.
+IMAGE_MEMORY_FRACTION = 0.5
+
+# One program instead of an operation at a time, each of which would be compiled by itself.
+_init_state = jax.jit(init_state, static_argnums=(0, 1))
+
+
+class DivergedError(Exception):
+    """Training cannot go on; the text says what happened and what to change."""
+
+
+def fit(
+    config: TrainConfig,
+    scene: Scene,
+    callback: TrainCallback | None = None,
+    restored: tuple[StageSpec, TrainState] | None = None,
+    error_fn: ErrorFn | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[StageSpec, TrainState]:
+    """Trains until `config.num_steps` or until the callback stops it.
+
+    Args:
+      config: resolved for the scene (`transitions.resolve_config`).
+      scene: its training split is used.
+      callback: called after every dispatch.
+      restored: stage and state to continue from, as they were saved.
+      error_fn: error of a pixel's color; by default the configuration's.
+      mesh: the devices to train on; by default the first.
+
+    Returns:
+      The last stage and state, the same on all devices.
+
+    Raises:
+      DivergedError: with what to change.
+      InputError: if the devices cannot share the rays.
+    """
+    with Trainer(config, scene, callback, error_fn, mesh) as trainer:
+        trainer.begin(restored)
+        while trainer.step < trainer.config.num_steps:
+            if not trainer.enter_stage():
+                break
+            if trainer.run_stage():
+                break
+        return trainer.stage, trainer.state
+
+
+class Trainer:
+    """The parts of `fit` and what they share."""
+
+    stage: StageSpec
+    state: TrainState
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        scene: Scene,
+        callback: TrainCallback | None,
+        error_fn: ErrorFn | None,
+        mesh: Mesh | None,
+    ) -> None:
+        """See `fit`."""
+        self.config, self.scene = config, scene
+        self.callback: TrainCallback = callback or NullCallback()
+        self.mesh = mesh or parallel.make_mesh(1)
+        if config.shards is not None and config.shards % self.mesh.size:
+            raise InputError(
+                f"--shards is {config.shards}, which {self.mesh.size} devices cannot share: take "
+                f"--devices 1, 2, 4, ... up to {config.shards}, or leave --shards out."
+            )
+        self.near_far = (scene.near, scene.far)
+        self.error_fn = error_fn or make_error_fn(config.loss)
+        self.prefetches = _keeps_images_on_host(config, scene)
+        self.all_pixels = self._load_pixels()
+        self.pixels = self.all_pixels
+        self.rng = schedule.training_key(config)
+        self.step = 0
+        self.best_mse = math.inf
+        self.seconds_per_step = math.inf
+        self.compiler = StepCompiler(self._step_spec, self.prefetches)
+        self.prefetcher = PixelPrefetcher(config.steps_per_dispatch)
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Ends the background work."""
+        self.prefetcher.__exit__(*exception)
+        self.compiler.__exit__(*exception)
+
+    def _load_pixels(self) -> PixelDataset:
+        split = self.scene.splits["train"]
+        cameras = apply_ray_convention(split.cameras, self.config.ray_convention)
+        split = dataclasses.replace(split, cameras=cameras)
+        return to_device(split, self.config.image_scales(), self.prefetches)
+
+    def _step_spec(self, stage: StageSpec) -> StepSpec:
+        return StepSpec(self.config, stage, self.near_far, self.error_fn, self.mesh)
+
+    def _device_pixels(self) -> PixelDataset:
+        """The pixels as the steps get them."""
+        pixels = drop_images(self.pixels) if self.prefetches else self.pixels
+        return parallel.replicate(self.mesh, pixels)
+
+    # -- the beginning -------------------------------------------------------------------------
+
+    def begin(self, restored: tuple[StageSpec, TrainState] | None) -> None:
+        """Sets the first or the restored stage and state."""
+        if restored is None:
+            self.stage, state = self._init()
+        else:
+            stage, state = restored
+            self.stage = transitions.reshard(self.config, stage, state.grid, self.mesh.size)
+        self.state = parallel.replicate(self.mesh, state)
+        self.step = int(self.state.step)
+        self.schedule = transitions.schedule_from(self.config, self.step)
+        self.transitions = transitions.plan_transitions(self.config)
+        self.filters = self.config.filter_rays and self.config.model.samples_per_ray() is None
+        changed = any(transition.step < self.step for transition in self.transitions)
+        cameras = self.all_pixels.cameras
+        if self.filters and (changed or cameras_see_outside_aabb(cameras, self.scene.aabb)):
+            self._filter_pixels()
+
+    def _init(self) -> tuple[StageSpec, TrainState]:
+        config, aabb = self.config, self.scene.aabb
+        stage = transitions.first_stage(config, aabb, self.mesh.size)
+        grid = transitions.init_grid(config, stage, aabb)
+        shapes = jax.eval_shape(partial(init_state, config, stage), grid)
+        pixels = drop_images(self.all_pixels) if self.prefetches else self.all_pixels
+        self.compiler.begin(stage, shapes, pixels)
+        grid = grid.mark_invisible(self.all_pixels.cameras, stage.dilation_cells)
+        return stage, _init_state(config, stage, grid)
+
+    def _filter_pixels(self) -> None:
+        if self.filters:
+            self.pixels = filter_pixels(self.all_pixels, self.state.grid, self.near_far)
+
+    # -- a stage -------------------------------------------------------------------------------
+
+    def enter_stage(self) -> bool:
+        """Makes the transition that is due, and compiles; False if that was not waited for."""
+        # A state saved at the step of a transition is from before it.
+        transition = next((t for t in self.transitions if t.step == self.step), None)
+        before = self.stage, self.state
+        if transition is not None:
+            self._transition(transition)
+        started = time.perf_counter()
+        pixels = self._device_pixels()
+        wait = self.callback.should_wait_for_compile
+        if not self.compiler.is_ready(self.stage, self.state, pixels, wait):
+            self.stage, self.state = before
+            return False
+        del before
+        self.run = self._fit_into_memory(pixels)
+        seconds = time.perf_counter() - started
+        self.callback.on_stage(self.stage, self.state, int(self.pixels.total), seconds)
+        self.step_pixels = pixels
+        self._compile_next_stages()
+        return True
+
+    def _transition(self, transition: StageTransition) -> None:
+        state = parallel.to_local(self.mesh, self.state)
+        self.stage, state = transitions.transition_stage(
+            self.config, self.stage, state, transition
+        )
+        self.state = parallel.replicate(self.mesh, state)
+        self.schedule = transitions.schedule_from(self.config, self.step + 1)
+        self._filter_pixels()
+
+    def _fit_into_memory(self, pixels: PixelDataset) -> StepFn:
+        """The compiled steps, with a smaller batch while they exceed the free memory."""
+        run = self.compiler.get(self.stage, self.state, pixels)
+        while exceeds_memory(run):
+            smaller = transitions.halve_batch(self.config, self.stage)
+            if smaller is self.config:
+                break
+            self.config = smaller
+            grid = self.state.grid
+            self.stage = transitions.set_budgets(
+                smaller, self.stage, np.asarray(grid.aabb), grid.bounds
+            )
+            reason = _describe_batch(smaller, self.stage)
+            self.callback.on_config_change(smaller, self.step, reason)
+            run = self.compiler.get(self.stage, self.state, pixels)
+        return run
+
+    def _compile_next_stages(self) -> None:
+        coming = [t for t in self.transitions if t.step > self.step]
+        config, stage, state = self.config, self.stage, self.state
+        for following in transitions.predict_next_stages(config, stage, coming, state.grid):
+            shapes = transitions.abstract_next_state(config, stage, following, state)
+            self.compiler.begin(following, shapes, self.step_pixels)
+
+    def run_stage(self) -> bool:
+        """Runs the steps up to the next transition or the end; whether the callback stopped it."""
+        coming = next((t for t in self.transitions if t.step > self.step), None)
+        while self.step < (end := coming.step if coming else self.config.num_steps):
+            metrics, count = self._dispatch(end - self.step)
+            if metrics.finite_fraction:
+                check_health(metrics, self.step, self.config, self.best_mse)
+                self.best_mse = min(self.best_mse, float(metrics.mse))
+            stop = self.callback.on_dispatch(self.state, self.stage, metrics, count)
+            config = self.callback.replan(self.config, self.step, coming is not None)
+            if config is not self.config:
+                self.config = config
+                self.schedule = transitions.schedule_from(config, self.step)
+                self.transitions = transitions.plan_transitions(config)
+                # A transition may be due at this very step now.
+                coming = next((t for t in self.transitions if t.step >= self.step), None)
+            if stop:
+                return True
+        return False
+
+    def _dispatch(self, remaining: int) -> tuple[Metrics, int]:
+        """Runs some of the remaining steps on the device; their metrics and number."""
+        seconds = self.callback.dispatch_seconds()
+        longest = min(seconds / self.seconds_per_step, self.config.steps_per_dispatch)
+        count = parallel.agree(min(max(int(longest), 1), remaining))
+        started = time.perf_counter()
+        inputs: list[Any] = [self.rng, self.schedule, jnp.asarray(count, jnp.int32)]
+        if self.prefetches:
+            inputs.append(self.prefetcher.take(self._prefetch_request()))
+        self.state, metrics = self.run(
+            self.state, self.step_pixels, *parallel.replicate(self.mesh, inputs)
+        )
+        self.step += count
+        if self.prefetches:
+            self.prefetcher.begin(self._prefetch_request())
+        metrics = jax.device_get(metrics)
+        self.seconds_per_step = (time.perf_counter() - started) / count
+        return metrics, count
+
+    def _prefetch_request(self) -> PrefetchRequest:
+        count = self.stage.num_pixels()
+        return PrefetchRequest(self.config, self.pixels, self.schedule, count, self.step)
+
+
+def _keeps_images_on_host(config: TrainConfig, scene: Scene) -> bool:
+    if config.keep_images_on_host is not None:
+        return config.keep_images_on_host
+    needed = count_bytes(scene.splits["train"], config.image_scales())
+    return parallel.largest(needed > IMAGE_MEMORY_FRACTION * memory.free_bytes()) > 0
+
+
+def _describe_batch(config: TrainConfig, stage: StageSpec) -> str:
+    if stage.num_microbatches > 1:
+        return (
+            f"memory is short: {stage.num_microbatches} microbatches a step (--microbatch-samples)"
+        )
+    return (
+        f"memory is short: {config.batch_rays} rays and {config.batch_samples} samples a step "
+        "(--batch-rays, --batch-samples)"
+    )
+
+
+def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: float) -> None:
+    """Raises DivergedError if the last steps show NaN, divergence or an all-background field."""
+    if not all(math.isfinite(float(value)) for value in metrics):
+        raise DivergedError(
+            f"The loss is not a number after step {step}: lower --optimizer.grid-lr and "
+            "--optimizer.mlp-lr, or --optimizer.clip-norm."
+        )
+    if float(metrics.mse) > max(20.0 * best_mse, 0.05):
+        raise DivergedError(
+            f"Training diverged: the squared error rose from {best_mse:.4g} to "
+            f"{float(metrics.mse):.4g} by step {step}; lower --optimizer.grid-lr and "
+            "--optimizer.mlp-lr."
+        )
+    collapsed = float(metrics.opacity) < 1e-3 and float(metrics.target_alpha) > 1e-2
+    if collapsed and schedule.progress_at(config, step) > 0.1:
+        raise DivergedError(
+            f"The field is all background after step {step}, although "
+            f"{float(metrics.target_alpha):.0%} of the images is not: try another --seed, a lower "
+            "learning rate, or check that the cameras look at the scene's box."
+        )
