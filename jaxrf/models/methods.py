@@ -19,20 +19,20 @@ from jaxrf.core.errors import InputError
 from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalise_distances
 from jaxrf.fields import base, hashgrid, nerf, pynerf, tensorf, voxels
 from jaxrf.fields.base import Field, Params
+from jaxrf.rendering.march import MarchRenderConfig, march_and_render
+from jaxrf.rendering.packed import render_packed, sample_points
+from jaxrf.rendering.ray_losses import distortion_loss, interlevel_loss, packed_distortion_loss
 from jaxrf.rendering.volume import (
     LegacyRenderOptions,
     RadianceFns,
     Rendering,
     compute_proposal_weights,
-    march_and_render,
-    render_packed,
     render_samples,
-    sample_points,
 )
 from jaxrf.sampling import intervals as samplers
 from jaxrf.sampling import occupancy
-from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid, PackedSamples, WeightTrackedGrid
-from jaxrf.training import losses
+from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid, WeightTrackedGrid
+from jaxrf.sampling.packed import PackedSamples
 from jaxrf.training.config import (
     BitNeRFConfig,
     CustomConfig,
@@ -398,8 +398,7 @@ def predict(
         levels, proposed = _sample(config, stage, params, grid, key, rays, background)
         last = levels[-1]
         missed = (
-            losses.interlevel(last.tdist, last.weights, tdist, weights)
-            for tdist, weights in proposed
+            interlevel_loss(last.tdist, last.weights, tdist, weights) for tdist, weights in proposed
         )
         return Prediction(
             rgb=tuple(level.rendering.rgb for level in levels),
@@ -407,7 +406,7 @@ def predict(
             opacity=last.rendering.opacity,
             dropped=jnp.zeros(rays.near.shape, bool),
             samples=jnp.asarray(rays.near.size * samples_per_ray(config), jnp.int32),
-            distortion=losses.distortion(
+            distortion=distortion_loss(
                 last.weights,
                 normalise_distances(
                     rays if grid.bounds is None else occupancy.to_marched_rays(grid, rays),
@@ -440,7 +439,7 @@ def predict(
     )
     positions, _ = sample_points(rays, samples)
     grid = _learn(grid, positions, rendering.weights)
-    fitting = jnp.minimum(marched, rendering.fitting)
+    fitting = jnp.minimum(marched, rendering.num_complete_rays)
     index = samples.ray_indices
     edges = jnp.stack([samples.t_starts, samples.t_ends], axis=-1)
     near_to_far = jax.tree.map(lambda x: x[index], rays)
@@ -454,7 +453,7 @@ def predict(
         dropped=jnp.arange(rays.near.size) >= fitting,
         samples=jnp.sum(samples.mask),
         missed=jnp.zeros(rays.near.shape),
-        distortion=losses.packed_distortion(rendering.weights, starts, ends, index, rays.near.size),
+        distortion=packed_distortion_loss(rendering.weights, starts, ends, index, rays.near.size),
         grid=grid,
     )
 
@@ -608,7 +607,7 @@ def _sample(
         edges = occupancy.to_ray_distances(grid, tdist, rays.origins)
         weights = compute_proposal_weights(crop(bind(proposal, inner, grid), box), rays, edges)
         proposed.append((tdist, weights))
-        tdist = samplers.resample(key_draw, tdist, weights, samples)
+        tdist = samplers.resample_intervals(key_draw, tdist, weights, samples)
     noise = _draw_noise(make_field(config, stage), own[-1], *tdist[:, 1:].shape)
     fns = bind_model(config, stage, params, grid, noise, key is not None, box)
     per_ray = config.shading == "per_ray"
@@ -617,18 +616,18 @@ def _sample(
     return [Level(rendering, tdist, weights)], proposed
 
 
-def to_legacy_options(convention: RayConvention, rays: Rays) -> LegacyRenderOptions | None:
-    """What a convention has otherwise when light is added up; None if nothing."""
-    inclusive = convention.transmittance == "inclusive"
-    axis = "axis" in (convention.lengths_along, convention.view_directions)
-    if not (inclusive or axis):
-        return None
-    one = jnp.ones_like(rays.near)
-    stretch = one if rays.stretch is None else rays.stretch
+def to_legacy_options(
+    convention: RayConvention, rays: Rays, left_endpoint: bool
+) -> LegacyRenderOptions:
+    """The part of a ray convention that concerns compositing.
+
+    `left_endpoint` evaluates intervals at their start (quadrature "points").
+    """
     return LegacyRenderOptions(
-        length_unit=stretch if convention.lengths_along == "axis" else one,
-        direction_length=stretch if convention.view_directions == "axis" else one,
-        inclusive=inclusive,
+        length_unit=rays.stretch if convention.lengths_along == "axis" else None,
+        direction_length=rays.stretch if convention.view_directions == "axis" else None,
+        legacy_transmittance=convention.transmittance == "inclusive",
+        left_endpoint=left_endpoint,
     )
 
 
@@ -670,8 +669,7 @@ def render_hierarchical(
             edges,
             background,
             per_ray=per_ray,
-            at_starts=points,
-            legacy_options=to_legacy_options(config.convention, rays),
+            legacy=to_legacy_options(config.convention, rays, left_endpoint=points),
         )
         return Level(rendering, tdist, weights)
 
@@ -684,7 +682,7 @@ def render_hierarchical(
     if points:
         tdist = end(samplers.hierarchical_legacy(key_fine, tdist[:, :-1], *wanted))
     else:
-        tdist = samplers.importance(key_fine, tdist, *wanted)
+        tdist = samplers.hierarchical_sample(key_fine, tdist, *wanted)
     return [coarse, render("fine", tdist, key_fine)]
 
 
@@ -750,13 +748,15 @@ def render_rays(
         holds_something,
         behind,
         rays.far,
-        steps=STEPS_PER_BLOCK,
-        at_once=max(samples // 8, 1),
-        samples=at_once,
-        per_ray=config.shading == "per_ray",
-        color_budget=max(at_once // 3, 1) if stage.color_budget else None,
-        color_threshold=_color_threshold(config),
-        stop=config.convention.stop,
+        MarchRenderConfig(
+            steps_per_block=STEPS_PER_BLOCK,
+            rays_per_wave=max(samples // 8, 1),
+            samples_per_wave=at_once,
+            per_ray=config.shading == "per_ray",
+            color_budget=max(at_once // 3, 1) if stage.color_budget else None,
+            color_threshold=_color_threshold(config),
+            transmittance_threshold=config.convention.stop,
+        ),
         to_ray_distances=lambda distances, origins: occupancy.to_ray_distances(
             grid, distances, origins
         ),

@@ -15,6 +15,7 @@ from jaxrf.cameras.base import Cameras, frustum_planes
 from jaxrf.core.packing import pack, rank_samples
 from jaxrf.core.pytree import as_pytree
 from jaxrf.core.rays import Rays, clip_to_aabb, points_along
+from jaxrf.sampling.packed import PackedSamples
 
 
 @as_pytree()
@@ -83,20 +84,6 @@ class DensityEmaGrid(OccupancyGrid):
     optical: Float[Array, "slots"]
     clock: Int[Array, ""]
     radius: Float[Array, ""]
-
-
-class PackedSamples(NamedTuple):
-    """Samples of many rays one after the other, those of a ray in order, in a fixed budget.
-
-    t_starts, t_ends: (m,) distances along the ray between which each lies; both 0 if unused.
-    ray_indices: (m,) the ray of each, ascending; unused places repeat the last ray.
-    mask: (m,) whether the place is used.
-    """
-
-    t_starts: Float[Array, "m"]
-    t_ends: Float[Array, "m"]
-    ray_indices: Int[Array, "m"]
-    mask: Bool[Array, "m"]
 
 
 class Marching(NamedTuple):

@@ -24,6 +24,7 @@ from jaxrf.fields.base import Params
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
 from jaxrf.parallel import devices as parallel
+from jaxrf.rendering.ray_losses import opacity_entropy
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import (
@@ -268,7 +269,7 @@ def make_train_step(
             distortion = losses.masked_mean(predicted.distortion, whole)
             errors.append(config.loss.distortion_weight * distortion)
         if config.loss.entropy_weight:
-            entropy = losses.masked_mean(losses.opacity_entropy(predicted.opacity), whole)
+            entropy = losses.masked_mean(opacity_entropy(predicted.opacity), whole)
             errors.append(config.loss.entropy_weight * entropy)
         loss = sum(errors, jnp.zeros(()))
         metrics = Metrics(
