@@ -19,7 +19,7 @@ from jaxrf.cli import commands
 from jaxrf.cli.options import RenderOptions
 from jaxrf.evaluation import images, interactive
 from jaxrf.export.videos import path_cameras
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs
 from jaxrf.viewer.server import FLUID_SECONDS, WHOLE
@@ -27,7 +27,7 @@ from jaxrf.viewer.server import FLUID_SECONDS, WHOLE
 SIZES = (384, 768)
 
 
-def encode(picture: Picture, span: tuple[float, float]) -> bytes:
+def encode(picture: HostRendering, span: tuple[float, float]) -> bytes:
     """A picture as it is sent to a browser."""
     buffer = io.BytesIO()
     image = Image.fromarray(images.draw_channel(picture, "rgb", span))

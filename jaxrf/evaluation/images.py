@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.training.config import Channel
 
 # The frames of a video: an array, or whatever gives any of them.
@@ -118,7 +118,7 @@ def error_picture(
 
 
 def draw_channel(
-    picture: Picture,
+    picture: HostRendering,
     channel: Channel,
     span: tuple[float, float],
     truth: Float[np.ndarray, "h w 3"] | None = None,

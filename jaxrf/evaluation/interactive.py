@@ -25,7 +25,8 @@ from jaxrf.cameras.base import (
 )
 from jaxrf.fields.base import Params
 from jaxrf.models.methods import Stage, eval_stage, rays_at_once, render_rays
-from jaxrf.rendering.volume import Picture, Rendering, resolve_supersampling
+from jaxrf.rendering.image import HostRendering, resolve_supersampling
+from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import FieldConfig, TrainConfig
 
@@ -66,7 +67,7 @@ class InteractiveRenderer:
         box: Float[np.ndarray, "2 3"],
         stop: Callable[[], bool],
         supersample: int = 1,
-    ) -> Picture | None:
+    ) -> HostRendering | None:
         """The first camera's picture, or None if one wished to `stop` before it was done.
 
         Args:
@@ -114,7 +115,7 @@ class InteractiveRenderer:
             return whole.reshape(finer.height, finer.width, *whole.shape[1:])
 
         return resolve_supersampling(
-            Picture(*(join(name) for name in Picture._fields)), supersample
+            HostRendering(*(join(name) for name in HostRendering._fields)), supersample
         )
 
 
@@ -204,7 +205,7 @@ def render_progressively(
     box: Float[np.ndarray, "2 3"],
     pace: Pace,
     stop: Callable[[], bool],
-) -> Iterator[Picture]:
+) -> Iterator[HostRendering]:
     """A camera's picture as large as is quick, then finer and finer until it is sharp or stopped.
 
     The last one has the sub-rays that the field was trained with.

@@ -18,11 +18,12 @@ from jaxrf.evaluation import lpips, metrics
 from jaxrf.fields.base import Params
 from jaxrf.models.methods import Stage, eval_stage, rays_at_once, render_rays
 from jaxrf.parallel import devices as parallel
-from jaxrf.rendering.volume import Picture, Rendering, render_image, resolve_supersampling
+from jaxrf.rendering.image import HostRendering, render_image, resolve_supersampling
+from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import FieldConfig, TrainConfig
 
-RenderFn = Callable[[Cameras, int], Picture]
+RenderFn = Callable[[Cameras, int], HostRendering]
 
 # To render fewer samples at once saves no memory worth having.
 FEWEST_SAMPLES = 1 << 10
@@ -40,7 +41,7 @@ class Scored(NamedTuple):
 
     view: int
     name: str
-    rendering: Picture
+    rendering: HostRendering
     truth: Float[np.ndarray, "h w 3"]
     psnr: float
     ssim: float
@@ -75,7 +76,7 @@ def make_render_fn(
     params, grid = parallel.replicate(mesh, (params, grid))
     stage, aabb = eval_stage(config.field, stage, grid, tight)
 
-    def render(cameras: Cameras, index: int) -> Picture:
+    def render(cameras: Cameras, index: int) -> HostRendering:
         nonlocal config
         seen = apply_ray_convention(cameras, field.convention)
         finer = resize_cameras(seen, parts * cameras.width, parts * cameras.height)

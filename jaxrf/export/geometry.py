@@ -25,7 +25,8 @@ from jaxrf.evaluation.scoring import spread
 from jaxrf.fields.base import Params
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
-from jaxrf.rendering.volume import Picture, Rendering, render_image
+from jaxrf.rendering.image import HostRendering, render_image
+from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import FieldConfig
@@ -109,7 +110,7 @@ class View(NamedTuple):
     """
 
     cameras: Cameras
-    picture: Picture
+    picture: HostRendering
 
 
 # ---------------------------------------------------------------------------------------------
@@ -334,7 +335,7 @@ def render_training_views(
     return views
 
 
-def make_render_rays(run: Run) -> Callable[[Rays], Picture]:
+def make_render_rays(run: Run) -> Callable[[Rays], HostRendering]:
     """A function of rays of any batch shape that renders them before black."""
     config, grid = run.config, run.state.grid
     stage, aabb = methods.eval_stage(config.field, run.stage, grid, tight=True)
@@ -363,7 +364,7 @@ def _render_chunks(
     return jax.lax.map(render, rays)
 
 
-def unpremultiply(picture: Picture) -> Float[np.ndarray, "*batch 3"]:
+def unpremultiply(picture: HostRendering) -> Float[np.ndarray, "*batch 3"]:
     """The colour of what rays hit, out of its rendering before black."""
     return np.clip(picture.rgb / np.maximum(picture.opacity, 1e-3)[..., None], 0.0, 1.0)
 

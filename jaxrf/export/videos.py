@@ -23,7 +23,7 @@ from jaxrf.data import sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
 from jaxrf.parallel import devices as parallel
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs, train
 from jaxrf.training.config import Channel
@@ -159,7 +159,7 @@ def render_plan(
     supersample: int | None,
     title: str,
     wanted: Sequence[int] | None = None,
-) -> Iterator[tuple[int, Picture]]:
+) -> Iterator[tuple[int, HostRendering]]:
     """Renders frames one after the other, by default all, behind a progress bar."""
     render = runs.make_render_fn(run, supersample)
     indices = range(len(shots.cameras)) if wanted is None else wanted
@@ -168,7 +168,7 @@ def render_plan(
 
 
 def take_numbers(
-    picture: Picture, channel: Channel, truth: Float[np.ndarray, "h w 3"] | None
+    picture: HostRendering, channel: Channel, truth: Float[np.ndarray, "h w 3"] | None
 ) -> Float[np.ndarray, "h w *c"]:
     """A channel of a rendering as numbers: depth is the median distance along the ray."""
     match channel:

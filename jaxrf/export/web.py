@@ -1,7 +1,7 @@
 """A ternary run as one page that any browser shows, without a server or anything to install.
 
 The weights, five trits to a byte, and the occupancy grid lie in the page; a fragment shader marches
-and evaluates the network as `render.march_and_render` does.
+and evaluates the network as `rendering.march.march_and_render` does.
 """
 
 import base64

@@ -1,6 +1,7 @@
-"""Samplers: rays in, interval edges along them out.
+"""Samplers of ray intervals: rays to sorted interval edges, all of the same number.
 
-Every source of chance is a key, one for all rays or one for each.
+Randomness comes from a PRNG key: one for all rays, or one for each ray. Without a key, samplers are
+deterministic.
 """
 
 from typing import Literal
@@ -22,16 +23,35 @@ def stratified(
 ) -> Float[Array, "*batch count_plus_1"]:
     """Edges of `count` intervals that tile each ray from near to far.
 
-    With a key, every inner edge is uniform in the cell around its even place, independently for
-    each ray (NeRF, eq. 2, with edges for points); without, the edges are even. The first edge is
-    near and the last is far, always. With a `spacing` in disparity they are even in the inverse of
-    the distance; near must then be above 0 (one below 1e-3 of far counts as that for inner edges).
+    With a key, each interior edge is uniform in a cell of one interval's size around its evenly
+    spaced position, independently for each ray (NeRF, eq. 2, for edges instead of points). Without
+    a key, edges are evenly spaced. The first edge is always near and the last is always far.
+
+    Args:
+      key: PRNG key, one for all rays or one for each; None for even spacing.
+      rays: any batch shape.
+      count: number of intervals.
+      spacing: "linear" in distance, or in "disparity", the inverse of the distance. Disparity
+        needs a near above 0; for interior edges, a near below 1e-3 far is replaced by 1e-3 far.
+
+    >>> rays = Rays(
+    ...     origins=jnp.zeros((1, 3)),
+    ...     directions=jnp.array([[0.0, 0.0, 1.0]]),
+    ...     near=jnp.ones(1),
+    ...     far=jnp.full(1, 4.0),
+    ...     radii=jnp.zeros(1),
+    ...     camera_index=jnp.zeros(1, int),
+    ... )
+    >>> stratified(None, rays, 3).tolist()
+    [[1.0, 2.0, 3.0, 4.0]]
+    >>> stratified(jax.random.key(0), rays, 64).shape
+    (1, 65)
     """
-    sdist = _count_evenly(rays, count + 1)
+    sdist = _linspace_s(rays, count + 1)
     if key is not None:
         shift = rngs.uniform(key, sdist.shape, sdist.dtype, -0.5, 0.5) / count
         sdist = sdist.at[..., 1:-1].add(shift[..., 1:-1])
-    return _space(rays, sdist, spacing)
+    return _apply_spacing(rays, sdist, spacing)
 
 
 def stratified_legacy(
@@ -40,72 +60,92 @@ def stratified_legacy(
     count: int,
     spacing: Literal["linear", "disparity"] = "linear",
 ) -> Float[Array, "*batch count"]:
-    """Ordered points on each ray, as the original code of NeRF places them.
+    """`count` ordered points on each ray, placed as by NeRF's original code.
 
-    Without a key they are even from near to far, both included; with one, each is uniform between
-    the middles to its neighbours, the first and the last not beyond their even places.
+    Without a key they are evenly spaced from near to far, both included. With a key, each point is
+    uniform between the midpoints to its neighbors; the first is not before near and the last not
+    after far.
     """
-    even = _space(rays, _count_evenly(rays, count), spacing)
+    even = _apply_spacing(rays, _linspace_s(rays, count), spacing)
     if key is None:
         return even
-    between = midpoints(even)
-    lower = jnp.concatenate([even[..., :1], between], axis=-1)
-    upper = jnp.concatenate([between, even[..., -1:]], axis=-1)
+    middle = midpoints(even)
+    lower = jnp.concatenate([even[..., :1], middle], axis=-1)
+    upper = jnp.concatenate([middle, even[..., -1:]], axis=-1)
     return lower + (upper - lower) * rngs.uniform(key, even.shape, even.dtype)
 
 
-def _count_evenly(rays: Rays, count: int) -> Float[Array, "*batch count"]:
+def _linspace_s(rays: Rays, count: int) -> Float[Array, "*batch count"]:
+    """`count` evenly spaced numbers from 0 to 1 for each ray."""
     even = jnp.linspace(0.0, 1.0, count, dtype=rays.near.dtype)
     shape = (*rays.near.shape, count)
     return jnp.broadcast_to(even.reshape((1,) * rays.near.ndim + (-1,)), shape)
 
 
-def _space(
+def _apply_spacing(
     rays: Rays, sdist: Float[Array, "*batch n"], spacing: Literal["linear", "disparity"]
 ) -> Float[Array, "*batch n"]:
-    """Distances of which near is 0 and far is 1, in distance or in its inverse."""
+    """Metric distances of normalized ones, where 0 is near and 1 is far."""
     near, far = rays.near[..., None], rays.far[..., None]
     if spacing == "disparity":
-        # A ray that ends where it begins at 0 has no inverse, and gets none.
+        # Avoids the inverse of 0 for rays without length at distance 0.
         positive_far = jnp.where(far > 0.0, far, 1.0)
         inverse_near = 1.0 / jnp.maximum(near, 1e-3 * positive_far)
         inverse = inverse_near + sdist * (1.0 / positive_far - inverse_near)
-        inner = jnp.clip(1.0 / inverse, near, far)
-        return jnp.where(sdist > 0.0, jnp.where(sdist < 1.0, inner, far), near)
-    # Rounding must neither pass far nor stop short of it.
+        interior = jnp.clip(1.0 / inverse, near, far)
+        return jnp.where(sdist > 0.0, jnp.where(sdist < 1.0, interior, far), near)
+    # Rounding must not move the last edge before or beyond far.
     return jnp.where(sdist < 1.0, jnp.minimum(near + sdist * (far - near), far), far)
 
 
-def resample(
+def resample_intervals(
     key: jax.Array | None,
     tdist: Float[Array, "*batch n_plus_1"],
     weights: Float[Array, "*batch n"],
     count: int,
 ) -> Float[Array, "*batch count_plus_1"]:
-    """Edges of `count` intervals where the weights are, from near to far (Mip-NeRF 360, section 3).
+    """Edges of `count` intervals distributed by the weights (Mip-NeRF 360, section 3).
 
-    The weights are padded by 1e-2 of an even share, so that nothing is never looked at. The first
-    and the last edge are those given. No gradient flows through.
+    The first and the last edge are those of `tdist`. Each weight is padded by 1e-2 / n, so that
+    every interval can be sampled. No gradient flows through.
+
+    Args:
+      key: PRNG key, one for all rays or one for each; None for a deterministic result.
+      tdist: (..., n + 1) interval edges, ascending.
+      weights: (..., n) of the intervals, not negative.
+      count: number of new intervals.
+
+    >>> tdist, weights = jnp.array([0.0, 1.0, 2.0, 3.0]), jnp.array([0.0, 1.0, 0.0])
+    >>> edges = resample_intervals(None, tdist, weights, 5)
+    >>> [round(edge, 2) for edge in edges.tolist()]
+    [0.0, 1.12, 1.37, 1.63, 1.88, 3.0]
     """
     weights = jax.lax.stop_gradient(weights)
     cdf = integrate_weights(weights, padding=0.01 / weights.shape[-1])
     uniforms = stratified_uniforms(key, (*weights.shape[:-1], count - 1), weights.dtype)
-    inner = invert_cdf(uniforms, tdist, cdf)
-    edges = jnp.concatenate([tdist[..., :1], inner, tdist[..., -1:]], axis=-1)
+    interior = invert_cdf(uniforms, tdist, cdf)
+    edges = jnp.concatenate([tdist[..., :1], interior, tdist[..., -1:]], axis=-1)
     return jax.lax.stop_gradient(edges)
 
 
-def importance(
+def hierarchical_sample(
     key: jax.Array | None,
     tdist: Float[Array, "*batch n_plus_1"],
     weights: Float[Array, "*batch n"],
     count: int,
 ) -> Float[Array, "*batch m"]:
-    """The given edges and `count` more drawn where the weights are, sorted: n + count intervals.
+    """Edges of n + count intervals: those of `tdist` and `count` drawn by the weights, sorted.
 
-    Hierarchical sampling (NeRF, section 5.2) with the fine pass over the union of both sets. The
-    weights are blurred by the mean of the maxima of neighbours (Mip-NeRF, eq. 18) and padded by
-    1e-2, so that an edge missed by the coarse pass can still be found. No gradient flows through.
+    Hierarchical sampling (NeRF, section 5.2) in which the fine pass uses the union of both sets.
+    The weights are blurred by the mean of the maxima of neighbors (Mip-NeRF, eq. 18) and padded by
+    1e-2, so that a surface that the coarse pass misses can still be sampled. No gradient flows
+    through.
+
+    Args:
+      key: PRNG key, one for all rays or one for each; None for a deterministic result.
+      tdist: (..., n + 1) interval edges, ascending.
+      weights: (..., n) of the intervals, not negative.
+      count: number of edges to draw.
     """
     weights = jax.lax.stop_gradient(weights)
     padded = jnp.concatenate([weights[..., :1], weights, weights[..., -1:]], axis=-1)
@@ -122,21 +162,21 @@ def hierarchical_legacy(
     weights: Float[Array, "*batch n"],
     count: int,
 ) -> Float[Array, "*batch m"]:
-    """The given points and `count` more where the weights are, sorted, as in NeRF's original code.
+    """The points and `count` more drawn by the weights, sorted, as in NeRF's original code.
 
-    The weight of a point, the first and the last left out, counts between the middles to its
-    neighbours, padded by 1e-5. Without a key the new points are even in the distribution. No
-    gradient flows through.
+    The weight of a point extends between the midpoints to its neighbors and is padded by 1e-5; the
+    first and the last weight are not used. Without a key the new points are evenly spaced in the
+    distribution. No gradient flows through.
 
     Args:
-      key: of the chance, if any.
-      points: ordered, 3 or more.
-      weights: of the points.
-      count: how many more.
+      key: PRNG key, one for all rays or one for each; None for a deterministic result.
+      points: (..., n) ascending distances, n at least 3.
+      weights: (..., n) of the points, not negative.
+      count: number of points to draw.
     """
     points, weights = jax.lax.stop_gradient((points, weights))
-    inner = weights[..., 1:-1] + 1e-5
-    cdf = jnp.cumsum(inner / jnp.sum(inner, axis=-1, keepdims=True), axis=-1)
+    interior = weights[..., 1:-1] + 1e-5
+    cdf = jnp.cumsum(interior / jnp.sum(interior, axis=-1, keepdims=True), axis=-1)
     cdf = jnp.concatenate([jnp.zeros_like(cdf[..., :1]), cdf], axis=-1)
     shape = (*weights.shape[:-1], count)
     if key is None:
@@ -144,29 +184,32 @@ def hierarchical_legacy(
         uniforms = jnp.broadcast_to(even.reshape((1,) * (weights.ndim - 1) + (-1,)), shape)
     else:
         uniforms = rngs.uniform(key, shape, weights.dtype)
-
-    def invert(u: Array, t: Array, c: Array) -> Array:
-        # As that code has it, stretches that are nearly flat included.
-        above = jnp.searchsorted(c, u, side="right")
-        below, above = jnp.maximum(above - 1, 0), jnp.minimum(above, c.shape[0] - 1)
-        span = c[above] - c[below]
-        share = (u - c[below]) / jnp.where(span < 1e-5, 1.0, span)
-        return t[below] + share * (t[above] - t[below])
-
-    drawn = jnp.vectorize(invert, signature="(m),(n),(n)->(m)")(uniforms, midpoints(points), cdf)
+    invert = jnp.vectorize(_invert_cdf_legacy, signature="(m),(n),(n)->(m)")
+    drawn = invert(uniforms, midpoints(points), cdf)
     return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([points, drawn], axis=-1), axis=-1))
+
+
+def _invert_cdf_legacy(
+    uniforms: Float[Array, "m"], tdist: Float[Array, "n"], cdf: Float[Array, "n"]
+) -> Float[Array, "m"]:
+    """Inverts a CDF as NeRF's original code does, including its treatment of flat intervals."""
+    above = jnp.searchsorted(cdf, uniforms, side="right")
+    below, above = jnp.maximum(above - 1, 0), jnp.minimum(above, cdf.shape[0] - 1)
+    probability = cdf[above] - cdf[below]
+    fraction = (uniforms - cdf[below]) / jnp.where(probability < 1e-5, 1.0, probability)
+    return tdist[below] + fraction * (tdist[above] - tdist[below])
 
 
 def stratified_uniforms(
     key: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> Float[Array, "*batch m"]:
-    """Ordered numbers in [0, 1), one in each of the last axis' m equal strata.
+    """Sorted numbers in [0, 1), one in each of m equal strata, m being the last axis' size.
 
-    With a key, or one for each ray, each is uniform within its stratum; without, each is its
-    stratum's centre.
+    With a key, or one for each ray, each number is uniform within its stratum; without a key it is
+    the center of the stratum.
     """
     count = shape[-1]
     offset = 0.5 if key is None else rngs.uniform(key, shape, dtype)
     strata = jnp.arange(count, dtype=dtype).reshape((1,) * (len(shape) - 1) + (count,))
-    largest = 1.0 - jnp.finfo(dtype).eps
-    return jnp.broadcast_to(jnp.minimum((strata + offset) / count, largest), shape)
+    below_one = 1.0 - jnp.finfo(dtype).eps
+    return jnp.broadcast_to(jnp.minimum((strata + offset) / count, below_one), shape)

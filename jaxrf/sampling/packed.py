@@ -1,4 +1,4 @@
-"""Packed samples: those of many rays in one array of constant length."""
+"""Packed samples: samples of many rays in one array of fixed size."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class PackedSamples(NamedTuple):
-    """Samples of many rays one after the other, those of a ray in order, in a fixed budget.
+    """Intervals along many rays, concatenated ray by ray, in an array of fixed size m.
 
-    t_starts, t_ends: (m,) distances along the ray between which each lies; both 0 if unused.
-    ray_indices: (m,) the ray of each, ascending; unused slots repeat the last ray.
-    mask: (m,) whether the slot is used.
+    Within a ray the samples are in order of distance. Unused slots are at the end.
+
+    Attributes:
+      t_starts: (m,) distance along the ray at which each sample starts; 0 in unused slots.
+      t_ends: (m,) distance at which it ends; 0 in unused slots.
+      ray_indices: (m,) index of the sample's ray, ascending; the last ray in unused slots.
+      mask: (m,) True in slots that hold a sample.
     """
 
     t_starts: Float[Array, "m"]

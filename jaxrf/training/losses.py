@@ -1,124 +1,63 @@
-"""Losses: pure functions of predictions and truth.
+"""The training loss: errors between rendered and target colors, and penalties on ray weights.
 
-Letters in shapes: r rays or pixels, n intervals of a ray, m packed samples.
+Letters in shapes: r rays or pixels. Losses on ray weights are in `rendering.ray_losses`.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from jaxrf.core.packing import sum_before
-from jaxrf.core.stepfun import midpoints
+from jaxrf.core import user_code
+from jaxrf.core.errors import InputError
+from jaxrf.models.base import TrainRendering
+from jaxrf.rendering.ray_losses import opacity_entropy
+from jaxrf.training.config import LossConfig
+from jaxrf.training.pixels import Batch
 
-# (predicted, truth) -> error of each pixel, not negative.
+# (rgb, target_rgb) -> error of each pixel, not negative.
 ErrorFn = Callable[[Float[Array, "r 3"], Float[Array, "r 3"]], Float[Array, "r"]]
 
 
-def squared_error(predicted: Float[Array, "r 3"], truth: Float[Array, "r 3"]) -> Float[Array, "r"]:
-    """Mean square of the difference over channels."""
-    return jnp.mean(jnp.square(predicted - truth), axis=-1)
+def squared_error(rgb: Float[Array, "r 3"], target_rgb: Float[Array, "r 3"]) -> Float[Array, "r"]:
+    """Squared difference of each pixel, mean over channels."""
+    return jnp.mean(jnp.square(rgb - target_rgb), axis=-1)
 
 
 def huber_error(
-    predicted: Float[Array, "r 3"], truth: Float[Array, "r 3"], delta: float
+    rgb: Float[Array, "r 3"], target_rgb: Float[Array, "r 3"], delta: float
 ) -> Float[Array, "r"]:
-    """Quadratic up to a difference of delta, linear beyond, mean over channels (Huber 1964).
+    """Huber error of each pixel, mean over channels (Huber 1964).
 
-    Half the square of the difference d where |d| <= delta, else delta (|d| - delta / 2).
+    d^2 / 2 where the difference |d| <= delta, else delta (|d| - delta / 2).
     """
-    size = jnp.abs(predicted - truth)
-    within = jnp.minimum(size, delta)
-    return jnp.mean(0.5 * jnp.square(within) + delta * (size - within), axis=-1)
+    size = jnp.abs(rgb - target_rgb)
+    quadratic = jnp.minimum(size, delta)
+    return jnp.mean(0.5 * jnp.square(quadratic) + delta * (size - quadratic), axis=-1)
 
 
 def charbonnier_error(
-    predicted: Float[Array, "r 3"], truth: Float[Array, "r 3"], epsilon: float
+    rgb: Float[Array, "r 3"], target_rgb: Float[Array, "r 3"], epsilon: float
 ) -> Float[Array, "r"]:
-    """sqrt(d^2 + epsilon^2) of the difference, mean over channels (Charbonnier et al. 1994)."""
-    return jnp.mean(jnp.sqrt(jnp.square(predicted - truth) + epsilon**2), axis=-1)
+    """sqrt(d^2 + epsilon^2) of the difference d, mean over channels (Charbonnier et al. 1994)."""
+    return jnp.mean(jnp.sqrt(jnp.square(rgb - target_rgb) + epsilon**2), axis=-1)
 
 
-def masked_mean(values: Float[Array, "r"], used: Bool[Array, "r"]) -> Float[Array, ""]:
-    """Mean over what is used; zero if nothing is."""
-    return jnp.sum(jnp.where(used, values, 0.0)) / jnp.maximum(jnp.sum(used), 1)
+def masked_mean(values: Float[Array, "r"], mask: Bool[Array, "r"]) -> Float[Array, ""]:
+    """Mean of the values where the mask is True; 0 if it is nowhere.
+
+    Masked values may be infinite or NaN.
+    """
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def mean_squared_error(
-    predicted: Float[Array, "r 3"], truth: Float[Array, "r 3"], used: Bool[Array, "r"]
+    rgb: Float[Array, "r 3"], target_rgb: Float[Array, "r 3"], mask: Bool[Array, "r"]
 ) -> Float[Array, ""]:
-    """Mean over the rays that are used, and over channels; zero if none is."""
-    return masked_mean(squared_error(predicted, truth), used)
-
-
-def opacity_entropy(opacity: Float[Array, "r"]) -> Float[Array, "r"]:
-    """Entropy of a ray's being opaque or not, in nats: pulls opacities to 0 or 1."""
-    p = jnp.clip(opacity, 1e-5, 1.0 - 1e-5)
-    return -(p * jnp.log(p) + (1.0 - p) * jnp.log1p(-p))
-
-
-def distortion(
-    weights: Float[Array, "*batch n"], sdist: Float[Array, "*batch n_plus_1"]
-) -> Float[Array, "*batch"]:
-    """How far apart a ray's weights lie (Mip-NeRF 360, eq. 15).
-
-    sum_ij w_i w_j |s_i - s_j| + 1/3 sum_i w_i^2 (length of i), s being the intervals' middles, in
-    linear time: of each pair the farther one counts twice.
-
-    Args:
-      weights: of the intervals.
-      sdist: their edges, ascending, between 0 and 1.
-    """
-    middle = midpoints(sdist)
-    moment = weights * middle
-    before = jnp.cumsum(weights, axis=-1) - weights
-    moment_before = jnp.cumsum(moment, axis=-1) - moment
-    apart = 2.0 * jnp.sum(weights * (middle * before - moment_before), axis=-1)
-    return apart + jnp.sum(jnp.square(weights) * jnp.diff(sdist, axis=-1), axis=-1) / 3.0
-
-
-def packed_distortion(
-    weights: Float[Array, "m"],
-    s_starts: Float[Array, "m"],
-    s_ends: Float[Array, "m"],
-    ray_indices: Int[Array, "m"],
-    rays: int,
-) -> Float[Array, "rays"]:
-    """`distortion` of rays whose samples are packed, ascending by ray and along it."""
-    middle = 0.5 * (s_starts + s_ends)
-    before = sum_before(weights, ray_indices)
-    moment_before = sum_before(weights * middle, ray_indices)
-    own = jnp.square(weights) * (s_ends - s_starts) / 3.0
-    parts = 2.0 * weights * (middle * before - moment_before) + own
-    return jnp.zeros((rays,), parts.dtype).at[ray_indices].add(parts, indices_are_sorted=True)
-
-
-def interlevel(
-    tdist: Float[Array, "*batch n_plus_1"],
-    weights: Float[Array, "*batch n"],
-    proposed_tdist: Float[Array, "*batch k_plus_1"],
-    proposed_weights: Float[Array, "*batch k"],
-) -> Float[Array, "*batch"]:
-    """By how much weights exceed what a proposal allows there (Mip-NeRF 360, eq. 12 and 13).
-
-    sum_i max(0, w_i - bound_i)^2 / w_i, the bound being the sum of all proposed weights whose
-    intervals overlap interval i. Gradients flow to the proposal alone.
-    """
-    tdist, weights = jax.lax.stop_gradient((tdist, weights))
-    total = jnp.cumsum(proposed_weights, axis=-1)
-    total = jnp.concatenate([jnp.zeros_like(total[..., :1]), total], axis=-1)
-
-    def bound(t: Array, proposed_t: Array, summed: Array) -> Array:
-        last = proposed_t.shape[0] - 1
-        begin = jnp.clip(jnp.searchsorted(proposed_t, t[:-1], side="right") - 1, 0, last)
-        end = jnp.clip(jnp.searchsorted(proposed_t, t[1:], side="left"), 0, last)
-        # An interval without length may lie between two, and would count what is between backwards.
-        return summed[jnp.maximum(begin, end)] - summed[begin]
-
-    allowed = jnp.vectorize(bound, signature="(n),(k),(k)->(l)")(tdist, proposed_tdist, total)
-    excess = jnp.maximum(weights - allowed, 0.0)
-    return jnp.sum(jnp.square(excess) / (weights + 1e-7), axis=-1)
+    """Mean squared difference over channels and the rays in the mask; 0 if there are none."""
+    return masked_mean(squared_error(rgb, target_rgb), mask)
 
 
 def mean_over_subrays(

@@ -22,7 +22,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
 from jaxrf.evaluation.interactive import InteractiveRenderer, Pace, render_progressively
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training.config import Channel
 from jaxrf.training.runs import SceneMetadata
@@ -362,7 +362,9 @@ class Viewer:
         picture = shown.painter.paint(camera, self.crop, stop, shown.painter.supersample)
         return None if picture is None else self._draw(picture, camera, shown)
 
-    def _draw(self, picture: Picture, camera: Cameras, shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
+    def _draw(
+        self, picture: HostRendering, camera: Cameras, shown: Shown
+    ) -> UInt8[np.ndarray, "h w 3"]:
         span = near_far_for_box(camera, shown.box)
         return pictures.draw_channel(picture, self._mode.value, span)
 
@@ -457,7 +459,7 @@ class _Client:
                 # The rest of the time is for training.
                 return
 
-    def _send(self, picture: Picture, camera: Cameras, shown: Shown) -> None:
+    def _send(self, picture: HostRendering, camera: Cameras, shown: Shown) -> None:
         depth = None
         if camera.ndc is None:
             # Where nothing is hit, what else is in the scene is before it.
@@ -467,7 +469,7 @@ class _Client:
         self._client.scene.set_background_image(image, "jpeg", jpeg_quality=90, depth=depth)
         self._client.flush()
 
-    def _describe(self, picture: Picture, seconds: float) -> None:
+    def _describe(self, picture: HostRendering, seconds: float) -> None:
         now = time.monotonic()
         self._frames = [t for t in self._frames if now - t < 1.0] + [now]
         height, width = picture.opacity.shape

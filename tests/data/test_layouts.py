@@ -38,7 +38,7 @@ from jaxrf.data import colmap, llff, sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.data.tiny_nerf import divide_views
 from jaxrf.evaluation.scoring import score_split
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import pixels as batches
 
@@ -267,7 +267,7 @@ def test_masks_say_which_pixels_are_learnt_from_and_compared(tmp_path: Path) -> 
     wrong = np.where(masks[TEST[0]][..., None], truth[0], 1.0 - truth[0])
     nothing = np.zeros((16, 16))
     (scored,) = score_split(
-        lambda cameras, index: Picture(wrong, nothing, nothing, nothing),
+        lambda cameras, index: HostRendering(wrong, nothing, nothing, nothing),
         scene.splits["test"], np.ones(3, np.float32), [0],
     )  # fmt: skip
     assert scored.psnr == np.inf and scored.ssim == pytest.approx(1.0)

@@ -30,7 +30,7 @@ from jaxrf.export.geometry import (
     visibility_and_view_dirs,
 )
 from jaxrf.models import methods
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.training import runs
 from jaxrf.training.config import CustomConfig, TrainConfig
 
@@ -246,7 +246,7 @@ def test_space_in_ndc_makes_points_of_space_and_no_mesh(ball: runs.Run) -> None:
     bent = image_rays(cameras, 0, 0.0, 1.0)
     halfway = 0.5 * np.asarray(bent.far)
     ones = np.ones((5, 5), np.float32)
-    picture = Picture(np.ones((5, 5, 3), np.float32), ones, halfway, halfway)
+    picture = HostRendering(np.ones((5, 5, 3), np.float32), ones, halfway, halfway)
     points = geometry._end_rays(run, View(cameras, picture))
     # Half of the way to infinity is two near planes deep (NeRF, appendix C).
     np.testing.assert_allclose(points.positions[:, 2], -2.0, rtol=1e-4)
@@ -284,7 +284,7 @@ def test_cameras_see_what_faces_them_and_is_not_hidden() -> None:
     pose[0, 2, 3] = 4.0
     cameras = make_cameras(pose, 20, 20, 0.7)
     full = np.ones((20, 20), np.float32)
-    picture = Picture(np.zeros((20, 20, 3), np.float32), full, 3.0 * full, 3.0 * full)
+    picture = HostRendering(np.zeros((20, 20, 3), np.float32), full, 3.0 * full, 3.0 * full)
     positions = np.array([[0, 0, 1.0], [0, 0, 1.0], [0, 0, 0.5], [0, 0, 5.0], [9.0, 0, 1.0]])
     normals = np.array([[0, 0, 1.0], [0, 0, -1.0], [0, 0, 1.0], [0, 0, -1.0], [0, 0, 1.0]])
     found = visibility_and_view_dirs(positions, normals, [View(cameras, picture)], slack=0.1)

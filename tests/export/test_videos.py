@@ -14,7 +14,7 @@ from jaxrf.cli.options import RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
 from jaxrf.export import videos
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.training import runs
 from jaxrf.training.runs import Run
 
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(folder / "run", config, scene, stage, state, 0.0)
 
 
-def picture(run: Run, index: int, options: RenderOptions) -> Picture:
+def picture(run: Run, index: int, options: RenderOptions) -> HostRendering:
     shots = videos.plan_render(run, options)
     ((_, found),) = videos.render_plan(run, shots, None, "", [index])
     return found

@@ -40,7 +40,7 @@ from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
-from jaxrf.rendering import volume as render
+from jaxrf.rendering.packed import render_packed
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid, WeightTrackedGrid
 from jaxrf.training import config as configs
@@ -654,9 +654,7 @@ def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
         occupancy.Marching(*budgets),
     )
     fns = methods.bind(methods.make_field(config.field, stage), params["fine"], grid)
-    weights = jax.jit(lambda samples: render.render_packed(fns, rays, samples, behind).weights)(
-        samples
-    )
+    weights = jax.jit(lambda samples: render_packed(fns, rays, samples, behind).weights)(samples)
     for ray in range(12):
         mine = np.flatnonzero(samples.mask & (samples.ray_indices == ray))
         total = 0.0

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from jaxrf.core.rays import Rays
 from jaxrf.sampling.intervals import (
     hierarchical_legacy,
-    importance,
-    resample,
+    hierarchical_sample,
+    resample_intervals,
     stratified,
     stratified_legacy,
     stratified_uniforms,
 )
 
 stratify = jax.jit(stratified, static_argnames=("count", "spacing"))
-draw = jax.jit(importance, static_argnames="count")
+draw = jax.jit(hierarchical_sample, static_argnames="count")
 
 # XLA flushes subnormal numbers to zero.
 FLOATS = partial(st.floats, width=32, allow_subnormal=False)
@@ -304,7 +304,7 @@ def test_importance_finds_most_samples_where_the_weight_is() -> None:
 
 def test_no_gradient_flows_through_importance_sampling() -> None:
     def total(edges: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.sum(importance(None, edges, weights, 5) * jnp.arange(12.0))
+        return jnp.sum(hierarchical_sample(None, edges, weights, 5) * jnp.arange(12.0))
 
     for gradient in jax.grad(total, argnums=(0, 1))(jnp.asarray(EDGES), jnp.asarray(WEIGHTS)):
         np.testing.assert_array_equal(gradient, 0.0)
@@ -325,7 +325,7 @@ def test_resampled_edges_lie_where_the_weights_are(seed: int | None) -> None:
     tdist = jnp.linspace(2.0, 6.0, 9)[None].repeat(3, axis=0)
     weights = jnp.zeros((3, 8)).at[:, 5].set(jnp.asarray([1.0, 0.5, 0.0]))
     key = None if seed is None else jax.random.key(seed)
-    edges = np.asarray(resample(key, tdist, weights, 40))
+    edges = np.asarray(resample_intervals(key, tdist, weights, 40))
     assert edges.shape == (3, 41) and np.all(np.diff(edges, axis=-1) >= 0)
     assert np.all(edges[:, 0] == 2.0) and np.all(edges[:, -1] == 6.0)
     inside = np.mean((edges[:, 1:-1] >= 4.5) & (edges[:, 1:-1] <= 5.0), axis=-1)
@@ -340,15 +340,15 @@ def test_resampling_inverts_the_padded_distribution() -> None:
     padded = weights + 0.01 / 6
     cdf = np.concatenate([[0.0], np.cumsum(padded) / padded.sum()])
     wanted = np.interp((np.arange(9) + 0.5) / 9, cdf, tdist)
-    found = resample(None, jnp.asarray(tdist), jnp.asarray(weights), 10)
+    found = resample_intervals(None, jnp.asarray(tdist), jnp.asarray(weights), 10)
     np.testing.assert_allclose(found[1:-1], wanted, rtol=1e-5)
 
 
 def test_one_interval_spans_the_ray_and_no_gradient_flows() -> None:
     tdist = jnp.asarray([1.0, 2.0, 3.0])
-    edges = resample(None, tdist, jnp.asarray([0.3, 0.7]), 1)
+    edges = resample_intervals(None, tdist, jnp.asarray([0.3, 0.7]), 1)
     assert np.asarray(edges).tolist() == [1.0, 3.0]
-    slope = jax.grad(lambda w: jnp.sum(resample(None, tdist, w, 4)))(jnp.ones(2))
+    slope = jax.grad(lambda w: jnp.sum(resample_intervals(None, tdist, w, 4)))(jnp.ones(2))
     assert not np.any(slope)
 
 
@@ -362,7 +362,10 @@ def test_samplers_in_float64_equal_those_in_float32(spacing: str) -> None:
         rays = dataclasses.replace(make_rays((40,)), **ends)
         tdist = stratified(None, rays, 8, spacing)
         given_ = jnp.asarray(weights, dtype)
-        drawn = importance(None, tdist, given_, 12), resample(None, tdist, given_, 12)
+        drawn = (
+            hierarchical_sample(None, tdist, given_, 12),
+            resample_intervals(None, tdist, given_, 12),
+        )
         return [tdist, *drawn]
 
     narrow = sample(jnp.float32)
@@ -378,7 +381,10 @@ def test_samples_are_in_order_within_their_ray_for_weights_of_any_size(weight: f
     """No length, one spike, all the same: drawn where there is something, finite and in order."""
     tdist = jnp.asarray([np.full(7, 3.0), EDGES, EDGES * 1e6])
     weights = weight * jnp.asarray([WEIGHTS, WEIGHTS == 0.5, np.ones(6)], jnp.float32)
-    for drawn in (importance(None, tdist, weights, 9), resample(None, tdist, weights, 9)):
+    for drawn in (
+        hierarchical_sample(None, tdist, weights, 9),
+        resample_intervals(None, tdist, weights, 9),
+    ):
         assert np.all(np.isfinite(drawn)) and np.all(np.diff(np.asarray(drawn)) >= 0)
         np.testing.assert_array_equal(drawn[:, 0], tdist[:, 0])
         np.testing.assert_array_equal(drawn[:, -1], tdist[:, -1])
@@ -467,9 +473,9 @@ def test_with_a_key_of_its_own_a_ray_does_not_mind_its_neighbours(draw: str) -> 
             case "points":
                 found = stratified_legacy(own[rays], some, 5)
             case "importance":
-                found = importance(own[rays], edges[rays], weights[rays], 5)
+                found = hierarchical_sample(own[rays], edges[rays], weights[rays], 5)
             case _:
-                found = resample(own[rays], edges[rays], weights[rays], 5)
+                found = resample_intervals(own[rays], edges[rays], weights[rays], 5)
         return np.asarray(found)
 
     together = sample(slice(0, 6))

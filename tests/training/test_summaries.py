@@ -10,7 +10,7 @@ from scenes import BOX, tiny_hashgrid, tiny_nerf, tiny_tensorf, tiny_voxels
 
 from jaxrf.evaluation import images
 from jaxrf.evaluation.scoring import Scored
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import (
     DensityEmaGrid,
     OccupancyGrid,
@@ -26,7 +26,9 @@ def make_scored(height: int, width: int) -> Scored:
     def draw(*shape: int) -> np.ndarray:
         return rng.uniform(0, 1, shape).astype(np.float32)
 
-    seen = Picture(draw(height, width, 3), draw(height, width), *(2.0 + draw(2, height, width)))
+    seen = HostRendering(
+        draw(height, width, 3), draw(height, width), *(2.0 + draw(2, height, width))
+    )
     return Scored(0, "r_7", seen, draw(height, width, 3), 31.5, 0.91)
 
 

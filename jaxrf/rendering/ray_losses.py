@@ -1,0 +1,103 @@
+"""Losses on the weights and opacities of rays.
+
+Letters in shapes: r rays, n intervals of a ray, k intervals of a proposal, m packed samples.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxrf.core.packing import sum_before
+from jaxrf.core.stepfun import midpoints
+
+
+def opacity_entropy(opacity: Float[Array, "r"]) -> Float[Array, "r"]:
+    """Binary entropy of each ray's opacity in nats; minimizing it pulls opacities to 0 or 1.
+
+    Opacities are clipped to [1e-5, 1 - 1e-5], so that the gradient is finite.
+    """
+    p = jnp.clip(opacity, 1e-5, 1.0 - 1e-5)
+    return -(p * jnp.log(p) + (1.0 - p) * jnp.log1p(-p))
+
+
+def distortion_loss(
+    weights: Float[Array, "*batch n"], sdist: Float[Array, "*batch n_plus_1"]
+) -> Float[Array, "*batch"]:
+    """Distortion of each ray's weights; minimizing it concentrates them (Mip-NeRF 360, eq. 15).
+
+    sum_ij w_i w_j |s_i - s_j| + 1/3 sum_i w_i^2 (s_{i+1/2} - s_{i-1/2}), s_i being the midpoint of
+    interval i. Computed in linear time: of each pair the farther interval counts twice.
+
+    Args:
+      weights: (..., n) of the intervals.
+      sdist: (..., n + 1) interval edges, ascending, normalized to [0, 1].
+    """
+    middle = midpoints(sdist)
+    moment = weights * middle
+    weight_before = jnp.cumsum(weights, axis=-1) - weights
+    moment_before = jnp.cumsum(moment, axis=-1) - moment
+    between = 2.0 * jnp.sum(weights * (middle * weight_before - moment_before), axis=-1)
+    return between + jnp.sum(jnp.square(weights) * jnp.diff(sdist, axis=-1), axis=-1) / 3.0
+
+
+def packed_distortion_loss(
+    weights: Float[Array, "m"],
+    s_starts: Float[Array, "m"],
+    s_ends: Float[Array, "m"],
+    ray_indices: Int[Array, "m"],
+    num_rays: int,
+) -> Float[Array, "num_rays"]:
+    """`distortion_loss` of rays whose samples are packed.
+
+    Args:
+      weights: (m,) of the samples; 0 in unused slots.
+      s_starts, s_ends: (m,) edges of the samples, normalized to [0, 1], ascending along each ray.
+      ray_indices: (m,) ray of each sample, ascending.
+      num_rays: number of rays.
+    """
+    middle = 0.5 * (s_starts + s_ends)
+    weight_before = sum_before(weights, ray_indices)
+    moment_before = sum_before(weights * middle, ray_indices)
+    within = jnp.square(weights) * (s_ends - s_starts) / 3.0
+    terms = 2.0 * weights * (middle * weight_before - moment_before) + within
+    return jnp.zeros((num_rays,), terms.dtype).at[ray_indices].add(terms, indices_are_sorted=True)
+
+
+def interlevel_loss(
+    tdist: Float[Array, "*batch n_plus_1"],
+    weights: Float[Array, "*batch n"],
+    proposal_tdist: Float[Array, "*batch k_plus_1"],
+    proposal_weights: Float[Array, "*batch k"],
+) -> Float[Array, "*batch"]:
+    """Excess of the weights over the upper bound that a proposal sets (Mip-NeRF 360, eq. 12, 13).
+
+    sum_i max(0, w_i - bound_i)^2 / w_i, bound_i being the sum of the proposal weights whose
+    intervals overlap interval i. Gradients flow to the proposal weights only.
+
+    Args:
+      tdist: (..., n + 1) interval edges.
+      weights: (..., n) of the intervals.
+      proposal_tdist: (..., k + 1) interval edges of the proposal, in the same unit.
+      proposal_weights: (..., k) of the proposal.
+    """
+    tdist, weights = jax.lax.stop_gradient((tdist, weights))
+    cumulative = jnp.cumsum(proposal_weights, axis=-1)
+    zero = jnp.zeros_like(cumulative[..., :1])
+    cumulative = jnp.concatenate([zero, cumulative], axis=-1)
+    signature = "(n),(k),(k)->(l)"
+    bound = jnp.vectorize(_overlapping_weight, signature=signature)
+    excess = jnp.maximum(weights - bound(tdist, proposal_tdist, cumulative), 0.0)
+    return jnp.sum(jnp.square(excess) / (weights + 1e-7), axis=-1)
+
+
+def _overlapping_weight(
+    tdist: Float[Array, "n_plus_1"],
+    proposal_tdist: Float[Array, "k_plus_1"],
+    cumulative: Float[Array, "k_plus_1"],
+) -> Float[Array, "n"]:
+    """Sum of the proposal weights that overlap each interval, from their cumulative sums."""
+    last = proposal_tdist.shape[0] - 1
+    first = jnp.clip(jnp.searchsorted(proposal_tdist, tdist[:-1], side="right") - 1, 0, last)
+    end = jnp.clip(jnp.searchsorted(proposal_tdist, tdist[1:], side="left"), 0, last)
+    # An interval of zero length may have its end before its first; its sum must not be negative.
+    return cumulative[jnp.maximum(first, end)] - cumulative[first]

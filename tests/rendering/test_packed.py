@@ -1,0 +1,395 @@
+"""Packed rendering against loops, and against dense rendering with a mask."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slow_rendering import (
+    DENSITIES,
+    EXTREMES,
+    FNS,
+    INTERVALS,
+    LENGTHS,
+    OPAQUE,
+    RAYS,
+    field_color,
+    field_density,
+    field_density_along,
+    field_features,
+    make_background,
+    make_edges,
+    make_mask,
+    make_rays,
+    render_densely,
+    render_every,
+    render_slowly,
+)
+
+from jaxrf.core.packing import pack, rank_samples
+from jaxrf.core.rays import Rays
+from jaxrf.rendering.packed import (
+    PackedRendering,
+    compute_packed_weights,
+    render_packed,
+    sample_points,
+)
+from jaxrf.rendering.volume import RadianceFns, Rendering, compute_weights
+from jaxrf.sampling.packed import PackedSamples
+
+render_packed_rays = jax.jit(
+    render_packed, static_argnames=("fns", "per_ray", "color_budget", "color_threshold")
+)
+
+
+packed_weights_of = jax.jit(compute_packed_weights)
+
+
+# Rendering from packed samples.
+
+
+def pack_intervals(
+    edges: jax.Array, mask: np.ndarray, spare: int
+) -> tuple[PackedSamples, np.ndarray]:
+    """The masked intervals of a dense layout as packed samples, and their flat indices."""
+    rays, index = np.nonzero(mask)
+    starts, stops = np.asarray(edges)[rays, index], np.asarray(edges)[rays, index + 1]
+    packed = PackedSamples(
+        jnp.asarray(np.pad(starts, (0, spare)), jnp.float32),
+        jnp.asarray(np.pad(stops, (0, spare)), jnp.float32),
+        jnp.asarray(np.pad(rays, (0, spare), constant_values=len(mask) - 1), jnp.int32),
+        jnp.asarray(np.arange(len(rays) + spare) < len(rays)),
+    )
+    return packed, np.flatnonzero(mask)
+
+
+def packed_case(spare: int = 5) -> tuple[Rays, jax.Array, jax.Array, np.ndarray, PackedSamples]:
+    """Rays, their edges, their backgrounds, which intervals are wanted, and these packed."""
+    rays, mask = make_rays(), np.asarray(make_mask())
+    edges = make_edges(rays)
+    return rays, edges, make_background(), mask, pack_intervals(edges, mask, spare)[0]
+
+
+@pytest.mark.parametrize("spare", [0, 13])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e6, np.inf])
+def test_packed_weights_equal_those_of_unpacked_rays(spare: int, scale: float) -> None:
+    edges, mask = make_edges(make_rays()), np.asarray(make_mask())
+    density = np.random.default_rng(8).uniform(0.1, 3.0, mask.shape).astype(np.float32) * scale
+    packed, flat = pack_intervals(edges, mask, spare)
+    values = jnp.asarray(np.pad(density.ravel()[flat], (0, spare), constant_values=5.0))
+    weights, transmittance = compute_packed_weights(values, packed)
+    dense, reaching = compute_weights(jnp.asarray(np.where(mask, density, 0.0)), edges)
+    used = np.asarray(packed.mask)
+    np.testing.assert_allclose(weights[used], np.asarray(dense).ravel()[flat], atol=1e-6)
+    np.testing.assert_allclose(transmittance[used], np.asarray(reaching).ravel()[flat], atol=1e-6)
+    assert not np.any(np.asarray(weights)[~used])
+
+
+@settings(max_examples=40)
+@given(DENSITIES, LENGTHS, st.integers(0, 8))
+def test_packed_weights_and_final_transmittance_sum_to_one_for_each_ray(
+    density: np.ndarray, lengths: np.ndarray, first: int
+) -> None:
+    """The first so many samples are one ray's, the others another's."""
+    edges = np.concatenate([[0.25], 0.25 + np.cumsum(lengths)]).astype(np.float32)
+    owner = (np.arange(8) >= first).astype(np.int32)
+    everything = jnp.ones(8, bool)
+    packed = PackedSamples(*(jnp.asarray(x) for x in (edges[:-1], edges[1:], owner)), everything)
+    weights, transmittance = (
+        np.asarray(x) for x in packed_weights_of(jnp.asarray(density), packed)
+    )
+    assert np.all(weights >= 0) and np.all(weights <= 1)
+    for ray in (0, 1):
+        mine = owner == ray
+        if mine.any():
+            last = np.flatnonzero(mine)[-1]
+            depth = float(density[last]) * float(edges[last + 1] - edges[last])
+            left = float(transmittance[last]) * math.exp(-depth)
+            assert float(weights[mine].sum()) + left == pytest.approx(1.0, abs=2e-6)
+            assert transmittance[mine][0] == 1.0 and np.all(np.diff(transmittance[mine]) <= 0)
+
+
+def test_packed_weights_keep_precision_after_an_opaque_ray() -> None:
+    """A running sum over all rays would lose an optical depth of 1e-3 beside one of 1e7."""
+    packed = PackedSamples(
+        jnp.zeros(4), jnp.ones(4), jnp.asarray([0, 0, 1, 1], jnp.int32), jnp.ones(4, bool)
+    )
+    weights, _ = compute_packed_weights(jnp.asarray([1e7, 1e7, 1e-3, 1e-3]), packed)
+    second = np.exp(-1e-3) * -np.expm1(-1e-3)
+    np.testing.assert_allclose(weights, [1.0, 0.0, -np.expm1(-1e-3), second], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_gradients_of_packed_weights_are_finite_at_the_extremes(name: str) -> None:
+    density, edges = (jnp.asarray(x, jnp.float32) for x in EXTREMES[name])
+    owner = jnp.asarray([0, 0, 0, 1], jnp.int32)
+
+    def total(density: jax.Array, starts: jax.Array) -> jax.Array:
+        packed = PackedSamples(starts, edges[1:], owner, jnp.asarray([True, True, True, False]))
+        weights, transmittance = compute_packed_weights(density, packed)
+        return jnp.sum(weights * jnp.arange(4.0)) + jnp.sum(transmittance)
+
+    gradients = jax.grad(total, argnums=(0, 1))(density, edges[:-1])
+    # An infinite optical depth has an infinite slope in its length alone.
+    for gradient in gradients[:1] if name in ("overflow", "infinitely long") else gradients:
+        assert np.all(np.isfinite(gradient))
+
+
+def test_sample_points_are_midpoints() -> None:
+    rays, edges, _, mask, packed = packed_case()
+    positions, distances = sample_points(rays, packed)
+    ray, index = np.nonzero(mask)
+    for place in range(len(ray)):
+        middle = (
+            float(edges[ray[place], index[place]]) + float(edges[ray[place], index[place] + 1])
+        ) / 2
+        assert float(distances[place]) == pytest.approx(middle, rel=1e-6)
+        wanted = np.asarray(rays.origins[ray[place]]) + middle * np.asarray(
+            rays.directions[ray[place]]
+        )
+        np.testing.assert_allclose(positions[place], wanted, atol=1e-5)
+
+
+AMPLE = 1000
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_budget", [None, AMPLE])
+@pytest.mark.parametrize("spare", [0, 5])
+def test_packed_rendering_equals_loops_without_density_outside(
+    spare: int, color_budget: int | None, per_ray: bool
+) -> None:
+    rays, edges, background, mask, packed = packed_case(spare)
+    found = render_packed_rays(
+        FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget
+    )
+    assert int(found.num_complete_rays) == RAYS
+    slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
+    assert_packed_close_to(slow, found)
+    dense, _ = compute_weights(jnp.asarray(mask) * field_density_along(rays, edges), edges)
+    used = np.asarray(packed.mask)
+    np.testing.assert_allclose(found.weights[used], np.asarray(dense)[mask], atol=1e-5)
+    assert found.weights.shape == used.shape and not np.any(np.asarray(found.weights)[~used])
+    np.testing.assert_array_equal(found.rgb[1], background[1])
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_full_mask_equals_rendering_of_every_interval(per_ray: bool) -> None:
+    rays, edges, background, _, _ = packed_case()
+    packed, _ = pack_intervals(edges, np.ones((RAYS, INTERVALS), bool), 0)
+    found = render_packed_rays(FNS, rays, packed, background, per_ray=per_ray)
+    dense, weights = render_every(FNS, rays, edges, background, per_ray=per_ray)
+    assert_packed_close_to({"rgb": dense.rgb, "opacity": dense.opacity}, found)
+    np.testing.assert_allclose(found.weights, weights.ravel(), atol=1e-6)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_budget", [None, 1, AMPLE])
+def test_rays_without_samples_render_exactly_the_background(
+    color_budget: int | None, per_ray: bool
+) -> None:
+    rays, edges, background, mask, _ = packed_case()
+    packed, _ = pack_intervals(edges, np.zeros_like(mask), 9)
+    found = render_packed_rays(
+        FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget
+    )
+    assert int(found.num_complete_rays) == RAYS
+    np.testing.assert_array_equal(found.rgb, background)
+    np.testing.assert_array_equal(found.opacity, 0.0)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_samples_of_zero_length_render_the_background_and_need_no_budget(
+    per_ray: bool,
+) -> None:
+    rays, _, background, _, packed = packed_case()
+    packed = packed._replace(t_ends=packed.t_starts)
+    found = render_packed_rays(OPAQUE, rays, packed, background, per_ray=per_ray, color_budget=1)
+    assert int(found.num_complete_rays) == RAYS
+    np.testing.assert_array_equal(found.rgb, background)
+    np.testing.assert_array_equal(found.weights, 0.0)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+def test_color_threshold_drops_colors_but_not_opacity(per_ray: bool) -> None:
+    rays, edges, background, mask, packed = packed_case()
+    found = render_packed_rays(
+        FNS, rays, packed, background,
+        per_ray=per_ray, color_budget=AMPLE, color_threshold=0.1,
+    )  # fmt: skip
+    assert int(found.num_complete_rays) == RAYS
+    slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray, color_threshold=0.1)
+    assert_packed_close_to(slow, found)
+    everything = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
+    assert not np.allclose(slow["rgb"], everything["rgb"], atol=1e-2), (
+        "the threshold changes nothing"
+    )
+    # Without a budget all samples are coloured anyway.
+    found = render_packed_rays(FNS, rays, packed, background, per_ray=per_ray, color_threshold=0.1)
+    assert_packed_close_to(everything, found)
+
+
+def complete_rays_slowly(wanted: np.ndarray, budget: int) -> int:
+    """How many rays come before the first of which a wanted sample is past the budget."""
+    taken = 0
+    for ray, row in enumerate(wanted):
+        taken += int(row.sum())
+        if taken > budget:
+            return ray
+    return len(wanted)
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+@pytest.mark.parametrize("budget", [1, 5, 9, 17, -1, 0, 1000])
+def test_rays_before_the_color_budget_overflows_are_complete(
+    budget: int, threshold: float, per_ray: bool
+) -> None:
+    rays, edges, background, mask, packed = packed_case()
+    weights, _ = compute_weights(jnp.asarray(mask) * field_density_along(rays, edges), edges)
+    wanted = mask & (np.asarray(weights) > threshold)
+    needed = int(wanted.sum())
+    # The last two: just too little and just enough.
+    budget = needed + budget if budget in (-1, 0) else budget
+    found = render_packed_rays(
+        FNS, rays, packed, background,
+        per_ray=per_ray, color_budget=budget, color_threshold=threshold,
+    )  # fmt: skip
+    fitting = complete_rays_slowly(wanted, budget)
+    assert int(found.num_complete_rays) == fitting and (fitting < RAYS) == (budget < needed)
+    slow = render_slowly(
+        rays, edges, background, jnp.asarray(mask), per_ray, color_threshold=threshold
+    )
+    assert_packed_close_to({"rgb": slow["rgb"]}, found, slice(fitting))
+    # What rays weigh does not depend on which of their samples are coloured.
+    assert_packed_close_to({"opacity": slow["opacity"]}, found)
+    np.testing.assert_allclose(
+        np.asarray(found.weights)[np.asarray(packed.mask)], np.asarray(weights)[mask], atol=1e-5
+    )
+
+
+def assert_packed_close_to(
+    expected: dict[str, Any], actual: PackedRendering, kept: Any = slice(None)
+) -> None:
+    for name in ("rgb", "opacity"):
+        if name in expected:
+            np.testing.assert_allclose(
+                np.asarray(getattr(actual, name))[kept],
+                np.asarray(expected[name])[kept],
+                rtol=2e-5,
+                atol=2e-5,
+                err_msg=name,
+            )
+
+
+def parametric_fns(params: dict[str, jax.Array]) -> RadianceFns:
+    return RadianceFns(
+        density=lambda p, r: (params["density"][0] * field_density(jnp, p, r.radii), p),
+        features=lambda p: field_features(jnp, p) * params["features"][None],
+        color=lambda f, d, _: field_color(jnp, f, d) * params["color"][None],
+    )
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.05])
+def test_gradients_of_packed_rendering_equal_those_of_dense_rendering(
+    threshold: float | None, per_ray: bool
+) -> None:
+    rays, edges, background, mask, packed = packed_case()
+    params = {
+        "density": jnp.asarray([0.8]),
+        "features": jnp.asarray([1.0, 0.5, 1.5, 0.7]),
+        "color": jnp.asarray([0.9, 0.8, 0.7]),
+    }
+
+    def loss(rendering: Rendering | PackedRendering) -> jax.Array:
+        squares = jnp.mean(jnp.square(rendering.rgb - 0.3))
+        return squares + 0.1 * jnp.mean(rendering.opacity)
+
+    def sparse(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
+        fns = parametric_fns(params)
+        budget = None if threshold is None else AMPLE
+        rendering = render_packed(
+            fns, rays, packed, background,
+            per_ray=per_ray, color_budget=budget, color_threshold=threshold or 0.0,
+        )  # fmt: skip
+        return loss(rendering)
+
+    def dense(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
+        fns, wanted = parametric_fns(params), jnp.asarray(mask)
+        return loss(render_densely(fns, rays, edges, background, wanted, per_ray, threshold or 0.0))
+
+    def gradients(fn: Any) -> Any:
+        def of_origins(params: dict[str, jax.Array], origins: jax.Array) -> jax.Array:
+            return fn(params, dataclasses.replace(rays, origins=origins))
+
+        return jax.jit(jax.value_and_grad(of_origins, argnums=(0, 1)))(params, rays.origins)
+
+    actual, expected = gradients(sparse), gradients(dense)
+    assert all(float(jnp.max(jnp.abs(g))) > 1e-4 for g in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-4, atol=2e-6), actual, expected
+    )
+
+
+@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_budget", [None, AMPLE, 3])
+def test_gradients_of_packed_rendering_are_finite_at_the_extremes(
+    color_budget: int | None, per_ray: bool
+) -> None:
+    rays, edges, background, mask, _ = packed_case()
+    edges = edges.at[0].set(1.0)
+
+    def loss(density: jax.Array, packed: PackedSamples) -> jax.Array:
+        fns = parametric_fns({"density": density, "features": jnp.ones(4), "color": jnp.ones(3)})
+        found = render_packed(
+            fns, rays, packed, background,
+            per_ray=per_ray, color_budget=color_budget, color_threshold=1e-3,
+        )  # fmt: skip
+        return jnp.sum(found.rgb) + jnp.sum(found.opacity) + jnp.sum(found.weights)
+
+    gradient = jax.jit(jax.grad(loss))
+    spare = mask.size - mask.sum()
+    cases = [pack_intervals(edges, m, s)[0] for m, s in ((mask, spare), (mask & False, mask.size))]
+    for scale in (0.0, 1.0, 1e10, 1e20, 1e30):
+        for packed in cases:
+            slope = gradient(jnp.asarray([scale]), packed)
+            assert np.all(np.isfinite(slope))
+            assert scale != 1.0 or (slope[0] != 0) == bool(packed.mask.any())
+
+
+# Packing.
+
+
+def test_rank_samples_counts_masked_samples_before_each() -> None:
+    mask = make_mask()
+    rank, before = rank_samples(mask), 0
+    for r in range(RAYS):
+        for i in range(INTERVALS):
+            assert int(rank[r, i]) == before
+            before += int(mask[r, i])
+
+
+@pytest.mark.parametrize("budget", [1, 4, 1000])
+def test_successive_packs_hold_every_masked_sample_once(budget: int) -> None:
+    mask = make_mask()
+    wanted = [r * INTERVALS + i for r in range(RAYS) for i in range(INTERVALS) if mask[r, i]]
+    rank, found = rank_samples(mask), []
+    for start in range(0, len(wanted), budget):
+        packed = pack(mask, rank, budget, start)
+        assert packed.sample.shape == packed.valid.shape == (budget,)
+        taken = np.asarray(packed.sample)[np.asarray(packed.valid)]
+        assert np.all(np.asarray(packed.sample)[~np.asarray(packed.valid)] == mask.size)
+        found += taken.tolist()
+    assert found == wanted
+
+
+def test_pack_of_an_empty_mask_is_empty() -> None:
+    mask = jnp.zeros((3, 4), bool)
+    packed = pack(mask, rank_samples(mask), 5)
+    assert not np.any(np.asarray(packed.valid))
