@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrf.core import encodings, grids
+from jaxrf.core import encodings, grids, hash_grids
 from jaxrf.fields.mlp import MLP, ComputeType
 
 Params = dict[str, Any]
@@ -37,14 +37,14 @@ class HashGrid:
       levels, channels: of the table; channels are those of one level.
       coarsest, finest: cells along the box's sides at the first and the last level.
       log2_hashmap_size: of the most rows that a level has.
-      read_as: type of the table as it is read; it is trained and summed up in float32.
+      table_dtype: type of the table as it is read; it is trained and summed up in float32.
       width: of both networks.
       density_layers, color_layers: hidden layers of the two.
       feature_dim: channels that the density network hands on to the colour network.
       num_sh_bands: of the direction's spherical harmonics.
       density_shift: added to the raw density before its exponential.
       density_scale: factor of the density; that of a box of side 1 is (side of the box)^-1.
-      rule: how levels lie in the table (`grids.HashLevels`).
+      hash_layout: how levels lie in the table (`hash_grids.HashLevels`).
       bias: whether the networks' layers add one.
       normalize_dirs_01: harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code
         does.
@@ -56,7 +56,7 @@ class HashGrid:
     coarsest: int = 16
     finest: int = 2048
     log2_hashmap_size: int = 19
-    read_as: grids.TableType = "float32"
+    table_dtype: grids.TableDtype = "float32"
     width: int = 64
     density_layers: int = 1
     color_layers: int = 2
@@ -64,18 +64,18 @@ class HashGrid:
     num_sh_bands: int = 4
     density_shift: float = -1.0
     density_scale: float = 1.0
-    rule: grids.HashRule = "faces"
+    hash_layout: hash_grids.HashLayout = "dense_coarse"
     bias: bool = False
     normalize_dirs_01: bool = False
     compute: ComputeType = "float32"
     needs_aabb: ClassVar[bool] = True
 
-    def plan(self) -> grids.HashLevels:
+    def plan(self) -> hash_grids.HashLevels:
         """Where the levels lie in the table."""
-        if self.rule != "faces":
-            scales = grids.grow_scales(self.levels, self.coarsest, self.finest, self.rule)
-            return grids.place_hash_levels(scales, 1 << self.log2_hashmap_size, self.rule)
-        return grids.plan_hash_levels(
+        if self.hash_layout != "dense_coarse":
+            scales = hash_grids.hash_level_scales(self.levels, self.coarsest, self.finest, self.hash_layout)
+            return hash_grids.plan_scaled_hash_levels(scales, 1 << self.log2_hashmap_size, self.hash_layout)
+        return hash_grids.plan_hash_levels(
             self.levels, self.coarsest, self.finest, 1 << self.log2_hashmap_size
         )
 
@@ -120,7 +120,7 @@ class HashGrid:
         del radii
         unit, inside = grids.to_unit_box(positions, params["aabb"])
         plan = self.plan()
-        encoded = grids.sample_hash_grid(params["table"], unit, plan, self.read_as)
+        encoded = hash_grids.sample_hash_grid(params["table"], unit, plan, self.table_dtype)
         out = self._density_mlp().apply(params["density_mlp"], encoded)
         density = self.density_scale * clamped_exp(out[:, 0] + self.density_shift)
         return jnp.where(inside, density, 0.0), out[:, 1:]
@@ -155,7 +155,7 @@ class HashGrid:
           "encoding" of positions, raw "density" (m,), "features", and raw "color" (m, 3).
         """
         unit, _ = grids.to_unit_box(positions, params["aabb"])
-        encoded = grids.sample_hash_grid(params["table"], unit, self.plan(), self.read_as)
+        encoded = hash_grids.sample_hash_grid(params["table"], unit, self.plan(), self.table_dtype)
         out = self._density_mlp().apply(params["density_mlp"], encoded)
         color = self._raw_color(params, out[:, 1:], directions)
         return {"encoding": encoded, "density": out[:, 0], "features": out[:, 1:], "color": color}

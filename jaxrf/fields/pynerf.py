@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrf.core import encodings, grids
+from jaxrf.core import encodings, grids, hash_grids
 from jaxrf.fields.hashgrid import clamped_exp
 from jaxrf.fields.mlp import MLP, ComputeType, read_as
 
@@ -72,7 +72,7 @@ class PyNeRF:
     Attributes:
       heads: levels of the pyramid, each with a density network.
       factor: ratio of two levels' cells.
-      levels, channels, coarsest, finest, log2_hashmap_size, read_as: of the hash grid, as `ngp.HashGrid`.
+      levels, channels, coarsest, finest, log2_hashmap_size, table_dtype: of the hash grid, as `ngp.HashGrid`.
       tables: "shared" by all heads, or "separate": each its own, up to its own finest cells.
       blend: "features", the heads' outputs before they become density and colour, or "results",
         density and colour of the heads, each having a colour network.
@@ -91,7 +91,7 @@ class PyNeRF:
     coarsest: int = 16
     finest: int = 4096
     log2_hashmap_size: int = 20
-    read_as: grids.TableType = "float32"
+    table_dtype: grids.TableDtype = "float32"
     tables: Literal["shared", "separate"] = "separate"
     blend: Literal["features", "results"] = "features"
     width: int = 64
@@ -103,7 +103,7 @@ class PyNeRF:
     compute: ComputeType = "float32"
     needs_aabb: ClassVar[bool] = True
 
-    def plans(self) -> tuple[grids.HashLevels, ...]:
+    def plans(self) -> tuple[hash_grids.HashLevels, ...]:
         """The levels of each table: one for all heads, or one for each."""
         if self.tables == "shared":
             finest: tuple[float, ...] = (self.finest,)
@@ -111,7 +111,7 @@ class PyNeRF:
             finest = create_pyramid_hierarchy(self.heads, self.finest, self.factor)
         rows = 1 << self.log2_hashmap_size
         return tuple(
-            grids.plan_hash_levels(
+            hash_grids.plan_hash_levels(
                 self.levels, self.coarsest, max(round(cells), self.coarsest), rows
             )
             for cells in finest
@@ -155,7 +155,7 @@ class PyNeRF:
         ends = np.cumsum([plan.starts[-1] for plan in plans])
         tables = jnp.split(params["table"], ends[:-1])
         encoded = [
-            grids.sample_hash_grid(table, unit, plan, self.read_as)
+            hash_grids.sample_hash_grid(table, unit, plan, self.table_dtype)
             for table, plan in zip(tables, plans, strict=True)
         ]
         return encoded * (self.heads // len(encoded))
@@ -170,8 +170,8 @@ class PyNeRF:
         lower = jnp.clip(jnp.floor(level), 0.0, max(last - 1, 0)).astype(jnp.int32)
         seen = [jnp.zeros((), unit.dtype)] * self.heads
         for nearest in (lower, jnp.minimum(lower + 1, last)):
-            encoded = grids.sample_hash_grids(
-                params["table"], unit, self.plans(), nearest, self.read_as
+            encoded = hash_grids.sample_hash_grids(
+                params["table"], unit, self.plans(), nearest, self.table_dtype
             )
             seen = [
                 jnp.where((nearest == head)[:, None], encoded, other)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrf.cameras import contraction
 from jaxrf.core import rngs
 from jaxrf.core.errors import InputError
-from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalise_distances
+from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalize_distances
 from jaxrf.fields import base, hashgrid, nerf, pynerf, tensorf, voxels
 from jaxrf.fields.base import Field, Params
 from jaxrf.rendering.volume import (
@@ -409,7 +409,7 @@ def predict(
             samples=jnp.asarray(rays.near.size * samples_per_ray(config), jnp.int32),
             distortion=losses.distortion(
                 last.weights,
-                normalise_distances(
+                normalize_distances(
                     rays if grid.bounds is None else occupancy.to_marched_rays(grid, rays),
                     last.tdist,
                 ),
@@ -445,9 +445,9 @@ def predict(
     edges = jnp.stack([samples.t_starts, samples.t_ends], axis=-1)
     near_to_far = jax.tree.map(lambda x: x[index], rays)
     if grid.bounds is not None:
-        edges = contraction.march(edges, near_to_far.origins, grid.bounds)
+        edges = contraction.t_to_s(edges, near_to_far.origins, grid.bounds)
         near_to_far = occupancy.to_marched_rays(grid, near_to_far)
-    starts, ends = jnp.moveaxis(normalise_distances(near_to_far, edges), -1, 0)
+    starts, ends = jnp.moveaxis(normalize_distances(near_to_far, edges), -1, 0)
     return Prediction(
         rgb=(rendering.rgb,),
         opacity=rendering.opacity,
@@ -624,7 +624,7 @@ def to_legacy_options(convention: RayConvention, rays: Rays) -> LegacyRenderOpti
     if not (inclusive or axis):
         return None
     one = jnp.ones_like(rays.near)
-    stretch = one if rays.stretch is None else rays.stretch
+    stretch = one if rays.ray_z_scale is None else rays.ray_z_scale
     return LegacyRenderOptions(
         length_unit=stretch if convention.lengths_along == "axis" else one,
         direction_length=stretch if convention.view_directions == "axis" else one,

@@ -139,7 +139,7 @@ def to_marched_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
     if grid.bounds is None:
         return clip_to_aabb(rays, grid.aabb)
     ends = jnp.stack([rays.near, contraction.far_distance(rays.origins, grid.bounds)], axis=-1)
-    near, far = jnp.moveaxis(contraction.march(ends, rays.origins, grid.bounds), -1, 0)
+    near, far = jnp.moveaxis(contraction.t_to_s(ends, rays.origins, grid.bounds), -1, 0)
     return dataclasses.replace(rays, near=near, far=far)
 
 
@@ -226,7 +226,7 @@ def mark_invisible_cells(grid: DensityEmaGrid, cameras: Cameras, reach: float) -
         corners = [centres + half * sign for sign in signs]
         balls = []
         for places in (centres, *corners):
-            outwards = contraction.stretch(places, grid.bounds)
+            outwards = contraction.inverse_contraction_scale(places, grid.bounds)
             across = outwards / (2.0 * jnp.sqrt(outwards) - 1.0)
             balls.append((contraction.uncontract(places, grid.bounds), radius * across))
 
@@ -336,7 +336,7 @@ def contraction_jacobian(
     """How much longer the scene is than the grid at positions in the grid."""
     if grid.bounds is None:
         return jnp.ones(positions.shape[:-1])
-    return contraction.stretch(positions, grid.bounds)
+    return contraction.inverse_contraction_scale(positions, grid.bounds)
 
 
 def forget(slots: int) -> Float[Array, "slots"]:

@@ -24,7 +24,7 @@ Background = Literal["white", "black", "random"]
 class RayConvention:
     """Where other programs place rays and add up light otherwise; their weights ask for it."""
 
-    pixel_centre: float = 0.5
+    pixel_center: float = 0.5
     """Where in a pixel, along both axes, its ray passes; 0 is its top left corner."""
     range_along: Literal["ray", "axis"] = "ray"
     """Whether near and far are distances along the ray or along the camera's axis."""
@@ -262,7 +262,7 @@ class HashedConfig(SampledConfig):
     """Cells along a side of the finest level."""
     log2_hashmap_size: int = 19
     """A level has at most 2 to the power of this rows."""
-    read_as: Literal["float32", "bfloat16"] = "float32"
+    table_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the table as it is read: bfloat16 halves what look-ups move where they are bound by
     memory. It is trained and summed up in float32."""
     width: int = 64
@@ -286,7 +286,7 @@ class HashGridConfig(HashedConfig):
     """Hidden layers of the density MLP."""
     density_scale: float = 1.0
     """Factor of the density."""
-    rule: Literal["faces", "hashed", "centred"] = "faces"
+    hash_layout: Literal["dense_coarse", "all_hashed", "tcnn"] = "dense_coarse"
     """How levels lie in the table: corners on the box's faces and a row for each where they fit;
     all of them hashed, as nerfstudio's PyTorch code has it; or as tiny-cuda-nn has it."""
     bias: bool = False

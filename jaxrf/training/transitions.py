@@ -68,7 +68,7 @@ class StageTransition(NamedTuple):
 
 def _place_grid(config: FieldConfig, aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
     """The box that grids fill at the start: the scene's, or that of contracted space."""
-    return contraction.expand(aabb) if config.contract else aabb
+    return contraction.contracted_aabb(aabb) if config.contract else aabb
 
 
 def plan_transitions(config: TrainConfig) -> list[StageTransition]:
