@@ -10,7 +10,7 @@ from PIL import Image
 from scenes import ANGLE, make_scene
 
 from jaxrf.cameras.base import Cameras, image_rays
-from jaxrf.cameras.transforms import invert_frame, move_points
+from jaxrf.cameras.transforms import invert_transform, transform_positions
 from jaxrf.data.scene import Scene, downscale_images
 
 # Names of the pictures sort otherwise than they were taken.
@@ -47,7 +47,7 @@ def view_names() -> list[str]:
 
 def check_rays(scene: Scene, split: str, cameras: Cameras, views: list[int]) -> None:
     """Rays of a split are those of the true cameras, once they are moved back to the file."""
-    back = invert_frame(scene.frame)
+    back = invert_transform(scene.frame)
     found = scene.splits[split]
     assert len(found) == len(views)
     for index, view in enumerate(views):
@@ -55,7 +55,7 @@ def check_rays(scene: Scene, split: str, cameras: Cameras, views: list[int]) -> 
             image_rays(found.cameras, index, 1.0, 2.0),
             image_rays(cameras, view, 1.0, 2.0),
         )
-        origins = move_points(back, np.asarray(rays.origins, np.float64))
+        origins = transform_positions(back, np.asarray(rays.origins, np.float64))
         np.testing.assert_allclose(origins, truth.origins, atol=2e-5)
         directions = np.asarray(rays.directions, np.float64) @ back.rotation.T
         np.testing.assert_allclose(directions, truth.directions, atol=2e-5)

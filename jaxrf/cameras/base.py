@@ -1,7 +1,7 @@
 """Cameras: pixels to rays, and paths of cameras.
 
 Axes are OpenGL's: x right, y up, z backwards. Pixel (column i, row j) covers [i, i+1] x [j, j+1]
-of the image plane, so its centre is at (i + 0.5, j + 0.5) and row 0 is the top.
+of the image plane, so its center is at (i + 0.5, j + 0.5) and row 0 is the top.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from jaxrf.training.config import RayConvention
 # Points along each side of a picture by which what a lens sees is enclosed.
 BORDER = 65
 # Rays farther aside do not get longer, where their range is along the axis.
-LEAST_COSINE = 1e-3
+MIN_COSINE = 1e-3
 
 
-@as_pytree("width", "height", "lens", "ndc", "along_axis")
+@as_pytree("width", "height", "lens", "ndc", "z_depth_bounds")
 @dataclasses.dataclass(frozen=True)
 class Cameras:
     """Cameras that share an image size.
@@ -35,9 +35,9 @@ class Cameras:
       width, height: of every image, in pixels.
       lens: of every camera.
       distortion: (n, k) coefficients of each lens (`lenses.COEFFICIENTS`); None is a pinhole.
-      ndc: if rays are to be in normalised device coordinates, the two slopes and the near plane of
+      ndc: if rays are to be in normalized device coordinates, the two slopes and the near plane of
         `rays_to_ndc`; the cameras themselves are in space.
-      along_axis: near and far are distances along the optical axis, and rays know their `stretch`.
+      z_depth_bounds: near and far are distances along the optical axis, and rays know their `stretch`.
     """
 
     T_world_camera: Float[Array | np.ndarray, "n 4 4"]
@@ -48,7 +48,7 @@ class Cameras:
     lens: Lens = "perspective"
     distortion: Float[Array | np.ndarray, "n k"] | None = None
     ndc: tuple[float, float, float] | None = None
-    along_axis: bool = False
+    z_depth_bounds: bool = False
 
     def __len__(self) -> int:
         return self.T_world_camera.shape[0]
@@ -57,7 +57,7 @@ class Cameras:
 def make_cameras(
     T_world_camera: Float[np.ndarray, "n 4 4"], width: int, height: int, camera_angle_x: float
 ) -> Cameras:
-    """Cameras of one horizontal field of view (radians), square pixels, centred principal point."""
+    """Cameras of one horizontal field of view (radians), square pixels, centered principal point."""
     return pinhole_cameras(
         T_world_camera, width, height, 0.5 * width / np.tan(0.5 * camera_angle_x)
     )
@@ -105,11 +105,11 @@ def resize_cameras(cameras: Cameras, width: int, height: int) -> Cameras:
 
 def apply_ray_convention(cameras: Cameras, convention: RayConvention) -> Cameras:
     """Cameras whose rays pass pixels, begin and end where a convention has it."""
-    shift = np.float32(0.5 - convention.pixel_centre)
+    shift = np.float32(0.5 - convention.pixel_center)
     return dataclasses.replace(
         cameras,
         principal_point=cameras.principal_point + shift,
-        along_axis=convention.range_along == "axis",
+        z_depth_bounds=convention.range_along == "axis",
     )
 
 
@@ -141,13 +141,13 @@ def pixels_to_rays(
     Args:
       cameras: the cameras that `camera_index` points into.
       camera_index: (...) which camera.
-      pixels: (..., 2) column and row in pixels; a pixel's centre is at + 0.5.
-      near, far: the same for every ray, distances along its unit direction. In normalised device
+      pixels: (..., 2) column and row in pixels; a pixel's center is at + 0.5.
+      near, far: the same for every ray, distances along its unit direction. In normalized device
         coordinates rays reach from the near plane to infinity instead.
 
     Returns:
       Rays whose `radii` are those of Mip-NeRF's cones (section 3.1): at distance 1, the distance
-      to the neighbouring pixels' rays times 2 / sqrt(12), the geometric mean of that to the right
+      to the neighboring pixels' rays times 2 / sqrt(12), the geometric mean of that to the right
       and that below, so that its square is the area of the pixel.
     """
     pose = jnp.asarray(cameras.T_world_camera)[camera_index]
@@ -178,8 +178,8 @@ def pixels_to_rays(
         radii=spacing * (2.0 / np.sqrt(12.0)).item(),
         camera_index=camera_index,
     )
-    if cameras.along_axis:
-        stretch = 1.0 / jnp.maximum(-direction[..., 2], LEAST_COSINE)
+    if cameras.z_depth_bounds:
+        stretch = 1.0 / jnp.maximum(-direction[..., 2], MIN_COSINE)
         rays = dataclasses.replace(
             rays, near=rays.near * stretch, far=rays.far * stretch, stretch=stretch
         )
@@ -222,7 +222,7 @@ def image_rays(
     near: float | Float[Array, ""],
     far: float | Float[Array, ""],
 ) -> Rays:
-    """Rays through the centres of all pixels of one image, batch shape (height, width)."""
+    """Rays through the centers of all pixels of one image, batch shape (height, width)."""
     columns, rows = jnp.meshgrid(
         jnp.arange(cameras.width) + 0.5, jnp.arange(cameras.height) + 0.5, indexing="xy"
     )
@@ -250,7 +250,7 @@ def project(
 
 
 def rays_to_ndc(rays: Rays, slopes: Float[Array, "2"], plane: float = 1.0) -> Rays:
-    """Rays in normalised device coordinates, in which a forward-facing scene fills a cube.
+    """Rays in normalized device coordinates, in which a forward-facing scene fills a cube.
 
     o' = -(o_x / (s_x o_z), o_y / (s_y o_z), -1 - 2 n / o_z) after the origin was moved on to the
     plane z = -n, and d' accordingly (NeRF, appendix C), s being half of the picture's extent over

@@ -9,14 +9,14 @@ MAX_DISTANCE_FACTOR = 1000.0
 # What is marched along a ray at most, in diagonals of the scene's box.
 MAX_MARCH_DIAGONALS = 4.0
 # A ray crosses contracted space at most so many times as fast as its marched distance grows, if it
-# begins within 3 half diagonals of the box's centre.
+# begins within 3 half diagonals of the box's center.
 MAX_MARCH_SPEED = 1.5
 
 
-def expand(aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
-    """The box that all of space is contracted into: the same centre, twice the size."""
-    centre = 0.5 * (aabb[:1] + aabb[1:])
-    return centre + 2.0 * (aabb - centre)
+def contracted_aabb(aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
+    """The box that all of space is contracted into: the same center, twice the size."""
+    center = 0.5 * (aabb[:1] + aabb[1:])
+    return center + 2.0 * (aabb - center)
 
 
 def contract(
@@ -24,32 +24,32 @@ def contract(
 ) -> Float[Array, "*batch 3"]:
     """Positions in contracted space, in scene units; inside the box nothing moves.
 
-    With m the largest coordinate, counted from the box's centre in halves of its sides, all
+    With m the largest coordinate, counted from the box's center in halves of its sides, all
     coordinates are multiplied with (2 - 1/m) / m where m > 1 (Mip-NeRF 360, eq. 10, with the
     maximum for the norm, so that a box remains a box).
     """
-    centre, half = _measure(aabb, positions.ndim)
-    largest = jnp.maximum(_largest((positions - centre) / half), 1.0)[..., None]
-    return centre + (positions - centre) * (2.0 - 1.0 / largest) / largest
+    center, half = _measure(aabb, positions.ndim)
+    largest = jnp.maximum(_largest((positions - center) / half), 1.0)[..., None]
+    return center + (positions - center) * (2.0 - 1.0 / largest) / largest
 
 
 def uncontract(
     contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> Float[Array, "*batch 3"]:
     """The inverse of `contract`; what lies on the contracted space's border is put far out."""
-    centre, half = _measure(aabb, contracted.ndim)
-    inside = jnp.clip(_largest((contracted - centre) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)[
+    center, half = _measure(aabb, contracted.ndim)
+    inside = jnp.clip(_largest((contracted - center) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)[
         ..., None
     ]
-    return centre + (contracted - centre) / ((2.0 - inside) * inside)
+    return center + (contracted - center) / ((2.0 - inside) * inside)
 
 
-def stretch(
+def inverse_contraction_scale(
     contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> Float[Array, "*batch"]:
     """How much longer space is outwards than contracted space is there: m^2, 1 inside the box."""
-    centre, half = _measure(aabb, contracted.ndim)
-    inside = jnp.clip(_largest((contracted - centre) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)
+    center, half = _measure(aabb, contracted.ndim)
+    inside = jnp.clip(_largest((contracted - center) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)
     return jnp.square(1.0 / (2.0 - inside))
 
 
@@ -60,12 +60,12 @@ def contract_radii(
 
     They shrink like the third root of the volume, (2m - 1)^(2/3) / m^2.
     """
-    centre, half = _measure(aabb, positions.ndim)
-    largest = jnp.maximum(_largest((positions - centre) / half), 1.0)
+    center, half = _measure(aabb, positions.ndim)
+    largest = jnp.maximum(_largest((positions - center) / half), 1.0)
     return radii * jnp.cbrt(jnp.square(2.0 * largest - 1.0)) / jnp.square(largest)
 
 
-def march(
+def t_to_s(
     distances: Float[Array, "*batch n"],
     origins: Float[Array, "*batch 3"],
     aabb: Float[Array, "2 3"],
@@ -86,7 +86,7 @@ def s_to_t(
     origins: Float[Array, "*batch 3"],
     aabb: Float[Array, "2 3"],
 ) -> Float[Array, "*batch n"]:
-    """The inverse of `march`: at most `MAX_DISTANCE_FACTOR` knees."""
+    """The inverse of `t_to_s`: at most `MAX_DISTANCE_FACTOR` knees."""
     knee, shortening = _ray_warp_params(origins, aabb)
     straight = marched / shortening
     rest = jnp.clip(2.0 - straight / knee, 1.0 / MAX_DISTANCE_FACTOR, 1.0)
@@ -104,17 +104,17 @@ def _ray_warp_params(
     origins: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch 1"]]:
     """The distance at which a ray has surely left the box, and the factor of what it marches."""
-    centre, half = _measure(aabb, origins.ndim)
+    center, half = _measure(aabb, origins.ndim)
     radius = jnp.linalg.norm(half, axis=-1)
-    # Not the norm itself, whose gradient at the centre is not a number.
-    away = jnp.sqrt(jnp.sum(jnp.square(origins - centre), axis=-1) + 1e-12)
+    # Not the norm itself, whose gradient at the center is not a number.
+    away = jnp.sqrt(jnp.sum(jnp.square(origins - center), axis=-1) + 1e-12)
     knee = away + radius
     shortening = jnp.minimum(MAX_MARCH_DIAGONALS * radius / knee, 1.0)
     return knee[..., None], shortening[..., None]
 
 
 def _measure(aabb: Float[Array, "2 3"], axes: int) -> tuple[Array, Array]:
-    """Centre and half the sides of a box, with as many axes as the positions have."""
+    """Center and half the sides of a box, with as many axes as the positions have."""
     shape = (1,) * (axes - 1) + (3,)
     return (0.5 * (aabb[0] + aabb[1])).reshape(shape), (0.5 * (aabb[1] - aabb[0])).reshape(shape)
 

@@ -113,11 +113,11 @@ def point_to_direction(lens: Lens, point: Float[Array, "*batch 2"]) -> Float[Arr
         ahead = jnp.concatenate([point, jnp.ones_like(point[..., :1])], axis=-1)
         return ahead / jnp.linalg.norm(ahead, axis=-1, keepdims=True)
     square = jnp.sum(jnp.square(point), axis=-1, keepdims=True)
-    centre = square < 1e-12
-    angle = jnp.sqrt(jnp.where(centre, 1.0, square))
+    center = square < 1e-12
+    angle = jnp.sqrt(jnp.where(center, 1.0, square))
     # sin(angle) / angle, of which the limit is 1.
-    ratio = jnp.where(centre, 1.0, jnp.sin(angle) / angle)
-    return jnp.concatenate([point * ratio, jnp.where(centre, 1.0, jnp.cos(angle))], axis=-1)
+    ratio = jnp.where(center, 1.0, jnp.sin(angle) / angle)
+    return jnp.concatenate([point * ratio, jnp.where(center, 1.0, jnp.cos(angle))], axis=-1)
 
 
 def direction_to_point(

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras, focus_point, look_at, pinhole_cameras
-from jaxrf.cameras.transforms import Frame, identity_frame, invert_frame, move_poses
+from jaxrf.cameras.transforms import SimilarityTransform, identity_transform, invert_transform, transform_poses
 from jaxrf.core.errors import InputError
 from jaxrf.data.files import check_pose, read_json
 
-MOST_FRAMES = 100_000
+MAX_FRAMES = 100_000
 
 
 def orbit_path(
@@ -34,7 +34,7 @@ def orbit_path(
       turns: how often they go round.
       swing: how far they rise above that angle and sink below it, once on the way, radians.
     """
-    centre = np.zeros(3) if target is None else np.asarray(target, np.float64)
+    center = np.zeros(3) if target is None else np.asarray(target, np.float64)
     poses = []
     for part in np.linspace(0.0, 1.0, frames, endpoint=False):
         azimuth = 2.0 * np.pi * turns * part
@@ -43,7 +43,7 @@ def orbit_path(
         outwards = np.array(
             [np.cos(up) * np.cos(azimuth), np.cos(up) * np.sin(azimuth), np.sin(up)]
         )
-        poses.append(look_at(centre + radius * outwards, centre))
+        poses.append(look_at(center + radius * outwards, center))
     return np.stack(poses)
 
 
@@ -153,9 +153,9 @@ def read_path(path: Path) -> CameraPath:
         for side in ("width", "height")
     )
     frames = content.get("camera_path")
-    if not isinstance(frames, list) or not 1 <= len(frames) <= MOST_FRAMES:
+    if not isinstance(frames, list) or not 1 <= len(frames) <= MAX_FRAMES:
         raise InputError(
-            f"camera_path of {path} is no list of 1 to {MOST_FRAMES} cameras: save it again."
+            f"camera_path of {path} is no list of 1 to {MAX_FRAMES} cameras: save it again."
         )
     poses, focal = [], []
     for index, frame in enumerate(frames):
@@ -173,8 +173,8 @@ def read_path(path: Path) -> CameraPath:
     seconds = content.get("fps", 24.0)
     if not isinstance(seconds, float) or not 0.0 < seconds <= 1000.0:
         raise InputError(f"fps of {path} is {json.dumps(seconds)[:40]}: give frames per second.")
-    back = invert_frame(_read_frame(path.with_name(TRANSFORM)))
-    placed = move_poses(back, np.stack(poses))
+    back = invert_transform(_read_frame(path.with_name(TRANSFORM)))
+    placed = transform_poses(back, np.stack(poses))
     cameras = pinhole_cameras(placed, int(width), int(height), np.array(focal))
     return CameraPath(cameras, seconds)
 
@@ -209,16 +209,16 @@ def write_path(cameras: Cameras, fps: float) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def _read_frame(path: Path) -> Frame:
+def _read_frame(path: Path) -> SimilarityTransform:
     """From the data set's coordinates to nerfstudio's; the identity if the file is not there."""
     if not path.exists():
-        return identity_frame()
+        return identity_transform()
     content = read_json(path, "transform and scale")
     rows = content.get("transform")
     square = [*rows, [0.0, 0.0, 0.0, 1.0]] if isinstance(rows, list) and len(rows) == 3 else rows
     pose = check_pose(square, str(path), "transform")
     scale = _read_number(content, "scale", 1e-9, 1e9, str(path))
-    return Frame(scale, pose[:3, :3], scale * pose[:3, 3])
+    return SimilarityTransform(scale, pose[:3, :3], scale * pose[:3, 3])
 
 
 def _read_number(table: dict[str, Any], key: str, least: float, most: float, where: str) -> float:

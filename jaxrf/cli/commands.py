@@ -523,8 +523,8 @@ def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
     # Before minutes are spent on what cannot be written.
     models.check_suffix(output)
     runs.make_writable(output.absolute().parent, "--output")
-    back = frames.invert_frame(frames.unpack_frame(run.scene.frame))
-    frame = back if options.frame == "data" else frames.identity_frame()
+    back = frames.invert_transform(frames.unpack_transform(run.scene.frame))
+    frame = back if options.frame == "data" else frames.identity_transform()
     if options.format == "mesh":
         share = 1.0 if options.largest else options.fragments
         chosen = (options.resolution, options.level, share, options.views, options.keep_hidden)
@@ -778,7 +778,7 @@ def run_data_info(options: DataInfoOptions) -> int:
     every = [split for split in ("train", "val", "test") if sources.has_split(path, split)]
     scene = sources.load_scene(path, every, options.downscale, skip_missing=options.skip_missing)
     print(f"{path}: {sources.describe_scene(path, scene)}")
-    lines, oddities = report.describe_scene(scene), report.find_warnings(scene)
+    lines, oddities = report.dataset_report(scene), report.find_warnings(scene)
     print("\n".join(f"  {line}" for line in lines))
     print("Looks wrong:" if oddities else "Nothing looks wrong.")
     for sentence in oddities:

@@ -23,7 +23,7 @@ from jaxrf.convert.networks import (
 from jaxrf.core.errors import InputError
 from jaxrf.training.config import RayConvention
 
-CONVENTION = RayConvention(pixel_centre=0.0, range_along="axis")
+CONVENTION = RayConvention(pixel_center=0.0, range_along="axis")
 COARSE, FINE = 64, 128
 # The heads come after the trunk.
 HEADS = ("density", "bottleneck", "view", "rgb")

@@ -23,7 +23,7 @@ from jaxrf.training.config import RayConvention
 
 FORMS = ("NeRF-experiments NeRF", "NeRF-experiments BitNeRF")
 # Of positions and lengths alike: directions are not of unit length there.
-CONVENTION = RayConvention(pixel_centre=0.0, range_along="axis", lengths_along="axis")
+CONVENTION = RayConvention(pixel_center=0.0, range_along="axis", lengths_along="axis")
 SAMPLES = 32
 # What torch's RMSNorm adds where nothing else is said.
 EPSILON = float(np.finfo(np.float32).eps)

@@ -23,7 +23,7 @@ from jaxrf.training.config import RayConvention, TrainConfig
 
 # Nothing there is of unit length, and near and far are along the axis.
 CONVENTION = RayConvention(
-    pixel_centre=0.0, range_along="axis", lengths_along="axis", view_directions="axis"
+    pixel_center=0.0, range_along="axis", lengths_along="axis", view_directions="axis"
 )
 SCRATCH_SAMPLES, BASIC_SAMPLES, TINY_SAMPLES = 64, 64, 32
 

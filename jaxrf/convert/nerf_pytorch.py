@@ -24,7 +24,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.training.config import RayConvention
 
 # Rays pass the pixels' corners; near and far are along the axis.
-CONVENTION = RayConvention(pixel_centre=0.0, range_along="axis")
+CONVENTION = RayConvention(pixel_center=0.0, range_along="axis")
 COARSE, FINE = 64, 128
 # Names of the layers: density, bottleneck, view.
 NAMES = {

@@ -25,11 +25,11 @@ from jaxrf.convert.networks import (
     stack_layers,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.core.grids import grow_scales, place_hash_levels
+from jaxrf.core.hash_grids import hash_level_scales, plan_scaled_hash_levels
 from jaxrf.training import config as configs
 from jaxrf.training.config import HashGridConfig
 
-Rule = Literal["hashed", "centred"]
+HashLayout = Literal["all_hashed", "tcnn"]
 FORMS = TORCH, TCNN = "nerfstudio (torch)", "nerfstudio (tiny-cuda-nn)"
 BOX = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
 # Of bands 0 to 3, which harmonics have the Condon-Shortley sign; its PyTorch code leaves it out.
@@ -91,8 +91,8 @@ def convert(content: Content, contract: bool, density_factor: float = 1.0) -> Co
     form, arrays = found
     read = _read_torch if form == TORCH else _read_tcnn
     table, density, color, shape = read(arrays, content)
-    rule: Rule = "hashed" if form == TORCH else "centred"
-    rows = count_rows(shape, rule)
+    hash_layout: HashLayout = "all_hashed" if form == TORCH else "tcnn"
+    rows = count_rows(shape, hash_layout)
     if table.shape != (rows, shape.channels):
         raise InputError(
             f"The table of {content.path} is of {table.shape}, not {(rows, shape.channels)}."
@@ -111,7 +111,7 @@ def convert(content: Content, contract: bool, density_factor: float = 1.0) -> Co
         feature_dim=features,
         density_shift=0.0,
         density_scale=density_factor,
-        rule=rule,
+        hash_layout=hash_layout,
         bias=True,
         normalize_dirs_01=form == TORCH,
         sampler="hierarchical",
@@ -152,10 +152,10 @@ def convert(content: Content, contract: bool, density_factor: float = 1.0) -> Co
     )
 
 
-def count_rows(shape: Shape, rule: Rule) -> int:
+def count_rows(shape: Shape, hash_layout: HashLayout) -> int:
     """Rows of all levels of a table."""
-    scales = grow_scales(shape.levels, BASE, shape.finest, rule)
-    return place_hash_levels(scales, 1 << shape.log2_hashmap_size, rule).starts[-1]
+    scales = hash_level_scales(shape.levels, BASE, shape.finest, hash_layout)
+    return plan_scaled_hash_levels(scales, 1 << shape.log2_hashmap_size, hash_layout).starts[-1]
 
 
 def _number(arrays: Arrays, content: Content, name: str, default: int) -> int:
@@ -243,7 +243,7 @@ def _read_tcnn(
     known = _number(arrays, content, "max_res", 0)
     fitting = []
     for finest, channels in itertools.product([known] if known else FINEST, (1, 2, 4, 8)):
-        rows = count_rows(Shape(levels, channels, log2_hashmap_size, finest, 0), "centred")
+        rows = count_rows(Shape(levels, channels, log2_hashmap_size, finest, 0), "tcnn")
         for width, layers in itertools.product((16, 32, 64, 128), (1, 2, 3)):
             sizes = padded_sizes(levels * channels, width, layers, PADDED_TO)
             if sum(map(math.prod, sizes)) + rows * channels == len(flat):

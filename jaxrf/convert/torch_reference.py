@@ -35,7 +35,7 @@ class View(NamedTuple):
 class Sampling(NamedTuple):
     """How a program renders.
 
-    pixel_centre: added to a pixel's column and row.
+    pixel_center: added to a pixel's column and row.
     coarse, fine: samples.
     unit_view: whether networks see directions of unit length.
     true_lengths: whether lengths are multiplied by that of the direction.
@@ -43,7 +43,7 @@ class Sampling(NamedTuple):
     white: whether white is behind, or black.
     """
 
-    pixel_centre: float
+    pixel_center: float
     coarse: int
     fine: int
     unit_view: bool
@@ -679,11 +679,11 @@ def _count_layers(state: _Arrays, prefix: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 
 
-def make_rays(view: View, pixel_centre: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def make_rays(view: View, pixel_center: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Origins and directions (height, width, 3); these reach one unit along the axis."""
     rows, columns = torch.meshgrid(
-        torch.arange(view.height, dtype=dtype) + pixel_centre,
-        torch.arange(view.width, dtype=dtype) + pixel_centre,
+        torch.arange(view.height, dtype=dtype) + pixel_center,
+        torch.arange(view.width, dtype=dtype) + pixel_center,
         indexing="ij",
     )
     x = (columns - view.middle[0]) / view.focal[0]
@@ -762,7 +762,7 @@ def render(
     """
     near, far = seen_range
     origins, directions = (
-        rays.reshape(-1, 3) for rays in make_rays(view, sampling.pixel_centre, dtype)
+        rays.reshape(-1, 3) for rays in make_rays(view, sampling.pixel_center, dtype)
     )
     parts: list[Outputs] = []
     for start in range(0, len(origins), at_once):

@@ -54,7 +54,7 @@ def write_file(run: Run, path: Path, program: Program) -> tuple[str, ...]:
     with runs.atomic_path(path) as temporary:
         torch.save(to_tensors(content), temporary)
     convention = run.config.field.convention
-    if program == "nerf-pytorch" and convention.pixel_centre != 0.0:
+    if program == "nerf-pytorch" and convention.pixel_center != 0.0:
         return ("nerf-pytorch looks through pixels' corners: its pictures are half a pixel off.",)
     return ()
 
@@ -165,7 +165,7 @@ def _to_nerfstudio(run: Run) -> dict[str, Any]:
         raise _refuse(run, "nerfstudio", "hashgrid")
     wanted: dict[str, Any] = {
         "shading": "per_sample",
-        "rule": "hashed",
+        "hash_layout": "all_hashed",
         "normalize_dirs_01": True,
         "coarsest": nerfstudio.BASE,
         "num_sh_bands": 4,

@@ -5,7 +5,7 @@ import zipfile
 
 # What numpy raises over a file of arrays that is damaged or something else. Headers are taken apart
 # as Python's words are, which from 3.12 on has an error of its own.
-BROKEN_ARRAYS: tuple[type[Exception], ...] = (
+NUMPY_LOAD_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     ValueError,
     KeyError,

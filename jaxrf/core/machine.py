@@ -12,7 +12,7 @@ from jaxrf.core import memory
 
 GIB = 2**30
 # Over less time, shares of a processor are mostly 0 or all.
-LEAST_SECONDS = 0.5
+MIN_INTERVAL_SECONDS = 0.5
 
 
 class Machine:
@@ -33,7 +33,7 @@ class Machine:
         if self._accelerators is None:
             self._nvml, self._accelerators = open_nvml()
         now = time.monotonic()
-        if now - self._looked >= LEAST_SECONDS:
+        if now - self._looked >= MIN_INTERVAL_SECONDS:
             self._looked = now
             self._shares = {
                 "cpu_percent": psutil.cpu_percent(),
@@ -84,10 +84,10 @@ def open_nvml() -> tuple[Any, list[Any]]:
 
 
 def read_accelerator(nvml: Any, handle: Any) -> dict[str, float]:
-    """Utilisation, memory and power of an accelerator; what it does not tell is left out."""
+    """Utilization, memory and power of an accelerator; what it does not tell is left out."""
     values: dict[str, float] = {}
     with contextlib.suppress(nvml.NVMLError):
-        values["utilisation_percent"] = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        values["utilization_percent"] = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     with contextlib.suppress(nvml.NVMLError):
         values["memory_gib"] = nvml.nvmlDeviceGetMemoryInfo(handle).used / GIB
     with contextlib.suppress(nvml.NVMLError):

@@ -100,7 +100,7 @@ def clip_to_aabb(rays: Rays, aabb: Float[Array, "2 3"]) -> Rays:
     )
 
 
-def normalise_distances(
+def normalize_distances(
     rays: Rays, distances: Float[Array, "*batch n"]
 ) -> Float[Array, "*batch n"]:
     """Distances such that near is 0 and far is 1; all 0 for rays without length."""

@@ -16,11 +16,11 @@ from jaxrf.data.files import (
     check_file_path,
     check_folder,
     check_pose,
-    measure_pictures,
-    name_pictures,
+    common_image_size,
+    image_names,
     name_scene,
     read_json,
-    read_pictures,
+    read_images,
     shorten,
 )
 from jaxrf.data.scene import Scene, Split, downscale_split
@@ -57,7 +57,7 @@ def load_blender(
     Returns:
       A scene in the box +-1.5, seen between distances 2 and 6. Pictures are straight RGBA, opaque
       where the files have no alpha. Where every picture of a split has an `<its name>_depth.npy`
-      beside it (float32 (h, w): distance along each pixel centre's unit ray, inf where it hits
+      beside it (float32 (h, w): distance along each pixel center's unit ray, inf where it hits
       nothing), these are the split's depth.
 
     Raises:
@@ -107,15 +107,15 @@ def _load_split(
     if not first_index:
         raise InputError(f"None of the pictures that {transforms_path} names is there; add them.")
     paths = [folder / relative for relative in first_index]
-    width, height = measure_pictures(paths, transforms_path, ("PNG",))
+    width, height = common_image_size(paths, transforms_path, ("PNG",))
     check_downscale(downscale, (width, height), paths[0])
-    names, chosen = name_pictures(tuple(first_index)), list(choose(len(paths)))
+    names, chosen = image_names(tuple(first_index)), list(choose(len(paths)))
     paths = [paths[index] for index in chosen]
     poses = [poses[index] for index in chosen]
     loaded = Split(
         name=split,
         names=tuple(names[index] for index in chosen),
-        images=read_pictures(paths, width, height),
+        images=read_images(paths, width, height),
         cameras=make_cameras(
             np.stack(poses) if poses else np.empty((0, 4, 4)), width, height, camera_angle_x
         ),

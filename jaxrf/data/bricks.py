@@ -1,7 +1,7 @@
 """A small brick-built house with exact geometry, rendered into the Blender layout.
 
 It stands in for a data set when there is none. A ray caster in float64 gives every pixel its exact
-colour, coverage and depth, so tests can measure a reconstruction against the truth. Distances are
+color, coverage and depth, so tests can measure a reconstruction against the truth. Distances are
 in scene units, z is up, and the model fits the box [-1.3, 1.3]^3.
 """
 
@@ -37,7 +37,7 @@ _SAND, _BROWN, _RED = (0.86, 0.72, 0.46), (0.42, 0.25, 0.13), (0.76, 0.13, 0.10)
 _ORANGE, _YELLOW, _BLUE = (0.92, 0.45, 0.10), (0.93, 0.74, 0.14), (0.14, 0.40, 0.76)
 _GREEN, _LEAF = (0.30, 0.60, 0.24), (0.10, 0.40, 0.16)
 
-_SUN = (-0.42, -0.58, 0.62)  # towards the sun; normalised where it is used
+_SUN = (-0.42, -0.58, 0.62)  # towards the sun; normalized where it is used
 _SUNLIGHT, _SKYLIGHT, _GROUND_LIGHT = 0.70, 0.50, 0.32
 _HIGHLIGHT, _SHININESS = 0.22, 24.0
 
@@ -122,7 +122,7 @@ def build_model() -> Model:
     ]
     bricks = [part for part in parts if isinstance(part, _Brick)]
     rods = [part for part in parts if isinstance(part, _Rod)]
-    # Neighbours of one colour differ a little in tone, as worn bricks do, which shows the bond.
+    # Neighbors of one color differ a little in tone, as worn bricks do, which shows the bond.
     tones = 0.9 + 0.1 * np.modf(np.arange(len(bricks)) * 0.618034)[0]
     bricks = [
         brick._replace(color=tuple(tone * np.array(brick.color)))
@@ -440,7 +440,7 @@ def _cylinder_normals(
     cap, _ = _slab_span(cylinders[:, 2], cylinders[:, 3], ray.origin[2], ray.inverse[2])
     on_cap = cap >= side
     x, y = (ray.origin[k] + side * ray.direction[k] - cylinders[:, k] for k in (0, 1))
-    # Renormalised: at a grazing hit, rounding of the distance moves the point sideways.
+    # Renormalized: at a grazing hit, rounding of the distance moves the point sideways.
     length = np.where(on_cap, 1.0, np.hypot(x, y))
     z = np.where(on_cap, -np.sign(ray.direction[2]), 0.0)
     outward = [np.where(on_cap, 0.0, x / length), np.where(on_cap, 0.0, y / length), z]
@@ -468,7 +468,7 @@ def render_view(
 
     Returns:
       Straight (unpremultiplied) RGBA, its alpha the covered fraction of the pixel, rgb 0 where
-      alpha is 0; and the distance in scene units along the unit ray through the pixel's centre,
+      alpha is 0; and the distance in scene units along the unit ray through the pixel's center,
       inf where that ray misses.
     """
     rows = max(1, _BAND // (width * (supersamples**2 + 1)))
@@ -497,7 +497,7 @@ def _render_rows(
     distances, primitives = _cast_pixels(model, T_world_camera, size, rows, ray)
     depth = distances[..., -1].astype(np.float32)
     hit = primitives >= 0
-    hit[..., -1] = False  # the ray through the centre is for depth alone
+    hit[..., -1] = False  # the ray through the center is for depth alone
     directions = np.stack([d[hit] for d in ray.direction], axis=-1)
     rgb = np.zeros((*hit.shape, 3))
     rgb[hit] = _shade_ray(model, np.array(ray.origin), directions, distances[hit], primitives[hit])
@@ -520,7 +520,7 @@ def _focal(width: int) -> float:
 def _pixel_rays(
     T_world_camera: Float[np.ndarray, "4 4"], size: tuple[int, int], rows: range, supersamples: int
 ) -> _Ray:
-    """Rays (rows, width, supersamples^2 + 1): a regular grid in each pixel, then its centre."""
+    """Rays (rows, width, supersamples^2 + 1): a regular grid in each pixel, then its center."""
     steps = (np.arange(supersamples) + 0.5) / supersamples
     in_x = np.append(np.tile(steps, supersamples), 0.5)
     in_y = np.append(np.repeat(steps, supersamples), 0.5)
@@ -593,7 +593,7 @@ def _shade_ray(
     distances: Float[np.ndarray, " n"],
     primitives: Int[np.ndarray, " n"],
 ) -> Float[np.ndarray, "n 3"]:
-    """Colours in [0, 1]: hemisphere light, one sun with hard shadows, a Blinn-Phong highlight."""
+    """Colors in [0, 1]: hemisphere light, one sun with hard shadows, a Blinn-Phong highlight."""
     origins = np.broadcast_to(origin, directions.shape)
     normals = _normals(model, origins, directions, primitives)
     sun = _unit(_SUN)

@@ -18,28 +18,28 @@ from jaxtyping import Float, Int
 from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.lenses import COEFFICIENTS, Lens
 from jaxrf.cameras.transforms import (
-    AROUND,
-    MAX_DISTANCE_FACTOR,
-    NEAREST,
-    Frame,
+    UNIT_AABB,
+    DEFAULT_FAR,
+    DEFAULT_NEAR,
+    SimilarityTransform,
     center_and_scale,
-    move_points,
-    move_poses,
+    transform_positions,
+    transform_poses,
 )
 from jaxrf.core.errors import InputError
 from jaxrf.data.files import check_file_path, check_folder, name_scene
 from jaxrf.data.scene import Scene
 from jaxrf.data.views import (
     ChooseViews,
-    Views,
-    fit_to_pictures,
+    ViewIndex,
+    rescale_to_images,
     load_split,
     split_every_n,
-    take_views,
+    select_views,
 )
 
 PLACES = ("sparse/0", "sparse", "colmap/sparse/0", ".")
-MOST_BYTES = 1 << 31
+MAX_BYTES = 1 << 31
 
 
 class Model(NamedTuple):
@@ -162,17 +162,17 @@ def load_colmap(
     model = dataclasses.replace(model, pictures=[model.pictures[i] for i in kept])
     frame = center_and_scale(np.stack([picture.pose for picture in model.pictures]))
     cameras = make_cameras(model, frame, place)
-    views = Views(folder, place, tuple(named[i] for i in kept), cameras)
-    views = fit_to_pictures(views)
+    views = ViewIndex(folder, place, tuple(named[i] for i in kept), cameras)
+    views = rescale_to_images(views)
     indices = split_every_n(len(views))
     near, far = _find_range(model, frame)
     return Scene(
         name=name_scene(folder),
         splits={
-            split: load_split(split, take_views(views, indices[split]), factor, choose)
+            split: load_split(split, select_views(views, indices[split]), factor, choose)
             for split in splits
         },
-        aabb=np.array(AROUND, np.float32),
+        aabb=np.array(UNIT_AABB, np.float32),
         near=near,
         far=far,
         unbounded=True,
@@ -180,7 +180,7 @@ def load_colmap(
     )
 
 
-def make_cameras(model: Reconstruction, frame: Frame, place: Path) -> Cameras:
+def make_cameras(model: Reconstruction, frame: SimilarityTransform, place: Path) -> Cameras:
     """The cameras of all pictures in a frame; InputError if they are of several sizes or lenses."""
     own = [model.cameras[picture.camera] for picture in model.pictures]
     kinds = {camera.model.lens for camera in own}
@@ -190,7 +190,7 @@ def make_cameras(model: Reconstruction, frame: Frame, place: Path) -> Cameras:
         raise InputError(f"{place} mixes cameras ({shown}); undistort its pictures to one size.")
     (lens,), ((width, height),) = kinds, sizes
     bent = np.array([[c.numbers.get(name, 0.0) for name in COEFFICIENTS[lens]] for c in own])
-    poses = move_poses(frame, np.stack([picture.pose for picture in model.pictures]))
+    poses = transform_poses(frame, np.stack([picture.pose for picture in model.pictures]))
     return Cameras(
         T_world_camera=poses.astype(np.float32),
         focal=np.array([[c.numbers["fx"], c.numbers["fy"]] for c in own], np.float32),
@@ -202,18 +202,18 @@ def make_cameras(model: Reconstruction, frame: Frame, place: Path) -> Cameras:
     )
 
 
-def _find_range(model: Reconstruction, frame: Frame) -> tuple[float, float]:
+def _find_range(model: Reconstruction, frame: SimilarityTransform) -> tuple[float, float]:
     """Distances between which observed points lie, with room."""
-    points = move_points(frame, model.points)
+    points = transform_positions(frame, model.points)
     distances = []
     for picture in model.pictures:
-        place = move_points(frame, picture.pose[:3, 3])
+        place = transform_positions(frame, picture.pose[:3, 3])
         seen = np.isin(picture.points, model.point_numbers)
         rows = np.searchsorted(model.point_numbers, picture.points[seen])
         distances.append(np.linalg.norm(points[rows] - place, axis=-1))
     every = np.concatenate(distances) if distances else np.zeros(0)
     if every.size == 0:
-        return NEAREST, MAX_DISTANCE_FACTOR
+        return DEFAULT_NEAR, DEFAULT_FAR
     near, far = np.percentile(every, [1.0, 99.0])
     return max(0.5 * float(near), 1e-3), 2.0 * float(far)
 
@@ -269,8 +269,8 @@ def read_reconstruction(place: Path) -> Reconstruction:
 def _guard(read: Callable[[Path], Any], path: Path) -> Any:
     """Reads a file; what goes wrong in a damaged one becomes one sentence."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path} has more than {MOST_BYTES >> 30} GiB; thin the model out.")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} has more than {MAX_BYTES >> 30} GiB; thin the model out.")
         return read(path)
     except FileNotFoundError:
         raise InputError(f"There is no {path}; complete the model.") from None

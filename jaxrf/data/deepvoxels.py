@@ -15,12 +15,12 @@ from jaxrf.cameras.base import pinhole_cameras
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data.files import check_folder, check_pose, name_scene
 from jaxrf.data.scene import Scene
-from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, load_split, near_far_fn
+from jaxrf.data.views import ChooseViews, ViewIndex, rescale_to_images, load_split, near_far_fn
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 INTRINSICS = "intrinsics.txt"
-MOST_TEXT_BYTES = 1 << 16
-# What is modelled reaches so far from the middle, in parts of the cameras' mean distance from it.
+MAX_TEXT_BYTES = 1 << 16
+# What is modeled reaches so far from the middle, in parts of the cameras' mean distance from it.
 REACH = 0.4
 
 
@@ -44,10 +44,10 @@ def load_deepvoxels(
     downscale: int = 1,
     choose: ChooseViews = range,
 ) -> Scene:
-    """Reads a DeepVoxels scene: an object around the origin, before one colour.
+    """Reads a DeepVoxels scene: an object around the origin, before one color.
 
     Poses are camera-to-world with x right, y down, z forwards. The box is a cube around the file's
-    barycentre, of `REACH` times the cameras' mean distance to each side.
+    barycenter, of `REACH` times the cameras' mean distance to each side.
 
     Args:
       folder: holds `train/<name>`, `validation/<name>` and `test/<name>`.
@@ -60,10 +60,10 @@ def load_deepvoxels(
     name = find_deepvoxels(folder)
     if name is None:
         raise InputError(f"{folder} has no train/NAME/{INTRINSICS}; give a DeepVoxels scene.")
-    train, centre = _read_views(folder, "train", name)
+    train, center = _read_views(folder, "train", name)
     poses = np.asarray(train.cameras.T_world_camera)
-    reach = REACH * float(np.linalg.norm(poses[:, :3, 3] - centre, axis=-1).mean())
-    box = np.stack([centre - reach, centre + reach])
+    reach = REACH * float(np.linalg.norm(poses[:, :3, 3] - center, axis=-1).mean())
+    box = np.stack([center - reach, center + reach])
     near, far = near_far_fn(train.cameras, box)
     loaded = {}
     for split in splits:
@@ -72,8 +72,8 @@ def load_deepvoxels(
     return Scene(name_scene(folder), loaded, box.astype(np.float32), near, far)
 
 
-def _read_views(folder: Path, split: str, name: str) -> tuple[Views, Float[np.ndarray, "3"]]:
-    """A split's views and the barycentre that its file names."""
+def _read_views(folder: Path, split: str, name: str) -> tuple[ViewIndex, Float[np.ndarray, "3"]]:
+    """A split's views and the barycenter that its file names."""
     place = Path(FOLDERS[split], name)
     if not (folder / place).is_dir():
         raise MissingSplitError(f"{folder} has no {place}; complete it, or ask for another split.")
@@ -81,10 +81,10 @@ def _read_views(folder: Path, split: str, name: str) -> tuple[Views, Float[np.nd
     rows = _read_rows(path)
     if len(rows) < 5 or len(rows[0]) < 3 or len(rows[1]) != 3 or len(rows[-1]) != 2:
         raise InputError(
-            f"{path} must have lines of focal length and centre, barycentre, near plane, scale, "
+            f"{path} must have lines of focal length and center, barycenter, near plane, scale, "
             "height and width; correct it."
         )
-    focal, *centre = rows[0][:3]
+    focal, *center = rows[0][:3]
     height, width = rows[-1]
     if not (focal > 0 and 1 <= width < 1e5 and 1 <= height < 1e5):
         raise InputError(f"{path} has a focal length or size that is none; correct it.")
@@ -97,10 +97,10 @@ def _read_views(folder: Path, split: str, name: str) -> tuple[Views, Float[np.nd
         )
     poses = [_read_pose(folder / place / "pose" / f"{stem}.txt") for stem in names]
     cameras = pinhole_cameras(
-        np.stack(poses), int(width), int(height), focal, (centre[0], centre[1])
+        np.stack(poses), int(width), int(height), focal, (center[0], center[1])
     )
     paths = tuple(place / "rgb" / f"{stem}.png" for stem in names)
-    return fit_to_pictures(Views(folder, path, paths, cameras)), np.array(rows[1])
+    return rescale_to_images(ViewIndex(folder, path, paths, cameras)), np.array(rows[1])
 
 
 def _read_pose(path: Path) -> Float[np.ndarray, "4 4"]:
@@ -113,7 +113,7 @@ def _read_pose(path: Path) -> Float[np.ndarray, "4 4"]:
 def _read_rows(path: Path) -> list[list[float]]:
     """The numbers of a text file, line by line; empty lines are left out."""
     try:
-        if path.stat().st_size > MOST_TEXT_BYTES:
+        if path.stat().st_size > MAX_TEXT_BYTES:
             raise InputError(f"{path} is too long for what it is to hold; write it again.")
         text = path.read_text(encoding="utf-8")
         rows = [[float(word) for word in line.split()] for line in text.splitlines()]

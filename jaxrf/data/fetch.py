@@ -18,7 +18,7 @@ from jaxrf.core.errors import InputError
 NERF = "http://cseweb.ucsd.edu/~viscomp/projects/LF/papers/ECCV20/nerf"
 CHUNK = 1 << 18
 SECONDS = 30.0
-MOST_UNPACKED_BYTES = 1 << 36
+MAX_UNPACKED_BYTES = 1 << 36
 RECORD = "fetched.json"
 
 
@@ -189,7 +189,7 @@ def _unpack(archive: Path, member: str, target: Path, source: str) -> None:
                 raise InputError(f"{source} holds no {member}: give another address with --url.")
             size = sum(info.file_size for info, _ in kept)
             room = shutil.disk_usage(target.parent).free
-            if size > min(MOST_UNPACKED_BYTES, room):
+            if size > min(MAX_UNPACKED_BYTES, room):
                 raise InputError(
                     f"{source} unpacks to {size >> 20} MiB, {room >> 20} MiB are free: make room."
                 )

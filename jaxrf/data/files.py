@@ -19,18 +19,18 @@ from jaxrf.core.errors import InputError
 # Files carry 6 or more digits; a scaled or sheared pose misses by far more.
 POSE_TOLERANCE = 1e-3
 # Text of this size holds a hundred thousand frames.
-MOST_JSON_BYTES = 1 << 28
+MAX_JSON_BYTES = 1 << 28
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
-_PNG_COLORS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey-and-alpha", 6: "RGBA"}
+_PNG_COLORS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray-and-alpha", 6: "RGBA"}
 
 
 def read_json(path: Path, must_hold: str) -> dict[str, Any]:
     """A file's JSON object, all of whose numbers are floats; `must_hold` says what it is for."""
     try:
-        if path.stat().st_size > MOST_JSON_BYTES:
+        if path.stat().st_size > MAX_JSON_BYTES:
             raise InputError(
-                f"{path} has more than {MOST_JSON_BYTES >> 20} MiB; it must be smaller."
+                f"{path} has more than {MAX_JSON_BYTES >> 20} MiB; it must be smaller."
             )
         # Integers become floats too: as such a number of any length is one (or inf).
         value = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=float)
@@ -86,7 +86,7 @@ def check_file_path(value: object, where: str) -> PurePath:
     return path
 
 
-def name_pictures(paths: Sequence[PurePath]) -> tuple[str, ...]:
+def image_names(paths: Sequence[PurePath]) -> tuple[str, ...]:
     """File stems, or paths without suffix where stems repeat."""
     stems = tuple(path.stem for path in paths)
     if len(set(stems)) == len(stems):
@@ -94,7 +94,7 @@ def name_pictures(paths: Sequence[PurePath]) -> tuple[str, ...]:
     return tuple(path.with_suffix("").as_posix() for path in paths)
 
 
-def read_picture_size(path: Path, listing: Path, formats: Sequence[str]) -> tuple[int, int]:
+def read_image_size(path: Path, listing: Path, formats: Sequence[str]) -> tuple[int, int]:
     """Width and height out of the header of an 8-bit picture.
 
     Args:
@@ -103,7 +103,7 @@ def read_picture_size(path: Path, listing: Path, formats: Sequence[str]) -> tupl
       formats: which of "PNG" and "JPEG" it may be.
 
     Raises:
-      InputError: it is missing, or nothing that `read_pictures` reads.
+      InputError: it is missing, or nothing that `read_images` reads.
     """
     try:
         with path.open("rb") as file:
@@ -139,7 +139,7 @@ def _read_png_size(path: Path, header: bytes) -> tuple[int, int]:
         raise InputError(f"The picture {path} is truncated; copy it again.")
     width, height, bits, color = struct.unpack(">IIBB", header[16:])
     if bits != 8 or color not in (2, 6):
-        kind = _PNG_COLORS.get(color, f"colour type {color}")
+        kind = _PNG_COLORS.get(color, f"color type {color}")
         raise InputError(f"{path} is a PNG in {bits}-bit {kind}; save it as 8-bit RGB or RGBA.")
     return width, height
 
@@ -157,11 +157,11 @@ def _read_jpeg_size(path: Path) -> tuple[int, int]:
     return size
 
 
-def measure_pictures(
+def common_image_size(
     paths: Sequence[Path], listing: Path, formats: Sequence[str] = ("PNG", "JPEG")
 ) -> tuple[int, int]:
     """Width and height that all pictures of a split have; InputError if they differ."""
-    sizes = [read_picture_size(path, listing, formats) for path in paths]
+    sizes = [read_image_size(path, listing, formats) for path in paths]
     for path, size in zip(paths, sizes, strict=True):
         if size != sizes[0]:
             raise InputError(
@@ -182,7 +182,7 @@ def check_downscale(downscale: int, size: tuple[int, int], path: Path) -> None:
         )
 
 
-def read_pictures(paths: Sequence[Path], width: int, height: int) -> UInt8[np.ndarray, "n h w 4"]:
+def read_images(paths: Sequence[Path], width: int, height: int) -> UInt8[np.ndarray, "n h w 4"]:
     """Straight RGBA of pictures of one size, decoded in parallel: Pillow lets go of the GIL."""
     images = np.empty((len(paths), height, width, 4), np.uint8)
 

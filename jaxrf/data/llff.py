@@ -15,28 +15,28 @@ from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras, pinhole_cameras
 from jaxrf.cameras.transforms import (
-    AROUND,
+    UNIT_AABB,
     center_and_scale,
     looks_forward,
-    move_poses,
+    transform_poses,
     recenter_poses,
 )
-from jaxrf.core.errors import BROKEN_ARRAYS, InputError
+from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 from jaxrf.data.files import POSE_TOLERANCE, check_folder, name_scene
 from jaxrf.data.scene import Scene
 from jaxrf.data.views import (
     ChooseViews,
-    Views,
-    fit_to_pictures,
+    ViewIndex,
+    rescale_to_images,
     load_split,
     split_every_n,
-    take_views,
+    select_views,
 )
 
 LISTING = "poses_bounds.npy"
 PICTURES = re.compile(r"images(_([1-9]\d*))?")
 SUFFIXES = (".png", ".jpg", ".jpeg")
-MOST_VIEWS = 100_000
+MAX_VIEWS = 100_000
 # Distance of the plane from which rays begin in NDC; the nearest thing is 4/3 away.
 PLANE = 1.0
 
@@ -55,7 +55,7 @@ def load_llff(
     """Reads an LLFF scene; every 8th picture, in the order of their names, is held out.
 
     If all cameras look about the same way, the scene faces forward (`recenter_poses`) and is
-    seen in normalised device coordinates; else it is set upright around the origin (`center_and_scale`),
+    seen in normalized device coordinates; else it is set upright around the origin (`center_and_scale`),
     with cameras within +-1, and has no bounds. Pictures are those of `images_K` for a downscale of
     K, if there are such, else those of the largest folder, averaged.
 
@@ -75,21 +75,21 @@ def load_llff(
         raise InputError(f"{folder / LISTING} mixes sizes or focal lengths; split it by camera.")
     forward = looks_forward(poses)
     frame = recenter_poses(poses, float(bounds.min())) if forward else center_and_scale(poses)
-    cameras = pinhole_cameras(move_poses(frame, poses), int(width), int(height), float(focal))
+    cameras = pinhole_cameras(transform_poses(frame, poses), int(width), int(height), float(focal))
     if forward:
         slopes = 0.5 * np.array([width, height]) / focal
         cameras = dataclasses.replace(cameras, ndc=(float(slopes[0]), float(slopes[1]), PLANE))
     shown = tuple(Path(pictures, path) for path in paths)
-    views = fit_to_pictures(Views(folder, folder / LISTING, shown, cameras))
+    views = rescale_to_images(ViewIndex(folder, folder / LISTING, shown, cameras))
     indices = split_every_n(len(views))
     bounds = bounds * frame.scale
     return Scene(
         name=name_scene(folder),
         splits={
-            split: load_split(split, take_views(views, indices[split]), factor, choose)
+            split: load_split(split, select_views(views, indices[split]), factor, choose)
             for split in splits
         },
-        aabb=_enclose_ndc(cameras) if forward else np.array(AROUND, np.float32),
+        aabb=_enclose_ndc(cameras) if forward else np.array(UNIT_AABB, np.float32),
         near=float(0.9 * bounds.min()),
         far=float(bounds.max()),
         unbounded=not forward,
@@ -108,14 +108,14 @@ def read_poses_bounds(
         table = np.lib.format.open_memmap(path, mode="r")  # never unpickles
     except FileNotFoundError:
         raise InputError(f"There is no {path}; give the folder of an LLFF scene.") from None
-    except BROKEN_ARRAYS as error:
+    except NUMPY_LOAD_ERRORS as error:
         raise InputError(f"{path} is not a whole .npy file ({error}); write it again.") from error
     if table.ndim != 2 or table.shape[1] != 17 or table.dtype.kind != "f":
         raise InputError(
             f"{path} is {table.dtype} of shape {table.shape}; it must hold 17 floats for each view."
         )
-    if not 1 <= len(table) <= MOST_VIEWS:
-        raise InputError(f"{path} is of {len(table)} views; it must be 1 to {MOST_VIEWS}.")
+    if not 1 <= len(table) <= MAX_VIEWS:
+        raise InputError(f"{path} is of {len(table)} views; it must be 1 to {MAX_VIEWS}.")
     values = np.array(table, np.float64)
     if not np.all(np.isfinite(values)) or np.abs(values).max() > 1e9:
         raise InputError(f"{path} holds numbers that are not finite; make it anew.")

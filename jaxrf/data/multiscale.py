@@ -16,7 +16,7 @@ from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data.blender import BOX, FAR, NEAR
 from jaxrf.data.files import check_file_path, check_folder, check_pose, name_scene, read_json
 from jaxrf.data.scene import Scene
-from jaxrf.data.views import ChooseViews, Views, fit_to_pictures, load_split
+from jaxrf.data.views import ChooseViews, ViewIndex, rescale_to_images, load_split
 
 LISTING = "metadata.json"
 COLUMNS = ("file_path", "cam2world", "width", "height")
@@ -59,7 +59,7 @@ def load_multiscale(
     )
 
 
-def _read_views(folder: Path, content: dict[str, Any], split: str) -> Views:
+def _read_views(folder: Path, content: dict[str, Any], split: str) -> ViewIndex:
     listing = folder / LISTING
     table = content.get(split)
     if not isinstance(table, dict):
@@ -89,7 +89,7 @@ def _read_views(folder: Path, content: dict[str, Any], split: str) -> Views:
     poses, lengths = np.stack([pose for _, pose, _, _ in rows]), np.array([f for *_, f in rows])
     cameras = pinhole_cameras(poses, int(width), int(height), lengths)
     paths = tuple(Path(path) for path, *_ in rows)
-    return fit_to_pictures(Views(folder, listing, paths, cameras))
+    return rescale_to_images(ViewIndex(folder, listing, paths, cameras))
 
 
 def _read_focal(table: dict[str, Any], count: int, where: str) -> list[float]:

@@ -21,12 +21,12 @@ from jaxrf.data.scene import Scene, Split
 # Pictures are shown so many pixels wide.
 THUMBNAIL = 96
 # More pictures than these only hide each other.
-MOST_THUMBNAILS = 40
+MAX_THUMBNAILS = 40
 # Of a box that reaches to infinity, at 1, what is drawn: as far as three near planes.
 SHOWN_NDC = 1.0 / 3.0
 
 
-def describe_scene(scene: Scene) -> list[str]:
+def dataset_report(scene: Scene) -> list[str]:
     """Counts, sizes, lenses and distances of a scene, a line each."""
     lines = []
     for name, split in scene.splits.items():
@@ -46,7 +46,7 @@ def describe_scene(scene: Scene) -> list[str]:
     box = "; ".join(f"{axis} {low:.3g} to {high:.3g}" for axis, low, high in _sides(scene))
     places = _places(first)
     if first.ndc is not None:
-        lines.append(f"box: {box}, in normalised device coordinates")
+        lines.append(f"box: {box}, in normalized device coordinates")
         lines.append(
             f"rays: from the plane {first.ndc[2]:.3g} scene units ahead to infinity; contents "
             f"between {scene.near:.3g} and {scene.far:.3g}"
@@ -64,14 +64,14 @@ def describe_scene(scene: Scene) -> list[str]:
 
 def find_warnings(scene: Scene) -> list[str]:
     """What looks wrong, a sentence each; nothing is refused for it."""
-    return list(_oddities(scene))
+    return list(_warnings(scene))
 
 
-def _oddities(scene: Scene) -> Iterator[str]:
+def _warnings(scene: Scene) -> Iterator[str]:
     for name, split in scene.splits.items():
-        yield from _odd_pictures(name, split)
-        yield from _odd_cameras(name, split.cameras)
-    yield from _odd_geometry(scene)
+        yield from _check_pictures(name, split)
+        yield from _check_cameras(name, split.cameras)
+    yield from _check_geometry(scene)
     for (one, a), (other, b) in itertools.combinations(scene.splits.items(), 2):
         if {one, other} == {"val", "test"}:
             # Held-out views often serve as both.
@@ -81,7 +81,7 @@ def _oddities(scene: Scene) -> Iterator[str]:
             yield f"{len(same)} cameras of {one} stand where cameras of {other} do ({same[0]})."
 
 
-def _odd_pictures(name: str, split: Split) -> Iterator[str]:
+def _check_pictures(name: str, split: Split) -> Iterator[str]:
     if len(split) < 10 and name == "train":
         yield f"{name} has only {len(split)} pictures, which is few for a field."
     small = split.images[:, ::4, ::4].astype(np.int16)
@@ -89,7 +89,7 @@ def _odd_pictures(name: str, split: Split) -> Iterator[str]:
         n for n, image in zip(split.names, small, strict=True) if np.ptp(image, (0, 1)).max() < 2
     ]
     if flat:
-        yield f"{len(flat)} pictures of {name} are of one colour ({flat[0]})."
+        yield f"{len(flat)} pictures of {name} are of one color ({flat[0]})."
     seen: dict[bytes, str] = {}
     for picture, image in zip(split.names, split.images, strict=True):
         twin = seen.setdefault(hashlib.blake2b(image).digest(), picture)
@@ -102,7 +102,7 @@ def _odd_pictures(name: str, split: Split) -> Iterator[str]:
         yield f"{len(clear)} pictures of {name} are wholly transparent ({clear[0]})."
 
 
-def _odd_cameras(name: str, cameras: Cameras) -> Iterator[str]:
+def _check_cameras(name: str, cameras: Cameras) -> Iterator[str]:
     focal = np.asarray(cameras.focal, np.float64)
     middle = np.asarray(cameras.principal_point, np.float64)
     size = np.array([cameras.width, cameras.height], np.float64)
@@ -120,7 +120,7 @@ def _odd_cameras(name: str, cameras: Cameras) -> Iterator[str]:
         yield f"{len(same)} cameras of {name} stand where another one does ({same[0]})."
 
 
-def _odd_geometry(scene: Scene) -> Iterator[str]:
+def _check_geometry(scene: Scene) -> Iterator[str]:
     split = next(iter(scene.splits.values()))
     if split.cameras.ndc is not None:
         return
@@ -224,7 +224,7 @@ def _frustum_length(scene: Scene) -> float:
 
 
 def _box_lines(scene: Scene) -> list[Float[np.ndarray, "2 3"]]:
-    """The edges of the box in space; of one in normalised device coordinates the near part."""
+    """The edges of the box in space; of one in normalized device coordinates the near part."""
     ndc = next(iter(scene.splits.values())).cameras.ndc
     low, high = np.asarray(scene.aabb, np.float64)
     if ndc is not None:
@@ -256,7 +256,7 @@ def _shrink(image: UInt8[np.ndarray, "h w 4"]) -> Image.Image:
 
 
 def _spread_views(count: int) -> list[int]:
-    taken = min(count, MOST_THUMBNAILS)
+    taken = min(count, MAX_THUMBNAILS)
     return [i * count // taken for i in range(taken)]
 
 
@@ -314,7 +314,7 @@ def draw_scene(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
-def write_page(scene: Scene, lines: list[str], oddities: list[str]) -> str:
+def write_page(scene: Scene, lines: list[str], warnings: list[str]) -> str:
     """A page that shows the cameras, their pictures and the box, to be turned with the mouse.
 
     It needs nothing but a browser: no library, no network.
@@ -341,7 +341,7 @@ def write_page(scene: Scene, lines: list[str], oddities: list[str]) -> str:
     # A name may hold anything, even the end of a script.
     data = json.dumps(content).replace("<", "\\u003c")
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    odd = "".join(f"<li>{html.escape(line)}</li>" for line in oddities) or "<li>nothing</li>"
+    odd = "".join(f"<li>{html.escape(line)}</li>" for line in warnings) or "<li>nothing</li>"
     parts = {"NAME": html.escape(scene.name), "LINES": items, "ODD": odd, "DATA": data}
     # In one pass, lest a name be taken for a place to put something.
     return re.sub("@(NAME|LINES|ODD|DATA)@", lambda found: parts[found[1]], PAGE)

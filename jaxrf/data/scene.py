@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from jaxrf.cameras.base import Cameras, resize_cameras
-from jaxrf.cameras.transforms import Frame, identity_frame
+from jaxrf.cameras.transforms import SimilarityTransform, identity_transform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Split:
       names: one per picture, as it is reported (for example "r_0").
       images: (n, h, w, 4) straight (not premultiplied) RGBA; opaque pictures have alpha 255.
       cameras: n of them, of the same width and height.
-      depth: (n, h, w) true distance along each pixel centre's unit ray in scene units, inf where
+      depth: (n, h, w) true distance along each pixel center's unit ray in scene units, inf where
         the ray hits nothing; None where the data set has no such thing.
       masks: (n, h, w) which pixels are to be learnt from and compared; None if all are.
     """
@@ -43,7 +43,7 @@ class Scene:
     Attributes:
       name: what runs are named after.
       splits: by name; only those that were asked for are loaded.
-      aabb: (2, 3) box that holds everything to be modelled, in scene units.
+      aabb: (2, 3) box that holds everything to be modeled, in scene units.
       near, far: distances along the unit ray between which cameras see anything.
       unbounded: whether there is more to see around the box.
       frame: how the scene's coordinates came out of those of its files.
@@ -55,7 +55,7 @@ class Scene:
     near: float
     far: float
     unbounded: bool = False
-    frame: Frame = dataclasses.field(default_factory=identity_frame)
+    frame: SimilarityTransform = dataclasses.field(default_factory=identity_transform)
 
 
 def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "black"] | None:
@@ -78,10 +78,10 @@ def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "b
 def downscale_images(
     images: UInt8[np.ndarray, "n h w 4"], factor: int
 ) -> UInt8[np.ndarray, "n h_small w_small 4"]:
-    """Area means of factor x factor blocks, the colour weighted by alpha.
+    """Area means of factor x factor blocks, the color weighted by alpha.
 
-    Averages premultiplied colour and coverage, as light on a larger pixel would be, and stores the
-    colour straight again. Rows and columns that do not fill a block are left out.
+    Averages premultiplied color and coverage, as light on a larger pixel would be, and stores the
+    color straight again. Rows and columns that do not fill a block are left out.
     """
     count, height, width, _ = images.shape
     small_h, small_w = height // factor, width // factor

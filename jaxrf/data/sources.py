@@ -20,10 +20,10 @@ from jaxrf.data.scene import Scene
 from jaxrf.data.views import ChooseViews
 from jaxrf.training.config import SyntheticSceneConfig, TrainConfig
 
-USUAL = Path("nerf_synthetic/lego")
+DEFAULT_PATH = Path("nerf_synthetic/lego")
 
 
-class Source(NamedTuple):
+class DataSource(NamedTuple):
     """A data set that was found.
 
     folder: None for the built-in scene, which may have to be rendered first.
@@ -34,33 +34,33 @@ class Source(NamedTuple):
     reason: str
 
 
-def roots() -> list[Path]:
+def search_paths() -> list[Path]:
     """Folders in which data sets are looked for: ./data, then the one in JAXRF_DATA."""
     extra = os.environ.get("JAXRF_DATA")
     return [Path("data"), *([Path(extra)] if extra else [])]
 
 
-def find_source(config: TrainConfig) -> Source:
+def find_source(config: TrainConfig) -> DataSource:
     """The data set of a configuration: --data, else the usual place, else the built-in scene."""
     if config.data is not None:
         folder = find_data(config.data)
-        return Source(folder, f"Data: {folder} (--data).")
-    for root in roots():
-        if (root / USUAL).is_dir():
-            return Source(root / USUAL, f"Data: {root / USUAL} (found; --data names another).")
+        return DataSource(folder, f"Data: {folder} (--data).")
+    for root in search_paths():
+        if (root / DEFAULT_PATH).is_dir():
+            return DataSource(root / DEFAULT_PATH, f"Data: {root / DEFAULT_PATH} (found; --data names another).")
     size = config.bricks.size
-    return Source(
+    return DataSource(
         None,
-        f"Data: the built-in scene bricks at {size}x{size}, as {Path('data') / USUAL} is not "
+        f"Data: the built-in scene bricks at {size}x{size}, as {Path('data') / DEFAULT_PATH} is not "
         "there (--data names a folder).",
     )
 
 
 def find_data(data: Path) -> Path:
-    """A data set that was named: as it stands, or in one of `roots`."""
+    """A data set that was named: as it stands, or in one of `search_paths`."""
     candidates = [data]
     if not data.is_absolute():
-        candidates += [root / data for root in roots()]
+        candidates += [root / data for root in search_paths()]
     for folder in candidates:
         if folder.exists():
             return folder
@@ -83,7 +83,7 @@ def ensure_bricks(
     )
 
 
-class Layout(NamedTuple):
+class Format(NamedTuple):
     """A way in which data sets are stored.
 
     name: of it, for people.
@@ -98,9 +98,9 @@ class Layout(NamedTuple):
     load: Callable[[Path, Sequence[str], int, ChooseViews, bool], Scene]
 
 
-# What is recognised, in order: an LLFF folder has a COLMAP model too.
-LAYOUTS = (
-    Layout(
+# What is recognized, in order: an LLFF folder has a COLMAP model too.
+FORMATS = (
+    Format(
         "NeRF's tiny example",
         "*.npz",
         tiny_nerf.is_tiny_nerf,
@@ -108,7 +108,7 @@ LAYOUTS = (
             path, splits, downscale, choose
         ),
     ),
-    Layout(
+    Format(
         "multi-scale Blender",
         multiscale.LISTING,
         multiscale.is_multiscale,
@@ -116,31 +116,31 @@ LAYOUTS = (
             path, splits, downscale, choose
         ),
     ),
-    Layout(
+    Format(
         "Blender (NeRF-synthetic)",
         "transforms_train.json",
         blender.is_blender,
         blender.load_blender,
     ),
-    Layout(
+    Format(
         "nerfstudio or instant-ngp",
         transforms.LISTING,
         transforms.is_transforms,
         transforms.load_transforms,
     ),
-    Layout(
+    Format(
         "LLFF",
         llff.LISTING,
         llff.is_llff,
         lambda path, splits, downscale, choose, _: llff.load_llff(path, splits, downscale, choose),
     ),
-    Layout(
+    Format(
         "COLMAP",
         "sparse/0/images.bin",
         lambda path: colmap.find_model(path) is not None,
         colmap.load_colmap,
     ),
-    Layout(
+    Format(
         "DeepVoxels",
         f"train/NAME/{deepvoxels.INTRINSICS}",
         lambda path: deepvoxels.find_deepvoxels(path) is not None,
@@ -151,14 +151,14 @@ LAYOUTS = (
 )
 
 
-def find_layout(path: Path) -> Layout:
+def detect_format(path: Path) -> Format:
     """How the data set at a path is stored; InputError if that is not known."""
-    for layout in LAYOUTS:
+    for layout in FORMATS:
         if layout.fits(path):
             return layout
     if not path.exists():
         raise InputError(f"There is no folder {path}; give the path of a scene's folder.")
-    marks = ", ".join(f"{layout.mark} ({layout.name})" for layout in LAYOUTS)
+    marks = ", ".join(f"{layout.sentinel_file} ({layout.name})" for layout in FORMATS)
     raise InputError(f"{path} holds no data set that is known: there is none of {marks}.")
 
 
@@ -170,7 +170,7 @@ def load_scene(
     skip_missing: bool = False,
 ) -> Scene:
     """The scene at a path: only the splits that are asked for, and of these the chosen views."""
-    return find_layout(path).load(path, splits, downscale, choose, skip_missing)
+    return detect_format(path).load(path, splits, downscale, choose, skip_missing)
 
 
 def has_split(path: Path, split: str) -> bool:
@@ -186,13 +186,13 @@ def describe_scene(path: Path, scene: Scene) -> str:
     """One line for the user: what was found, and how it is seen."""
     split = next(iter(scene.splits.values()))
     cameras = split.cameras
-    parts = [f"{find_layout(path).name} layout", f"{cameras.width}x{cameras.height} pixels"]
+    parts = [f"{detect_format(path).name} layout", f"{cameras.width}x{cameras.height} pixels"]
     counts = ", ".join(f"{len(views)} {name}" for name, views in scene.splits.items())
     parts.append(f"{counts} views")
     if cameras.distortion is not None or cameras.lens != "perspective":
         parts.append(f"{cameras.lens} lens, undistorted exactly")
     if cameras.ndc is not None:
-        parts.append("facing forward, in normalised device coordinates")
+        parts.append("facing forward, in normalized device coordinates")
     if scene.unbounded:
         parts.append("without bounds: space around the cameras is contracted")
     return "; ".join(parts) + "."

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxrf.cameras.base import pinhole_cameras
-from jaxrf.core.errors import BROKEN_ARRAYS, InputError
+from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 from jaxrf.data.blender import BOX, FAR, NEAR
 from jaxrf.data.files import check_downscale, check_pose
 from jaxrf.data.scene import Scene, Split, downscale_split
@@ -18,7 +18,7 @@ from jaxrf.data.views import ChooseViews
 ARRAYS = ("images", "poses", "focal")
 # The example trains on the first hundred and looks at the next.
 TRAIN_VIEWS = 100
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 
 
 def is_tiny_nerf(path: Path) -> bool:
@@ -95,8 +95,8 @@ def _read_arrays(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as file:
             sizes = {info.filename: info.file_size for info in file.infolist()}
-            if sum(sizes.values()) > MOST_BYTES:
-                raise InputError(f"{path} unpacks to more than {MOST_BYTES >> 30} GiB; shrink it.")
+            if sum(sizes.values()) > MAX_BYTES:
+                raise InputError(f"{path} unpacks to more than {MAX_BYTES >> 30} GiB; shrink it.")
             missing = [name for name in ARRAYS if f"{name}.npy" not in sizes]
             if missing:
                 raise InputError(f"{path} has no array {missing[0]!r}; it must hold {ARRAYS}.")
@@ -110,7 +110,7 @@ def _read_arrays(path: Path) -> dict[str, Any]:
             return {name: arrays[name] for name in ARRAYS}
     except FileNotFoundError:
         raise InputError(f"There is no file {path}; name a tiny_nerf_data.npz.") from None
-    except BROKEN_ARRAYS as error:
+    except NUMPY_LOAD_ERRORS as error:
         raise InputError(f"{path} is damaged, or no .npz ({error}); copy it again.") from error
 
 

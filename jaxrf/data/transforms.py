@@ -13,19 +13,19 @@ from jaxtyping import Float
 from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.lenses import COEFFICIENTS, Lens
 from jaxrf.cameras.transforms import (
-    AROUND,
-    MAX_DISTANCE_FACTOR,
-    NEAREST,
+    UNIT_AABB,
+    DEFAULT_FAR,
+    DEFAULT_NEAR,
     center_and_scale,
-    identity_frame,
-    move_poses,
+    identity_transform,
+    transform_poses,
 )
 from jaxrf.core.errors import InputError
 from jaxrf.data.files import (
     check_file_path,
     check_folder,
     check_pose,
-    measure_pictures,
+    common_image_size,
     name_scene,
     read_json,
     shorten,
@@ -33,13 +33,13 @@ from jaxrf.data.files import (
 from jaxrf.data.scene import Scene
 from jaxrf.data.views import (
     ChooseViews,
-    Views,
-    find_object,
-    fit_to_pictures,
+    ViewIndex,
+    object_aabb,
+    rescale_to_images,
     load_split,
     near_far_fn,
     split_every_n,
-    take_views,
+    select_views,
 )
 
 LISTING = "transforms.json"
@@ -91,23 +91,23 @@ def load_transforms(
     check_folder(folder)
     listing = folder / LISTING
     transforms = read_json(listing, "frames")
-    views = fit_to_pictures(_read_views(folder, listing, transforms, skip_missing))
+    views = rescale_to_images(_read_views(folder, listing, transforms, skip_missing))
     poses = np.asarray(views.cameras.T_world_camera, np.float64)
     box = _find_box(transforms, str(listing))
-    frame = center_and_scale(poses) if box is None else identity_frame()
+    frame = center_and_scale(poses) if box is None else identity_transform()
     cameras = dataclasses.replace(
-        views.cameras, T_world_camera=move_poses(frame, poses).astype(np.float32)
+        views.cameras, T_world_camera=transform_poses(frame, poses).astype(np.float32)
     )
     views = dataclasses.replace(views, cameras=cameras)
     indices = _split_views(transforms, views)
     loaded = {
-        split: load_split(split, take_views(views, indices[split]), downscale, choose)
+        split: load_split(split, select_views(views, indices[split]), downscale, choose)
         for split in splits
     }
     if box is None and "train" in loaded:
-        box = find_object(loaded["train"])
-    near, far = (NEAREST, MAX_DISTANCE_FACTOR) if box is None else near_far_fn(cameras, box)
-    around = np.array(AROUND if box is None else box, np.float32)
+        box = object_aabb(loaded["train"])
+    near, far = (DEFAULT_NEAR, DEFAULT_FAR) if box is None else near_far_fn(cameras, box)
+    around = np.array(UNIT_AABB if box is None else box, np.float32)
     return Scene(
         name=name_scene(folder),
         splits=loaded,
@@ -139,7 +139,7 @@ def _find_box(transforms: dict[str, Any], where: str) -> Float[np.ndarray, "2 3"
 
 def _read_views(
     folder: Path, listing: Path, transforms: dict[str, Any], skip_missing: bool
-) -> Views:
+) -> ViewIndex:
     frames = transforms.get("frames")
     if not isinstance(frames, list) or not frames:
         raise InputError(f'{listing} has no list "frames" with one object per picture; add it.')
@@ -190,7 +190,7 @@ def _read_views(
     if masks and len(masks) < len(paths):
         raise InputError(f"Some frames of {listing} have a mask_path and some none; give all one.")
     pictures = tuple(Path(path) for path in paths)
-    return Views(folder, listing, pictures, cameras, tuple(masks[p] for p in paths if masks))
+    return ViewIndex(folder, listing, pictures, cameras, tuple(masks[p] for p in paths if masks))
 
 
 def _find_picture(folder: Path, path: PurePath) -> PurePath:
@@ -215,7 +215,7 @@ def _read_pinhole(numbers: dict[str, Any], where: str, picture: Path, listing: P
     """Focal lengths, principal point, width and height, which is the picture's if not given."""
     width, height = (_read_number(numbers, key, where) for key in ("w", "h"))
     if width is None or height is None:
-        width, height = map(float, measure_pictures([picture], listing))
+        width, height = map(float, common_image_size([picture], listing))
     if not (1.0 <= width < 1e5 and 1.0 <= height < 1e5):
         raise InputError(f"{where} is of {width:g}x{height:g} pixels; correct w and h.")
     focal = [
@@ -226,11 +226,11 @@ def _read_pinhole(numbers: dict[str, Any], where: str, picture: Path, listing: P
     across, down = focal[0] or focal[1], focal[1] or focal[0]
     if across is None or down is None:
         raise InputError(f"{where} has neither fl_x nor camera_angle_x; add one of them.")
-    centre = [
+    center = [
         _read_number(numbers, key, where) if key in numbers else 0.5 * size
         for key, size in (("cx", width), ("cy", height))
     ]
-    return [across, down, centre[0] or 0.5 * width, centre[1] or 0.5 * height, width, height]
+    return [across, down, center[0] or 0.5 * width, center[1] or 0.5 * height, width, height]
 
 
 def _read_focal(
@@ -272,7 +272,7 @@ def _read_lens(numbers: dict[str, Any], where: str) -> tuple[Lens, list[float]]:
     return lens, values
 
 
-def _split_views(transforms: dict[str, Any], views: Views) -> dict[str, list[int]]:
+def _split_views(transforms: dict[str, Any], views: ViewIndex) -> dict[str, list[int]]:
     """The views of each split: those that lists in the file name, or every 8th held out."""
     keys = {split: f"{split}_filenames" for split in ("train", "val", "test")}
     if not any(key in transforms for key in keys.values()):

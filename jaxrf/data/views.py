@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxrf.cameras.base import Cameras, index_cameras, project
-from jaxrf.cameras.transforms import AROUND
+from jaxrf.cameras.transforms import UNIT_AABB
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data.files import (
     check_downscale,
-    measure_pictures,
-    name_pictures,
+    common_image_size,
+    image_names,
     read_masks,
-    read_pictures,
+    read_images,
 )
 from jaxrf.data.scene import Split, downscale_split
 
@@ -23,11 +23,11 @@ ChooseViews = Callable[[int], Sequence[int]]
 # Cells along each side of the box in which a visual hull is looked for.
 HULL_CELLS = 48
 # More pictures carve little more.
-MOST_HULL_VIEWS = 50
+MAX_HULL_VIEWS = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
+class ViewIndex:
     """Pictures with cameras before any picture was decoded.
 
     Attributes:
@@ -48,9 +48,9 @@ class Views:
         return len(self.paths)
 
 
-def fit_to_pictures(views: Views) -> Views:
+def rescale_to_images(views: ViewIndex) -> ViewIndex:
     """The views with cameras of the size that the pictures really have."""
-    width, height = measure_pictures([views.root / path for path in views.paths], views.listing)
+    width, height = common_image_size([views.root / path for path in views.paths], views.listing)
     scale = np.array([width / views.cameras.width, height / views.cameras.height], np.float32)
     if abs(float(scale[0] / scale[1]) - 1.0) > 0.01:
         raise InputError(
@@ -68,7 +68,7 @@ def fit_to_pictures(views: Views) -> Views:
     return dataclasses.replace(views, cameras=cameras)
 
 
-def take_views(views: Views, indices: Sequence[int]) -> Views:
+def select_views(views: ViewIndex, indices: Sequence[int]) -> ViewIndex:
     """Some of the views."""
     chosen = np.asarray(indices, np.int64)
     cameras = index_cameras(views.cameras, chosen)
@@ -83,7 +83,7 @@ def split_every_n(count: int, every: int = 8) -> dict[str, list[int]]:
     return {"train": [i for i in range(count) if i not in set(test)], "val": test, "test": test}
 
 
-def load_split(name: str, views: Views, downscale: int, choose: ChooseViews) -> Split:
+def load_split(name: str, views: ViewIndex, downscale: int, choose: ChooseViews) -> Split:
     """Decodes the chosen ones of a split's views."""
     if len(views) == 0:
         raise MissingSplitError(
@@ -91,26 +91,26 @@ def load_split(name: str, views: Views, downscale: int, choose: ChooseViews) -> 
         )
     size = (views.cameras.width, views.cameras.height)
     check_downscale(downscale, size, views.root / views.paths[0])
-    names, chosen = name_pictures(views.paths), list(choose(len(views)))
-    taken = take_views(views, chosen)
+    names, chosen = image_names(views.paths), list(choose(len(views)))
+    taken = select_views(views, chosen)
     masks = [views.root / path for path in taken.masks]
     split = Split(
         name=name,
         names=tuple(names[index] for index in chosen),
-        images=read_pictures([views.root / path for path in taken.paths], *size),
+        images=read_images([views.root / path for path in taken.paths], *size),
         cameras=taken.cameras,
         masks=read_masks(masks, *size) if masks else None,
     )
     return downscale_split(split, downscale)
 
 
-def find_object(split: Split) -> Float[np.ndarray, "2 3"] | None:
+def object_aabb(split: Split) -> Float[np.ndarray, "2 3"] | None:
     """The box of what all pictures show before transparency, within +-1; None if there is none."""
-    some = np.arange(0, len(split), 1 + len(split) // MOST_HULL_VIEWS)
+    some = np.arange(0, len(split), 1 + len(split) // MAX_HULL_VIEWS)
     clear = split.images[some, ..., 3] == 0
     if len(clear) < 2 or clear.mean(axis=(1, 2)).min() < 0.05:
         return None
-    return visual_hull_aabb(~clear, index_cameras(split.cameras, some), np.array(AROUND))
+    return visual_hull_aabb(~clear, index_cameras(split.cameras, some), np.array(UNIT_AABB))
 
 
 def visual_hull_aabb(
@@ -118,7 +118,7 @@ def visual_hull_aabb(
 ) -> Float[np.ndarray, "2 3"] | None:
     """The smallest box, a cell of room around it, of what may be inside all masks.
 
-    A cell stays if no picture that shows its centre shows it outside of the mask, and at least half
+    A cell stays if no picture that shows its center shows it outside of the mask, and at least half
     as many show it as show any cell (Laurentini 1994): what stands beside most pictures is not what
     they were taken of. None if nothing stays.
 
@@ -129,18 +129,18 @@ def visual_hull_aabb(
     """
     axes = [np.linspace(0, 1, HULL_CELLS, endpoint=False) + 0.5 / HULL_CELLS] * 3
     unit = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    centres = box[0] + unit * (box[1] - box[0])
-    inside, shown = np.ones(len(centres), bool), np.zeros(len(centres), int)
+    centers = box[0] + unit * (box[1] - box[0])
+    inside, shown = np.ones(len(centers), bool), np.zeros(len(centers), int)
     height, width = masks.shape[1:]
     for index, mask in enumerate(masks):
-        pixels, depth = project(cameras, index, centres)
+        pixels, depth = project(cameras, index, centers)
         with np.errstate(invalid="ignore"):
             column, row = np.floor(pixels).T
             seen = (depth > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
         place = np.where(seen, row, 0).astype(int), np.where(seen, column, 0).astype(int)
         inside &= ~seen | mask[place]
         shown += seen
-    kept = centres[inside & (shown >= max(2, (shown.max() + 1) // 2))]
+    kept = centers[inside & (shown >= max(2, (shown.max() + 1) // 2))]
     if len(kept) == 0:
         return None
     room = (box[1] - box[0]) / HULL_CELLS

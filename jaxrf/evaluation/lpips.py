@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrf.core.errors import BROKEN_ARRAYS, InputError
+from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 
 
 class Convolution(NamedTuple):
@@ -75,7 +75,7 @@ def load_weights(path: Path) -> Weights:
                 raise ValueError(f"it has no {missing[0]}")
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}: name the weights of LPIPS.") from error
-    except BROKEN_ARRAYS as error:
+    except NUMPY_LOAD_ERRORS as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(
             f"{path} does not hold the weights of LPIPS ({reason}): save the state dict of "

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jaxrf.cameras import base as cams
 from jaxrf.cameras.base import Cameras
-from jaxrf.cameras.transforms import Frame, move_points
+from jaxrf.cameras.transforms import SimilarityTransform, transform_positions
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
@@ -45,7 +45,7 @@ BEFORE, BEHIND = 1.5, 10.0
 # Widths of a pixel that a vertex may lie behind what a camera sees and still be seen by it.
 SLACK = 1.0
 # Cosine between a surface's normal and the way to a camera above which that sees the surface.
-LEAST_COSINE = 0.1
+MIN_COSINE = 0.1
 # Pixels along the width of the pictures by which geometry is seen, at most.
 PICTURE_WIDTH = 400
 # What is farther away than so many half sides of the scene's box is no point of a cloud.
@@ -398,7 +398,7 @@ def visibility_and_view_dirs(
         cosine = np.sum(way * normals[index], axis=-1) / distance
         place = row[index].astype(int), column[index].astype(int)
         end = np.where(picture.opacity[place] > 0.5, picture.median_depth[place], np.inf)
-        sees = (cosine > LEAST_COSINE) & (distance <= end + slack)
+        sees = (cosine > MIN_COSINE) & (distance <= end + slack)
         weight = np.where(sees, cosine**4 / distance, 0.0)
         total[index] -= weight[:, None] * way
     return _normalise(total)
@@ -565,13 +565,13 @@ def face_pixels(
 # ---------------------------------------------------------------------------------------------
 
 
-def transform_mesh(frame: Frame, mesh: Mesh) -> Mesh:
+def transform_mesh(frame: SimilarityTransform, mesh: Mesh) -> Mesh:
     """A mesh in the coordinates that a frame leads to."""
-    return mesh._replace(vertices=move_points(frame, mesh.vertices))
+    return mesh._replace(vertices=transform_positions(frame, mesh.vertices))
 
 
-def transform_points(frame: Frame, points: Points) -> Points:
+def transform_points(frame: SimilarityTransform, points: Points) -> Points:
     """Points in the coordinates that a frame leads to."""
     return points._replace(
-        positions=move_points(frame, points.positions), normals=points.normals @ frame.rotation.T
+        positions=transform_positions(frame, points.positions), normals=points.normals @ frame.rotation.T
     )

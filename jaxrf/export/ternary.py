@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
-from jaxrf.core.errors import BROKEN_ARRAYS, InputError
+from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 from jaxrf.fields.base import Params
 from jaxrf.fields.bitnerf import quantise_weights
 from jaxrf.models import methods
@@ -166,7 +166,7 @@ def read_ternary(path: Path) -> Run:
         raise InputError(
             f"There is no file {path}: name one that jaxrf export wrote, or a run's folder."
         ) from error
-    except BROKEN_ARRAYS as error:
+    except NUMPY_LOAD_ERRORS as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(
             f"{path} is damaged, or no file of jaxrf export ({reason}): export the run again."

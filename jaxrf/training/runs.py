@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrf.cameras.base import SceneRange, focus_point, shift_near_far
-from jaxrf.cameras.transforms import identity_frame, pack_frame
+from jaxrf.cameras.transforms import identity_transform, pack_transform
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Scene
@@ -64,7 +64,7 @@ class SceneMetadata:
       ndc: as in `Cameras`.
       spread: how far the training cameras are apart from their middle, along each axis.
       poses: of the training cameras, 12 numbers each, or of every k-th if they are very many.
-      frame: out of the coordinates of the data set's files, as `frames.pack_frame` gives it.
+      frame: out of the coordinates of the data set's files, as `frames.pack_transform` gives it.
     """
 
     name: str
@@ -81,7 +81,7 @@ class SceneMetadata:
     ndc: tuple[float, float, float] | None = None
     spread: tuple[float, float, float] = (0.0, 0.0, 0.0)
     poses: tuple[tuple[float, ...], ...] = ()
-    frame: tuple[float, ...] = pack_frame(identity_frame())
+    frame: tuple[float, ...] = pack_transform(identity_transform())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def scene_metadata(scene: Scene, data: Path) -> SceneMetadata:
             tuple(float(v) for v in pose[:3].ravel())
             for pose in poses[:: 1 + len(poses) // MOST_POSES]
         ),
-        frame=pack_frame(scene.frame),
+        frame=pack_transform(scene.frame),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxrf.cameras.base import Cameras, near_far_for_box
-from jaxrf.cameras.transforms import unpack_frame
+from jaxrf.cameras.transforms import unpack_transform
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
@@ -261,7 +261,7 @@ class Viewer:
                 ]
             for handle in (self._crop_on, *self._crop):
                 handle.on_update(lambda _: self._change_crop())
-        frame = unpack_frame(self._scene.frame)
+        frame = unpack_transform(self._scene.frame)
         size = (self._scene.width, self._scene.height)
         # Small training pictures would make a stamp of a video.
         times = max(-(-VIDEO_WIDTH // size[0]), 1)

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from jaxrf.cameras import paths
 from jaxrf.cameras.base import Cameras, index_cameras, make_cameras
-from jaxrf.cameras.transforms import Frame, invert_frame, move_poses
+from jaxrf.cameras.transforms import SimilarityTransform, invert_transform, transform_poses
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
 from jaxrf.training import runs
@@ -67,7 +67,7 @@ def plan_camera_path(tour: Tour, width: int, height: int) -> Cameras:
     return dataclasses.replace(cameras, focal=np.stack([focal, focal], axis=-1))
 
 
-def read_tour(path: Path, frame: Frame) -> Tour:
+def read_tour(path: Path, frame: SimilarityTransform) -> Tour:
     """The tour of a file of nerfstudio's viewer, through at most `MOST_STOPS` of its cameras.
 
     Args:
@@ -79,7 +79,7 @@ def read_tour(path: Path, frame: Frame) -> Tour:
     """
     content = paths.read_path(path)
     cameras = content.cameras
-    poses = move_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
+    poses = transform_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
     chosen = np.unique(np.linspace(0, len(poses) - 1, min(MOST_STOPS, len(poses))).round())
     fov = 2.0 * np.arctan(0.5 * cameras.height / np.asarray(cameras.focal)[:, 1])
     stops = tuple(
@@ -88,9 +88,9 @@ def read_tour(path: Path, frame: Frame) -> Tour:
     return Tour(stops, len(poses) / content.fps, content.fps)
 
 
-def write_tour(cameras: Cameras, fps: float, frame: Frame) -> str:
+def write_tour(cameras: Cameras, fps: float, frame: SimilarityTransform) -> str:
     """A file with all frames of a tour, in the coordinates of the data set's files."""
-    poses = move_poses(invert_frame(frame), np.asarray(cameras.T_world_camera, np.float64))
+    poses = transform_poses(invert_transform(frame), np.asarray(cameras.T_world_camera, np.float64))
     return paths.write_path(dataclasses.replace(cameras, T_world_camera=poses), fps)
 
 
@@ -98,7 +98,7 @@ class CameraPathPanel:
     """Buttons to add stops, play, save, load and render; one tour for all who look."""
 
     def __init__(
-        self, server: Any, folder: Path, frame: Frame, paint: PaintFrame, size: tuple[int, int]
+        self, server: Any, folder: Path, frame: SimilarityTransform, paint: PaintFrame, size: tuple[int, int]
     ) -> None:
         self._server, self._folder, self._frame, self._paint = server, folder, frame, paint
         self._stops: list[View] = []

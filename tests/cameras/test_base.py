@@ -1,4 +1,4 @@
-"""Pixels to rays against loops, where pixel centres lie, and paths of cameras."""
+"""Pixels to rays against loops, where pixel centers lie, and paths of cameras."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ rays_through = jax.jit(pixels_to_rays, static_argnames=("near", "far"))
 
 
 def make_rig() -> Cameras:
-    """Cameras that have nothing in common: not square, off-centre, fx is not fy."""
+    """Cameras that have nothing in common: not square, off-center, fx is not fy."""
     rng = np.random.default_rng(0)
     eyes = rng.normal(size=(3, 3)) * 2.0 + np.array([0.0, 0.0, 5.0])
     poses = np.stack([look_at(eye, rng.normal(size=3)) for eye in eyes])
@@ -103,7 +103,7 @@ def test_principal_point_looks_straight_ahead() -> None:
     np.testing.assert_allclose(rays.directions, -cameras.T_world_camera[:, :3, 2], atol=1e-6)
 
 
-def test_centre_of_an_odd_sized_image_is_the_centre_of_its_middle_pixel() -> None:
+def test_center_of_an_odd_sized_image_is_the_center_of_its_middle_pixel() -> None:
     rays = image_rays(unmoved_camera(7, 5), 0, 0.0, 1.0)
     np.testing.assert_allclose(rays.directions[2, 3], [0.0, 0.0, -1.0], atol=1e-7)
 
@@ -147,7 +147,7 @@ def test_image_edges_span_the_field_of_view() -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_image_rays_go_through_the_pixel_centres(index: int) -> None:
+def test_image_rays_go_through_the_pixel_centers(index: int) -> None:
     cameras = make_rig()
     rays = image_rays(cameras, index, 0.5, 2.0)
     assert rays.near.shape == (cameras.height, cameras.width)
@@ -197,7 +197,7 @@ def test_resized_cameras_keep_their_field_of_view(size: tuple[int, int]) -> None
         np.testing.assert_allclose(old, new, atol=1e-6)
 
 
-def test_made_cameras_have_square_pixels_and_a_centred_principal_point() -> None:
+def test_made_cameras_have_square_pixels_and_a_centered_principal_point() -> None:
     cameras = make_cameras(np.tile(np.eye(4), (3, 1, 1)), 8, 6, 0.9)
     assert len(cameras) == 3
     np.testing.assert_allclose(cameras.focal, 4.0 / math.tan(0.45), rtol=1e-6)
@@ -349,7 +349,7 @@ def test_a_lens_that_sees_aside_has_no_enclosing_planes() -> None:
     assert np.all(np.isinf(frustum_planes(fisheye_cameras(1.6), jnp.asarray(0))))
 
 
-# Normalised device coordinates.
+# Normalized device coordinates.
 
 
 def forward_rays(count: int = 50) -> Rays:
@@ -474,16 +474,16 @@ def test_a_scene_in_ndc_looks_as_it_does_in_space() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def test_rays_of_another_pixel_centre_pass_that_place() -> None:
+def test_rays_of_another_pixel_center_pass_that_place() -> None:
     rig = make_rig()
-    other = apply_ray_convention(rig, RayConvention(pixel_centre=0.0))
+    other = apply_ray_convention(rig, RayConvention(pixel_center=0.0))
     index, pixels = jnp.zeros((3,), jnp.int32), jnp.asarray([[0.5, 0.5], [3.5, 2.5], [7.5, 1.5]])
     shifted = pixels_to_rays(other, index, pixels, 1.0, 2.0)
     wanted = pixels_to_rays(rig, index, pixels - 0.5, 1.0, 2.0)
     np.testing.assert_allclose(shifted.directions, wanted.directions, atol=1e-6)
     plain = apply_ray_convention(rig, RayConvention())
     np.testing.assert_array_equal(plain.principal_point, rig.principal_point)
-    assert pixels_to_rays(plain, index, pixels, 1.0, 2.0).stretch is None
+    assert pixels_to_rays(plain, index, pixels, 1.0, 2.0).ray_z_scale is None
 
 
 def test_ranges_along_the_axis_end_on_planes() -> None:
@@ -491,12 +491,12 @@ def test_ranges_along_the_axis_end_on_planes() -> None:
     seen = apply_ray_convention(rig, RayConvention(range_along="axis"))
     for index in range(len(rig)):
         rays = image_rays(seen, index, 1.5, 4.0)
-        assert rays.stretch is not None and np.all(np.asarray(rays.stretch) >= 1.0)
+        assert rays.ray_z_scale is not None and np.all(np.asarray(rays.ray_z_scale) >= 1.0)
         for distance, depth in ((rays.near, 1.5), (rays.far, 4.0)):
             ends = rays.origins + distance[..., None] * rays.directions
             _, found = project(rig, index, np.asarray(ends, np.float64))
             np.testing.assert_allclose(found, depth, rtol=1e-5)
-        np.testing.assert_allclose(rays.near, 1.5 * rays.stretch, rtol=1e-6)
+        np.testing.assert_allclose(rays.near, 1.5 * rays.ray_z_scale, rtol=1e-6)
 
 
 def test_rays_aside_of_the_axis_stay_finite() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrf.cameras import contraction
-from jaxrf.cameras.contraction import contract, march, s_to_t, stretch, uncontract
+from jaxrf.cameras.contraction import contract, inverse_contraction_scale, s_to_t, t_to_s, uncontract
 
 BOXES = {
     "unit": np.array([[-1.0] * 3, [1.0] * 3], np.float32),
@@ -18,12 +18,12 @@ each_box = pytest.mark.parametrize("box", list(BOXES.values()), ids=list(BOXES))
 
 
 def slow_contract(position: np.ndarray, box: np.ndarray) -> list[float]:
-    centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
-    scaled = [(position[a] - centre[a]) / half[a] for a in range(3)]
+    center, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
+    scaled = [(position[a] - center[a]) / half[a] for a in range(3)]
     m = max(abs(value) for value in scaled)
     if m > 1:
         scaled = [(2 - 1 / m) * value / m for value in scaled]
-    return [centre[a] + half[a] * scaled[a] for a in range(3)]
+    return [center[a] + half[a] * scaled[a] for a in range(3)]
 
 
 def positions_around(box: np.ndarray, count: int = 300, seed: int = 0) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_inside_nothing_moves_and_outside_is_within_the_expanded_box(box: np.nda
     inside = jnp.asarray(rng.uniform(box[0], box[1], (100, 3)), jnp.float32)
     np.testing.assert_allclose(contract(inside, jnp.asarray(box)), inside, atol=1e-6)
     far = jnp.asarray(1e6 * rng.normal(size=(100, 3)), jnp.float32)
-    low, high = contraction.expand(box)
+    low, high = contraction.contracted_aabb(box)
     contracted = np.asarray(contract(far, jnp.asarray(box)))
     assert np.all(contracted >= low - 1e-5) and np.all(contracted <= high + 1e-5)
     reaches = np.max(np.abs((contracted - (low + high) / 2) / (high - low) * 2), axis=-1)
@@ -70,11 +70,11 @@ def test_uncontracting_undoes_it(box: np.ndarray) -> None:
 def test_stretch_is_how_fast_space_grows_outwards(box: np.ndarray) -> None:
     wide = box.astype(np.float64)
     for position in positions_around(box, 60):
-        centre = (wide[0] + wide[1]) / 2
-        outwards = 1e-6 * (position - centre)
+        center = (wide[0] + wide[1]) / 2
+        outwards = 1e-6 * (position - center)
         there, beyond = (np.array(slow_contract(p, wide)) for p in (position, position + outwards))
         expected = np.linalg.norm(outwards) / np.linalg.norm(beyond - there)
-        found = stretch(jnp.asarray(there, jnp.float32), jnp.asarray(box))
+        found = inverse_contraction_scale(jnp.asarray(there, jnp.float32), jnp.asarray(box))
         np.testing.assert_allclose(found, expected, rtol=2e-2)
 
 
@@ -98,7 +98,7 @@ def test_radii_shrink_like_the_third_root_of_the_volume(box: np.ndarray) -> None
 def make_lines(
     box: np.ndarray, away: float, count: int = 200, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Origins so many half diagonals from the box's centre, and unit directions."""
+    """Origins so many half diagonals from the box's center, and unit directions."""
     rng = np.random.default_rng(seed)
     origins, directions = rng.normal(size=(2, count, 3))
     origins *= away / np.linalg.norm(origins, axis=-1, keepdims=True)
@@ -113,14 +113,14 @@ def test_marched_distances_rise_end_and_come_back(box: np.ndarray, away: float) 
     diagonal = float(np.linalg.norm(box[1] - box[0]))
     distances = np.concatenate([[0.0], np.geomspace(0.01, 3e2, 60)]).astype(np.float32)
     tiled = jnp.broadcast_to(jnp.asarray(distances * diagonal), (len(origins), 61))
-    marched = np.asarray(march(tiled, origins, jnp.asarray(box)))
+    marched = np.asarray(t_to_s(tiled, origins, jnp.asarray(box)))
     assert np.all(np.diff(marched) > 0.0)
     assert marched.max() <= contraction.MAX_MARCH_DIAGONALS * diagonal * (1 + 1e-6)
     back = s_to_t(jnp.asarray(marched), origins, jnp.asarray(box))
     tolerance = 1e-5 * diagonal * (1.0 + distances) ** 2
     assert np.all(np.abs(np.asarray(back - tiled)) <= tolerance * (1.0 + away))
     ends = contraction.far_distance(origins, jnp.asarray(box))[:, None]
-    beyond = march(jnp.broadcast_to(ends, (len(origins), 1)), origins, jnp.asarray(box))
+    beyond = t_to_s(jnp.broadcast_to(ends, (len(origins), 1)), origins, jnp.asarray(box))
     np.testing.assert_allclose(s_to_t(beyond, origins, jnp.asarray(box)), ends, rtol=1e-3)
 
 
@@ -131,7 +131,7 @@ def test_up_to_behind_the_box_marching_is_plain(box: np.ndarray, away: float) ->
     corners = np.array([[box[i][0], box[j][1], box[k][2]] for i, j, k in np.ndindex(2, 2, 2)])
     farthest = np.linalg.norm(origins[:, None] - corners, axis=-1)
     lines = jnp.asarray(origins, jnp.float32)
-    found = march(jnp.asarray(farthest, jnp.float32), lines, jnp.asarray(box))
+    found = t_to_s(jnp.asarray(farthest, jnp.float32), lines, jnp.asarray(box))
     np.testing.assert_allclose(found, farthest, rtol=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_up_to_behind_the_box_marching_is_plain(box: np.ndarray, away: float) ->
 def test_no_ray_crosses_contracted_space_faster_than_is_said(box: np.ndarray, away: float) -> None:
     origins, directions = make_lines(box, away)
     lines, where = jnp.asarray(origins, jnp.float32), jnp.asarray(box)
-    end = march(contraction.far_distance(lines, where)[:, None], lines, where)
+    end = t_to_s(contraction.far_distance(lines, where)[:, None], lines, where)
     marched = np.linspace(0.0, 1.0, 400)[None] * np.asarray(end)
     distances = s_to_t(jnp.asarray(marched, jnp.float32), lines, where)
     places = lines[:, None] + distances[..., None] * jnp.asarray(directions, jnp.float32)[:, None]
@@ -155,7 +155,7 @@ def test_gradients_are_finite_wherever(x: float, y: float, distance: float) -> N
 
     def total(position: jax.Array, distance: jax.Array) -> jax.Array:
         there = contract(position, box)
-        marched = march(distance[None], position, box)
+        marched = t_to_s(distance[None], position, box)
         back = s_to_t(marched, position, box)
         radius = contraction.contract_radii(jnp.ones(()), position, box)
         return jnp.sum(there) + jnp.sum(marched) + jnp.sum(back) * 1e-9 + radius
@@ -171,8 +171,8 @@ def test_any_batch_shape(shape: tuple[int, ...]) -> None:
     positions = jnp.ones((*shape, 3)) * 7.0
     assert contract(positions, box).shape == (*shape, 3)
     assert uncontract(positions, box).shape == (*shape, 3)
-    assert stretch(positions, box).shape == shape
+    assert inverse_contraction_scale(positions, box).shape == shape
     assert contraction.contract_radii(jnp.ones(shape), positions, box).shape == shape
-    assert march(jnp.ones((*shape, 5)), positions, box).shape == (*shape, 5)
+    assert t_to_s(jnp.ones((*shape, 5)), positions, box).shape == (*shape, 5)
     assert s_to_t(jnp.ones((*shape, 5)), positions, box).shape == (*shape, 5)
     assert contraction.far_distance(positions, box).shape == shape

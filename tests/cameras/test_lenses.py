@@ -52,7 +52,7 @@ each_camera = pytest.mark.parametrize("name", list(CAMERAS))
 
 
 def picture_points(name: str, dtype: Any, side: int = 60) -> tuple[Lens, Any, Any, np.ndarray]:
-    """Lens, coefficients and image points of pixel centres all over a picture, and the focal."""
+    """Lens, coefficients and image points of pixel centers all over a picture, and the focal."""
     lens, numbers, width, height, focal, middle = CAMERAS[name]
     columns, rows = np.meshgrid(
         np.linspace(0.5, width - 0.5, side), np.linspace(0.5, height - 0.5, side)

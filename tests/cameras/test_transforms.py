@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from jaxrf.cameras.base import focus_point, look_at
 from jaxrf.cameras.transforms import (
-    Frame,
+    SimilarityTransform,
     align_up,
     center_and_scale,
-    chain_frames,
-    identity_frame,
-    invert_frame,
+    compose_transforms,
+    identity_transform,
+    invert_transform,
     looks_forward,
-    move_points,
-    move_poses,
+    transform_positions,
+    transform_poses,
     recenter_poses,
     rotate_onto,
 )
@@ -26,9 +26,9 @@ def random_rotation(rng: np.random.Generator) -> np.ndarray:
     return q * np.sign(np.linalg.det(q))
 
 
-def random_frame(seed: int) -> Frame:
+def random_frame(seed: int) -> SimilarityTransform:
     rng = np.random.default_rng(seed)
-    return Frame(float(rng.uniform(0.1, 9.0)), random_rotation(rng), rng.normal(size=3) * 5.0)
+    return SimilarityTransform(float(rng.uniform(0.1, 9.0)), random_rotation(rng), rng.normal(size=3) * 5.0)
 
 
 def ring(count: int = 12, radius: float = 3.0, height: float = 1.0) -> np.ndarray:
@@ -43,23 +43,23 @@ def test_a_frame_and_its_inverse_leave_everything_where_it_was(seed: int) -> Non
     frame, other = random_frame(seed), random_frame(seed + 1)
     points = np.random.default_rng(seed).normal(size=(5, 3))
     np.testing.assert_allclose(
-        move_points(invert_frame(frame), move_points(frame, points)), points, atol=1e-9
+        transform_positions(invert_transform(frame), transform_positions(frame, points)), points, atol=1e-9
     )
-    both = move_points(other, move_points(frame, points))
-    np.testing.assert_allclose(move_points(chain_frames(frame, other), points), both, atol=1e-9)
-    poses = move_poses(frame, ring())
+    both = transform_positions(other, transform_positions(frame, points))
+    np.testing.assert_allclose(transform_positions(compose_transforms(frame, other), points), both, atol=1e-9)
+    poses = transform_poses(frame, ring())
     rotation = poses[:, :3, :3]
     np.testing.assert_allclose(
         rotation @ rotation.transpose(0, 2, 1), np.tile(np.eye(3), (12, 1, 1)), atol=1e-9
     )
-    np.testing.assert_allclose(move_poses(invert_frame(frame), poses), ring(), atol=1e-8)
+    np.testing.assert_allclose(transform_poses(invert_transform(frame), poses), ring(), atol=1e-8)
 
 
 def test_a_point_before_a_camera_stays_where_the_camera_sees_it() -> None:
     frame, pose = random_frame(3), ring()[2]
     point = pose[:3, 3] + pose[:3, :3] @ np.array([0.1, 0.2, -2.0])
-    moved = move_poses(frame, pose[None])[0]
-    local = moved[:3, :3].T @ (move_points(frame, point) - moved[:3, 3])
+    moved = transform_poses(frame, pose[None])[0]
+    local = moved[:3, :3].T @ (transform_positions(frame, point) - moved[:3, 3])
     np.testing.assert_allclose(local, frame.scale * np.array([0.1, 0.2, -2.0]), atol=1e-9)
 
 
@@ -74,8 +74,8 @@ def test_a_direction_is_turned_into_another_one(target: list[float]) -> None:
 
 def test_a_capture_in_any_coordinates_is_set_upright_around_the_origin() -> None:
     for seed in range(5):
-        poses = move_poses(random_frame(seed), ring())
-        moved = move_poses(center_and_scale(poses), poses)
+        poses = transform_poses(random_frame(seed), ring())
+        moved = transform_poses(center_and_scale(poses), poses)
         np.testing.assert_allclose(focus_point(moved), np.zeros(3), atol=1e-6)
         np.testing.assert_allclose(np.abs(moved[:, :3, 3]).max(), 1.0, atol=1e-9)
         up = moved[:, :3, 1].mean(axis=0)
@@ -89,17 +89,17 @@ def test_cameras_that_look_outwards_have_their_own_middle() -> None:
     poses = ring(radius=2.0, height=0.0)
     poses[:, :3, 0] *= -1
     poses[:, :3, 2] *= -1
-    shifted = move_poses(Frame(1.0, np.eye(3), np.array([5.0, 1.0, 2.0])), poses)
-    moved = move_poses(center_and_scale(shifted), shifted)
+    shifted = transform_poses(SimilarityTransform(1.0, np.eye(3), np.array([5.0, 1.0, 2.0])), poses)
+    moved = transform_poses(center_and_scale(shifted), shifted)
     np.testing.assert_allclose(moved[:, :3, 3].mean(axis=0), 0.0, atol=1e-9)
 
 
 def test_one_camera_and_cameras_in_one_place_are_possible() -> None:
     for poses in (ring()[:1], np.repeat(ring()[:1], 3, axis=0)):
-        moved = move_poses(center_and_scale(poses), poses)
+        moved = transform_poses(center_and_scale(poses), poses)
         assert np.all(np.isfinite(moved))
     upside_down = np.stack([np.eye(4), np.diag([1.0, -1.0, -1.0, 1.0])])
-    assert align_up(upside_down).scale == identity_frame().scale
+    assert align_up(upside_down).scale == identity_transform().scale
 
 
 def test_cameras_side_by_side_face_forward() -> None:
@@ -109,9 +109,9 @@ def test_cameras_side_by_side_face_forward() -> None:
         [look_at(rng.normal(0, 0.5, 3), target, np.array([0, 1.0, 0])) for _ in "12345"]
     )
     assert looks_forward(poses) and not looks_forward(ring())
-    moved_away = move_poses(random_frame(7), poses)
+    moved_away = transform_poses(random_frame(7), poses)
     nearest = 2.5 * random_frame(7).scale
-    moved = move_poses(recenter_poses(moved_away, nearest), moved_away)
+    moved = transform_poses(recenter_poses(moved_away, nearest), moved_away)
     np.testing.assert_allclose(moved[:, :3, 3].mean(axis=0), 0.0, atol=1e-9)
     ahead = -moved[:, :3, 2].mean(axis=0)
     np.testing.assert_allclose(ahead / np.linalg.norm(ahead), [0, 0, -1.0], atol=1e-9)

@@ -132,7 +132,7 @@ def test_a_converted_run_is_scored_rendered_and_trained_on(
     assert json.loads((run / "converted.json").read_text())["form"] == "nerf-pytorch"
     config = runs.read_config(run)
     assert isinstance(config.field, NeRFConfig)
-    assert config.field.convention.pixel_centre == 0.0
+    assert config.field.convention.pixel_center == 0.0
     assert cli.main(["eval", str(run), "--every", "2"]) == 0
     before = json.loads((run / "metrics.json").read_text())
     assert math.isfinite(before["test"]["psnr"]) and before["steps"] == 0
@@ -201,7 +201,7 @@ def test_check_prints_its_table_and_its_verdict_is_the_exit_code(
     assert not (tmp_path / "runs").exists()
 
     def spoil(content: Content, wishes: FormatOptions) -> Converted:
-        return change_convention(pixel_centre=0.5)(really(content, wishes))
+        return change_convention(pixel_center=0.5)(really(content, wishes))
 
     really = formats.convert
     monkeypatch.setattr(formats, "convert", spoil)

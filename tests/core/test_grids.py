@@ -18,8 +18,8 @@ import torch
 from jaxrf.core import grids
 from jaxrf.core.grids import (
     HashLevels,
-    find_hash_rows,
-    place_hash_levels,
+    hash_rows,
+    plan_scaled_hash_levels,
     plan_hash_levels,
     resample_line,
     resample_plane,
@@ -247,7 +247,7 @@ def test_gradients_of_mixtures_are_the_same_in_any_number_of_blocks(
     monkeypatch: pytest.MonkeyPatch, count: int, blocks: int
 ) -> None:
     corners, channels = 4, 5
-    monkeypatch.setattr(grids, "SCATTERED_AT_ONCE", 60 * corners * channels * 4)
+    monkeypatch.setattr(grids, "SCATTER_BLOCK_BYTES", 60 * corners * channels * 4)
     case = mixing_case(31, count, corners, channels)
     assert scans_of(case) == ([blocks] if blocks > 1 else [])
     table, *rest = case
@@ -285,7 +285,7 @@ def test_rows_read_as_bfloat16_are_rounded_and_their_gradients_are_not() -> None
     case = mixing_case(23, 500, 8, 3)
     table, *rest = case
     rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
-    narrow = functools.partial(weighted_gather, read_as="bfloat16")
+    narrow = functools.partial(weighted_gather, table_dtype="bfloat16")
     found, wanted = pull_back(narrow, case), pull_back(weighted_gather, (rounded, *rest))
     for value, truth in zip(found, wanted, strict=True):
         assert value.dtype == jnp.float32
@@ -353,7 +353,7 @@ def hash_row_slowly(corner: tuple[int, ...], cells: int, rows: int) -> int:
 def test_rows_of_all_corners_equal_a_hash_in_python(cells: int, rows: int) -> None:
     corners = list(np.ndindex(cells + 1, cells + 1, cells + 1))
     x, y, z = (jnp.asarray(axis, jnp.int32) for axis in np.transpose(corners))
-    found = np.asarray(find_hash_rows((x, y, z), cells, rows))
+    found = np.asarray(hash_rows((x, y, z), cells, rows))
     assert found.tolist() == [hash_row_slowly(corner, cells, rows) for corner in corners]
     assert found.min() >= 0 and found.max() < rows
     if len(corners) <= rows:
@@ -366,7 +366,7 @@ def test_rows_of_corners_of_a_very_fine_level_equal_a_hash_in_python() -> None:
     corners[:2] = [[0, 0, 0], [cells, cells, cells]]
     x, y, z = (jnp.asarray(axis, jnp.int32) for axis in corners.T)
     wanted = [hash_row_slowly(tuple(c), cells, rows) for c in corners.tolist()]
-    assert np.asarray(find_hash_rows((x, y, z), cells, rows)).tolist() == wanted
+    assert np.asarray(hash_rows((x, y, z), cells, rows)).tolist() == wanted
 
 
 def hash_grid_slowly(table: np.ndarray, unit: np.ndarray, levels: list[tuple[int, int]]) -> Any:
@@ -411,14 +411,14 @@ def test_hash_grid_equals_loops_over_all_corners() -> None:
 
 
 def other_grid_slowly(
-    table: np.ndarray, position: np.ndarray, scales: list[float], most: int, centred: bool
+    table: np.ndarray, position: np.ndarray, scales: list[float], most: int, centered: bool
 ) -> list[float]:
     """nerfstudio's two layouts, corner by corner in Python's whole numbers."""
     out, first = [], 0
     for scale in scales:
-        at = [float(v) * scale + (0.5 if centred else 0.0) for v in position]
+        at = [float(v) * scale + (0.5 if centered else 0.0) for v in position]
         points = math.ceil(scale) + 1
-        rows = min(-(-(points**3) // 8) * 8, most) if centred else most
+        rows = min(-(-(points**3) // 8) * 8, most) if centered else most
         total = np.zeros(table.shape[1])
         for corner in itertools.product((0, 1), repeat=3):
             place, weight = [], 1.0
@@ -427,7 +427,7 @@ def other_grid_slowly(
                 place.append(math.floor(value) + up)
                 weight *= part if up else 1.0 - part
             x, y, z = place
-            if centred and points**3 <= most:
+            if centered and points**3 <= most:
                 row = (x + points * y + points**2 * z) % rows
             else:
                 row = (x ^ (y * 2654435761) ^ (z * 805459861)) % 2**32 % rows
@@ -438,17 +438,17 @@ def other_grid_slowly(
     return out
 
 
-@pytest.mark.parametrize("rule", ["hashed", "centred"])
+@pytest.mark.parametrize("rule", ["all_hashed", "tcnn"])
 def test_levels_of_other_programs_equal_loops_over_all_corners(rule: Any) -> None:
-    scales = (5.0, 7.0, 12.0) if rule == "hashed" else (4.0, 6.5, 11.3)
-    plan = place_hash_levels(scales, 512, rule)
-    assert plan.starts == ((0, 512, 1024, 1536) if rule == "hashed" else (0, 128, 640, 1152))
+    scales = (5.0, 7.0, 12.0) if rule == "all_hashed" else (4.0, 6.5, 11.3)
+    plan = plan_scaled_hash_levels(scales, 512, rule)
+    assert plan.starts == ((0, 512, 1024, 1536) if rule == "all_hashed" else (0, 128, 640, 1152))
     table = random_grid(plan.starts[-1], 2)
     unit = np.random.default_rng(4).uniform(0.0, 1.0, (40, 3)).astype(np.float32)
     unit[:3] = [[0, 0, 0], [0.999, 0.5, 0.25], [0.2, 0.4, 0.6]]
     found = hash_grid_at(jnp.asarray(table), jnp.asarray(unit), plan)
     for value, position in zip(found, unit, strict=True):
-        wanted = other_grid_slowly(table, position, list(scales), 512, rule == "centred")
+        wanted = other_grid_slowly(table, position, list(scales), 512, rule == "tcnn")
         np.testing.assert_allclose(value, wanted, atol=5e-5)
 
 

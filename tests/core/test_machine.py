@@ -69,7 +69,7 @@ def test_accelerators_are_read_with_their_units(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "pynvml", make_nvml())
     values = Machine().read()
     for number in range(3):
-        assert values[f"accelerator{number}_utilisation_percent"] == 70.0
+        assert values[f"accelerator{number}_utilization_percent"] == 70.0
         assert values[f"accelerator{number}_memory_gib"] == 3.0
         assert values[f"accelerator{number}_power_watts"] == pytest.approx(123.456)
     assert len([name for name in values if "accelerator" in name]) == 9

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxrf.core.rays import Rays, clip_to_aabb, intersect_aabb, normalise_distances, points_along
+from jaxrf.core.rays import Rays, clip_to_aabb, intersect_aabb, normalize_distances, points_along
 
 BOX = np.array([[-1.0, -2.0, 0.5], [1.5, 1.0, 3.0]], np.float32)
 clip = jax.jit(clip_to_aabb)
@@ -224,18 +224,18 @@ def test_rays_are_a_pytree_that_jit_and_vmap_accept() -> None:
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
-def test_normalised_distances_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+def test_normalized_distances_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
     rng = np.random.default_rng(2)
     near = rng.uniform(0, 2, batch).astype(np.float32)
     far = (near + rng.uniform(0.5, 3, batch)).astype(np.float32)
     rays = dataclasses.replace(random_rays(batch), near=jnp.asarray(near), far=jnp.asarray(far))
     distances = rng.uniform(-1, 6, (*batch, 5)).astype(np.float32)
-    normalised = jax.jit(normalise_distances)(rays, jnp.asarray(distances))
-    assert normalised.shape == (*batch, 5)
+    normalized = jax.jit(normalize_distances)(rays, jnp.asarray(distances))
+    assert normalized.shape == (*batch, 5)
     for index in np.ndindex(*batch, 5):
         start, end = float(near[index[:-1]]), float(far[index[:-1]])
         expected = (float(distances[index]) - start) / (end - start)
-        assert float(normalised[index]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert float(normalized[index]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 @settings(max_examples=40)
@@ -244,7 +244,7 @@ def test_normalised_distances_equal_loop_for_any_batch_shape(batch: tuple[int, .
     st.floats(0, 1000, width=32, allow_subnormal=False),
     st.lists(st.floats(0, 1, width=32), min_size=5, max_size=5),
 )
-def test_normalised_distances_keep_their_order_and_go_from_0_to_1(
+def test_normalized_distances_keep_their_order_and_go_from_0_to_1(
     near: float, length: float, shares: list[float]
 ) -> None:
     near32 = np.float32(near)
@@ -254,10 +254,10 @@ def test_normalised_distances_keep_their_order_and_go_from_0_to_1(
     )
     rays = make_rays(np.zeros(3), np.array([0.0, 0.0, 1.0]), float(near32), float(far32))
     distances = jnp.asarray(np.concatenate([[near32], inner, [far32]]), jnp.float32)
-    normalised = np.asarray(normalise_distances(rays, distances))
-    assert normalised[0] == 0.0
-    assert normalised[-1] == pytest.approx(1.0 if far32 > near32 else 0.0, rel=1e-6)
-    assert np.all(np.diff(normalised) >= 0)
+    normalized = np.asarray(normalize_distances(rays, distances))
+    assert normalized[0] == 0.0
+    assert normalized[-1] == pytest.approx(1.0 if far32 > near32 else 0.0, rel=1e-6)
+    assert np.all(np.diff(normalized) >= 0)
 
 
 def test_distances_along_rays_without_length_are_all_0_with_finite_gradients() -> None:
@@ -267,9 +267,9 @@ def test_distances_along_rays_without_length_are_all_0_with_finite_gradients() -
 
     def total(near: jax.Array, far: jax.Array, distances: jax.Array) -> jax.Array:
         moved = dataclasses.replace(rays, near=near, far=far)
-        return jnp.sum(normalise_distances(moved, distances))
+        return jnp.sum(normalize_distances(moved, distances))
 
-    np.testing.assert_allclose(normalise_distances(rays, distances), [[0, 0, 0], [0, 0.5, 1]])
+    np.testing.assert_allclose(normalize_distances(rays, distances), [[0, 0, 0], [0, 0.5, 1]])
     gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(rays.near, rays.far, distances)
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
     np.testing.assert_allclose(gradients[2], [[0.0] * 3, [0.5] * 3])

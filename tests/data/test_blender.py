@@ -314,7 +314,7 @@ OUTSIDE_FRUSTA = (
     "picture a text",
     "picture of another size",
     "picture 16-bit RGB",
-    "picture grey",
+    "picture gray",
     "pose NaN",
     "no file_path",
     "frames empty",
@@ -466,13 +466,13 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         replace_picture(make_picture(1, height=5)),
         ("{folder}/train/r_0.png", PICTURE, "9x6", "9x5"),
     ),
-    "picture grey": (replace_picture(make_picture(1), "L"), (PICTURE, "8-bit grey;", "save it as")),
-    "picture grey, alpha": (replace_picture(make_picture(1), "LA"), (PICTURE, "grey-and-alpha")),
+    "picture gray": (replace_picture(make_picture(1), "L"), (PICTURE, "8-bit gray;", "save it as")),
+    "picture gray, alpha": (replace_picture(make_picture(1), "LA"), (PICTURE, "gray-and-alpha")),
     "picture palette": (replace_picture(make_picture(1), "P"), (PICTURE, "palette", "save it as")),
-    "picture 1-bit": (replace_picture(make_picture(1), "1"), (PICTURE, "1-bit grey")),
-    "picture 16-bit grey": (
+    "picture 1-bit": (replace_picture(make_picture(1), "1"), (PICTURE, "1-bit gray")),
+    "picture 16-bit gray": (
         replace_picture(np.zeros((HEIGHT, WIDTH), np.uint16)),
-        (PICTURE, "16-bit grey", "8-bit RGB or RGBA"),
+        (PICTURE, "16-bit gray", "8-bit RGB or RGBA"),
     ),
     "picture 16-bit RGB": (
         write_bytes("train/r_1.png", png_header(WIDTH, HEIGHT, 16, 2)),
@@ -591,13 +591,13 @@ def compare_views(
     """Carries one view's surface into another.
 
     Returns the median error of the distances, the share of points that meet the surface which the
-    other view sees, and the median difference of these points' colours, in levels.
+    other view sees, and the median difference of these points' colors, in levels.
     """
     points = unproject(split.cameras, source, depths[source])
     pixels, _ = project(split.cameras, target, points)
     column, row = np.floor(np.clip(pixels, 0, 399)).astype(int).T
-    centre = np.asarray(split.cameras.T_world_camera[target, :3, 3], np.float64)
-    error = np.abs(depths[target][row, column] - np.linalg.norm(points - centre, axis=-1))
+    center = np.asarray(split.cameras.T_world_camera[target, :3, 3], np.float64)
+    error = np.abs(depths[target][row, column] - np.linalg.norm(points - center, axis=-1))
     error[((pixels < 0) | (pixels >= 400)).any(axis=-1)] = np.nan
     seen = ~np.isnan(error)
     if not seen.any():
@@ -678,7 +678,7 @@ def measure_misfit(
     source_shift: tuple[float, float] = (0.0, 0.0),
     target_shift: tuple[float, float] = (0.0, 0.0),
 ) -> float:
-    """How far colours are off between view 0 of source and another, principal points moved."""
+    """How far colors are off between view 0 of source and another, principal points moved."""
     black = np.zeros(3)
     here = composite(source.images[0], black)[~np.isnan(depth)]
     there = composite(target.images[index], black).astype(np.float64)
@@ -698,7 +698,7 @@ def measure_misfit(
 
 
 @pytest.mark.parametrize("shift", [(0.25, 0.0), (-0.25, 0.0), (0.0, 0.25), (0.0, -0.25)])
-def test_lego_neighbours_fit_best_unmoved(
+def test_lego_neighbors_fit_best_unmoved(
     lego: Path, lego_scene: Scene, shift: tuple[float, float]
 ) -> None:
     """A quarter of a pixel between the rays of one view and the pixels of the next is seen."""
@@ -708,10 +708,10 @@ def test_lego_neighbours_fit_best_unmoved(
 
 
 @pytest.mark.parametrize("shift", [(0.25, 0.0), (-0.25, 0.0), (0.0, 1.0), (0.0, -1.0)])
-def test_lego_pixel_centre(lego: Path, lego_scene: Scene, shift: tuple[float, float]) -> None:
-    """Colours fit best with pixel centres at + 0.5.
+def test_lego_pixel_center(lego: Path, lego_scene: Scene, shift: tuple[float, float]) -> None:
+    """Colors fit best with pixel centers at + 0.5.
 
-    Neighbouring views do not show an error that all views share. It moves a surface point one way
+    Neighboring views do not show an error that all views share. It moves a surface point one way
     in the view it comes from, and the other way in a view from the opposite side, as train frame
     48 is of test frame 0. (Vertically this is weaker: both look from above.)
     """

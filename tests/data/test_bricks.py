@@ -318,7 +318,7 @@ def test_transparent_pixels_are_black_and_missed_centers_infinite(model: Model) 
 
 
 def test_colors_at_an_edge_are_not_darkened() -> None:
-    """Straight alpha: a pixel that is half covered has the colour of the covered half."""
+    """Straight alpha: a pixel that is half covered has the color of the covered half."""
     rgba, _ = render_view(one_box(), look_at((3.0, 0.0, 0.0)), 33, 33, 4)
     alpha, red = rgba[..., 3], rgba[..., 0].astype(int)
     edge = (alpha > 0) & (alpha < 255)

@@ -32,7 +32,7 @@ from scenes import RADIUS, make_scene, write_scene
 
 from jaxrf.cameras.base import image_rays, look_at, pixels_to_rays, project
 from jaxrf.cameras.lenses import COEFFICIENTS
-from jaxrf.cameras.transforms import invert_frame, move_points
+from jaxrf.cameras.transforms import invert_transform, transform_positions
 from jaxrf.core.errors import InputError
 from jaxrf.data import colmap, llff, sources
 from jaxrf.data.scene import Split, composite
@@ -56,7 +56,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("name", list(WRITERS))
-def test_every_layout_is_recognised_and_described(name: str, tmp_path: Path) -> None:
+def test_every_layout_is_recognized_and_described(name: str, tmp_path: Path) -> None:
     path = WRITERS[name](tmp_path)
     scene = sources.load_scene(path, ["train", "val", "test"])
     # To look without decoding any picture.
@@ -222,9 +222,9 @@ def test_an_object_before_transparency_is_in_the_box_of_its_hull(tmp_path: Path)
     scene = sources.load_scene(folder, ["train", "test"])
     assert not scene.unbounded
     # The ball, and not much more: five pictures of 16 pixels carve a rough hull.
-    low, high = move_points(invert_frame(scene.frame), np.asarray(scene.aabb, np.float64))
-    centre, half = 0.5 * (low + high), 0.5 * np.abs(high - low)
-    assert np.all(np.abs(centre) < 0.5) and np.all(half > RADIUS) and np.all(half < 1.8 * RADIUS)
+    low, high = transform_positions(invert_transform(scene.frame), np.asarray(scene.aabb, np.float64))
+    center, half = 0.5 * (low + high), 0.5 * np.abs(high - low)
+    assert np.all(np.abs(center) < 0.5) and np.all(half > RADIUS) and np.all(half < 1.8 * RADIUS)
     splits = scene.splits.values()
     places = np.concatenate([np.asarray(s.cameras.T_world_camera)[:, :3, 3] for s in splits])
     corners = np.array(np.meshgrid(*scene.aabb.T)).reshape(3, -1).T
@@ -392,7 +392,7 @@ def test_rays_of_colmap_are_those_of_its_cameras(text: bool, tmp_path: Path) -> 
     picture = model.pictures[0]
     assert picture.name == "p0.png" and picture.points.tolist() == [4, -1, 9]
     np.testing.assert_allclose(picture.keypoints, [[1, 2], [3, 4], [5, 6]])
-    back = move_points(invert_frame(scene.frame), move_points(scene.frame, POINTS))
+    back = transform_positions(invert_transform(scene.frame), transform_positions(scene.frame, POINTS))
     np.testing.assert_allclose(back, POINTS, atol=1e-9)
 
 
@@ -580,7 +580,7 @@ def test_points_of_a_room_are_seen_where_colmap_found_them(real_data: Path) -> N
     model = colmap.read_reconstruction(place)
     frame = colmap.center_and_scale(np.stack([picture.pose for picture in model.pictures]))
     cameras = colmap.make_cameras(model, frame, place)
-    points = move_points(frame, model.points)
+    points = transform_positions(frame, model.points)
     apart = []
     for index, picture in enumerate(model.pictures):
         seen = picture.points >= 0

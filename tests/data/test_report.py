@@ -96,7 +96,7 @@ def test_a_sound_scene_looks_wrong_only_in_having_few_pictures() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (change_images(set_picture(2, [9, 9, 9, 255])), "1 pictures of train are of one colour"),
+        (change_images(set_picture(2, [9, 9, 9, 255])), "1 pictures of train are of one color"),
         (change_images(set_picture(2, [9, 9, 9, 0])), "1 pictures of train are wholly transparent"),
         (
             change_images(set_picture(2, make_scene().splits["train"].images[4])),
@@ -125,7 +125,7 @@ def test_what_looks_wrong_is_said(change: Callable[[Scene], Scene], sentence: st
 
 
 def test_figures_are_those_of_the_scene() -> None:
-    lines = report.describe_scene(make_scene())
+    lines = report.dataset_report(make_scene())
     focal = 8.0 / np.tan(0.35)
     assert lines[0].startswith("train: 6 pictures of 16x16 pixels, ")
     assert f"focal length {focal:.4g} x {focal:.4g} pixels (40.1 x 40.1 degrees)" in lines[0]
@@ -169,14 +169,14 @@ def test_the_box_of_a_scene_in_ndc_is_drawn_where_it_lies_in_space(tmp_path: Pat
         (x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (-1.0, 1.0 / 3.0)
     }
     assert {tuple(np.round(p, 3)) for p in found} == {tuple(np.round(p, 3)) for p in wanted}
-    assert any("in normalised device coordinates" in line for line in report.describe_scene(scene))
+    assert any("in normalized device coordinates" in line for line in report.dataset_report(scene))
 
 
 def test_the_picture_shows_every_camera_of_every_split() -> None:
     with Image.open(io.BytesIO(report.draw_scene(make_scene()))) as picture:
         picture.load()
         assert picture.size == (1400, 800)
-        # Below are pictures, whose titles have the same colours.
+        # Below are pictures, whose titles have the same colors.
         pixels = np.asarray(picture.convert("RGB"))[:480].reshape(-1, 3).astype(int)
     for color in report.COLORS.values():
         wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]

@@ -11,7 +11,7 @@ from jaxrf.data.scene import Split, composite, downscale_images, downscale_split
 
 
 def random_images(count: int, height: int, width: int) -> np.ndarray:
-    """Random straight RGBA, a third of it fully transparent but coloured, a third opaque."""
+    """Random straight RGBA, a third of it fully transparent but colored, a third opaque."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, height, width, 4), dtype=np.uint8)
     third = rng.integers(0, 3, (count, height, width))
@@ -60,13 +60,13 @@ def test_downscale_equals_slow_reference(size: tuple[int, int], factor: int) -> 
     assert small.shape == (2, size[0] // factor, size[1] // factor, 4)
     for image, result in zip(images, small, strict=True):
         expected = image.copy() if factor == 1 else downscale_slowly(image, factor)
-        # The colour of nothing is free.
+        # The color of nothing is free.
         seen = expected[..., 3] > 0
         np.testing.assert_array_equal(result[..., 3], expected[..., 3])
         np.testing.assert_array_equal(result[seen], expected[seen])
 
 
-def test_downscale_keeps_transparent_colour_out() -> None:
+def test_downscale_keeps_transparent_color_out() -> None:
     image = np.zeros((1, 2, 2, 4), np.uint8)
     image[0, :, 0] = [200, 100, 50, 255]
     image[0, :, 1] = [0, 255, 0, 0]
@@ -78,7 +78,7 @@ def test_downscale_commutes_with_composite() -> None:
     images, background = random_images(2, 24, 24), np.array([1.0, 0.5, 0.0])
     before = composite(images, background).reshape(2, 6, 4, 6, 4, 3).mean(axis=(2, 4))
     after = composite(downscale_images(images, 4), background)
-    np.testing.assert_allclose(after, before, atol=1.1 / 255)  # rounded colour, rounded alpha
+    np.testing.assert_allclose(after, before, atol=1.1 / 255)  # rounded color, rounded alpha
 
 
 @pytest.mark.parametrize(("size", "factor"), [((40, 60), 4), ((41, 63), 4), ((25, 17), 8)])

@@ -23,7 +23,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def find(data: str | None = None, **changes: Any) -> sources.Source:
+def find(data: str | None = None, **changes: Any) -> sources.DataSource:
     path = None if data is None else Path(data)
     return sources.find_source(dataclasses.replace(tensorf_small(), data=path, **changes))
 

@@ -12,7 +12,7 @@ import scenes
 from scenes import ball_poses, first_state, make_scene
 
 from jaxrf.cameras.base import image_rays, make_cameras
-from jaxrf.cameras.transforms import Frame, invert_frame, move_points, rotate_onto
+from jaxrf.cameras.transforms import SimilarityTransform, invert_transform, transform_positions, rotate_onto
 from jaxrf.core.errors import InputError
 from jaxrf.export import geometry
 from jaxrf.export.geometry import (
@@ -310,14 +310,14 @@ def test_pixels_of_a_plane_have_its_normal() -> None:
 
 def test_frames_are_undone() -> None:
     rotation = rotate_onto(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.0, 1.0]))
-    frame = Frame(0.3, rotation, np.array([1.0, -2.0, 0.5]))
+    frame = SimilarityTransform(0.3, rotation, np.array([1.0, -2.0, 0.5]))
     rng = np.random.default_rng(0)
     places, normals = rng.normal(size=(2, 7, 3))
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    back = invert_frame(frame)
-    mesh = transform_mesh(back, Mesh(move_points(frame, places), np.zeros((1, 3), int)))
+    back = invert_transform(frame)
+    mesh = transform_mesh(back, Mesh(transform_positions(frame, places), np.zeros((1, 3), int)))
     np.testing.assert_allclose(mesh.vertices, places, atol=1e-12)
-    cloud = geometry.Points(move_points(frame, places), normals @ rotation.T, normals)
+    cloud = geometry.Points(transform_positions(frame, places), normals @ rotation.T, normals)
     cloud = transform_points(back, cloud)
     np.testing.assert_allclose(cloud.positions, places, atol=1e-12)
     np.testing.assert_allclose(cloud.normals, normals, atol=1e-12)

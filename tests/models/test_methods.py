@@ -1086,7 +1086,7 @@ EVERY_FIELD = {
     "bitnerf": tiny_bitnerf(),
     "hash grid": tiny_hashgrid(),
     "hash grid, bfloat16": tiny_hashgrid(
-        field=dataclasses.replace(tiny_hashgrid().field, read_as="bfloat16")
+        field=dataclasses.replace(tiny_hashgrid().field, table_dtype="bfloat16")
     ),
     "proposals": proposing_hashgrid(),
     "pyramid": tiny_pynerf(),

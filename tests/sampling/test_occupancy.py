@@ -853,14 +853,14 @@ def contracted_case(
     count: int, share: float = 0.05
 ) -> tuple[OccupancyGrid, Rays, np.ndarray, float, float]:
     """Some cells of contracted space, rays of which many begin inside it, a step, the reach."""
-    aabb = jnp.asarray(contraction.expand(BOX))
+    aabb = jnp.asarray(contraction.contracted_aabb(BOX))
     occupied = np.random.default_rng(2).uniform(size=(12, 10, 14)) < share
     grid = OccupancyGrid(jnp.asarray(occupied), aabb, bounds=jnp.asarray(BOX))
     cell = float(np.min(np.diff(np.asarray(aabb), axis=0)[0] / occupied.shape))
     rng = np.random.default_rng(3)
     rays = dataclasses.replace(
         random_rays(count),
-        origins=jnp.asarray(rng.uniform(*contraction.expand(BOX), (count, 3)), jnp.float32),
+        origins=jnp.asarray(rng.uniform(*contraction.contracted_aabb(BOX), (count, 3)), jnp.float32),
         near=jnp.full((count,), 0.05),
     )
     offset = rng.uniform(size=count).astype(np.float32)
@@ -929,10 +929,10 @@ def test_what_is_made_of_a_grid_keeps_its_bounds() -> None:
 
 @pytest.mark.slow
 def test_cells_far_out_need_less_density_as_steps_through_them_are_longer() -> None:
-    aabb = contraction.expand(BOX)
+    aabb = contraction.contracted_aabb(BOX)
     grid = make_full_grid((8, 8, 8), jnp.asarray(aabb), jnp.asarray(BOX))
     centres = cell_centres((8, 8, 8), grid.aabb)
-    stretched = np.asarray(contraction.stretch(centres, jnp.asarray(BOX)))
+    stretched = np.asarray(contraction.inverse_contraction_scale(centres, jnp.asarray(BOX)))
     kept = update_from_density(grid, lambda p: jnp.full(p.shape[:1], 0.5), 0.01, 0.02).occupied
     alone = stretched * 0.005 > -np.log(1 - 0.02)
     assert 0 < alone.mean() < 1
@@ -962,7 +962,7 @@ def test_cameras_see_cells_where_they_are_in_space() -> None:
     """Looking along an axis from the middle, far cells are seen if they are within the picture."""
     box = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
     shape = (16, 16, 16)
-    grid = make_full_grid(shape, jnp.asarray(contraction.expand(box)), jnp.asarray(box))
+    grid = make_full_grid(shape, jnp.asarray(contraction.contracted_aabb(box)), jnp.asarray(box))
     pose = look_at(np.array([0.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0]))
     cameras = make_cameras(pose[None], 20, 20, 0.8)
     seen = np.asarray(mark_invisible_cells(init_density_ema(grid, 1.0), cameras, 1.0).occupied)

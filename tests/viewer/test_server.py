@@ -18,7 +18,7 @@ from PIL import Image
 from scenes import TINY, first_state, make_scene, tiny_nerf, write_scene
 
 from jaxrf.cameras.base import look_at, make_cameras
-from jaxrf.cameras.transforms import unpack_frame
+from jaxrf.cameras.transforms import unpack_transform
 from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
@@ -265,7 +265,7 @@ def test_what_is_shown_is_chosen_cropped_and_taken_along_a_path(page: Any, tmp_p
         # A file of one camera far aside takes the camera there.
         pose = look_at(np.array([3.0, 3.0, 2.0]), np.zeros(3))
         cameras = make_cameras(np.stack([pose, pose]), 16, 16, 0.7)
-        frame = unpack_frame(runs.open_run(run).scene.frame)
+        frame = unpack_transform(runs.open_run(run).scene.frame)
         (tmp_path / "path.json").write_text(write_tour(cameras, 10.0, frame))
         page.get_by_text("Camera path").click()
         with page.expect_file_chooser() as chooser:

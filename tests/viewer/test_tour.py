@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrf.cameras.base import look_at
-from jaxrf.cameras.transforms import Frame, rotate_onto
+from jaxrf.cameras.transforms import SimilarityTransform, rotate_onto
 from jaxrf.viewer.poses import View
 from jaxrf.viewer.tour import MOST_STOPS, Tour, plan_camera_path, read_tour, write_tour
 
@@ -44,7 +44,7 @@ def test_a_tour_that_loops_ends_one_step_short_of_its_start() -> None:
 
 def test_a_saved_tour_is_in_the_files_coordinates_and_comes_back(tmp_path: Path) -> None:
     turn = rotate_onto(np.array([0.1, 0.2, 1.0]), np.array([0.0, 1.0, 0.3]))
-    frame = Frame(0.25, turn, np.array([0.3, -0.2, 0.1]))
+    frame = SimilarityTransform(0.25, turn, np.array([0.3, -0.2, 0.1]))
     tour = Tour(stops(2), seconds=0.5, fps=20.0)
     cameras = plan_camera_path(tour, 64, 48)
     path = tmp_path / "camera-path.json"
@@ -61,7 +61,7 @@ def test_a_saved_tour_is_in_the_files_coordinates_and_comes_back(tmp_path: Path)
 
 def test_of_a_long_path_some_stops_are_kept_from_first_to_last(tmp_path: Path) -> None:
     cameras = plan_camera_path(Tour(stops(3), seconds=10.0, fps=24.0), 64, 48)
-    frame = Frame(1.0, np.eye(3), np.zeros(3))
+    frame = SimilarityTransform(1.0, np.eye(3), np.zeros(3))
     path = tmp_path / "long.json"
     path.write_text(write_tour(cameras, 24.0, frame))
     found = read_tour(path, frame)

@@ -1,0 +1,253 @@
+"""Multiresolution hash grids: the layout of their levels in one table, and trilinear look-ups.
+
+Mueller et al.: Instant neural graphics primitives with a multiresolution hash encoding (SIGGRAPH
+2022).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
+
+from jaxrf.core.grids import TableDtype, weighted_gather
+
+HashLayout = Literal["dense_coarse", "all_hashed", "tcnn"]
+
+
+class HashLevels(NamedTuple):
+    """Layout of the levels of a hash grid, one after the other in one table; static.
+
+    cells: cells along each side, per level; with "tcnn" the number of grid points.
+    starts: first row of each level, and the total number of rows as the last entry.
+    hash_layout:
+      "dense_coarse": grid corners lie on the faces of the box; a level has one row per corner
+        where that fits into the table, and is hashed otherwise.
+      "all_hashed": every level is hashed, as in nerfstudio's PyTorch code.
+      "tcnn": the faces of the box lie half a cell inside the grid, as in tiny-cuda-nn.
+    scales: cells from face to face, per level; for "all_hashed" and "tcnn".
+    """
+
+    cells: tuple[int, ...]
+    starts: tuple[int, ...]
+    hash_layout: HashLayout = "dense_coarse"
+    scales: tuple[float, ...] = ()
+
+
+def plan_hash_levels(
+    num_levels: int, base_resolution: int, max_resolution: int, max_rows: int
+) -> HashLevels:
+    """Levels whose resolutions grow geometrically, the coarse ones dense (eq. 2 and 3).
+
+    Args:
+      num_levels: number of levels.
+      base_resolution, max_resolution: cells along a side of the first and of the last level.
+      max_rows: of a level, a power of two; a level with fewer corners has one row for each.
+    """
+    assert max_rows & (max_rows - 1) == 0
+    growth = (max_resolution / base_resolution) ** (1.0 / max(num_levels - 1, 1))
+    # The small number keeps a rounding error from taking a cell off the last level.
+    cells = tuple(math.floor(base_resolution * growth**level + 1e-6) for level in range(num_levels))
+    rows = (min((n + 1) ** 3, max_rows) for n in cells)
+    return HashLevels(cells, tuple(int(start) for start in np.cumsum([0, *rows])))
+
+
+def hash_level_scales(
+    num_levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    hash_layout: Literal["all_hashed", "tcnn"],
+) -> tuple[float, ...]:
+    """Cells from face to face of each level, rounded in float32 as nerfstudio and tiny-cuda-nn do.
+
+    Args:
+      num_levels: number of levels.
+      base_resolution, max_resolution: cells along a side of the first and of the last level.
+      hash_layout: see `HashLevels`.
+    """
+    index = np.arange(num_levels).astype(np.float32)
+    log_ratio = np.log(max_resolution) - np.log(base_resolution)
+    growth = np.float32(np.exp(log_ratio / max(num_levels - 1, 1)))
+    if hash_layout == "all_hashed":
+        scales = np.floor(np.float32(base_resolution) * np.power(growth, index))
+        return tuple(float(v) for v in scales)
+    powers = np.exp2(index * np.log2(growth))
+    return tuple(float(v) for v in powers * np.float32(base_resolution) - np.float32(1.0))
+
+
+def plan_scaled_hash_levels(
+    scales: Sequence[float], max_rows: int, hash_layout: Literal["all_hashed", "tcnn"]
+) -> HashLevels:
+    """Levels of given scales, laid out as in nerfstudio's PyTorch code or in tiny-cuda-nn.
+
+    Args:
+      scales: cells from face to face, per level.
+      max_rows: of a level, a power of two.
+      hash_layout: see `HashLevels`.
+    """
+    if hash_layout == "all_hashed":
+        cells = tuple(round(scale) for scale in scales)
+        rows = [max_rows] * len(cells)
+    else:
+        cells = tuple(math.ceil(scale) + 1 for scale in scales)
+        # tiny-cuda-nn rounds the rows of a dense level up to a multiple of 8.
+        rows = [min(-(-(n**3) // 8) * 8, max_rows) for n in cells]
+    starts = tuple(int(n) for n in np.cumsum([0, *rows]))
+    return HashLevels(cells, starts, hash_layout, tuple(scales))
+
+
+def hash_rows(
+    corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]],
+    cells: int,
+    rows: int,
+) -> Int[Array, "*batch"]:
+    """Row of each corner within its level: its number where all fit, else its hash (eq. 4).
+
+    Args:
+      corner: x, y, z from 0 to `cells`.
+      cells: along a side.
+      rows: of the level.
+    """
+    x, y, z = corner
+    if (cells + 1) ** 3 <= rows:
+        return (x * (cells + 1) + y) * (cells + 1) + z
+    return _hashed_rows(corner, rows)
+
+
+def _hashed_rows(
+    corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]], rows: int
+) -> Int[Array, "*batch"]:
+    return (_hash_corners(corner) & jnp.uint32(rows - 1)).astype(jnp.int32)
+
+
+def _hash_corners(
+    corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]],
+) -> UInt32[Array, "*batch"]:
+    x, y, z = corner
+    hashed = x.astype(jnp.uint32)
+    for axis, prime in ((y, 2654435761), (z, 805459861)):
+        hashed = hashed ^ (axis.astype(jnp.uint32) * jnp.uint32(prime))
+    return hashed
+
+
+def _tcnn_rows(
+    corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]],
+    points: int,
+    rows: int,
+) -> Int[Array, "*batch"]:
+    """Row of each corner as in tiny-cuda-nn: x varies fastest, and rows past the last wrap round."""
+    x, y, z = corner
+    if points**3 <= rows:
+        return (x + points * (y + points * z)) % rows
+    return _hashed_rows(corner, rows)
+
+
+def sample_hash_grid(
+    table: Float[Array, "rows c"],
+    unit: Float[Array, "m 3"],
+    levels: HashLevels,
+    table_dtype: TableDtype = "float32",
+) -> Float[Array, "m e"]:
+    """Trilinearly interpolated features of all levels.
+
+    Args:
+      table: rows of all levels.
+      unit: positions, clamped to [0, 1].
+      levels: layout of the table.
+      table_dtype: type that rows are read in (`weighted_gather`).
+
+    Returns:
+      (m, levels c), the coarsest level first.
+    """
+    corners = []
+    for level, (cells, start) in enumerate(zip(levels.cells, levels.starts, strict=False)):
+        rows = levels.starts[level + 1] - start
+        if levels.hash_layout == "tcnn":
+            corner, weight = _cell_corners(unit, levels.scales[level], half_cell_inset=True)
+            index = _tcnn_rows(corner, cells, rows)
+        else:
+            corner, weight = _cell_corners(unit, cells)
+            hashed = levels.hash_layout == "all_hashed"
+            index = _hashed_rows(corner, rows) if hashed else hash_rows(corner, cells, rows)
+        corners.append((index + start, weight))
+    return _gather_levels(table, corners, table_dtype)
+
+
+def sample_hash_grids(
+    table: Float[Array, "rows c"],
+    unit: Float[Array, "m 3"],
+    grids: Sequence[HashLevels],
+    grid_index: Int[Array, "m"],
+    table_dtype: TableDtype = "float32",
+) -> Float[Array, "m e"]:
+    """Like `sample_hash_grid`, but looks each position up in one of several grids.
+
+    Args:
+      table: rows of all grids, one grid after the other.
+      unit: positions, clamped to [0, 1].
+      grids: layouts, all with the same number of levels and "dense_coarse".
+      grid_index: the grid to read for each position.
+      table_dtype: type that rows are read in (`weighted_gather`).
+    """
+    grid_starts = np.cumsum([0, *(levels.starts[-1] for levels in grids[:-1])])
+    cells = np.array([levels.cells for levels in grids], np.int32)
+    starts = np.array([levels.starts[:-1] for levels in grids]) + grid_starts[:, None]
+    rows = np.array([np.diff(levels.starts) for levels in grids], np.int32)
+    dense = (cells.astype(np.int64) + 1) ** 3 <= rows
+    corners = []
+    for level in range(cells.shape[1]):
+        level_cells, start, level_rows, is_dense = (
+            jnp.asarray(numbers[:, level])[grid_index][:, None]
+            for numbers in (cells, starts.astype(np.int32), rows, dense)
+        )
+        (x, y, z), weight = _cell_corners(unit, level_cells)
+        number = (x * (level_cells + 1) + y) * (level_cells + 1) + z
+        hashed = _hash_corners((x, y, z)) & (level_rows - 1).astype(jnp.uint32)
+        corners.append((jnp.where(is_dense, number, hashed.astype(jnp.int32)) + start, weight))
+    return _gather_levels(table, corners, table_dtype)
+
+
+def _cell_corners(
+    unit: Float[Array, "m 3"],
+    cells: int | float | Int[Array, "m 1"],
+    half_cell_inset: bool = False,
+) -> tuple[tuple[Int[Array, "m 8"], Int[Array, "m 8"], Int[Array, "m 8"]], Float[Array, "m 8"]]:
+    """Coordinates x, y and z of the corners of each position's cell, and their trilinear weights.
+
+    Computes all corners of an axis in one operation: few large operations compile several times
+    faster than one for each corner.
+
+    Args:
+      unit: positions, clamped to [0, 1].
+      cells: from face to face of the box.
+      half_cell_inset: the box begins half a cell inside the grid, which extends beyond the box.
+    """
+    corner, weight = [], jnp.ones((unit.shape[0], 8), unit.dtype)
+    for axis, offset in enumerate(np.array(list(np.ndindex(2, 2, 2)), np.int32).T):
+        scaled = jnp.clip(unit[:, axis, None], 0.0, 1.0) * cells
+        if half_cell_inset:
+            scaled += 0.5
+        low = jnp.floor(scaled).astype(jnp.int32)
+        if not half_cell_inset:
+            low = jnp.minimum(low, cells - 1)
+        fraction, upper = scaled - low, offset[None]
+        corner.append(low + upper)
+        weight *= jnp.where(upper == 1, fraction, 1.0 - fraction)
+    x, y, z = corner
+    return (x, y, z), weight
+
+
+def _gather_levels(
+    table: Float[Array, "rows c"],
+    corners: Sequence[tuple[Int[Array, "m 8"], Float[Array, "m 8"]]],
+    table_dtype: TableDtype,
+) -> Float[Array, "m e"]:
+    """Features of all levels side by side, given the rows and weights of the corners in each."""
+    indices, weights = zip(*corners, strict=True)
+    # All samples of one level come together, so that its rows stay in the cache.
+    gathered = weighted_gather(table, jnp.concatenate(indices), jnp.concatenate(weights), table_dtype)
+    levels, count = len(corners), indices[0].shape[0]
+    gathered = gathered.reshape(levels, count, table.shape[1])
+    return gathered.transpose(1, 0, 2).reshape(count, levels * table.shape[1])
