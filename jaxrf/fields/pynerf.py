@@ -72,7 +72,7 @@ class PyNeRF:
     Attributes:
       heads: levels of the pyramid, each with a density network.
       factor: ratio of two levels' cells.
-      levels, channels, coarsest, finest, log2_hashmap_size, table_dtype: of the hash grid, as `ngp.HashGrid`.
+      levels, channels, coarsest, finest, log2_hashmap_size, table_dtype: of the hash grid, as `hashgrid.HashGrid`.
       tables: "shared" by all heads, or "separate": each its own, up to its own finest cells.
       blend: "features", the heads' outputs before they become density and colour, or "results",
         density and colour of the heads, each having a colour network.

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.cameras import contraction
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import rngs
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalize_distances
@@ -40,7 +41,6 @@ from jaxrf.training.config import (
     HashGridConfig,
     NeRFConfig,
     PyNeRFConfig,
-    RayConvention,
     SampledConfig,
     TensoRFConfig,
     TrainConfig,

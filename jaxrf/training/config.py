@@ -13,33 +13,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.errors import InputError
+from jaxrf.data.bricks.config import SyntheticSceneConfig
 
 # What a rendering is shown as; the last three need the picture that was to be seen.
 Channel = Literal["rgb", "depth", "opacity", "truth", "error", "comparison"]
 Background = Literal["white", "black", "random"]
-
-
-@dataclasses.dataclass(frozen=True)
-class RayConvention:
-    """Where other programs place rays and add up light otherwise; their weights ask for it."""
-
-    pixel_center: float = 0.5
-    """Where in a pixel, along both axes, its ray passes; 0 is its top left corner."""
-    range_along: Literal["ray", "axis"] = "ray"
-    """Whether near and far are distances along the ray or along the camera's axis."""
-    lengths_along: Literal["ray", "axis"] = "ray"
-    """hierarchical: along which of them the lengths are measured that light is absorbed over."""
-    view_directions: Literal["unit", "axis"] = "unit"
-    """hierarchical: whether fields see directions of unit length, or such that they reach one unit
-    along the camera's axis."""
-    transmittance: Literal["exclusive", "inclusive"] = "exclusive"
-    """hierarchical: light that reaches a sample has passed those before it, or also itself."""
-    samples_at: Literal["middle", "start"] = "middle"
-    """Marching: whether the field is evaluated in the middle of steps or where they start, when a
-    picture is rendered."""
-    stop: float = 1e-3
-    """Marching: a ray is done when less light than this would pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +43,7 @@ class CaptureConfig:
     checkpoint_in_chunks: int = 1
     """Compute the samples of a step in so many parts, and once more for the gradient instead of
     remembering what is within the field: less memory for more time. 1 remembers."""
-    convention: RayConvention = RayConvention()
+    convention: RayConvention = RayConvention()  # noqa: RUF009 (frozen)
     """How rays are laid out and light is summed up, for weights of other programs."""
 
 
@@ -440,18 +420,6 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SyntheticSceneConfig:
-    """The built-in scene `bricks`, used when there is no data set."""
-
-    size: int = 128
-    """Width and height of its pictures, in pixels."""
-    train_views: int = 100
-    """Number of training pictures."""
-    test_views: int = 25
-    """Number of test pictures."""
-
-
-@dataclasses.dataclass(frozen=True)
 class VideoConfig:
     """The 360 video rendered at the end, and smaller ones on the way."""
 
@@ -581,7 +549,7 @@ class TrainConfig:
     """Number of latest checkpoints kept; the best is kept in addition."""
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     """Precision of float32 matrix products on accelerators."""
-    bricks: SyntheticSceneConfig = SyntheticSceneConfig()
+    bricks: SyntheticSceneConfig = SyntheticSceneConfig()  # noqa: RUF009 (frozen)
     """The built-in scene."""
     video: VideoConfig = VideoConfig()
     """The videos."""
