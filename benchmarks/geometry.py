@@ -23,7 +23,10 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from jaxrf.data import bricks
+from jaxrf.data.bricks.dataset import sequence_pose
+from jaxrf.data.bricks.model import build_model
+from jaxrf.data.bricks.ray_casting import contains
+from jaxrf.data.bricks.rendering import CAMERA_ANGLE_X, render_view
 from jaxrf.export import geometry
 from jaxrf.export.geometry import Mesh
 from jaxrf.training import runs
@@ -33,16 +36,16 @@ SPACING = 0.004
 
 def trace_truth(views: int = 100, size: int = 300) -> np.ndarray:
     """(n, 3) points of what training cameras of bricks see, spread evenly."""
-    model, found = bricks.build_model(), []
-    focal = 0.5 * size / np.tan(0.5 * bricks._CAMERA_ANGLE_X)
+    model, found = build_model(), []
+    focal = 0.5 * size / np.tan(0.5 * CAMERA_ANGLE_X)
     x, y = np.meshgrid(
         (np.arange(size) + 0.5 - size / 2) / focal, -(np.arange(size) + 0.5 - size / 2) / focal
     )
     local = np.stack([x, y, -np.ones_like(x)], axis=-1)
     local /= np.linalg.norm(local, axis=-1, keepdims=True)
     for index in range(views):
-        pose = bricks._pose(index)
-        _, depth = bricks.render_view(model, pose, size, size, supersamples=1)
+        pose = sequence_pose(index)
+        _, depth = render_view(model, pose, size, size, supersamples=1)
         hit = np.isfinite(depth)
         found.append(
             pose[:3, 3] + depth[hit, None].astype(np.float64) * (local[hit] @ pose[:3, :3].T)
@@ -70,7 +73,7 @@ def compare(mesh: Mesh, truth: np.ndarray, count: int = 300_000) -> dict[str, fl
     _, _, points = spread_points(mesh, count)
     to_truth = cKDTree(truth).query(points)[0]
     to_mesh = cKDTree(points).query(truth[::4])[0]
-    inside = bricks.contains(bricks.build_model(), points)
+    inside = contains(build_model(), points)
     both = np.concatenate([to_truth, np.random.default_rng(0).choice(to_mesh, len(to_truth))])
     return {
         "chamfer": 0.5 * float(to_truth.mean() + to_mesh.mean()),

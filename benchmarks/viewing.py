@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxrf.cameras.base import index_cameras, near_far_for_box, resize_cameras
+from jaxrf.cameras.base import resize_cameras
+from jaxrf.cameras.poses import near_far_for_box
 from jaxrf.cli import commands
 from jaxrf.cli.options import RenderOptions
 from jaxrf.evaluation import images, interactive
@@ -45,7 +46,7 @@ def main() -> None:
     paint = commands.make_interactive_renderer(run)
     orbit = path_cameras(run, RenderOptions(frames=600, size=SIZES[-1]))
     span = near_far_for_box(orbit, visible_aabb(paint.grid))
-    tiny = resize_cameras(index_cameras(orbit, np.array([0])), 8, 8)
+    tiny = resize_cameras(orbit[0], 8, 8)
     paint.paint(tiny, WHOLE, lambda: False)
     print("| sharpest | while it moves | frames/s | first picture | sharp after |")
     print("|---|---|---|---|---|")
@@ -54,7 +55,7 @@ def main() -> None:
         cameras = resize_cameras(orbit, size, size * orbit.height // orbit.width)
         started = time.perf_counter()
         while (now := time.perf_counter()) - started < arguments.seconds:
-            camera = index_cameras(cameras, np.array([len(times) % len(cameras)]))
+            camera = cameras[len(times) % len(cameras)]
             picture = next(
                 interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False)
             )

@@ -13,7 +13,7 @@ from jaxrf.cameras.base import Cameras, image_rays
 from jaxrf.cameras.transforms import invert_transform, transform_positions
 from jaxrf.data.scene import Scene, downscale_images
 
-# Names of the pictures sort otherwise than they were taken.
+# Names of the images sort otherwise than they were taken.
 ORDER = (3, 0, 5, 1, 4, 2)
 
 
@@ -29,8 +29,8 @@ def true_cameras(views: Any = slice(None)) -> Cameras:
     )
 
 
-def save_pictures(folder: Path, names: list[str], suffix: str = ".png") -> None:
-    """The training pictures on white; the name says which view it is."""
+def save_images(folder: Path, names: list[str], suffix: str = ".png") -> None:
+    """The training images on white; the name says which view it is."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(names):
         rgba = make_scene().splits["train"].images[index].astype(np.float32)
@@ -41,7 +41,7 @@ def save_pictures(folder: Path, names: list[str], suffix: str = ".png") -> None:
 
 
 def view_names() -> list[str]:
-    """The name of each view's picture: sorted, they are in `ORDER`."""
+    """The name of each view's image: sorted, they are in `ORDER`."""
     return [f"p{ORDER.index(view)}" for view in range(len(ORDER))]
 
 
@@ -64,7 +64,7 @@ def check_rays(scene: Scene, split: str, cameras: Cameras, views: list[int]) -> 
 def write_transforms(folder: Path, suffix: str = ".jpg", **changes: Any) -> Path:
     """nerfstudio's layout; `changes` go into the file."""
     cameras = true_cameras()
-    save_pictures(folder / "images", view_names(), suffix)
+    save_images(folder / "images", view_names(), suffix)
     frames = [
         {
             "file_path": f"images/{name}{suffix}",
@@ -79,11 +79,11 @@ def write_transforms(folder: Path, suffix: str = ".jpg", **changes: Any) -> Path
     return folder
 
 
-def write_llff(folder: Path, poses: np.ndarray | None = None, pictures: str = "images") -> Path:
-    """LLFF's layout, the pictures said to be twice as large as they are."""
+def write_llff(folder: Path, poses: np.ndarray | None = None, images: str = "images") -> Path:
+    """LLFF's layout, the images said to be twice as large as they are."""
     cameras = true_cameras()
     poses = np.asarray(cameras.T_world_camera if poses is None else poses, np.float64)
-    save_pictures(folder / pictures, view_names())
+    save_images(folder / images, view_names())
     rows = np.zeros((len(poses), 17))
     for view, pose in enumerate(poses):
         right, up, back = pose[:3, :3].T
@@ -124,7 +124,7 @@ def write_colmap(
 ) -> Path:
     """COLMAP's layout, with three points that every view shows at places that mean nothing."""
     cameras = true_cameras()
-    save_pictures(folder / "images", view_names())
+    save_images(folder / "images", view_names())
     place = folder / "sparse" / "0"
     place.mkdir(parents=True)
     values = values or [float(cameras.focal[0, 0]), 8.0, 8.0]
@@ -165,7 +165,7 @@ def write_deepvoxels(folder: Path) -> Path:
     cameras = true_cameras()
     for split in ("train", "validation", "test"):
         place = folder / split / "ball"
-        save_pictures(place / "rgb", view_names())
+        save_images(place / "rgb", view_names())
         (place / "pose").mkdir()
         for name, pose in zip(view_names(), cameras.T_world_camera, strict=True):
             numbers = (np.asarray(pose, np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])).ravel()
@@ -176,7 +176,7 @@ def write_deepvoxels(folder: Path) -> Path:
 
 
 def write_multiscale(folder: Path, matrices: bool = False) -> Path:
-    """Multi-scale Blender's layout: each picture at 1, 1/2 and 1/4 of its size, in every split."""
+    """Multi-scale Blender's layout: each image at 1, 1/2 and 1/4 of its size, in every split."""
     cameras, table = true_cameras(), {}
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "val", "test"):

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxrf.cameras.base import image_rays, look_at, make_cameras
+from jaxrf.cameras.base import image_rays, make_cameras
+from jaxrf.cameras.poses import look_at
 from jaxrf.data.scene import Scene, Split
 from jaxrf.fields.base import Params
 from jaxrf.models.methods import Stage

@@ -13,13 +13,14 @@ from scenes import Recorder, make_surroundings
 from benchmarks.geometry import compare, trace_truth
 from jaxrf.cli import main as cli
 from jaxrf.data import sources
+from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.data.scene import Scene
 from jaxrf.evaluation import scoring
 from jaxrf.export import geometry
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
 from jaxrf.training import config, runs, train, transitions
-from jaxrf.training.config import SyntheticSceneConfig, TensoRFConfig
+from jaxrf.training.config import TensoRFConfig
 
 # What is trained for several tests is trained once.
 pytestmark = [pytest.mark.as_used, pytest.mark.xdist_group("quality")]

@@ -1,15 +1,15 @@
-"""Contraction: all of space in a box twice as large as the scene's, which itself stays as it is."""
+"""Contraction of unbounded space into a box twice as large as the scene's box."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Rays end so many knees from their origin, where distances have no end.
+# Rays end at this multiple of their linear radius (`_ray_warp_params`) where they have no far end.
 MAX_DISTANCE_FACTOR = 1000.0
-# What is marched along a ray at most, in diagonals of the scene's box.
+# Longest range of s along a ray, in diagonals of the scene's box.
 MAX_MARCH_DIAGONALS = 4.0
-# A ray crosses contracted space at most so many times as fast as its marched distance grows, if it
-# begins within 3 half diagonals of the box's center.
+# Upper bound of the distance in contracted space per unit of s, for rays that begin within 3 half
+# diagonals of the center of the box.
 MAX_MARCH_SPEED = 1.5
 
 
@@ -22,47 +22,47 @@ def contracted_aabb(aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
 def contract(
     positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> Float[Array, "*batch 3"]:
-    """Positions in contracted space, in scene units; inside the box nothing moves.
+    """Positions in contracted space, in scene units; positions in the box are unchanged.
 
-    With m the largest coordinate, counted from the box's center in halves of its sides, all
-    coordinates are multiplied with (2 - 1/m) / m where m > 1 (Mip-NeRF 360, eq. 10, with the
-    maximum for the norm, so that a box remains a box).
+    Let m be the largest coordinate relative to the center of the box, in halves of its sides. Where
+    m > 1, all coordinates are multiplied by (2 - 1/m) / m. This is Mip-NeRF 360, eq. 10, with the
+    maximum norm, so that a box remains a box.
     """
-    center, half = _measure(aabb, positions.ndim)
-    largest = jnp.maximum(_largest((positions - center) / half), 1.0)[..., None]
-    return center + (positions - center) * (2.0 - 1.0 / largest) / largest
+    center, half = _center_and_half_size(aabb, positions.ndim)
+    norm = jnp.maximum(_max_norm((positions - center) / half), 1.0)[..., None]
+    return center + (positions - center) * (2.0 - 1.0 / norm) / norm
 
 
 def uncontract(
     contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> Float[Array, "*batch 3"]:
-    """The inverse of `contract`; what lies on the contracted space's border is put far out."""
-    center, half = _measure(aabb, contracted.ndim)
-    inside = jnp.clip(_largest((contracted - center) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)[
+    """Inverse of `contract`; the border of contracted space maps to a far but finite distance."""
+    center, half = _center_and_half_size(aabb, contracted.ndim)
+    norm = jnp.clip(_max_norm((contracted - center) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)[
         ..., None
     ]
-    return center + (contracted - center) / ((2.0 - inside) * inside)
+    return center + (contracted - center) / ((2.0 - norm) * norm)
 
 
 def inverse_contraction_scale(
     contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> Float[Array, "*batch"]:
-    """How much longer space is outwards than contracted space is there: m^2, 1 inside the box."""
-    center, half = _measure(aabb, contracted.ndim)
-    inside = jnp.clip(_largest((contracted - center) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)
-    return jnp.square(1.0 / (2.0 - inside))
+    """Outward length in space per unit in contracted space: m^2 (see `contract`), 1 in the box."""
+    center, half = _center_and_half_size(aabb, contracted.ndim)
+    norm = jnp.clip(_max_norm((contracted - center) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)
+    return jnp.square(1.0 / (2.0 - norm))
 
 
 def contract_radii(
     radii: Float[Array, "*batch"], positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> Float[Array, "*batch"]:
-    """Radii of cones at positions in space as they are in contracted space.
+    """Radii in contracted space of cones with given radii at given positions in space.
 
-    They shrink like the third root of the volume, (2m - 1)^(2/3) / m^2.
+    They scale with the cube root of the volume: by (2m - 1)^(2/3) / m^2 (see `contract`).
     """
-    center, half = _measure(aabb, positions.ndim)
-    largest = jnp.maximum(_largest((positions - center) / half), 1.0)
-    return radii * jnp.cbrt(jnp.square(2.0 * largest - 1.0)) / jnp.square(largest)
+    center, half = _center_and_half_size(aabb, positions.ndim)
+    norm = jnp.maximum(_max_norm((positions - center) / half), 1.0)
+    return radii * jnp.cbrt(jnp.square(2.0 * norm - 1.0)) / jnp.square(norm)
 
 
 def t_to_s(
@@ -70,15 +70,15 @@ def t_to_s(
     origins: Float[Array, "*batch 3"],
     aabb: Float[Array, "2 3"],
 ) -> Float[Array, "*batch n"]:
-    """Marched distances of distances along rays: as long up to a knee behind the box, then finite.
+    """Metric distances t along rays as distances s, of which equal steps suit contracted space.
 
-    Beyond the knee k a distance t counts as k (2 - k / t), so that even steps of it are about even
-    steps through contracted space. The knee lies where the box can but be behind. What is longer
-    than `MAX_MARCH_DIAGONALS` diagonals of the box is shortened to that as a whole.
+    s is t up to the linear radius r, at which a ray has left the box whatever its direction. Beyond
+    it s = r (2 - r / t), so that equal steps of s are nearly equal steps in contracted space. Where
+    2 r exceeds `MAX_MARCH_DIAGONALS` diagonals of the box, s is scaled down to that.
     """
-    knee, shortening = _ray_warp_params(origins, aabb)
-    beyond = knee * (2.0 - knee / jnp.maximum(distances, knee))
-    return jnp.where(distances > knee, beyond, distances) * shortening
+    linear_radius, scale = _ray_warp_params(origins, aabb)
+    beyond = linear_radius * (2.0 - linear_radius / jnp.maximum(distances, linear_radius))
+    return jnp.where(distances > linear_radius, beyond, distances) * scale
 
 
 def s_to_t(
@@ -86,38 +86,42 @@ def s_to_t(
     origins: Float[Array, "*batch 3"],
     aabb: Float[Array, "2 3"],
 ) -> Float[Array, "*batch n"]:
-    """The inverse of `t_to_s`: at most `MAX_DISTANCE_FACTOR` knees."""
-    knee, shortening = _ray_warp_params(origins, aabb)
-    straight = marched / shortening
-    rest = jnp.clip(2.0 - straight / knee, 1.0 / MAX_DISTANCE_FACTOR, 1.0)
-    return jnp.where(straight > knee, knee / rest, straight)
+    """Inverse of `t_to_s`; at most `far_distance`."""
+    linear_radius, scale = _ray_warp_params(origins, aabb)
+    unscaled = marched / scale
+    inverse = jnp.clip(2.0 - unscaled / linear_radius, 1.0 / MAX_DISTANCE_FACTOR, 1.0)
+    return jnp.where(unscaled > linear_radius, linear_radius / inverse, unscaled)
 
 
 def far_distance(
     origins: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> Float[Array, "*batch"]:
-    """The distance at which rays end: `MAX_DISTANCE_FACTOR` knees."""
+    """Distance at which rays end: `MAX_DISTANCE_FACTOR` times their linear radius."""
     return MAX_DISTANCE_FACTOR * _ray_warp_params(origins, aabb)[0][..., 0]
 
 
 def _ray_warp_params(
     origins: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
 ) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch 1"]]:
-    """The distance at which a ray has surely left the box, and the factor of what it marches."""
-    center, half = _measure(aabb, origins.ndim)
-    radius = jnp.linalg.norm(half, axis=-1)
-    # Not the norm itself, whose gradient at the center is not a number.
-    away = jnp.sqrt(jnp.sum(jnp.square(origins - center), axis=-1) + 1e-12)
-    knee = away + radius
-    shortening = jnp.minimum(MAX_MARCH_DIAGONALS * radius / knee, 1.0)
-    return knee[..., None], shortening[..., None]
+    """Linear radius and scale of each ray (see `t_to_s`).
+
+    The linear radius is the distance from the origin of the ray to the center of the box, plus half
+    the diagonal of the box.
+    """
+    center, half = _center_and_half_size(aabb, origins.ndim)
+    half_diagonal = jnp.linalg.norm(half, axis=-1)
+    # The gradient of the norm itself is NaN at the center.
+    to_center = jnp.sqrt(jnp.sum(jnp.square(origins - center), axis=-1) + 1e-12)
+    linear_radius = to_center + half_diagonal
+    scale = jnp.minimum(MAX_MARCH_DIAGONALS * half_diagonal / linear_radius, 1.0)
+    return linear_radius[..., None], scale[..., None]
 
 
-def _measure(aabb: Float[Array, "2 3"], axes: int) -> tuple[Array, Array]:
-    """Center and half the sides of a box, with as many axes as the positions have."""
-    shape = (1,) * (axes - 1) + (3,)
+def _center_and_half_size(aabb: Float[Array, "2 3"], ndim: int) -> tuple[Array, Array]:
+    """Center and half the sides of a box, broadcastable to positions with `ndim` axes."""
+    shape = (1,) * (ndim - 1) + (3,)
     return (0.5 * (aabb[0] + aabb[1])).reshape(shape), (0.5 * (aabb[1] - aabb[0])).reshape(shape)
 
 
-def _largest(scaled: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
+def _max_norm(scaled: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
     return jnp.max(jnp.abs(scaled), axis=-1)

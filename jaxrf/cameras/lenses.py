@@ -1,9 +1,9 @@
-"""Lenses: how real cameras bend what a pinhole would show, and how to undo it exactly.
+"""Lens distortion of real cameras, and its exact inverse.
 
-A point of the image plane is given by where it lies for a focal length of 1, x to the right and y
-down, counted from the principal point. What the lens bends is a "ray point": for lenses that map
-lines nearly to lines the point at which the ray meets the plane at distance 1, for fisheyes the
-angle to the optical axis, in the direction in which the ray leaves it.
+Points of the image plane are relative to the principal point, for a focal length of 1, with x to
+the right and y down. A lens distorts "ray points". For perspective lenses the ray point is where
+the ray meets the plane at depth 1. For fisheye lenses it is the vector whose length is the angle
+between the ray and the optical axis, pointing to the side on which the ray leaves the axis.
 """
 
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Lens = Literal["perspective", "fisheye", "fov"]
-# Numbers that bend a ray point, by lens; those left out of a file are 0.
+# Distortion coefficients, by lens; those that a file leaves out are 0.
 #   perspective: k1 k2 k3 k4 k5 k6 p1 p2 (OpenCV's rational model, of which COLMAP's SIMPLE_RADIAL,
 #     RADIAL, OPENCV and FULL_OPENCV are parts)
 #   fisheye: k1 k2 k3 k4 p1 p2 sx1 sy1 (COLMAP's THIN_PRISM_FISHEYE, of which OPENCV_FISHEYE,
@@ -25,8 +25,8 @@ COEFFICIENTS: dict[Lens, tuple[str, ...]] = {
     "fisheye": ("k1", "k2", "k3", "k4", "p1", "p2", "sx1", "sy1"),
     "fov": ("omega",),
 }
-# Newton's method doubles the right digits in each step: from 1e-1 it takes 4 to float64.
-STEPS = 12
+# Newton's method doubles the number of correct digits per step: 4 steps take 1e-1 to float64.
+NEWTON_STEPS = 12
 
 
 def distort(
@@ -35,10 +35,10 @@ def distort(
     point: Float[Array | np.ndarray, "*batch 2"],
     xp: Any = jnp,
 ) -> Float[Array | np.ndarray, "*batch 2"]:
-    """Where on the image plane a ray point is seen.
+    """Point of the image plane at which a ray point appears.
 
     Args:
-      lens: which family.
+      lens: family of the lens.
       coefficients: in the order of `COEFFICIENTS`.
       point: ray points.
       xp: jax.numpy or numpy.
@@ -63,59 +63,63 @@ def distort(
 
 
 def _fov_factor(square: Any, omega: Any, xp: Any) -> Any:
-    """arctan(2 r tan(omega / 2)) / (r omega), by its series where r or omega is next to 0."""
+    """arctan(2 r tan(omega / 2)) / (r omega), by its series where r or omega is close to 0."""
     slope = 2.0 * xp.tan(0.5 * omega)
     small = (square * slope * slope < 1e-6) | (omega < 1e-4)
     radius = xp.sqrt(xp.where(small, 1.0, square))
     width = xp.where(omega < 1e-4, 1.0, omega)
-    whole = xp.arctan(radius * slope) / (radius * width)
+    exact = xp.arctan(radius * slope) / (radius * width)
     straight = xp.where(omega < 1e-4, 1.0 + omega * omega / 12.0, slope / width)
     series = straight * (1.0 - square * slope * slope / 3.0)
-    return xp.where(small, series, whole)
+    return xp.where(small, series, exact)
 
 
 def undistort(
-    lens: Lens, coefficients: Float[Array, "*batch k"], seen: Float[Array, "*batch 2"]
+    lens: Lens, coefficients: Float[Array, "*batch k"], image_point: Float[Array, "*batch 2"]
 ) -> Float[Array, "*batch 2"]:
-    """The ray point that is seen at a place of the image plane: the inverse of `distort`.
+    """Ray point that appears at a point of the image plane: the inverse of `distort`.
 
-    Newton's method from the place itself, with the exact derivative. Where a lens that was fitted
-    to a smaller picture folds over, the solution is not the ray's; what is far outside of what the
-    lens can show gives a finite point.
+    Newton's method from the image point, with the exact Jacobian. Where a lens that was fitted to a
+    smaller image folds over, the solution may be another ray point with the same image. Points far
+    outside the range of the lens give a finite result.
     """
 
     def bend(point: Array) -> Array:
         return jnp.asarray(distort(lens, coefficients, point))
 
-    along = [jnp.broadcast_to(jnp.asarray(unit, seen.dtype), seen.shape) for unit in np.eye(2)]
+    axes = [
+        jnp.broadcast_to(jnp.asarray(unit, image_point.dtype), image_point.shape)
+        for unit in np.eye(2)
+    ]
 
     def improve(_: Any, point: Array) -> Array:
-        found, (right, down) = bend(point), (jax.jvp(bend, (point,), (a,))[1] for a in along)
-        missing = seen - found
+        distorted = bend(point)
+        right, down = (jax.jvp(bend, (point,), (axis,))[1] for axis in axes)
+        residual = image_point - distorted
         area = right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]
-        # A fold has no area: no step is taken there.
+        # The Jacobian is singular at a fold: take no step there.
         safe = jnp.where(jnp.abs(area) < 1e-6, jnp.inf, area)
         step = jnp.stack(
             [
-                missing[..., 0] * down[..., 1] - missing[..., 1] * down[..., 0],
-                missing[..., 1] * right[..., 0] - missing[..., 0] * right[..., 1],
+                residual[..., 0] * down[..., 1] - residual[..., 1] * down[..., 0],
+                residual[..., 1] * right[..., 0] - residual[..., 0] * right[..., 1],
             ],
             axis=-1,
         )
         return point + jnp.clip(step / safe[..., None], -0.5, 0.5)
 
-    return jax.lax.fori_loop(0, STEPS, improve, seen)
+    return jax.lax.fori_loop(0, NEWTON_STEPS, improve, image_point)
 
 
 def point_to_direction(lens: Lens, point: Float[Array, "*batch 2"]) -> Float[Array, "*batch 3"]:
-    """The unit direction of a ray point, x right, y down, z forwards."""
+    """Unit direction of a ray point; x right, y down, z forwards."""
     if lens == "perspective" or lens == "fov":
         ahead = jnp.concatenate([point, jnp.ones_like(point[..., :1])], axis=-1)
         return ahead / jnp.linalg.norm(ahead, axis=-1, keepdims=True)
     square = jnp.sum(jnp.square(point), axis=-1, keepdims=True)
     center = square < 1e-12
     angle = jnp.sqrt(jnp.where(center, 1.0, square))
-    # sin(angle) / angle, of which the limit is 1.
+    # sin(angle) / angle, whose limit at 0 is 1.
     ratio = jnp.where(center, 1.0, jnp.sin(angle) / angle)
     return jnp.concatenate([point * ratio, jnp.where(center, 1.0, jnp.cos(angle))], axis=-1)
 
@@ -123,7 +127,7 @@ def point_to_direction(lens: Lens, point: Float[Array, "*batch 2"]) -> Float[Arr
 def direction_to_point(
     lens: Lens, direction: Float[np.ndarray, "*batch 3"]
 ) -> Float[np.ndarray, "*batch 2"]:
-    """The ray point of directions of any length; the inverse of `point_to_direction`, in numpy."""
+    """Ray point of directions of any length, in numpy; the inverse of `point_to_direction`."""
     across, ahead = direction[..., :2], direction[..., 2:]
     if lens == "perspective" or lens == "fov":
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,7 +1,8 @@
-"""Frames: where a scene lies in coordinates of its own, by stated rules that can be undone.
+"""Similarity transforms from the coordinates of a data set's files to those of the scene.
 
-Files give poses in coordinates that mean nothing: a structure-from-motion tool's first camera, a
-turntable. Training wants the scene around the origin, upright, of a known size.
+Files give poses in arbitrary coordinates, such as those of a structure-from-motion tool's first
+camera or of a turntable. Training needs a scene that is upright, around the origin and of known
+size. Every transform is computed from the poses by a stated rule and can be inverted.
 """
 
 import dataclasses
@@ -10,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras.base import focus_point
+from jaxrf.cameras.poses import focus_point
 
-# Where `center_and_scale` puts the cameras; nothing is as near to them or as far, if nothing is known.
+# The box that `center_and_scale` puts cameras into, and the near and far there by default.
 UNIT_AABB = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
 DEFAULT_NEAR, DEFAULT_FAR = 0.05, 6.0
 
@@ -33,29 +34,32 @@ class SimilarityTransform:
 
 
 def identity_transform() -> SimilarityTransform:
-    """The frame of scenes whose files are in scene units already."""
+    """The transform of scenes whose files are in scene units already."""
     return SimilarityTransform(1.0, np.eye(3), np.zeros(3))
 
 
-def pack_transform(frame: SimilarityTransform) -> tuple[float, ...]:
-    """Scale, rotation row by row and shift as 13 numbers, for a file."""
-    return (frame.scale, *map(float, frame.rotation.ravel()), *map(float, frame.shift))
+def pack_transform(transform: SimilarityTransform) -> tuple[float, ...]:
+    """Scale, rotation (row-major) and shift as 13 numbers, for a file."""
+    return (transform.scale, *map(float, transform.rotation.ravel()), *map(float, transform.shift))
 
 
 def unpack_transform(numbers: Sequence[float]) -> SimilarityTransform:
-    """The frame that `pack_transform` was given."""
-    scale, *rest = numbers
-    return SimilarityTransform(scale, np.array(rest[:9]).reshape(3, 3), np.array(rest[9:]))
+    """Inverse of `pack_transform`."""
+    scale, *matrix = numbers
+    return SimilarityTransform(scale, np.array(matrix[:9]).reshape(3, 3), np.array(matrix[9:]))
 
 
-def invert_transform(frame: SimilarityTransform) -> SimilarityTransform:
-    """From the scene back to the file."""
-    back = frame.rotation.T
-    return SimilarityTransform(1.0 / frame.scale, back, -(back @ frame.shift) / frame.scale)
+def invert_transform(transform: SimilarityTransform) -> SimilarityTransform:
+    """The inverse transform, from the scene to the file."""
+    inverse = transform.rotation.T
+    shift = -(inverse @ transform.shift) / transform.scale
+    return SimilarityTransform(1.0 / transform.scale, inverse, shift)
 
 
-def compose_transforms(first: SimilarityTransform, second: SimilarityTransform) -> SimilarityTransform:
-    """One frame that does the first, then the second."""
+def compose_transforms(
+    first: SimilarityTransform, second: SimilarityTransform
+) -> SimilarityTransform:
+    """The transform that applies `first`, then `second`."""
     return SimilarityTransform(
         second.scale * first.scale,
         second.rotation @ first.rotation,
@@ -63,17 +67,21 @@ def compose_transforms(first: SimilarityTransform, second: SimilarityTransform) 
     )
 
 
-def transform_positions(frame: SimilarityTransform, points: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
-    """Points in the coordinates that a frame leads to."""
-    return frame.scale * points @ frame.rotation.T + frame.shift
+def transform_positions(
+    transform: SimilarityTransform, positions: Float[np.ndarray, "*n 3"]
+) -> Float[np.ndarray, "*n 3"]:
+    """Transformed positions."""
+    return transform.scale * positions @ transform.rotation.T + transform.shift
 
 
-def transform_poses(frame: SimilarityTransform, poses: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, "n 4 4"]:
-    """Camera-to-world poses in the coordinates that a frame leads to; they stay rigid."""
-    moved = np.array(poses, np.float64)
-    moved[:, :3, :3] = frame.rotation @ poses[:, :3, :3]
-    moved[:, :3, 3] = transform_positions(frame, poses[:, :3, 3])
-    return moved
+def transform_poses(
+    transform: SimilarityTransform, poses: Float[np.ndarray, "n 4 4"]
+) -> Float[np.ndarray, "n 4 4"]:
+    """Transformed camera-to-world poses, which stay rigid: only positions are scaled."""
+    transformed = np.array(poses, np.float64)
+    transformed[:, :3, :3] = transform.rotation @ poses[:, :3, :3]
+    transformed[:, :3, 3] = transform_positions(transform, poses[:, :3, 3])
+    return transformed
 
 
 def rotate_onto(
@@ -83,7 +91,7 @@ def rotate_onto(
     a, b = source / np.linalg.norm(source), target / np.linalg.norm(target)
     axis, cosine = np.cross(a, b), float(a @ b)
     if cosine < -1.0 + 1e-12:
-        # Half a turn around anything across.
+        # Half a turn around any perpendicular axis.
         across = np.cross(a, np.eye(3)[np.argmin(np.abs(a))])
         across /= np.linalg.norm(across)
         return 2.0 * np.outer(across, across) - np.eye(3)
@@ -92,10 +100,10 @@ def rotate_onto(
 
 
 def align_up(poses: Float[np.ndarray, "n 4 4"]) -> SimilarityTransform:
-    """Turns the mean of the cameras' up directions to +z, by the smallest rotation."""
+    """Rotation that turns the mean up direction of cameras to +z; the smallest one."""
     up = poses[:, :3, 1].mean(axis=0)
     if np.linalg.norm(up) < 1e-6:
-        # Cameras that are held all ways round have no up.
+        # The up directions cancel out: there is no common one.
         return identity_transform()
     return SimilarityTransform(1.0, rotate_onto(up, np.array([0.0, 0.0, 1.0])), np.zeros(3))
 
@@ -110,28 +118,32 @@ def looks_forward(poses: Float[np.ndarray, "n 4 4"]) -> bool:
 
 
 def center_and_scale(poses: Float[np.ndarray, "n 4 4"]) -> SimilarityTransform:
-    """For captures all around: upright, what cameras look at in the middle, cameras within +-1.
+    """For captures all around: upright, centered on the cameras' focus, with cameras within +-1.
 
-    The middle is the point nearest to all optical axes if it is before most cameras, else the mean
-    of their places. The largest coordinate of a camera becomes 1.
+    The center is the point nearest to all optical axes if it is in front of at least half of the
+    cameras, else the mean camera position. The largest coordinate of a camera becomes 1.
     """
-    frame = align_up(poses)
-    poses = transform_poses(frame, poses)
-    places = poses[:, :3, 3]
-    middle = focus_point(poses)
-    before = np.einsum("ni,ni->n", middle - places, -poses[:, :3, 2]) > 0
-    if before.mean() < 0.5:
-        middle = places.mean(axis=0)
-    farthest = np.abs(places - middle).max()
+    upright = align_up(poses)
+    poses = transform_poses(upright, poses)
+    positions = poses[:, :3, 3]
+    center = focus_point(poses)
+    in_front = np.einsum("ni,ni->n", center - positions, -poses[:, :3, 2]) > 0
+    if in_front.mean() < 0.5:
+        center = positions.mean(axis=0)
+    farthest = np.abs(positions - center).max()
     scale = 1.0 / farthest if farthest > 0 else 1.0
-    return compose_transforms(frame, SimilarityTransform(scale, np.eye(3), -scale * middle))
+    return compose_transforms(upright, SimilarityTransform(scale, np.eye(3), -scale * center))
 
 
 def recenter_poses(poses: Float[np.ndarray, "n 4 4"], nearest: float) -> SimilarityTransform:
-    """For cameras side by side: their mean pose becomes the identity, the nearest thing 4/3 away.
+    """For forward-facing captures: the mean pose becomes the identity, `nearest` becomes 4/3.
 
-    The mean pose is at the cameras' mean place, looks along their mean direction and has the mean
-    up direction upwards (LLFF; its `bd_factor` is the 3/4).
+    The mean pose is at the mean position, looks along the mean direction and has the mean up
+    direction upwards (LLFF; the 3/4 is its `bd_factor`).
+
+    Args:
+      poses: camera-to-world.
+      nearest: distance of the nearest object, in the units of the poses.
     """
     back = poses[:, :3, 2].sum(axis=0)
     back /= np.linalg.norm(back)

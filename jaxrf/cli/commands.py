@@ -33,7 +33,7 @@ from jaxrf.convert import runs as adopt
 from jaxrf.convert.networks import Converted
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError, MissingSplitError
-from jaxrf.data import fetch, report, sources
+from jaxrf.data import fetch, page, plots, report, sources
 from jaxrf.data.scene import Scene, Split, downscale_split, find_background
 from jaxrf.evaluation import (
     images,
@@ -113,7 +113,7 @@ def run_training(config: TrainConfig, preset: str) -> int:
 def _train_and_finish(config: TrainConfig, preset: str) -> int:
     if config.resume and config.data is None and config.run_dir is not None:
         _check_has_pictures(config.run_dir)
-    source = sources.find_source(config)
+    source = sources.find_source(config.data, config.bricks)
     print(source.reason)
     set_up_jax(config.matmul_precision)
     hardware = describe_hardware()
@@ -617,7 +617,7 @@ def _check_port(
                 "--check compares what a pinhole sees, and --data has lenses: leave it out."
             )
         height = max(size * seen.height // seen.width, 1)
-        cameras = cams.resize_cameras(cams.index_cameras(seen, np.array([0])), size, height)
+        cameras = cams.resize_cameras(seen[0], size, height)
     rows = []
     for double, name in ((False, "float32"), (True, "float64")):
         found = check.check_points(converted, content, wishes, check.POINTS, double)
@@ -778,14 +778,14 @@ def run_data_info(options: DataInfoOptions) -> int:
     every = [split for split in ("train", "val", "test") if sources.has_split(path, split)]
     scene = sources.load_scene(path, every, options.downscale, skip_missing=options.skip_missing)
     print(f"{path}: {sources.describe_scene(path, scene)}")
-    lines, oddities = report.dataset_report(scene), report.find_warnings(scene)
+    lines, warnings = report.dataset_report(scene), report.find_warnings(scene)
     print("\n".join(f"  {line}" for line in lines))
-    print("Looks wrong:" if oddities else "Nothing looks wrong.")
-    for sentence in oddities:
+    print("Looks wrong:" if warnings else "Nothing looks wrong.")
+    for sentence in warnings:
         print(f"  {sentence}")
     runs.make_writable(options.output, "--output")
-    (options.output / "cameras.png").write_bytes(report.draw_scene(scene))
-    runs.write_text(options.output / "cameras.html", report.write_page(scene, lines, oddities))
+    (options.output / "cameras.png").write_bytes(plots.draw_scene(scene))
+    runs.write_text(options.output / "cameras.html", page.write_page(scene, lines, warnings))
     print(f"Drawn: {options.output / 'cameras.png'} and cameras.html (to be turned in a browser)")
     return 0
 

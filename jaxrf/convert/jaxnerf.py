@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.convert.files import Content
 from jaxrf.convert.networks import (
     Converted,
@@ -21,7 +22,6 @@ from jaxrf.convert.networks import (
     permute_rows,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.training.config import RayConvention
 
 CONVENTION = RayConvention(pixel_center=0.0, range_along="axis")
 COARSE, FINE = 64, 128

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.convert.files import Content, find_states, require_keys
 from jaxrf.convert.networks import (
     Arrays,
@@ -19,7 +20,6 @@ from jaxrf.convert.networks import (
     to_params,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.training.config import RayConvention
 
 FORMS = ("NeRF-experiments NeRF", "NeRF-experiments BitNeRF")
 # Of positions and lengths alike: directions are not of unit length there.

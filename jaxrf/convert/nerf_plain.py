@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.convert.files import Content, find_states, require_keys
 from jaxrf.convert.networks import (
     Arrays,
@@ -19,7 +20,7 @@ from jaxrf.convert.networks import (
     take_linear,
     to_params,
 )
-from jaxrf.training.config import RayConvention, TrainConfig
+from jaxrf.training.config import TrainConfig
 
 # Nothing there is of unit length, and near and far are along the axis.
 CONVENTION = RayConvention(

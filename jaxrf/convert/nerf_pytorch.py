@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.convert.files import Content, find_states
 from jaxrf.convert.networks import (
     Arrays,
@@ -21,7 +22,6 @@ from jaxrf.convert.networks import (
     take_linear,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.training.config import RayConvention
 
 # Rays pass the pixels' corners; near and far are along the axis.
 CONVENTION = RayConvention(pixel_center=0.0, range_along="axis")

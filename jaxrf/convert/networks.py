@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.training import config as configs
-from jaxrf.training.config import BitNeRFConfig, NeRFConfig, RayConvention, TrainConfig
+from jaxrf.training.config import BitNeRFConfig, NeRFConfig, TrainConfig
 
 # What a number of an encoding is: "x", "sin" or "cos", of which octave and of which coordinate.
 Label = tuple[str, int, int]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.convert.files import Content, take_number
 from jaxrf.convert.networks import (
     Converted,
@@ -23,7 +24,7 @@ from jaxrf.convert.networks import (
 from jaxrf.core.errors import InputError
 from jaxrf.fields.tensorf import fit_resolution
 from jaxrf.training import config as configs
-from jaxrf.training.config import RayConvention, TrainConfig
+from jaxrf.training.config import TrainConfig
 
 FORM = "TensoRF"
 # The field is evaluated where steps start, and rays go on until nothing passes.

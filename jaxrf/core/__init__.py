@@ -1,1 +1,1 @@
-""""""
+"""Numbers without a scene: rays, step functions, encodings, grids, packed arrays, keys, pytrees."""

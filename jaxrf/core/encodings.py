@@ -10,65 +10,71 @@ from jaxrf.core.rays import ConicalFrusta
 
 def fourier(
     x: Float[Array, "*batch d"],
-    octaves: int,
+    num_frequencies: int,
     include_input: bool = True,
     frequency: float = 1.0,
 ) -> Float[Array, "*batch e"]:
     """Sines and cosines of a vector at doubling frequencies (NeRF, eq. 4).
 
-    [x,] sin(2^0 f x), cos(2^0 f x), sin(2^1 f x), cos(2^1 f x), ..., each over all d coordinates:
-    d (2 octaves [+ 1]) numbers. With no octaves it is x, or nothing. The lowest frequency f is pi
-    in the paper, and 1 in its code.
+    Args:
+      x: vectors of d coordinates.
+      num_frequencies: number of frequencies; with 0 the result is x, or empty.
+      include_input: whether x comes first.
+      frequency: lowest frequency f; pi in the paper, 1 in its code.
+
+    Returns:
+      [x,] sin(2^0 f x), cos(2^0 f x), sin(2^1 f x), cos(2^1 f x), ..., each over all d coordinates:
+      d (2 num_frequencies [+ 1]) numbers.
     """
     parts = [x] if include_input else []
-    for octave in range(octaves):
-        scaled = x * (frequency * 2.0**octave)
+    for exponent in range(num_frequencies):
+        scaled = x * (frequency * 2.0**exponent)
         parts += [jnp.sin(scaled), jnp.cos(scaled)]
     return jnp.concatenate(parts, axis=-1) if parts else x[..., :0]
 
 
 def integrated_fourier(
-    x: Float[Array, "*batch d"], variance: Float[Array, "*batch d"], octaves: int
+    x: Float[Array, "*batch d"], variance: Float[Array, "*batch d"], num_frequencies: int
 ) -> Float[Array, "*batch e"]:
-    """The expectation of `fourier`, without the input, over a Gaussian (Mip-NeRF, eq. 14).
+    """Expectation of `fourier`, without the input, over a Gaussian (Mip-NeRF, eq. 14).
 
-    E[sin(2^l x)] = sin(2^l x) exp(-4^l variance / 2), likewise for cosines: what is finer than the
-    Gaussian fades out.
+    E[sin(2^l x)] = sin(2^l x) exp(-4^l variance / 2), likewise for cosines: frequencies that are
+    finer than the Gaussian fade out.
 
     Args:
       x: mean.
       variance: along each coordinate.
-      octaves: frequencies 2^0 to 2^(octaves - 1).
+      num_frequencies: number of frequencies, 2^0 to 2^(num_frequencies - 1).
     """
-    if octaves == 0:
+    if num_frequencies == 0:
         return x[..., :0]
-    faded = [jnp.exp(-0.5 * 4.0**octave * variance) for octave in range(octaves)]
-    # A sine and a cosine of each.
-    twice = jnp.concatenate([f for fade in faded for f in (fade, fade)], axis=-1)
-    return fourier(x, octaves, include_input=False) * twice
+    fades = [jnp.exp(-0.5 * 4.0**exponent * variance) for exponent in range(num_frequencies)]
+    # Each frequency has a sine and a cosine.
+    repeated = jnp.concatenate([f for fade in fades for f in (fade, fade)], axis=-1)
+    return fourier(x, num_frequencies, include_input=False) * repeated
 
 
 def conical_frustum_to_gaussian(
     middles: Float[Array, "m 3"], frusta: ConicalFrusta
 ) -> tuple[Float[Array, "m 3"], Float[Array, "m 3"]]:
-    """Mean of the points in parts of cones, and their variance along each coordinate.
+    """Mean of the points in conical frusta, and their variance along each coordinate.
 
     Mip-NeRF, eq. 7 and 8, and the diagonal of eq. 16.
 
     Args:
-      middles: points of the axes halfway through the parts.
-      frusta: the parts.
+      middles: points of the cones' axes halfway between the ends of the frusta.
+      frusta: the frusta.
     """
     middle, half = 0.5 * (frusta.starts + frusta.ends), 0.5 * (frusta.ends - frusta.starts)
     squared, half_squared = jnp.square(middle), jnp.square(half)
-    # Its square, by which gradients divide, has to be a float32 too.
-    whole = jnp.maximum(3.0 * squared + half_squared, 1e-15)
-    shift = 2.0 * middle * half_squared / whole
-    # Shares of the whole, lest fourth powers leave the range of float32.
-    share = half_squared / whole
-    along = half_squared / 3.0 - 4.0 / 15.0 * share * share * (12.0 * squared - half_squared)
-    across = squared / 4.0 + 5.0 / 12.0 * half_squared - 4.0 / 15.0 * share * half_squared
-    across = jnp.square(frusta.slopes) * across
+    # Gradients divide by the square of the denominator, which has to be a normal float32 too.
+    denominator = jnp.maximum(3.0 * squared + half_squared, 1e-15)
+    shift = 2.0 * middle * half_squared / denominator
+    # With ratios instead of fourth powers, nothing leaves the range of float32.
+    ratio = half_squared / denominator
+    along = half_squared / 3.0 - 4.0 / 15.0 * ratio * ratio * (12.0 * squared - half_squared)
+    across = squared / 4.0 + 5.0 / 12.0 * half_squared - 4.0 / 15.0 * ratio * half_squared
+    across = jnp.square(frusta.base_radii) * across
     axes = jnp.square(frusta.directions)
     variance = along[:, None] * axes + across[:, None] * (1.0 - axes)
     return middles + shift[:, None] * frusta.directions, jnp.maximum(variance, 0.0)
@@ -77,7 +83,7 @@ def conical_frustum_to_gaussian(
 def spherical_harmonics(
     directions: Float[Array, "*batch 3"], degree: int
 ) -> Float[Array, "*batch k"]:
-    """The degree^2 real spherical harmonics of bands 0 to degree - 1 at unit directions.
+    """Real spherical harmonics of bands 0 to degree - 1 at unit directions: degree^2 numbers.
 
     Orthonormal over the sphere, with the Condon-Shortley phase, in the order (l, m) = (0, 0),
     (1, -1), (1, 0), (1, 1), (2, -2), ...

@@ -1,10 +1,10 @@
-"""The one exception that a user's mistake ends in."""
+"""Exceptions that report a user's mistake in one sentence."""
 
 import tokenize
 import zipfile
 
-# What numpy raises over a file of arrays that is damaged or something else. Headers are taken apart
-# as Python's words are, which from 3.12 on has an error of its own.
+# Exceptions that numpy raises for a damaged .npy or .npz file, or for another kind of file. It
+# parses headers with Python's tokenizer, which has its own error from Python 3.12 on.
 NUMPY_LOAD_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     ValueError,
@@ -20,11 +20,11 @@ NUMPY_LOAD_ERRORS: tuple[type[Exception], ...] = (
 
 
 class InputError(Exception):
-    """Something a user gave cannot be used; its text says what, where and what to do.
+    """An input of the user's that cannot be used: one sentence says what, where and what to do.
 
-    Commands print it as one sentence and exit with code 2.
+    Commands print the sentence and exit with code 2.
     """
 
 
 class MissingSplitError(InputError):
-    """A data set has no pictures of a split, which it may well lack."""
+    """A data set has no images of a split. Callers may go on without the split."""

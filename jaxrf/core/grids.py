@@ -95,7 +95,9 @@ def _scatter_blocks(table: Array, indices: Array, weights: Array, rows: Array) -
     return jax.lax.scan(add, table, (split(indices), split(weights), split(rows)))[0]
 
 
-def _cell_and_fraction(coordinates: Float[Array, "m"], size: int) -> tuple[Int[Array, "m"], Float[Array, "m"]]:
+def _cell_and_fraction(
+    coordinates: Float[Array, "m"], size: int
+) -> tuple[Int[Array, "m"], Float[Array, "m"]]:
     """Index of the cell that holds each coordinate, and the fraction of the cell before it.
 
     Coordinates are clamped to [0, 1], the first and the last row (align_corners).

@@ -137,7 +137,7 @@ def _tcnn_rows(
     points: int,
     rows: int,
 ) -> Int[Array, "*batch"]:
-    """Row of each corner as in tiny-cuda-nn: x varies fastest, and rows past the last wrap round."""
+    """Row of each corner as in tiny-cuda-nn: x varies fastest, rows past the last wrap around."""
     x, y, z = corner
     if points**3 <= rows:
         return (x + points * (y + points * z)) % rows
@@ -247,7 +247,9 @@ def _gather_levels(
     """Features of all levels side by side, given the rows and weights of the corners in each."""
     indices, weights = zip(*corners, strict=True)
     # All samples of one level come together, so that its rows stay in the cache.
-    gathered = weighted_gather(table, jnp.concatenate(indices), jnp.concatenate(weights), table_dtype)
+    gathered = weighted_gather(
+        table, jnp.concatenate(indices), jnp.concatenate(weights), table_dtype
+    )
     levels, count = len(corners), indices[0].shape[0]
     gathered = gathered.reshape(levels, count, table.shape[1])
     return gathered.transpose(1, 0, 2).reshape(count, levels * table.shape[1])

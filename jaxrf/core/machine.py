@@ -1,4 +1,4 @@
-"""What the machine does while it trains: processor, memory, accelerators."""
+"""Load of the machine: processor, memory, accelerators."""
 
 import contextlib
 import os
@@ -11,35 +11,38 @@ import psutil
 from jaxrf.core import memory
 
 GIB = 2**30
-# Over less time, shares of a processor are mostly 0 or all.
+# Over shorter intervals, the load of a processor is mostly measured as 0 or 100 %.
 MIN_INTERVAL_SECONDS = 0.5
 
 
 class Machine:
-    """Reads how busy the machine is; of NVIDIA's accelerators if `nvidia-ml-py` is installed."""
+    """Measures load and memory of the host and of accelerators.
+
+    Load and power of NVIDIA's accelerators need the package `nvidia-ml-py`.
+    """
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        # Shares of a processor are those since the last call, the first of which gives 0.
+        # psutil measures the load since its last call; the first call returns 0.
         self._process.cpu_percent()
         psutil.cpu_percent()
-        self._shares: dict[str, float] = {}
-        self._looked = time.monotonic()
+        self._cpu_load: dict[str, float] = {}
+        self._cpu_load_time = time.monotonic()
         self._nvml: Any = None
         self._accelerators: list[Any] | None = None
 
     def read(self) -> dict[str, float]:
-        """Figures by name, units at their ends; what cannot be read here is left out."""
+        """Measurements by name; names end in their unit. Unavailable measurements are left out."""
         if self._accelerators is None:
             self._nvml, self._accelerators = open_nvml()
         now = time.monotonic()
-        if now - self._looked >= MIN_INTERVAL_SECONDS:
-            self._looked = now
-            self._shares = {
+        if now - self._cpu_load_time >= MIN_INTERVAL_SECONDS:
+            self._cpu_load_time = now
+            self._cpu_load = {
                 "cpu_percent": psutil.cpu_percent(),
                 "process_cpu_percent": self._process.cpu_percent(),
             }
-        values = self._shares | {
+        values = self._cpu_load | {
             "memory_gib": self._process.memory_info().rss / GIB,
             "peak_memory_gib": memory.host_peak_bytes() / GIB,
         }
@@ -49,15 +52,15 @@ class Machine:
                 if key in stats:
                     values[f"device{number}_{name}_gib"] = stats[key] / GIB
         for number, handle in enumerate(self._accelerators):
-            found = read_accelerator(self._nvml, handle)
-            values |= {f"accelerator{number}_{name}": value for name, value in found.items()}
+            measured = read_accelerator(self._nvml, handle)
+            values |= {f"accelerator{number}_{name}": value for name, value in measured.items()}
         return values
 
 
 def open_nvml() -> tuple[Any, list[Any]]:
-    """NVIDIA's management library and its accelerators, of those that this process may see.
+    """NVIDIA's management library and handles of the accelerators that this process may use.
 
-    None and none where the package `nvidia-ml-py`, the driver or an accelerator is missing.
+    Returns (None, []) where the package `nvidia-ml-py`, the driver or an accelerator is missing.
     """
     try:
         import pynvml
@@ -72,7 +75,7 @@ def open_nvml() -> tuple[Any, list[Any]]:
         handles = []
         for name in filter(None, visible.replace(" ", "").split(",")):
             if name == "-1":
-                # As for CUDA, what follows is not seen.
+                # CUDA ignores all entries after -1.
                 break
             if name.isdecimal():
                 handles.append(pynvml.nvmlDeviceGetHandleByIndex(int(name)))
@@ -84,13 +87,13 @@ def open_nvml() -> tuple[Any, list[Any]]:
 
 
 def read_accelerator(nvml: Any, handle: Any) -> dict[str, float]:
-    """Utilization, memory and power of an accelerator; what it does not tell is left out."""
+    """Utilization, memory and power of an accelerator; unsupported measurements are left out."""
     values: dict[str, float] = {}
     with contextlib.suppress(nvml.NVMLError):
         values["utilization_percent"] = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     with contextlib.suppress(nvml.NVMLError):
         values["memory_gib"] = nvml.nvmlDeviceGetMemoryInfo(handle).used / GIB
     with contextlib.suppress(nvml.NVMLError):
-        # In milliwatts.
+        # The library reports milliwatts.
         values["power_watts"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
     return values

@@ -1,4 +1,4 @@
-"""Packing: the few elements of a large array that matter, in a fixed number of places."""
+"""Packed arrays: the selected elements of a large array in a fixed number of slots."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 
 class Packed(NamedTuple):
-    """A fixed number of places for the samples that matter, out of many.
+    """Selected samples in a fixed number of slots.
 
-    sample: (m,) flat index of each sample; one past the last for an empty place.
-    valid: (m,) whether the place is taken.
+    sample: (m,) flat index of the sample in each slot; the number of samples for an empty slot.
+    valid: (m,) whether the slot holds a sample.
     """
 
     sample: Int[Array, "m"]
@@ -20,7 +20,7 @@ class Packed(NamedTuple):
 
 
 def rank_samples(mask: Bool[Array, "r n"]) -> Int[Array, "r n"]:
-    """How many wanted samples come before each one, in ray-major order."""
+    """Number of selected samples before each sample, in ray-major order."""
     within = jnp.cumsum(mask.astype(jnp.int32), axis=1)
     before = jnp.cumsum(within[:, -1]) - within[:, -1]
     return before[:, None] + within - mask
@@ -29,51 +29,58 @@ def rank_samples(mask: Bool[Array, "r n"]) -> Int[Array, "r n"]:
 def pack(
     mask: Bool[Array, "r n"], rank: Int[Array, "r n"], budget: int, start: int | Int[Array, ""] = 0
 ) -> Packed:
-    """Gathers the samples of ranks start, start + 1, ..., start + budget - 1 that are wanted."""
-    place = rank - start
-    place = jnp.where(mask & (place >= 0) & (place < budget), place, budget)
+    """Packs the selected samples of ranks start to start + budget - 1.
+
+    Args:
+      mask: selected samples.
+      rank: of each sample (`rank_samples`).
+      budget: number of slots.
+      start: rank of the sample in the first slot.
+    """
+    slot = rank - start
+    slot = jnp.where(mask & (slot >= 0) & (slot < budget), slot, budget)
     empty = jnp.full((budget,), mask.size, jnp.int32)
     flat = jnp.arange(mask.size, dtype=jnp.int32)
-    sample = empty.at[place.ravel()].set(flat, mode="drop", unique_indices=False)
+    sample = empty.at[slot.ravel()].set(flat, mode="drop", unique_indices=False)
     return Packed(sample, sample < mask.size)
 
 
 def pack_bits(mask: Bool[Array, "r n"]) -> UInt32[Array, "r words"]:
-    """A mask as words of 32 bits, the first element being the lowest bit of the first word."""
+    """A mask as 32-bit words; the first element is the lowest bit of the first word."""
     padded = jnp.pad(mask, ((0, 0), (0, -mask.shape[1] % 32)))
     bits = padded.reshape(mask.shape[0], padded.shape[1] // 32, 32).astype(jnp.uint32)
-    places = bits << jnp.arange(32, dtype=jnp.uint32).reshape(1, 1, 32)
-    # Sums of whole numbers are wider where numbers are of 64 bits.
-    return jnp.sum(places, axis=-1, dtype=jnp.uint32)
+    shifted = bits << jnp.arange(32, dtype=jnp.uint32).reshape(1, 1, 32)
+    # In 64-bit mode the default type of the sum would be wider.
+    return jnp.sum(shifted, axis=-1, dtype=jnp.uint32)
 
 
 def find_bit(
-    words: UInt32[Array, "r words"], start: Int[Array, "r"], nothing: int
+    words: UInt32[Array, "r words"], start: Int[Array, "r"], default: int
 ) -> Int[Array, "r"]:
-    """Index of each row's first bit that is set at or after `start`; `nothing` if there is none."""
-    found = jnp.full_like(start, nothing)
+    """Index of the first set bit of each row at or after `start`; `default` if there is none."""
+    first = jnp.full_like(start, default)
     for index in reversed(range(words.shape[1])):
         below = jnp.clip(start - 32 * index, 0, 32).astype(jnp.uint32)
-        # A shift by 32 is not defined.
+        # A shift by 32 is undefined.
         high = jnp.where(below < 32, jnp.uint32(0xFFFFFFFF) << jnp.minimum(below, 31), 0)
         bits = words[:, index] & high.astype(jnp.uint32)
         lowest = bits & (~bits + jnp.uint32(1))
-        place = population_count(lowest - jnp.uint32(1)).astype(jnp.int32)
-        found = jnp.where(bits > 0, 32 * index + place, found)
-    return found
+        position = population_count(lowest - jnp.uint32(1)).astype(jnp.int32)
+        first = jnp.where(bits > 0, 32 * index + position, first)
+    return first
 
 
 @jax.custom_vjp
 def sum_before(values: Float[Array, "m"], owner: Int[Array, "m"]) -> Float[Array, "m"]:
-    """For each packed value the sum of those before it that have the same owner.
+    """Exclusive cumulative sum of packed values within each segment of equal `owner`.
 
-    Doubles the distance over which it adds until no owner reaches as far (Hillis, Steele 1986), in
-    a loop: a few passes over the array and a program that compiles quickly. No digits are lost as
-    in differences of one running sum.
+    Doubles the distance over which it adds until that exceeds every segment (Hillis and Steele
+    1986). The loop makes a few passes over the array and compiles quickly. Differences of one
+    cumulative sum over the entire array would lose precision.
 
     Args:
       values: (m,).
-      owner: (m,) ascending.
+      owner: (m,) ascending; the ray that each value belongs to.
     """
     return _sum_before(values, owner)
 
@@ -84,7 +91,7 @@ def _sum_before(values: Float[Array, "m"], owner: Int[Array, "m"]) -> Float[Arra
     owners = jnp.concatenate([lowest, owner])
 
     def shift(padded: Array, distance: int | Int[Array, ""]) -> Array:
-        # A negative start would count from the end.
+        # dynamic_slice counts a negative start from the end.
         return jax.lax.dynamic_slice(padded, (jnp.maximum(count - distance, 0),), (count,))
 
     def add(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

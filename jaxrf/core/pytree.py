@@ -1,4 +1,4 @@
-"""Frozen dataclasses as pytrees."""
+"""Registration of frozen dataclasses as JAX pytrees."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,11 +10,14 @@ T = TypeVar("T")
 
 
 def as_pytree(*static: str) -> Callable[[type[T]], type[T]]:
-    """Registers a frozen dataclass as a pytree; the fields named are static, the others children.
+    """Class decorator that registers a frozen dataclass as a pytree.
 
     JAX's own registration rebuilds a node through its constructor. Transformations fill nodes with
-    things that are no arrays, on which the shape checks of the constructor would trip, so here it
-    is passed by.
+    objects that are not arrays, which would fail the shape checks of the constructor, so this
+    registration bypasses it.
+
+    Args:
+      static: names of the static fields; the others are children.
     """
 
     def register(cls: type[T]) -> type[T]:

@@ -1,4 +1,4 @@
-"""Rays: the pytree that samplers and renderers work on, and its intersection with a box."""
+"""Rays, their cones, points along them, and their intersection with boxes."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,17 +12,17 @@ from jaxrf.core.pytree import as_pytree
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
 class Rays:
-    """A batch of rays, any batch shape.
+    """A batch of rays of any batch shape.
 
     Attributes:
       origins: (..., 3) in scene units.
       directions: (..., 3) of unit length.
       near: (...) distance along the unit direction where sampling starts, in scene units.
-      far: (...) distance where it ends; `far == near` is a ray without samples.
+      far: (...) distance where sampling ends; a ray with `far == near` has no samples.
       radii: (...) radius of the pixel's cone at distance 1.
-      camera_index: (...) index of the camera that each ray comes from.
-      stretch: (...) length of the direction if it is to reach one unit along the camera's axis;
-        None where nothing asks for it.
+      camera_index: (...) index of the camera that each ray belongs to.
+      ray_z_scale: (...) distance along the ray per unit of depth along the camera's optical axis;
+        None unless `Cameras.z_depth_bounds`.
     """
 
     origins: Float[Array, "*batch 3"]
@@ -31,30 +31,30 @@ class Rays:
     far: Float[Array, "*batch"]
     radii: Float[Array, "*batch"]
     camera_index: Int[Array, "*batch"]
-    stretch: Float[Array, "*batch"] | None = None
+    ray_z_scale: Float[Array, "*batch"] | None = None
 
 
 class ConicalFrusta(NamedTuple):
-    """The parts of cones that m samples stand for.
+    """Sections of the rays' cones, one for each of m samples (Mip-NeRF, section 3.1).
 
-    directions: (m, 3) of their axes, of unit length.
-    slopes: (m,) radius of the cone at distance 1.
-    starts, ends: (m,) between which distances from the apex they lie.
+    directions: (m, 3) of the cones' axes, of unit length.
+    base_radii: (m,) radius of the cone at distance 1.
+    starts, ends: (m,) distances from the apex at which the section begins and ends.
     """
 
     directions: Float[Array, "m 3"]
-    slopes: Float[Array, "m"]
+    base_radii: Float[Array, "m"]
     starts: Float[Array, "m"]
     ends: Float[Array, "m"]
 
     @property
     def radii(self) -> Float[Array, "m"]:
-        """Of the cones halfway through."""
-        return self.slopes * (0.5 * (self.starts + self.ends))
+        """Radii of the cones halfway between the ends of the sections."""
+        return self.base_radii * (0.5 * (self.starts + self.ends))
 
 
 def cast_cones(rays: Rays, edges: Float[Array, "*batch n_plus_1"]) -> ConicalFrusta:
-    """The parts of each ray's cone between given distances, those of a ray one after the other."""
+    """Conical frusta of the intervals between `edges` along each ray, in ray-major order."""
     shape = (*edges.shape[:-1], edges.shape[-1] - 1)
     return ConicalFrusta(
         jnp.broadcast_to(rays.directions[..., None, :], (*shape, 3)).reshape(-1, 3),
@@ -65,7 +65,7 @@ def cast_cones(rays: Rays, edges: Float[Array, "*batch n_plus_1"]) -> ConicalFru
 
 
 def points_along(rays: Rays, distances: Float[Array, "*batch n"]) -> Float[Array, "*batch n 3"]:
-    """Points at given distances along each ray, in scene units: o + t d."""
+    """Points o + t d at distances t along each ray, in scene units."""
     return rays.origins[..., None, :] + distances[..., None] * rays.directions[..., None, :]
 
 
@@ -74,11 +74,11 @@ def intersect_aabb(
     directions: Float[Array, "*batch 3"],
     aabb: Float[Array, "2 3"],
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """Distances at which each line enters and leaves the box.
+    """Distances at which each line enters and leaves a box.
 
-    Slab method (Kay and Kajiya 1986). The entry is behind the exit (`enter > exit`) where the line
-    misses the box; both may be negative where the box lies behind the origin. Directions with zero
-    components are handled; nothing is NaN.
+    Slab method (Kay and Kajiya 1986). Where the line misses the box, the distance of entry is
+    larger than that of the exit. Both may be negative: the box then lies behind the origin. Zero
+    components of directions are allowed; no result is NaN.
     """
     tiny = jnp.asarray(1e-12, directions.dtype)
     safe = jnp.where(jnp.abs(directions) < tiny, jnp.where(directions < 0, -tiny, tiny), directions)
@@ -90,7 +90,7 @@ def intersect_aabb(
 
 
 def clip_to_aabb(rays: Rays, aabb: Float[Array, "2 3"]) -> Rays:
-    """Rays whose near and far are narrowed to the box; a ray that misses it gets far == near."""
+    """Rays with near and far clipped to a box; a ray that misses the box gets far == near."""
     enter, leave = intersect_aabb(rays.origins, rays.directions, aabb)
     near = jnp.maximum(rays.near, enter)
     far = jnp.minimum(rays.far, leave)
@@ -103,6 +103,6 @@ def clip_to_aabb(rays: Rays, aabb: Float[Array, "2 3"]) -> Rays:
 def normalize_distances(
     rays: Rays, distances: Float[Array, "*batch n"]
 ) -> Float[Array, "*batch n"]:
-    """Distances such that near is 0 and far is 1; all 0 for rays without length."""
+    """Distances mapped linearly from [near, far] to [0, 1]; 0 for rays with far == near."""
     near, length = rays.near[..., None], (rays.far - rays.near)[..., None]
     return jnp.where(length > 0, (distances - near) / jnp.where(length > 0, length, 1.0), 0.0)

@@ -1,7 +1,8 @@
-"""Keys of chance: one for all, or one for each ray.
+"""Random numbers from batches of PRNG keys: one key for everything, or one key for each ray.
 
-A ray that has a key of its own sees the same chance whatever rays are computed beside it, so that
-neither passes nor devices change what a step does. Shapes of keys lead the shapes drawn.
+With a key for each ray, its random numbers do not depend on the rays that are computed beside it,
+so that neither microbatches nor the number of devices change the result. The shape of the keys
+leads the shape of the numbers.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from jaxtyping import Array, Float, Key
 
 
 def fold_in(key: Key[Array, "*lead"], number: int) -> Key[Array, "*lead"]:
-    """New keys, as `jax.random.fold_in` makes one."""
-    return _map(lambda one: jax.random.fold_in(one, np.uint32(number)), key)
+    """`jax.random.fold_in` of each key."""
+    return _map_keys(lambda single: jax.random.fold_in(single, np.uint32(number)), key)
 
 
 def uniform(
@@ -25,25 +26,25 @@ def uniform(
     low: float = 0.0,
     high: float = 1.0,
 ) -> Float[Array, "..."]:
-    """Uniform numbers in [low, high); `shape` begins with the keys' own."""
-    rest = _drop_lead(key, shape)
-    return _map(lambda one: jax.random.uniform(one, rest, dtype, low, high), key)
+    """Uniform numbers in [low, high); `shape` begins with the shape of the keys."""
+    per_key = _shape_per_key(key, shape)
+    return _map_keys(lambda single: jax.random.uniform(single, per_key, dtype, low, high), key)
 
 
 def normal(
     key: Key[Array, "*lead"], shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> Float[Array, "..."]:
-    """Standard normal numbers; `shape` begins with the keys' own."""
-    rest = _drop_lead(key, shape)
-    return _map(lambda one: jax.random.normal(one, rest, dtype), key)
+    """Standard normal numbers; `shape` begins with the shape of the keys."""
+    per_key = _shape_per_key(key, shape)
+    return _map_keys(lambda single: jax.random.normal(single, per_key, dtype), key)
 
 
-def _map(draw: Callable[[jax.Array], jax.Array], key: jax.Array) -> jax.Array:
+def _map_keys(sample: Callable[[jax.Array], jax.Array], key: jax.Array) -> jax.Array:
     for _ in range(key.ndim):
-        draw = jax.vmap(draw)
-    return draw(key)
+        sample = jax.vmap(sample)
+    return sample(key)
 
 
-def _drop_lead(key: jax.Array, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _shape_per_key(key: jax.Array, shape: tuple[int, ...]) -> tuple[int, ...]:
     assert shape[: key.ndim] == key.shape
     return shape[key.ndim :]

@@ -5,27 +5,27 @@ from jaxtyping import Array, Float
 
 
 def midpoints(tdist: Float[Array, "*batch n_plus_1"]) -> Float[Array, "*batch n"]:
-    """The middle of each interval."""
+    """Midpoint of each interval."""
     return 0.5 * (tdist[..., 1:] + tdist[..., :-1])
 
 
 def integrate_weights(
     weights: Float[Array, "*batch n"], padding: float = 0.0
 ) -> Float[Array, "*batch n_plus_1"]:
-    """The cumulative distribution at the n + 1 edges, from exactly 0 to exactly 1.
+    """Cumulative distribution at the n + 1 edges, from exactly 0 to exactly 1.
 
     Args:
-      weights: non-negative, not necessarily summing to one.
-      padding: added to every weight, so that a ray that saw nothing is sampled evenly. A ray whose
-        weights are all zero is sampled evenly whatever the padding.
+      weights: non-negative; they need not sum to one.
+      padding: added to every weight, which moves the distribution towards a uniform one. A ray
+        whose weights are all zero gets a uniform distribution with any padding.
     """
     padded = weights + padding
     total = jnp.sum(padded, axis=-1, keepdims=True)
-    even = jnp.ones_like(padded) / padded.shape[-1]
-    pdf = jnp.where(total > 0, padded / jnp.where(total > 0, total, 1.0), even)
-    inner = jnp.minimum(jnp.cumsum(pdf[..., :-1], axis=-1), 1.0)
-    zero = jnp.zeros_like(inner, shape=(*inner.shape[:-1], 1))
-    return jnp.concatenate([zero, inner, zero + 1.0], axis=-1)
+    uniform = jnp.ones_like(padded) / padded.shape[-1]
+    pdf = jnp.where(total > 0, padded / jnp.where(total > 0, total, 1.0), uniform)
+    interior = jnp.minimum(jnp.cumsum(pdf[..., :-1], axis=-1), 1.0)
+    zero = jnp.zeros_like(interior, shape=(*interior.shape[:-1], 1))
+    return jnp.concatenate([zero, interior, zero + 1.0], axis=-1)
 
 
 def invert_cdf(
@@ -33,14 +33,14 @@ def invert_cdf(
     tdist: Float[Array, "*batch n_plus_1"],
     cdf: Float[Array, "*batch n_plus_1"],
 ) -> Float[Array, "*batch m"]:
-    """Distances at which the piecewise-linear CDF takes the given values in [0, 1].
+    """Distances at which the piecewise-linear CDF takes given values in [0, 1].
 
-    Inverse transform sampling of a histogram (NeRF, section 5.2). A flat stretch of the CDF has no
-    probability and is never landed in.
+    Inverse transform sampling of a histogram (NeRF, section 5.2). A flat part of the CDF has
+    probability 0 and gets no samples.
     """
 
     def invert(u: Array, t: Array, c: Array) -> Array:
-        # From the right, flat stretches are stepped over; at the very end, from the left.
+        # A search from the right steps over flat parts; at the last value, one from the left does.
         after, before = (jnp.searchsorted(c, u, side=side) for side in ("right", "left"))
         upper = jnp.clip(jnp.where(u < c[-1], after, before), 1, c.shape[0] - 1)
         lower = upper - 1

@@ -1,4 +1,4 @@
-"""What users write themselves, a field or a loss, out of a Python file of theirs."""
+"""Loads fields and losses from Python files of the user, and copies these files into runs."""
 
 import functools
 import hashlib
@@ -14,22 +14,21 @@ from jaxrf.core.errors import InputError
 
 @functools.cache
 def load(source: str, option: str) -> Any:
-    """What a name in a Python file stands for; the file is run once.
+    """The object of a given name in a Python file, which is run once.
 
     Args:
       source: path/to/file.py:name.
-      option: the one that gave it, for messages.
+      option: option that gave the source, for messages.
 
     Raises:
-      InputError: if there is no such file or name, or if the file cannot be run.
+      InputError: there is no such file or name, or the file cannot be run.
     """
     path, _, name = source.rpartition(":")
     if not path or not Path(path).is_file():
         raise InputError(
-            f"{option} is {source!r}: name a Python file and what is meant in it, such as "
-            "my_file.py:name."
+            f"{option} is {source!r}: give a Python file and a name in it, such as my_file.py:name."
         )
-    # Dataclasses look their module up, and two files may have the same name.
+    # Dataclasses look up their module by its name, and two files may have the same name.
     unique = f"{Path(path).stem}_{hashlib.sha1(str(Path(path).resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(unique, path)
     if spec is None or spec.loader is None:
@@ -42,12 +41,12 @@ def load(source: str, option: str) -> Any:
         del sys.modules[unique]
         raise InputError(f"{path} cannot be run ({describe(error, path)}): correct it.") from error
     if not hasattr(module, name):
-        raise InputError(f"{path} has no {name!r}: name something that it has in {option}.")
+        raise InputError(f"{path} has no {name!r}: give a name that it defines in {option}.")
     return getattr(module, name)
 
 
 def describe(error: Exception, path: str) -> str:
-    """What went wrong in a file and in which line of it, in a few words."""
+    """An error raised in a file as one line: its type, its message and the line in the file."""
     reason = f"{type(error).__name__}: {str(error).split(chr(10), 1)[0]}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if frame.filename == path]  # fmt: skip
@@ -57,17 +56,17 @@ def describe(error: Exception, path: str) -> str:
 
 
 def copy_into(folder: Path, source: str) -> str:
-    """Copies the file of a source into a folder, under its name; returns the source of the copy.
+    """Copies the file of a source into a folder; returns the source in the copy.
 
     Raises:
-      InputError: if the folder has another file of that name.
+      InputError: the folder has another file of that name.
     """
     path, _, name = source.rpartition(":")
     copy = folder.absolute() / Path(path).name
     if copy.exists() and copy.read_bytes() != Path(path).read_bytes():
         raise InputError(
-            f"{folder} has another {copy.name} than {path} already: files of a field and of a loss "
-            "need names of their own."
+            f"{folder} already has a {copy.name} that differs from {path}: give the files of a "
+            "field and of a loss different names."
         )
     if Path(path).absolute() != copy:
         shutil.copyfile(path, copy)
@@ -75,7 +74,7 @@ def copy_into(folder: Path, source: str) -> str:
 
 
 def find_copy(folder: Path, source: str) -> str:
-    """The source in a folder's copy of its file, if there is one."""
+    """The source in the folder's copy of its file; the source itself if there is no copy."""
     path, _, name = source.rpartition(":")
     copy = folder.absolute() / Path(path).name
     return f"{copy}:{name}" if path and copy.is_file() else source

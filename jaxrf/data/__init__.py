@@ -1,1 +1,1 @@
-"""Data sets: every reader gives the same `Scene`."""
+"""Data sets: a reader for each format, all of which return the same `Scene`."""

@@ -1,4 +1,4 @@
-"""NeRF-synthetic ("Blender") scenes: for each split a `transforms_<split>.json` and its PNGs."""
+"""NeRF-synthetic ("Blender") scenes: a `transforms_<split>.json` and PNGs for each split."""
 
 import math
 import os
@@ -10,23 +10,22 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras.base import make_cameras
+from jaxrf.cameras.poses import check_pose
 from jaxrf.core.errors import InputError, MissingSplitError
+from jaxrf.core.json_files import read_json, shorten
 from jaxrf.data.files import (
     check_downscale,
     check_file_path,
     check_folder,
-    check_pose,
     common_image_size,
     image_names,
     name_scene,
-    read_json,
     read_images,
-    shorten,
 )
 from jaxrf.data.scene import Scene, Split, downscale_split
 from jaxrf.data.views import ChooseViews
 
-# All of its objects fit into this box, and cameras stand about 4 away.
+# All objects of NeRF-synthetic fit into this box; its cameras are about 4 units from the origin.
 BOX = ((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))
 NEAR, FAR = 2.0, 6.0
 
@@ -46,22 +45,20 @@ def load_blender(
     """Reads a scene in the layout of NeRF's synthetic data (Mildenhall et al. 2020).
 
     Args:
-      folder: holds `transforms_<split>.json` and the pictures that they name.
-      splits: which to read; the others are not touched.
-      downscale: how many times smaller, along each side, the pictures are made by area.
-      choose: gives, for the number of a split's views, the indices of those to read. The others'
-        pictures are looked at, so that what is missing or has the wrong size is noticed, but not
-        decoded.
-      skip_missing: leave out pictures that are named but not there.
+      folder: holds `transforms_<split>.json` and the images that they list.
+      splits: splits to read; files of other splits are not opened.
+      downscale: factor by which images are downscaled along each side, by area.
+      choose: maps the number of views of a split to the indices of the views to decode. Sizes of
+        the other images are checked, too.
+      skip_missing: leave out images that are listed but do not exist.
 
     Returns:
-      A scene in the box +-1.5, seen between distances 2 and 6. Pictures are straight RGBA, opaque
-      where the files have no alpha. Where every picture of a split has an `<its name>_depth.npy`
-      beside it (float32 (h, w): distance along each pixel center's unit ray, inf where it hits
-      nothing), these are the split's depth.
+      A scene in the box +-1.5, with near 2 and far 6. Images are straight RGBA, opaque where the
+      files have no alpha. A split has depth if each of its images has an `<image>_depth.npy` beside
+      it (float32 (h, w): distance along each pixel center's unit ray, inf where it hits nothing).
 
     Raises:
-      InputError: something is missing, broken, or not what this layout holds.
+      InputError: a file is missing, damaged or not in this format.
     """
     if downscale < 1:
         raise InputError(f"The downscale factor is {downscale}; make it 1 or more.")
@@ -80,12 +77,12 @@ def load_blender(
 def _load_split(
     folder: Path, split: str, downscale: int, choose: ChooseViews, skip_missing: bool
 ) -> Split:
-    """One split, checked as far as can be before the first picture is decoded."""
+    """One split; checks as much as possible before it decodes the first image."""
     transforms_path = _transforms_path(folder, split)
     transforms = _read_transforms(folder, split)
     camera_angle_x = _check_angle(transforms, transforms_path)
     poses = []
-    first_index: dict[PurePath, int] = {}  # of each picture, in the order of the frames
+    first_index: dict[PurePath, int] = {}  # Frame of each image, in their order.
     for index, frame in enumerate(transforms["frames"]):
         where = f"frames[{index}] of {transforms_path}"
         if not isinstance(frame, dict):
@@ -102,10 +99,10 @@ def _load_split(
         poses.append(pose)
         first = first_index.setdefault(path, index)
         if first != index:
-            raise InputError(f"{where} names the same picture as frames[{first}]; list it once.")
+            raise InputError(f"{where} names the same image as frames[{first}]; list it once.")
 
     if not first_index:
-        raise InputError(f"None of the pictures that {transforms_path} names is there; add them.")
+        raise InputError(f"None of the images that {transforms_path} names is there; add them.")
     paths = [folder / relative for relative in first_index]
     width, height = common_image_size(paths, transforms_path, ("PNG",))
     check_downscale(downscale, (width, height), paths[0])
@@ -124,11 +121,6 @@ def _load_split(
     return downscale_split(loaded, downscale)
 
 
-# ---------------------------------------------------------------------------------------------
-# The JSON
-# ---------------------------------------------------------------------------------------------
-
-
 def _transforms_path(folder: Path, split: str) -> Path:
     return folder / f"transforms_{split}.json"
 
@@ -137,14 +129,14 @@ def _read_transforms(folder: Path, split: str) -> dict[str, Any]:
     """A split's JSON, an object with a list of one or more "frames"; all its numbers are floats."""
     path = _transforms_path(folder, split)
     if not path.exists():
-        found = ", ".join(sorted(other.name for other in folder.glob("transforms_*.json")))
+        existing = ", ".join(sorted(other.name for other in folder.glob("transforms_*.json")))
         raise MissingSplitError(
-            f"{folder} has no {path.name} (found: {found or 'no transforms_*.json at all'});"
-            " ask for a split that is there or complete the folder."
+            f"{folder} has no {path.name} (found: {existing or 'no transforms_*.json at all'});"
+            " use another split or complete the folder."
         )
     transforms = read_json(path, "camera_angle_x and frames")
     if not isinstance(transforms.get("frames"), list):
-        raise InputError(f'{path} has no list "frames"; add it, with one object per picture.')
+        raise InputError(f'{path} has no list "frames"; add it, with one object per image.')
     if not transforms["frames"]:
         raise InputError(f'{path} is an empty split: "frames" is []; add frames or skip the split.')
     return transforms
@@ -163,31 +155,26 @@ def _check_angle(transforms: dict[str, Any], transforms_path: Path) -> float:
     )
 
 
-# ---------------------------------------------------------------------------------------------
-# Pictures and depth
-# ---------------------------------------------------------------------------------------------
-
-
-def _depth_path(picture: Path) -> Path:
-    return picture.with_name(f"{picture.stem}_depth.npy")
+def _depth_path(image: Path) -> Path:
+    return image.with_name(f"{image.stem}_depth.npy")
 
 
 def _read_depth(
     paths: Sequence[Path], width: int, height: int
 ) -> Float[np.ndarray, "n h w"] | None:
-    """Depth of all pictures, or None if one has none."""
+    """Depth of all images; None if one of the files does not exist."""
     if not all(os.path.isfile(path) for path in paths):
         return None
     depth = np.empty((len(paths), height, width), np.float32)
     for path, target in zip(paths, depth, strict=True):
         try:
-            source = np.lib.format.open_memmap(path, mode="r")  # never unpickles
+            source = np.lib.format.open_memmap(path, mode="r")  # Never unpickles.
         except (OSError, ValueError, EOFError, OverflowError) as error:
-            raise InputError(f"{path} is not a whole .npy file; write it again.") from error
+            raise InputError(f"{path} is not a complete .npy file; write it again.") from error
         if source.shape != (height, width) or source.dtype != np.float32:
             raise InputError(
                 f"{path} is {source.dtype} of shape {source.shape};"
-                f" make it float32 of its picture's shape {(height, width)}."
+                f" make it float32 of its image's shape {(height, width)}."
             )
         target[...] = source
     return depth

@@ -1,4 +1,4 @@
-"""Downloads public data sets: resumed where they broke off, checked, unpacked with care."""
+"""Downloads public data sets: resumes interrupted downloads, checks and unpacks them safely."""
 
 import contextlib
 import hashlib
@@ -23,18 +23,18 @@ RECORD = "fetched.json"
 
 
 class PublicSet(NamedTuple):
-    """A data set that its authors offer.
+    """A data set that its authors publish.
 
     url: of the file.
-    member: of an archive, the folder that is wanted; None if the file is the data set itself.
-    place: where it goes, under the folder of data sets.
-    about: one line for people.
+    member: folder of the data set in an archive; None if the file is the data set itself.
+    target: path of the data set under the folder of data sets.
+    description: one line for people.
     """
 
     url: str
     member: str | None
-    place: str
-    about: str
+    target: str
+    description: str
 
 
 SETS = {
@@ -54,7 +54,7 @@ SETS = {
         f"{NERF}/tiny_nerf_data.npz",
         None,
         "tiny_nerf_data.npz",
-        "106 pictures of lego of 100x100 in one file",
+        "106 images of lego, 100x100, in one file",
     ),
 }
 
@@ -69,62 +69,61 @@ def fetch(
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, str]:
-    """Downloads and unpacks a data set; returns where it is and the file's SHA-256.
+    """Downloads and unpacks a data set; returns its path and the SHA-256 of the file.
 
-    What was fetched before is taken as it is. A download that broke off is gone on with, unless the
-    file has changed on the server meanwhile. An archive's own checksums are verified; the SHA-256
-    of what was downloaded is compared with the one given, or else with that of the last time.
+    Does nothing if the data set exists. Resumes an interrupted download unless the file has changed
+    on the server. Verifies the checksums in an archive, and compares the SHA-256 of the download
+    with `sha256`, or else with that of the previous download.
 
     Args:
       name: one of `SETS`.
       root: folder of data sets.
-      url: of another place that has the same file.
-      sha256: that the file must have, in hexadecimal digits.
-      progress: told how many bytes are there, and of how many if that is known.
+      url: of another server that has the same file.
+      sha256: expected checksum, in hexadecimal digits.
+      progress: called with the number of bytes downloaded and the total number, if known.
 
     Raises:
-      InputError: there is no such set, no network, not enough room, or another file than expected.
+      InputError: unknown name, no network, not enough disk space, or an unexpected file.
     """
     if name not in SETS:
         raise InputError(f"There is no public set {name!r}: name one of {', '.join(SETS)}.")
-    wanted = SETS[name]
-    target = root / wanted.place
+    public_set = SETS[name]
+    target = root / public_set.target
     record = _read_record(root)
     if target.exists():
         known = record.get(name, {}).get("sha256", "unknown")
         return target, known
-    source = url or wanted.url
+    source = url or public_set.url
     target.parent.mkdir(parents=True, exist_ok=True)
     part = root / f".{PurePosixPath(source).name}.part"
     with _explain(source, part):
         _download(source, part, progress)
-    found = _hash(part)
+    digest = _hash(part)
     expected = sha256 or record.get(name, {}).get("sha256")
-    if expected and found != expected.lower():
+    if expected and digest != expected.lower():
         part.unlink()
         raise InputError(
-            f"{source} has the SHA-256 {found}, not {expected}: it is another file than "
-            "expected and was removed; check the address, or --sha256."
+            f"{source} has the SHA-256 {digest}, not {expected}: it is not the expected file and "
+            "was removed; check the address, or --sha256."
         )
-    if wanted.member is None:
+    if public_set.member is None:
         os.replace(part, target)
     else:
-        _unpack(part, wanted.member, target, source)
-        # It may hold another set that is wanted too.
+        _unpack(part, public_set.member, target, source)
         part.unlink()
-    _write_record(root, record | {name: {"url": source, "sha256": found}})
-    return target, found
+    _write_record(root, record | {name: {"url": source, "sha256": digest}})
+    return target, digest
 
 
 def _download(source: str, part: Path, progress: Progress | None) -> None:
-    """Downloads into a file, from where it ends."""
+    """Downloads into a file; appends to it if it holds the beginning of the same file."""
     tag_file = part.with_name(f"{part.name}.tag")
-    begun = part.stat().st_size if part.exists() else 0
-    tag = tag_file.read_text() if begun and tag_file.exists() else ""
+    received = part.stat().st_size if part.exists() else 0
+    tag = tag_file.read_text() if received and tag_file.exists() else ""
     request = urllib.request.Request(source, headers={"User-Agent": "jaxrf"})
-    if begun and tag:
-        request.add_header("Range", f"bytes={begun}-")
-        # Only if it is the same file still.
+    if received and tag:
+        request.add_header("Range", f"bytes={received}-")
+        # The server then sends the range only if the file is unchanged.
         request.add_header("If-Range", tag)
     with contextlib.ExitStack() as stack:
         try:
@@ -132,44 +131,44 @@ def _download(source: str, part: Path, progress: Progress | None) -> None:
         except urllib.error.HTTPError as error:
             if error.code != 416:
                 raise
-            # There is nothing after what is here already.
+            # The requested range is empty: the download is complete.
             return
-        begun = begun if answer.status == 206 else 0
+        received = received if answer.status == 206 else 0
         length = answer.headers.get("Content-Length")
-        total = begun + int(length) if length and length.isdigit() else None
+        total = received + int(length) if length and length.isdigit() else None
         new_tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
         tag_file.write_text(new_tag)
-        with part.open("ab" if begun else "wb") as file:
+        with part.open("ab" if received else "wb") as file:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
-                begun += len(chunk)
+                received += len(chunk)
                 if progress:
-                    progress(begun, total)
-    if total is not None and begun < total:
-        raise http.client.IncompleteRead(b"", total - begun)
+                    progress(received, total)
+    if total is not None and received < total:
+        raise http.client.IncompleteRead(b"", total - received)
     tag_file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _explain(source: str, part: Path) -> Iterator[None]:
-    """What goes wrong on the network and on the disk, in one sentence."""
-    again = f"what is there already ({part}) is kept: run the same command again to go on"
+    """Turns errors of the network and of the disk into an InputError."""
+    again = f"run the same command again to resume ({part} holds the part that was downloaded)"
     try:
         yield
     except urllib.error.HTTPError as error:
         raise InputError(
-            f"{source} answers {error.code} {error.reason}: look for the file elsewhere and "
-            "give its address with --url."
+            f"{source} answers {error.code} {error.reason}: give another address of the file with "
+            "--url."
         ) from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         if isinstance(error, OSError) and not isinstance(error, NETWORK):
             raise InputError(f"{part} cannot be written ({error.strerror}); {again}.") from error
         reason = getattr(error, "reason", None) or error
         raise InputError(
-            f"{source} cannot be reached or broke off ({reason}): check the network; {again}."
+            f"{source} cannot be reached or was interrupted ({reason}): check the network; {again}."
         ) from error
     except ValueError as error:
-        raise InputError(f"{source!r} is no address ({error}): give one with --url.") from error
+        raise InputError(f"{source!r} is not an address ({error}): give one with --url.") from error
 
 
 def _hash(path: Path) -> str:
@@ -178,46 +177,48 @@ def _hash(path: Path) -> str:
 
 
 def _unpack(archive: Path, member: str, target: Path, source: str) -> None:
-    """One folder of an archive, whichever folder of the archive that itself is in."""
-    beside = target.with_name(f".{target.name}.unpacking")
-    shutil.rmtree(beside, ignore_errors=True)
+    """Unpacks one folder of an archive, which may be inside another folder of the archive."""
+    temporary = target.with_name(f".{target.name}.unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as file:
-            chosen = [(info, _inside(info.filename, member)) for info in file.infolist()]
-            kept = [(info, path) for info, path in chosen if path and not info.is_dir()]
-            if not kept:
+            paths = [(info, _path_in_member(info.filename, member)) for info in file.infolist()]
+            members = [(info, path) for info, path in paths if path and not info.is_dir()]
+            if not members:
                 raise InputError(f"{source} holds no {member}: give another address with --url.")
-            size = sum(info.file_size for info, _ in kept)
-            room = shutil.disk_usage(target.parent).free
-            if size > min(MAX_UNPACKED_BYTES, room):
+            size = sum(info.file_size for info, _ in members)
+            free = shutil.disk_usage(target.parent).free
+            if size > min(MAX_UNPACKED_BYTES, free):
                 raise InputError(
-                    f"{source} unpacks to {size >> 20} MiB, {room >> 20} MiB are free: make room."
+                    f"{source} unpacks to {size >> 20} MiB, {free >> 20} MiB are free: free some "
+                    "disk space."
                 )
-            for info, path in kept:
+            for info, path in members:
                 assert path is not None
-                place = beside / path
-                place.parent.mkdir(parents=True, exist_ok=True)
+                destination = temporary / path
+                destination.parent.mkdir(parents=True, exist_ok=True)
                 # Reading to the end verifies the checksum.
-                with file.open(info) as stream, place.open("wb") as out:
+                with file.open(info) as stream, destination.open("wb") as out:
                     shutil.copyfileobj(stream, out)
-        os.replace(beside, target)
+        os.replace(temporary, target)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         archive.unlink(missing_ok=True)
         raise InputError(
-            f"What came from {source} is damaged ({error}) and was removed: fetch it again."
+            f"The download from {source} is damaged ({error}) and was removed: fetch it again."
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _inside(name: str, member: str) -> PurePosixPath | None:
-    """A file's path below a folder of an archive; None if it is not in it or leads out of it."""
-    parts, wanted = PurePosixPath(name).parts, PurePosixPath(member).parts
-    for start in range(len(parts) - len(wanted)):
-        if parts[start : start + len(wanted)] == wanted:
-            rest = parts[start + len(wanted) :]
-            hostile = any(part in ("..", "/") or "\\" in part or "\0" in part for part in parts)
-            return None if hostile or "__MACOSX" in parts else PurePosixPath(*rest)
+def _path_in_member(name: str, member: str) -> PurePosixPath | None:
+    """A file's path relative to a folder of an archive; None if it is outside or unsafe."""
+    parts, folder = PurePosixPath(name).parts, PurePosixPath(member).parts
+    for start in range(len(parts) - len(folder)):
+        if parts[start : start + len(folder)] == folder:
+            unsafe = any(part in ("..", "/") or "\\" in part or "\0" in part for part in parts)
+            if unsafe or "__MACOSX" in parts:
+                return None
+            return PurePosixPath(*parts[start + len(folder) :])
     return None
 
 

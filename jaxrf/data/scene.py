@@ -1,4 +1,4 @@
-"""What every reader of a data set gives: a `Scene` with its `Split`s, in host memory."""
+"""`Scene` and its `Split`s, which every reader of a data set returns, in host memory."""
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
@@ -9,20 +9,21 @@ from jaxtyping import Bool, Float, UInt8
 
 from jaxrf.cameras.base import Cameras, resize_cameras
 from jaxrf.cameras.transforms import SimilarityTransform, identity_transform
+from jaxrf.core.errors import MissingSplitError
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The pictures of one split, with the cameras that took them.
+    """The images of one split, with the cameras that took them.
 
     Attributes:
       name: "train", "val" or "test".
-      names: one per picture, as it is reported (for example "r_0").
-      images: (n, h, w, 4) straight (not premultiplied) RGBA; opaque pictures have alpha 255.
-      cameras: n of them, of the same width and height.
+      names: of the images, for reports (for example "r_0").
+      images: (n, h, w, 4) straight (not premultiplied) RGBA; opaque images have alpha 255.
+      cameras: n cameras of the same width and height.
       depth: (n, h, w) true distance along each pixel center's unit ray in scene units, inf where
-        the ray hits nothing; None where the data set has no such thing.
-      masks: (n, h, w) which pixels are to be learnt from and compared; None if all are.
+        the ray hits nothing; None if the data set has no depth.
+      masks: (n, h, w) pixels to train on and to score; None for all of them.
     """
 
     name: str
@@ -41,12 +42,12 @@ class Scene:
     """A data set's geometry and its splits.
 
     Attributes:
-      name: what runs are named after.
-      splits: by name; only those that were asked for are loaded.
-      aabb: (2, 3) box that holds everything to be modeled, in scene units.
-      near, far: distances along the unit ray between which cameras see anything.
-      unbounded: whether there is more to see around the box.
-      frame: how the scene's coordinates came out of those of its files.
+      name: of the data set; runs are named after it.
+      splits: by name; only the requested ones are loaded.
+      aabb: (2, 3) box around everything to be reconstructed, in scene units.
+      near, far: distances along the unit ray between which cameras see the scene.
+      unbounded: whether the cameras also see space around the box.
+      frame: transform from the coordinates of the files to those of the scene.
     """
 
     name: str
@@ -57,11 +58,34 @@ class Scene:
     unbounded: bool = False
     frame: SimilarityTransform = dataclasses.field(default_factory=identity_transform)
 
+    @property
+    def train(self) -> Split:
+        """The training split; `MissingSplitError` if it was not loaded."""
+        return self._split("train")
+
+    @property
+    def val(self) -> Split:
+        """The validation split; `MissingSplitError` if it was not loaded."""
+        return self._split("val")
+
+    @property
+    def test(self) -> Split:
+        """The test split; `MissingSplitError` if it was not loaded."""
+        return self._split("test")
+
+    def _split(self, name: str) -> Split:
+        if name not in self.splits:
+            loaded = ", ".join(self.splits) or "none"
+            raise MissingSplitError(
+                f"The scene {self.name} has no split {name!r} (loaded: {loaded}): load it, too."
+            )
+        return self.splits[name]
+
 
 def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "black"] | None:
-    """What opaque pictures show around an object: white or black, if most of their borders are.
+    """Background color of opaque images: white or black if more than half of their borders are.
 
-    None if they show something else there, or are transparent somewhere.
+    None for other borders, and if any pixel is transparent.
     """
     sides = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
     border = np.concatenate([side.reshape(-1, 4) for side in sides]).astype(np.int16)
@@ -69,7 +93,7 @@ def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "b
         return None
     levels: dict[Literal["white", "black"], int] = {"white": 255, "black": 0}
     for name, level in levels.items():
-        # A few levels off is what compression makes of it.
+        # Compression changes pixels by a few levels.
         if np.mean(np.all(np.abs(border[..., :3] - level) <= 8, axis=-1)) > 0.5:
             return name
     return None
@@ -78,10 +102,10 @@ def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "b
 def downscale_images(
     images: UInt8[np.ndarray, "n h w 4"], factor: int
 ) -> UInt8[np.ndarray, "n h_small w_small 4"]:
-    """Area means of factor x factor blocks, the color weighted by alpha.
+    """Area means of factor x factor blocks, with colors weighted by alpha.
 
-    Averages premultiplied color and coverage, as light on a larger pixel would be, and stores the
-    color straight again. Rows and columns that do not fill a block are left out.
+    Averages premultiplied color and alpha, as a larger pixel would integrate light, and returns
+    straight RGBA. Rows and columns that do not fill a block are cropped.
     """
     count, height, width, _ = images.shape
     small_h, small_w = height // factor, width // factor
@@ -102,12 +126,10 @@ def downscale_images(
 
 
 def downscale_split(split: Split, factor: int) -> Split:
-    """A split with pictures `factor` times smaller by area; true depth is dropped.
+    """A split with images downscaled by `factor` along each side, without depth.
 
-    A pixel counts if all that it covers does.
-
-    The cameras keep their geometry: where a border that does not fill a block was cut off, the
-    focal length in large pixels and the top left corner stay what they were.
+    A pixel is in the mask if all pixels that it covers are. The rays of the cameras are unchanged:
+    where a border that does not fill a block is cropped, the field of view shrinks with it.
     """
     if factor == 1:
         return split
@@ -122,17 +144,17 @@ def downscale_split(split: Split, factor: int) -> Split:
 def shrink_masks(
     masks: Bool[np.ndarray, "n h w"], factor: int
 ) -> Bool[np.ndarray, "n h_small w_small"]:
-    """True for blocks of factor x factor that are true throughout."""
+    """Masks of factor x factor blocks: True where all pixels of the block are."""
     count, height, width = masks.shape
     rows, columns = height // factor, width // factor
-    whole = masks[:, : rows * factor, : columns * factor]
-    return np.asarray(whole.reshape(count, rows, factor, columns, factor).all(axis=(2, 4)))
+    cropped = masks[:, : rows * factor, : columns * factor]
+    return np.asarray(cropped.reshape(count, rows, factor, columns, factor).all(axis=(2, 4)))
 
 
 def composite(
     rgba: UInt8[np.ndarray, "*batch 4"], background: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "*batch 3"]:
-    """Straight RGBA over a background: rgb a + background (1 - a), float32 in [0, 1]."""
+    """Straight RGBA composited over a background: rgb a + background (1 - a), float32 in [0, 1]."""
     values = rgba.astype(np.float32) / 255.0
     alpha = values[..., 3:]
     return values[..., :3] * alpha + background.astype(np.float32) * (1.0 - alpha)

@@ -1,4 +1,4 @@
-"""Where a data set comes from: a folder that the user names, the usual places, or the built-in."""
+"""Where data sets are searched for, which format a folder has, and loading it with its reader."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -6,25 +6,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxrf.core.errors import InputError, MissingSplitError
-from jaxrf.data import (
-    blender,
-    bricks,
-    colmap,
-    deepvoxels,
-    llff,
-    multiscale,
-    tiny_nerf,
-    transforms,
-)
+from jaxrf.data import blender, colmap, deepvoxels, llff, multiscale, tiny_nerf, transforms
+from jaxrf.data.bricks import dataset
+from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.data.scene import Scene
 from jaxrf.data.views import ChooseViews
-from jaxrf.training.config import SyntheticSceneConfig, TrainConfig
 
 DEFAULT_PATH = Path("nerf_synthetic/lego")
 
 
 class DataSource(NamedTuple):
-    """A data set that was found.
+    """A data set to train on.
 
     folder: None for the built-in scene, which may have to be rendered first.
     reason: one line for the user that says which data set is used and why.
@@ -35,29 +27,42 @@ class DataSource(NamedTuple):
 
 
 def search_paths() -> list[Path]:
-    """Folders in which data sets are looked for: ./data, then the one in JAXRF_DATA."""
+    """Folders in which data sets are searched for: ./data, then the one in JAXRF_DATA."""
     extra = os.environ.get("JAXRF_DATA")
     return [Path("data"), *([Path(extra)] if extra else [])]
 
 
-def find_source(config: TrainConfig) -> DataSource:
-    """The data set of a configuration: --data, else the usual place, else the built-in scene."""
-    if config.data is not None:
-        folder = find_data(config.data)
+def find_source(data: Path | None, synthetic_scene: SyntheticSceneConfig) -> DataSource:
+    """The data set to train on: `data`, else the default path, else the built-in scene.
+
+    Args:
+      data: folder or name that the user gave, if any.
+      synthetic_scene: of the built-in scene.
+
+    Raises:
+      InputError: `data` does not exist.
+    """
+    if data is not None:
+        folder = find_data(data)
         return DataSource(folder, f"Data: {folder} (--data).")
     for root in search_paths():
-        if (root / DEFAULT_PATH).is_dir():
-            return DataSource(root / DEFAULT_PATH, f"Data: {root / DEFAULT_PATH} (found; --data names another).")
-    size = config.bricks.size
+        folder = root / DEFAULT_PATH
+        if folder.is_dir():
+            return DataSource(folder, f"Data: {folder} (found; --data names another).")
+    size = synthetic_scene.size
     return DataSource(
         None,
-        f"Data: the built-in scene bricks at {size}x{size}, as {Path('data') / DEFAULT_PATH} is not "
-        "there (--data names a folder).",
+        f"Data: the built-in scene bricks at {size}x{size}, as {Path('data') / DEFAULT_PATH} does "
+        "not exist (--data names a folder).",
     )
 
 
 def find_data(data: Path) -> Path:
-    """A data set that was named: as it stands, or in one of `search_paths`."""
+    """The path of a data set that the user named, relative to . or to one of `search_paths`.
+
+    Raises:
+      InputError: it does not exist.
+    """
     candidates = [data]
     if not data.is_absolute():
         candidates += [root / data for root in search_paths()]
@@ -66,15 +71,15 @@ def find_data(data: Path) -> Path:
             return folder
     raise InputError(
         f"--data {data} does not exist: give the folder that holds transforms_train.json or "
-        "another listing of pictures, or leave --data out for the built-in scene."
+        "another list of images, or leave --data out for the built-in scene."
     )
 
 
 def ensure_bricks(
     config: SyntheticSceneConfig, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """The folder of the built-in scene, rendered into the user's cache if it is not there yet."""
-    return bricks.cached_bricks(
+    """The folder of the built-in scene, which is rendered into the user's cache if necessary."""
+    return dataset.cached_bricks(
         width=config.size,
         height=config.size,
         train_views=config.train_views,
@@ -83,38 +88,44 @@ def ensure_bricks(
     )
 
 
-class Format(NamedTuple):
-    """A way in which data sets are stored.
+LoadScene = Callable[[Path, Sequence[str], int, ChooseViews, bool], Scene]
 
-    name: of it, for people.
-    mark: the file by which it is known.
-    fits: whether a path holds it.
+
+class Format(NamedTuple):
+    """A format in which data sets are stored.
+
+    name: for people.
+    sentinel_file: file that only this format has.
+    matches: whether a path holds a data set in this format.
     load: (path, splits, downscale, choose, skip_missing) -> scene.
     """
 
     name: str
-    mark: str
-    fits: Callable[[Path], bool]
-    load: Callable[[Path, Sequence[str], int, ChooseViews, bool], Scene]
+    sentinel_file: str
+    matches: Callable[[Path], bool]
+    load: LoadScene
 
 
-# What is recognized, in order: an LLFF folder has a COLMAP model too.
+def _without_skip_missing(
+    load: Callable[[Path, Sequence[str], int, ChooseViews], Scene],
+) -> LoadScene:
+    """A loader that ignores `skip_missing`."""
+    return lambda path, splits, downscale, choose, _: load(path, splits, downscale, choose)
+
+
+# Tried in this order: an LLFF folder has a COLMAP model too.
 FORMATS = (
     Format(
         "NeRF's tiny example",
         "*.npz",
         tiny_nerf.is_tiny_nerf,
-        lambda path, splits, downscale, choose, _: tiny_nerf.load_tiny_nerf(
-            path, splits, downscale, choose
-        ),
+        _without_skip_missing(tiny_nerf.load_tiny_nerf),
     ),
     Format(
         "multi-scale Blender",
         multiscale.LISTING,
         multiscale.is_multiscale,
-        lambda path, splits, downscale, choose, _: multiscale.load_multiscale(
-            path, splits, downscale, choose
-        ),
+        _without_skip_missing(multiscale.load_multiscale),
     ),
     Format(
         "Blender (NeRF-synthetic)",
@@ -128,12 +139,7 @@ FORMATS = (
         transforms.is_transforms,
         transforms.load_transforms,
     ),
-    Format(
-        "LLFF",
-        llff.LISTING,
-        llff.is_llff,
-        lambda path, splits, downscale, choose, _: llff.load_llff(path, splits, downscale, choose),
-    ),
+    Format("LLFF", llff.LISTING, llff.is_llff, _without_skip_missing(llff.load_llff)),
     Format(
         "COLMAP",
         "sparse/0/images.bin",
@@ -144,22 +150,24 @@ FORMATS = (
         "DeepVoxels",
         f"train/NAME/{deepvoxels.INTRINSICS}",
         lambda path: deepvoxels.find_deepvoxels(path) is not None,
-        lambda path, splits, downscale, choose, _: deepvoxels.load_deepvoxels(
-            path, splits, downscale, choose
-        ),
+        _without_skip_missing(deepvoxels.load_deepvoxels),
     ),
 )
 
 
 def detect_format(path: Path) -> Format:
-    """How the data set at a path is stored; InputError if that is not known."""
-    for layout in FORMATS:
-        if layout.fits(path):
-            return layout
+    """The format of the data set at a path.
+
+    Raises:
+      InputError: the path does not exist, or holds no known format.
+    """
+    for candidate in FORMATS:
+        if candidate.matches(path):
+            return candidate
     if not path.exists():
         raise InputError(f"There is no folder {path}; give the path of a scene's folder.")
-    marks = ", ".join(f"{layout.sentinel_file} ({layout.name})" for layout in FORMATS)
-    raise InputError(f"{path} holds no data set that is known: there is none of {marks}.")
+    files = ", ".join(f"{known.sentinel_file} ({known.name})" for known in FORMATS)
+    raise InputError(f"{path} holds no data set of a known format: it has none of {files}.")
 
 
 def load_scene(
@@ -169,12 +177,20 @@ def load_scene(
     choose: ChooseViews = range,
     skip_missing: bool = False,
 ) -> Scene:
-    """The scene at a path: only the splits that are asked for, and of these the chosen views."""
+    """The scene at a path, in any known format; see `blender.load_blender` for the arguments.
+
+    Raises:
+      InputError: the data set is missing or damaged, or its format is unknown.
+    """
     return detect_format(path).load(path, splits, downscale, choose, skip_missing)
 
 
 def has_split(path: Path, split: str) -> bool:
-    """Whether a data set has views of a split; InputError if what says so is damaged."""
+    """Whether a data set has views of a split.
+
+    Raises:
+      InputError: the files that list the views are damaged.
+    """
     try:
         load_scene(path, [split], choose=lambda count: range(0), skip_missing=True)
     except MissingSplitError:
@@ -183,7 +199,7 @@ def has_split(path: Path, split: str) -> bool:
 
 
 def describe_scene(path: Path, scene: Scene) -> str:
-    """One line for the user: what was found, and how it is seen."""
+    """One line for the user: format, image size, splits and cameras of a loaded scene."""
     split = next(iter(scene.splits.values()))
     cameras = split.cameras
     parts = [f"{detect_format(path).name} layout", f"{cameras.width}x{cameras.height} pixels"]

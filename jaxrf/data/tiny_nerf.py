@@ -1,4 +1,4 @@
-"""The one file of NeRF's tiny example, `tiny_nerf_data.npz`: pictures, poses, a focal length."""
+"""NeRF's tiny example: one file, `tiny_nerf_data.npz`, of images, poses and a focal length."""
 
 import math
 import zipfile
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from jaxrf.cameras.base import pinhole_cameras
+from jaxrf.cameras.poses import check_pose
 from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 from jaxrf.data.blender import BOX, FAR, NEAR
-from jaxrf.data.files import check_downscale, check_pose
+from jaxrf.data.files import check_downscale
 from jaxrf.data.scene import Scene, Split, downscale_split
 from jaxrf.data.views import ChooseViews
 
 ARRAYS = ("images", "poses", "focal")
-# The example trains on the first hundred and looks at the next.
+# The example trains on the first 100 images and displays the next one.
 TRAIN_VIEWS = 100
 MAX_BYTES = 1 << 30
 
@@ -32,18 +33,17 @@ def load_tiny_nerf(
     downscale: int = 1,
     choose: ChooseViews = range,
 ) -> Scene:
-    """Reads the pictures and poses of the tiny example: an object before black.
+    """Reads the images and poses of the tiny example: an object on black.
 
-    The first 100 pictures are trained on (or all but the last, if there are fewer). Of the others
-    the first third is validated on, among them the one that the example watches, and the rest is
-    tested on; one alone is both. The box is +-1.5, as that of the Blender scenes it was made of.
+    The box is +-1.5, as for the Blender scene that it was made from. See `divide_views` for the
+    splits.
 
     Args:
       path: of the .npz.
       splits, downscale, choose: see `blender.load_blender`.
 
     Raises:
-      InputError: the file is missing, broken, or holds something else.
+      InputError: the file is missing, damaged or not in this format.
     """
     arrays = _read_arrays(path)
     images, poses, focal = (arrays[name] for name in ARRAYS)
@@ -60,7 +60,7 @@ def load_tiny_nerf(
         raise InputError(f"images in {path} are of shape {images.shape}; give two or more.")
     length = float(focal) if focal.size == 1 and focal.dtype.kind == "f" else math.nan
     if not 0.0 < length < 1e7:
-        raise InputError(f"focal in {path} is no focal length in pixels; correct it.")
+        raise InputError(f"focal in {path} is not a focal length in pixels; correct it.")
     rigid = [
         check_pose(np.asarray(pose, np.float64).tolist(), str(path), f"poses[{index}]")
         for index, pose in enumerate(poses)
@@ -73,25 +73,29 @@ def load_tiny_nerf(
         poses = np.array([rigid[i] for i in chosen]).reshape(-1, 4, 4)
         cameras = pinhole_cameras(poses, width, height, length)
         names = tuple(f"{i:03d}" for i in chosen)
-        pictures = _to_rgba(images[chosen], path)
-        loaded[split] = downscale_split(Split(split, names, pictures, cameras), downscale)
+        rgba = _to_rgba(images[chosen], path)
+        loaded[split] = downscale_split(Split(split, names, rgba, cameras), downscale)
     return Scene(path.stem, loaded, np.array(BOX, np.float32), NEAR, FAR)
 
 
 def divide_views(count: int) -> dict[str, range]:
-    """Which of two or more pictures each split has; no picture is in two if three are there."""
-    trained = min(TRAIN_VIEWS, count - 1)
-    held_out = count - trained
-    tested = trained + (max(held_out // 3, 1) if held_out > 1 else 0)
+    """Indices of each split's images, of two or more.
+
+    The first 100 images are for training, or all but the last one if there are fewer. The first
+    third of the others is for validation, the remaining ones for testing; a single one is both.
+    """
+    num_train = min(TRAIN_VIEWS, count - 1)
+    held_out = count - num_train
+    first_test = num_train + (max(held_out // 3, 1) if held_out > 1 else 0)
     return {
-        "train": range(trained),
-        "val": range(trained, max(tested, trained + 1)),
-        "test": range(tested, count),
+        "train": range(num_train),
+        "val": range(num_train, max(first_test, num_train + 1)),
+        "test": range(first_test, count),
     }
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:
-    """The file's arrays, once their sizes are known to be sane."""
+    """Arrays of the file, after a check of their sizes."""
     try:
         with zipfile.ZipFile(path) as file:
             sizes = {info.filename: info.file_size for info in file.infolist()}
@@ -101,9 +105,9 @@ def _read_arrays(path: Path) -> dict[str, Any]:
             if missing:
                 raise InputError(f"{path} has no array {missing[0]!r}; it must hold {ARRAYS}.")
             for name in ARRAYS:
-                with file.open(f"{name}.npy") as part:
-                    shape, _, dtype = _read_header(part)
-                    # A header may promise more than the file holds, and numpy would believe it.
+                with file.open(f"{name}.npy") as stream:
+                    shape, _, dtype = _read_header(stream)
+                    # numpy would allocate what a header declares, even if the file is shorter.
                     if math.prod(shape) * dtype.itemsize > sizes[f"{name}.npy"]:
                         raise ValueError(f"{name} is shorter than its header says")
         with np.load(path, allow_pickle=False) as arrays:
@@ -111,18 +115,18 @@ def _read_arrays(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"There is no file {path}; name a tiny_nerf_data.npz.") from None
     except NUMPY_LOAD_ERRORS as error:
-        raise InputError(f"{path} is damaged, or no .npz ({error}); copy it again.") from error
+        raise InputError(f"{path} is damaged or not an .npz ({error}); copy it again.") from error
 
 
-def _read_header(part: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(part)
+def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
     if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(part)
-    return np.lib.format.read_array_header_2_0(part)
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
 
 
 def _to_rgba(images: np.ndarray, path: Path) -> np.ndarray:
-    """8-bit RGBA of pictures in [0, 1] or in 8 bits."""
+    """8-bit RGBA of images that are floats in [0, 1] or 8-bit."""
     if images.dtype.kind == "f":
         low, high = images.min(initial=0.0), images.max(initial=0.0)
         if not np.all(np.isfinite(images)) or low < -0.01 or high > 1.01:

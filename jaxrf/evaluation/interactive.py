@@ -15,14 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxrf.cameras.base import (
-    Cameras,
-    SceneRange,
-    apply_ray_convention,
-    index_cameras,
-    pixels_to_rays,
-    resize_cameras,
-)
+from jaxrf.cameras.base import Cameras, apply_ray_convention, pixels_to_rays, resize_cameras
+from jaxrf.cameras.poses import SceneRange
 from jaxrf.fields.base import Params
 from jaxrf.models.methods import Stage, eval_stage, rays_at_once, render_rays
 from jaxrf.rendering.image import HostRendering, resolve_supersampling
@@ -77,9 +71,7 @@ class InteractiveRenderer:
           supersample: of a pixel along each axis, averaged.
         """
         finer = resize_cameras(camera, supersample * camera.width, supersample * camera.height)
-        seen = index_cameras(
-            apply_ray_convention(finer, self.config.field.convention), np.array([0])
-        )
+        seen = apply_ray_convention(finer, self.config.field.convention)[0]
         # The program does not depend on the size of the picture.
         seen = dataclasses.replace(seen, width=1, height=1)
         scene_range = self.scene_range

@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxrf.cameras.base import Cameras, SceneRange, apply_ray_convention, image_rays, resize_cameras
+from jaxrf.cameras.base import Cameras, apply_ray_convention, image_rays, resize_cameras
+from jaxrf.cameras.poses import SceneRange
 from jaxrf.core import memory
 from jaxrf.core.rays import Rays
 from jaxrf.data.scene import Split, composite

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jaxrf.cameras import base as cams
 from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.ndc import ndc_to_distance
 from jaxrf.cameras.transforms import SimilarityTransform, transform_positions
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError
@@ -330,7 +331,7 @@ def render_training_views(
     render = make_render_rays(run)
     views = []
     for index in track(range(len(poses)), "views"):
-        one = dataclasses.replace(cams.index_cameras(cameras, np.array([index])), ndc=scene.ndc)
+        one = dataclasses.replace(cameras[index], ndc=scene.ndc)
         views.append(View(one, render(cams.image_rays(one, 0, scene.near, scene.far))))
     return views
 
@@ -525,7 +526,7 @@ def _end_rays(run: Run, view: View) -> Points:
     if scene.ndc is not None:
         bent = cams.image_rays(cameras, 0, scene.near, scene.far)
         plane = scene.ndc[2]
-        distance = np.asarray(cams.ndc_to_distance(rays, bent, jnp.asarray(distance), plane))
+        distance = np.asarray(ndc_to_distance(rays, bent, jnp.asarray(distance), plane))
     origins, directions = (np.asarray(x, np.float64) for x in (rays.origins, rays.directions))
     positions = origins + distance[..., None] * directions
     hit = picture.opacity > 0.5
@@ -573,5 +574,6 @@ def transform_mesh(frame: SimilarityTransform, mesh: Mesh) -> Mesh:
 def transform_points(frame: SimilarityTransform, points: Points) -> Points:
     """Points in the coordinates that a frame leads to."""
     return points._replace(
-        positions=transform_positions(frame, points.positions), normals=points.normals @ frame.rotation.T
+        positions=transform_positions(frame, points.positions),
+        normals=points.normals @ frame.rotation.T,
     )

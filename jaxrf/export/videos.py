@@ -17,6 +17,7 @@ from tqdm import tqdm
 from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths, transforms
 from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.poses import near_far_for_box
 from jaxrf.cli.options import CHANNELS, Format, RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
@@ -150,7 +151,7 @@ def _read_cameras(run: Run, path: Path, width: int) -> Cameras:
 
 
 def _find_span(run: Run, cameras: Cameras) -> tuple[float, float]:
-    return cams.near_far_for_box(cameras, visible_aabb(run.state.grid))
+    return near_far_for_box(cameras, visible_aabb(run.state.grid))
 
 
 def render_plan(

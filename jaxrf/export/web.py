@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import encodings
 from jaxrf.core.errors import InputError
 from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantise
 from jaxrf.fields.bitnerf import LEAST_SCALE
 from jaxrf.models import methods
 from jaxrf.training import runs, train
-from jaxrf.training.config import BitNeRFConfig, RayConvention
+from jaxrf.training.config import BitNeRFConfig
 from jaxrf.training.runs import Run
 
 

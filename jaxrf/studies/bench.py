@@ -23,6 +23,7 @@ from jaxrf.cli.options import BenchOptions, RenderOptions
 from jaxrf.core import grids
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
+from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.evaluation import images
 from jaxrf.export import videos
 from jaxrf.models.methods import Stage
@@ -34,7 +35,6 @@ from jaxrf.training.config import (
     HashGridConfig,
     NeRFConfig,
     PyNeRFConfig,
-    SyntheticSceneConfig,
     TensoRFConfig,
     TrainConfig,
     VoxelsConfig,
@@ -89,8 +89,9 @@ def run_bench(options: BenchOptions) -> int:
     """Measures the machine and every preset; writes JSON, a table and a plot. Exit code."""
     commands.set_up_jax("highest")
     runs.make_writable(options.output, "--output")
-    if sources.find_source(make_config(options, options.presets[0])).folder is None:
-        # Rendered now, lest the first run pay for it.
+    config = make_config(options, options.presets[0])
+    if sources.find_source(config.data, config.bricks).folder is None:
+        # Render it now, so that this does not count towards the first run.
         sources.ensure_bricks(SyntheticSceneConfig())
     stem = find_stem(options)
     results = read_results(stem) if options.resume else []

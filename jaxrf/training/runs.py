@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrf.cameras.base import SceneRange, focus_point, shift_near_far
+from jaxrf.cameras.poses import SceneRange, focus_point, shift_near_far
 from jaxrf.cameras.transforms import identity_transform, pack_transform
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError

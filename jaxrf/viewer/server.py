@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxrf.cameras.base import Cameras, near_far_for_box
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.poses import near_far_for_box
 from jaxrf.cameras.transforms import unpack_transform
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Split, composite

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxrf.cameras import paths
-from jaxrf.cameras.base import Cameras, index_cameras, make_cameras
+from jaxrf.cameras.base import Cameras, make_cameras
 from jaxrf.cameras.transforms import SimilarityTransform, invert_transform, transform_poses
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
@@ -98,7 +98,12 @@ class CameraPathPanel:
     """Buttons to add stops, play, save, load and render; one tour for all who look."""
 
     def __init__(
-        self, server: Any, folder: Path, frame: SimilarityTransform, paint: PaintFrame, size: tuple[int, int]
+        self,
+        server: Any,
+        folder: Path,
+        frame: SimilarityTransform,
+        paint: PaintFrame,
+        size: tuple[int, int],
     ) -> None:
         self._server, self._folder, self._frame, self._paint = server, folder, frame, paint
         self._stops: list[View] = []
@@ -246,7 +251,7 @@ class CameraPathPanel:
     def _paint_frames(self, cameras: Cameras) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """All frames one after the other, as a long video does not fit into memory."""
         for index in range(len(cameras)):
-            frame = self._paint(index_cameras(cameras, np.array([index])), self._stop.is_set)
+            frame = self._paint(cameras[index], self._stop.is_set)
             if frame is None:
                 raise RenderCancelled
             yield frame

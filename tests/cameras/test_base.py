@@ -14,22 +14,19 @@ from scenes import assert_looks
 from jaxrf.cameras.base import (
     Cameras,
     apply_ray_convention,
-    focus_point,
     frustum_planes,
     image_rays,
-    look_at,
     make_cameras,
-    ndc_to_distance,
     pixels_to_rays,
     project,
-    rays_to_ndc,
     resize_cameras,
-    shift_near_far,
 )
+from jaxrf.cameras.ndc import ndc_to_distance, rays_to_ndc
+from jaxrf.cameras.poses import focus_point, look_at, shift_near_far
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.rays import Rays
 from jaxrf.rendering.volume import RadianceFns, render_samples
 from jaxrf.sampling.intervals import stratified
-from jaxrf.training.config import RayConvention
 
 rays_through = jax.jit(pixels_to_rays, static_argnames=("near", "far"))
 

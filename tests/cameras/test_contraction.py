@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrf.cameras import contraction
-from jaxrf.cameras.contraction import contract, inverse_contraction_scale, s_to_t, t_to_s, uncontract
+from jaxrf.cameras.contraction import (
+    contract,
+    inverse_contraction_scale,
+    s_to_t,
+    t_to_s,
+    uncontract,
+)
 
 BOXES = {
     "unit": np.array([[-1.0] * 3, [1.0] * 3], np.float32),

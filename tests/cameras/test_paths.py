@@ -10,8 +10,8 @@ import pytest
 from scenes import assert_looks
 
 from jaxrf.cameras import paths
-from jaxrf.cameras.base import focus_point, look_at
 from jaxrf.cameras.paths import ellipse_path, interpolate_path, orbit_path, read_path, spiral_path
+from jaxrf.cameras.poses import focus_point, look_at
 from jaxrf.core.errors import InputError
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrf.cameras.base import focus_point, look_at
+from jaxrf.cameras.poses import focus_point, look_at
 from jaxrf.cameras.transforms import (
     SimilarityTransform,
     align_up,
@@ -14,10 +14,10 @@ from jaxrf.cameras.transforms import (
     identity_transform,
     invert_transform,
     looks_forward,
-    transform_positions,
-    transform_poses,
     recenter_poses,
     rotate_onto,
+    transform_poses,
+    transform_positions,
 )
 
 
@@ -28,7 +28,9 @@ def random_rotation(rng: np.random.Generator) -> np.ndarray:
 
 def random_frame(seed: int) -> SimilarityTransform:
     rng = np.random.default_rng(seed)
-    return SimilarityTransform(float(rng.uniform(0.1, 9.0)), random_rotation(rng), rng.normal(size=3) * 5.0)
+    return SimilarityTransform(
+        float(rng.uniform(0.1, 9.0)), random_rotation(rng), rng.normal(size=3) * 5.0
+    )
 
 
 def ring(count: int = 12, radius: float = 3.0, height: float = 1.0) -> np.ndarray:
@@ -43,10 +45,14 @@ def test_a_frame_and_its_inverse_leave_everything_where_it_was(seed: int) -> Non
     frame, other = random_frame(seed), random_frame(seed + 1)
     points = np.random.default_rng(seed).normal(size=(5, 3))
     np.testing.assert_allclose(
-        transform_positions(invert_transform(frame), transform_positions(frame, points)), points, atol=1e-9
+        transform_positions(invert_transform(frame), transform_positions(frame, points)),
+        points,
+        atol=1e-9,
     )
     both = transform_positions(other, transform_positions(frame, points))
-    np.testing.assert_allclose(transform_positions(compose_transforms(frame, other), points), both, atol=1e-9)
+    np.testing.assert_allclose(
+        transform_positions(compose_transforms(frame, other), points), both, atol=1e-9
+    )
     poses = transform_poses(frame, ring())
     rotation = poses[:, :3, :3]
     np.testing.assert_allclose(

@@ -17,16 +17,18 @@ import torch
 
 from jaxrf.core import grids
 from jaxrf.core.grids import (
-    HashLevels,
-    hash_rows,
-    plan_scaled_hash_levels,
-    plan_hash_levels,
     resample_line,
     resample_plane,
-    sample_hash_grid,
     sample_line,
     sample_plane,
     weighted_gather,
+)
+from jaxrf.core.hash_grids import (
+    HashLevels,
+    hash_rows,
+    plan_hash_levels,
+    plan_scaled_hash_levels,
+    sample_hash_grid,
 )
 
 line_at = jax.jit(sample_line)

@@ -72,7 +72,7 @@ def test_what_is_no_python_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_loss_out_of_a_file_is_what_is_minimised(tmp_path: Path) -> None:
+def test_a_loss_out_of_a_file_is_what_is_minimized(tmp_path: Path) -> None:
     source = f"{write(tmp_path / 'loss.py', LOSS)}:absolute"
     error = train.choose_error(LossConfig(source=source))
     assert float(error(jnp.ones((1, 3)), jnp.zeros((1, 3)))[0]) == 1.0

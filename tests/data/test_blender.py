@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxrf.cameras.base import Cameras, image_rays, look_at, project
+from jaxrf.cameras.base import Cameras, image_rays, project
+from jaxrf.cameras.poses import look_at
 from jaxrf.core.errors import InputError
 from jaxrf.data.blender import is_blender, load_blender
 from jaxrf.data.scene import Scene, Split, composite, downscale_images
@@ -27,7 +28,7 @@ JSON = "transforms_train.json"
 # ---------------------------------------------------------------------------------------------
 
 
-def make_picture(
+def make_image(
     seed: int, height: int = HEIGHT, width: int = WIDTH, channels: int = 4
 ) -> np.ndarray:
     rng = np.random.default_rng(seed)
@@ -40,14 +41,14 @@ def make_pose(index: int) -> np.ndarray:
 
 def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(pixels)
-    (picture if mode is None else picture.convert(mode)).save(path, **options)
+    image = Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(path, **options)
 
 
 def write_split(folder: Path, split: str, names: list[str], **extra: Any) -> None:
     frames = []
     for index, name in enumerate(names):
-        save(folder / split / f"{name}.png", make_picture(index))
+        save(folder / split / f"{name}.png", make_image(index))
         pose = make_pose(index).tolist()
         frames.append({"file_path": f"./{split}/{name}", "rotation": 0.1, "transform_matrix": pose})
     transforms = {"camera_angle_x": ANGLE, "frames": frames, **extra}
@@ -56,7 +57,7 @@ def write_split(folder: Path, split: str, names: list[str], **extra: Any) -> Non
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole small set: three splits of three pictures of 9x6 pixels."""
+    """A whole small set: three splits of three images of 9x6 pixels."""
     folder = tmp_path / "house"
     folder.mkdir()
     for split in ("train", "val", "test"):
@@ -112,7 +113,7 @@ def replace_by_folder(name: str) -> Callable[[Path], None]:
     return change
 
 
-def replace_picture(pixels: np.ndarray, mode: str | None = None) -> Callable[[Path], None]:
+def replace_image(pixels: np.ndarray, mode: str | None = None) -> Callable[[Path], None]:
     return lambda folder: save(folder / "train/r_1.png", pixels, mode)
 
 
@@ -167,7 +168,7 @@ def test_loads_everything(folder: Path) -> None:
         assert split.images.dtype == np.uint8
         for index in range(COUNT):
             # Straight alpha: the bytes of the file, whatever alpha is.
-            np.testing.assert_array_equal(split.images[index], make_picture(index))
+            np.testing.assert_array_equal(split.images[index], make_image(index))
             pose = make_pose(index).astype(np.float32)
             np.testing.assert_array_equal(split.cameras.T_world_camera[index], pose)
         assert (split.cameras.width, split.cameras.height) == (WIDTH, HEIGHT)
@@ -191,12 +192,12 @@ def test_folder_named_by_a_dot(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_opaque_rgb(folder: Path) -> None:
-    rgb = make_picture(7, channels=3)
-    replace_picture(rgb)(folder)
+    rgb = make_image(7, channels=3)
+    replace_image(rgb)(folder)
     images = load_blender(folder, ("train",)).splits["train"].images
     np.testing.assert_array_equal(images[1, ..., :3], rgb)
     np.testing.assert_array_equal(images[1, ..., 3], 255)
-    np.testing.assert_array_equal(images[2], make_picture(2))
+    np.testing.assert_array_equal(images[2], make_image(2))
 
 
 def test_file_path_with_suffix_and_subfolders(folder: Path) -> None:
@@ -207,15 +208,15 @@ def test_file_path_with_suffix_and_subfolders(folder: Path) -> None:
     edit_frame("file_path", "more/train/r_0.png")(folder)
     split = load_blender(folder, ("train",)).splits["train"]
     assert split.names == ("train/r_0", "more/train/r_0", "train/r_2")
-    np.testing.assert_array_equal(split.images[1], make_picture(0))
+    np.testing.assert_array_equal(split.images[1], make_image(0))
 
 
-def test_dot_in_a_picture_name(folder: Path) -> None:
-    save(folder / "train/r_0.5.png", make_picture(8))
+def test_dot_in_an_image_name(folder: Path) -> None:
+    save(folder / "train/r_0.5.png", make_image(8))
     edit_frame("file_path", "train/r_0.5")(folder)
     split = load_blender(folder, ("train",)).splits["train"]
     assert split.names == ("r_0", "r_0.5", "r_2")
-    np.testing.assert_array_equal(split.images[1], make_picture(8))
+    np.testing.assert_array_equal(split.images[1], make_image(8))
 
 
 def test_byte_order_mark_and_whole_numbers(folder: Path) -> None:
@@ -299,22 +300,22 @@ def test_names_of_chosen_views_are_those_that_they_have_among_all(folder: Path) 
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7])
-def test_what_is_broken_behind_the_header_of_other_pictures_stays_unnoticed(
+def test_what_is_broken_behind_the_header_of_other_images_stays_unnoticed(
     folder: Path, share: float
 ) -> None:
     truncate("train/r_1.png", share)(folder)
     split = load_blender(folder, ("train",), choose=lambda count: [0, 2]).splits["train"]
-    np.testing.assert_array_equal(split.images, [make_picture(0), make_picture(2)])
+    np.testing.assert_array_equal(split.images, [make_image(0), make_image(2)])
     assert_refused(folder, str(folder / "train/r_1.png"), choose=lambda count: [0, 1])
 
 
 OUTSIDE_FRUSTA = (
-    "picture missing",
-    "picture empty",
-    "picture a text",
-    "picture of another size",
-    "picture 16-bit RGB",
-    "picture gray",
+    "image missing",
+    "image empty",
+    "image a text",
+    "image of another size",
+    "image 16-bit RGB",
+    "image gray",
     "pose NaN",
     "no file_path",
     "frames empty",
@@ -428,7 +429,7 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         edit_pose(lambda pose: pose.__setitem__(3, [0.0, 0.0, 1.0, 0.0])),
         (FRAME, "transform_matrix", "last row 0 0 0 1"),
     ),
-    # Which picture.
+    # Which image.
     "no file_path": (
         lambda folder: edit(folder, lambda t: t["frames"][1].pop("file_path")),
         (FRAME, "no file_path"),
@@ -446,47 +447,47 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "file_path with newline": (edit_frame("file_path", "train\nr"), (FRAME, r'"train\nr"')),
     "file_path no text": (edit_frame("file_path", "\ud800"), (FRAME, r'"\ud800"')),
     "file_path very long": (edit_frame("file_path", "r" * 5000), ("cannot be read", "rrr")),
-    "picture listed twice": (edit_frame("file_path", "train/./r_0.png"), (FRAME, "frames[0]")),
-    # The pictures.
-    "picture missing": (remove("train/r_1.png"), (PICTURE, "missing", JSON)),
-    "picture a folder": (replace_by_folder("train/r_1.png"), (PICTURE, "cannot be read")),
-    "picture empty": (write_bytes("train/r_1.png", b""), (PICTURE, "0 bytes")),
-    "picture a text": (write_bytes("train/r_1.png", b"no picture"), (PICTURE, "not a PNG")),
-    "picture a JPEG": (
-        lambda folder: save(folder / "train/r_1.png", make_picture(1, channels=3), format="JPEG"),
+    "image listed twice": (edit_frame("file_path", "train/./r_0.png"), (FRAME, "frames[0]")),
+    # The images.
+    "image missing": (remove("train/r_1.png"), (PICTURE, "missing", JSON)),
+    "image a folder": (replace_by_folder("train/r_1.png"), (PICTURE, "cannot be read")),
+    "image empty": (write_bytes("train/r_1.png", b""), (PICTURE, "0 bytes")),
+    "image a text": (write_bytes("train/r_1.png", b"no image"), (PICTURE, "not a PNG")),
+    "image a JPEG": (
+        lambda folder: save(folder / "train/r_1.png", make_image(1, channels=3), format="JPEG"),
         (PICTURE, "not a PNG"),
     ),
-    "picture a header": (
+    "image a header": (
         write_bytes("train/r_1.png", png_header(WIDTH, HEIGHT, 8, 6)),
         (PICTURE, "truncated"),
     ),
-    "picture cut in its data": (truncate("train/r_1.png", 0.7), (PICTURE, "truncated")),
-    "picture cut in its header": (truncate("train/r_1.png", 0.05), (PICTURE, "truncated")),
-    "picture of another size": (
-        replace_picture(make_picture(1, height=5)),
+    "image cut in its data": (truncate("train/r_1.png", 0.7), (PICTURE, "truncated")),
+    "image cut in its header": (truncate("train/r_1.png", 0.05), (PICTURE, "truncated")),
+    "image of another size": (
+        replace_image(make_image(1, height=5)),
         ("{folder}/train/r_0.png", PICTURE, "9x6", "9x5"),
     ),
-    "picture gray": (replace_picture(make_picture(1), "L"), (PICTURE, "8-bit gray;", "save it as")),
-    "picture gray, alpha": (replace_picture(make_picture(1), "LA"), (PICTURE, "gray-and-alpha")),
-    "picture palette": (replace_picture(make_picture(1), "P"), (PICTURE, "palette", "save it as")),
-    "picture 1-bit": (replace_picture(make_picture(1), "1"), (PICTURE, "1-bit gray")),
-    "picture 16-bit gray": (
-        replace_picture(np.zeros((HEIGHT, WIDTH), np.uint16)),
+    "image gray": (replace_image(make_image(1), "L"), (PICTURE, "8-bit gray;", "save it as")),
+    "image gray, alpha": (replace_image(make_image(1), "LA"), (PICTURE, "gray-and-alpha")),
+    "image palette": (replace_image(make_image(1), "P"), (PICTURE, "palette", "save it as")),
+    "image 1-bit": (replace_image(make_image(1), "1"), (PICTURE, "1-bit gray")),
+    "image 16-bit gray": (
+        replace_image(np.zeros((HEIGHT, WIDTH), np.uint16)),
         (PICTURE, "16-bit gray", "8-bit RGB or RGBA"),
     ),
-    "picture 16-bit RGB": (
+    "image 16-bit RGB": (
         write_bytes("train/r_1.png", png_header(WIDTH, HEIGHT, 16, 2)),
         (PICTURE, "16-bit RGB;", "8-bit RGB or RGBA"),
     ),
-    "picture 16-bit RGBA": (
+    "image 16-bit RGBA": (
         write_bytes("train/r_1.png", png_header(WIDTH, HEIGHT, 16, 6)),
         (PICTURE, "16-bit RGBA", "8-bit RGB or RGBA"),
     ),
-    "picture a bomb": (
+    "image a bomb": (
         write_bytes("train/r_1.png", png_header(60_000, 50_000, 8, 6)),
         (PICTURE, "60000x50000", "replace it"),
     ),
-    "picture of nothing": (
+    "image of nothing": (
         write_bytes("train/r_1.png", png_header(0, 5, 8, 6)),
         (PICTURE, "0x5", "replace it"),
     ),
@@ -528,7 +529,7 @@ def test_bad_downscale_is_refused(folder: Path, factor: int) -> None:
 
 
 def test_every_truncated_file_is_refused(folder: Path) -> None:
-    """Any prefix of the JSON; of a picture, any that does not hold all its pixels."""
+    """Any prefix of the JSON; of an image, any that does not hold all its pixels."""
     end_of_png = 4 + 4 + 12  # zlib's sum, the data chunk's CRC and the end chunk
     for name, needed in ((JSON, 0), ("train/r_1.png", end_of_png)):
         path, data = folder / name, (folder / name).read_bytes()
@@ -566,8 +567,8 @@ def lego_scene(lego: Path) -> Scene:
 
 def read_lego_depth(lego: Path, index: int) -> np.ndarray:
     """Distance along the ray of a test frame; NaN off the surface and where it is not smooth."""
-    with Image.open(lego / f"test/r_{index}_depth_0001.png") as picture:
-        level = np.asarray(picture)[..., 0].astype(np.float64)
+    with Image.open(lego / f"test/r_{index}_depth_0001.png") as image:
+        level = np.asarray(image)[..., 0].astype(np.float64)
     depth = np.where(level > 0, 8.0 * (1.0 - level / 255.0), np.nan)
     padded = np.pad(depth, 1, constant_values=np.nan)
     height, width = depth.shape
@@ -633,7 +634,7 @@ def test_lego_downscale(lego: Path, lego_scene: Scene, tmp_path: Path) -> None:
     transforms = json.loads((lego / JSON).read_text())
     transforms["frames"] = transforms["frames"][:1]
     (tmp_path / JSON).write_text(json.dumps(transforms))
-    (tmp_path / "train").symlink_to(lego / "train")  # pictures may lie behind a link
+    (tmp_path / "train").symlink_to(lego / "train")  # images may lie behind a link
     small = load_blender(tmp_path, ("train",), 4).splits["train"]
     assert small.images.shape == (1, 100, 100, 4)
     full = lego_scene.splits["train"].images[0].astype(np.float64)

@@ -157,8 +157,8 @@ def corrupt_archive(path: Path, chance: random.Random) -> None:
     np.savez(path, **arrays)
 
 
-def corrupt_picture(path: Path, chance: random.Random) -> None:
-    """A picture of another kind or size, or one that says it is enormous."""
+def corrupt_image(path: Path, chance: random.Random) -> None:
+    """An image of another kind or size, or one that says it is enormous."""
     kind = chance.randrange(8)
     if kind == 0:
         Image.new("RGB", chance.choice([(1, 1), (15, 16), (17, 16), (300, 2)])).save(path)
@@ -218,7 +218,7 @@ def corrupt(folder: Path, chance: random.Random) -> str:
     """Something in a data set becomes wrong; says what."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     listings = [p for p in files if p.suffix not in (".png", ".jpg")]
-    # Pictures are many, and much alike.
+    # Images are many, and much alike.
     path = chance.choice(listings if chance.random() < 0.7 else files)
     kind = chance.random()
     if kind < 0.06:
@@ -233,7 +233,7 @@ def corrupt(folder: Path, chance: random.Random) -> str:
     else:
         by_suffix = {
             ".json": corrupt_json, ".npy": corrupt_array, ".npz": corrupt_archive,
-            ".png": corrupt_picture, ".jpg": corrupt_picture, ".txt": corrupt_text,
+            ".png": corrupt_image, ".jpg": corrupt_image, ".txt": corrupt_text,
         }  # fmt: skip
         by_suffix.get(path.suffix, corrupt_bytes)(path, chance)
     return str(path.relative_to(folder))

@@ -30,15 +30,16 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from scenes import RADIUS, make_scene, write_scene
 
-from jaxrf.cameras.base import image_rays, look_at, pixels_to_rays, project
+from jaxrf.cameras.base import image_rays, pixels_to_rays, project
 from jaxrf.cameras.lenses import COEFFICIENTS
-from jaxrf.cameras.transforms import invert_transform, transform_positions
+from jaxrf.cameras.poses import look_at
+from jaxrf.cameras.transforms import center_and_scale, invert_transform, transform_positions
 from jaxrf.core.errors import InputError
-from jaxrf.data import colmap, llff, sources
+from jaxrf.data import colmap, colmap_files, llff, sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.data.tiny_nerf import divide_views
 from jaxrf.evaluation.scoring import score_split
-from jaxrf.rendering.image import HostRendering
+from jaxrf.rendering.volume import RegisteredImage
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import pixels as batches
 
@@ -59,7 +60,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 def test_every_layout_is_recognized_and_described(name: str, tmp_path: Path) -> None:
     path = WRITERS[name](tmp_path)
     scene = sources.load_scene(path, ["train", "val", "test"])
-    # To look without decoding any picture.
+    # To look without decoding any image.
     nothing = sources.load_scene(path, ["test"], choose=lambda count: range(0))
     assert len(nothing.splits["test"]) == 0
     text = sources.describe_scene(path, scene)
@@ -109,7 +110,7 @@ def test_numbers_of_a_frame_come_before_those_of_the_file(tmp_path: Path) -> Non
     np.testing.assert_allclose(cameras.principal_point, [[7.5, 8.0]] * 5)
 
 
-def test_without_its_size_in_the_file_a_picture_has_its_own(tmp_path: Path) -> None:
+def test_without_its_size_in_the_file_an_image_has_its_own(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path, w=None, h=None, cx=None, cy=None)
     check_rays(sources.load_scene(folder, ["train"]), "train", true_cameras(), TRAIN)
 
@@ -146,16 +147,16 @@ def test_lists_in_the_file_say_which_views_are_which(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_missing_pictures_are_refused_unless_they_may_be_skipped(tmp_path: Path) -> None:
+def test_missing_images_are_refused_unless_they_may_be_skipped(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path)
     (folder / "images" / "p2.jpg").unlink()
     with pytest.raises(InputError, match=r"p2\.jpg is missing"):
         sources.load_scene(folder, ["train"])
     scene = sources.load_scene(folder, ["train", "test"], skip_missing=True)
     assert scene.splits["train"].names == ("p1", "p3", "p4", "p5")
-    for picture in (folder / "images").iterdir():
-        picture.unlink()
-    with pytest.raises(InputError, match="None of the pictures"):
+    for image in (folder / "images").iterdir():
+        image.unlink()
+    with pytest.raises(InputError, match="None of the images"):
         sources.load_scene(folder, ["train"], skip_missing=True)
 
 
@@ -176,7 +177,7 @@ def test_missing_pictures_are_refused_unless_they_may_be_skipped(tmp_path: Path)
         ({"k1": 1e9}, "beyond 1000"),
         ({"train_filenames": "all"}, "not a list"),
         ({"train_filenames": ["../x"]}, "inside the data folder"),
-        ({"train_filenames": []}, "no picture to the split train"),
+        ({"train_filenames": []}, "no image to the split train"),
     ],
 )
 def test_what_is_wrong_with_transforms_is_said(
@@ -221,8 +222,10 @@ def test_an_object_before_transparency_is_in_the_box_of_its_hull(tmp_path: Path)
         Image.fromarray(rgba).save(folder / "images" / f"{name}.png")
     scene = sources.load_scene(folder, ["train", "test"])
     assert not scene.unbounded
-    # The ball, and not much more: five pictures of 16 pixels carve a rough hull.
-    low, high = transform_positions(invert_transform(scene.frame), np.asarray(scene.aabb, np.float64))
+    # The ball, and not much more: five images of 16 pixels carve a rough hull.
+    low, high = transform_positions(
+        invert_transform(scene.frame), np.asarray(scene.aabb, np.float64)
+    )
     center, half = 0.5 * (low + high), 0.5 * np.abs(high - low)
     assert np.all(np.abs(center) < 0.5) and np.all(half > RADIUS) and np.all(half < 1.8 * RADIUS)
     splits = scene.splits.values()
@@ -267,7 +270,7 @@ def test_masks_say_which_pixels_are_learnt_from_and_compared(tmp_path: Path) -> 
     wrong = np.where(masks[TEST[0]][..., None], truth[0], 1.0 - truth[0])
     nothing = np.zeros((16, 16))
     (scored,) = score_split(
-        lambda cameras, index: HostRendering(wrong, nothing, nothing, nothing),
+        lambda cameras, index: RegisteredImage(wrong, nothing, nothing, nothing),
         scene.splits["test"], np.ones(3, np.float32), [0],
     )  # fmt: skip
     assert scored.psnr == np.inf and scored.ssim == pytest.approx(1.0)
@@ -286,14 +289,14 @@ def test_what_is_wrong_with_masks_is_said(tmp_path: Path) -> None:
     listing.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"mask\.png is missing"):
         sources.load_scene(folder, ["train"])
-    for picture, message in (
-        (np.ones((8, 16), np.uint8), "16x8 pixels, its picture 16x16"),
+    for image, message in (
+        (np.ones((8, 16), np.uint8), "16x8 pixels, its image 16x16"),
         (np.zeros((16, 16), np.uint8), "is black"),
     ):
-        Image.fromarray(picture).save(folder / "mask.png")
+        Image.fromarray(image).save(folder / "mask.png")
         with pytest.raises(InputError, match=message):
             sources.load_scene(folder, ["train"])
-    (folder / "mask.png").write_bytes(b"no picture")
+    (folder / "mask.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="truncated or broken"):
         sources.load_scene(folder, ["train"])
 
@@ -336,15 +339,15 @@ def test_what_faces_forward_is_seen_in_ndc(tmp_path: Path) -> None:
     assert scene.frame.scale * 2.5 == pytest.approx(4 / 3)
 
 
-def test_pictures_of_the_wanted_size_are_taken_if_there_are_any(tmp_path: Path) -> None:
-    folder = write_llff(tmp_path, pictures="images_4")
+def test_images_of_the_wanted_size_are_taken_if_there_are_any(tmp_path: Path) -> None:
+    folder = write_llff(tmp_path, images="images_4")
     for downscale, size in ((1, 16), (4, 16), (8, 8)):
         scene = sources.load_scene(folder, ["train"], downscale)
         assert scene.splits["train"].cameras.width == size
     with pytest.raises(InputError, match="choose another --downscale"):
         sources.load_scene(folder, ["train"], 3)
     (folder / "images_4" / "p1.png").unlink()
-    with pytest.raises(InputError, match=r"5 pictures and poses_bounds\.npy 6 poses"):
+    with pytest.raises(InputError, match=r"5 images and poses_bounds\.npy 6 poses"):
         sources.load_scene(folder, ["train"])
 
 
@@ -386,20 +389,22 @@ def test_rays_of_colmap_are_those_of_its_cameras(text: bool, tmp_path: Path) -> 
     scene = sources.load_scene(folder, ["train", "test"])
     check_rays(scene, "train", true_cameras(), TRAIN)
     check_rays(scene, "test", true_cameras(), TEST)
-    model = colmap.read_reconstruction(folder / "sparse" / "0")
+    model = colmap_files.read_reconstruction(folder / "sparse" / "0")
     assert model.point_numbers.tolist() == [4, 5, 9]
     np.testing.assert_allclose(model.points, POINTS[[1, 2, 0]])
-    picture = model.pictures[0]
-    assert picture.name == "p0.png" and picture.points.tolist() == [4, -1, 9]
-    np.testing.assert_allclose(picture.keypoints, [[1, 2], [3, 4], [5, 6]])
-    back = transform_positions(invert_transform(scene.frame), transform_positions(scene.frame, POINTS))
+    image = model.images[0]
+    assert image.name == "p0.png" and image.points.tolist() == [4, -1, 9]
+    np.testing.assert_allclose(image.keypoints, [[1, 2], [3, 4], [5, 6]])
+    back = transform_positions(
+        invert_transform(scene.frame), transform_positions(scene.frame, POINTS)
+    )
     np.testing.assert_allclose(back, POINTS, atol=1e-9)
 
 
 @pytest.mark.parametrize("text", [False, True])
-@pytest.mark.parametrize("model", colmap.MODELS, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", colmap_files.MODELS, ids=lambda model: model.name)
 def test_numbers_of_every_camera_model_are_told_apart(
-    model: colmap.Model, text: bool, tmp_path: Path
+    model: colmap_files.CameraModel, text: bool, tmp_path: Path
 ) -> None:
     meant = {"f": 21.9, "fx": 21.0, "fy": 22.0, "cx": 7.0, "cy": 9.0, "omega": 0.5}
     names = model.parameters.split()
@@ -444,7 +449,7 @@ def test_a_damaged_model_ends_in_one_sentence(name: str, change: Any, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_without_points_or_with_missing_pictures(tmp_path: Path) -> None:
+def test_a_model_without_points_or_with_missing_images(tmp_path: Path) -> None:
     folder = write_colmap(tmp_path)
     (folder / "sparse" / "0" / "points3D.bin").unlink()
     assert sources.load_scene(folder, ["train"]).near > 0
@@ -577,27 +582,27 @@ def test_points_of_a_room_are_seen_where_colmap_found_them(real_data: Path) -> N
     place = real_data / "colmap_room" / "sparse" / "0"
     if not place.is_dir():
         pytest.skip(f"no {place}")
-    model = colmap.read_reconstruction(place)
-    frame = colmap.center_and_scale(np.stack([picture.pose for picture in model.pictures]))
+    model = colmap_files.read_reconstruction(place)
+    frame = center_and_scale(np.stack([image.pose for image in model.images]))
     cameras = colmap.make_cameras(model, frame, place)
     points = transform_positions(frame, model.points)
     apart = []
-    for index, picture in enumerate(model.pictures):
-        seen = picture.points >= 0
-        rows = np.searchsorted(model.point_numbers, picture.points[seen])
+    for index, image in enumerate(model.images):
+        seen = image.points >= 0
+        rows = np.searchsorted(model.point_numbers, image.points[seen])
         pixels, depth = project(cameras, index, points[rows])
         assert np.all(depth > 0)
-        apart.append(np.linalg.norm(pixels - picture.keypoints[seen], axis=-1))
+        apart.append(np.linalg.norm(pixels - image.keypoints[seen], axis=-1))
     assert len(np.concatenate(apart)) > 60_000 and np.median(np.concatenate(apart)) < 1.0
     poses, _, _ = llff.read_poses_bounds(real_data / "colmap_room" / "poses_bounds.npy")
-    np.testing.assert_allclose(np.stack([p.pose for p in model.pictures]), poses, atol=1e-9)
+    np.testing.assert_allclose(np.stack([p.pose for p in model.images]), poses, atol=1e-9)
 
 
 # Multi-scale Blender
 
 
 @pytest.mark.parametrize("matrices", [False, True])
-def test_rays_of_the_largest_pictures_are_those_of_their_cameras(
+def test_rays_of_the_largest_images_are_those_of_their_cameras(
     matrices: bool, tmp_path: Path
 ) -> None:
     scene = sources.load_scene(write_multiscale(tmp_path, matrices), ["train", "val", "test"])
@@ -656,12 +661,12 @@ def find_corners(gray: np.ndarray, count: int, margin: int = 12) -> list[tuple[i
 
 
 def find_spread(gray: np.ndarray, side: int) -> np.ndarray:
-    """The standard deviation of each square part of a picture."""
+    """The standard deviation of each square part of an image."""
     return sliding_window_view(gray, (side, side)).std(axis=(2, 3))
 
 
 def find_patch(patch: np.ndarray, gray: np.ndarray, spread: np.ndarray) -> tuple[int, int] | None:
-    """Where a picture looks most like a patch, by correlation; None if several places do."""
+    """Where an image looks most like a patch, by correlation; None if several places do."""
     side = len(patch)
     wanted = (patch - patch.mean()) / (patch.std() + 1e-6)
     spectrum = np.fft.rfft2(gray) * np.conj(np.fft.rfft2(wanted, gray.shape))
@@ -708,7 +713,7 @@ def share_on_epipolar_lines(split: Split, pairs: list[tuple[int, int]], turned: 
 
 
 @pytest.mark.parametrize(("name", "downscale"), [("nerf_llff_data/fern", 8), ("fox_270x480", 1)])
-def test_what_two_pictures_show_lies_on_each_other_s_rays(
+def test_what_two_images_show_lies_on_each_other_s_rays(
     name: str, downscale: int, real_data: Path
 ) -> None:
     if not (real_data / name).is_dir():
@@ -733,8 +738,8 @@ def test_depth_of_two_views_of_lego_is_that_of_the_same_points(real_data: Path) 
     split = sources.load_scene(folder, ["test"], 1, lambda count: range(25)).splits["test"]
     maps = []
     for name in split.names:
-        with Image.open(folder / "test" / f"{name}_depth_0001.png") as picture:
-            value = np.asarray(picture)[..., 0].astype(np.float64)
+        with Image.open(folder / "test" / f"{name}_depth_0001.png") as image:
+            value = np.asarray(image)[..., 0].astype(np.float64)
         # Distance along the ray; black is background.
         maps.append(np.where(value > 0, 8.0 * (1.0 - value / 255.0), np.inf))
     errors = []

@@ -14,10 +14,13 @@ from layouts import write_llff
 from PIL import Image
 from scenes import make_scene, write_scene
 
-from jaxrf.cameras.base import Cameras, look_at, rays_to_ndc
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.ndc import rays_to_ndc
+from jaxrf.cameras.poses import look_at
 from jaxrf.cli import main as cli
 from jaxrf.core.rays import Rays
-from jaxrf.data import report, sources
+from jaxrf.data import plots, report, sources
+from jaxrf.data.page import write_page
 from jaxrf.data.scene import Scene, Split
 
 
@@ -41,7 +44,7 @@ def change_images(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Scene
     return apply
 
 
-def set_picture(index: int, value: object) -> Callable[[np.ndarray], np.ndarray]:
+def set_image(index: int, value: object) -> Callable[[np.ndarray], np.ndarray]:
     def apply(images: np.ndarray) -> np.ndarray:
         images[index] = value
         return images
@@ -87,34 +90,34 @@ def aim(focal: tuple[float, float]) -> Callable[[Cameras], Cameras]:
     return apply
 
 
-def test_a_sound_scene_looks_wrong_only_in_having_few_pictures() -> None:
+def test_a_sound_scene_looks_wrong_only_in_having_few_images() -> None:
     assert report.find_warnings(make_scene()) == [
-        "train has only 6 pictures, which is few for a field."
+        "train has only 6 images, which is few for a field."
     ]
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (change_images(set_picture(2, [9, 9, 9, 255])), "1 pictures of train are of one color"),
-        (change_images(set_picture(2, [9, 9, 9, 0])), "1 pictures of train are wholly transparent"),
+        (change_images(set_image(2, [9, 9, 9, 255])), "1 images of train are of one color"),
+        (change_images(set_image(2, [9, 9, 9, 0])), "1 images of train are fully transparent"),
         (
-            change_images(set_picture(2, make_scene().splits["train"].images[4])),
-            "r_4 and r_2 of train are the same picture",
+            change_images(set_image(2, make_scene().splits["train"].images[4])),
+            "r_4 and r_2 of train are the same image",
         ),
         (
             change_cameras(
                 lambda c: dataclasses.replace(c, principal_point=c.principal_point + np.float32(3))
             ),
-            "principal point of train is 19% of the picture off",
+            "principal point of train is 19% of the image off",
         ),
         (change_cameras(aim((20.0, 23.0))), "differ by more than 5 %"),
         (change_cameras(aim((2.0, 2.0))), "field of view of train is 151.9 degrees"),
         (change_cameras(move_cameras(0.3)), "cameras stand inside of the box"),
-        (change_cameras(move_cameras(0.7)), "rays only at 2: what is nearer is cut off"),
-        (change_cameras(move_cameras(2.0)), "rays already at 6"),
+        (change_cameras(move_cameras(0.7)), "rays begin at 2: nearer surfaces are cut off"),
+        (change_cameras(move_cameras(2.0)), "rays end at 6"),
         (change_cameras(turn_round), "6 cameras look away from the box"),
-        (change_cameras(stay_put), "All cameras stand in one place"),
+        (change_cameras(stay_put), "All cameras are at one position"),
         (take_poses_of_test, "2 cameras of train stand where cameras of test do"),
     ],
 )
@@ -127,7 +130,7 @@ def test_what_looks_wrong_is_said(change: Callable[[Scene], Scene], sentence: st
 def test_figures_are_those_of_the_scene() -> None:
     lines = report.dataset_report(make_scene())
     focal = 8.0 / np.tan(0.35)
-    assert lines[0].startswith("train: 6 pictures of 16x16 pixels, ")
+    assert lines[0].startswith("train: 6 images of 16x16 pixels, ")
     assert f"focal length {focal:.4g} x {focal:.4g} pixels (40.1 x 40.1 degrees)" in lines[0]
     assert "principal point 8, 8, no distortion" in lines[0]
     assert lines[3:] == [
@@ -149,7 +152,7 @@ def test_the_box_of_a_scene_in_ndc_is_drawn_where_it_lies_in_space(tmp_path: Pat
     scene = forward_scene(tmp_path)
     cameras = scene.splits["train"].cameras
     assert cameras.ndc is not None
-    corners = np.concatenate(report._box_lines(scene))
+    corners = np.concatenate(plots.box_edges(scene))
     low, high = np.asarray(scene.aabb, np.float64)
     # Along a ray out of the middle x and y stay what they are at its corner.
     directions = corners / np.linalg.norm(corners, axis=-1, keepdims=True)
@@ -172,13 +175,13 @@ def test_the_box_of_a_scene_in_ndc_is_drawn_where_it_lies_in_space(tmp_path: Pat
     assert any("in normalized device coordinates" in line for line in report.dataset_report(scene))
 
 
-def test_the_picture_shows_every_camera_of_every_split() -> None:
-    with Image.open(io.BytesIO(report.draw_scene(make_scene()))) as picture:
-        picture.load()
-        assert picture.size == (1400, 800)
-        # Below are pictures, whose titles have the same colors.
-        pixels = np.asarray(picture.convert("RGB"))[:480].reshape(-1, 3).astype(int)
-    for color in report.COLORS.values():
+def test_the_image_shows_every_camera_of_every_split() -> None:
+    with Image.open(io.BytesIO(plots.draw_scene(make_scene()))) as image:
+        image.load()
+        assert image.size == (1400, 800)
+        # Below are images, whose titles have the same colors.
+        pixels = np.asarray(image.convert("RGB"))[:480].reshape(-1, 3).astype(int)
+    for color in plots.COLORS.values():
         wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         assert np.sum(np.abs(pixels - wanted).max(axis=-1) < 40) > 50, color
 
@@ -189,7 +192,7 @@ def test_the_page_holds_all_cameras_and_cannot_be_broken_out_of() -> None:
     hostile = ("</script><!--<script>alert(1)</script>@DATA@", *split.names[1:])
     renamed = Split("train", hostile, split.images, split.cameras)
     scene = dataclasses.replace(scene, name="<b>@DATA@", splits={**scene.splits, "train": renamed})
-    page = report.write_page(scene, ["a < b"], ["<i>odd</i>"])
+    page = write_page(scene, ["a < b"], ["<i>odd</i>"])
     assert page.count("<script>") == page.count("</script>") == 1
     assert "<b>" not in page and "&lt;b&gt;@DATA@" in page and "&lt;i&gt;odd" in page
     content = re.search(r"const scene = (.*);\n", page)
@@ -199,7 +202,7 @@ def test_the_page_holds_all_cameras_and_cannot_be_broken_out_of() -> None:
     assert data["frusta"][0]["name"] == f"train {hostile[0]}"
     tip = data["frusta"][0]["points"][0]
     np.testing.assert_allclose(tip, split.cameras.T_world_camera[0, :3, 3], atol=1e-4)
-    assert data["frusta"][0]["picture"].startswith("data:image/jpeg;base64,")
+    assert data["frusta"][0]["image"].startswith("data:image/jpeg;base64,")
 
 
 def test_the_command_says_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,8 +210,8 @@ def test_the_command_says_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["data", "info", str(folder), "--output", str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out
     assert "LLFF layout" in output and "Looks wrong:" in output
-    with Image.open(tmp_path / "out" / "cameras.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(tmp_path / "out" / "cameras.png") as image:
+        assert image.format == "PNG"
     assert "<canvas" in (tmp_path / "out" / "cameras.html").read_text()
     ball = write_scene(tmp_path / "ball")
     (ball / "transforms_val.json").unlink()

@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from jaxrf.cameras.base import Cameras, look_at, make_cameras, project
+from jaxrf.cameras.base import Cameras, make_cameras, project
+from jaxrf.cameras.poses import look_at
 from jaxrf.data.scene import Split, composite, downscale_images, downscale_split, find_background
 
 
@@ -134,7 +135,7 @@ def test_split_length() -> None:
 
 
 @pytest.mark.parametrize(("level", "name"), [(255, "white"), (250, "white"), (0, "black")])
-def test_the_background_of_opaque_pictures_is_that_of_their_borders(level: int, name: str) -> None:
+def test_the_background_of_opaque_images_is_that_of_their_borders(level: int, name: str) -> None:
     images = np.full((2, 8, 8, 4), 255, np.uint8)
     images[..., :3] = level
     images[:, 2:6, 2:8, :3] = 99  # an object that reaches the right border
@@ -143,7 +144,7 @@ def test_the_background_of_opaque_pictures_is_that_of_their_borders(level: int, 
     assert find_background(images) is None
 
 
-def test_pictures_of_a_place_have_no_background() -> None:
+def test_images_of_a_place_have_no_background() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 4), dtype=np.uint8)
     images[..., 3] = 255
     assert find_background(images) is None

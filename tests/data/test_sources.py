@@ -11,7 +11,8 @@ from scenes import make_scene, write_scene
 
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
-from jaxrf.training.config import SyntheticSceneConfig, tensorf_small
+from jaxrf.data.bricks.config import SyntheticSceneConfig
+from jaxrf.training.config import tensorf_small
 
 
 @pytest.fixture(autouse=True)

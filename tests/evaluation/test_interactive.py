@@ -17,7 +17,7 @@ from scenes import (
     tiny_voxels,
 )
 
-from jaxrf.cameras.base import Cameras, image_rays, index_cameras, resize_cameras
+from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.core.rays import intersect_aabb
 from jaxrf.evaluation import interactive, scoring
 from jaxrf.evaluation.interactive import (
@@ -42,7 +42,7 @@ def make(config: TrainConfig, supersample: int = 1) -> tuple[InteractiveRenderer
 
 
 def camera_of(width: int = 16, height: int = 16) -> Cameras:
-    cameras = index_cameras(make_scene().splits["test"].cameras, np.array([1]))
+    cameras = make_scene().splits["test"].cameras[1]
     return resize_cameras(cameras, width, height)
 
 

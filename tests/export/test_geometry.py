@@ -12,7 +12,12 @@ import scenes
 from scenes import ball_poses, first_state, make_scene
 
 from jaxrf.cameras.base import image_rays, make_cameras
-from jaxrf.cameras.transforms import SimilarityTransform, invert_transform, transform_positions, rotate_onto
+from jaxrf.cameras.transforms import (
+    SimilarityTransform,
+    invert_transform,
+    rotate_onto,
+    transform_positions,
+)
 from jaxrf.core.errors import InputError
 from jaxrf.export import geometry
 from jaxrf.export.geometry import (

@@ -41,15 +41,15 @@ def test_the_field_of_the_tutorial_learns() -> None:
 def test_the_preset_for_it_asks_for_a_class() -> None:
     config = make_preset("custom").field
     assert isinstance(config, CustomConfig)
-    with pytest.raises(InputError, match="name a Python file and what is meant"):
+    with pytest.raises(InputError, match="give a Python file and a name in it"):
         load_field(config.source)
 
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("nothing.py:Field", "name a Python file and what is meant"),
-        ("field.py", "name a Python file and what is meant"),
+        ("nothing.py:Field", "give a Python file and a name in it"),
+        ("field.py", "give a Python file and a name in it"),
         ("field.py:Missing", "has no 'Missing'"),
         ("field.py:number", "number in .* is no class"),
         ("field.py:Needy", r"Needy in .* cannot be made .*missing 1 required.*"),

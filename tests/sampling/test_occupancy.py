@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxrf.cameras import contraction
-from jaxrf.cameras.base import image_rays, look_at, make_cameras, project
+from jaxrf.cameras.base import image_rays, make_cameras, project
+from jaxrf.cameras.poses import look_at
 from jaxrf.core.rays import Rays, clip_to_aabb, points_along
 from jaxrf.sampling.occupancy import (
     COARSE,

@@ -11,14 +11,9 @@ from typing import Any
 import pytest
 
 from jaxrf.core.errors import InputError
+from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.training import config
-from jaxrf.training.config import (
-    NeRFConfig,
-    ScheduleKnot,
-    SyntheticSceneConfig,
-    TensoRFConfig,
-    TrainConfig,
-)
+from jaxrf.training.config import NeRFConfig, ScheduleKnot, TensoRFConfig, TrainConfig
 
 
 @pytest.mark.parametrize("preset", config.PRESETS, ids=config.preset_name)

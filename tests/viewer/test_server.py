@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from scenes import TINY, first_state, make_scene, tiny_nerf, write_scene
 
-from jaxrf.cameras.base import look_at, make_cameras
+from jaxrf.cameras.base import make_cameras
+from jaxrf.cameras.poses import look_at
 from jaxrf.cameras.transforms import unpack_transform
 from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrf.cameras.base import look_at
+from jaxrf.cameras.poses import look_at
 from jaxrf.cameras.transforms import SimilarityTransform, rotate_onto
 from jaxrf.viewer.poses import View
 from jaxrf.viewer.tour import MOST_STOPS, Tour, plan_camera_path, read_tour, write_tour

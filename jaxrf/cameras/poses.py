@@ -1,0 +1,116 @@
+"""Poses of cameras: making, checking and measuring them, and the near and far that they imply."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxrf.cameras.base import Cameras
+from jaxrf.core.errors import InputError
+from jaxrf.core.json_files import shorten
+
+# Near and far: the same for all cameras, or a function of the cameras and the index of one of them.
+SceneRange = tuple[float, float] | Callable[[Cameras, int], tuple[float, float]]
+# Files carry 6 or more digits; a scaled or sheared pose deviates by far more.
+POSE_TOLERANCE = 1e-3
+
+
+def look_at(
+    position: Float[np.ndarray, "3"],
+    target: Float[np.ndarray, "3"],
+    up: Float[np.ndarray, "3"] | None = None,
+) -> Float[np.ndarray, "4 4"]:
+    """Camera-to-world pose at `position`, looking at `target`, with `up` (default +z) upwards.
+
+    Where the view direction is parallel to `up`, +y (or +x) replaces it.
+    """
+    back = np.asarray(position, np.float64) - np.asarray(target, np.float64)
+    back = back / np.linalg.norm(back)
+    candidates = [np.array([0.0, 0.0, 1.0]) if up is None else np.asarray(up, np.float64)]
+    candidates += [np.array([0.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0])]
+    right = next(r for c in candidates if np.linalg.norm(r := np.cross(c, back)) > 1e-6)
+    right = right / np.linalg.norm(right)
+    pose = np.eye(4)
+    pose[:3, :4] = np.stack([right, np.cross(back, right), back, position], axis=1)
+    return pose
+
+
+def focus_point(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, "3"]:
+    """The point nearest to all optical axes, in the least-squares sense.
+
+    Solves sum_i (I - d_i d_i^T) (x - o_i) = 0. Where the solution is not unique (one camera, or
+    parallel axes), returns the one nearest to the origin.
+    """
+    origins = T_world_camera[:, :3, 3].astype(np.float64)
+    axes = T_world_camera[:, :3, 2].astype(np.float64)
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    sides = np.einsum("nij,nj->i", across, origins)
+    return np.linalg.lstsq(across.sum(axis=0), sides, rcond=1e-6)[0]
+
+
+def shift_near_far(
+    cameras: Cameras,
+    index: int,
+    scene_range: tuple[float, float],
+    focus: Float[np.ndarray, "3"],
+    usual: tuple[float, float],
+) -> tuple[float, float]:
+    """Near and far for a camera that may be nearer to the focus or farther than usual.
+
+    Near and far move with a camera outside the usual range of distances, so that they do not cut
+    the scene off in front of a close camera or beyond a distant one.
+
+    Args:
+      cameras, index: the camera.
+      scene_range: near and far of the usual cameras.
+      focus: point that the usual cameras look at.
+      usual: smallest and largest distance of the usual cameras from the focus.
+    """
+    distance = float(np.linalg.norm(np.asarray(cameras.T_world_camera)[index, :3, 3] - focus))
+    shift = distance - min(max(distance, usual[0]), usual[1])
+    return max(scene_range[0] + shift, 0.0), scene_range[1] + shift
+
+
+def near_far_for_box(cameras: Cameras, box: Float[np.ndarray, "2 3"]) -> tuple[float, float]:
+    """Distances along rays between which cameras can see the contents of a box (2, 3)."""
+    if cameras.ndc is not None:
+        # Rays reach from the near plane to infinity, a length of 2 in NDC.
+        return 0.0, 2.0
+    half = 0.5 * float(np.linalg.norm(np.diff(box, axis=0)))
+    positions = np.asarray(cameras.T_world_camera, np.float64)[:, :3, 3]
+    distances = np.linalg.norm(positions - box.mean(axis=0), axis=-1)
+    return max(float(distances.min()) - half, 0.0), float(distances.max()) + half
+
+
+def check_pose(
+    value: object, where: str, key: str = "transform_matrix"
+) -> Float[np.ndarray, "4 4"]:
+    """A rigid camera-to-world matrix in float64, read from JSON.
+
+    Args:
+      value: parsed JSON.
+      where: file or entry that holds it, for messages.
+      key: name of the matrix, for messages.
+
+    Raises:
+      InputError: it is not a rotation and a translation.
+    """
+    rows = value if isinstance(value, list) else []
+    if len(rows) != 4 or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+        raise InputError(f"{key} in {where} is not 4 rows of 4 numbers; correct it.")
+    limit = float(np.finfo(np.float32).max)  # Cameras are float32.
+    for entry in (entry for row in rows for entry in row):
+        if not isinstance(entry, float) or not abs(entry) <= limit:  # False for NaN.
+            raise InputError(f"{key} in {where} holds {shorten(entry)}; make it a finite number.")
+    pose = np.array(rows)
+    rotation = pose[:3, :3]
+    if (
+        np.abs(rotation @ rotation.T - np.eye(3)).max() > POSE_TOLERANCE
+        or np.linalg.det(rotation) < 0.0
+        or np.abs(pose[3] - np.array([0.0, 0.0, 0.0, 1.0])).max() > POSE_TOLERANCE
+    ):
+        raise InputError(
+            f"{key} in {where} is not a rotation and a translation"
+            " (orthonormal, determinant +1, last row 0 0 0 1); take scale and mirroring out of it."
+        )
+    return pose
