@@ -22,22 +22,21 @@ from jaxrf.cameras.base import image_rays, make_cameras
 from jaxrf.cameras.poses import look_at
 from jaxrf.data.scene import Scene, Split
 from jaxrf.fields.base import Params
-from jaxrf.models.methods import Stage
+from jaxrf.fields.bitnerf import BitNeRF
+from jaxrf.fields.hashgrid import HashGrid
+from jaxrf.fields.nerf import NeRF
+from jaxrf.fields.pynerf import PyNeRF
+from jaxrf.fields.tensorf import TensoRF
+from jaxrf.fields.voxels import Voxels
+from jaxrf.models.base import StageSpec
+from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.models.packed import PackedModel
+from jaxrf.models.proposal import ProposalModel
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training import schedule, train, transitions
-from jaxrf.training.config import (
-    BitNeRFConfig,
-    EncodedMLPConfig,
-    HashGridConfig,
-    NeRFConfig,
-    OptimizerConfig,
-    PyNeRFConfig,
-    TensoRFConfig,
-    TrainConfig,
-    VideoConfig,
-    VoxelsConfig,
-)
-from jaxrf.training.train import Metrics, TrainState
+from jaxrf.training import schedule, transitions
+from jaxrf.training.callbacks import NullCallback
+from jaxrf.training.config import OptimizerConfig, TrainConfig, VideoConfig
+from jaxrf.training.state import Metrics, TrainState, init_state
 
 SIZE = 16
 VIEWS = {"train": 6, "val": 2, "test": 2}
@@ -50,7 +49,7 @@ LONG = np.array([[-1.5, -1.0, -0.5], [1.5, 1.2, 1.0]], np.float32)
 
 # As `tiny_tensorf`, for the command line, but pruned by weight.
 TINY = shlex.split("""
-    --preset tensorf-small --steps 24 --batch-rays 128 --batch-samples 4096 --render-samples 8192
+    --preset tensorf-small --num-steps 24 --batch-rays 128 --batch-samples 4096 --render-samples 8192
     --steps-per-dispatch 4 --video.frames 3 --video.size 17 --validation-views 2
     --field.density-components 2 --field.feature-components 2 --field.feature-dim 4
     --field.width 8 --field.initial-voxels 512 --field.final-voxels 1728
@@ -167,188 +166,190 @@ def write_scene(folder: Path, size: int = SIZE) -> Path:
 
 def tiny_tensorf(**changes: Any) -> TrainConfig:
     """8^3 to 12^3 voxels in 24 steps: pruned after 6, pruned and upsampled after 12."""
-    field = TensoRFConfig(
-        density_components=2,
-        feature_components=2,
-        feature_dim=4,
-        width=8,
-        layers=1,
-        density_shift=-2.0,
-        initial_voxels=8**3,
-        final_voxels=12**3,
-        upsample_at=(0.5,),
-        prune_at=(0.25, 0.5),
-        occupancy_voxels=12**3,
-        prune_threshold=1e-2,
-        step_ratio=1.0,
-        shading="per_ray",
-        color_threshold=1e-3,
-        l1_weight=1e-4,
+    config = TrainConfig(
+        field=TensoRF(
+            density_components=2,
+            feature_components=2,
+            feature_dim=4,
+            width=8,
+            layers=1,
+            density_shift=-2.0,
+            initial_voxels=8**3,
+            final_voxels=12**3,
+            upsample_at=(0.5,),
+            prune_at=(0.25, 0.5),
+            occupancy_voxels=12**3,
+            prune_threshold=1e-2,
+            step_ratio=1.0,
+            l1_weight=1e-4,
+        ),
+        model=PackedModel(shading="per_ray", color_threshold=1e-3, max_shaded_fraction=0.5),
+        num_steps=24,
+        batch_samples=1 << 12,
+        batch_rays=128,
+        render_samples=1 << 13,
+        steps_per_dispatch=4,
+        optimizer=OptimizerConfig(grid_lr=0.03, mlp_lr=4e-3),
+        video=VideoConfig(frames=0),
     )
-    settings: dict[str, Any] = {
-        "field": field,
-        "steps": 24,
-        "batch_samples": 1 << 12,
-        "batch_rays": 128,
-        "render_samples": 1 << 13,
-        "steps_per_dispatch": 4,
-        "optimizer": OptimizerConfig(grid_lr=0.03, mlp_lr=4e-3),
-        "video": VideoConfig(frames=0),
-    }
-    return TrainConfig(**(settings | changes))
+    return change(config, **changes)
 
 
 def tiny_voxels(**changes: Any) -> TrainConfig:
-    field = VoxelsConfig(
-        feature_dim=3,
-        width=8,
-        density_shift=-2.0,
-        initial_resolution=8,
-        num_subdivisions=1,
-        upsample_at=(0.5,),
-        prune_at=(0.25, 0.5),
-        min_steps_before_refine=0,
-        prune_threshold=0.01,
-        density_tv_weight=1e-5,
-        feature_tv_weight=1e-5,
-        tv_cells=64,
+    """8^3 voxels, divided once in 24 steps."""
+    config = TrainConfig(
+        field=Voxels(
+            feature_dim=3,
+            width=8,
+            density_shift=-2.0,
+            initial_resolution=8,
+            num_subdivisions=1,
+            upsample_at=(0.5,),
+            prune_at=(0.25, 0.5),
+            min_steps_before_refine=0,
+            prune_threshold=0.01,
+            density_tv_weight=1e-5,
+            feature_tv_weight=1e-5,
+            tv_cells=64,
+        ),
+        num_steps=24,
+        batch_samples=1 << 12,
+        batch_rays=256,
+        render_samples=1 << 11,
+        steps_per_dispatch=4,
+        supersample=2,
+        supersample_from=0.75,
+        optimizer=OptimizerConfig(grid_lr=0.05, mlp_lr=4e-3),
+        video=VideoConfig(frames=0),
     )
-    settings: dict[str, Any] = {
-        "field": field,
-        "steps": 24,
-        "batch_samples": 1 << 12,
-        "batch_rays": 256,
-        "render_samples": 1 << 11,
-        "steps_per_dispatch": 4,
-        "supersample": 2,
-        "supersample_from": 0.75,
-        "optimizer": OptimizerConfig(grid_lr=0.05, mlp_lr=4e-3),
-        "video": VideoConfig(frames=0),
-    }
-    return TrainConfig(**(settings | changes))
+    return change(config, **changes)
+
+
+NERF = NeRF(
+    layers=2,
+    width=24,
+    skip=1,
+    color_width=16,
+    num_position_frequencies=4,
+    num_direction_frequencies=1,
+)
 
 
 def tiny_nerf(**changes: Any) -> TrainConfig:
-    field = NeRFConfig(
-        layers=2,
-        width=24,
-        skip=1,
-        color_width=16,
-        num_position_frequencies=4,
-        num_direction_frequencies=1,
-        num_coarse_samples=12,
-        num_fine_samples=8,
+    """A NeRF with 12 coarse and 8 fine samples."""
+    config = TrainConfig(
+        field=NERF,
+        model=HierarchicalModel(num_coarse_samples=12, num_fine_samples=8),
+        num_steps=12,
+        batch_rays=64,
+        render_samples=1 << 13,
+        steps_per_dispatch=4,
+        optimizer=OptimizerConfig(mlp_lr=5e-3, beta2=0.999),
+        video=VideoConfig(frames=0),
     )
-    settings: dict[str, Any] = {
-        "field": field,
-        "steps": 12,
-        "batch_rays": 64,
-        "render_samples": 1 << 13,
-        "steps_per_dispatch": 4,
-        "optimizer": OptimizerConfig(mlp_lr=5e-3, beta2=0.999),
-        "video": VideoConfig(frames=0),
-    }
-    return TrainConfig(**(settings | changes))
+    return change(config, **changes)
 
 
 def tiny_hashgrid(**changes: Any) -> TrainConfig:
-    """A hash grid on an occupancy grid of 8^3 cells, which are probed at every fourth step."""
-    field = HashGridConfig(
-        levels=3,
-        channels=2,
-        coarsest=4,
-        finest=12,
-        log2_hashmap_size=8,
-        width=8,
-        density_layers=1,
-        color_layers=1,
-        occupancy_resolution=8,
-        max_steps=32,
-        occupancy_update_interval=4,
-        occupancy_warmup_steps=0,
+    """A hash grid on an occupancy grid of 8^3 cells, which is updated every fourth step."""
+    config = TrainConfig(
+        field=HashGrid(
+            num_levels=3,
+            features_per_level=2,
+            base_resolution=4,
+            max_resolution=12,
+            log2_hashmap_size=8,
+            width=8,
+            density_layers=1,
+            color_layers=1,
+        ),
+        model=PackedModel(
+            occupancy_resolution=8,
+            max_steps=32,
+            occupancy_update_interval=4,
+            occupancy_warmup_steps=0,
+        ),
+        num_steps=24,
+        batch_samples=1 << 12,
+        batch_rays=128,
+        render_samples=1 << 13,
+        steps_per_dispatch=4,
+        optimizer=OptimizerConfig(grid_lr=0.02, mlp_lr=0.01, epsilon=1e-15),
+        video=VideoConfig(frames=0),
     )
-    settings: dict[str, Any] = {
-        "field": field,
-        "steps": 24,
-        "batch_samples": 1 << 12,
-        "batch_rays": 128,
-        "render_samples": 1 << 13,
-        "steps_per_dispatch": 4,
-        "optimizer": OptimizerConfig(grid_lr=0.02, mlp_lr=0.01, epsilon=1e-15),
-        "video": VideoConfig(frames=0),
-    }
-    return TrainConfig(**(settings | changes))
+    return change(config, **changes)
 
 
 def marching_nerf(**changes: Any) -> TrainConfig:
     """`tiny_nerf` with one network and an occupancy grid."""
-    field = dataclasses.replace(
-        tiny_nerf().field,
-        sampler="occupancy",
+    model = PackedModel(
         occupancy_resolution=6,
         occupancy_update_interval=3,
         max_steps=32,
         occupancy_warmup_steps=0,
     )
-    settings: dict[str, Any] = {"field": field, "batch_samples": 1 << 11}
-    return tiny_nerf(**(settings | changes))
+    return change(tiny_nerf(model=model, batch_samples=1 << 11), **changes)
 
 
 def proposing_hashgrid(**changes: Any) -> TrainConfig:
-    """`tiny_hashgrid` with samples where a proposal wants them."""
-    field = dataclasses.replace(
-        tiny_hashgrid().field,
-        sampler="proposal",
-        num_proposal_samples=(16,),
-        proposal_resolutions=(16,),
-        num_nerf_samples=10,
+    """`tiny_hashgrid` with samples where a proposal places them."""
+    model = ProposalModel(
+        num_proposal_samples=(16,), proposal_resolutions=(16,), num_nerf_samples=10
     )
-    settings: dict[str, Any] = {"field": field, "batch_rays": 64}
-    return tiny_hashgrid(**(settings | changes))
+    return change(tiny_hashgrid(model=model, batch_rays=64), **changes)
 
 
 def tiny_pynerf(**changes: Any) -> TrainConfig:
-    """Three heads held consistent on one hash grid, and two sizes of the pictures."""
-    field = PyNeRFConfig(
-        heads=3,
-        levels=3,
-        channels=2,
-        coarsest=4,
-        finest=12,
+    """Three pyramid levels held consistent on one hash grid, and two sizes of the images."""
+    field = PyNeRF(
+        num_pyramid_levels=3,
+        num_levels=3,
+        features_per_level=2,
+        base_resolution=4,
+        max_resolution=12,
         log2_hashmap_size=8,
         width=8,
         color_width=8,
         color_layers=1,
         feature_dim=4,
-        occupancy_resolution=8,
-        occupancy_update_interval=4,
-        occupancy_warmup_steps=0,
-        max_steps=32,
         consistency_weight=1e-3,
         consistency_points=16,
     )
-    return tiny_hashgrid(field=dataclasses.replace(field, **changes), scales=2)
-
-
-def change_nerf(**changes: Any) -> TrainConfig:
-    """`tiny_nerf` with other options of its field."""
-    return tiny_nerf(field=dataclasses.replace(tiny_nerf().field, **changes))
+    return change(tiny_hashgrid(field=field, num_train_scales=2), **changes)
 
 
 def tiny_bitnerf(**changes: Any) -> TrainConfig:
     """`tiny_nerf` with ternary weights."""
-    names = [f.name for f in dataclasses.fields(EncodedMLPConfig)]
-    shared = {name: getattr(tiny_nerf().field, name) for name in names}
-    return tiny_nerf(field=BitNeRFConfig(**shared | changes))
+    numbers = {f.name: getattr(NERF, f.name) for f in dataclasses.fields(NERF)}
+    return change(tiny_nerf(field=BitNeRF(**numbers)), **changes)
+
+
+def change(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """A configuration with other numbers of its own, of its field or of its model, by their names.
+
+    A field or a model among the changes is replaced before its numbers are.
+    """
+    own = {f.name for f in dataclasses.fields(config)}
+    config = dataclasses.replace(config, **{k: v for k, v in changes.items() if k in own})
+    parts: dict[str, Any] = {"field": {}, "model": {}}
+    for name, value in changes.items():
+        if name in own:
+            continue
+        part = next(
+            key for key in parts
+            if name in {f.name for f in dataclasses.fields(getattr(config, key))}
+        )  # fmt: skip
+        parts[part][name] = value
+    replaced = {
+        key: dataclasses.replace(getattr(config, key), **numbers) for key, numbers in parts.items()
+    }
+    return dataclasses.replace(config, **replaced)
 
 
 def ball_config(side: int = 12, **changes: Any) -> TrainConfig:
-    """A TensoRF that is thin but for what `ball_params` puts into it."""
-    field = dataclasses.replace(
-        tiny_tensorf().field,
-        **{"density_shift": -10.0, "density_scale": 5.0, "initial_voxels": side**3, **changes},
-    )
-    return tiny_tensorf(field=field)
+    """A TensoRF that is thin but for the density that `ball_params` puts into it."""
+    thin = tiny_tensorf(density_shift=-10.0, density_scale=5.0, initial_voxels=side**3)
+    return change(thin, **changes)
 
 
 def positions_in(grid: OccupancyGrid, count: int = 400, seed: int = 0) -> jax.Array:
@@ -374,19 +375,20 @@ def linear_factors(params: Params, seed: int = 0) -> Params:
 
 
 def cp_config(**changes: Any) -> TrainConfig:
-    """Three lines to a component, colour by harmonics of four coefficients."""
-    changes = {"factors": "cp", "color": "harmonics", "feature_dim": 12} | changes
-    return tiny_tensorf(field=dataclasses.replace(tiny_tensorf().field, **changes))
+    """Three lines to a component, color by harmonics of four coefficients."""
+    return tiny_tensorf(**{"factors": "cp", "color_head": "harmonics", "feature_dim": 12} | changes)
 
 
-_init_state = jax.jit(train.init_state, static_argnums=(0, 1))
+_init_state = jax.jit(init_state, static_argnums=(0, 1))
 
 
-def first_state(config: TrainConfig, aabb: np.ndarray | None = None) -> tuple[Stage, TrainState]:
+def first_state(
+    config: TrainConfig, aabb: np.ndarray | None = None
+) -> tuple[StageSpec, TrainState]:
     """Stage and state before the first step, in the scene's box unless another one is given."""
     aabb = make_scene().aabb if aabb is None else aabb
     stage = transitions.first_stage(config, aabb)
-    return stage, _init_state(config, stage, transitions.init_grid(config.field, stage, aabb))
+    return stage, _init_state(config, stage, transitions.init_grid(config, stage, aabb))
 
 
 def slow(*values: Any) -> Any:
@@ -400,8 +402,8 @@ def mostly_slow(cases: Sequence[Any], quick: int) -> list[Any]:
     return [case if i % every == 0 else slow(case) for i, case in enumerate(cases)]
 
 
-class Recorder:
-    """An observer of `train.fit` that notes what it is told and stops after a given step.
+class Recorder(NullCallback):
+    """A callback of `loop.fit` that records its calls and stops after a given step.
 
     At the steps in `plans` it asks for another number of steps.
     """
@@ -412,27 +414,23 @@ class Recorder:
         self.growing: list[tuple[int, bool]] = []
         self.config: TrainConfig | None = None
         self.changes: list[tuple[TrainConfig, str]] = []
-        self.stages: list[tuple[int, Stage, int]] = []
+        self.stages: list[tuple[int, StageSpec, int]] = []
         self.metrics: list[Metrics] = []
         self.steps: list[int] = []
         self.step = 0
 
-    def should_wait_for_compile(self) -> bool:
-        return True
-
-    def dispatch_seconds(self) -> float:
-        return 1.0
-
-    def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
+    def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
         self.stages.append((self.step, stage, pixels))
 
-    def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
+    def on_dispatch(
+        self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int
+    ) -> bool:
         self.step = int(state.step)
         self.steps.append(steps)
         self.metrics.append(metrics)
         return self.stop_at is not None and self.step >= self.stop_at
 
-    def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
+    def on_config_change(self, config: TrainConfig, step: int, reason: str) -> None:
         assert step == self.step
         self.changes.append((config, reason))
 

@@ -24,5 +24,9 @@ class RayConvention:
     samples_at: Literal["middle", "start"] = "middle"
     """Marching: whether images are rendered with the field evaluated in the middle or at the start
     of steps."""
-    stop: float = 1e-3
+    transmittance_threshold: float = 1e-3
     """Marching: a ray ends when its transmittance falls below this."""
+
+    def along_axis(self) -> bool:
+        """Whether lengths or directions are those along the camera's axis."""
+        return "axis" in (self.lengths_along, self.view_directions)

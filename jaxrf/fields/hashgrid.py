@@ -11,8 +11,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrf.core import encodings, grids
+from jaxrf.core import encodings
 from jaxrf.core.checks import require_positive
+from jaxrf.core.grids import TableDtype, to_unit_box
+from jaxrf.core.hash_grids import (
+    HashLayout,
+    HashLevels,
+    hash_level_scales,
+    plan_hash_levels,
+    plan_scaled_hash_levels,
+    sample_hash_grid,
+)
 from jaxrf.fields import base
 from jaxrf.fields.base import FieldContext, SampleCost
 from jaxrf.fields.mlp import MLP
@@ -46,7 +55,7 @@ class HashedField(base.Field):
     """Cells along a side of the finest level."""
     log2_hashmap_size: int = 19
     """A level has at most 2 to the power of this rows."""
-    table_dtype: grids.TableType = "float32"
+    table_dtype: TableDtype = "float32"
     """Type that the table is read in: bfloat16 halves the traffic of lookups where memory bounds
     them. It is trained and summed up in float32."""
     width: int = 64
@@ -80,7 +89,7 @@ class HashGrid(HashedField):
     """Hidden layers of the density MLP."""
     density_scale: float = 1.0
     """Factor of the density; that of a box of side 1 is (side of the box)^-1."""
-    hash_layout: grids.HashRule = "dense_coarse"
+    hash_layout: HashLayout = "dense_coarse"
     """Corners on the box's faces and a row for each where they fit (dense_coarse); all of them
     hashed, as nerfstudio's PyTorch code has it (all_hashed); or as tiny-cuda-nn has it (tcnn)."""
     bias: bool = False
@@ -88,14 +97,14 @@ class HashGrid(HashedField):
     normalize_dirs_01: bool = False
     """Harmonics are taken at (direction + 1) / 2, as nerfstudio's PyTorch code does."""
 
-    def plan(self) -> grids.HashLevels:
+    def plan(self) -> HashLevels:
         """The layout of the levels in the table."""
         sizes = (self.num_levels, self.base_resolution, self.max_resolution)
         rows = 1 << self.log2_hashmap_size
         if self.hash_layout != "dense_coarse":
-            scales = grids.grow_scales(*sizes, self.hash_layout)
-            return grids.place_hash_levels(scales, rows, self.hash_layout)
-        return grids.plan_hash_levels(*sizes, rows)
+            scales = hash_level_scales(*sizes, self.hash_layout)
+            return plan_scaled_hash_levels(scales, rows, self.hash_layout)
+        return plan_hash_levels(*sizes, rows)
 
     def _density_mlp(self) -> MLP:
         outputs = 1 + self.feature_dim
@@ -129,8 +138,8 @@ class HashGrid(HashedField):
 
         The latent is the remaining outputs.
         """
-        unit, inside = grids.to_unit_box(positions, context.aabb)
-        encoded = grids.sample_hash_grid(params["table"], unit, self.plan(), self.table_dtype)
+        unit, inside = to_unit_box(positions, context.aabb)
+        encoded = sample_hash_grid(params["table"], unit, self.plan(), self.table_dtype)
         out = self._density_mlp().apply(params["density_mlp"], encoded)
         density = self.density_scale * clamped_exp(out[:, 0] + self.density_shift)
         return jnp.where(inside, density, 0.0), out[:, 1:]
@@ -172,8 +181,8 @@ class HashGrid(HashedField):
         aabb: Float[Array, "2 3"],
     ) -> dict[str, Array]:
         """The "encoding" of positions, raw "density" (m,), "features", and raw "color" (m, 3)."""
-        unit, _ = grids.to_unit_box(positions, aabb)
-        encoded = grids.sample_hash_grid(params["table"], unit, self.plan(), self.table_dtype)
+        unit, _ = to_unit_box(positions, aabb)
+        encoded = sample_hash_grid(params["table"], unit, self.plan(), self.table_dtype)
         out = self._density_mlp().apply(params["density_mlp"], encoded)
         color = self._raw_color(params, out[:, 1:], directions)
         return {"encoding": encoded, "density": out[:, 0], "features": out[:, 1:], "color": color}

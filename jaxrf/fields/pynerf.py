@@ -12,8 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrf.core import encodings, grids
+from jaxrf.core import encodings
 from jaxrf.core.checks import require_positive
+from jaxrf.core.grids import to_unit_box
+from jaxrf.core.hash_grids import (
+    HashLevels,
+    plan_hash_levels,
+    sample_hash_grid,
+    sample_hash_grids,
+)
 from jaxrf.fields import base
 from jaxrf.fields.base import FieldContext, SampleCost
 from jaxrf.fields.hashgrid import HashedField, clamped_exp
@@ -37,7 +44,7 @@ def compute_sample_area(
     """Area of a pixel's cone at some distances along its ray, in squared scene units.
 
     Args:
-      radii: of the cones at distance 1, as `Rays` hold them: the distance to the neighbouring
+      radii: of the cones at distance 1, as `Rays` hold them: the distance to the neighboring
         pixel's ray times 2 / sqrt(12).
       distances: along the ray.
     """
@@ -93,21 +100,22 @@ class PyNeRF(HashedField):
         super().__post_init__()
         require_positive(self, "color_width", "num_pyramid_levels", prefix="field.")
 
-    def plans(self) -> tuple[grids.HashLevels, ...]:
-        """The levels of each table: one for all heads, or one for each."""
+    def plans(self) -> tuple[HashLevels, ...]:
+        """The levels of each table: one for all pyramid levels, or one for each."""
         if self.tables == "shared":
             finest: tuple[float, ...] = (self.max_resolution,)
         else:
-            finest = create_pyramid_hierarchy(
-                self.num_pyramid_levels, self.max_resolution, self.factor
-            )
-        rows = 1 << self.log2_hashmap_size
+            finest = self._pyramid_cells()
+        rows, base_resolution = 1 << self.log2_hashmap_size, self.base_resolution
         return tuple(
-            grids.plan_hash_levels(
-                self.num_levels, self.base_resolution, max(round(cells), self.base_resolution), rows
+            plan_hash_levels(
+                self.num_levels, base_resolution, max(round(cells), base_resolution), rows
             )
             for cells in finest
         )
+
+    def _pyramid_cells(self) -> tuple[float, ...]:
+        return create_pyramid_hierarchy(self.num_pyramid_levels, self.max_resolution, self.factor)
 
     def _color_mlp(self) -> MLP:
         return MLP(self.color_width, self.color_layers, 3, bias=False, compute=self.compute_dtype)
@@ -116,40 +124,33 @@ class PyNeRF(HashedField):
         """Features uniform in +-1e-4, networks as usual for layers with ReLU.
 
         Returns:
-          {"table": (rows, channels), of all heads' grids one after the other if they are separate,
-          "hidden": (heads, inputs, width),
-          "out": (heads, width, 1 + feature_dim), "color_mlp": one or one for each head}.
+          {"table": (rows, features_per_level), of the grids of all levels one after the other if
+          they are separate, "hidden": (levels, inputs, width), "out": (levels, width,
+          1 + feature_dim), "color_mlp": one or one for each level}.
         """
         key_table, key_hidden, key_out, key_color = jax.random.split(key, 4)
         rows = sum(plan.starts[-1] for plan in self.plans())
-        inputs = self.num_levels * self.features_per_level
+        inputs, levels = self.num_levels * self.features_per_level, self.num_pyramid_levels
+        table_shape = (rows, self.features_per_level)
+        hidden_shape = (levels, inputs, self.width)
+        out_shape = (levels, self.width, 1 + self.feature_dim)
         bounds = math.sqrt(6.0 / inputs), math.sqrt(3.0 / self.width)
-        seen = jnp.zeros((1, self.feature_dim + self.num_sh_bands**2))
-        count = self.num_pyramid_levels if self.blend == "results" else 1
+        color_inputs = jnp.zeros((1, self.feature_dim + self.num_sh_bands**2))
+        color_keys = jax.random.split(key_color, levels if self.blend == "results" else 1)
         return {
-            "table": jax.random.uniform(
-                key_table, (rows, self.features_per_level), minval=-1e-4, maxval=1e-4
-            ),
-            "hidden": bounds[0]
-            * jax.random.uniform(
-                key_hidden, (self.num_pyramid_levels, inputs, self.width), minval=-1.0
-            ),
-            "out": bounds[1]
-            * jax.random.uniform(
-                key_out, (self.num_pyramid_levels, self.width, 1 + self.feature_dim), minval=-1.0
-            ),
-            "color_mlp": tuple(
-                self._color_mlp().init(k, seen) for k in jax.random.split(key_color, count)
-            ),
+            "table": jax.random.uniform(key_table, table_shape, minval=-1e-4, maxval=1e-4),
+            "hidden": bounds[0] * jax.random.uniform(key_hidden, hidden_shape, minval=-1.0),
+            "out": bounds[1] * jax.random.uniform(key_out, out_shape, minval=-1.0),
+            "color_mlp": tuple(self._color_mlp().init(k, color_inputs) for k in color_keys),
         }
 
     def encode_all(self, params: Params, unit: Float[Array, "m 3"]) -> list[Float[Array, "m e"]]:
-        """What each head sees at positions in the unit box."""
+        """The encoding of positions in the unit box for each pyramid level."""
         plans = self.plans()
         ends = np.cumsum([plan.starts[-1] for plan in plans])
         tables = jnp.split(params["table"], ends[:-1])
         encoded = [
-            grids.sample_hash_grid(table, unit, plan, self.table_dtype)
+            sample_hash_grid(table, unit, plan, self.table_dtype)
             for table, plan in zip(tables, plans, strict=True)
         ]
         return encoded * (self.num_pyramid_levels // len(encoded))
@@ -157,46 +158,49 @@ class PyNeRF(HashedField):
     def encode_nearest(
         self, params: Params, unit: Float[Array, "m 3"], level: Float[Array, "m"]
     ) -> list[Float[Array, "m e"]]:
-        """What each head sees where it counts, next to a level; zeros elsewhere."""
+        """The encoding for each pyramid level next to a fractional level; zeros for the others."""
         if self.tables == "shared":
             return self.encode_all(params, unit)
         last = self.num_pyramid_levels - 1
         lower = jnp.clip(jnp.floor(level), 0.0, max(last - 1, 0)).astype(jnp.int32)
-        seen = [jnp.zeros((), unit.dtype)] * self.num_pyramid_levels
+        encodings_by_level = [jnp.zeros((), unit.dtype)] * self.num_pyramid_levels
         for nearest in (lower, jnp.minimum(lower + 1, last)):
-            encoded = grids.sample_hash_grids(
+            encoded = sample_hash_grids(
                 params["table"], unit, self.plans(), nearest, self.table_dtype
             )
-            seen = [
-                jnp.where((nearest == head)[:, None], encoded, other)
-                for head, other in enumerate(seen)
+            encodings_by_level = [
+                jnp.where((nearest == index)[:, None], encoded, other)
+                for index, other in enumerate(encodings_by_level)
             ]
-        return seen
+        return encodings_by_level
 
-    def run_heads(
-        self, params: Params, encoded: list[Float[Array, "m e"]], share: Float[Array, "m heads"]
-    ) -> tuple[Float[Array, "m heads c"], Float[Array, "m c"]]:
-        """The outputs of all heads for what they see, and their blend.
+    def run_levels(
+        self,
+        params: Params,
+        encoded: list[Float[Array, "m e"]],
+        level_weights: Float[Array, "m levels"],
+    ) -> tuple[Float[Array, "m levels c"], Float[Array, "m c"]]:
+        """The outputs of the density MLPs of all pyramid levels, and their blend.
 
         Args:
           params: as `init` made them.
-          encoded: for each head.
-          share: how much each head counts.
+          encoded: for each level.
+          level_weights: of each level in the blend.
         """
         first, last = (
             cast_for_compute(params[name], self.compute_dtype) for name in ("hidden", "out")
         )
         hidden = [
-            jax.nn.relu(cast_for_compute(seen, self.compute_dtype) @ first[index])
-            for index, seen in enumerate(encoded)
+            jax.nn.relu(cast_for_compute(x, self.compute_dtype) @ first[index])
+            for index, x in enumerate(encoded)
         ]
-        wide = jnp.promote_types(share.dtype, jnp.float32)
+        accumulated = jnp.promote_types(level_weights.dtype, jnp.float32)
         outputs = [
-            jnp.matmul(h, last[index], preferred_element_type=wide)
+            jnp.matmul(h, last[index], preferred_element_type=accumulated)
             for index, h in enumerate(hidden)
         ]
         stacked = jnp.stack(outputs, axis=1)
-        return stacked, jnp.sum(share[..., None] * stacked, axis=1)
+        return stacked, jnp.sum(level_weights[..., None] * stacked, axis=1)
 
     def density(
         self, params: Params, positions: Float[Array, "m 3"], context: FieldContext
@@ -205,25 +209,22 @@ class PyNeRF(HashedField):
 
         The latent is the features of the pyramid levels and their weights.
         """
-        unit, inside = grids.to_unit_box(positions, context.aabb)
+        unit, inside = to_unit_box(positions, context.aabb)
         extent = jnp.max(context.aabb[1] - context.aabb[0])
         # The radii are those at the samples already.
         area = compute_sample_area(context.radii, jnp.ones_like(context.radii))
-        coarsest = create_pyramid_hierarchy(
-            self.num_pyramid_levels, self.max_resolution, self.factor
-        )[0]
-        level = get_pyramid_level(area, extent, coarsest, self.factor)
-        share = blend_levels(level, self.num_pyramid_levels)
+        level = get_pyramid_level(area, extent, self._pyramid_cells()[0], self.factor)
+        level_weights = blend_levels(level, self.num_pyramid_levels)
         encoded = self.encode_nearest(params, unit, level)
-        outputs, blended = self.run_heads(params, encoded, share)
+        outputs, blended = self.run_levels(params, encoded, level_weights)
         if self.blend == "features":
             density = clamped_exp(blended[:, 0] + self.density_shift)
             latent: Any = blended[:, 1:]
         else:
-            each = clamped_exp(outputs[..., 0] + self.density_shift)
-            density = jnp.sum(share * each, axis=-1)
+            densities = clamped_exp(outputs[..., 0] + self.density_shift)
+            density = jnp.sum(level_weights * densities, axis=-1)
             flat = outputs[..., 1:].reshape(-1, self.num_pyramid_levels * self.feature_dim)
-            latent = jnp.concatenate([flat, share], axis=-1)
+            latent = jnp.concatenate([flat, level_weights], axis=-1)
         return jnp.where(inside, density, 0.0), latent
 
     def composites_features(self) -> bool:
@@ -258,29 +259,26 @@ class PyNeRF(HashedField):
     def color(
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
-        """Sigmoid of the colour network, or of each head's, blended."""
-        seen = encodings.spherical_harmonics(directions, self.num_sh_bands)
+        """Sigmoid of the color network, or of each level's, blended."""
+        harmonics = encodings.spherical_harmonics(directions, self.num_sh_bands)
 
-        def shade(mlp: Params, features: Array) -> Array:
-            inputs = jnp.concatenate([features, seen], axis=-1)
+        def run_mlp(mlp: Params, features: Array) -> Array:
+            inputs = jnp.concatenate([features, harmonics], axis=-1)
             return jax.nn.sigmoid(self._color_mlp().apply(mlp, inputs))
 
         if self.blend == "features":
-            return shade(params["color_mlp"][0], features)
-        share = features[:, self.num_pyramid_levels * self.feature_dim :]
-        parts = jnp.split(
-            features[:, : self.num_pyramid_levels * self.feature_dim],
-            self.num_pyramid_levels,
-            axis=-1,
-        )
-        colors = [shade(mlp, part) for mlp, part in zip(params["color_mlp"], parts, strict=True)]
-        return jnp.sum(share[..., None] * jnp.stack(colors, axis=1), axis=1)
+            return run_mlp(params["color_mlp"][0], features)
+        count = self.num_pyramid_levels * self.feature_dim
+        level_weights = features[:, count:]
+        parts = jnp.split(features[:, :count], self.num_pyramid_levels, axis=-1)
+        colors = [run_mlp(mlp, part) for mlp, part in zip(params["color_mlp"], parts, strict=True)]
+        return jnp.sum(level_weights[..., None] * jnp.stack(colors, axis=1), axis=1)
 
 
 def level_consistency_loss(
     field: PyNeRF, params: Params, unit: Float[Array, "m 3"]
 ) -> Float[Array, ""]:
-    """Mean squared difference of neighbouring heads' outputs at positions in the unit box."""
-    share = jnp.full((unit.shape[0], field.num_pyramid_levels), 1.0 / field.num_pyramid_levels)
-    outputs, _ = field.run_heads(params, field.encode_all(params, unit), share)
+    """Mean squared difference of neighboring levels' outputs at positions in the unit box."""
+    uniform = jnp.full((unit.shape[0], field.num_pyramid_levels), 1.0 / field.num_pyramid_levels)
+    outputs, _ = field.run_levels(params, field.encode_all(params, unit), uniform)
     return jnp.mean(jnp.square(jnp.diff(outputs, axis=1)))

@@ -16,7 +16,7 @@ import tyro
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.cameras import contraction
-from jaxrf.cameras.convention import RayConvention
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import rngs
 from jaxrf.core.checks import require_non_negative, require_positive
 from jaxrf.core.errors import InputError

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays, normalize_distances
-from jaxrf.cameras.convention import RayConvention
 from jaxrf.fields.base import Field
 from jaxrf.models.base import Model, StageSpec, TrainRendering
 from jaxrf.rendering.ray_losses import distortion_loss

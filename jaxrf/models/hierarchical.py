@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrf.cameras.convention import RayConvention
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import rngs
 from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.cameras import contraction
-from jaxrf.cameras.convention import RayConvention
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import rngs
 from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
@@ -329,7 +329,7 @@ def _distortion(
     edges = jnp.stack([samples.t_starts, samples.t_ends], axis=-1)
     near_to_far = jax.tree.map(lambda x: x[index], rays)
     if grid.bounds is not None:
-        edges = contraction.march(edges, near_to_far.origins, grid.bounds)
+        edges = contraction.t_to_s(edges, near_to_far.origins, grid.bounds)
         near_to_far = to_marched_rays(grid, near_to_far)
     starts, ends = jnp.moveaxis(normalize_distances(near_to_far, edges), -1, 0)
     return packed_distortion_loss(weights, starts, ends, index, rays.near.size)

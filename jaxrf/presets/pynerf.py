@@ -34,9 +34,7 @@ def pynerf_growing() -> TrainConfig:
     """PyNeRF on images of growing size, neighboring levels held consistent: 30,000 steps."""
     field = dataclasses.replace(PAPER, tables="shared", consistency_weight=0.1)
     schedule = ((0.0, 8), (2000.0, 4), (5000.0, 2), (10_000.0, 1))
-    return dataclasses.replace(
-        _published(field), num_steps=30_000, train_scale_schedule=schedule
-    )
+    return dataclasses.replace(_published(field), num_steps=30_000, train_scale_schedule=schedule)
 
 
 PAPER = PyNeRF(

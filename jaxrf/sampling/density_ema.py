@@ -187,7 +187,7 @@ def _bounding_balls(
     signs = [2.0 * jnp.asarray(corner)[None] - 1.0 for corner in np.ndindex(2, 2, 2)]
     balls = []
     for points in (centers, *(centers + half * sign for sign in signs)):
-        outwards = contraction.stretch(points, grid.bounds)
+        outwards = contraction.inverse_contraction_scale(points, grid.bounds)
         across = outwards / (2.0 * jnp.sqrt(outwards) - 1.0)
         balls.append((contraction.uncontract(points, grid.bounds), radius * across))
     return balls

@@ -217,7 +217,7 @@ def to_marched_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
     if grid.bounds is None:
         return clip_to_aabb(rays, grid.aabb)
     ends = jnp.stack([rays.near, contraction.far_distance(rays.origins, grid.bounds)], axis=-1)
-    near, far = jnp.moveaxis(contraction.march(ends, rays.origins, grid.bounds), -1, 0)
+    near, far = jnp.moveaxis(contraction.t_to_s(ends, rays.origins, grid.bounds), -1, 0)
     return dataclasses.replace(rays, near=near, far=far)
 
 
@@ -236,7 +236,7 @@ def contraction_jacobian(
     """Scene length per length in the grid, outwards, at positions in the grid."""
     if grid.bounds is None:
         return jnp.ones(positions.shape[:-1])
-    return contraction.stretch(positions, grid.bounds)
+    return contraction.inverse_contraction_scale(positions, grid.bounds)
 
 
 def cell_index(

@@ -19,9 +19,7 @@ class TrainCallback(Protocol):
         """Approximate length of a dispatch; a request to stop has to wait for its end."""
         ...
 
-    def on_stage(
-        self, stage: StageSpec, state: TrainState, pixels: int, seconds: float
-    ) -> None:
+    def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
         """A stage begins; its step has been compiled in so many seconds."""
         ...
 
@@ -54,9 +52,7 @@ class NullCallback:
         """A second."""
         return 1.0
 
-    def on_stage(
-        self, stage: StageSpec, state: TrainState, pixels: int, seconds: float
-    ) -> None:
+    def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
         """Does nothing."""
 
     def on_dispatch(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxrf.cameras.convention import RayConvention
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.checks import require_non_negative, require_port, require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.data.synthetic import SyntheticSceneConfig

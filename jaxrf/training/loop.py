@@ -190,9 +190,7 @@ class Trainer:
 
     def _transition(self, transition: StageTransition) -> None:
         state = parallel.to_local(self.mesh, self.state)
-        self.stage, state = transitions.transition_stage(
-            self.config, self.stage, state, transition
-        )
+        self.stage, state = transitions.transition_stage(self.config, self.stage, state, transition)
         self.state = parallel.replicate(self.mesh, state)
         self.schedule = transitions.schedule_from(self.config, self.step + 1)
         self._filter_pixels()

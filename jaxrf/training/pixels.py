@@ -156,7 +156,9 @@ def drop_images(pixels: PixelDataset) -> PixelDataset:
     """The sizes and cameras of images that stay on the host, without the images."""
     return pixels._replace(
         images=jnp.zeros((*pixels.images.shape[:3], 0), jnp.uint8),
-        smaller_images=tuple(jnp.zeros((*x.shape[:3], 0), jnp.uint8) for x in pixels.smaller_images),
+        smaller_images=tuple(
+            jnp.zeros((*x.shape[:3], 0), jnp.uint8) for x in pixels.smaller_images
+        ),
         pixel_ids=jnp.zeros((0,), jnp.int32),
     )
 

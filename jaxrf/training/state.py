@@ -78,9 +78,7 @@ def background_color(config: TrainConfig) -> Float[np.ndarray, "3"]:
     return np.full(3, BACKGROUNDS[config.background], np.float32)
 
 
-def step_rngs(
-    rng: Key[Array, ""], step: Int[Array, ""]
-) -> tuple[Key[Array, ""], Key[Array, ""]]:
+def step_rngs(rng: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
     """The keys of a step's pixels and of everything else in it, from the key of the training."""
     key_batch, key = jax.random.split(jax.random.fold_in(rng, step))
     return key_batch, key

@@ -20,7 +20,7 @@ from jaxrf.parallel import devices as parallel
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import optim
 from jaxrf.training.config import TrainConfig
-from jaxrf.training.losses import ErrorFn, mean_squared_error, mean_over_subrays, total_loss
+from jaxrf.training.losses import ErrorFn, mean_over_subrays, mean_squared_error, total_loss
 from jaxrf.training.optim import LossScaledState
 from jaxrf.training.pixels import (
     Batch,

@@ -81,11 +81,9 @@ def _scene_info(config: TrainConfig, scene: Scene) -> SceneInfo:
     )
 
 
-def field_aabb(
-    config: TrainConfig, aabb: Float[np.ndarray, "2 3"]
-) -> Float[np.ndarray, "2 3"]:
+def field_aabb(config: TrainConfig, aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
     """The box that the field fills: the scene's, or that of contracted space."""
-    return contraction.expand(aabb) if config.model.contract else aabb
+    return contraction.contracted_aabb(aabb) if config.model.contract else aabb
 
 
 def plan_transitions(config: TrainConfig) -> list[StageTransition]:
@@ -117,9 +115,7 @@ def schedule_from(config: TrainConfig, step: int = 0) -> schedule.TrainSchedule:
     return schedule.make_train_schedule(config, last_lr_reset(config, step))
 
 
-def first_stage(
-    config: TrainConfig, aabb: Float[np.ndarray, "2 3"], devices: int = 1
-) -> StageSpec:
+def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"], devices: int = 1) -> StageSpec:
     """The stage that training on so many devices starts with, in a scene with this box."""
     bounds = aabb if config.model.contract else None
     box = field_aabb(config, aabb)
@@ -161,9 +157,7 @@ def set_budgets(
     )
 
 
-def reshard(
-    config: TrainConfig, stage: StageSpec, grid: OccupancyGrid, devices: int
-) -> StageSpec:
+def reshard(config: TrainConfig, stage: StageSpec, grid: OccupancyGrid, devices: int) -> StageSpec:
     """The stage with its rays shared by so many devices."""
     shards = config.shards or devices
     if shards == stage.num_shards:
