@@ -13,8 +13,8 @@ from PIL import Image
 from scenes import read_mp4
 
 from jaxrf.evaluation import images
+from jaxrf.evaluation.channels import Channel
 from jaxrf.rendering.image import HostRendering
-from jaxrf.training.config import Channel
 
 
 def test_bytes_are_rounded_and_clipped() -> None:
@@ -35,7 +35,7 @@ def test_every_byte_survives_the_way_through_floats() -> None:
 def test_a_colour_map_spans_low_to_high_and_stays_at_its_ends(name: str) -> None:
     table = matplotlib.colormaps[name]
     values = np.array([-9.0, 2.0, 3.0, 4.0, 9.0, np.inf, -np.inf, np.nan], np.float32)
-    colours = images.color_map(values, 2.0, 4.0, name)
+    colours = images.apply_color_map(values, 2.0, 4.0, name)
     assert colours.shape == (8, 3) and colours.dtype == np.float32
     first, middle, last = (np.array(table(x)[:3]) for x in (0.0, 0.5, 1.0))
     expected = [first, first, middle, last, last, last, first, first]
@@ -43,33 +43,33 @@ def test_a_colour_map_spans_low_to_high_and_stays_at_its_ends(name: str) -> None
 
 
 def test_a_colour_map_of_no_range_is_finite() -> None:
-    assert np.isfinite(images.color_map(np.array([[1.0, 2.0]]), 2.0, 2.0)).all()
+    assert np.isfinite(images.apply_color_map(np.array([[1.0, 2.0]]), 2.0, 2.0)).all()
 
 
 def test_near_is_warm_far_is_cool_and_nothing_is_white() -> None:
     depth = np.array([[2.0, 6.0, 2.0, 4.0, np.nan]], np.float32)
     opacity = np.array([[1.0, 1.0, 0.0, 0.5, 0.0]], np.float32)
-    picture = images.depth_picture(depth, opacity, 2.0, 6.0)
+    picture = images.colorize_depth(depth, opacity, 2.0, 6.0)
     near, far, nothing, half, hole = picture[0]
     assert near[0] > 2 * near[2] and far[2] > far[0]  # red against blue
     np.testing.assert_allclose(nothing, 1.0, atol=1e-6)
     np.testing.assert_allclose(hole, 1.0, atol=1e-6)
-    solid = images.depth_picture(depth, np.ones_like(opacity), 2.0, 6.0)[0, 3]
+    solid = images.colorize_depth(depth, np.ones_like(opacity), 2.0, 6.0)[0, 3]
     np.testing.assert_allclose(half, 0.5 * solid + 0.5, atol=1e-6)
 
 
 def test_errors_go_from_dark_to_bright() -> None:
     truth = np.full((1, 4, 3), 0.5, np.float32)
     rendered = truth + np.array([0.0, 0.1, 0.25, 9.0], np.float32)[None, :, None]
-    bright = images.error_picture(rendered, truth).sum(axis=-1)[0]
+    bright = images.colorize_error(rendered, truth).sum(axis=-1)[0]
     assert bright[0] < 0.05 and np.all(np.diff(bright[:3]) > 0.1)
-    assert bright[3] == bright[2] == images.color_map(np.ones(1), 0.0, 1.0, "inferno").sum()
+    assert bright[3] == bright[2] == images.apply_color_map(np.ones(1), 0.0, 1.0, "inferno").sum()
 
 
 def test_an_error_is_that_of_the_clipped_rendering() -> None:
     truth = np.ones((1, 1, 3), np.float32)
     assert np.array_equal(
-        images.error_picture(truth + 5, truth), images.error_picture(truth, truth)
+        images.colorize_error(truth + 5, truth), images.colorize_error(truth, truth)
     )
 
 
@@ -189,7 +189,7 @@ def test_every_channel_shows_what_its_name_says() -> None:
 
     np.testing.assert_array_equal(draw("rgb"), images.to_uint8(rgb))
     np.testing.assert_array_equal(draw("truth"), images.to_uint8(truth))
-    wanted = images.to_uint8(images.error_picture(rgb, truth))
+    wanted = images.to_uint8(images.colorize_error(rgb, truth))
     np.testing.assert_array_equal(draw("error"), wanted)
     np.testing.assert_array_equal(draw("opacity")[..., 1], images.to_uint8(opacity))
     parts = [draw(channel) for channel in ("truth", "rgb", "error", "depth")]
