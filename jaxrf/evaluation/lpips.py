@@ -75,7 +75,7 @@ def load_weights(path: Path) -> Weights:
             if missing:
                 raise ValueError(f"it has no {missing[0]}")
     except FileNotFoundError as error:
-        raise InputError(f"There is no file {path}: give the weights of LPIPS.") from error
+        raise InputError(f"There is no file {path}: name the weights of LPIPS.") from error
     except BROKEN_ARRAYS as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(
