@@ -15,7 +15,7 @@ from jaxrf.rendering.volume import RadianceFns, Rendering, render_samples
 RAYS, INTERVALS = 7, 9
 
 
-# A field that can be evaluated by both numpy in float64 and jax: all of its inputs matter.
+# A field that can be evaluated by numpy in float64 and by jax; its output depends on every input.
 
 
 def field_density(xp: Any, positions: Any, radii: Any) -> Any:
@@ -75,24 +75,24 @@ def make_background(count: int = RAYS) -> jax.Array:
 
 
 def make_mask(count: int = RAYS, intervals: int = INTERVALS, seed: int = 3) -> jax.Array:
-    """About half is set; the second ray is empty, the third is full."""
+    """A mask of about half of the intervals; the second ray is empty, the third is full."""
     mask = np.random.default_rng(seed).uniform(size=(count, intervals)) < 0.5
     mask[1] = False
     mask[2] = True
     return jnp.asarray(mask)
 
 
-# The slow references: one ray, one interval at a time.
+# The slow references compute one interval of one ray at a time.
 
 
 def weights_slowly(density: np.ndarray, edges: np.ndarray) -> tuple[list[float], list[float]]:
     weights, transmittances, transmittance = [], [], 1.0
     for i in range(len(density)):
         length = float(edges[i + 1]) - float(edges[i])
-        passes = math.exp(-float(density[i]) * length) if length > 0 else 1.0
+        passed = math.exp(-float(density[i]) * length) if length > 0 else 1.0
         transmittances.append(transmittance)
-        weights.append(transmittance * (1.0 - passes))
-        transmittance *= passes
+        weights.append(transmittance * (1.0 - passed))
+        transmittance *= passed
     return weights, transmittances
 
 
@@ -108,12 +108,12 @@ def median_depth_slowly(weights: list[float], edges: np.ndarray, far: float) -> 
     total = sum(weights)
     if total <= 1e-6:
         return far
-    reached = 0.0
+    cumulative = 0.0
     for i, weight in enumerate(weights):
-        if reached + weight >= total / 2:
-            fraction = (total / 2 - reached) / weight
+        if cumulative + weight >= total / 2:
+            fraction = (total / 2 - cumulative) / weight
             return float(edges[i]) + fraction * (float(edges[i + 1]) - float(edges[i]))
-        reached += weight
+        cumulative += weight
     raise AssertionError("half of the weight is never reached")
 
 
@@ -125,30 +125,30 @@ def render_slowly(
     per_ray: bool = False,
     color_threshold: float = -1.0,
 ) -> dict[str, np.ndarray]:
-    """The rendering and nothing but loops; what is outside of the mask has no density."""
+    """Renders with loops; intervals outside of the mask have no density."""
     out: dict[str, list[Any]] = {"rgb": [], "opacity": [], "depth": [], "median_depth": []}
     for r in range(rays.near.shape[0]):
         origin = np.asarray(rays.origins[r], np.float64)
         direction = np.asarray(rays.directions[r], np.float64)
         edges = np.asarray(tdist[r], np.float64)
-        middles = [(edges[i] + edges[i + 1]) / 2 for i in range(len(edges) - 1)]
+        midpoints = [(edges[i] + edges[i + 1]) / 2 for i in range(len(edges) - 1)]
         density = []
-        for i, t in enumerate(middles):
-            wanted = mask is None or bool(mask[r, i])
+        for i, t in enumerate(midpoints):
+            occupied = mask is None or bool(mask[r, i])
             value = field_density(np, origin + t * direction, float(rays.radii[r]) * t)
-            density.append(value if wanted else 0.0)
+            density.append(value if occupied else 0.0)
         weights, _ = weights_slowly(np.asarray(density), edges)
         opacity = sum(weights)
-        summed: Any = 0.0
-        for weight, t in zip(weights, middles, strict=True):
+        accumulated: Any = 0.0
+        for weight, t in zip(weights, midpoints, strict=True):
             value = field_features(np, origin + t * direction)
             if not per_ray:
                 value = field_color(np, value, direction)
-            summed = summed + weight * value * (weight > color_threshold)
+            accumulated = accumulated + weight * value * (weight > color_threshold)
         if per_ray:
-            summed = field_color(np, summed / max(opacity, 1e-3), direction) * opacity
+            accumulated = field_color(np, accumulated / max(opacity, 1e-3), direction) * opacity
         far = float(rays.far[r])
-        out["rgb"].append(summed + (1 - opacity) * np.asarray(background[r], np.float64))
+        out["rgb"].append(accumulated + (1 - opacity) * np.asarray(background[r], np.float64))
         out["opacity"].append(opacity)
         out["depth"].append(expected_depth_slowly(weights, edges, far))
         out["median_depth"].append(median_depth_slowly(weights, edges, far))
@@ -156,41 +156,34 @@ def render_slowly(
 
 
 def assert_close_to(
-    expected: dict[str, np.ndarray], actual: Rendering, kept: Any = slice(None)
+    expected: dict[str, np.ndarray], actual: Rendering, selected: Any = slice(None)
 ) -> None:
-    """Every output of the kept rays is as expected."""
+    """Compares every output of the selected rays."""
     for name, values in expected.items():
         np.testing.assert_allclose(
-            np.asarray(getattr(actual, name))[kept],
-            np.asarray(values)[kept],
+            np.asarray(getattr(actual, name))[selected],
+            np.asarray(values)[selected],
             rtol=2e-5,
             atol=2e-5,
             err_msg=name,
         )
 
 
-# One program each: run op by op, every operation would be compiled by itself.
-render_every = jax.jit(render_samples, static_argnames=("fns", "per_ray"))
+# Compiled once, as op-by-op execution would compile every operation by itself.
+render_all_samples = jax.jit(render_samples, static_argnames=("fns", "per_ray"))
 
 
 EMPTY = FNS._replace(density=lambda p, r: (jnp.zeros(p.shape[0]), p))
-
-
 OPAQUE = FNS._replace(density=lambda p, r: (jnp.full(p.shape[0], 1e10), p))
-
 
 DENSITIES = hnp.arrays(
     np.float32,
     8,
     elements=st.one_of(st.floats(0, 1e3, width=32), st.sampled_from([0.0, 1e10, 1e30])),
 )
-
-
 LENGTHS = hnp.arrays(
     np.float32, 8, elements=st.one_of(st.just(0.0), st.floats(0.0009765625, 4.0, width=32))
 )
-
-
 EXTREMES = {
     "empty": ([0.0] * 4, [0.0, 1.0, 2.0, 3.0, 4.0]),
     "opaque": ([1e10] * 4, [0.0, 1.0, 2.0, 3.0, 4.0]),
@@ -216,13 +209,13 @@ def render_densely(
     per_ray: bool = False,
     color_threshold: float = 0.0,
 ) -> Rendering:
-    """All samples are evaluated, and what is not wanted is multiplied by zero."""
-    wanted = mask.ravel() * 1.0
-    thin = fns._replace(density=lambda p, r: (fns.density(p, r)[0] * wanted, p))
+    """Evaluates all samples; multiplies density or color outside of the mask by zero."""
+    weight_mask = mask.ravel() * 1.0
+    thin = fns._replace(density=lambda p, r: (fns.density(p, r)[0] * weight_mask, p))
     _, weights = render_samples(thin, rays, tdist, background)
-    matters = jax.lax.stop_gradient(wanted * (weights.ravel() > color_threshold))[:, None]
+    needs_color = jax.lax.stop_gradient(weight_mask * (weights.ravel() > color_threshold))[:, None]
     if per_ray:
-        sparse = thin._replace(features=lambda p: fns.features(p) * matters)
+        sparse = thin._replace(features=lambda p: fns.features(p) * needs_color)
     else:
-        sparse = thin._replace(color=lambda f, d, c: fns.color(f, d, c) * matters)
+        sparse = thin._replace(color=lambda f, d, c: fns.color(f, d, c) * needs_color)
     return render_samples(sparse, rays, tdist, background, per_ray=per_ray)[0]

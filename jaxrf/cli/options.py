@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from jaxrf.training.config import Channel
+from jaxrf.evaluation.channels import Channel
 
 ExportFormat = Literal[
     "ternary2", "ternary16", "web", "nerf-pytorch", "tensorf", "nerfstudio", "mesh", "points"

@@ -1,8 +1,8 @@
-"""LPIPS: how different two pictures look to a network trained on natural images.
+"""LPIPS: perceptual distance of two images, from features of a network for natural images.
 
 Zhang, Isola, Efros, Shechtman, Wang: The unreasonable effectiveness of deep features as a
 perceptual metric (CVPR 2018), version 0.1 with linear weights, on AlexNet or VGG16. The weights are
-not ours to ship: whoever has them gives a file.
+not distributed with this library; users supply them as a file.
 """
 
 from pathlib import Path
@@ -17,11 +17,12 @@ from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 
 
 class Convolution(NamedTuple):
-    """One convolution, with a ReLU after it and perhaps a pooling before it.
+    """A convolution followed by a ReLU, with optional max pooling before it.
 
-    layer: its number in torchvision's network, after which its weights are named.
-    stride, padding: of the convolution.
-    pool: width of the maximum that comes before, of stride 2; 0 for none.
+    Attributes:
+      layer: its number in torchvision's network, which is part of its weights' names.
+      stride, padding: of the convolution, in pixels.
+      pool: width of the max pooling before it, of stride 2; 0 for none.
     """
 
     layer: int
@@ -30,7 +31,7 @@ class Convolution(NamedTuple):
     pool: int = 0
 
 
-# Each slice ends where its features are compared.
+# Convolutions in slices; the features at the end of each slice are compared.
 ALEXNET = (
     (Convolution(0, stride=4, padding=2),),
     (Convolution(3, padding=2, pool=3),),
@@ -45,22 +46,22 @@ VGG16 = (
     (Convolution(17, pool=2), Convolution(19), Convolution(21)),
     (Convolution(24, pool=2), Convolution(26), Convolution(28)),
 )
-# Mean and deviation of the pictures that the networks were trained on, for values in [-1, 1].
+# Mean and standard deviation of the networks' training images, for values in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 Weights = dict[str, Float[Array, "..."]]
 
 
 def load_weights(path: Path) -> Weights:
-    """Weights out of an .npz that holds the state dict of `lpips.LPIPS(net="alex")` or "vgg".
+    """Loads weights from an .npz file with the state dict of `lpips.LPIPS(net="alex")` or "vgg".
 
-    Whoever has that package makes it so:
+    With the package lpips installed, such a file is written by
 
         state = lpips.LPIPS(net="alex").state_dict()
         numpy.savez("lpips.npz", **{key: value.numpy() for key, value in state.items()})
 
     Raises:
-      InputError: if it is missing, or not such a file.
+      InputError: if the file is missing or does not hold such a state dict.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -85,7 +86,11 @@ def load_weights(path: Path) -> Weights:
 
 
 def find_network(weights: Weights) -> tuple[tuple[Convolution, ...], ...]:
-    """The network that weights belong to; ValueError if it is none that is known."""
+    """The network that the weights belong to.
+
+    Raises:
+      ValueError: if it is neither AlexNet nor VGG16.
+    """
     for network in (ALEXNET, VGG16):
         if f"net.slice5.{network[-1][-1].layer}.weight" in weights:
             return network
@@ -93,18 +98,21 @@ def find_network(weights: Weights) -> tuple[tuple[Convolution, ...], ...]:
 
 
 def smallest_side(weights: Weights) -> int:
-    """Width and height below which pictures leave nothing to compare."""
+    """Minimum width and height of images, in pixels: smaller ones have no features to compare."""
     return 31 if find_network(weights) is ALEXNET else 16
 
 
 def lpips(
-    weights: Weights, rendered: Float[Array, "h w 3"], truth: Float[Array, "h w 3"]
+    weights: Weights, rgb: Float[Array, "h w 3"], target_rgb: Float[Array, "h w 3"]
 ) -> Float[Array, ""]:
-    """Distance of two pictures in [0, 1]; 0 if they are the same (eq. 1).
+    """Perceptual distance of two images; 0 if they are equal (eq. 1).
 
-    Pictures smaller than `smallest_side` cannot be compared.
+    Args:
+      weights: see `load_weights`.
+      rgb: rendered image, at least `smallest_side` high and wide; clipped to [0, 1].
+      target_rgb: image in [0, 1] to compare with.
     """
-    pair = jnp.stack([jnp.clip(rendered, 0.0, 1.0), truth]).transpose(0, 3, 1, 2)
+    pair = jnp.stack([jnp.clip(rgb, 0.0, 1.0), target_rgb]).transpose(0, 3, 1, 2)
     shift, scale = (jnp.asarray(v).reshape(1, 3, 1, 1) for v in (SHIFT, SCALE))
     x = (2.0 * pair - 1.0 - shift) / scale
     total = jnp.zeros(())

@@ -23,11 +23,11 @@ from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation.channels import Channel
 from jaxrf.parallel import devices as parallel
 from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs, train
-from jaxrf.training.config import Channel
 from jaxrf.training.runs import Run
 
 # Frames per second of videos for which nobody says otherwise.

@@ -52,12 +52,12 @@ def render_image(
     ...     ones = jnp.ones(rays.near.shape)
     ...     return Rendering(jnp.ones((*ones.shape, 3)), ones, rays.far, rays.far)
     >>> rays = Rays(
-    ...     origins=np.zeros((4, 6, 3), np.float32),
-    ...     directions=np.broadcast_to(np.float32([0, 0, 1]), (4, 6, 3)),
-    ...     near=np.zeros((4, 6), np.float32),
-    ...     far=np.full((4, 6), 3, np.float32),
-    ...     radii=np.zeros((4, 6), np.float32),
-    ...     camera_index=np.zeros((4, 6), np.int32),
+    ...     origins=jnp.zeros((4, 6, 3)),
+    ...     directions=jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (4, 6, 3)),
+    ...     near=jnp.zeros((4, 6)),
+    ...     far=jnp.full((4, 6), 3.0),
+    ...     radii=jnp.zeros((4, 6)),
+    ...     camera_index=jnp.zeros((4, 6), int),
     ... )
     >>> image = render_image(jax.jit(render_depth), rays, chunk_size=8)
     >>> image.rgb.shape, float(image.depth.max())

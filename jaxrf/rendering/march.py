@@ -286,16 +286,8 @@ def _evaluate_blocks(
     )
     density, latent = inputs.fns.density(positions.reshape(-1, 3)[index], frusta)
     dense = jnp.zeros((mask.size,)).at[packed.sample].set(density, mode="drop")
-    return _BlockSamples(
-        edges=edges,
-        density=dense.reshape(mask.shape),
-        fits=fits,
-        flat_index=index,
-        valid=packed.valid,
-        row=row,
-        distance=distance,
-        latent=latent,
-    )
+    dense = dense.reshape(mask.shape)
+    return _BlockSamples(edges, dense, fits, index, packed.valid, row, distance, latent)
 
 
 def _composite_block(

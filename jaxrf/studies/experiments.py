@@ -181,7 +181,7 @@ def draw_views(found: dict[str, Run]) -> bytes:
         name: [
             view.truth,
             np.clip(view.rendering.rgb, 0.0, 1.0),
-            images.depth_picture(
+            images.colorize_depth(
                 view.rendering.median_depth, view.rendering.opacity, float(low), float(high)
             ),
         ]

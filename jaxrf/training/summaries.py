@@ -106,8 +106,8 @@ def draw_sheet(scored: Scored, step: int) -> UInt8[np.ndarray, "h w 3"]:
     panels = {
         "truth": scored.truth,
         "rendering": np.clip(seen.rgb, 0.0, 1.0),
-        f"error, 0 to {MOST_ERROR:g}": images.error_picture(seen.rgb, scored.truth, MOST_ERROR),
-        f"depth, {low:.2f} to {high:.2f}": images.depth_picture(
+        f"error, 0 to {MOST_ERROR:g}": images.colorize_error(seen.rgb, scored.truth, MOST_ERROR),
+        f"depth, {low:.2f} to {high:.2f}": images.colorize_depth(
             seen.median_depth, seen.opacity, low, high
         ),
         "opacity, 0 to 1": np.repeat(seen.opacity[..., None], 3, axis=-1),

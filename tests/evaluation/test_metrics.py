@@ -16,10 +16,10 @@ def random_image(height: int, width: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("offset", [0.5, 0.1, 0.01, 1e-4])
-def test_psnr_of_a_constant_difference_has_its_closed_form(offset: float) -> None:
-    truth = np.full((4, 5, 3), 0.25, np.float32)
-    rendered = (truth + np.float32(offset)).astype(np.float32)
-    assert psnr(rendered, truth) == pytest.approx(-20.0 * math.log10(offset), abs=0.02)
+def test_psnr_of_a_constant_difference_has_the_closed_form(offset: float) -> None:
+    target_rgb = np.full((4, 5, 3), 0.25, np.float32)
+    rgb = (target_rgb + np.float32(offset)).astype(np.float32)
+    assert psnr(rgb, target_rgb) == pytest.approx(-20.0 * math.log10(offset), abs=0.02)
 
 
 def test_psnr_is_zero_between_black_and_white_and_infinite_between_equal_images() -> None:
@@ -31,31 +31,31 @@ def test_psnr_is_zero_between_black_and_white_and_infinite_between_equal_images(
 
 
 def test_psnr_equals_loop() -> None:
-    rendered, truth = random_image(5, 4, 1), random_image(5, 4, 2)
+    rgb, target_rgb = random_image(5, 4, 1), random_image(5, 4, 2)
     squares = [
-        (float(a) - float(b)) ** 2 for a, b in zip(rendered.ravel(), truth.ravel(), strict=True)
+        (float(a) - float(b)) ** 2 for a, b in zip(rgb.ravel(), target_rgb.ravel(), strict=True)
     ]
     expected = -10.0 * math.log10(sum(squares) / len(squares))
-    assert psnr(rendered, truth) == pytest.approx(expected, rel=1e-6)
+    assert psnr(rgb, target_rgb) == pytest.approx(expected, rel=1e-6)
 
 
 def test_psnr_clips_the_rendering() -> None:
-    truth = np.ones((2, 2, 3), np.float32)
-    assert psnr(np.full((2, 2, 3), 7.0, np.float32), truth) == math.inf
-    assert psnr(np.full((2, 2, 3), -3.0, np.float32), truth) == 0.0
+    target_rgb = np.ones((2, 2, 3), np.float32)
+    assert psnr(np.full((2, 2, 3), 7.0, np.float32), target_rgb) == math.inf
+    assert psnr(np.full((2, 2, 3), -3.0, np.float32), target_rgb) == 0.0
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.floats(0.01, 0.9))
-def test_psnr_falls_by_six_decibels_when_the_error_doubles(seed: int, size: float) -> None:
+def test_psnr_decreases_by_6_db_when_the_error_doubles(seed: int, size: float) -> None:
     error = (random_image(3, 3, seed).astype(np.float64) - 0.5) * size * 0.5
-    truth = np.full((3, 3, 3), 0.5)
-    difference = psnr(truth + error, truth) - psnr(truth + 2 * error, truth)
+    target_rgb = np.full((3, 3, 3), 0.5)
+    difference = psnr(target_rgb + error, target_rgb) - psnr(target_rgb + 2 * error, target_rgb)
     assert difference == pytest.approx(20.0 * math.log10(2.0), abs=1e-6)
 
 
 def ssim_slowly(x: np.ndarray, y: np.ndarray) -> float:
-    """Wang et al. 2004, one window, pixel and channel after the other."""
+    """SSIM (Wang et al. 2004) by a loop over channels and windows."""
     x, y = np.clip(x, 0, 1).astype(np.float64), y.astype(np.float64)
     height, width, channels = x.shape
     size = min(11, height - (height + 1) % 2, width - (width + 1) % 2)
@@ -83,9 +83,9 @@ def ssim_slowly(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize("size", [(13, 15), (11, 11), (12, 20), (6, 9), (1, 1)])
 def test_ssim_equals_loop_over_windows(size: tuple[int, int]) -> None:
-    truth = random_image(*size, 3)
-    rendered = 0.6 * truth + 0.5 * random_image(*size, 4)
-    assert float(ssim(rendered, truth)) == pytest.approx(ssim_slowly(rendered, truth), abs=2e-5)
+    target_rgb = random_image(*size, 3)
+    rgb = 0.6 * target_rgb + 0.5 * random_image(*size, 4)
+    assert float(ssim(rgb, target_rgb)) == pytest.approx(ssim_slowly(rgb, target_rgb), abs=2e-5)
 
 
 def test_ssim_of_equal_images_is_one() -> None:
@@ -93,16 +93,18 @@ def test_ssim_of_equal_images_is_one() -> None:
         assert float(ssim(image, image)) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_ssim_is_symmetric_falls_with_noise_and_clips_the_rendering() -> None:
-    truth, noise = random_image(13, 15, 6), random_image(13, 15, 7) - 0.5
-    first, second = np.clip(truth + 0.1 * noise, 0, 1), np.clip(truth + 0.6 * noise, 0, 1)
-    assert float(ssim(first, truth)) == pytest.approx(float(ssim(truth, first)), abs=1e-6)
-    assert 1.0 > float(ssim(first, truth)) > float(ssim(second, truth)) > -1.0
-    wild = np.where(truth > 0.5, 9.0, -9.0).astype(np.float32)
-    assert float(ssim(wild, truth)) == float(ssim(np.clip(wild, 0, 1), truth))
+def test_ssim_is_symmetric_decreases_with_noise_and_clips_the_rendering() -> None:
+    target_rgb, noise = random_image(13, 15, 6), random_image(13, 15, 7) - 0.5
+    first, second = np.clip(target_rgb + 0.1 * noise, 0, 1), np.clip(target_rgb + 0.6 * noise, 0, 1)
+    assert float(ssim(first, target_rgb)) == pytest.approx(float(ssim(target_rgb, first)), abs=1e-6)
+    assert 1.0 > float(ssim(first, target_rgb)) > float(ssim(second, target_rgb)) > -1.0
+    out_of_range = np.where(target_rgb > 0.5, 9.0, -9.0).astype(np.float32)
+    assert float(ssim(out_of_range, target_rgb)) == float(
+        ssim(np.clip(out_of_range, 0, 1), target_rgb)
+    )
 
 
-def test_ssim_of_constant_images_compares_their_brightness_only() -> None:
+def test_ssim_of_constant_images_compares_only_brightness() -> None:
     dark, bright = jnp.full((13, 15, 3), 0.2), jnp.full((13, 15, 3), 0.6)
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
     assert float(ssim(dark, bright)) == pytest.approx(expected, abs=1e-3)

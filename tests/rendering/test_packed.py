@@ -26,8 +26,8 @@ from slow_rendering import (
     make_edges,
     make_mask,
     make_rays,
+    render_all_samples,
     render_densely,
-    render_every,
     render_slowly,
 )
 
@@ -50,38 +50,37 @@ render_packed_rays = jax.jit(
 packed_weights_of = jax.jit(compute_packed_weights)
 
 
-# Rendering from packed samples.
-
-
 def pack_intervals(
-    edges: jax.Array, mask: np.ndarray, spare: int
+    edges: jax.Array, mask: np.ndarray, num_unused: int
 ) -> tuple[PackedSamples, np.ndarray]:
-    """The masked intervals of a dense layout as packed samples, and their flat indices."""
+    """Packs the masked intervals; returns them and their flat indices."""
     rays, index = np.nonzero(mask)
     starts, stops = np.asarray(edges)[rays, index], np.asarray(edges)[rays, index + 1]
     packed = PackedSamples(
-        jnp.asarray(np.pad(starts, (0, spare)), jnp.float32),
-        jnp.asarray(np.pad(stops, (0, spare)), jnp.float32),
-        jnp.asarray(np.pad(rays, (0, spare), constant_values=len(mask) - 1), jnp.int32),
-        jnp.asarray(np.arange(len(rays) + spare) < len(rays)),
+        jnp.asarray(np.pad(starts, (0, num_unused)), jnp.float32),
+        jnp.asarray(np.pad(stops, (0, num_unused)), jnp.float32),
+        jnp.asarray(np.pad(rays, (0, num_unused), constant_values=len(mask) - 1), jnp.int32),
+        jnp.asarray(np.arange(len(rays) + num_unused) < len(rays)),
     )
     return packed, np.flatnonzero(mask)
 
 
-def packed_case(spare: int = 5) -> tuple[Rays, jax.Array, jax.Array, np.ndarray, PackedSamples]:
-    """Rays, their edges, their backgrounds, which intervals are wanted, and these packed."""
+def packed_case(
+    num_unused: int = 5,
+) -> tuple[Rays, jax.Array, jax.Array, np.ndarray, PackedSamples]:
+    """Rays, interval edges, backgrounds, a mask of intervals, and these intervals packed."""
     rays, mask = make_rays(), np.asarray(make_mask())
     edges = make_edges(rays)
-    return rays, edges, make_background(), mask, pack_intervals(edges, mask, spare)[0]
+    return rays, edges, make_background(), mask, pack_intervals(edges, mask, num_unused)[0]
 
 
-@pytest.mark.parametrize("spare", [0, 13])
+@pytest.mark.parametrize("num_unused", [0, 13])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e6, np.inf])
-def test_packed_weights_equal_those_of_unpacked_rays(spare: int, scale: float) -> None:
+def test_packed_weights_equal_those_of_unpacked_rays(num_unused: int, scale: float) -> None:
     edges, mask = make_edges(make_rays()), np.asarray(make_mask())
     density = np.random.default_rng(8).uniform(0.1, 3.0, mask.shape).astype(np.float32) * scale
-    packed, flat = pack_intervals(edges, mask, spare)
-    values = jnp.asarray(np.pad(density.ravel()[flat], (0, spare), constant_values=5.0))
+    packed, flat = pack_intervals(edges, mask, num_unused)
+    values = jnp.asarray(np.pad(density.ravel()[flat], (0, num_unused), constant_values=5.0))
     weights, transmittance = compute_packed_weights(values, packed)
     dense, reaching = compute_weights(jnp.asarray(np.where(mask, density, 0.0)), edges)
     used = np.asarray(packed.mask)
@@ -95,23 +94,25 @@ def test_packed_weights_equal_those_of_unpacked_rays(spare: int, scale: float) -
 def test_packed_weights_and_final_transmittance_sum_to_one_for_each_ray(
     density: np.ndarray, lengths: np.ndarray, first: int
 ) -> None:
-    """The first so many samples are one ray's, the others another's."""
+    """Samples before `first` belong to one ray, the others to a second one."""
     edges = np.concatenate([[0.25], 0.25 + np.cumsum(lengths)]).astype(np.float32)
     owner = (np.arange(8) >= first).astype(np.int32)
-    everything = jnp.ones(8, bool)
-    packed = PackedSamples(*(jnp.asarray(x) for x in (edges[:-1], edges[1:], owner)), everything)
+    used = jnp.ones(8, bool)
+    packed = PackedSamples(*(jnp.asarray(x) for x in (edges[:-1], edges[1:], owner)), used)
     weights, transmittance = (
         np.asarray(x) for x in packed_weights_of(jnp.asarray(density), packed)
     )
     assert np.all(weights >= 0) and np.all(weights <= 1)
     for ray in (0, 1):
-        mine = owner == ray
-        if mine.any():
-            last = np.flatnonzero(mine)[-1]
+        selected = owner == ray
+        if selected.any():
+            last = np.flatnonzero(selected)[-1]
             depth = float(density[last]) * float(edges[last + 1] - edges[last])
-            left = float(transmittance[last]) * math.exp(-depth)
-            assert float(weights[mine].sum()) + left == pytest.approx(1.0, abs=2e-6)
-            assert transmittance[mine][0] == 1.0 and np.all(np.diff(transmittance[mine]) <= 0)
+            final = float(transmittance[last]) * math.exp(-depth)
+            assert float(weights[selected].sum()) + final == pytest.approx(1.0, abs=2e-6)
+            assert transmittance[selected][0] == 1.0 and np.all(
+                np.diff(transmittance[selected]) <= 0
+            )
 
 
 def test_packed_weights_keep_precision_after_an_opaque_ray() -> None:
@@ -135,7 +136,7 @@ def test_gradients_of_packed_weights_are_finite_at_the_extremes(name: str) -> No
         return jnp.sum(weights * jnp.arange(4.0)) + jnp.sum(transmittance)
 
     gradients = jax.grad(total, argnums=(0, 1))(density, edges[:-1])
-    # An infinite optical depth has an infinite slope in its length alone.
+    # Infinite optical depth has an infinite gradient with respect to the length only.
     for gradient in gradients[:1] if name in ("overflow", "infinitely long") else gradients:
         assert np.all(np.isfinite(gradient))
 
@@ -149,10 +150,10 @@ def test_sample_points_are_midpoints() -> None:
             float(edges[ray[place], index[place]]) + float(edges[ray[place], index[place] + 1])
         ) / 2
         assert float(distances[place]) == pytest.approx(middle, rel=1e-6)
-        wanted = np.asarray(rays.origins[ray[place]]) + middle * np.asarray(
+        expected = np.asarray(rays.origins[ray[place]]) + middle * np.asarray(
             rays.directions[ray[place]]
         )
-        np.testing.assert_allclose(positions[place], wanted, atol=1e-5)
+        np.testing.assert_allclose(positions[place], expected, atol=1e-5)
 
 
 AMPLE = 1000
@@ -160,32 +161,34 @@ AMPLE = 1000
 
 @pytest.mark.parametrize("per_ray", [False, True])
 @pytest.mark.parametrize("color_budget", [None, AMPLE])
-@pytest.mark.parametrize("spare", [0, 5])
+@pytest.mark.parametrize("num_unused", [0, 5])
 def test_packed_rendering_equals_loops_without_density_outside(
-    spare: int, color_budget: int | None, per_ray: bool
+    num_unused: int, color_budget: int | None, per_ray: bool
 ) -> None:
-    rays, edges, background, mask, packed = packed_case(spare)
-    found = render_packed_rays(
+    rays, edges, background, mask, packed = packed_case(num_unused)
+    rendering = render_packed_rays(
         FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget
     )
-    assert int(found.num_complete_rays) == RAYS
+    assert int(rendering.num_complete_rays) == RAYS
     slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
-    assert_packed_close_to(slow, found)
+    assert_packed_close_to(slow, rendering)
     dense, _ = compute_weights(jnp.asarray(mask) * field_density_along(rays, edges), edges)
     used = np.asarray(packed.mask)
-    np.testing.assert_allclose(found.weights[used], np.asarray(dense)[mask], atol=1e-5)
-    assert found.weights.shape == used.shape and not np.any(np.asarray(found.weights)[~used])
-    np.testing.assert_array_equal(found.rgb[1], background[1])
+    np.testing.assert_allclose(rendering.weights[used], np.asarray(dense)[mask], atol=1e-5)
+    assert rendering.weights.shape == used.shape and not np.any(
+        np.asarray(rendering.weights)[~used]
+    )
+    np.testing.assert_array_equal(rendering.rgb[1], background[1])
 
 
 @pytest.mark.parametrize("per_ray", [False, True])
 def test_full_mask_equals_rendering_of_every_interval(per_ray: bool) -> None:
     rays, edges, background, _, _ = packed_case()
     packed, _ = pack_intervals(edges, np.ones((RAYS, INTERVALS), bool), 0)
-    found = render_packed_rays(FNS, rays, packed, background, per_ray=per_ray)
-    dense, weights = render_every(FNS, rays, edges, background, per_ray=per_ray)
-    assert_packed_close_to({"rgb": dense.rgb, "opacity": dense.opacity}, found)
-    np.testing.assert_allclose(found.weights, weights.ravel(), atol=1e-6)
+    rendering = render_packed_rays(FNS, rays, packed, background, per_ray=per_ray)
+    dense, weights = render_all_samples(FNS, rays, edges, background, per_ray=per_ray)
+    assert_packed_close_to({"rgb": dense.rgb, "opacity": dense.opacity}, rendering)
+    np.testing.assert_allclose(rendering.weights, weights.ravel(), atol=1e-6)
 
 
 @pytest.mark.parametrize("per_ray", [False, True])
@@ -195,12 +198,12 @@ def test_rays_without_samples_render_exactly_the_background(
 ) -> None:
     rays, edges, background, mask, _ = packed_case()
     packed, _ = pack_intervals(edges, np.zeros_like(mask), 9)
-    found = render_packed_rays(
+    rendering = render_packed_rays(
         FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget
     )
-    assert int(found.num_complete_rays) == RAYS
-    np.testing.assert_array_equal(found.rgb, background)
-    np.testing.assert_array_equal(found.opacity, 0.0)
+    assert int(rendering.num_complete_rays) == RAYS
+    np.testing.assert_array_equal(rendering.rgb, background)
+    np.testing.assert_array_equal(rendering.opacity, 0.0)
 
 
 @pytest.mark.parametrize("per_ray", [False, True])
@@ -209,39 +212,43 @@ def test_samples_of_zero_length_render_the_background_and_need_no_budget(
 ) -> None:
     rays, _, background, _, packed = packed_case()
     packed = packed._replace(t_ends=packed.t_starts)
-    found = render_packed_rays(OPAQUE, rays, packed, background, per_ray=per_ray, color_budget=1)
-    assert int(found.num_complete_rays) == RAYS
-    np.testing.assert_array_equal(found.rgb, background)
-    np.testing.assert_array_equal(found.weights, 0.0)
+    rendering = render_packed_rays(
+        OPAQUE, rays, packed, background, per_ray=per_ray, color_budget=1
+    )
+    assert int(rendering.num_complete_rays) == RAYS
+    np.testing.assert_array_equal(rendering.rgb, background)
+    np.testing.assert_array_equal(rendering.weights, 0.0)
 
 
 @pytest.mark.parametrize("per_ray", [False, True])
 def test_color_threshold_drops_colors_but_not_opacity(per_ray: bool) -> None:
     rays, edges, background, mask, packed = packed_case()
-    found = render_packed_rays(
+    rendering = render_packed_rays(
         FNS, rays, packed, background,
         per_ray=per_ray, color_budget=AMPLE, color_threshold=0.1,
     )  # fmt: skip
-    assert int(found.num_complete_rays) == RAYS
+    assert int(rendering.num_complete_rays) == RAYS
     slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray, color_threshold=0.1)
-    assert_packed_close_to(slow, found)
-    everything = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
-    assert not np.allclose(slow["rgb"], everything["rgb"], atol=1e-2), (
+    assert_packed_close_to(slow, rendering)
+    unthinned = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
+    assert not np.allclose(slow["rgb"], unthinned["rgb"], atol=1e-2), (
         "the threshold changes nothing"
     )
-    # Without a budget all samples are coloured anyway.
-    found = render_packed_rays(FNS, rays, packed, background, per_ray=per_ray, color_threshold=0.1)
-    assert_packed_close_to(everything, found)
+    # Without a budget the threshold is not used.
+    rendering = render_packed_rays(
+        FNS, rays, packed, background, per_ray=per_ray, color_threshold=0.1
+    )
+    assert_packed_close_to(unthinned, rendering)
 
 
-def complete_rays_slowly(wanted: np.ndarray, budget: int) -> int:
-    """How many rays come before the first of which a wanted sample is past the budget."""
+def complete_rays_slowly(needs_color: np.ndarray, budget: int) -> int:
+    """Number of rays before the first one with a sample beyond the budget."""
     taken = 0
-    for ray, row in enumerate(wanted):
+    for ray, row in enumerate(needs_color):
         taken += int(row.sum())
         if taken > budget:
             return ray
-    return len(wanted)
+    return len(needs_color)
 
 
 @pytest.mark.parametrize("per_ray", [False, True])
@@ -252,35 +259,37 @@ def test_rays_before_the_color_budget_overflows_are_complete(
 ) -> None:
     rays, edges, background, mask, packed = packed_case()
     weights, _ = compute_weights(jnp.asarray(mask) * field_density_along(rays, edges), edges)
-    wanted = mask & (np.asarray(weights) > threshold)
-    needed = int(wanted.sum())
-    # The last two: just too little and just enough.
+    needs_color = mask & (np.asarray(weights) > threshold)
+    needed = int(needs_color.sum())
+    # -1 and 0 are relative: one too few, and exactly enough.
     budget = needed + budget if budget in (-1, 0) else budget
-    found = render_packed_rays(
+    rendering = render_packed_rays(
         FNS, rays, packed, background,
         per_ray=per_ray, color_budget=budget, color_threshold=threshold,
     )  # fmt: skip
-    fitting = complete_rays_slowly(wanted, budget)
-    assert int(found.num_complete_rays) == fitting and (fitting < RAYS) == (budget < needed)
+    num_complete = complete_rays_slowly(needs_color, budget)
+    assert int(rendering.num_complete_rays) == num_complete and (num_complete < RAYS) == (
+        budget < needed
+    )
     slow = render_slowly(
         rays, edges, background, jnp.asarray(mask), per_ray, color_threshold=threshold
     )
-    assert_packed_close_to({"rgb": slow["rgb"]}, found, slice(fitting))
-    # What rays weigh does not depend on which of their samples are coloured.
-    assert_packed_close_to({"opacity": slow["opacity"]}, found)
+    assert_packed_close_to({"rgb": slow["rgb"]}, rendering, slice(num_complete))
+    # Opacity and weights do not depend on the color budget.
+    assert_packed_close_to({"opacity": slow["opacity"]}, rendering)
     np.testing.assert_allclose(
-        np.asarray(found.weights)[np.asarray(packed.mask)], np.asarray(weights)[mask], atol=1e-5
+        np.asarray(rendering.weights)[np.asarray(packed.mask)], np.asarray(weights)[mask], atol=1e-5
     )
 
 
 def assert_packed_close_to(
-    expected: dict[str, Any], actual: PackedRendering, kept: Any = slice(None)
+    expected: dict[str, Any], actual: PackedRendering, selected: Any = slice(None)
 ) -> None:
     for name in ("rgb", "opacity"):
         if name in expected:
             np.testing.assert_allclose(
-                np.asarray(getattr(actual, name))[kept],
-                np.asarray(expected[name])[kept],
+                np.asarray(getattr(actual, name))[selected],
+                np.asarray(expected[name])[selected],
                 rtol=2e-5,
                 atol=2e-5,
                 err_msg=name,
@@ -321,8 +330,10 @@ def test_gradients_of_packed_rendering_equal_those_of_dense_rendering(
         return loss(rendering)
 
     def dense(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
-        fns, wanted = parametric_fns(params), jnp.asarray(mask)
-        return loss(render_densely(fns, rays, edges, background, wanted, per_ray, threshold or 0.0))
+        fns, dense_mask = parametric_fns(params), jnp.asarray(mask)
+        return loss(
+            render_densely(fns, rays, edges, background, dense_mask, per_ray, threshold or 0.0)
+        )
 
     def gradients(fn: Any) -> Any:
         def of_origins(params: dict[str, jax.Array], origins: jax.Array) -> jax.Array:
@@ -347,15 +358,17 @@ def test_gradients_of_packed_rendering_are_finite_at_the_extremes(
 
     def loss(density: jax.Array, packed: PackedSamples) -> jax.Array:
         fns = parametric_fns({"density": density, "features": jnp.ones(4), "color": jnp.ones(3)})
-        found = render_packed(
+        rendering = render_packed(
             fns, rays, packed, background,
             per_ray=per_ray, color_budget=color_budget, color_threshold=1e-3,
         )  # fmt: skip
-        return jnp.sum(found.rgb) + jnp.sum(found.opacity) + jnp.sum(found.weights)
+        return jnp.sum(rendering.rgb) + jnp.sum(rendering.opacity) + jnp.sum(rendering.weights)
 
     gradient = jax.jit(jax.grad(loss))
-    spare = mask.size - mask.sum()
-    cases = [pack_intervals(edges, m, s)[0] for m, s in ((mask, spare), (mask & False, mask.size))]
+    num_unused = mask.size - mask.sum()
+    cases = [
+        pack_intervals(edges, m, s)[0] for m, s in ((mask, num_unused), (mask & False, mask.size))
+    ]
     for scale in (0.0, 1.0, 1e10, 1e20, 1e30):
         for packed in cases:
             slope = gradient(jnp.asarray([scale]), packed)
@@ -363,7 +376,7 @@ def test_gradients_of_packed_rendering_are_finite_at_the_extremes(
             assert scale != 1.0 or (slope[0] != 0) == bool(packed.mask.any())
 
 
-# Packing.
+# Ranking and packing (`core.packing`).
 
 
 def test_rank_samples_counts_masked_samples_before_each() -> None:
@@ -378,15 +391,15 @@ def test_rank_samples_counts_masked_samples_before_each() -> None:
 @pytest.mark.parametrize("budget", [1, 4, 1000])
 def test_successive_packs_hold_every_masked_sample_once(budget: int) -> None:
     mask = make_mask()
-    wanted = [r * INTERVALS + i for r in range(RAYS) for i in range(INTERVALS) if mask[r, i]]
-    rank, found = rank_samples(mask), []
-    for start in range(0, len(wanted), budget):
+    expected = [r * INTERVALS + i for r in range(RAYS) for i in range(INTERVALS) if mask[r, i]]
+    rank, samples = rank_samples(mask), []
+    for start in range(0, len(expected), budget):
         packed = pack(mask, rank, budget, start)
         assert packed.sample.shape == packed.valid.shape == (budget,)
         taken = np.asarray(packed.sample)[np.asarray(packed.valid)]
         assert np.all(np.asarray(packed.sample)[~np.asarray(packed.valid)] == mask.size)
-        found += taken.tolist()
-    assert found == wanted
+        samples += taken.tolist()
+    assert samples == expected
 
 
 def test_pack_of_an_empty_mask_is_empty() -> None:

@@ -28,7 +28,7 @@ from slow_rendering import (
     make_edges,
     make_rays,
     median_depth_slowly,
-    render_every,
+    render_all_samples,
     render_slowly,
     weights_slowly,
 )
@@ -69,15 +69,15 @@ def test_weights_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
 
 def test_legacy_weights_are_attenuated_by_their_interval() -> None:
     density, edges = jnp.asarray([[0.5, 2.0, 0.0, 7.0]]), jnp.asarray([[0.0, 0.5, 1.0, 2.0, 2.5]])
-    exclusive, before = compute_weights(density, edges)
-    inclusive, through = compute_weights(density, edges, legacy_transmittance=True)
-    passes = np.exp(-np.asarray(density) * np.diff(edges))
-    np.testing.assert_allclose(inclusive, exclusive * passes, rtol=1e-6)
-    np.testing.assert_allclose(through, before * passes, rtol=1e-6)
+    weights, before = compute_weights(density, edges)
+    legacy, after = compute_weights(density, edges, legacy_transmittance=True)
+    passed = np.exp(-np.asarray(density) * np.diff(edges))
+    np.testing.assert_allclose(legacy, weights * passed, rtol=1e-6)
+    np.testing.assert_allclose(after, before * passed, rtol=1e-6)
 
 
 def test_weights_of_two_intervals_have_the_closed_form() -> None:
-    # The first interval lets half of the light through, the second (twice as long) an eighth.
+    # The first interval transmits half of the light, the second (twice as long) an eighth.
     density = jnp.asarray([math.log(2.0), 1.5 * math.log(2.0)])
     weights, transmittance = weights_of(density, jnp.asarray([1.0, 2.0, 4.0]))
     np.testing.assert_allclose(weights, [0.5, 0.5 * (1.0 - 1.0 / 8.0)], rtol=1e-6)
@@ -106,21 +106,21 @@ def test_weights_and_final_transmittance_sum_to_one(
     tdist = np.concatenate([[0.25], 0.25 + np.cumsum(lengths)]).astype(np.float32)
     weights, transmittance = weights_of(jnp.asarray(density), jnp.asarray(tdist))
     depth = float(density[-1]) * float(tdist[-1] - tdist[-2])
-    left = float(transmittance[-1]) * math.exp(-depth)
+    final = float(transmittance[-1]) * math.exp(-depth)
     assert np.all(np.asarray(weights) >= 0) and np.all(np.asarray(weights) <= 1)
     assert np.all(np.diff(np.asarray(transmittance)) <= 0)
-    assert float(jnp.sum(weights)) + left == pytest.approx(1.0, abs=2e-6)
+    assert float(jnp.sum(weights)) + final == pytest.approx(1.0, abs=2e-6)
 
 
 @settings(max_examples=40)
 @given(DENSITIES)
 def test_weights_are_unchanged_by_splitting_intervals(density: np.ndarray) -> None:
     edges = np.linspace(1.0, 3.0, 9, dtype=np.float32)
-    whole, _ = weights_of(jnp.asarray(density), jnp.asarray(edges))
-    cut, _ = weights_of(
+    unsplit, _ = weights_of(jnp.asarray(density), jnp.asarray(edges))
+    split, _ = weights_of(
         jnp.asarray(np.repeat(density, 2)), jnp.linspace(1.0, 3.0, 17, dtype=jnp.float32)
     )
-    np.testing.assert_allclose(cut.reshape(8, 2).sum(-1), whole, rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(split.reshape(8, 2).sum(-1), unsplit, rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", EXTREMES)
@@ -246,14 +246,14 @@ def test_half_of_the_weight_is_before_the_median_depth(weights: np.ndarray) -> N
     assert before == pytest.approx(0.5 * weights.sum(dtype=np.float64), rel=1e-4, abs=1e-6)
 
 
-# Rendering from every interval.
+# Rendering of all intervals.
 
 
 @pytest.mark.parametrize("per_ray", [False, True])
 def test_rendering_equals_loops(per_ray: bool) -> None:
     rays = make_rays()
     tdist, background = make_edges(rays), make_background()
-    rendering, weights = render_every(FNS, rays, tdist, background, per_ray=per_ray)
+    rendering, weights = render_all_samples(FNS, rays, tdist, background, per_ray=per_ray)
     assert weights.shape == (RAYS, INTERVALS)
     np.testing.assert_allclose(jnp.sum(weights, axis=-1), rendering.opacity, rtol=1e-6)
     slow = render_slowly(rays, tdist, background, per_ray=per_ray)
@@ -296,26 +296,26 @@ def test_legacy_length_unit_and_direction_length_scale_density_and_view() -> Non
     )
     np.testing.assert_array_equal(unchanged, weights)
     np.testing.assert_array_equal(same.rgb, plain.rgb)
-    # Lengths in another unit are a density of another unit.
+    # A larger unit of length is equivalent to a lower density.
     thinner = FNS._replace(
         density=lambda positions, frusta: (
             FNS.density(positions, frusta)[0] / jnp.repeat(stretch, INTERVALS),
             positions,
         )
     )
-    wanted, _ = render_samples(thinner, rays, tdist, background)
-    found, _ = render_samples(
+    expected, _ = render_samples(thinner, rays, tdist, background)
+    actual, _ = render_samples(
         FNS, rays, tdist, background, legacy=LegacyRenderOptions(length_unit=stretch)
     )
-    np.testing.assert_allclose(found.rgb, wanted.rgb, rtol=1e-5)
+    np.testing.assert_allclose(actual.rgb, expected.rgb, rtol=1e-5)
     longer = dataclasses.replace(rays, directions=rays.directions * stretch[:, None])
-    seen = jnp.repeat(longer.directions, INTERVALS, axis=0)
-    aside = FNS._replace(color=lambda features, _, index: FNS.color(features, seen, index))
-    wanted, _ = render_samples(aside, rays, tdist, background)
-    found, _ = render_samples(
+    view = jnp.repeat(longer.directions, INTERVALS, axis=0)
+    rescaled = FNS._replace(color=lambda features, _, index: FNS.color(features, view, index))
+    expected, _ = render_samples(rescaled, rays, tdist, background)
+    actual, _ = render_samples(
         FNS, rays, tdist, background, legacy=LegacyRenderOptions(direction_length=stretch)
     )
-    np.testing.assert_allclose(found.rgb, wanted.rgb, rtol=1e-5)
+    np.testing.assert_allclose(actual.rgb, expected.rgb, rtol=1e-5)
 
 
 def test_left_endpoint_depth_is_the_mean_of_the_points() -> None:
@@ -324,14 +324,16 @@ def test_left_endpoint_depth_is_the_mean_of_the_points() -> None:
     rendering, weights = render_samples(
         FNS, rays, tdist, make_background(), legacy=LegacyRenderOptions(left_endpoint=True)
     )
-    wanted = np.sum(np.asarray(weights) * np.asarray(tdist)[:, :-1], axis=-1)
-    np.testing.assert_allclose(rendering.depth * rendering.opacity, wanted, rtol=1e-5)
+    expected = np.sum(np.asarray(weights) * np.asarray(tdist)[:, :-1], axis=-1)
+    np.testing.assert_allclose(rendering.depth * rendering.opacity, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("per_ray", [False, True])
 def test_empty_space_renders_exactly_the_background(per_ray: bool) -> None:
     rays = make_rays()
-    rendering, _ = render_every(EMPTY, rays, make_edges(rays), make_background(), per_ray=per_ray)
+    rendering, _ = render_all_samples(
+        EMPTY, rays, make_edges(rays), make_background(), per_ray=per_ray
+    )
     np.testing.assert_array_equal(rendering.rgb, make_background())
     np.testing.assert_array_equal(rendering.opacity, 0.0)
     np.testing.assert_array_equal(rendering.depth, rays.far)
@@ -342,7 +344,7 @@ def test_empty_space_renders_exactly_the_background(per_ray: bool) -> None:
 def test_opaque_space_renders_the_first_sample(per_ray: bool) -> None:
     rays = make_rays()
     tdist = make_edges(rays)
-    rendering, _ = render_every(OPAQUE, rays, tdist, make_background(), per_ray=per_ray)
+    rendering, _ = render_all_samples(OPAQUE, rays, tdist, make_background(), per_ray=per_ray)
     first = 0.5 * (tdist[:, 0] + tdist[:, 1])
     color = FNS.color(
         FNS.features(rays.origins + first[:, None] * rays.directions),
@@ -370,16 +372,16 @@ def test_opacity_of_a_homogeneous_sphere_converges_to_beer_lambert(shift: float)
     errors = []
     for count in (64, 4096):
         tdist = jnp.linspace(0.5, 4.0, count + 1)[None]
-        rendering, _ = render_every(sphere, ray, tdist, jnp.ones((1, 3)))
+        rendering, _ = render_all_samples(sphere, ray, tdist, jnp.ones((1, 3)))
         errors.append(abs(float(rendering.opacity[0]) - truth))
-        # The chord is symmetric about distance 2, where light is lost on the way in.
+        # The chord is symmetric about distance 2, and the front absorbs more than the back.
         assert float(rendering.median_depth[0]) <= 2.0 + 4.0 / count
     assert errors[0] < 2 * sigma * 3.5 / 64
     assert errors[1] < 2 * sigma * 3.5 / 4096
 
 
 def test_homogeneous_slab_has_exact_opacity_and_depth() -> None:
-    # Edges on the slab's faces: nothing is left to discretisation but the depth.
+    # Edges lie on the slab's faces, so that only the depth has a discretization error.
     slab = FNS._replace(
         density=lambda p, r: (jnp.where(jnp.abs(p[:, 2]) < 1.0, 1.0, 0.0), p),
     )
@@ -389,7 +391,7 @@ def test_homogeneous_slab_has_exact_opacity_and_depth() -> None:
         directions=jnp.asarray([[0.0, 0.0, -1.0]]),
     )
     tdist = jnp.concatenate([jnp.asarray([0.5]), jnp.linspace(1.0, 3.0, 2001)])[None]
-    rendering, _ = render_every(slab, ray, tdist, jnp.zeros((1, 3)))
+    rendering, _ = render_all_samples(slab, ray, tdist, jnp.zeros((1, 3)))
     gone = 1.0 - math.exp(-2.0)
     assert float(rendering.opacity[0]) == pytest.approx(gone, rel=1e-5)
     assert float(rendering.depth[0]) == pytest.approx(1.0 + (1 - 3 * math.exp(-2)) / gone, rel=1e-4)

@@ -22,35 +22,35 @@ from jaxrf.training.train import choose_error
 
 SEEDS = st.integers(0, 2**20)
 
-# The mean over what is used.
+# Masked means.
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_mean_squared_error_equals_loop_over_the_used_rays(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+def test_mean_squared_error_equals_loop_over_masked_rays(fraction: float) -> None:
     rng = np.random.default_rng(0)
-    predicted, truth = rng.uniform(size=(2, 20, 3)).astype(np.float32)
-    used = rng.uniform(size=20) < share
+    rgb, target_rgb = rng.uniform(size=(2, 20, 3)).astype(np.float32)
+    mask = rng.uniform(size=20) < fraction
     squares = [
-        (float(predicted[r, c]) - float(truth[r, c])) ** 2
+        (float(rgb[r, c]) - float(target_rgb[r, c])) ** 2
         for r in range(20)
         for c in range(3)
-        if used[r]
+        if mask[r]
     ]
-    loss = mean_squared_error(jnp.asarray(predicted), jnp.asarray(truth), jnp.asarray(used))
+    loss = mean_squared_error(jnp.asarray(rgb), jnp.asarray(target_rgb), jnp.asarray(mask))
     assert loss.shape == ()
     assert float(loss) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
 
 
-def test_unused_rays_change_neither_the_loss_nor_its_gradient() -> None:
-    truth, used = jnp.full((4, 3), 0.5), jnp.asarray([True, False, True, False])
-    wild = jnp.zeros((4, 3)).at[1].set(1e10).at[3].set(jnp.inf)
-    loss, gradient = jax.value_and_grad(mean_squared_error)(wild, truth, used)
+def test_mean_squared_error_and_gradient_ignore_rays_outside_the_mask() -> None:
+    target_rgb, mask = jnp.full((4, 3), 0.5), jnp.asarray([True, False, True, False])
+    rgb = jnp.zeros((4, 3)).at[1].set(1e10).at[3].set(jnp.inf)
+    loss, gradient = jax.value_and_grad(mean_squared_error)(rgb, target_rgb, mask)
     assert float(loss) == pytest.approx(0.25)
     np.testing.assert_allclose(gradient[jnp.asarray([0, 2])], -1.0 / 6.0, rtol=1e-5)
     np.testing.assert_array_equal(gradient[1], 0.0)
 
 
-def test_loss_is_zero_with_finite_gradient_where_no_ray_is_used() -> None:
+def test_mean_squared_error_of_an_empty_mask_is_zero_with_zero_gradient() -> None:
     loss, gradient = jax.value_and_grad(mean_squared_error)(
         jnp.ones((3, 3)), jnp.zeros((3, 3)), jnp.zeros(3, bool)
     )
@@ -58,25 +58,25 @@ def test_loss_is_zero_with_finite_gradient_where_no_ray_is_used() -> None:
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_mean_of_used_equals_loop(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
+def test_masked_mean_equals_loop(fraction: float) -> None:
     rng = np.random.default_rng(1)
-    values, used = rng.normal(size=30).astype(np.float32), rng.uniform(size=30) < share
-    chosen = [float(v) for v, u in zip(values, used, strict=True) if u]
-    mean, gradient = jax.value_and_grad(masked_mean)(jnp.asarray(values), jnp.asarray(used))
+    values, mask = rng.normal(size=30).astype(np.float32), rng.uniform(size=30) < fraction
+    chosen = [float(v) for v, u in zip(values, mask, strict=True) if u]
+    mean, gradient = jax.value_and_grad(masked_mean)(jnp.asarray(values), jnp.asarray(mask))
     assert float(mean) == pytest.approx(sum(chosen) / max(len(chosen), 1), rel=1e-5, abs=1e-7)
-    np.testing.assert_allclose(gradient, used / max(len(chosen), 1), rtol=1e-6)
+    np.testing.assert_allclose(gradient, mask / max(len(chosen), 1), rtol=1e-6)
 
 
-def test_what_is_not_used_may_be_infinite_or_not_a_number() -> None:
+def test_masked_mean_ignores_infinite_and_nan_values_outside_the_mask() -> None:
     values = jnp.asarray([1.0, jnp.inf, jnp.nan, 3.0])
-    used = jnp.asarray([True, False, False, True])
-    mean, gradient = jax.value_and_grad(masked_mean)(values, used)
+    mask = jnp.asarray([True, False, False, True])
+    mean, gradient = jax.value_and_grad(masked_mean)(values, mask)
     assert float(mean) == 2.0
     np.testing.assert_array_equal(gradient, [0.5, 0.0, 0.0, 0.5])
 
 
-# Errors of a pixel's colour.
+# Pixel errors.
 
 
 def squared_slowly(difference: float) -> float:
@@ -94,19 +94,19 @@ def charbonnier_slowly(difference: float, epsilon: float) -> float:
 
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("name", ["squared", "huber", "charbonnier"])
-def test_the_chosen_error_equals_loop_over_channels(name: str, scale: float) -> None:
+def test_choose_error_equals_loop_over_channels(name: str, scale: float) -> None:
     slowly = {
         "squared": squared_slowly,
         "huber": partial(huber_slowly, delta=scale),
         "charbonnier": partial(charbonnier_slowly, epsilon=scale),
     }[name]
-    predicted, truth = np.random.default_rng(2).uniform(-1, 2, (2, 20, 3)).astype(np.float32)
-    truth[0] = predicted[0]
+    rgb, target_rgb = np.random.default_rng(2).uniform(-1, 2, (2, 20, 3)).astype(np.float32)
+    target_rgb[0] = rgb[0]
     loss = LossConfig(error=name, huber_delta=scale, charbonnier_epsilon=scale)
-    error = jax.jit(choose_error(loss))(jnp.asarray(predicted), jnp.asarray(truth))
+    error = jax.jit(choose_error(loss))(jnp.asarray(rgb), jnp.asarray(target_rgb))
     assert error.shape == (20,)
     expected = [
-        sum(slowly(float(predicted[r, c]) - float(truth[r, c])) for c in range(3)) / 3
+        sum(slowly(float(rgb[r, c]) - float(target_rgb[r, c])) for c in range(3)) / 3
         for r in range(20)
     ]
     np.testing.assert_allclose(error, expected, rtol=1e-5)
@@ -115,32 +115,32 @@ def test_the_chosen_error_equals_loop_over_channels(name: str, scale: float) -> 
 DIFFERENCES = np.array([-1e3, -0.5, -0.1001, -0.1, -0.05, 0.0, 0.05, 0.1, 0.1001, 0.5, 1e3])
 
 
-def slopes(error: str, scale: float) -> np.ndarray:
-    """The derivative of the error of one channel at DIFFERENCES."""
+def error_gradients(error: str, scale: float) -> np.ndarray:
+    """Derivative of the error with respect to one channel at DIFFERENCES."""
     fn = choose_error(LossConfig(error=error, huber_delta=scale, charbonnier_epsilon=scale))
-    predicted = jnp.asarray(np.stack([DIFFERENCES] * 3, axis=1), jnp.float32)
-    gradient = jax.grad(lambda x: jnp.sum(fn(x, jnp.zeros_like(x))))(predicted)
+    rgb = jnp.asarray(np.stack([DIFFERENCES] * 3, axis=1), jnp.float32)
+    gradient = jax.grad(lambda x: jnp.sum(fn(x, jnp.zeros_like(x))))(rgb)
     return 3.0 * np.asarray(gradient)[:, 0]
 
 
-def test_the_slope_of_huber_is_the_difference_clipped() -> None:
-    np.testing.assert_allclose(slopes("huber", 0.1), np.clip(DIFFERENCES, -0.1, 0.1), rtol=1e-5)
+def test_huber_error_gradient_is_the_clipped_difference() -> None:
+    np.testing.assert_allclose(
+        error_gradients("huber", 0.1), np.clip(DIFFERENCES, -0.1, 0.1), rtol=1e-5
+    )
 
 
-def test_the_slope_of_charbonnier_is_the_difference_by_the_error_itself() -> None:
+def test_charbonnier_error_gradient_is_the_difference_over_the_error() -> None:
     expected = DIFFERENCES / np.sqrt(DIFFERENCES**2 + 0.01)
-    np.testing.assert_allclose(slopes("charbonnier", 0.1), expected, rtol=1e-5)
+    np.testing.assert_allclose(error_gradients("charbonnier", 0.1), expected, rtol=1e-5)
 
 
-def test_the_slope_of_the_squared_error_is_twice_the_difference() -> None:
-    np.testing.assert_allclose(slopes("squared", 0.1), 2.0 * DIFFERENCES, rtol=1e-5)
+def test_squared_error_gradient_is_twice_the_difference() -> None:
+    np.testing.assert_allclose(error_gradients("squared", 0.1), 2.0 * DIFFERENCES, rtol=1e-5)
 
 
 @settings(max_examples=40)
 @given(SEEDS, st.sampled_from([1e-3, 0.1, 1.0]))
-def test_errors_are_symmetric_and_huber_is_no_larger_than_half_the_square(
-    seed: int, scale: float
-) -> None:
+def test_errors_are_symmetric_and_huber_is_at_most_half_the_square(seed: int, scale: float) -> None:
     a, b = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 4, 3)), jnp.float32)
     for fn in (partial(huber_error, delta=scale), partial(charbonnier_error, epsilon=scale)):
         np.testing.assert_array_equal(fn(a, b), fn(b, a))

@@ -45,11 +45,11 @@ def test_a_sheet_shows_each_picture_enlarged_by_a_whole_factor(
     seen = scored.rendering
     hit = seen.median_depth[seen.opacity > 0.5]
     low, high = float(hit.min()), float(hit.max())
-    depth = images.depth_picture(seen.median_depth, seen.opacity, low, high)
+    depth = images.colorize_depth(seen.median_depth, seen.opacity, low, high)
     wanted = {
         (0, 0): scored.truth,
         (0, 1): seen.rgb,
-        (0, 2): images.error_picture(seen.rgb, scored.truth, 0.25),
+        (0, 2): images.colorize_error(seen.rgb, scored.truth, 0.25),
         (1, 0): depth,
         (1, 1): np.repeat(seen.opacity[..., None], 3, axis=-1),
     }
