@@ -46,23 +46,23 @@ def main() -> None:
     orbit = path_cameras(run, RenderOptions(frames=600, size=SIZES[-1]))
     span = near_far_for_box(orbit, visible_aabb(paint.grid))
     tiny = resize_cameras(index_cameras(orbit, np.array([0])), 8, 8)
-    paint.paint(tiny, WHOLE, lambda: False)
+    paint.render(tiny, WHOLE, lambda: False)
     print("| sharpest | while it moves | frames/s | first picture | sharp after |")
     print("|---|---|---|---|---|")
     for size in SIZES:
-        pace, widths, times = interactive.Pace(FLUID_SECONDS), [], []
+        timer, widths, times = interactive.FrameTimer(FLUID_SECONDS), [], []
         cameras = resize_cameras(orbit, size, size * orbit.height // orbit.width)
         started = time.perf_counter()
         while (now := time.perf_counter()) - started < arguments.seconds:
             camera = index_cameras(cameras, np.array([len(times) % len(cameras)]))
             picture = next(
-                interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False)
+                interactive.render_progressively(paint, camera, WHOLE, timer, lambda: False)
             )
             encode(picture, span)
             widths.append(picture.opacity.shape[1])
             times.append(time.perf_counter() - now)
         begun, reached = time.perf_counter(), []
-        for picture in interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False):
+        for picture in interactive.render_progressively(paint, camera, WHOLE, timer, lambda: False):
             encode(picture, span)
             reached.append(time.perf_counter() - begun)
         moving = int(np.median(widths[5:]))

@@ -34,7 +34,6 @@ from scenes import (  # noqa: E402
 
 from jaxrf.evaluation import scoring
 from jaxrf.models.methods import Stage  # noqa: E402
-from jaxrf.parallel import devices as parallel  # noqa: E402
 from jaxrf.training import optim, train, transitions
 from jaxrf.training import pixels as batches
 from jaxrf.training.config import TrainConfig  # noqa: E402
@@ -57,7 +56,7 @@ def make_config(kind: str, **changes: Any) -> TrainConfig:
 
 
 def train_on(config: TrainConfig, devices: int, steps: int | None) -> tuple[Stage, TrainState]:
-    mesh = parallel.make_mesh(devices)
+    mesh = devices.make_mesh(devices)
     stage, state = train.fit(config, make_scene(), Recorder(steps), mesh=mesh)
     return stage, jax.device_get(state)
 
@@ -92,7 +91,7 @@ def compare(kind: str, counts: Sequence[int]) -> dict[str, Any]:
             whole.grid,
             (2.0, 6.0),
             np.ones(3, np.float32),
-            mesh=parallel.make_mesh(devices),
+            mesh=devices.make_mesh(devices),
         )(make_scene().splits["test"].cameras, 0)
         for devices in (1, counts[-1])
     ]
@@ -111,12 +110,12 @@ def follow(kind: str, counts: Sequence[int], steps: int = 200) -> dict[str, Any]
     config = make_config(kind, steps=2 * steps)
     scene_range = (scene.near, scene.far)
     for devices in (1, *counts):
-        mesh = parallel.make_mesh(devices)
+        mesh = devices.make_mesh(devices)
         stage = transitions.first_stage(config, scene.aabb, devices)
         grid = transitions.init_grid(config.field, stage, scene.aabb)
         state = as_doubles(train.init_state(config, stage, grid))
         pixels = as_doubles(batches.to_device(scene.splits["train"]))
-        state, pixels, course = parallel.replicate(
+        state, pixels, course = devices.replicate(
             mesh, (state, pixels, as_doubles(train.make_train_schedule(config)))
         )
         step = jax.jit(train.make_train_step(config, stage, scene_range, mesh=mesh))

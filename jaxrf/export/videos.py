@@ -22,7 +22,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
-from jaxrf.parallel import devices as parallel
+from jaxrf.parallel import processes
 from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs, train
@@ -163,7 +163,7 @@ def render_plan(
     """Renders frames one after the other, by default all, behind a progress bar."""
     render = runs.make_render_fn(run, supersample)
     indices = range(len(shots.cameras)) if wanted is None else wanted
-    for index in tqdm(indices, desc=title, unit="frame", disable=not parallel.leads()):
+    for index in tqdm(indices, desc=title, unit="frame", disable=not processes.is_main_process()):
         yield index, render(shots.cameras, index)
 
 

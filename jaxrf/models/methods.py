@@ -764,11 +764,11 @@ def render_rays(
 
 
 def eval_stage(
-    config: FieldConfig, stage: Stage, grid: OccupancyGrid, tight: bool
+    config: FieldConfig, stage: Stage, grid: OccupancyGrid, crop_to_occupied: bool
 ) -> tuple[Stage, Float[np.ndarray, "2 3"]]:
     """What of a stage matters to rendering, and the box to render.
 
-    `tight` makes it the box of what is occupied and takes as few blocks as reach across it. Rays
+    `crop_to_occupied` makes it the box of what is occupied and takes as few blocks as reach across it. Rays
     march through less so; but each pruning makes it another program.
     """
     box = np.asarray(grid.aabb)
@@ -782,8 +782,8 @@ def eval_stage(
         table_rows=stage.table_rows,
     )
     # Steps that are counted from the box have to begin at the same box.
-    tight = tight and config.convention.samples_at == "middle"
-    if tight and marches(config) and grid.bounds is None:
+    crop_to_occupied = crop_to_occupied and config.convention.samples_at == "middle"
+    if crop_to_occupied and marches(config) and grid.bounds is None:
         step = step_length(config, stage, grid.aabb)
         box = occupancy.occupied_aabb(grid).astype(np.float32)
         bare = dataclasses.replace(bare, blocks=max_blocks_per_ray(box, step))

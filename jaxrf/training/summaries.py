@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxrf.evaluation import images
-from jaxrf.evaluation.scoring import Scored
+from jaxrf.evaluation.scoring import ViewMetrics
 from jaxrf.fields.base import Params
 from jaxrf.models import methods
 from jaxrf.sampling.occupancy import FADING, DensityEmaGrid, OccupancyGrid, WeightTrackedGrid
@@ -38,12 +38,12 @@ LEFT_OUT |= {"lpips", "video", "view", "viewer", "keep_checkpoints", "checkpoint
 LEADING = ("batch_rays", "dataset", "field.kind", "seed", "steps")
 
 
-def write_view(events: EventWriter, split: str, scored: Scored, step: int) -> None:
+def write_view(events: EventWriter, split: str, scored: ViewMetrics, step: int) -> None:
     """The sheet of a view, as `draw_sheet` makes it, drawn in the background."""
     events.picture(f"{split}/view/{scored.name}", partial(draw_sheet, scored, step), step)
 
 
-def write_rays(events: EventWriter, split: str, scored: Scored, step: int) -> None:
+def write_rays(events: EventWriter, split: str, scored: ViewMetrics, step: int) -> None:
     """Histograms of a view's rays: their opacities, and the depths of those that hit something."""
     opacity = thin_out(scored.rendering.opacity)
     depth = thin_out(scored.rendering.median_depth)[opacity > 0.5]
@@ -98,7 +98,7 @@ def thin_out(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "n"]:
     return flat[:: max(math.ceil(flat.size / MOST_VALUES), 1)].astype(np.float32)
 
 
-def draw_sheet(scored: Scored, step: int) -> UInt8[np.ndarray, "h w 3"]:
+def draw_sheet(scored: ViewMetrics, step: int) -> UInt8[np.ndarray, "h w 3"]:
     """Truth, rendering, error, depth and opacity of a view under captions, and its figures."""
     seen = scored.rendering
     hit = seen.median_depth[seen.opacity > 0.5]

@@ -23,7 +23,7 @@ from jaxrf.data.scene import Scene
 from jaxrf.fields.base import Params
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
-from jaxrf.parallel import devices as parallel
+from jaxrf.parallel import devices, processes, sums
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import (
@@ -122,8 +122,8 @@ class Gradient(NamedTuple):
 
     def psum(self) -> "Gradient":
         """The sum of those of all devices, in whatever order is quickest."""
-        grads, metrics = jax.lax.psum((self.grads, self.metrics), parallel.AXIS)
-        return Gradient(grads, metrics, jax.lax.pmax(self.memory, parallel.AXIS))
+        grads, metrics = jax.lax.psum((self.grads, self.metrics), devices.AXIS)
+        return Gradient(grads, metrics, jax.lax.pmax(self.memory, devices.AXIS))
 
 
 def _cut(tree: Any, parts: int) -> Any:
@@ -242,7 +242,7 @@ def make_train_step(
 
     parts = stage.supersample**2
     error_fn = error_fn or choose_error(config.loss)
-    mesh = mesh or parallel.make_mesh(1)
+    mesh = mesh or devices.make_mesh(1)
     some, whole_step = transitions.divide(stage), stage.shards * stage.passes == 1
 
     def loss_fn(
@@ -322,11 +322,11 @@ def make_train_step(
                 total = add_passes(rays)
                 return total.psum() if mesh.size > 1 else total
             own = stage.shards // mesh.size
-            total = parallel.pairwise_sum(add_passes, _cut(rays, own), own, nothing, Gradient.add)
-            return parallel.recursive_doubling_allreduce(mesh, total, Gradient.add)
+            total = sums.pairwise_sum(add_passes, _cut(rays, own), own, nothing, Gradient.add)
+            return sums.recursive_doubling_allreduce(mesh, total, Gradient.add)
 
         shared = (False, False, False, True)
-        total = parallel.shard_rays(mesh, on_device, shared)(params, grid, scale, (batch, keys))
+        total = devices.shard_rays(mesh, on_device, shared)(params, grid, scale, (batch, keys))
         count = stage.shards * stage.passes
         grads, metrics = jax.tree.map(lambda x: x / count, (total.grads, total.metrics))
         return Gradient(grads, metrics._replace(samples=total.metrics.samples), total.memory)
@@ -395,7 +395,7 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         done = jnp.interp(state.step * 1.0, course.steps, course.progress)
         drawn = draw(pixels, course, state.step, done, streamed)
-        batch, keys = parallel.hold(mesh, drawn)
+        batch, keys = devices.constrain_replicated(mesh, drawn)
         _, scale = optim.unscale(state.opt_state)
         gradient = differentiate(state.params, state.grid, scale, batch, keys)
         if config.shards is not None:
@@ -450,7 +450,7 @@ def transition_stage(
 
 @runtime_checkable
 class Observer(Protocol):
-    """What `fit` tells of its progress; see `monitor.Monitor`."""
+    """What `fit` tells of its progress; see `monitor.TrainMonitor`."""
 
     def should_wait_for_compile(self) -> bool:
         """Whether to go on waiting for a stage to be compiled; asked now and then."""
@@ -526,9 +526,9 @@ def compile_step(
         flat: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
         rgba: Any = jax.ShapeDtypeStruct((*shape, 4), jnp.uint8)
         arguments.append(PrefetchedPixels(flat, rgba))
-    arguments = arguments if mesh is None else parallel.replicated_shapes(mesh, arguments)
+    arguments = arguments if mesh is None else devices.replicated_shapes(mesh, arguments)
     return run.lower(*arguments).compile(
-        parallel.DETERMINISTIC_COMPILER_OPTIONS if config.shards else None
+        sums.DETERMINISTIC_COMPILER_OPTIONS if config.shards else None
     )
 
 
@@ -626,7 +626,7 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
 def exceeds_memory(program: Any) -> bool:
     """Whether a compiled program needs more memory than some process has."""
     too_large = memory.needed_bytes(program) > STEP_MEMORY_FRACTION * memory.free_bytes()
-    return parallel.largest(too_large) > 0
+    return processes.allreduce_max(too_large) > 0
 
 
 def _describe_batch(config: TrainConfig, stage: Stage) -> str:
@@ -663,7 +663,7 @@ def fit(
       DivergedError: with what to change.
       InputError: if the devices cannot share the rays.
     """
-    observer, mesh = observer or Silence(), mesh or parallel.make_mesh(1)
+    observer, mesh = observer or Silence(), mesh or devices.make_mesh(1)
     if config.shards is not None and config.shards % mesh.size:
         raise InputError(
             f"--shards is {config.shards}, which {mesh.size} devices cannot share: take --devices "
@@ -680,7 +680,7 @@ def fit(
     streams = config.stream
     if streams is None:
         many = batches.count_bytes(split, factors) > IMAGE_MEMORY_FRACTION * memory.free_bytes()
-        streams = parallel.largest(many) > 0
+        streams = processes.allreduce_max(many) > 0
     every_pixel = batches.to_device(split, factors, streams)
     growths = transitions.plan_transitions(config)
     best_mse = math.inf
@@ -700,7 +700,7 @@ def fit(
         else:
             stage, state = restored
             stage = transitions.share_among(config, stage, state.grid, mesh.size)
-        state = parallel.replicate(mesh, state)
+        state = devices.replicate(mesh, state)
         step = int(state.step)
         course = make_train_schedule(config, step)
         pixels = every_pixel
@@ -714,15 +714,15 @@ def fit(
             growth = next((growth for growth in growths if growth.step == step), None)
             before = stage, state
             if growth is not None:
-                here = parallel.to_local(mesh, state)
+                here = devices.to_local(mesh, state)
                 stage, here = transition_stage(config, stage, here, growth)
-                state = parallel.replicate(mesh, here)
+                state = devices.replicate(mesh, here)
                 course = make_train_schedule(config, step + 1)
                 if filters:
                     pixels = batches.filter_pixels(every_pixel, state.grid, scene_range)
 
             started = time.perf_counter()
-            shown = parallel.replicate(mesh, lean(pixels))
+            shown = devices.replicate(mesh, lean(pixels))
             if not compiler.is_ready(stage, state, shown, observer.should_wait_for_compile):
                 return before
             del before
@@ -748,12 +748,12 @@ def fit(
                 end = coming.step if coming else config.steps
                 longest = observer.dispatch_seconds()
                 at_once = max(int(min(longest / pace, config.steps_per_dispatch)), 1)
-                count = parallel.agree(min(at_once, end - step))
+                count = processes.broadcast_from_main(min(at_once, end - step))
                 started = time.perf_counter()
                 rest: list[Any] = [course, jnp.asarray(count, jnp.int32)]
                 if streams:
                     rest.append(stream.take(config, pixels, course, each, step))
-                state, metrics = run(state, shown, *parallel.replicate(mesh, rest))
+                state, metrics = run(state, shown, *devices.replicate(mesh, rest))
                 step += count
                 if streams:
                     stream.begin(config, pixels, course, each, step)

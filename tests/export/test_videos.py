@@ -15,8 +15,8 @@ from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
 from jaxrf.export import videos
 from jaxrf.rendering.volume import Picture
-from jaxrf.training import runs
 from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("videos")
     config = tiny_nerf()
     stage, state = first_state(config)
-    scene = runs.scene_metadata(make_scene(), write_scene(folder / "ball"))
+    scene = SceneMetadata.from_scene(make_scene(), write_scene(folder / "ball"))
     return Run(folder / "run", config, scene, stage, state, 0.0)
 
 

@@ -16,7 +16,7 @@ import pytest
 from scenes import TINY, differing_leaves, write_scene
 
 from jaxrf.core.errors import InputError
-from jaxrf.parallel import devices as parallel
+from jaxrf.parallel import devices, processes, sums
 from jaxrf.training import runs
 
 pytestmark = pytest.mark.as_used
@@ -213,7 +213,7 @@ def test_pairs_are_added_in_one_order(count: int) -> None:
         return add_slowly(parts[:half]) + add_slowly(parts[half:])
 
     total = jax.jit(
-        lambda x: parallel.pairwise_sum(
+        lambda x: sums.pairwise_sum(
             lambda part: part, x, count, np.float32(0.0), lambda a, b: a + b
         )
     )(parts)
@@ -221,13 +221,13 @@ def test_pairs_are_added_in_one_order(count: int) -> None:
 
 
 def test_alone_a_process_decides_for_itself() -> None:
-    assert parallel.leads()
-    assert parallel.agree([True, None, "x"]) == [True, None, "x"]
-    assert parallel.largest(3) == 3
+    assert processes.is_main_process()
+    assert processes.broadcast_from_main([True, None, "x"]) == [True, None, "x"]
+    assert processes.allreduce_max(3) == 3
     done: list[int] = []
-    parallel.once(lambda: done.append(1))
+    processes.main_process_first(lambda: done.append(1))
     assert done == [1]
-    with parallel.silence_non_main(), parallel.abort_on_peer_failure():
+    with processes.silence_non_main(), processes.abort_on_peer_failure():
         pass
 
 
@@ -237,11 +237,11 @@ def test_of_several_processes_one_that_cannot_go_on_waits_for_none(
 ) -> None:
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
-    with pytest.raises(kind, match="Gloo"), parallel.abort_on_peer_failure():
+    with pytest.raises(kind, match="Gloo"), processes.abort_on_peer_failure():
         raise kind("UNKNOWN: Gloo all-reduce failed")
     assert not left
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with parallel.abort_on_peer_failure():
+    with processes.abort_on_peer_failure():
         raise kind("UNKNOWN: Gloo all-reduce failed")
     assert len(left) == 1 and left[0] > 0
     assert "UNKNOWN: Gloo all-reduce failed" in capsys.readouterr().err
@@ -249,9 +249,9 @@ def test_of_several_processes_one_that_cannot_go_on_waits_for_none(
 
 def test_more_devices_than_there_are_are_refused() -> None:
     with pytest.raises(InputError, match=r"--devices asks for 1000, but there"):
-        parallel.make_mesh(1000)
+        devices.make_mesh(1000)
 
 
 def test_processes_that_do_not_know_each_other_are_refused() -> None:
     with pytest.raises(InputError, match="add --processes and --process-id"):
-        parallel.connect("localhost:1", None, None)
+        processes.init_distributed("localhost:1", None, None)

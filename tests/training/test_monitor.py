@@ -26,6 +26,7 @@ from jaxrf.training import monitor, runs, schedule, transitions
 from jaxrf.training.config import TrainConfig, VideoConfig
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.monitor import Monitor, catch_signals
+from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.training.train import Metrics, TrainState
 
 METRICS = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.4, 0.05, 4096, 1.5, 1, 0.9, 1.2)))
@@ -145,7 +146,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         film: Any = None,
     ) -> Watched:
         scene = make_scene()
-        summary = runs.scene_metadata(scene, Path("ball"))
+        summary = SceneMetadata.from_scene(scene, Path("ball"))
         stage, state = first_state(config)
         writer = FakeWriter()
         caught: list[int] = []
@@ -228,7 +229,7 @@ def test_all_views_that_are_given_are_validated(watch: Any) -> None:
         config, watched.stage, state.params, state.grid, (2.0, 6.0), white
     )
     scored = list(scoring.score_split(render, make_scene().splits["val"], white, range(2)))
-    wanted = scoring.summarise(scored)
+    wanted = scoring.summarize(scored)
     assert wanted["per_image"][0]["psnr"] != wanted["per_image"][1]["psnr"]
     for name in ("psnr", "ssim"):
         assert watched.writer.values[50][f"val/{name}"] == pytest.approx(wanted[name], rel=1e-4)
@@ -659,4 +660,4 @@ def test_files_that_tell_another_time_are_not_believed(
     created = psutil.Process().create_time()
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: created)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
-    assert monitor.seconds_since_start() == pytest.approx(time.time() - created, abs=0.5)
+    assert timing.seconds_since_start() == pytest.approx(time.time() - created, abs=0.5)

@@ -25,6 +25,7 @@ from scenes import (
 
 from jaxrf.core.errors import InputError
 from jaxrf.training import runs
+from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
 
 
 def make_run(folder: Path, steps: tuple[int, ...] = (3,), make: Any = tiny_nerf) -> tuple[Any, Any]:
@@ -37,7 +38,7 @@ def make_run(folder: Path, steps: tuple[int, ...] = (3,), make: Any = tiny_nerf)
     manager = runs.open_checkpoints(folder, config)
     for step in steps:
         state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
-        scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+        scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
         runs.save(manager, scene, stage, state, 1.5 * step, None)
         manager.wait_until_finished()
     manager.close()
@@ -67,7 +68,7 @@ def test_a_run_is_opened_as_it_was_saved(tmp_path: Path, make: Any) -> None:
     assert opened.stage == stage and hash(opened.stage) == hash(stage)
     assert int(opened.state.step) == 5 and opened.seconds == 7.5
     assert differing_leaves(opened.state, state) == []
-    assert opened.scene == runs.scene_metadata(make_scene(), Path("/data/ball"))
+    assert opened.scene == SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     assert int(runs.open_run(tmp_path / "run", 3).state.step) == 3
 
 
@@ -81,7 +82,7 @@ def test_checkpoints_are_opened_by_the_first_that_is_saved(tmp_path: Path) -> No
     unused.close()
     assert not (run / "checkpoints").exists()
     late = runs.LazyCheckpointManager(run, config)
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     for step in (1, 4):
         state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
         runs.save(late, scene, stage, state, 2.0 * step, 20.0 + step)
@@ -94,7 +95,7 @@ def test_checkpoints_are_opened_by_the_first_that_is_saved(tmp_path: Path) -> No
 
 def test_the_summary_describes_the_scene() -> None:
     scene = make_scene()
-    summary = runs.scene_metadata(scene, Path("ball"))
+    summary = SceneMetadata.from_scene(scene, Path("ball"))
     assert summary.name == "ball" and Path(summary.data) == Path("ball").absolute()
     assert (summary.near, summary.far, summary.width, summary.height) == (2.0, 6.0, SIZE, SIZE)
     assert summary.focal == pytest.approx(0.5 * SIZE / np.tan(0.35), rel=1e-5)
@@ -105,7 +106,7 @@ def test_the_summary_describes_the_scene() -> None:
     images[2, 3, 4, 0] ^= 1
     split = dataclasses.replace(scene.splits["train"], images=images)
     other = dataclasses.replace(scene, splits={"train": split})
-    assert runs.scene_metadata(other, Path("ball")).checksum != summary.checksum
+    assert SceneMetadata.from_scene(other, Path("ball")).checksum != summary.checksum
 
 
 @pytest.mark.parametrize("step", [0, 4, 99])
@@ -259,9 +260,9 @@ def test_text_is_written_wholly_or_not_at_all(
 
 def test_what_cameras_see_moves_with_those_that_leave_the_training_cameras() -> None:
     scene = make_scene()
-    summary = runs.scene_metadata(scene, Path("/data/ball"))
+    summary = SceneMetadata.from_scene(scene, Path("/data/ball"))
     _, state = first_state(tiny_nerf())
-    find = runs.near_far_fn(summary, state.grid)
+    find = near_far_fn(summary, state.grid)
     assert callable(find)
     cameras = scene.splits["test"].cameras
     # Cameras like those of training see exactly what these do.
@@ -271,12 +272,12 @@ def test_what_cameras_see_moves_with_those_that_leave_the_training_cameras() -> 
     near, far = find(dataclasses.replace(cameras, T_world_camera=poses), 0)
     assert (near, far) == pytest.approx((10.0 - 0.05 * DISTANCE, 14.0 - 0.05 * DISTANCE), abs=0.1)
     # Without their poses the distance is known all the same.
-    find = runs.near_far_fn(dataclasses.replace(summary, poses=()), state.grid)
+    find = near_far_fn(dataclasses.replace(summary, poses=()), state.grid)
     assert callable(find) and find(cameras, 0) == (2.0, 6.0)
     # All of space is seen from wherever.
-    assert runs.near_far_fn(dataclasses.replace(summary, ndc=(1.0, 1.0, 1.0)), state.grid) == (2, 6)
+    assert near_far_fn(dataclasses.replace(summary, ndc=(1.0, 1.0, 1.0)), state.grid) == (2, 6)
     unbounded = dataclasses.replace(state.grid, bounds=state.grid.aabb)
-    assert runs.near_far_fn(summary, unbounded) == (2.0, 6.0)
+    assert near_far_fn(summary, unbounded) == (2.0, 6.0)
 
 
 def test_a_curve_is_read_out_of_what_killed_and_resumed_processes_left(tmp_path: Path) -> None:

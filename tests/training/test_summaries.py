@@ -9,7 +9,7 @@ import pytest
 from scenes import BOX, tiny_hashgrid, tiny_nerf, tiny_tensorf, tiny_voxels
 
 from jaxrf.evaluation import images
-from jaxrf.evaluation.scoring import Scored
+from jaxrf.evaluation.scoring import ViewMetrics
 from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import (
     DensityEmaGrid,
@@ -20,14 +20,14 @@ from jaxrf.sampling.occupancy import (
 from jaxrf.training import summaries, train, transitions
 
 
-def make_scored(height: int, width: int) -> Scored:
+def make_scored(height: int, width: int) -> ViewMetrics:
     rng = np.random.default_rng(3)
 
     def draw(*shape: int) -> np.ndarray:
         return rng.uniform(0, 1, shape).astype(np.float32)
 
     seen = Picture(draw(height, width, 3), draw(height, width), *(2.0 + draw(2, height, width)))
-    return Scored(0, "r_7", seen, draw(height, width, 3), 31.5, 0.91)
+    return ViewMetrics(0, "r_7", seen, draw(height, width, 3), 31.5, 0.91)
 
 
 @pytest.mark.parametrize(("height", "width", "factor"), [(30, 40, 5), (200, 300, 1), (9, 200, 1)])
