@@ -74,7 +74,8 @@ def fit_num_steps(
       growing: whether stage transitions are still to come.
       num_transitions: how many of them.
       is_first: whether the number is fitted for the first time.
-      evaluation_seconds: of validations and videos still to come. They get half of the time at most.
+      evaluation_seconds: of validations and videos still to come, which get at most half of the
+        time.
     """
     seconds_per_step = timer.seconds / timer.steps
     if is_first and growing:

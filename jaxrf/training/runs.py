@@ -113,7 +113,7 @@ def write_config(folder: Path, config: TrainConfig) -> None:
 
 
 def vendor_user_code(folder: Path, config: TrainConfig) -> TrainConfig:
-    """Copies the user's modules into a run's folder; returns a configuration that names the copies."""
+    """Copies the user's modules into a run's folder; returns a config that names the copies."""
 
     def vendor(part: Any) -> Any:
         source = getattr(part, "source", "")
