@@ -279,7 +279,7 @@ def _keep_showing(viewer: Viewer, run: Run) -> None:
 
 
 def make_interactive_renderer(run: Run) -> interactive.InteractiveRenderer:
-    """A painter of what a run has learnt."""
+    """An interactive renderer of a run's field."""
     state, seen = run.state, near_far_fn(run.scene, run.state.grid)
     behind = train.background_color(run.config)
     return interactive.make_interactive_renderer(

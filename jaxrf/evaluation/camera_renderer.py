@@ -69,16 +69,17 @@ class CameraRenderer:
     """A trained field that renders images of cameras.
 
     Attributes:
-      config: of the training; its field's ray convention is applied to cameras.
-      program: static arguments of the compiled program.
+      program: static arguments of the compiled program. Its field's ray convention is applied to
+        cameras.
+      deterministic: compile such that bits do not depend on the number of devices.
       params, grid: parameters and occupancy grid, replicated over the program's mesh.
       aabb: (2, 3) box outside of which nothing is rendered.
       scene_range: near and far, distances along rays, or a function that computes them.
       background: (3,) color behind everything.
     """
 
-    config: TrainConfig
     program: ChunkProgram
+    deterministic: bool
     params: Params
     grid: OccupancyGrid
     aabb: Float[np.ndarray, "2 3"]
@@ -108,7 +109,7 @@ class CameraRenderer:
         width, height = supersample * cameras.width, supersample * cameras.height
         num_pixels, call_rays = width * height, self.program.call_rays
         arguments = self._image_arguments(cameras, index, supersample, crop_aabb)
-        render_chunks = _render_chunks_ordered if self.config.shards else _render_chunks
+        render_chunks = _render_chunks_deterministic if self.deterministic else _render_chunks
         calls: list[Rendering] = []
         for start in range(0, num_pixels, call_rays):
             if should_stop is not None and should_stop():
@@ -133,7 +134,7 @@ class CameraRenderer:
             self.scene_range(cameras, index) if callable(self.scene_range) else self.scene_range
         )
         camera = index_cameras(
-            apply_ray_convention(cameras, self.config.field.convention), np.array([index])
+            apply_ray_convention(cameras, self.program.field.convention), np.array([index])
         )
         camera = resize_cameras(camera, supersample * camera.width, supersample * camera.height)
         # Width and height are static, but the program must not depend on them.
@@ -179,7 +180,8 @@ def make_camera_renderer(
         config.field, stage, config.render_samples, chunk_rays, chunks_per_call, mesh
     )
     params, grid = devices.replicate(mesh, (params, grid))
-    return CameraRenderer(config, program, params, grid, aabb, scene_range, background)
+    deterministic = bool(config.shards)
+    return CameraRenderer(program, deterministic, params, grid, aabb, scene_range, background)
 
 
 def _render_chunks_of_call(
@@ -259,7 +261,7 @@ def _chunk_rays(
 
 # Jitted at module level, so that all renderers of the same program share what was compiled.
 _render_chunks = jax.jit(_render_chunks_of_call, static_argnums=0)
-_render_chunks_ordered = jax.jit(
+_render_chunks_deterministic = jax.jit(
     _render_chunks_of_call,
     static_argnums=0,
     compiler_options=sums.DETERMINISTIC_COMPILER_OPTIONS,

@@ -36,7 +36,7 @@ class EventWriter:
           resumed_at: the step at which a resumed run continues. TensorBoard then drops later steps
             that an earlier process wrote.
         """
-        self._folder, self._enabled, self._resumed_at = folder, writes, resumed_at
+        self._folder, self._enabled, self._resumed_at = folder, enabled, resumed_at
         # One thread, so that events keep their order.
         self._pool = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxrf.parallel import devices, processes
 from jaxrf.training import budget, optim, runs, scene_metadata, schedule, summaries, transitions
 from jaxrf.training import config as configs
 from jaxrf.training.config import TrainConfig
+from jaxrf.training.live_viewer import VIEWED_DISPATCH_SECONDS, LiveViewer, wait_for_viewer
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata
@@ -32,9 +33,6 @@ from jaxrf.training.train import Metrics, TrainState, background_color, make_tra
 
 # Frames per second of videos of the training. They have a quarter of the frames of the final video.
 VIDEO_FPS = 6.0
-# While a viewer is open: seconds of a dispatch, and for how long training pauses while the camera
-# moves.
-VIEWED_DISPATCH_SECONDS, CAMERA_PAUSE_SECONDS = 0.15, 1.0
 
 
 class Validation(NamedTuple):
@@ -46,27 +44,6 @@ class Validation(NamedTuple):
     step: int
     seconds: float
     psnr: float
-
-
-@runtime_checkable
-class LiveViewer(Protocol):
-    """A viewer of a training in progress; see `viewer.server.Viewer`."""
-
-    def follow(self, make: Callable[[], InteractiveRenderer], text: str) -> None:
-        """Offers the present state and a line about it; calls `make` at once or never."""
-        ...
-
-    def has_clients(self) -> bool:
-        """Whether a browser is connected."""
-        ...
-
-    def camera_moving(self) -> bool:
-        """Whether the camera of a browser moved just now."""
-        ...
-
-    def is_paused(self) -> bool:
-        """Whether training was paused in the browser."""
-        ...
 
 
 class TrainMonitor:
@@ -224,26 +201,10 @@ class TrainMonitor:
         summary = f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
         self._bar.set_postfix_str(summary)
         self.events.note(f"step {step} of {self.config.steps}: {summary}")
-        norms = {"grid": metrics.grid_grad_norm, "network": metrics.mlp_grad_norm}
-        groups = self._param_groups
-        self.events.scalars(
-            {
-                "train/loss": float(metrics.loss),
-                "train/psnr": psnr,
-                "train/grad_norm": float(metrics.grad_norm),
-                "train/opacity": float(metrics.opacity),
-                "train/dropped_rays": float(metrics.dropped),
-                "speed/rays_per_second": rate,
-                "speed/samples_per_second": steps * float(metrics.samples) / elapsed,
-                **{f"train/gradient_norm_{group}": float(norms[group]) for group in groups},
-                **{
-                    f"learning_rate/{group}": float(self._schedules[group](step))
-                    for group in groups
-                },
-            },
-            step,
-            self._measure_machine,
-        )
+        scalars = summaries.dispatch_scalars(metrics, steps, elapsed, self._param_groups)
+        rates = {f"learning_rate/{g}": float(self._schedules[g](step)) for g in self._param_groups}
+        scalars |= {"train/psnr": psnr, "speed/rays_per_second": rate, **rates}
+        self.events.scalars(scalars, step, self._measure_machine)
 
     def dispatch_seconds(self) -> float:
         """Target duration of a dispatch, short while a viewer's rendering waits for the device."""
@@ -255,12 +216,7 @@ class TrainMonitor:
         if self.val_history:
             text += f", validation PSNR {self.val_history[-1].psnr:.2f} dB"
         viewer.follow(lambda: self._make_interactive_renderer(stage, state), text)
-        started = time.monotonic()
-        while not self.caught_signals and (
-            viewer.is_paused()
-            or (viewer.camera_moving() and time.monotonic() - started < CAMERA_PAUSE_SECONDS)
-        ):
-            time.sleep(0.02)
+        wait_for_viewer(viewer, self.caught_signals)
 
     def _make_interactive_renderer(self, stage: Stage, state: TrainState) -> InteractiveRenderer:
         # Copies, as the next step donates the arrays of the state.

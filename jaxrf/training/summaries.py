@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -37,6 +37,24 @@ EXCLUDED_OPTIONS = {"data", "run_dir", "resume", "knots", "coordinator", "proces
 EXCLUDED_OPTIONS |= {"lpips", "video", "view", "viewer", "keep_checkpoints", "checkpoint_seconds"}
 # Columns that a table of runs displays first; TensorBoard begins with five.
 LEADING_COLUMNS = ("batch_rays", "dataset", "field.kind", "seed", "steps")
+
+
+def dispatch_scalars(
+    metrics: Any, steps: int, seconds: float, groups: Collection[str]
+) -> dict[str, float]:
+    """Scalars of a dispatch by tag, from the `train.Metrics` of its steps.
+
+    `groups` are the parameter groups, "grid" or "network", whose gradient norms are included.
+    """
+    norms = {"grid": metrics.grid_grad_norm, "network": metrics.mlp_grad_norm}
+    return {
+        "train/loss": float(metrics.loss),
+        "train/grad_norm": float(metrics.grad_norm),
+        "train/opacity": float(metrics.opacity),
+        "train/dropped_rays": float(metrics.dropped),
+        "speed/samples_per_second": steps * float(metrics.samples) / seconds,
+        **{f"train/gradient_norm_{group}": float(norms[group]) for group in groups},
+    }
 
 
 def write_view(events: EventWriter, split: str, view: ViewMetrics, step: int) -> None:
