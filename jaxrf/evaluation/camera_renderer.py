@@ -164,7 +164,8 @@ def make_camera_renderer(
       crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
         program is compiled anew whenever cells were pruned.
       mesh: devices that share the chunks, by default one. All processes of the mesh have to render.
-      max_chunk_rays: render one chunk of at most so many rays a call, so that a call is short.
+      max_chunk_rays: render one chunk of at most so many rays a call, so that a call is short. The
+        bits of an image then may depend on the number of devices in spite of `config.shards`.
     """
     mesh = mesh or devices.make_mesh(1)
     if jax.default_backend() == "cpu" and config.render_samples > MAX_CPU_SAMPLES:
@@ -174,13 +175,13 @@ def make_camera_renderer(
     chunk_rays = max(rays_at_once(config) // min(config.shards or mesh.size, 4), 64)
     chunks_per_call = min(max(CALL_RAYS // (chunk_rays * mesh.size), 1), MAX_CALL_CHUNKS)
     if max_chunk_rays is not None:
-        chunk_rays, chunks_per_call = min(chunk_rays, max_chunk_rays), 1
+        chunk_rays, chunks_per_call = min(rays_at_once(config), max_chunk_rays), 1
     stage, aabb = eval_stage(config.field, stage, grid, crop_to_occupied)
     program = ChunkProgram(
         config.field, stage, config.render_samples, chunk_rays, chunks_per_call, mesh
     )
     params, grid = devices.replicate(mesh, (params, grid))
-    deterministic = bool(config.shards)
+    deterministic = bool(config.shards) and max_chunk_rays is None
     return CameraRenderer(program, deterministic, params, grid, aabb, scene_range, background)
 
 
