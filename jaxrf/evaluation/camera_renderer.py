@@ -75,7 +75,7 @@ class CameraRenderer:
       params, grid: parameters and occupancy grid, replicated over the program's mesh.
       aabb: (2, 3) box outside of which nothing is rendered.
       scene_range: near and far, distances along rays, or a function that computes them.
-      background: (3,) color behind everything.
+      background: (3,) color of rays that hit nothing.
     """
 
     program: ChunkProgram
@@ -160,11 +160,11 @@ def make_camera_renderer(
     Args:
       config, stage, params, grid: of the training.
       scene_range: near and far, distances along rays, or a function that computes them.
-      background: (3,) color behind everything.
+      background: (3,) color of rays that hit nothing.
       crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
-        program is compiled anew whenever cells were pruned.
+        program is recompiled whenever cells were pruned.
       mesh: devices that share the chunks, by default one. All processes of the mesh have to render.
-      max_chunk_rays: render one chunk of at most so many rays a call, so that a call is short. The
+      max_chunk_rays: render a single chunk of at most this many rays per call, to keep calls short. The
         bits of an image then may depend on the number of devices in spite of `config.shards`.
     """
     mesh = mesh or devices.make_mesh(1)

@@ -66,10 +66,10 @@ def make_render_fn(
       config, stage, params, grid: of the training. With `config.shards`, the bits of an image do
         not depend on the number of devices.
       scene_range: near and far, distances along rays, or a function that computes them.
-      background: (3,) color behind everything.
+      background: (3,) color of rays that hit nothing.
       supersample: rays of a pixel along each axis, averaged; by default as many as in training.
       crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
-        program is compiled anew whenever cells were pruned.
+        program is recompiled whenever cells were pruned.
       mesh: devices that share the rays, by default one. All processes of the mesh have to render.
     """
     supersample = supersample or stage.supersample

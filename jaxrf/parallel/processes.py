@@ -19,7 +19,7 @@ import numpy as np
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError
 
-# A process that sends no heartbeat for so many seconds counts as lost.
+# A process without a heartbeat for this many seconds counts as lost.
 HEARTBEAT_TIMEOUT_SECONDS = 30
 
 Tree = TypeVar("Tree")

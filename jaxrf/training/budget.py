@@ -15,8 +15,8 @@ from jaxrf.training.timing import StepTimer
 DEFAULT_EVALUATION_SECONDS = 1.0
 # Seconds between two stages in which no step runs.
 TRANSITION_SECONDS = 1.5
-# Share of the time left for steps, and seconds less: checkpoints and logs take the rest. A training
-# that is cut off before its learning rate has decayed loses more than a few steps.
+# Share of the remaining time for steps, and seconds less, as checkpoints and logs take time too. A
+# training that is cut off before its learning rate has decayed loses more than a few steps.
 STEP_SHARE, RESERVE_SECONDS = 0.96, 0.3
 
 

@@ -36,7 +36,7 @@ VIDEO_FPS = 6.0
 
 
 class Validation(NamedTuple):
-    """Mean PSNR of the validation views after so many steps and seconds.
+    """Mean PSNR of the validation views after a number of steps and seconds.
 
     Seconds count from the start of the process, without those of earlier validations.
     """

@@ -59,7 +59,7 @@ class StepTimer:
     warm: bool = False
 
     def update(self, steps: int, seconds: float) -> None:
-        """Counts a dispatch of so many steps."""
+        """Counts a dispatch."""
         if self.warm:
             self.steps, self.seconds = self.steps + steps, self.seconds + seconds
             self.best = min(self.best, seconds / steps)

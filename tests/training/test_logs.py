@@ -101,13 +101,13 @@ def test_histogram_counts_finite_values(tmp_path: Path) -> None:
     writer.histogram("none", np.full(3, np.nan, np.float32), 7)
     writer.close()
     (event,) = read_histograms(tmp_path, "a/b")
-    found = event.histogram_value
-    assert (event.step, found.num) == (7, 5000)
-    assert (found.min, found.max) == (values.min(), values.max())
-    assert found.sum == pytest.approx(values.astype(float).sum())
-    assert found.sum_squares == pytest.approx(np.square(values.astype(float)).sum())
-    below = np.cumsum(found.bucket)
-    expected = [(values <= limit).sum() for limit in found.bucket_limit]
+    histogram = event.histogram_value
+    assert (event.step, histogram.num) == (7, 5000)
+    assert (histogram.min, found.max) == (values.min(), values.max())
+    assert histogram.sum == pytest.approx(values.astype(float).sum())
+    assert histogram.sum_squares == pytest.approx(np.square(values.astype(float)).sum())
+    below = np.cumsum(histogram.bucket)
+    expected = [(values <= limit).sum() for limit in histogram.bucket_limit]
     np.testing.assert_allclose(below, expected, atol=2)
     (same,) = read_histograms(tmp_path, "same")
     assert sum(same.histogram_value.bucket) == 10
