@@ -164,8 +164,8 @@ def make_camera_renderer(
       crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
         program is recompiled whenever cells were pruned.
       mesh: devices that share the chunks, by default one. All processes of the mesh have to render.
-      max_chunk_rays: render a single chunk of at most this many rays per call, to keep calls short. The
-        bits of an image then may depend on the number of devices in spite of `config.shards`.
+      max_chunk_rays: render a single chunk of at most this many rays per call, to keep calls short.
+        The bits of an image may then depend on the number of devices despite `config.shards`.
     """
     mesh = mesh or devices.make_mesh(1)
     if jax.default_backend() == "cpu" and config.render_samples > MAX_CPU_SAMPLES:
