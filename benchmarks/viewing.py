@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxrf.cameras.base import resize_cameras
-from jaxrf.cameras.poses import near_far_for_box
+from jaxrf.cameras.base import index_cameras, near_far_for_box, resize_cameras
 from jaxrf.cli import commands
 from jaxrf.cli.options import RenderOptions
 from jaxrf.evaluation import images, interactive
 from jaxrf.export.videos import path_cameras
-from jaxrf.rendering.image import HostRendering
+from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs
 from jaxrf.viewer.server import FLUID_SECONDS, WHOLE
@@ -28,7 +27,7 @@ from jaxrf.viewer.server import FLUID_SECONDS, WHOLE
 SIZES = (384, 768)
 
 
-def encode(picture: HostRendering, span: tuple[float, float]) -> bytes:
+def encode(picture: Picture, span: tuple[float, float]) -> bytes:
     """A picture as it is sent to a browser."""
     buffer = io.BytesIO()
     image = Image.fromarray(images.draw_channel(picture, "rgb", span))
@@ -46,24 +45,24 @@ def main() -> None:
     paint = commands.make_interactive_renderer(run)
     orbit = path_cameras(run, RenderOptions(frames=600, size=SIZES[-1]))
     span = near_far_for_box(orbit, visible_aabb(paint.grid))
-    tiny = resize_cameras(orbit[0], 8, 8)
-    paint.paint(tiny, WHOLE, lambda: False)
+    tiny = resize_cameras(index_cameras(orbit, np.array([0])), 8, 8)
+    paint.render(tiny, WHOLE, lambda: False)
     print("| sharpest | while it moves | frames/s | first picture | sharp after |")
     print("|---|---|---|---|---|")
     for size in SIZES:
-        pace, widths, times = interactive.Pace(FLUID_SECONDS), [], []
+        timer, widths, times = interactive.FrameTimer(FLUID_SECONDS), [], []
         cameras = resize_cameras(orbit, size, size * orbit.height // orbit.width)
         started = time.perf_counter()
         while (now := time.perf_counter()) - started < arguments.seconds:
-            camera = cameras[len(times) % len(cameras)]
+            camera = index_cameras(cameras, np.array([len(times) % len(cameras)]))
             picture = next(
-                interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False)
+                interactive.render_progressively(paint, camera, WHOLE, timer, lambda: False)
             )
             encode(picture, span)
             widths.append(picture.opacity.shape[1])
             times.append(time.perf_counter() - now)
         begun, reached = time.perf_counter(), []
-        for picture in interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False):
+        for picture in interactive.render_progressively(paint, camera, WHOLE, timer, lambda: False):
             encode(picture, span)
             reached.append(time.perf_counter() - begun)
         moving = int(np.median(widths[5:]))

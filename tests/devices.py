@@ -1,9 +1,9 @@
-"""Trains the same on devices out of one CPU, one or several, and prints how far that agrees.
+"""Trains on one and on several devices of a CPU and prints how far the results differ.
 
     python tests/devices.py 2,4,8 KIND ...
     JAX_ENABLE_X64=1 python tests/devices.py 2,4,8 KIND ...
 
-A process of its own, as the number of devices is settled when JAX starts.
+Runs in its own process, as the number of devices is fixed when JAX starts.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ from scenes import (  # noqa: E402
     tiny_voxels,
 )
 
-from jaxrf.evaluation import scoring
+from jaxrf.evaluation import scoring  # noqa: E402
 from jaxrf.models.methods import Stage  # noqa: E402
-from jaxrf.parallel import devices as parallel  # noqa: E402
-from jaxrf.training import optim, train, transitions
-from jaxrf.training import pixels as batches
+from jaxrf.parallel import devices  # noqa: E402
+from jaxrf.training import optim, train, transitions  # noqa: E402
+from jaxrf.training import pixels as batches  # noqa: E402
 from jaxrf.training.config import TrainConfig  # noqa: E402
 from jaxrf.training.train import TrainState  # noqa: E402
 
@@ -51,19 +51,19 @@ KINDS: dict[str, Callable[..., TrainConfig]] = {
 
 
 def make_config(kind: str, **changes: Any) -> TrainConfig:
-    """A tiny field in whose steps no device runs out of room, lest it drop rays."""
-    room = {"background": "random", "batch_samples": 1 << 15, "batch_rays": 128}
-    return dataclasses.replace(KINDS[kind](), **room | changes)
+    """A tiny field with a batch so small that no device drops rays."""
+    batch = {"background": "random", "batch_samples": 1 << 15, "batch_rays": 128}
+    return dataclasses.replace(KINDS[kind](), **batch | changes)
 
 
-def train_on(config: TrainConfig, devices: int, steps: int | None) -> tuple[Stage, TrainState]:
-    mesh = parallel.make_mesh(devices)
+def train_on(config: TrainConfig, num_devices: int, steps: int | None) -> tuple[Stage, TrainState]:
+    mesh = devices.make_mesh(num_devices)
     stage, state = train.fit(config, make_scene(), Recorder(steps), mesh=mesh)
     return stage, jax.device_get(state)
 
 
 def first_moment(state: TrainState) -> np.ndarray:
-    """Adam's, which after one step is the gradient times a number."""
+    """Adam's first moment, which after one step is proportional to the gradient."""
     adam = [
         node
         for node in jax.tree.leaves(state.opt_state, is_leaf=optim._is_adam)
@@ -73,50 +73,50 @@ def first_moment(state: TrainState) -> np.ndarray:
 
 
 def compare(kind: str, counts: Sequence[int]) -> dict[str, Any]:
-    """Differences of the first gradient, bits of the end with a fixed order, and of pictures."""
-    config, found = make_config(kind), {"gradient": {}, "bits": {}, "picture": {}}
+    """Differences of the first gradient, and with shards of the final bits and of an image."""
+    config, differences = make_config(kind), {"gradient": {}, "bits": {}, "image": {}}
     first = first_moment(train_on(config, 1, 1)[1])
     ordered = make_config(kind, shards=COUNT)
-    stage, whole = train_on(ordered, 1, None)
-    for devices in counts:
-        other = first_moment(train_on(config, devices, 1)[1])
-        apart = np.linalg.norm(other - first) / np.linalg.norm(first)
-        found["gradient"][str(devices)] = float(apart)
-        again = train_on(ordered, devices, None)[1]
-        found["bits"][str(devices)] = list(differing_leaves(again, whole))
-    pictures = [
+    stage, state = train_on(ordered, 1, None)
+    for num_devices in counts:
+        other = first_moment(train_on(config, num_devices, 1)[1])
+        error = np.linalg.norm(other - first) / np.linalg.norm(first)
+        differences["gradient"][str(num_devices)] = float(error)
+        again = train_on(ordered, num_devices, None)[1]
+        differences["bits"][str(num_devices)] = list(differing_leaves(again, state))
+    images = [
         scoring.make_render_fn(
             ordered,
             stage,
-            whole.shown,
-            whole.grid,
+            state.shown,
+            state.grid,
             (2.0, 6.0),
             np.ones(3, np.float32),
-            mesh=parallel.make_mesh(devices),
+            mesh=devices.make_mesh(num_devices),
         )(make_scene().splits["test"].cameras, 0)
-        for devices in (1, counts[-1])
+        for num_devices in (1, counts[-1])
     ]
-    found["picture"] = float(np.abs(pictures[0].rgb - pictures[1].rgb).max())
-    return found
+    differences["image"] = float(np.abs(images[0].rgb - images[1].rgb).max())
+    return differences
 
 
 def as_doubles(tree: Any) -> Any:
-    """Arrays of float64 in place of those of float32."""
+    """The tree with float32 arrays converted to float64."""
     return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, tree)
 
 
 def follow(kind: str, counts: Sequence[int], steps: int = 200) -> dict[str, Any]:
-    """How far parameters lie apart after many steps of one stage in float64."""
+    """Relative differences of parameters after many steps of one stage in float64."""
     scene, ends = make_scene(), {}
     config = make_config(kind, steps=2 * steps)
     scene_range = (scene.near, scene.far)
-    for devices in (1, *counts):
-        mesh = parallel.make_mesh(devices)
-        stage = transitions.first_stage(config, scene.aabb, devices)
+    for num_devices in (1, *counts):
+        mesh = devices.make_mesh(num_devices)
+        stage = transitions.first_stage(config, scene.aabb, num_devices)
         grid = transitions.init_grid(config.field, stage, scene.aabb)
         state = as_doubles(train.init_state(config, stage, grid))
         pixels = as_doubles(batches.to_device(scene.splits["train"]))
-        state, pixels, course = parallel.replicate(
+        state, pixels, course = devices.replicate(
             mesh, (state, pixels, as_doubles(train.make_train_schedule(config)))
         )
         step = jax.jit(train.make_train_step(config, stage, scene_range, mesh=mesh))
@@ -124,12 +124,12 @@ def follow(kind: str, counts: Sequence[int], steps: int = 200) -> dict[str, Any]
         assert metrics.dropped == 0.0 and end.step == steps
         leaves = jax.tree.leaves(jax.device_get(end.params))
         assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float64)}
-        ends[devices] = np.concatenate([np.ravel(leaf) for leaf in leaves])
+        ends[num_devices] = np.concatenate([np.ravel(leaf) for leaf in leaves])
     size = np.linalg.norm(ends[1])
     return {str(n): float(np.linalg.norm(ends[n] - ends[1]) / size) for n in counts}
 
 
 if __name__ == "__main__":
-    given = [int(count) for count in sys.argv[1].split(",")]
+    counts = [int(count) for count in sys.argv[1].split(",")]
     work = follow if jax.config.jax_enable_x64 else compare
-    print(json.dumps({kind: work(kind, given) for kind in sys.argv[2:] or KINDS}))
+    print(json.dumps({kind: work(kind, counts) for kind in sys.argv[2:] or KINDS}))

@@ -63,7 +63,7 @@ def test_bricks_are_learnt(run_on_bricks: tuple[runs.Run, Path]) -> None:
     background = train.background_color(run.config)
     render = runs.make_render_fn(run)
     scored = list(scoring.score_split(render, split, background, list(range(len(split)))))
-    assert scoring.summarise(scored)["psnr"] > 28.0
+    assert scoring.summarize(scored)["psnr"] > 28.0
 
 
 def voxel_length(run: runs.Run) -> float:
@@ -124,12 +124,12 @@ def test_nerf_learns_bricks(tmp_path: Path) -> None:
     background = train.background_color(run.config)
     render = runs.make_render_fn(run)
     scored = list(scoring.score_split(render, split, background, list(range(len(split)))))
-    assert scoring.summarise(scored)["psnr"] > 17.0
+    assert scoring.summarize(scored)["psnr"] > 17.0
 
 
 def render_learnt(
     settings: config.TrainConfig, scene: Scene, split: str = "test"
-) -> tuple[float, list[scoring.Scored]]:
+) -> tuple[float, list[scoring.ViewMetrics]]:
     """Trains, and renders the views of a split: their PSNR and themselves."""
     settings = transitions.resolve_config(settings, scene)
     stage, state = train.fit(settings, scene, Recorder())
@@ -138,7 +138,7 @@ def render_learnt(
     render = scoring.make_render_fn(settings, stage, state.shown, state.grid, spread, background)
     views = scene.splits[split]
     scored = list(scoring.score_split(render, views, background, list(range(len(views)))))
-    return scoring.summarise(scored)["psnr"], scored
+    return scoring.summarize(scored)["psnr"], scored
 
 
 @pytest.mark.slow

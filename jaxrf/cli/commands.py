@@ -42,11 +42,12 @@ from jaxrf.evaluation import (
     scoring,
 )
 from jaxrf.export import geometry, models, ternary, videos, web
-from jaxrf.parallel import devices as parallel
-from jaxrf.training import monitor, runs, summaries, train, transitions
+from jaxrf.parallel import devices, processes
+from jaxrf.training import monitor, runs, signals, summaries, timing, train, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
-from jaxrf.training.runs import Run, SceneMetadata
+from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
 from jaxrf.viewer.server import Viewer, check_host
 
 # What other programs call their checkpoints.
@@ -103,10 +104,10 @@ def run_training(config: TrainConfig, preset: str) -> int:
     """
     if config.coordinator is None:
         return _train_and_finish(config, preset)
-    parallel.connect(config.coordinator, config.processes, config.process_id)
+    processes.init_distributed(config.coordinator, config.processes, config.process_id)
     # Another time there may be others.
     config = dataclasses.replace(config, coordinator=None, processes=None, process_id=None)
-    with parallel.silence_non_main(), parallel.abort_on_peer_failure():
+    with processes.silence_non_main(), processes.abort_on_peer_failure():
         return _train_and_finish(config, preset)
 
 
@@ -125,11 +126,11 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
         check_host(config.viewer.host)
     folder = source.folder
     if folder is None:
-        parallel.once(lambda: _ensure_bricks(config))
+        processes.main_process_first(lambda: _ensure_bricks(config))
         folder = _ensure_bricks(config)
     if config.resume and config.devices not in (None, jax.device_count()):
         config = _find_devices(config)
-    mesh = parallel.make_mesh(config.devices)
+    mesh = devices.make_mesh(config.devices)
     if mesh.size > 1:
         print(f"Devices: {mesh.size} share the rays, of {jax.process_count()} processes.")
     # Nothing of the test split is decoded yet, but what is missing there is to be found out now.
@@ -141,9 +142,11 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
     if source.folder is None:
         scene = dataclasses.replace(scene, name="bricks")
     val = _load_val(folder, config)
-    summary = runs.scene_metadata(scene, folder)
+    summary = SceneMetadata.from_scene(scene, folder)
 
-    run_dir = Path(parallel.agree(str(config.run_dir or runs.name_run(config, scene.name))))
+    run_dir = Path(
+        processes.broadcast_from_main(str(config.run_dir or runs.name_run(config, scene.name)))
+    )
     restored = None
     if config.resume:
         restored = runs.open_run(run_dir, config=config)
@@ -158,23 +161,23 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
         if (warning := _doubt_background(config, scene)) is not None:
             print(warning)
         config = dataclasses.replace(config, run_dir=run_dir, data=data)
-        parallel.once(lambda: _begin_run(run_dir, config))
+        processes.main_process_first(lambda: _begin_run(run_dir, config))
         config = dataclasses.replace(runs.read_config(run_dir), run_dir=run_dir)
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
 
     viewer = _open_viewer(config, scene, summary, run_dir)
     done = int(restored.state.step) if restored else 0
-    events = EventWriter(run_dir, parallel.leads(), done if restored else None)
+    events = EventWriter(run_dir, processes.is_main_process(), done if restored else None)
     events.note(
         f"{'resumed' if restored else 'begun'} at step {done} of {config.steps}: "
         f"{config.field.kind} on {scene.name}; {hardware}"
     )
     manager = runs.LazyCheckpointManager(run_dir, config)
-    startup = monitor.seconds_since_start()
+    startup = timing.seconds_since_start()
     try:
         # A process that is gone would be waited for when all is closed.
-        with parallel.abort_on_peer_failure(), monitor.catch_signals() as caught:
-            watcher = monitor.Monitor(
+        with processes.abort_on_peer_failure(), signals.catch_signals() as caught:
+            watcher = monitor.TrainMonitor(
                 run_dir,
                 config,
                 summary,
@@ -193,7 +196,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
             stage, state = train.fit(config, scene, watcher, start, mesh=mesh)
             watcher.save(stage, state)
             watcher.close()
-            interrupted = parallel.largest(caught[0] if caught else 0)
+            interrupted = processes.allreduce_max(caught[0] if caught else 0)
         config = watcher.config
         if interrupted:
             _tell(
@@ -215,7 +218,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
             "devices": mesh.size,
             "rays_per_second": round(clock.rays / max(clock.train, 1e-9), 1),
             "samples_per_second": round(clock.samples / max(clock.train, 1e-9), 1),
-            "validations": [validation._asdict() for validation in watcher.history],
+            "validations": [validation._asdict() for validation in watcher.val_history],
         }
         earlier = watcher.seconds_before
         finish_training(run, folder, events, seconds, trained, hardware, earlier)
@@ -255,7 +258,7 @@ def _open_viewer(
     config: TrainConfig, scene: Scene, summary: SceneMetadata, folder: Path
 ) -> Viewer | None:
     """The page that shows a training, if that is wanted, of the process that writes."""
-    if not config.view or not parallel.leads():
+    if not config.view or not processes.is_main_process():
         return None
     address, behind = config.viewer, train.background_color(config)
     viewer = Viewer(
@@ -270,14 +273,14 @@ def _keep_showing(viewer: Viewer, run: Run) -> None:
     """Shows what a run has learnt until Ctrl-C."""
     viewer.show(make_interactive_renderer(run), f"{int(run.state.step)} steps, done")
     print(f"Open {viewer.address} in a browser; Ctrl-C ends it.", flush=True)
-    with monitor.catch_signals() as caught:
+    with signals.catch_signals() as caught:
         while not caught:
             time.sleep(0.2)
 
 
 def make_interactive_renderer(run: Run) -> interactive.InteractiveRenderer:
-    """A painter of what a run has learnt."""
-    state, seen = run.state, runs.near_far_fn(run.scene, run.state.grid)
+    """An interactive renderer of a run's field."""
+    state, seen = run.state, near_far_fn(run.scene, run.state.grid)
     behind = train.background_color(run.config)
     return interactive.make_interactive_renderer(
         run.config, run.stage, state.shown, state.grid, seen, behind
@@ -337,8 +340,8 @@ def finish_training(
     test = _score(run, split, events)
     trained = trained | score_sizes(run, split, test)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
-    seconds["total"] = earlier + monitor.seconds_since_start()
-    if parallel.leads():
+    seconds["total"] = earlier + timing.seconds_since_start()
+    if processes.is_main_process():
         runs.write_metrics(run.folder, _metrics(run, split, test, seconds, trained, hardware))
     size = f"{split.cameras.width}x{split.cameras.height}"
     _tell(
@@ -354,7 +357,7 @@ def finish_training(
         shots = videos.plan_render(run, options)
         seen = videos.render_plan(run, shots, None, "video")
         rgb = np.stack([images.draw_channel(picture, "rgb", shots.span) for _, picture in seen])
-        if parallel.leads():
+        if processes.is_main_process():
             images.write_mp4(run.folder / "orbit.mp4", rgb, videos.FPS)
         events.video("video/orbit", rgb, videos.FPS, int(run.state.step))
         _tell(events, f"Video: {run.folder / 'orbit.mp4'}")
@@ -372,9 +375,9 @@ def _write_row(run: Run, events: EventWriter, score: dict[str, Any]) -> None:
     results = {f"test/{key}": value for key, value in score.items() if key != "per_image"}
     results["speed/train_seconds"] = run.seconds
     summaries.write_row(events, run.config, run.scene.name, results, step)
-    if parallel.leads():
-        mesh = parallel.make_mesh(None)
-        state = parallel.to_local(mesh, (run.state.params, run.state.grid))
+    if processes.is_main_process():
+        mesh = devices.make_mesh(None)
+        state = devices.to_local(mesh, (run.state.params, run.state.grid))
         summaries.write_parameters(events, *state, step)
 
 
@@ -425,7 +428,7 @@ def run_evaluation(options: EvalOptions) -> int:
     set_up_jax(run.config.matmul_precision)
     hardware = describe_hardware()
     started = time.perf_counter()
-    startup = monitor.seconds_since_start()
+    startup = timing.seconds_since_start()
     if not (options.data or run.scene.data):
         _check_has_pictures(folder)
     data = options.data or Path(run.scene.data)
@@ -442,7 +445,7 @@ def run_evaluation(options: EvalOptions) -> int:
     score = _score(run, split, None, options.supersample)
     before = runs.read_metrics(folder)
     # What was measured of the training stays; only scoring is new.
-    alone = {"startup": startup, "train": run.seconds, "total": monitor.seconds_since_start()}
+    alone = {"startup": startup, "train": run.seconds, "total": timing.seconds_since_start()}
     seconds = before.get("seconds", alone) | {"evaluate": time.perf_counter() - started}
     kept = ("devices", "rays_per_second", "samples_per_second", "validations", "peak_memory_bytes")
     trained = {name: before[name] for name in kept if name in before}
@@ -646,7 +649,7 @@ def _open_run(path: Path, step: int | None) -> Run:
 
 
 def _ensure_bricks(config: TrainConfig) -> Path:
-    with tqdm(desc="render bricks", unit="view", disable=not parallel.leads()) as bar:
+    with tqdm(desc="render bricks", unit="view", disable=not processes.is_main_process()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -671,7 +674,7 @@ def _load_val(folder: Path, config: TrainConfig) -> Split | None:
         return None
 
     def choose(count: int) -> list[int]:
-        return scoring.spread(count, config.validation_views)
+        return scoring.evenly_spaced_indices(count, config.validation_views)
 
     try:
         scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
@@ -700,7 +703,7 @@ def _deadline(config: TrainConfig) -> float | None:
     """The time of the clock at which training is to be done."""
     if config.budget is None:
         return None
-    return time.time() - monitor.seconds_since_start() + config.budget
+    return time.time() - timing.seconds_since_start() + config.budget
 
 
 def _behind(config: TrainConfig) -> str:
@@ -722,7 +725,7 @@ def _score(
     if lpips_too:
         weights = _load_lpips(run.config, (split.cameras.width, split.cameras.height))
     everything = scoring.score_split(render, split, background, indices, weights)
-    shown = [indices[i] for i in scoring.spread(len(indices), 4)]
+    shown = [indices[i] for i in scoring.evenly_spaced_indices(len(indices), 4)]
     scored = []
     for item in tqdm(everything, total=len(indices), desc=f"{split.name} views", unit="view"):
         if events and item.view in shown:
@@ -731,7 +734,7 @@ def _score(
                 summaries.write_rays(events, split.name, item, int(run.state.step))
         # Of every other picture only the figures are kept, or large splits would fill the memory.
         scored.append(item._replace(rendering=None, truth=None))  # type: ignore[arg-type]
-    summary = scoring.summarise(scored)
+    summary = scoring.summarize(scored)
     return summary
 
 

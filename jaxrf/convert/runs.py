@@ -12,9 +12,10 @@ from jaxrf.convert.networks import Converted
 from jaxrf.data.scene import Scene
 from jaxrf.models.methods import Stage
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training import runs, train, transitions
+from jaxrf.training import train, transitions
 from jaxrf.training.config import TensoRFConfig, TrainConfig
-from jaxrf.training.runs import Run, SceneMetadata
+from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata
 
 # The checksum of training pictures that nobody has seen.
 UNKNOWN_CHECKSUM = -1
@@ -53,7 +54,7 @@ def make_run(
     state = dataclasses.replace(state, params=params, average=average)
     summary = default_scene_metadata(converted, name)
     if scene is not None and data is not None:
-        summary = runs.scene_metadata(scene, data)
+        summary = SceneMetadata.from_scene(scene, data)
     return Run(folder, config, summary, stage, state, 0.0)
 
 

@@ -1,48 +1,46 @@
-"""A split rendered and scored."""
+"""Scores of rendered views: PSNR, SSIM and LPIPS against the images of a split."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from jaxrf.cameras.base import Cameras, apply_ray_convention, image_rays, resize_cameras
-from jaxrf.cameras.poses import SceneRange
+from jaxrf.cameras.base import Cameras, SceneRange
 from jaxrf.core import memory
-from jaxrf.core.rays import Rays
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import lpips, metrics
+from jaxrf.evaluation.camera_renderer import CameraRenderer, make_camera_renderer
 from jaxrf.fields.base import Params
-from jaxrf.models.methods import Stage, eval_stage, rays_at_once, render_rays
-from jaxrf.parallel import devices as parallel
-from jaxrf.rendering.image import HostRendering, render_image, resolve_supersampling
-from jaxrf.rendering.volume import Rendering
+from jaxrf.models.methods import Stage
+from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training.config import FieldConfig, TrainConfig
+from jaxrf.training.config import TrainConfig
 
-RenderFn = Callable[[Cameras, int], HostRendering]
+RenderFn = Callable[[Cameras, int], Picture]
 
-# To render fewer samples at once saves no memory worth having.
-FEWEST_SAMPLES = 1 << 10
+# Fewer samples at a time would hardly save memory.
+MIN_RENDER_SAMPLES = 1 << 10
 
 
-class Scored(NamedTuple):
-    """One picture of a split, rendered.
+class ViewMetrics(NamedTuple):
+    """A rendered view of a split and its metrics.
 
-    view, name: which.
-    rendering: in host memory.
-    truth: (h, w, 3) composited over the background.
-    psnr, ssim: of the rendering against the truth.
-    lpips: likewise, if there are weights for it.
+    Attributes:
+      view: index in the split.
+      name: of the image.
+      rendering: in host memory.
+      truth: (h, w, 3) the image composited over the background.
+      psnr, ssim: of the rendering against the truth.
+      lpips: likewise, or None without weights for it.
     """
 
     view: int
     name: str
-    rendering: HostRendering
+    rendering: Picture
     truth: Float[np.ndarray, "h w 3"]
     psnr: float
     ssim: float
@@ -57,93 +55,56 @@ def make_render_fn(
     scene_range: SceneRange,
     background: Float[np.ndarray, "3"],
     supersample: int | None = None,
-    tight: bool = True,
+    crop_to_occupied: bool = True,
     mesh: Mesh | None = None,
 ) -> RenderFn:
-    """A function (cameras, index) -> rendering of that camera's view, in host memory.
+    """A function (cameras, index) -> rendering of that camera's image, in host memory.
 
-    Each pixel is the mean of supersample x supersample rays, by default as many as in training. `tight`
-    renders quicker, but has to be compiled anew whenever cells were pruned. If memory runs out,
-    half as many samples at once are tried, and so on. `mesh` are the devices that share the rays,
-    by default one; of several processes all have to render. With `config.shards`, rays are cut into
-    so many shards whatever renders them, lest the last bits depend on it.
+    When memory runs out, the function renders half as many samples at a time, and so on.
+
+    Args:
+      config, stage, params, grid: of the training. With `config.shards`, the bits of an image do
+        not depend on the number of devices.
+      scene_range: near and far, distances along rays, or a function that computes them.
+      background: (3,) color of rays that hit nothing.
+      supersample: rays of a pixel along each axis, averaged; by default as many as in training.
+      crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
+        program is recompiled whenever cells were pruned.
+      mesh: devices that share the rays, by default one. All processes of the mesh have to render.
     """
-    parts, field = supersample or stage.supersample, config.field
-    mesh = mesh or parallel.make_mesh(1)
-    shards = config.shards or mesh.size
-    if shards % mesh.size:
-        # Another machine than that of the training may have any number of devices.
-        shards = mesh.size
-    params, grid = parallel.replicate(mesh, (params, grid))
-    stage, aabb = eval_stage(config.field, stage, grid, tight)
+    supersample = supersample or stage.supersample
 
-    def render(cameras: Cameras, index: int) -> HostRendering:
-        nonlocal config
-        seen = apply_ray_convention(cameras, field.convention)
-        finer = resize_cameras(seen, parts * cameras.width, parts * cameras.height)
-        near, far = scene_range(cameras, index) if callable(scene_range) else scene_range
-        rays = _image_rays(finer, jnp.asarray(index), near, far)
-        samples, behind = config.render_samples, jnp.asarray(background)
+    def make_renderer(render_samples: int) -> CameraRenderer:
+        return make_camera_renderer(
+            dataclasses.replace(config, render_samples=render_samples),
+            stage,
+            params,
+            grid,
+            scene_range,
+            background,
+            crop_to_occupied,
+            mesh,
+        )
 
-        def render_chunks(rays: Rays) -> Rendering:
-            own = (params, grid, *parallel.replicate(mesh, (rays, behind, aabb)))
-            chosen = _render_ordered if config.shards else _render_chunks
-            return chosen(field, stage, samples, mesh, shards // mesh.size, *own)
+    renderer = make_renderer(config.render_samples)
 
+    def render(cameras: Cameras, index: int) -> Picture:
+        nonlocal renderer
         try:
-            most = shards * rays_at_once(config)
-            picture = render_image(render_chunks, rays, most, divisor=shards)
+            image = renderer.render(cameras, index, supersample)
         except RuntimeError as error:
-            # Others would not know that less is tried.
-            alone = jax.process_count() == 1
-            if not (alone and memory.ran_out(error)) or samples < 2 * FEWEST_SAMPLES:
+            num_samples = renderer.program.num_samples
+            # Other processes would not know that this one renders fewer samples at a time.
+            may_retry = jax.process_count() == 1 and memory.ran_out(error)
+            if not may_retry or num_samples < 2 * MIN_RENDER_SAMPLES:
                 raise
-            config = dataclasses.replace(config, render_samples=samples // 2)
+            renderer = make_renderer(num_samples // 2)
             return render(cameras, index)
-        return resolve_supersampling(picture, parts)
+        assert image is not None
+        return image
 
     return render
 
-
-_image_rays = jax.jit(image_rays)
-
-
-def _render_shards(
-    field: FieldConfig,
-    stage: Stage,
-    samples: int,
-    mesh: Mesh,
-    shards: int,
-    params: Params,
-    grid: OccupancyGrid,
-    rays: Rays,
-    behind: Float[Array, "3"],
-    aabb: Float[Array, "2 3"],
-) -> Rendering:
-    """Renders chunks of rays, each device `shards` parts of each, one after the other."""
-
-    def on_device(params: Params, grid: OccupancyGrid, rays: Rays, *rest: Array) -> Rendering:
-        behind, aabb = rest
-        chunks = rays.near.shape
-        parts = jax.tree.map(lambda x: x.reshape(chunks[0] * shards, -1, *x.shape[2:]), rays)
-        rendered = jax.lax.map(
-            lambda chunk: render_rays(field, stage, samples, params, grid, chunk, behind, aabb),
-            parts,
-        )
-        return jax.tree.map(lambda x: x.reshape(*chunks, *x.shape[2:]), rendered)
-
-    shared = (False, False, True, False, False)
-    run = parallel.shard_rays(mesh, on_device, shared, axis=1, joins=True)
-    return run(params, grid, rays, behind, aabb)
-
-
-# At module level, so that what was compiled for one view or validation serves the next.
-_render_chunks = jax.jit(_render_shards, static_argnums=(0, 1, 2, 3, 4))
-_render_ordered = jax.jit(
-    _render_shards,
-    static_argnums=(0, 1, 2, 3, 4),
-    compiler_options=parallel.DETERMINISTIC_COMPILER_OPTIONS,
-)
 
 _ssim = jax.jit(metrics.ssim)
 _lpips = jax.jit(lpips.lpips)
@@ -155,17 +116,20 @@ def score_split(
     background: Float[np.ndarray, "3"],
     indices: Sequence[int],
     lpips_weights: lpips.Weights | None = None,
-) -> Iterator[Scored]:
-    """Renders and scores pictures of a split, one after the other; by LPIPS given its weights."""
+) -> Iterator[ViewMetrics]:
+    """Renders views of a split and yields their metrics, one after the other.
+
+    Pixels outside of a view's mask do not count. LPIPS is computed if there are weights for it.
+    """
     for index in indices:
         rendering = render(split.cameras, index)
         truth = composite(split.images[index], background)
         rgb, mask = rendering.rgb, None if split.masks is None else split.masks[index]
         if mask is not None:
-            # What is not to be compared is as it should be.
+            # SSIM and LPIPS need full images, in which masked pixels have no error.
             rgb = np.where(mask[..., None], rgb, truth)
         compared = (rgb, truth) if mask is None else (rgb[mask], truth[mask])
-        yield Scored(
+        yield ViewMetrics(
             view=index,
             name=split.names[index],
             rendering=rendering,
@@ -176,18 +140,18 @@ def score_split(
         )
 
 
-def summarise(scored: list[Scored]) -> dict[str, Any]:
-    """Means over pictures and the figures of each, as `metrics.json` holds them.
+def summarize(views: list[ViewMetrics]) -> dict[str, Any]:
+    """Means of the metrics over views, and those of each view, as `metrics.json` holds them.
 
-    LPIPS is among them only where it was computed.
+    LPIPS is included if it was computed of all views.
     """
-    keys = ["psnr", "ssim"] + ["lpips"] * all(s.lpips is not None for s in scored)
-    means = {key: float(np.mean([getattr(s, key) for s in scored])) for key in keys}
-    each = [{"name": s.name} | {key: getattr(s, key) for key in keys} for s in scored]
-    return {**means, "per_image": each}
+    keys = ["psnr", "ssim"] + ["lpips"] * all(view.lpips is not None for view in views)
+    means = {key: float(np.mean([getattr(view, key) for view in views])) for key in keys}
+    per_image = [{"name": v.name} | {key: getattr(v, key) for key in keys} for v in views]
+    return {**means, "per_image": per_image}
 
 
-def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices spread evenly over `count`, the first included."""
-    taken = min(wanted, count)
-    return [i * count // taken for i in range(taken)]
+def evenly_spaced_indices(count: int, max_indices: int) -> list[int]:
+    """At most `max_indices` indices below `count`, evenly spaced from 0 on."""
+    num_indices = min(max_indices, count)
+    return [i * count // num_indices for i in range(num_indices)]

@@ -22,7 +22,7 @@ from jaxrf.cameras.transforms import SimilarityTransform, transform_positions
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
-from jaxrf.evaluation.scoring import spread
+from jaxrf.evaluation.scoring import evenly_spaced_indices
 from jaxrf.fields.base import Params
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
@@ -165,7 +165,7 @@ def sample_density(run: Run, resolution: int, track: Track = no_progress) -> Den
             f"which takes {needed:.0f} GiB of memory: give a smaller one."
         )
     origin = box.mean(axis=0) - 0.5 * spacing * (count - 1)
-    stage, _ = methods.eval_stage(run.config.field, run.stage, grid, tight=False)
+    stage, _ = methods.eval_stage(run.config.field, run.stage, grid, crop_to_occupied=False)
     shared = (
         run.config.field,
         stage,
@@ -321,7 +321,7 @@ def render_training_views(
             f"{run.folder} does not hold the poses of its training pictures, from which its "
             "geometry is seen: convert it again with --data, or export a mesh with --keep-hidden."
         )
-    poses = poses[spread(len(poses), most)]
+    poses = poses[evenly_spaced_indices(len(poses), most)]
     last = np.broadcast_to([[[0.0, 0.0, 0.0, 1.0]]], (len(poses), 1, 4))
     poses = np.concatenate([poses, last], axis=1)
     cameras = cams.pinhole_cameras(poses, scene.width, scene.height, scene.focal)
@@ -339,7 +339,7 @@ def render_training_views(
 def make_render_rays(run: Run) -> Callable[[Rays], HostRendering]:
     """A function of rays of any batch shape that renders them before black."""
     config, grid = run.config, run.state.grid
-    stage, aabb = methods.eval_stage(config.field, run.stage, grid, tight=True)
+    stage, aabb = methods.eval_stage(config.field, run.stage, grid, crop_to_occupied=True)
     shared = (run.state.shown, grid)
 
     def render_chunks(rays: Rays) -> Rendering:

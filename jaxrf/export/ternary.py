@@ -131,7 +131,7 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
         "config": configs.to_json(run.config),
         "step": int(run.state.step),
         # The poses of all pictures would take more room than the weights.
-        **runs.describe(dataclasses.replace(run.scene, poses=()), run.stage, run.seconds),
+        **runs.to_metadata(dataclasses.replace(run.scene, poses=()), run.stage, run.seconds),
     }
     grid = run.state.grid
     boxes: dict[str, Any] = {"aabb": grid.aabb} | (

@@ -17,17 +17,16 @@ from tqdm import tqdm
 from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths, transforms
 from jaxrf.cameras.base import Cameras
-from jaxrf.cameras.poses import near_far_for_box
 from jaxrf.cli.options import CHANNELS, Format, RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
-from jaxrf.evaluation.channels import Channel
-from jaxrf.parallel import devices as parallel
-from jaxrf.rendering.image import HostRendering
+from jaxrf.parallel import processes
+from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs, train
+from jaxrf.training.config import Channel
 from jaxrf.training.runs import Run
 
 # Frames per second of videos for which nobody says otherwise.
@@ -144,14 +143,14 @@ def path_cameras(run: Run, options: RenderOptions) -> Cameras:
 def _read_cameras(run: Run, path: Path, width: int) -> Cameras:
     """Cameras of a file, where the scene lies while training, with pictures of this width."""
     cameras = paths.read_path(path).cameras
-    frame = transforms.unpack_transform(run.scene.frame)
-    poses = transforms.transform_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
+    frame = transforms.unpack_frame(run.scene.frame)
+    poses = transforms.move_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
     moved = dataclasses.replace(cameras, T_world_camera=poses.astype(np.float32), ndc=run.scene.ndc)
     return cams.resize_cameras(moved, width, max(width * cameras.height // cameras.width, 1))
 
 
 def _find_span(run: Run, cameras: Cameras) -> tuple[float, float]:
-    return near_far_for_box(cameras, visible_aabb(run.state.grid))
+    return cams.near_far_for_box(cameras, visible_aabb(run.state.grid))
 
 
 def render_plan(
@@ -160,16 +159,16 @@ def render_plan(
     supersample: int | None,
     title: str,
     wanted: Sequence[int] | None = None,
-) -> Iterator[tuple[int, HostRendering]]:
+) -> Iterator[tuple[int, Picture]]:
     """Renders frames one after the other, by default all, behind a progress bar."""
     render = runs.make_render_fn(run, supersample)
     indices = range(len(shots.cameras)) if wanted is None else wanted
-    for index in tqdm(indices, desc=title, unit="frame", disable=not parallel.leads()):
+    for index in tqdm(indices, desc=title, unit="frame", disable=not processes.is_main_process()):
         yield index, render(shots.cameras, index)
 
 
 def take_numbers(
-    picture: HostRendering, channel: Channel, truth: Float[np.ndarray, "h w 3"] | None
+    picture: Picture, channel: Channel, truth: Float[np.ndarray, "h w 3"] | None
 ) -> Float[np.ndarray, "h w *c"]:
     """A channel of a rendering as numbers: depth is the median distance along the ray."""
     match channel:

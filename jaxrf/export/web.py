@@ -26,6 +26,7 @@ from jaxrf.models import methods
 from jaxrf.training import runs, train
 from jaxrf.training.config import BitNeRFConfig
 from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import camera_distance_range
 
 
 def write_page(run: Run, path: Path) -> int:
@@ -112,9 +113,9 @@ def _describe(run: Run) -> dict[str, Any]:
     """What the page's program is made of."""
     field, scene, grid = run.config.field, run.scene, run.state.grid
     assert isinstance(field, BitNeRFConfig)
-    stage, tight = methods.eval_stage(field, run.stage, grid, tight=True)
+    stage, tight = methods.eval_stage(field, run.stage, grid, crop_to_occupied=True)
     step = float(methods.step_length(field, stage, grid.aabb))
-    usual = runs.camera_distance_range(scene)
+    usual = camera_distance_range(scene)
     place = np.array(scene.poses[0]).reshape(3, 4)[:, 3] if scene.poses else None
     away = (np.array([1.0, 0.0, 0.5]) if place is None else place - scene.focus).astype(float)
 

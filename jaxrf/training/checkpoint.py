@@ -1,6 +1,6 @@
-"""Checkpoints through orbax: written atomically, the last few and the best kept.
+"""Checkpoints, written atomically by orbax; the last few and the best are kept.
 
-Orbax is imported where it is used, so that training can begin without it.
+Orbax is imported by the functions that use it, as its import would delay the start of training.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def open_checkpoints(folder: Path, keep: int) -> "ocp.CheckpointManager":
         ]
     )
     options = ocp.CheckpointManagerOptions(
-        # Without it orbax writes no metrics down, and a resumed run forgets which was its best.
+        # Without `best_fn` orbax stores no metrics, and a resumed run could not tell its best.
         best_fn=lambda metrics: metrics["psnr"],
         preservation_policy=policy,
     )
@@ -45,10 +45,10 @@ def save(
     meta: dict[str, Any],
     psnr: float | None,
 ) -> None:
-    """Starts writing a checkpoint; `meta` is what must be known before `state` can be restored."""
+    """Starts writing a checkpoint. `meta` is stored as JSON and can be read before the state."""
     import orbax.checkpoint as ocp
 
-    with _accepting_no_metrics():
+    with _allow_missing_metrics():
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -59,22 +59,22 @@ def save(
 
 
 @contextlib.contextmanager
-def _accepting_no_metrics() -> Iterator[None]:
-    """Without orbax's warning that a checkpoint has no metrics, which is as it should be."""
+def _allow_missing_metrics() -> Iterator[None]:
+    """Suppresses orbax's warning about checkpoints without metrics, which are valid here."""
 
-    def admit(record: logging.LogRecord) -> bool:
+    def is_other_record(record: logging.LogRecord) -> bool:
         return "tracked_metric" not in record.getMessage()
 
     logger = logging.getLogger("absl")
-    logger.addFilter(admit)
+    logger.addFilter(is_other_record)
     try:
         yield
     finally:
-        logger.removeFilter(admit)
+        logger.removeFilter(is_other_record)
 
 
 def read_meta(manager: "ocp.CheckpointManager", step: int) -> dict[str, Any]:
-    """What was saved beside the state of a step."""
+    """The metadata of a checkpoint."""
     import orbax.checkpoint as ocp
 
     restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
@@ -82,9 +82,15 @@ def read_meta(manager: "ocp.CheckpointManager", step: int) -> dict[str, Any]:
 
 
 def restore(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
-    """The state of a step, in the shapes and types of `target` (arrays or `eval_shape`'s result).
+    """The state of a checkpoint.
 
-    Raises InputError if it holds something else.
+    Args:
+      manager: of the checkpoints.
+      step: of the checkpoint.
+      target: arrays or `jax.ShapeDtypeStruct`s of the same tree structure, shapes and dtypes.
+
+    Raises:
+      InputError: if the checkpoint does not have these shapes or is damaged.
     """
     import orbax.checkpoint as ocp
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: TensorBoard events through tensorboardX, and text."""
+"""Logs of a run: TensorBoard events, written by tensorboardX, and text files."""
 
 import json
 import math
@@ -14,32 +14,36 @@ from jaxtyping import Float, UInt8
 
 from jaxrf.evaluation import images
 
-# Scalars, a line of JSON for each step.
+# Scalars, one line of JSON per step.
 LOG_FILE = "log.jsonl"
-# What happened, in words.
+# Events in words, one line each.
 TEXT_FILE = "train.log"
-# Of a histogram; TensorBoard draws fewer.
+# Buckets of a histogram; TensorBoard draws fewer.
 BUCKETS = 60
 
 Hyperparameters = dict[str, bool | float | str]
 
 
 class EventWriter:
-    """Writes scalars, pictures, histograms, videos and text into a run's folder, in the background.
+    """Writes scalars, images, histograms, videos and text of a run in a background thread."""
 
-    Of several processes one `writes`. A resumed run names the step it goes on after: what an
-    earlier process has written of later steps is then left out of TensorBoard's curves.
-    """
+    def __init__(self, folder: Path, enabled: bool = True, resumed_at: int | None = None) -> None:
+        """Writes to files of a run's folder, which are created by the first event.
 
-    def __init__(self, folder: Path, writes: bool = True, resumed_at: int | None = None) -> None:
-        self._folder, self._writes, self._resumed_at = folder, writes, resumed_at
+        Args:
+          folder: of the run.
+          enabled: whether to write at all; one of several processes does.
+          resumed_at: the step at which a resumed run continues. TensorBoard then drops later steps
+            that an earlier process wrote.
+        """
+        self._folder, self._enabled, self._resumed_at = folder, enabled, resumed_at
         # One thread, so that events keep their order.
         self._pool = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
         self._opened: Any = None
 
     def _open(self) -> Any:
-        # Imported here, by the first event: it takes seconds, which the start is spared.
+        # The import takes seconds, so it happens in the background with the first event.
         if self._opened is None:
             from tensorboardX import SummaryWriter
 
@@ -48,8 +52,8 @@ class EventWriter:
         return self._opened
 
     def _submit(self, write: Callable[[Any], object]) -> None:
-        """Lets the thread write; raises what went wrong in an earlier write."""
-        if not self._writes:
+        """Queues a write; raises the error of an earlier write, if any."""
+        if not self._enabled:
             return
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
@@ -60,10 +64,10 @@ class EventWriter:
         self._pending.append(self._pool.submit(run))
 
     def note(self, sentence: str) -> None:
-        """A line of train.log with the time; it is in the file when this returns."""
-        if self._writes:
-            moment = time.strftime("%Y-%m-%d %H:%M:%S")
-            append_line(self._folder / TEXT_FILE, f"{moment}  {' '.join(sentence.split())}")
+        """Appends a line with the time to train.log before it returns."""
+        if self._enabled:
+            timestamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            append_line(self._folder / TEXT_FILE, f"{timestamp}  {' '.join(sentence.split())}")
 
     def scalars(
         self,
@@ -71,50 +75,53 @@ class EventWriter:
         step: int,
         measure: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        """Numbers by tag; also a line of log.jsonl, for those without TensorBoard.
+        """Writes numbers by tag, to TensorBoard and as a line of log.jsonl.
 
-        What takes time to find out is measured in the background.
+        `measure` returns further numbers and is called in the background thread.
         """
 
         def write(writer: Any) -> None:
-            every = values | measure() if measure else values
-            for tag, value in every.items():
+            scalars = values | measure() if measure else values
+            for tag, value in scalars.items():
                 writer.add_scalar(tag, value, step)
-            known = {k: v if math.isfinite(v) else None for k, v in every.items()}
-            append_line(self._folder / LOG_FILE, json.dumps({"step": step, **known}))
+            finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+            append_line(self._folder / LOG_FILE, json.dumps({"step": step, **finite}))
 
         self._submit(write)
 
-    def picture(
+    def image(
         self,
         tag: str,
         image: Float[np.ndarray, "h w 3"] | Callable[[], UInt8[np.ndarray, "h w 3"]],
         step: int,
     ) -> None:
-        """A picture with values in [0, 1], or what draws one of 8 bits, in the background."""
+        """Writes an image with values in [0, 1], or the 8 bit image that a function draws.
+
+        The function is called in the background thread.
+        """
         encoded = None if callable(image) else images.to_uint8(image)
 
         def write(writer: Any) -> None:
-            drawn = image() if callable(image) else encoded
-            writer.add_image(tag, drawn, step, dataformats="HWC")
+            pixels = image() if callable(image) else encoded
+            writer.add_image(tag, pixels, step, dataformats="HWC")
 
         self._submit(write)
 
     def histogram(self, tag: str, values: Float[np.ndarray, "n"], step: int) -> None:
-        """How often values occur, those that are finite; nothing if none are."""
+        """Writes a histogram of the finite values, if there are any."""
 
         def write(writer: Any) -> None:
-            found = values[np.isfinite(values)].astype(np.float64)
-            if not found.size:
+            finite = values[np.isfinite(values)].astype(np.float64)
+            if not finite.size:
                 return
-            counts, edges = np.histogram(found, BUCKETS)
+            counts, edges = np.histogram(finite, BUCKETS)
             writer.add_histogram_raw(
                 tag,
-                min=float(found.min()),
-                max=float(found.max()),
-                num=found.size,
-                sum=float(found.sum()),
-                sum_squares=float(np.square(found).sum()),
+                min=float(finite.min()),
+                max=float(finite.max()),
+                num=finite.size,
+                sum=float(finite.sum()),
+                sum_squares=float(np.square(finite).sum()),
                 bucket_limits=edges[1:].tolist(),
                 bucket_counts=counts.tolist(),
                 global_step=step,
@@ -123,7 +130,7 @@ class EventWriter:
         self._submit(write)
 
     def video(self, tag: str, frames: UInt8[np.ndarray, "n h w 3"], fps: float, step: int) -> None:
-        """Frames as a looping GIF among the images."""
+        """Writes frames as a looping GIF among the images."""
 
         def write(writer: Any) -> None:
             from tensorboardX.proto.summary_pb2 import Summary
@@ -141,7 +148,7 @@ class EventWriter:
         self._submit(write)
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
-        """Text, shown as written."""
+        """Writes text that is displayed verbatim."""
         indented = "\n".join("    " + line for line in text.splitlines())
         self._submit(lambda writer: writer.add_text(tag, indented, step))
 
@@ -153,26 +160,26 @@ class EventWriter:
         columns: Hyperparameters | None = None,
         leading: Collection[str] = (),
     ) -> None:
-        """The row of a run that is done in TensorBoard's table of hyper-parameters.
+        """Writes the row of a finished run in TensorBoard's table of hyperparameters.
 
         Args:
-          values: by name.
-          metrics: results by tag, which are written as scalars too.
+          values: hyperparameters by name.
+          metrics: results by tag, which are also written as scalars.
           step: of the results.
-          columns: what other runs of the same table may have, for TensorBoard asks one run alone
-            which columns there are; by default these values. Their types count.
-          leading: those of the columns that are to be seen first.
+          columns: hyperparameters that runs in the same table may have, by default those of
+            `values`. TensorBoard takes names and types of columns from a single run.
+          leading: names of the columns to display first.
         """
 
         def write(writer: Any) -> None:
-            for summary in _summarise_row(values, metrics, columns or values, leading):
+            for summary in _row_summaries(values, metrics, columns or values, leading):
                 writer._get_file_writer().add_summary(summary, step)
 
         self.scalars(metrics, step)
         self._submit(write)
 
     def close(self) -> None:
-        """Waits until everything is in the file."""
+        """Waits until all events are written; raises the error of a write, if any."""
         self._pool.shutdown(wait=True)
         if self._opened is not None:
             self._opened.close()
@@ -180,36 +187,36 @@ class EventWriter:
             write.result()
 
 
-def _summarise_row(
+def _row_summaries(
     values: Hyperparameters,
     metrics: dict[str, float],
     columns: Hyperparameters,
     leading: Collection[str],
 ) -> list[Any]:
-    """The summaries that make a row; `SummaryWriter.add_hparams` would make it another run."""
+    """Summaries of a row. `SummaryWriter.add_hparams` would write them as another run."""
     from tensorboardX.proto.api_pb2 import HParamInfo
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
     from tensorboardX.summary import hparams
 
     experiment, _, _ = hparams(columns, metrics)
-    _, begun, ended = hparams(values, metrics)
+    _, session_start, session_end = hparams(values, metrics)
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
     for info in content.experiment.hparam_infos:
         if info.name in leading:
-            # TensorBoard sorts first what differs between runs (field 7), of which tensorboardX
-            # does not know.
+            # TensorBoard displays columns first that are marked as different between runs (field
+            # 7 of HParamInfo), a mark that tensorboardX does not support.
             info.CopyFrom(HParamInfo.FromString(info.SerializeToString() + b"\x38\x01"))
     plugin.content = content.SerializeToString()
-    return [experiment, begun, ended]
+    return [experiment, session_start, session_end]
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file, whole or not at all, whatever the last one to write there left."""
+    """Appends a line to a file in one write, after completing an unfinished last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+", buffering=0) as file:
         if file.seek(0, 2):
             file.seek(-1, 2)
-            # A machine that lost its power may have left half a line.
+            # A crash may have left an incomplete line.
             line = line if file.read(1) == b"\n" else f"\n{line}"
         file.write(f"{line}\n".encode())

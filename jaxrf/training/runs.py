@@ -1,11 +1,11 @@
-"""A run's folder: what is where, how one is made, found and opened.
+"""The folder of a run: how it is created, found, opened and rendered.
 
-config.json    what was trained, as text
-checkpoints/   the state at some steps
-events.*       for TensorBoard
-train.log      what happened
-log.jsonl      all scalars
-metrics.json   what came out
+config.json    the training configuration
+checkpoints/   training states
+events.*       TensorBoard events
+train.log      events in words, with the time
+log.jsonl      scalars, a line of JSON per step
+metrics.json   results
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import json
 import os
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,70 +22,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrf.cameras.poses import SceneRange, focus_point, shift_near_far
-from jaxrf.cameras.transforms import identity_transform, pack_transform
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
-from jaxrf.data.scene import Scene
 from jaxrf.evaluation import scoring
 from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.models.methods import Stage
-from jaxrf.parallel import devices as parallel
-from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.parallel import devices
 from jaxrf.training import checkpoint, train, transitions
 from jaxrf.training import config as configs
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import LOG_FILE
+from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
 from jaxrf.training.train import TrainState
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
-# Of more training poses a run keeps only some.
-MOST_POSES = 1000
-# Share of their distance by which cameras may leave that of the training cameras and still see
-# between the same distances.
-SPARE = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class SceneMetadata:
-    """What rendering needs to know of the scene once the pictures are gone.
-
-    Attributes:
-      name: of the data set.
-      data: folder it was read from.
-      near, far: as in `Scene`.
-      width, height, focal: of the training cameras, in pixels.
-      focus: point that the training cameras look at.
-      radius: mean distance of the training cameras from it.
-      train_views: number of training pictures.
-      checksum: CRC-32 of the training pictures.
-      ndc: as in `Cameras`.
-      spread: how far the training cameras are apart from their middle, along each axis.
-      poses: of the training cameras, 12 numbers each, or of every k-th if they are very many.
-      frame: out of the coordinates of the data set's files, as `frames.pack_transform` gives it.
-    """
-
-    name: str
-    data: str
-    near: float
-    far: float
-    width: int
-    height: int
-    focal: float
-    focus: tuple[float, float, float]
-    radius: float
-    train_views: int
-    checksum: int
-    ndc: tuple[float, float, float] | None = None
-    spread: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    poses: tuple[tuple[float, ...], ...] = ()
-    frame: tuple[float, ...] = pack_transform(identity_transform())
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained (or half-trained) run."""
+    """A run opened at one of its checkpoints.
+
+    Attributes:
+      folder: of the run.
+      config: of the training.
+      scene: metadata of the scene.
+      stage, state: the training stage and state at the checkpoint.
+      seconds: training time so far.
+    """
 
     folder: Path
     config: TrainConfig
@@ -96,38 +59,12 @@ class Run:
     seconds: float
 
 
-def scene_metadata(scene: Scene, data: Path) -> SceneMetadata:
-    """The summary of a scene that was read from `data`."""
-    split = scene.splits["train"]
-    poses = np.asarray(split.cameras.T_world_camera)
-    x, y, z = (float(v) for v in focus_point(poses))
-    distances = np.linalg.norm(poses[:, :3, 3] - np.array([x, y, z]), axis=-1)
-    # As far as nine of ten cameras are.
-    spread = np.percentile(np.abs(poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0)), 90, axis=0)
-    return SceneMetadata(
-        name=scene.name,
-        data=str(data.absolute()),
-        near=scene.near,
-        far=scene.far,
-        width=split.cameras.width,
-        height=split.cameras.height,
-        focal=float(split.cameras.focal[0, 0]),
-        focus=(x, y, z),
-        radius=float(distances.mean()),
-        train_views=len(split),
-        checksum=zlib.crc32(split.images.tobytes()),
-        ndc=split.cameras.ndc,
-        spread=(float(spread[0]), float(spread[1]), float(spread[2])),
-        poses=tuple(
-            tuple(float(v) for v in pose[:3].ravel())
-            for pose in poses[:: 1 + len(poses) // MOST_POSES]
-        ),
-        frame=pack_transform(scene.frame),
-    )
-
-
 def create_folder(folder: Path) -> None:
-    """Makes a new run's folder; InputError if it exists with something in it or cannot be made."""
+    """Creates the folder of a new run.
+
+    Raises:
+      InputError: if the folder exists and is not empty, or cannot be written to.
+    """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(
             f"The run folder {folder} exists already: name another one with --run-dir, or continue "
@@ -137,7 +74,11 @@ def create_folder(folder: Path) -> None:
 
 
 def make_writable(folder: Path, option: str) -> None:
-    """Makes a folder if need be and tries to write there; InputError if that fails."""
+    """Creates a folder unless it exists, and checks that files can be written there.
+
+    Raises:
+      InputError: if they cannot; the message names the command line's `option`.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -151,7 +92,7 @@ def make_writable(folder: Path, option: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the place of another one wholly or not at all."""
+    """A temporary file that replaces `path` once it is written without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -161,41 +102,49 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file such that it is there wholly or not at all."""
+    """Writes a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
-    """Writes a run's configuration."""
+    """Writes the configuration of a run."""
     write_text(folder / CONFIG_FILE, configs.to_json(config))
 
 
 def vendor_user_code(folder: Path, config: TrainConfig) -> TrainConfig:
-    """Copies the user's own code into a run's folder; the configuration then names the copies."""
+    """Copies the user's modules into a run's folder; returns a config that names the copies."""
 
-    def keep(part: Any) -> Any:
+    def vendor(part: Any) -> Any:
         source = getattr(part, "source", "")
         if not source:
             return part
         return dataclasses.replace(part, source=user_code.copy_into(folder, source))
 
-    return dataclasses.replace(config, field=keep(config.field), loss=keep(config.loss))
+    return dataclasses.replace(config, field=vendor(config.field), loss=vendor(config.loss))
 
 
 def find_newest(root: Path) -> Path:
-    """The newest run under a folder, by its config file; InputError if there is none."""
-    found = sorted(root.glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    """The run under a folder whose configuration was written last.
+
+    Raises:
+      InputError: if there is none.
+    """
+    configs_by_age = sorted(root.glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not configs_by_age:
         raise InputError(
             f"There is no run under {root.absolute()}: train one first (python train_lego.py), or "
             "name its folder."
         )
-    return found[-1].parent
+    return configs_by_age[-1].parent
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The configuration of a run; InputError if it is missing or does not fit this version."""
+    """The configuration of a run.
+
+    Raises:
+      InputError: if it is missing, cannot be parsed, or is of another version.
+    """
     path = folder / CONFIG_FILE
     try:
         config = configs.from_json(path.read_text(encoding="utf-8"))
@@ -209,12 +158,12 @@ def read_config(folder: Path) -> TrainConfig:
             f"{path} cannot be used ({reason}): restore it, or train the run anew."
         ) from error
 
-    def find(part: Any) -> Any:
+    def use_copy(part: Any) -> Any:
         source = user_code.find_copy(folder, getattr(part, "source", ""))
         return dataclasses.replace(part, source=source) if source else part
 
-    # A run may have been moved, and its code with it.
-    return dataclasses.replace(config, field=find(config.field), loss=find(config.loss))
+    # The run may have been moved since its code was copied into it.
+    return dataclasses.replace(config, field=use_copy(config.field), loss=use_copy(config.loss))
 
 
 def open_checkpoints(folder: Path, config: TrainConfig) -> Any:
@@ -223,24 +172,24 @@ def open_checkpoints(folder: Path, config: TrainConfig) -> Any:
 
 
 class LazyCheckpointManager:
-    """The checkpoints of a run, whose manager is opened by the first to be saved."""
+    """The manager of a run's checkpoints, opened when the first checkpoint is saved."""
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self._folder, self._config = folder, config
         self._manager: Any = None
 
-    def save(self, *arguments: Any, **named: Any) -> Any:
-        """As the manager's."""
+    def save(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the manager's `save`."""
         self._manager = self._manager or open_checkpoints(self._folder, self._config)
-        return self._manager.save(*arguments, **named)
+        return self._manager.save(*args, **kwargs)
 
     def wait_until_finished(self) -> None:
-        """Waits for what was saved to be on disk."""
+        """Waits until all checkpoints are on disk."""
         if self._manager:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Closes the manager if it was opened."""
+        """Closes the manager if it is open."""
         if self._manager:
             self._manager.close()
 
@@ -253,21 +202,21 @@ def save(
     seconds: float,
     psnr: float | None,
 ) -> None:
-    """Starts writing a checkpoint of the state, with what is needed to restore it.
+    """Starts writing a checkpoint of the state with the metadata needed to restore it.
 
-    `seconds` is the training time so far, `psnr` the last validation's.
+    `seconds` is the training time so far, `psnr` that of a validation at this step, if any.
     """
-    meta = describe(scene, stage, seconds)
+    meta = to_metadata(scene, stage, seconds)
     checkpoint.save(manager, int(state.step), state, meta, psnr)
 
 
 def _freeze(value: Any) -> Any:
-    """JSON's lists as tuples, all the way down."""
+    """Lists as tuples, recursively."""
     return tuple(_freeze(v) for v in value) if isinstance(value, list) else value
 
 
-def describe(scene: SceneMetadata, stage: Stage, seconds: float) -> dict[str, Any]:
-    """What has to be known before a state can be restored, as JSON can hold it."""
+def to_metadata(scene: SceneMetadata, stage: Stage, seconds: float) -> dict[str, Any]:
+    """Metadata of a checkpoint, as JSON: from it follow the shapes of the state."""
     return {
         "scene": dataclasses.asdict(scene),
         "stage": dataclasses.asdict(stage),
@@ -276,7 +225,11 @@ def describe(scene: SceneMetadata, stage: Stage, seconds: float) -> dict[str, An
 
 
 def parse_metadata(meta: dict[str, Any]) -> tuple[SceneMetadata, Stage, float]:
-    """What `describe` was given; ValueError, KeyError or TypeError if it did not make this."""
+    """The arguments from which `to_metadata` made the metadata.
+
+    Raises:
+      ValueError, KeyError, TypeError: if it did not make them.
+    """
     scene, stage = (
         {name: _freeze(value) for name, value in dict(meta[part]).items()}
         for part in ("scene", "stage")
@@ -285,15 +238,16 @@ def parse_metadata(meta: dict[str, Any]) -> tuple[SceneMetadata, Stage, float]:
 
 
 def open_run(folder: Path, step: int | None = None, config: TrainConfig | None = None) -> Run:
-    """A run at its last (or the given) checkpoint.
+    """Opens a run at a checkpoint.
 
     Args:
       folder: of the run.
-      step: which checkpoint.
-      config: used instead of the run's own.
+      step: of the checkpoint, by default the last.
+      config: replaces the configuration that the run has stored.
 
     Raises:
-      InputError: if the folder is no run, has no checkpoint, or holds one that does not fit.
+      InputError: if the folder is not a run, has no such checkpoint, or if the checkpoint does not
+        fit the configuration.
     """
     config = config or read_config(folder)
     if not (folder / "checkpoints").is_dir():
@@ -318,44 +272,26 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
                 f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
                 f"{folder / 'checkpoints' / str(step)} to fall back on an earlier one."
             ) from error
-        # Of the state only shapes are needed, which do not depend on the box.
-        box = np.array([[0.0] * 3, [1.0] * 3], np.float32)
-        grid = transitions.init_grid(config.field, stage, box)
+        # Only the shapes of the target matter, which do not depend on the box.
+        aabb = np.array([[0.0] * 3, [1.0] * 3], np.float32)
+        grid = transitions.init_grid(config.field, stage, aabb)
         target = jax.eval_shape(lambda: train.init_state(config, stage, grid))
         if jax.process_count() > 1:
-            # Each process reads everything into its own memory.
+            # Arrays in host memory, so that every process reads all of them.
             target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), target)
         state = checkpoint.restore(manager, step, target)
         if jax.process_count() == 1:
-            # What several devices have saved comes back in host memory.
+            # A state saved by several devices is restored in host memory.
             state = jax.tree.map(jnp.asarray, state)
     finally:
         manager.close()
     return Run(folder, config, scene, stage, state, seconds)
 
 
-def near_far_fn(scene: SceneMetadata, grid: OccupancyGrid) -> SceneRange:
-    """Near and far of any camera: of an object in a box they move with it, `cameras.shift_near_far`."""
-    same = (scene.near, scene.far)
-    if scene.ndc is not None or grid.bounds is not None:
-        # There is something to be seen from the near plane to far out.
-        return same
-    focus, usual = np.array(scene.focus, np.float64), camera_distance_range(scene)
-    return lambda cameras, index: shift_near_far(cameras, index, same, focus, usual)
-
-
-def camera_distance_range(scene: SceneMetadata) -> tuple[float, float]:
-    """How near to and how far from the focus cameras are that see between near and far."""
-    places = np.array(scene.poses, np.float64).reshape(-1, 3, 4)[:, :, 3]
-    away = np.append(np.linalg.norm(places - np.array(scene.focus), axis=-1), scene.radius)
-    return (1.0 - SPARE) * float(away.min()), (1.0 + SPARE) * float(away.max())
-
-
 def make_render_fn(run: Run, supersample: int | None = None) -> RenderFn:
-    """A function (cameras, index) -> picture of what the run has learnt.
+    """A function (cameras, index) -> rendering of the run's field, on all devices.
 
-    `supersample` are those per pixel along each axis, by default as many as in training. All devices
-    share the rays.
+    `supersample` is the number of rays per pixel along each axis, by default as in training.
     """
     return scoring.make_render_fn(
         run.config,
@@ -365,12 +301,12 @@ def make_render_fn(run: Run, supersample: int | None = None) -> RenderFn:
         near_far_fn(run.scene, run.state.grid),
         train.background_color(run.config),
         supersample,
-        mesh=parallel.make_mesh(None),
+        mesh=devices.make_mesh(None),
     )
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """What metrics.json holds; nothing if it is missing or cannot be read."""
+    """The contents of metrics.json; empty if it is missing or cannot be parsed."""
     try:
         values = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -379,19 +315,22 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
-    """What a run has logged of something, by step; nothing if it has no log."""
+    """The scalars of a tag that a run has logged, as (step, value); empty without a log.
+
+    Of a step that was logged twice, as by a resumed run, the later value counts.
+    """
     try:
         lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     entries = []
     for line in lines:
-        # A machine that lost its power may have left half a line.
+        # A crash may have left an incomplete line.
         with contextlib.suppress(ValueError):
             entries.append(json.loads(line))
-    # A resumed run has some steps twice, and one that overflowed has no loss.
-    found = {float(entry["step"]): entry.get(tag) for entry in entries if tag in entry}
-    return [(step, found[step]) for step in sorted(found) if found[step] is not None]
+    values = {float(entry["step"]): entry.get(tag) for entry in entries if tag in entry}
+    # Values that were not finite are logged as null.
+    return [(step, values[step]) for step in sorted(values) if values[step] is not None]
 
 
 def write_metrics(folder: Path, values: dict[str, Any]) -> None:
@@ -400,11 +339,11 @@ def write_metrics(folder: Path, values: dict[str, Any]) -> None:
 
 
 def to_text(values: dict[str, Any]) -> str:
-    """Metrics as readable JSON."""
+    """Metrics as indented JSON."""
     return json.dumps(values, indent=2) + "\n"
 
 
 def name_run(config: TrainConfig, dataset: str) -> Path:
     """The default folder of a new run: runs/<dataset>-<field>-<time>."""
-    moment = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{dataset}-{config.field.kind}-{moment}"
+    timestamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{dataset}-{config.field.kind}-{timestamp}"

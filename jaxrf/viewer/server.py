@@ -16,17 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxrf.cameras.base import Cameras
-from jaxrf.cameras.poses import near_far_for_box
-from jaxrf.cameras.transforms import unpack_transform
+from jaxrf.cameras.base import Cameras, near_far_for_box
+from jaxrf.cameras.transforms import unpack_frame
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
-from jaxrf.evaluation.channels import Channel
-from jaxrf.evaluation.interactive import InteractiveRenderer, Pace, render_progressively
-from jaxrf.rendering.image import HostRendering
+from jaxrf.evaluation.interactive import FrameTimer, InteractiveRenderer, render_progressively
+from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
-from jaxrf.training.runs import SceneMetadata
+from jaxrf.training.config import Channel
+from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.viewer.poses import View, along_axis, fit_camera, list_views, read_view, to_browser
 from jaxrf.viewer.tour import CameraPathPanel, go_to
 
@@ -198,7 +197,7 @@ class Viewer:
             assert self._next is not None
             painter, text = self._next
             tiny = fit_camera(View(self._home.pose, self._home.fov, 1.0), 8, self._scene.ndc)
-            painter.paint(tiny, WHOLE, lambda: False)
+            painter.render(tiny, WHOLE, lambda: False)
             with self._changes:
                 before = self._shown
                 self._shown = Shown(
@@ -262,7 +261,7 @@ class Viewer:
                 ]
             for handle in (self._crop_on, *self._crop):
                 handle.on_update(lambda _: self._change_crop())
-        frame = unpack_transform(self._scene.frame)
+        frame = unpack_frame(self._scene.frame)
         size = (self._scene.width, self._scene.height)
         # Small training pictures would make a stamp of a video.
         times = max(-(-VIDEO_WIDTH // size[0]), 1)
@@ -360,12 +359,10 @@ class Viewer:
         if shown is None:
             raise InputError("There is nothing to render yet: wait for the first picture.")
         camera = dataclasses.replace(camera, ndc=self._scene.ndc)
-        picture = shown.painter.paint(camera, self.crop, stop, shown.painter.supersample)
+        picture = shown.painter.render(camera, self.crop, stop, shown.painter.supersample)
         return None if picture is None else self._draw(picture, camera, shown)
 
-    def _draw(
-        self, picture: HostRendering, camera: Cameras, shown: Shown
-    ) -> UInt8[np.ndarray, "h w 3"]:
+    def _draw(self, picture: Picture, camera: Cameras, shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
         span = near_far_for_box(camera, shown.box)
         return pictures.draw_channel(picture, self._mode.value, span)
 
@@ -402,7 +399,7 @@ class _Client:
         self._viewer, self._client = viewer, client
         self.changed, self._closed = threading.Event(), threading.Event()
         self.moved_at = -np.inf
-        self._pace = Pace(FLUID_SECONDS)
+        self._timer = FrameTimer(FLUID_SECONDS)
         self._frames: list[float] = []
         self._number = -1
         self._seen: View | None = None
@@ -447,12 +444,12 @@ class _Client:
         again = view_equals(view, self._seen) and shown.number != self._number
         self._seen, self._number = view, shown.number
         camera = fit_camera(view, int(viewer._most.value), viewer._scene.ndc)
-        self._pace.seconds = 1.0 / float(viewer._fluid.value)
+        self._timer.target_seconds = 1.0 / float(viewer._fluid.value)
         if again:
             # Nobody waits for it, so it may be larger at once.
-            self._pace.seconds = STATE_SECONDS
+            self._timer.target_seconds = STATE_SECONDS
         for picture in render_progressively(
-            shown.painter, camera, viewer.crop, self._pace, self.changed.is_set
+            shown.painter, camera, viewer.crop, self._timer, self.changed.is_set
         ):
             self._send(picture, camera, shown)
             self._describe(picture, time.monotonic() - begun)
@@ -460,7 +457,7 @@ class _Client:
                 # The rest of the time is for training.
                 return
 
-    def _send(self, picture: HostRendering, camera: Cameras, shown: Shown) -> None:
+    def _send(self, picture: Picture, camera: Cameras, shown: Shown) -> None:
         depth = None
         if camera.ndc is None:
             # Where nothing is hit, what else is in the scene is before it.
@@ -470,7 +467,7 @@ class _Client:
         self._client.scene.set_background_image(image, "jpeg", jpeg_quality=90, depth=depth)
         self._client.flush()
 
-    def _describe(self, picture: HostRendering, seconds: float) -> None:
+    def _describe(self, picture: Picture, seconds: float) -> None:
         now = time.monotonic()
         self._frames = [t for t in self._frames if now - t < 1.0] + [now]
         height, width = picture.opacity.shape

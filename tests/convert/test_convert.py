@@ -24,6 +24,7 @@ from jaxrf.convert.networks import Converted
 from jaxrf.core.errors import InputError
 from jaxrf.training import runs
 from jaxrf.training.config import BitNeRFConfig, NeRFConfig, make_preset
+from jaxrf.training.scene_metadata import SceneMetadata
 
 FEW = 4096
 PLAIN = FormatOptions()
@@ -344,7 +345,7 @@ def test_what_is_to_be_trained_for_another_program_is_said_at_once(tmp_path: Pat
     for program, preset in presets.items():
         small = dataclasses.replace(make_preset(preset), background="white")
         stage, state = first_state(small)
-        scene = runs.scene_metadata(make_scene(), tmp_path)
+        scene = SceneMetadata.from_scene(make_scene(), tmp_path)
         run = runs.Run(tmp_path, small, scene, stage, state, 0.0)
         with pytest.raises(InputError, match="train one with --field") as error:
             write.write_file(run, tmp_path / "x", program)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Evaluation: views rendered in chunks, scored and summed up."""
+"""Evaluation: views rendered in chunks, their metrics and the means of these."""
 
 import dataclasses
 import math
@@ -12,7 +12,8 @@ from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_tensorf, tiny_
 
 from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.data.scene import composite
-from jaxrf.evaluation import scoring
+from jaxrf.evaluation import camera_renderer, scoring
+from jaxrf.evaluation.camera_renderer import ChunkProgram
 from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.models import methods
 from jaxrf.rendering.volume import Rendering
@@ -20,41 +21,47 @@ from jaxrf.training.config import TrainConfig
 
 
 def make_render(
-    config: TrainConfig, background: np.ndarray, tight: bool = True
+    config: TrainConfig, background: np.ndarray, crop_to_occupied: bool = True
 ) -> tuple[RenderFn, Rendering]:
-    """The function under test, and what it should give for the first test view, all at once."""
+    """The render function, and its expected result for the first test view, rendered at once."""
     stage, state = first_state(config)
     render = scoring.make_render_fn(
-        config, stage, state.params, state.grid, (2.0, 6.0), background, tight=tight
+        config,
+        stage,
+        state.params,
+        state.grid,
+        (2.0, 6.0),
+        background,
+        crop_to_occupied=crop_to_occupied,
     )
-    stage, box = methods.eval_stage(config.field, stage, state.grid, tight)
+    stage, box = methods.eval_stage(config.field, stage, state.grid, crop_to_occupied)
     rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
-    rest = (state.params, state.grid, rays, jnp.asarray(background), jnp.asarray(box))
-    whole = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))(
-        config.field, stage, 1 << 13, *rest
+    arguments = (state.params, state.grid, rays, jnp.asarray(background), jnp.asarray(box))
+    expected = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))(
+        config.field, stage, 1 << 13, *arguments
     )
-    return render, whole
+    return render, expected
 
 
-def test_a_view_with_sub_rays_is_the_average_of_a_finer_view() -> None:
+def test_render_fn_with_supersampling_averages_a_finer_view() -> None:
     config = tiny_nerf()
     stage, state = first_state(config)
     white = np.ones(3, np.float32)
     common = (state.params, state.grid, (2.0, 6.0), white)
     cameras = make_scene().splits["test"].cameras
     finer = resize_cameras(cameras, 2 * SIZE, 2 * SIZE)
-    wanted = scoring.make_render_fn(config, stage, *common)(finer, 1)
-    found = scoring.make_render_fn(config, stage, *common, supersample=2)(cameras, 1)
-    assert found.rgb.shape == (SIZE, SIZE, 3)
-    blocks = wanted.rgb.reshape(SIZE, 2, SIZE, 2, 3)
-    np.testing.assert_allclose(found.rgb, blocks.mean(axis=(1, 3)), atol=1e-6)
+    fine = scoring.make_render_fn(config, stage, *common)(finer, 1)
+    averaged = scoring.make_render_fn(config, stage, *common, supersample=2)(cameras, 1)
+    assert averaged.rgb.shape == (SIZE, SIZE, 3)
+    blocks = fine.rgb.reshape(SIZE, 2, SIZE, 2, 3)
+    np.testing.assert_allclose(averaged.rgb, blocks.mean(axis=(1, 3)), atol=1e-6)
     split = dataclasses.replace(stage, supersample=2)
     same = scoring.make_render_fn(config, split, *common)(cameras, 1)
-    assert np.array_equal(same.rgb, found.rgb)
+    assert np.array_equal(same.rgb, averaged.rgb)
 
 
-@pytest.mark.parametrize("tight", [False, True])
+@pytest.mark.parametrize("crop_to_occupied", [False, True])
 @pytest.mark.parametrize(
     "config",
     [
@@ -65,43 +72,45 @@ def test_a_view_with_sub_rays_is_the_average_of_a_finer_view() -> None:
     ],
     ids=["tensorf", "nerf", "voxels"],
 )
-def test_a_view_is_its_rays_rendered_in_order(config: TrainConfig, tight: bool) -> None:
+def test_render_fn_renders_the_rays_of_a_view_in_order(
+    config: TrainConfig, crop_to_occupied: bool
+) -> None:
     background = np.array([0.9, 0.5, 0.1], np.float32)
-    render, whole = make_render(config, background, tight)
+    render, all_rays = make_render(config, background, crop_to_occupied)
     view = render(make_scene().splits["test"].cameras, 0)
     for name in ("rgb", "opacity", "depth", "median_depth"):
-        found = getattr(view, name)
-        assert isinstance(found, np.ndarray)
-        wanted = np.asarray(getattr(whole, name))
-        assert found.shape == (SIZE, SIZE, *wanted.shape[1:])
-        np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
+        image = getattr(view, name)
+        assert isinstance(image, np.ndarray)
+        expected = np.asarray(getattr(all_rays, name))
+        assert image.shape == (SIZE, SIZE, *expected.shape[1:])
+        np.testing.assert_allclose(image.reshape(expected.shape), expected, atol=2e-5)
 
 
-def test_when_memory_runs_out_fewer_samples_are_rendered_at_once(
+def test_render_fn_halves_the_samples_when_memory_runs_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     render, _ = make_render(tiny_nerf(render_samples=1 << 13), np.ones(3, np.float32))
     cameras = make_scene().splits["test"].cameras
-    wanted = render(cameras, 0)
+    expected = render(cameras, 0)
     tried: list[int] = []
-    really = scoring._render_chunks
+    render_chunks = camera_renderer._render_chunks
 
-    def short_of_memory(field: Any, stage: Any, samples: int, *rest: Any) -> Rendering:
-        tried.append(samples)
-        if samples > 1 << 11:
+    def short_of_memory(program: ChunkProgram, *arguments: Any) -> Rendering:
+        tried.append(program.num_samples)
+        if program.num_samples > 1 << 11:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return really(field, stage, samples, *rest)
+        return render_chunks(program, *arguments)
 
-    monkeypatch.setattr(scoring, "_render_chunks", short_of_memory)
-    np.testing.assert_allclose(render(cameras, 0).rgb, wanted.rgb, atol=2e-5)
+    monkeypatch.setattr(camera_renderer, "_render_chunks", short_of_memory)
+    np.testing.assert_allclose(render(cameras, 0).rgb, expected.rgb, atol=2e-5)
     assert tried[:3] == [1 << 13, 1 << 12, 1 << 11]
-    # The next view begins with what was found to fit.
+    # The next view begins with the number of samples that fit.
     tried.clear()
     render(cameras, 1)
     assert set(tried) == {1 << 11}
 
 
-def test_other_failures_and_hopeless_shortness_are_not_hidden(
+def test_render_fn_raises_other_errors_and_gives_up_below_the_least_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     render, _ = make_render(tiny_nerf(), np.ones(3, np.float32))
@@ -111,12 +120,12 @@ def test_other_failures_and_hopeless_shortness_are_not_hidden(
         def fail(*_: Any, text: str = text) -> Rendering:
             raise jax.errors.JaxRuntimeError(text)
 
-        monkeypatch.setattr(scoring, "_render_chunks", fail)
+        monkeypatch.setattr(camera_renderer, "_render_chunks", fail)
         with pytest.raises(RuntimeError, match=text):
             render(cameras, 0)
 
 
-def test_each_camera_gives_its_own_view() -> None:
+def test_render_fn_renders_the_camera_of_the_index() -> None:
     render, _ = make_render(tiny_nerf(), np.ones(3, np.float32))
     cameras = make_scene().splits["test"].cameras
     assert not np.allclose(render(cameras, 0).rgb, render(cameras, 1).rgb)
@@ -126,13 +135,13 @@ def fake_render(rgb: float) -> RenderFn:
     def render(cameras: Cameras, index: int) -> Rendering:
         shape = (cameras.height, cameras.width)
         plain = jnp.ones(shape)
-        colours = jnp.full((*shape, 3), rgb + index)
-        return jax.device_get(Rendering(colours, plain, plain, plain))
+        colors = jnp.full((*shape, 3), rgb + index)
+        return jax.device_get(Rendering(colors, plain, plain, plain))
 
     return render
 
 
-def test_scores_compare_with_the_composited_truth_and_clip_the_rendering() -> None:
+def test_score_split_composites_the_truth_and_clips_the_rendering() -> None:
     split = make_scene().splits["test"]
     background = np.array([0.0, 0.5, 1.0], np.float32)
     scored = list(scoring.score_split(fake_render(0.5), split, background, range(1, -1, -1)))
@@ -145,26 +154,26 @@ def test_scores_compare_with_the_composited_truth_and_clip_the_rendering() -> No
         assert -1 <= item.ssim < 0.9
 
 
-def test_the_truth_itself_scores_infinity_and_one() -> None:
+def test_score_split_of_the_truth_gives_infinite_psnr_and_ssim_one() -> None:
     split = make_scene().splits["test"]
     black = np.zeros(3, np.float32)
 
     def render(cameras: Cameras, index: int) -> Rendering:
         plain = jnp.ones((cameras.height, cameras.width))
-        colours = jnp.asarray(composite(split.images[index], black))
-        return jax.device_get(Rendering(colours, plain, plain, plain))
+        colors = jnp.asarray(composite(split.images[index], black))
+        return jax.device_get(Rendering(colors, plain, plain, plain))
 
     (item,) = scoring.score_split(render, split, black, [0])
     assert item.psnr == math.inf and item.ssim == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_summary_is_the_mean_over_pictures_not_of_the_errors() -> None:
+def test_summarize_averages_metrics_not_errors() -> None:
     split = make_scene().splits["test"]
     scored = list(scoring.score_split(fake_render(0.1), split, np.ones(3, np.float32), [0, 1]))
     scored = [
         s._replace(psnr=p, ssim=q) for s, p, q in zip(scored, (20, 30), (0.5, 1), strict=True)
     ]
-    assert scoring.summarise(scored) == {
+    assert scoring.summarize(scored) == {
         "psnr": 25.0,
         "ssim": 0.75,
         "per_image": [
@@ -174,36 +183,38 @@ def test_the_summary_is_the_mean_over_pictures_not_of_the_errors() -> None:
     }
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(10, 4), (2, 4), (3, 4), (4, 4), (1, 9), (100, 1)])
-def test_views_are_spread_evenly_and_as_many_as_wanted(count: int, wanted: int) -> None:
-    chosen = scoring.spread(count, wanted)
-    assert len(chosen) == min(count, wanted)
+@pytest.mark.parametrize(
+    ("count", "max_indices"), [(10, 4), (2, 4), (3, 4), (4, 4), (1, 9), (100, 1)]
+)
+def test_evenly_spaced_indices_are_distinct_and_evenly_spaced(count: int, max_indices: int) -> None:
+    chosen = scoring.evenly_spaced_indices(count, max_indices)
+    assert len(chosen) == min(count, max_indices)
     assert chosen == sorted(set(chosen)) and chosen[0] == 0 and chosen[-1] < count
     gaps = np.diff([*chosen, count])
     assert gaps.max() - gaps.min() <= 1
 
 
-def test_nothing_is_spread_over_nothing() -> None:
-    assert scoring.spread(0, 4) == [] and scoring.spread(4, 0) == []
+def test_evenly_spaced_indices_of_nothing_are_empty() -> None:
+    assert scoring.evenly_spaced_indices(0, 4) == [] and scoring.evenly_spaced_indices(4, 0) == []
 
 
-def test_lpips_is_among_the_scores_only_if_there_are_weights_for_it(
+def test_score_split_computes_lpips_only_with_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     split = make_scene().splits["test"]
     black = np.zeros(3, np.float32)
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def distance(weights: Any, rendered: np.ndarray, truth: np.ndarray) -> float:
-        asked.append(weights)
-        return 0.1 * len(asked)
+        calls.append(weights)
+        return 0.1 * len(calls)
 
     monkeypatch.setattr(scoring, "_lpips", distance)
-    without = scoring.summarise(list(scoring.score_split(fake_render(0.5), split, black, [0, 1])))
-    assert asked == [] and "lpips" not in without and "lpips" not in without["per_image"][0]
+    without = scoring.summarize(list(scoring.score_split(fake_render(0.5), split, black, [0, 1])))
+    assert calls == [] and "lpips" not in without and "lpips" not in without["per_image"][0]
     weights = {"lin0.model.1.weight": jnp.ones((1, 1, 1, 1))}
     scored = list(scoring.score_split(fake_render(0.5), split, black, [0, 1], weights))
-    summary = scoring.summarise(scored)
-    assert asked == [weights, weights] and summary["lpips"] == pytest.approx(0.15)
+    summary = scoring.summarize(scored)
+    assert calls == [weights, weights] and summary["lpips"] == pytest.approx(0.15)
     assert [item["lpips"] for item in summary["per_image"]] == pytest.approx([0.1, 0.2])
     assert summary["psnr"] == without["psnr"]

@@ -38,6 +38,7 @@ from jaxrf.models import methods
 from jaxrf.rendering.image import HostRendering
 from jaxrf.training import runs
 from jaxrf.training.config import CustomConfig, TrainConfig
+from jaxrf.training.scene_metadata import SceneMetadata
 
 LEVEL, LENGTH = 0.3, 0.05
 WANTED = -math.log1p(-LEVEL) / LENGTH
@@ -76,7 +77,9 @@ def make_places(count: int = 41) -> np.ndarray:
 
 def make_run(config: TrainConfig, **changes: object) -> runs.Run:
     stage, state = first_state(config, np.array([[-1, -1.2, -1.3], [1, 1, 1.1]], np.float32))
-    scene = dataclasses.replace(runs.scene_metadata(make_scene(), Path("/data/ball")), **changes)
+    scene = dataclasses.replace(
+        SceneMetadata.from_scene(make_scene(), Path("/data/ball")), **changes
+    )
     return runs.Run(Path("runs/one"), config, scene, stage, state, 1.0)
 
 

@@ -24,6 +24,7 @@ from jaxrf.export.ternary import PACKINGS, pack_trits, read_ternary, unpack_trit
 from jaxrf.fields.bitnerf import quantise_weights
 from jaxrf.training import runs
 from jaxrf.training.config import BitNeRFConfig, OptimizerConfig, TrainConfig
+from jaxrf.training.scene_metadata import SceneMetadata
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -109,7 +110,7 @@ def make_run(config: TrainConfig, folder: Path = Path("runs/one")) -> runs.Run:
         average=None if state.average is None else scatter(state.average),
         step=jnp.asarray(7, jnp.int32),
     )
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     return runs.Run(folder, config, scene, stage, state, 2.5)
 
 
@@ -208,7 +209,7 @@ def test_weights_take_the_bits_that_they_are_to_take(run: runs.Run, tmp_path: Pa
 def test_a_run_of_another_field_is_refused(tmp_path: Path) -> None:
     config = tiny_nerf()
     stage, state = first_state(config)
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     run = runs.Run(Path("runs/one"), config, scene, stage, state, 0.0)
     with pytest.raises(InputError, match=r"runs/one is of the field nerf.*bitnerf\.$"):
         write_ternary(run, tmp_path / "ball.npz", "ternary2")

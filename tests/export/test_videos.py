@@ -14,9 +14,9 @@ from jaxrf.cli.options import RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
 from jaxrf.export import videos
-from jaxrf.rendering.image import HostRendering
-from jaxrf.training import runs
+from jaxrf.rendering.volume import Picture
 from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("videos")
     config = tiny_nerf()
     stage, state = first_state(config)
-    scene = runs.scene_metadata(make_scene(), write_scene(folder / "ball"))
+    scene = SceneMetadata.from_scene(make_scene(), write_scene(folder / "ball"))
     return Run(folder / "run", config, scene, stage, state, 0.0)
 
 
-def picture(run: Run, index: int, options: RenderOptions) -> HostRendering:
+def picture(run: Run, index: int, options: RenderOptions) -> Picture:
     shots = videos.plan_render(run, options)
     ((_, found),) = videos.render_plan(run, shots, None, "", [index])
     return found

@@ -19,6 +19,7 @@ from jaxrf.export.web import write_page
 from jaxrf.sampling import occupancy
 from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
+from jaxrf.training.scene_metadata import SceneMetadata
 
 MARCHING = {"sampler": "occupancy", "occupancy_resolution": 8, "max_steps": 24}
 
@@ -39,7 +40,7 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
     state = dataclasses.replace(
         state, params=params, average=None, grid=grid, step=jnp.asarray(7, jnp.int32)
     )
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     scene = dataclasses.replace(scene, name="ball </script>")
     return runs.Run(Path("runs/ball"), config, scene, stage, state, 2.5)
 

@@ -395,8 +395,8 @@ def test_marching_through_what_is_occupied_alone_shows_the_same(make: Any) -> No
     else:
         plain = OccupancyGrid(jnp.asarray(occupied), state.grid.aabb)
         grid = occupancy.watch(plain, 8.0)
-    tight, box = methods.eval_stage(config.field, stage, grid, tight=True)
-    loose, whole_box = methods.eval_stage(config.field, stage, grid, tight=False)
+    tight, box = methods.eval_stage(config.field, stage, grid, crop_to_occupied=True)
+    loose, whole_box = methods.eval_stage(config.field, stage, grid, crop_to_occupied=False)
     np.testing.assert_allclose(box, occupancy.occupied_aabb(grid), atol=1e-6)
     np.testing.assert_array_equal(whole_box, grid.aabb)
     assert dataclasses.replace(tight, blocks=stage.blocks) == loose
@@ -430,10 +430,10 @@ def test_all_of_a_nerf_is_rendered(tight: bool) -> None:
 def test_what_training_alone_needs_makes_no_other_program_to_render(make: Any) -> None:
     config = make()
     stage, state = first_state(config)
-    bare, _ = methods.eval_stage(config.field, stage, state.grid, tight=False)
+    bare, _ = methods.eval_stage(config.field, stage, state.grid, crop_to_occupied=False)
     changes = {"rays": 7, "supersample": 3, "block_budget": 8, "sample_budget": 9, "pruned": True}
     other = dataclasses.replace(stage, **changes)
-    assert methods.eval_stage(config.field, other, state.grid, tight=False)[0] == bare
+    assert methods.eval_stage(config.field, other, state.grid, crop_to_occupied=False)[0] == bare
     # Whether features are computed for all samples does matter, for how many does not.
     some = [
         methods.eval_stage(
@@ -783,7 +783,7 @@ def test_samples_lie_in_occupied_cells_alone() -> None:
     assert np.all(opacity[length == 0] == 0) and np.all(opacity[length > step] > 0.999)
     assert 10 < np.sum(length > step) < 200
     # Rendering sees what training sees, in the whole box and in the tight one.
-    tight, tight_box = methods.eval_stage(config.field, stage, grid, tight=True)
+    tight, tight_box = methods.eval_stage(config.field, stage, grid, crop_to_occupied=True)
     assert tight.blocks < stage.blocks
     for s, b in ((stage, BOX), (tight, tight_box)):
         args = (state.params, grid, rays, jnp.ones(3), jnp.asarray(b))

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, and what is restored."""
+"""Checkpoints: which are kept, and that states are restored exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ def save_all(folder: Path, keep: int, psnrs: dict[int, float | None]) -> list[in
         manager.wait_until_finished()
     manager.close()
     manager = checkpoint.open_checkpoints(folder, keep)
-    kept = sorted(manager.all_steps())
+    steps = sorted(manager.all_steps())
     manager.close()
     on_disk = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-    assert on_disk == kept
-    return kept
+    assert on_disk == steps
+    return steps
 
 
 @pytest.mark.parametrize(
@@ -45,18 +45,18 @@ def save_all(folder: Path, keep: int, psnrs: dict[int, float | None]) -> list[in
         (3, {1: None, 2: 5.0, 3: None, 4: None, 5: None}, [2, 3, 4, 5]),
     ],
 )
-def test_the_last_few_and_the_best_are_kept(
+def test_open_checkpoints_keeps_the_last_few_and_the_best(
     tmp_path: Path, keep: int, psnrs: dict[int, float | None], expected: list[int]
 ) -> None:
     assert save_all(tmp_path, keep, psnrs) == expected
 
 
-def test_the_best_survives_a_resume(tmp_path: Path) -> None:
+def test_open_checkpoints_keeps_the_best_after_a_resume(tmp_path: Path) -> None:
     save_all(tmp_path, 1, {1: 30.0, 2: 20.0})
     assert save_all(tmp_path, 1, {3: 25.0, 4: None}) == [1, 4]
 
 
-def test_state_and_meta_come_back_as_they_were(tmp_path: Path) -> None:
+def test_restore_returns_the_saved_state_and_metadata(tmp_path: Path) -> None:
     manager = checkpoint.open_checkpoints(tmp_path, 2)
     meta = {"scene": {"near": 2.0, "name": "ä"}, "stage": {"aabb": [[0.1, 1e-9, 3.0]], "p": True}}
     checkpoint.save(manager, 7, make_state(7), meta, None)
@@ -70,10 +70,10 @@ def test_state_and_meta_come_back_as_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "make", [tiny_tensorf, tiny_nerf, tiny_voxels], ids=["tensorf", "nerf", "voxels"]
 )
-def test_a_whole_training_state_comes_back_bit_for_bit(tmp_path: Path, make: Any) -> None:
+def test_restore_returns_the_bits_of_a_training_state(tmp_path: Path, make: Any) -> None:
     config = make()
     _, state = first_state(config)
-    # Optimiser moments that are not all zero.
+    # Optimizer moments that are not all zero.
     keys = iter(jax.random.split(jax.random.key(0), 200))
     state = jax.tree.map(
         lambda x: jax.random.normal(next(keys), x.shape) if x.dtype == jnp.float32 else x, state
@@ -97,7 +97,7 @@ def test_a_whole_training_state_comes_back_bit_for_bit(tmp_path: Path, make: Any
     ],
     ids=["size", "more", "less", "transposed", "other names"],
 )
-def test_a_state_of_other_shape_is_an_input_error(tmp_path: Path, target: Any) -> None:
+def test_restore_rejects_a_state_of_another_shape(tmp_path: Path, target: Any) -> None:
     manager = checkpoint.open_checkpoints(tmp_path, 2)
     checkpoint.save(manager, 7, make_state(7), {}, None)
     manager.wait_until_finished()

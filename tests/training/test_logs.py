@@ -1,4 +1,4 @@
-"""TensorBoard events, read back with TensorBoard's own reader."""
+"""Logs: TensorBoard events, read back with TensorBoard's reader, and text files."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def read(folder: Path) -> EventAccumulator:
     return accumulator
 
 
-def test_scalars_come_back_with_their_steps(tmp_path: Path) -> None:
+def test_scalars_are_written_with_their_steps(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     writer.scalars({"a/b": 1.5, "c": -2.0}, 3)
     writer.scalars({"a/b": 2.5}, 10)
@@ -34,10 +34,10 @@ def test_scalars_come_back_with_their_steps(tmp_path: Path) -> None:
     assert [(s.step, s.value) for s in events.Scalars("c")] == [(3, -2.0)]
 
 
-def test_a_picture_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
+def test_image_is_written_exactly(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).uniform(-0.2, 1.2, (5, 7, 3)).astype(np.float32)
     writer = EventWriter(tmp_path)
-    writer.picture("view/depth", picture, 4)
+    writer.image("view/depth", picture, 4)
     writer.close()
     (image,) = read(tmp_path).Images("view/depth")
     assert (image.step, image.height, image.width) == (4, 5, 7)
@@ -45,7 +45,7 @@ def test_a_picture_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(iio.imread(image.encoded_image_string), expected)
 
 
-def test_a_video_is_a_looping_gif_among_the_images(tmp_path: Path) -> None:
+def test_video_is_a_looping_gif_among_the_images(tmp_path: Path) -> None:
     frames = np.zeros((4, 6, 8, 3), np.uint8)
     frames[:, :, :, 0] = np.arange(4)[:, None, None] * 80
     writer = EventWriter(tmp_path)
@@ -57,7 +57,7 @@ def test_a_video_is_a_looping_gif_among_the_images(tmp_path: Path) -> None:
         assert (gif.format, gif.n_frames, gif.info["loop"]) == ("GIF", 4, 0)
 
 
-def test_text_is_kept_line_by_line(tmp_path: Path) -> None:
+def test_text_is_displayed_line_by_line(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     writer.text("config", '{\n  "a": 1\n}\n', 2)
     writer.close()
@@ -65,12 +65,12 @@ def test_text_is_kept_line_by_line(tmp_path: Path) -> None:
     (tag,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("config")]
     (event,) = events.Tensors(tag)
     text = event.tensor_proto.string_val[0].decode()
-    # Indented by four, markdown shows it as it is.
+    # Markdown displays lines indented by four spaces verbatim.
     assert [line[4:] for line in text.splitlines()] == ["{", '  "a": 1', "}"]
     assert all(line.startswith("    ") for line in text.splitlines())
 
 
-def test_a_second_writer_adds_to_the_same_folder(tmp_path: Path) -> None:
+def test_second_writer_adds_to_the_same_folder(tmp_path: Path) -> None:
     for step in (1, 2):
         writer = EventWriter(tmp_path)
         writer.scalars({"a": float(step)}, step)
@@ -80,7 +80,7 @@ def test_a_second_writer_adds_to_the_same_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_none_does_not_stop_the_writer(tmp_path: Path, value: float) -> None:
+def test_scalars_that_are_not_finite_do_not_stop_the_writer(tmp_path: Path, value: float) -> None:
     writer = EventWriter(tmp_path)
     writer.scalars({"a": value}, 1)
     writer.close()
@@ -93,7 +93,7 @@ def read_histograms(folder: Path, tag: str) -> list[Any]:
     return accumulator.Histograms(tag)
 
 
-def test_a_histogram_counts_the_finite_values(tmp_path: Path) -> None:
+def test_histogram_counts_finite_values(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(2.0, 3.0, 5000).astype(np.float32)
     writer = EventWriter(tmp_path)
     writer.histogram("a/b", np.concatenate([values, [np.nan, np.inf]]).astype(np.float32), 7)
@@ -101,35 +101,35 @@ def test_a_histogram_counts_the_finite_values(tmp_path: Path) -> None:
     writer.histogram("none", np.full(3, np.nan, np.float32), 7)
     writer.close()
     (event,) = read_histograms(tmp_path, "a/b")
-    found = event.histogram_value
-    assert (event.step, found.num) == (7, 5000)
-    assert (found.min, found.max) == (values.min(), values.max())
-    assert found.sum == pytest.approx(values.astype(float).sum())
-    assert found.sum_squares == pytest.approx(np.square(values.astype(float)).sum())
-    below = np.cumsum(found.bucket)
-    expected = [(values <= limit).sum() for limit in found.bucket_limit]
+    histogram = event.histogram_value
+    assert (event.step, histogram.num) == (7, 5000)
+    assert (histogram.min, found.max) == (values.min(), values.max())
+    assert histogram.sum == pytest.approx(values.astype(float).sum())
+    assert histogram.sum_squares == pytest.approx(np.square(values.astype(float)).sum())
+    below = np.cumsum(histogram.bucket)
+    expected = [(values <= limit).sum() for limit in histogram.bucket_limit]
     np.testing.assert_allclose(below, expected, atol=2)
     (same,) = read_histograms(tmp_path, "same")
     assert sum(same.histogram_value.bucket) == 10
     assert "none" not in read(tmp_path).Tags()["histograms"]
 
 
-def test_a_picture_may_be_drawn_in_the_background(tmp_path: Path) -> None:
-    drawn_by = []
+def test_image_is_drawn_in_the_background(tmp_path: Path) -> None:
+    threads = []
 
     def draw() -> np.ndarray:
-        drawn_by.append(threading.current_thread())
+        threads.append(threading.current_thread())
         return np.full((4, 4, 3), 51, np.uint8)
 
     writer = EventWriter(tmp_path)
-    writer.picture("view", draw, 1)
+    writer.image("view", draw, 1)
     writer.close()
     (view,) = read(tmp_path).Images("view")
     np.testing.assert_array_equal(iio.imread(view.encoded_image_string), 51)
-    assert drawn_by != [threading.main_thread()] and len(drawn_by) == 1
+    assert threads != [threading.main_thread()] and len(threads) == 1
 
 
-def test_what_is_measured_joins_the_scalars_in_both_files(tmp_path: Path) -> None:
+def test_scalars_include_measured_ones_in_both_files(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     writer.scalars({"a": 1.0}, 3, lambda: {"machine/b": float("nan"), "machine/c": 2.0})
     writer.close()
@@ -139,13 +139,13 @@ def test_what_is_measured_joins_the_scalars_in_both_files(tmp_path: Path) -> Non
     assert json.loads(line) == {"step": 3, "a": 1.0, "machine/b": None, "machine/c": 2.0}
 
 
-def test_hyper_parameters_are_a_row_of_the_run_itself(tmp_path: Path) -> None:
+def test_hyperparameters_are_a_row_of_the_run_itself(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     values = {"field.kind": "voxels", "steps": 300.0, "stream": True}
     columns = {**values, "field.layers": 8.0}
     writer.hyperparameters(values, {"test/psnr": 28.5}, 300, columns, ("steps",))
     writer.close()
-    # No folder, which TensorBoard would take for another run.
+    # TensorBoard would take a folder for another run.
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
     assert [s.value for s in read(tmp_path).Scalars("test/psnr")] == [28.5]
     contents = read(tmp_path).PluginTagToContent("hparams")
@@ -165,16 +165,16 @@ def test_hyper_parameters_are_a_row_of_the_run_itself(tmp_path: Path) -> None:
 # Text.
 
 
-def test_notes_are_lines_with_the_time_and_there_at_once(tmp_path: Path) -> None:
+def test_note_appends_a_line_with_the_time_at_once(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path / "run")
     writer.note("step 3 of 9: loss 0.5")
     lines = (tmp_path / "run/train.log").read_text().splitlines()
     writer.note("an error\n  of two lines")
     lines += (tmp_path / "run/train.log").read_text().splitlines()[1:]
-    moments, sentences = zip(*(line.split("  ") for line in lines), strict=True)
+    timestamps, sentences = zip(*(line.split("  ") for line in lines), strict=True)
     assert sentences == ("step 3 of 9: loss 0.5", "an error of two lines")
-    for moment in moments:
-        assert abs(time.mktime(time.strptime(moment, "%Y-%m-%d %H:%M:%S")) - time.time()) < 60
+    for timestamp in timestamps:
+        assert abs(time.mktime(time.strptime(timestamp, "%Y-%m-%d %H:%M:%S")) - time.time()) < 60
     writer.close()
 
 
@@ -182,28 +182,28 @@ def test_notes_are_lines_with_the_time_and_there_at_once(tmp_path: Path) -> None
     ("before", "after"),
     [("", "b\n"), ("a\n", "a\nb\n"), ("a\nhalf", "a\nhalf\nb\n"), ("\n", "\nb\n")],
 )
-def test_a_line_stands_by_itself_whatever_was_left(tmp_path: Path, before: str, after: str) -> None:
+def test_append_line_completes_an_unfinished_line(tmp_path: Path, before: str, after: str) -> None:
     (tmp_path / "log").write_text(before)
     append_line(tmp_path / "log", "b")
     assert (tmp_path / "log").read_text() == after
 
 
-def test_of_several_processes_one_writes(tmp_path: Path) -> None:
-    writer = EventWriter(tmp_path / "run", writes=False)
+def test_disabled_writer_writes_nothing(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path / "run", enabled=False)
     writer.note("step 1")
-    writer.scalars({"a": 1.0}, 1, lambda: pytest.fail("measured for nobody"))
+    writer.scalars({"a": 1.0}, 1, lambda: pytest.fail("measured although disabled"))
     writer.hyperparameters({"a": 1.0}, {"b": 1.0}, 1)
     writer.histogram("h", np.zeros(3, np.float32), 1)
     writer.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_steps_that_a_killed_process_wrote_are_in_no_curve_twice(tmp_path: Path) -> None:
+def test_resumed_writer_drops_later_steps_from_the_curves(tmp_path: Path) -> None:
     first = EventWriter(tmp_path)
     for step in range(1, 6):
         first.scalars({"a": float(step)}, step)
     first.close()
-    # Files are read in the order of their names, which begin with the second.
+    # Files are read in the order of their names, which contain the time in seconds.
     while time.time() < int(next(tmp_path.glob("events.*")).name.split(".")[3]) + 1.0:
         time.sleep(0.05)
     second = EventWriter(tmp_path, resumed_at=3)
@@ -213,22 +213,20 @@ def test_steps_that_a_killed_process_wrote_are_in_no_curve_twice(tmp_path: Path)
     curve = {s.step: s.value for s in read(tmp_path).Scalars("a")}
     assert curve == {1: 1.0, 2: 2.0, 3: 3.0, 4: 40.0, 5: 50.0, 6: 60.0, 7: 70.0}
     assert len(read(tmp_path).Scalars("a")) == 7
-    # As text everything is kept.
+    # The text file keeps all lines.
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 9
 
 
-# In the background.
+# The background thread.
 
 FRAMES = np.zeros((2, 4, 4, 3), np.uint8)
 
 
-def test_nobody_waits_for_an_event_but_who_closes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    let_go, encode = threading.Event(), images.encode_gif
+def test_only_close_waits_for_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, encode = threading.Event(), images.encode_gif
 
     def encode_late(*arguments: Any) -> bytes:
-        assert let_go.wait(60)
+        assert release.wait(60)
         return encode(*arguments)
 
     monkeypatch.setattr(images, "encode_gif", encode_late)
@@ -238,12 +236,12 @@ def test_nobody_waits_for_an_event_but_who_closes(
     for step in range(2, 40):
         writer.scalars({"a": float(step)}, step)
     picture = np.full((4, 4, 3), 0.2, np.float32)
-    writer.picture("view", picture, 40)
-    # It may be used for something else at once.
+    writer.image("view", picture, 40)
+    # The writer has copied it.
     picture[:] = 0.9
-    threading.Timer(0.3, let_go.set).start()
+    threading.Timer(0.3, release.set).start()
     writer.close()
-    assert let_go.is_set()
+    assert release.is_set()
     events = read(tmp_path)
     assert [s.step for s in events.Scalars("a")] == list(range(1, 40))
     assert len(events.Images("orbit")) == 1
@@ -255,24 +253,24 @@ def fail(*_: Any) -> bytes:
     raise OSError("no space left")
 
 
-def test_what_could_not_be_written_is_told_when_closing_and_the_rest_is_there(
+def test_close_raises_a_write_error_after_the_other_events_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "encode_gif", fail)
-    let_go = threading.Event()
+    release = threading.Event()
     writer = EventWriter(tmp_path)
-    # Held up, lest the error be found before the last event is handed over.
-    writer._submit(lambda _: let_go.wait(60))
+    # Delays the error until the last event is queued.
+    writer._submit(lambda _: release.wait(60))
     writer.scalars({"a": 1.0}, 1)
     writer.video("orbit", FRAMES, 10.0, 1)
     writer.scalars({"a": 2.0}, 2)
-    let_go.set()
+    release.set()
     with pytest.raises(OSError, match="no space left"):
         writer.close()
     assert [s.step for s in read(tmp_path).Scalars("a")] == [1, 2]
 
 
-def test_what_could_not_be_written_is_told_by_a_later_event(
+def test_later_event_raises_an_earlier_write_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "encode_gif", fail)
@@ -282,11 +280,11 @@ def test_what_could_not_be_written_is_told_by_a_later_event(
         for step in range(1000):
             writer.scalars({"a": float(step)}, step)
             time.sleep(0.01)
-    # Once is enough.
+    # The error is raised once.
     writer.close()
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+def test_close_raises_if_the_folder_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     writer = EventWriter(tmp_path / "file" / "run")
     writer.text("config", "{}")
@@ -294,6 +292,6 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
         writer.close()
 
 
-def test_without_events_there_is_no_file(tmp_path: Path) -> None:
+def test_writer_without_events_creates_no_file(tmp_path: Path) -> None:
     EventWriter(tmp_path / "run").close()
     assert list(tmp_path.iterdir()) == []

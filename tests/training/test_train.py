@@ -58,6 +58,7 @@ from jaxrf.training import (
     transitions as stages,
 )
 from jaxrf.training.config import LossConfig, OptimizerConfig, TrainConfig
+from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.training.train import DivergedError, Metrics, PixelDataset, TrainState
 
 RANGE = (2.0, 6.0)
@@ -98,7 +99,7 @@ def through_disk(
 ) -> tuple[Stage, TrainState]:
     """What is there after a checkpoint has been written and read again."""
     manager = runs.open_checkpoints(folder, config)
-    runs.save(manager, runs.scene_metadata(make_scene(), folder), stage, state, 1.0, None)
+    runs.save(manager, SceneMetadata.from_scene(make_scene(), folder), stage, state, 1.0, None)
     manager.close()
     run = runs.open_run(folder, config=config)
     return run.stage, run.state

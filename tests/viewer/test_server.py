@@ -24,6 +24,7 @@ from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
 from jaxrf.training import runs
+from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.viewer.server import WHOLE, Viewer, list_edges, round_outwards
 from jaxrf.viewer.tour import write_tour
 
@@ -42,7 +43,7 @@ def paint() -> InteractiveRenderer:
 
 @pytest.fixture
 def viewer(tmp_path: Path) -> Iterator[Viewer]:
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     split = make_scene().splits["train"]
     made = Viewer("ball", scene, tmp_path, "127.0.0.1", 8431, BEHIND, split, trains=True)
     yield made
@@ -146,7 +147,7 @@ def test_training_cameras_stand_where_they_were_with_their_pictures(viewer: View
 
 
 def test_a_forward_facing_scene_stands_upright_and_is_not_cropped(tmp_path: Path) -> None:
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     scene = dataclasses.replace(scene, ndc=(0.5, 0.5, 1.0))
     made = Viewer("ball", scene, tmp_path, "127.0.0.1", 8432, BEHIND)
     try:
@@ -164,7 +165,7 @@ def test_a_port_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_an_address_that_is_not_ours_is_refused(tmp_path: Path) -> None:
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     with pytest.raises(InputError, match=r"cannot listen at 192\.0\.2\.1 .*--host"):
         Viewer("ball", scene, tmp_path, "192.0.2.1", 8433, BEHIND)
 

@@ -1,0 +1,282 @@
+"""Images of cameras, rendered in chunks of rays by one compiled program for every image size.
+
+A chunk is a constant number of consecutive pixels. Its rays are made on the device from the index
+of its first pixel, so neither the size of the image nor the number of cameras is part of the
+program. Devices take turns with chunks; a chunk is computed alike whichever device renders it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from jaxrf.cameras.base import (
+    Cameras,
+    SceneRange,
+    apply_ray_convention,
+    index_cameras,
+    pixels_to_rays,
+    resize_cameras,
+)
+from jaxrf.core.rays import Rays
+from jaxrf.fields.base import Params
+from jaxrf.models.methods import Stage, eval_stage, rays_at_once, render_rays
+from jaxrf.parallel import devices, sums
+from jaxrf.rendering.volume import Picture, Rendering, resolve_supersampling
+from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.training.config import FieldConfig, TrainConfig
+
+# Samples evaluated together on a CPU, where larger arrays leave its caches.
+MAX_CPU_SAMPLES = 1 << 15
+# Rays of a call of the program, about. Results of a call are fetched together.
+CALL_RAYS, MAX_CALL_CHUNKS = 1 << 18, 64
+# Calls that may wait for the device before the host asks whether to stop. With none, the device
+# would wait for the host.
+CALLS_AHEAD = 2
+
+
+class ChunkProgram(NamedTuple):
+    """Static arguments of the program that renders chunks.
+
+    Attributes:
+      field, stage: the field and its evaluation shapes.
+      num_samples: samples evaluated together, which bounds the memory.
+      chunk_rays: rays of a chunk.
+      chunks_per_call: chunks that each device renders in a call, one after the other, at most.
+      mesh: the devices.
+    """
+
+    field: FieldConfig
+    stage: Stage
+    num_samples: int
+    chunk_rays: int
+    chunks_per_call: int
+    mesh: Mesh
+
+    @property
+    def call_rays(self) -> int:
+        """Rays of a call of the program, on all devices."""
+        return self.chunks_per_call * self.mesh.size * self.chunk_rays
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraRenderer:
+    """A trained field that renders images of cameras.
+
+    Attributes:
+      program: static arguments of the compiled program. Its field's ray convention is applied to
+        cameras.
+      deterministic: compile such that bits do not depend on the number of devices.
+      params, grid: parameters and occupancy grid, replicated over the program's mesh.
+      aabb: (2, 3) box outside of which nothing is rendered.
+      scene_range: near and far, distances along rays, or a function that computes them.
+      background: (3,) color of rays that hit nothing.
+    """
+
+    program: ChunkProgram
+    deterministic: bool
+    params: Params
+    grid: OccupancyGrid
+    aabb: Float[np.ndarray, "2 3"]
+    scene_range: SceneRange
+    background: Float[np.ndarray, "3"]
+
+    def render(
+        self,
+        cameras: Cameras,
+        index: int,
+        supersample: int = 1,
+        crop_aabb: Float[np.ndarray, "2 3"] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Picture | None:
+        """Renders the image of one camera.
+
+        Args:
+          cameras: of the image's size.
+          index: of the camera.
+          supersample: rays of a pixel along each axis, averaged.
+          crop_aabb: box outside of which the field is empty, if any.
+          should_stop: called before each call of the program, if given.
+
+        Returns:
+          The image in host memory, or None once `should_stop` returned True.
+        """
+        width, height = supersample * cameras.width, supersample * cameras.height
+        num_pixels, call_rays = width * height, self.program.call_rays
+        arguments = self._image_arguments(cameras, index, supersample, crop_aabb)
+        render_chunks = _render_chunks_deterministic if self.deterministic else _render_chunks
+        calls: list[Rendering] = []
+        for start in range(0, num_pixels, call_rays):
+            if should_stop is not None and should_stop():
+                return None
+            pixels = devices.replicate(
+                self.program.mesh, (np.int32(start), np.int32(num_pixels), np.int32(width))
+            )
+            calls.append(render_chunks(self.program, self.params, self.grid, pixels, *arguments))
+            if should_stop is not None and len(calls) > CALLS_AHEAD:
+                jax.block_until_ready(calls[-1 - CALLS_AHEAD])
+        return resolve_supersampling(_join_calls(calls, width, height), supersample)
+
+    def _image_arguments(
+        self,
+        cameras: Cameras,
+        index: int,
+        supersample: int,
+        crop_aabb: Float[np.ndarray, "2 3"] | None,
+    ) -> tuple[Any, ...]:
+        """Arguments of `_render_chunks` that are the same for all chunks of an image."""
+        near, far = (
+            self.scene_range(cameras, index) if callable(self.scene_range) else self.scene_range
+        )
+        camera = index_cameras(
+            apply_ray_convention(cameras, self.program.field.convention), np.array([index])
+        )
+        camera = resize_cameras(camera, supersample * camera.width, supersample * camera.height)
+        # Width and height are static, but the program must not depend on them.
+        camera = dataclasses.replace(camera, width=1, height=1)
+        arguments = (camera, (near, far), self.background, self.aabb, crop_aabb)
+        arguments = jax.tree.map(lambda x: np.asarray(x, np.float32), arguments)
+        return devices.replicate(self.program.mesh, arguments)
+
+
+def make_camera_renderer(
+    config: TrainConfig,
+    stage: Stage,
+    params: Params,
+    grid: OccupancyGrid,
+    scene_range: SceneRange,
+    background: Float[np.ndarray, "3"],
+    crop_to_occupied: bool = True,
+    mesh: Mesh | None = None,
+    max_chunk_rays: int | None = None,
+) -> CameraRenderer:
+    """A renderer of a trained field.
+
+    Args:
+      config, stage, params, grid: of the training.
+      scene_range: near and far, distances along rays, or a function that computes them.
+      background: (3,) color of rays that hit nothing.
+      crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
+        program is recompiled whenever cells were pruned.
+      mesh: devices that share the chunks, by default one. All processes of the mesh have to render.
+      max_chunk_rays: render a single chunk of at most this many rays per call, to keep calls short.
+        The bits of an image may then depend on the number of devices despite `config.shards`.
+    """
+    mesh = mesh or devices.make_mesh(1)
+    if jax.default_backend() == "cpu" and config.render_samples > MAX_CPU_SAMPLES:
+        config = dataclasses.replace(config, render_samples=MAX_CPU_SAMPLES)
+    # Several devices get smaller chunks, so that a small image has chunks for all of them. With
+    # `config.shards` the size of a chunk, and so its bits, do not depend on the number of devices.
+    chunk_rays = max(rays_at_once(config) // min(config.shards or mesh.size, 4), 64)
+    chunks_per_call = min(max(CALL_RAYS // (chunk_rays * mesh.size), 1), MAX_CALL_CHUNKS)
+    if max_chunk_rays is not None:
+        chunk_rays, chunks_per_call = min(rays_at_once(config), max_chunk_rays), 1
+    stage, aabb = eval_stage(config.field, stage, grid, crop_to_occupied)
+    program = ChunkProgram(
+        config.field, stage, config.render_samples, chunk_rays, chunks_per_call, mesh
+    )
+    params, grid = devices.replicate(mesh, (params, grid))
+    deterministic = bool(config.shards) and max_chunk_rays is None
+    return CameraRenderer(program, deterministic, params, grid, aabb, scene_range, background)
+
+
+def _render_chunks_of_call(
+    program: ChunkProgram,
+    params: Params,
+    grid: OccupancyGrid,
+    pixels: tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]],
+    camera: Cameras,
+    near_far: tuple[Float[Array, ""], Float[Array, ""]],
+    background: Float[Array, "3"],
+    aabb: Float[Array, "2 3"],
+    crop_aabb: Float[Array, "2 3"] | None,
+) -> Rendering:
+    """Renders `program.call_rays` pixels of an image; those past its last pixel are zero.
+
+    `pixels` are the index of the first pixel, the number of pixels of the image and its width. The
+    result has the batch shape (chunks_per_call, devices, chunk_rays), in the order of pixels.
+    """
+    chunk_rays, num_devices = program.chunk_rays, program.mesh.size
+
+    def on_device(*arguments: Any) -> Rendering:
+        params, grid, pixels, camera, near_far, background, aabb, crop_aabb = arguments
+        start, num_pixels, width = pixels
+        device = devices.device_index(program.mesh)
+
+        def render_chunk(index: Int[Array, ""], output: Rendering) -> Rendering:
+            first = start + (index * num_devices + device) * chunk_rays
+            rays = _chunk_rays(camera, near_far, first, num_pixels, width, chunk_rays)
+            # The barriers keep the compiler from fusing a chunk with what surrounds it, which may
+            # round it differently on another number of devices.
+            rays = jax.lax.optimization_barrier(rays)
+            chunk = render_rays(
+                program.field,
+                program.stage,
+                program.num_samples,
+                params,
+                grid,
+                rays,
+                background,
+                aabb,
+                crop_aabb,
+            )
+            chunk = jax.lax.optimization_barrier(chunk)
+            return jax.tree.map(lambda image, part: image.at[index, 0].set(part), output, chunk)
+
+        shape = (program.chunks_per_call, 1, chunk_rays)
+        output = Rendering(jnp.zeros((*shape, 3)), *(jnp.zeros(shape) for _ in range(3)))
+        # A small image needs fewer chunks than a call can render.
+        rays_per_turn = num_devices * chunk_rays
+        turns = (num_pixels - start + rays_per_turn - 1) // rays_per_turn
+        turns = jnp.minimum(turns, program.chunks_per_call)
+        return jax.lax.fori_loop(0, turns, render_chunk, output)
+
+    run = devices.shard_rays(program.mesh, on_device, (False,) * 8, axis=1, gather_outputs=True)
+    return run(params, grid, pixels, camera, near_far, background, aabb, crop_aabb)
+
+
+def _chunk_rays(
+    camera: Cameras,
+    near_far: tuple[Float[Array, ""], Float[Array, ""]],
+    first: Int[Array, ""],
+    num_pixels: Int[Array, ""],
+    width: Int[Array, ""],
+    chunk_rays: int,
+) -> Rays:
+    """Rays through the centers of consecutive pixels, row by row.
+
+    Past the last pixel rays are empty (`far` is `near`), so that marching skips them.
+    """
+    pixel = first + jnp.arange(chunk_rays, dtype=jnp.int32)
+    is_pixel = pixel < num_pixels
+    pixel = jnp.minimum(pixel, num_pixels - 1)
+    position = jnp.stack([pixel % width, pixel // width], axis=-1).astype(jnp.float32) + 0.5
+    rays = pixels_to_rays(camera, jnp.zeros_like(pixel), position, *near_far)
+    return dataclasses.replace(rays, far=jnp.where(is_pixel, rays.far, rays.near))
+
+
+# Jitted at module level, so that all renderers of the same program share what was compiled.
+_render_chunks = jax.jit(_render_chunks_of_call, static_argnums=0)
+_render_chunks_deterministic = jax.jit(
+    _render_chunks_of_call,
+    static_argnums=0,
+    compiler_options=sums.DETERMINISTIC_COMPILER_OPTIONS,
+)
+
+
+def _join_calls(calls: list[Rendering], width: int, height: int) -> Picture:
+    """The image in host memory, of what the calls rendered."""
+    # All calls were dispatched before the first is waited for.
+    host = jax.device_get(calls)
+
+    def join(name: str) -> np.ndarray:
+        parts = [getattr(call, name) for call in host]
+        pixels = np.concatenate([part.reshape(-1, *part.shape[3:]) for part in parts])
+        return pixels[: width * height].reshape(height, width, *pixels.shape[1:])
+
+    return Picture(*(join(name) for name in Picture._fields))
