@@ -7,14 +7,13 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import psutil
-from tqdm import tqdm
 
 from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths
@@ -33,6 +32,7 @@ from jaxrf.convert import runs as adopt
 from jaxrf.convert.networks import Converted
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError, MissingSplitError
+from jaxrf.core.progress import ProgressBar, progress
 from jaxrf.data import fetch, report, sources
 from jaxrf.data.scene import Scene, Split, downscale_split, find_background
 from jaxrf.evaluation import (
@@ -528,11 +528,11 @@ def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
     if options.format == "mesh":
         share = 1.0 if options.largest else options.fragments
         chosen = (options.resolution, options.level, share, options.views, options.keep_hidden)
-        mesh = geometry.make_mesh(run, *chosen, track=_track)
+        mesh = geometry.make_mesh(run, *chosen, track=progress)
         models.write_mesh(output, geometry.transform_mesh(frame, mesh))
         held = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces"
     else:
-        points = geometry.make_points(run, options.points, options.views, track=_track)
+        points = geometry.make_points(run, options.points, options.views, track=progress)
         models.write_points(output, geometry.transform_points(frame, points))
         held = f"{len(points.positions):,} points"
     print(
@@ -540,11 +540,6 @@ def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
         f"{'the data set' if options.frame == 'data' else 'training'}."
     )
     return 0
-
-
-def _track(items: Iterable[int], title: str) -> Iterable[int]:
-    bar: Iterable[int] = tqdm(items, desc=title)
-    return bar
 
 
 def run_conversion(options: ConvertOptions) -> int:
@@ -646,13 +641,8 @@ def _open_run(path: Path, step: int | None) -> Run:
 
 
 def _ensure_bricks(config: TrainConfig) -> Path:
-    with tqdm(desc="render bricks", unit="view", disable=not parallel.leads()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return sources.ensure_bricks(config.bricks, progress)
+    with ProgressBar(None, "render bricks", "view", disable=not parallel.leads()) as bar:
+        return sources.ensure_bricks(config.bricks, bar.update_to)
 
 
 def _no_views(count: int) -> range:
@@ -724,7 +714,8 @@ def _score(
     everything = scoring.score_split(render, split, background, indices, weights)
     shown = [indices[i] for i in scoring.spread(len(indices), 4)]
     scored = []
-    for item in tqdm(everything, total=len(indices), desc=f"{split.name} views", unit="view"):
+    title, silent = f"{split.name} views", not parallel.leads()
+    for item in progress(everything, title, "view", total=len(indices), disable=silent):
         if events and item.view in shown:
             summaries.write_view(events, split.name, item, int(run.state.step))
             if item.view == shown[0]:
@@ -792,12 +783,9 @@ def run_data_info(options: DataInfoOptions) -> int:
 
 def run_data_fetch(options: DataFetchOptions) -> int:
     """Downloads a data set; returns the exit code."""
-    with tqdm(unit="B", unit_scale=True, desc=options.name) as bar:
-
-        def show(done: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        place, digest = fetch.fetch(options.name, options.output, options.url, options.sha256, show)
+    with ProgressBar(None, options.name, "B", unit_scale=True) as bar:
+        place, digest = fetch.fetch(
+            options.name, options.output, options.url, options.sha256, bar.update_to
+        )
     print(f"{place} is there; SHA-256 of what was downloaded: {digest}.")
     return 0

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from jaxrf.cameras.base import Cameras
 from jaxrf.core.errors import InputError
 from jaxrf.core.machine import Machine
+from jaxrf.core.progress import ProgressBar
 from jaxrf.data.scene import Split
 from jaxrf.evaluation import images, scoring
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
@@ -174,13 +174,8 @@ class Monitor:
         self.clock = Clock()
         self.seconds_before = seconds
         self._schedules = optim.make_schedules(config.optimizer, make_train_schedule(config))
-        self._bar = tqdm(
-            total=config.steps,
-            initial=done,
-            unit="step",
-            desc="train",
-            leave=True,
-            disable=not parallel.leads(),
+        self._bar = ProgressBar(
+            config.steps, "train", "step", initial=done, disable=not parallel.leads()
         )
         self._done = done
         self._mark = time.perf_counter()
@@ -249,7 +244,7 @@ class Monitor:
         self._bar.update(steps)
         self._done = step
         figures = f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
-        self._bar.set_postfix_str(figures)
+        self._bar.set_postfix(figures)
         self.events.note(f"step {step} of {self.config.steps}: {figures}")
         norms = {"grid": metrics.grid_grad_norm, "network": metrics.mlp_grad_norm}
         by_group = {f"train/gradient_norm_{k}": float(norms[k]) for k in self._groups}
