@@ -7,14 +7,13 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import psutil
-from tqdm import tqdm
 
 from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths
@@ -33,7 +32,8 @@ from jaxrf.convert import runs as adopt
 from jaxrf.convert.networks import Converted
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError, MissingSplitError
-from jaxrf.data import fetch, page, plots, report, sources
+from jaxrf.core.progress import ProgressBar, progress
+from jaxrf.data import fetch, report, sources
 from jaxrf.data.scene import Scene, Split, downscale_split, find_background
 from jaxrf.evaluation import (
     images,
@@ -42,12 +42,11 @@ from jaxrf.evaluation import (
     scoring,
 )
 from jaxrf.export import geometry, models, ternary, videos, web
-from jaxrf.parallel import devices, processes
-from jaxrf.training import monitor, runs, signals, summaries, timing, train, transitions
+from jaxrf.parallel import devices as parallel
+from jaxrf.training import monitor, runs, summaries, train, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
-from jaxrf.training.runs import Run
-from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
+from jaxrf.training.runs import Run, SceneMetadata
 from jaxrf.viewer.server import Viewer, check_host
 
 # What other programs call their checkpoints.
@@ -104,17 +103,17 @@ def run_training(config: TrainConfig, preset: str) -> int:
     """
     if config.coordinator is None:
         return _train_and_finish(config, preset)
-    processes.init_distributed(config.coordinator, config.processes, config.process_id)
+    parallel.connect(config.coordinator, config.processes, config.process_id)
     # Another time there may be others.
     config = dataclasses.replace(config, coordinator=None, processes=None, process_id=None)
-    with processes.silence_non_main(), processes.abort_on_peer_failure():
+    with parallel.silence_non_main(), parallel.abort_on_peer_failure():
         return _train_and_finish(config, preset)
 
 
 def _train_and_finish(config: TrainConfig, preset: str) -> int:
     if config.resume and config.data is None and config.run_dir is not None:
         _check_has_pictures(config.run_dir)
-    source = sources.find_source(config.data, config.bricks)
+    source = sources.find_source(config)
     print(source.reason)
     set_up_jax(config.matmul_precision)
     hardware = describe_hardware()
@@ -126,11 +125,11 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
         check_host(config.viewer.host)
     folder = source.folder
     if folder is None:
-        processes.main_process_first(lambda: _ensure_bricks(config))
+        parallel.once(lambda: _ensure_bricks(config))
         folder = _ensure_bricks(config)
     if config.resume and config.devices not in (None, jax.device_count()):
         config = _find_devices(config)
-    mesh = devices.make_mesh(config.devices)
+    mesh = parallel.make_mesh(config.devices)
     if mesh.size > 1:
         print(f"Devices: {mesh.size} share the rays, of {jax.process_count()} processes.")
     # Nothing of the test split is decoded yet, but what is missing there is to be found out now.
@@ -142,11 +141,9 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
     if source.folder is None:
         scene = dataclasses.replace(scene, name="bricks")
     val = _load_val(folder, config)
-    summary = SceneMetadata.from_scene(scene, folder)
+    summary = runs.scene_metadata(scene, folder)
 
-    run_dir = Path(
-        processes.broadcast_from_main(str(config.run_dir or runs.name_run(config, scene.name)))
-    )
+    run_dir = Path(parallel.agree(str(config.run_dir or runs.name_run(config, scene.name))))
     restored = None
     if config.resume:
         restored = runs.open_run(run_dir, config=config)
@@ -161,23 +158,23 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
         if (warning := _doubt_background(config, scene)) is not None:
             print(warning)
         config = dataclasses.replace(config, run_dir=run_dir, data=data)
-        processes.main_process_first(lambda: _begin_run(run_dir, config))
+        parallel.once(lambda: _begin_run(run_dir, config))
         config = dataclasses.replace(runs.read_config(run_dir), run_dir=run_dir)
     print(f"Run: {run_dir} (watch it with: tensorboard --logdir {run_dir.parent})")
 
     viewer = _open_viewer(config, scene, summary, run_dir)
     done = int(restored.state.step) if restored else 0
-    events = EventWriter(run_dir, processes.is_main_process(), done if restored else None)
+    events = EventWriter(run_dir, parallel.leads(), done if restored else None)
     events.note(
         f"{'resumed' if restored else 'begun'} at step {done} of {config.steps}: "
         f"{config.field.kind} on {scene.name}; {hardware}"
     )
     manager = runs.LazyCheckpointManager(run_dir, config)
-    startup = timing.seconds_since_start()
+    startup = monitor.seconds_since_start()
     try:
         # A process that is gone would be waited for when all is closed.
-        with processes.abort_on_peer_failure(), signals.catch_signals() as caught:
-            watcher = monitor.TrainMonitor(
+        with parallel.abort_on_peer_failure(), monitor.catch_signals() as caught:
+            watcher = monitor.Monitor(
                 run_dir,
                 config,
                 summary,
@@ -196,7 +193,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
             stage, state = train.fit(config, scene, watcher, start, mesh=mesh)
             watcher.save(stage, state)
             watcher.close()
-            interrupted = processes.allreduce_max(caught[0] if caught else 0)
+            interrupted = parallel.largest(caught[0] if caught else 0)
         config = watcher.config
         if interrupted:
             _tell(
@@ -218,7 +215,7 @@ def _train_and_finish(config: TrainConfig, preset: str) -> int:
             "devices": mesh.size,
             "rays_per_second": round(clock.rays / max(clock.train, 1e-9), 1),
             "samples_per_second": round(clock.samples / max(clock.train, 1e-9), 1),
-            "validations": [validation._asdict() for validation in watcher.val_history],
+            "validations": [validation._asdict() for validation in watcher.history],
         }
         earlier = watcher.seconds_before
         finish_training(run, folder, events, seconds, trained, hardware, earlier)
@@ -258,7 +255,7 @@ def _open_viewer(
     config: TrainConfig, scene: Scene, summary: SceneMetadata, folder: Path
 ) -> Viewer | None:
     """The page that shows a training, if that is wanted, of the process that writes."""
-    if not config.view or not processes.is_main_process():
+    if not config.view or not parallel.leads():
         return None
     address, behind = config.viewer, train.background_color(config)
     viewer = Viewer(
@@ -273,14 +270,14 @@ def _keep_showing(viewer: Viewer, run: Run) -> None:
     """Shows what a run has learnt until Ctrl-C."""
     viewer.show(make_interactive_renderer(run), f"{int(run.state.step)} steps, done")
     print(f"Open {viewer.address} in a browser; Ctrl-C ends it.", flush=True)
-    with signals.catch_signals() as caught:
+    with monitor.catch_signals() as caught:
         while not caught:
             time.sleep(0.2)
 
 
 def make_interactive_renderer(run: Run) -> interactive.InteractiveRenderer:
-    """An interactive renderer of a run's field."""
-    state, seen = run.state, near_far_fn(run.scene, run.state.grid)
+    """A painter of what a run has learnt."""
+    state, seen = run.state, runs.near_far_fn(run.scene, run.state.grid)
     behind = train.background_color(run.config)
     return interactive.make_interactive_renderer(
         run.config, run.stage, state.shown, state.grid, seen, behind
@@ -340,8 +337,8 @@ def finish_training(
     test = _score(run, split, events)
     trained = trained | score_sizes(run, split, test)
     seconds = seconds | {"evaluate": time.perf_counter() - started}
-    seconds["total"] = earlier + timing.seconds_since_start()
-    if processes.is_main_process():
+    seconds["total"] = earlier + monitor.seconds_since_start()
+    if parallel.leads():
         runs.write_metrics(run.folder, _metrics(run, split, test, seconds, trained, hardware))
     size = f"{split.cameras.width}x{split.cameras.height}"
     _tell(
@@ -357,7 +354,7 @@ def finish_training(
         shots = videos.plan_render(run, options)
         seen = videos.render_plan(run, shots, None, "video")
         rgb = np.stack([images.draw_channel(picture, "rgb", shots.span) for _, picture in seen])
-        if processes.is_main_process():
+        if parallel.leads():
             images.write_mp4(run.folder / "orbit.mp4", rgb, videos.FPS)
         events.video("video/orbit", rgb, videos.FPS, int(run.state.step))
         _tell(events, f"Video: {run.folder / 'orbit.mp4'}")
@@ -375,9 +372,9 @@ def _write_row(run: Run, events: EventWriter, score: dict[str, Any]) -> None:
     results = {f"test/{key}": value for key, value in score.items() if key != "per_image"}
     results["speed/train_seconds"] = run.seconds
     summaries.write_row(events, run.config, run.scene.name, results, step)
-    if processes.is_main_process():
-        mesh = devices.make_mesh(None)
-        state = devices.to_local(mesh, (run.state.params, run.state.grid))
+    if parallel.leads():
+        mesh = parallel.make_mesh(None)
+        state = parallel.to_local(mesh, (run.state.params, run.state.grid))
         summaries.write_parameters(events, *state, step)
 
 
@@ -428,7 +425,7 @@ def run_evaluation(options: EvalOptions) -> int:
     set_up_jax(run.config.matmul_precision)
     hardware = describe_hardware()
     started = time.perf_counter()
-    startup = timing.seconds_since_start()
+    startup = monitor.seconds_since_start()
     if not (options.data or run.scene.data):
         _check_has_pictures(folder)
     data = options.data or Path(run.scene.data)
@@ -445,7 +442,7 @@ def run_evaluation(options: EvalOptions) -> int:
     score = _score(run, split, None, options.supersample)
     before = runs.read_metrics(folder)
     # What was measured of the training stays; only scoring is new.
-    alone = {"startup": startup, "train": run.seconds, "total": timing.seconds_since_start()}
+    alone = {"startup": startup, "train": run.seconds, "total": monitor.seconds_since_start()}
     seconds = before.get("seconds", alone) | {"evaluate": time.perf_counter() - started}
     kept = ("devices", "rays_per_second", "samples_per_second", "validations", "peak_memory_bytes")
     trained = {name: before[name] for name in kept if name in before}
@@ -526,16 +523,16 @@ def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
     # Before minutes are spent on what cannot be written.
     models.check_suffix(output)
     runs.make_writable(output.absolute().parent, "--output")
-    back = frames.invert_transform(frames.unpack_transform(run.scene.frame))
-    frame = back if options.frame == "data" else frames.identity_transform()
+    back = frames.invert_frame(frames.unpack_frame(run.scene.frame))
+    frame = back if options.frame == "data" else frames.identity_frame()
     if options.format == "mesh":
         share = 1.0 if options.largest else options.fragments
         chosen = (options.resolution, options.level, share, options.views, options.keep_hidden)
-        mesh = geometry.make_mesh(run, *chosen, track=_track)
+        mesh = geometry.make_mesh(run, *chosen, track=progress)
         models.write_mesh(output, geometry.transform_mesh(frame, mesh))
         held = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces"
     else:
-        points = geometry.make_points(run, options.points, options.views, track=_track)
+        points = geometry.make_points(run, options.points, options.views, track=progress)
         models.write_points(output, geometry.transform_points(frame, points))
         held = f"{len(points.positions):,} points"
     print(
@@ -543,11 +540,6 @@ def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
         f"{'the data set' if options.frame == 'data' else 'training'}."
     )
     return 0
-
-
-def _track(items: Iterable[int], title: str) -> Iterable[int]:
-    bar: Iterable[int] = tqdm(items, desc=title)
-    return bar
 
 
 def run_conversion(options: ConvertOptions) -> int:
@@ -620,7 +612,7 @@ def _check_port(
                 "--check compares what a pinhole sees, and --data has lenses: leave it out."
             )
         height = max(size * seen.height // seen.width, 1)
-        cameras = cams.resize_cameras(seen[0], size, height)
+        cameras = cams.resize_cameras(cams.index_cameras(seen, np.array([0])), size, height)
     rows = []
     for double, name in ((False, "float32"), (True, "float64")):
         found = check.check_points(converted, content, wishes, check.POINTS, double)
@@ -649,13 +641,8 @@ def _open_run(path: Path, step: int | None) -> Run:
 
 
 def _ensure_bricks(config: TrainConfig) -> Path:
-    with tqdm(desc="render bricks", unit="view", disable=not processes.is_main_process()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return sources.ensure_bricks(config.bricks, progress)
+    with ProgressBar(None, "render bricks", "view", disable=not parallel.leads()) as bar:
+        return sources.ensure_bricks(config.bricks, bar.update_to)
 
 
 def _no_views(count: int) -> range:
@@ -674,7 +661,7 @@ def _load_val(folder: Path, config: TrainConfig) -> Split | None:
         return None
 
     def choose(count: int) -> list[int]:
-        return scoring.evenly_spaced_indices(count, config.validation_views)
+        return scoring.spread(count, config.validation_views)
 
     try:
         scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
@@ -703,7 +690,7 @@ def _deadline(config: TrainConfig) -> float | None:
     """The time of the clock at which training is to be done."""
     if config.budget is None:
         return None
-    return time.time() - timing.seconds_since_start() + config.budget
+    return time.time() - monitor.seconds_since_start() + config.budget
 
 
 def _behind(config: TrainConfig) -> str:
@@ -725,16 +712,17 @@ def _score(
     if lpips_too:
         weights = _load_lpips(run.config, (split.cameras.width, split.cameras.height))
     everything = scoring.score_split(render, split, background, indices, weights)
-    shown = [indices[i] for i in scoring.evenly_spaced_indices(len(indices), 4)]
+    shown = [indices[i] for i in scoring.spread(len(indices), 4)]
     scored = []
-    for item in tqdm(everything, total=len(indices), desc=f"{split.name} views", unit="view"):
+    title, silent = f"{split.name} views", not parallel.leads()
+    for item in progress(everything, title, "view", total=len(indices), disable=silent):
         if events and item.view in shown:
             summaries.write_view(events, split.name, item, int(run.state.step))
             if item.view == shown[0]:
                 summaries.write_rays(events, split.name, item, int(run.state.step))
         # Of every other picture only the figures are kept, or large splits would fill the memory.
         scored.append(item._replace(rendering=None, truth=None))  # type: ignore[arg-type]
-    summary = scoring.summarize(scored)
+    summary = scoring.summarise(scored)
     return summary
 
 
@@ -781,26 +769,23 @@ def run_data_info(options: DataInfoOptions) -> int:
     every = [split for split in ("train", "val", "test") if sources.has_split(path, split)]
     scene = sources.load_scene(path, every, options.downscale, skip_missing=options.skip_missing)
     print(f"{path}: {sources.describe_scene(path, scene)}")
-    lines, warnings = report.dataset_report(scene), report.find_warnings(scene)
+    lines, oddities = report.describe_scene(scene), report.find_warnings(scene)
     print("\n".join(f"  {line}" for line in lines))
-    print("Looks wrong:" if warnings else "Nothing looks wrong.")
-    for sentence in warnings:
+    print("Looks wrong:" if oddities else "Nothing looks wrong.")
+    for sentence in oddities:
         print(f"  {sentence}")
     runs.make_writable(options.output, "--output")
-    (options.output / "cameras.png").write_bytes(plots.draw_scene(scene))
-    runs.write_text(options.output / "cameras.html", page.write_page(scene, lines, warnings))
+    (options.output / "cameras.png").write_bytes(report.draw_scene(scene))
+    runs.write_text(options.output / "cameras.html", report.write_page(scene, lines, oddities))
     print(f"Drawn: {options.output / 'cameras.png'} and cameras.html (to be turned in a browser)")
     return 0
 
 
 def run_data_fetch(options: DataFetchOptions) -> int:
     """Downloads a data set; returns the exit code."""
-    with tqdm(unit="B", unit_scale=True, desc=options.name) as bar:
-
-        def show(done: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        place, digest = fetch.fetch(options.name, options.output, options.url, options.sha256, show)
+    with ProgressBar(None, options.name, "B", unit_scale=True) as bar:
+        place, digest = fetch.fetch(
+            options.name, options.output, options.url, options.sha256, bar.update_to
+        )
     print(f"{place} is there; SHA-256 of what was downloaded: {digest}.")
     return 0

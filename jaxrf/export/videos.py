@@ -12,17 +12,17 @@ from typing import Any, NamedTuple, assert_never
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths, transforms
 from jaxrf.cameras.base import Cameras
 from jaxrf.cli.options import CHANNELS, Format, RenderOptions
 from jaxrf.core.errors import InputError
+from jaxrf.core.progress import progress
 from jaxrf.data import sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
-from jaxrf.parallel import processes
+from jaxrf.parallel import devices as parallel
 from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs, train
@@ -163,7 +163,7 @@ def render_plan(
     """Renders frames one after the other, by default all, behind a progress bar."""
     render = runs.make_render_fn(run, supersample)
     indices = range(len(shots.cameras)) if wanted is None else wanted
-    for index in tqdm(indices, desc=title, unit="frame", disable=not processes.is_main_process()):
+    for index in progress(indices, title, "frame", disable=not parallel.leads()):
         yield index, render(shots.cameras, index)
 
 
