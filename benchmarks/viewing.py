@@ -16,7 +16,7 @@ from PIL import Image
 
 from jaxrf.cameras.base import index_cameras, near_far_for_box, resize_cameras
 from jaxrf.cli import commands
-from jaxrf.cli.options import RenderOptions
+from jaxrf.export.render_options import RenderOptions
 from jaxrf.evaluation import images, interactive
 from jaxrf.export.videos import path_cameras
 from jaxrf.rendering.volume import Picture

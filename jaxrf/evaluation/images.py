@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jaxrf.rendering.volume import Picture
-from jaxrf.training.config import Channel
+from jaxrf.evaluation.channels import Channel
 
 # The frames of a video: an array, or whatever gives any of them.
 Clip = UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "h w 3"]]

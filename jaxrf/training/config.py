@@ -15,8 +15,6 @@ import tyro
 
 from jaxrf.core.errors import InputError
 
-# What a rendering is shown as; the last three need the picture that was to be seen.
-Channel = Literal["rgb", "depth", "opacity", "truth", "error", "comparison"]
 Background = Literal["white", "black", "random"]
 
 

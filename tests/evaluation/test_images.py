@@ -14,7 +14,7 @@ from scenes import read_mp4
 
 from jaxrf.evaluation import images
 from jaxrf.rendering.volume import Picture
-from jaxrf.training.config import Channel
+from jaxrf.evaluation.channels import Channel
 
 
 def test_bytes_are_rounded_and_clipped() -> None:
