@@ -20,9 +20,7 @@ def run(options: RenderOptions) -> int:
     set_up_jax(run.config.matmul_precision)
     content = videos.describe_plan(run, options)
     name = "orbit" if options.path == "auto" else Path(options.path).stem
-    output = options.output or videos.find_folder(
-        run_folder.folder_beside(source, name), content
-    )
+    output = options.output or videos.find_folder(run_folder.folder_beside(source, name), content)
     exists = output.is_file() or (output.is_dir() and any(output.iterdir()))
     if exists and not videos.is_resumable(output, content):
         raise InputError(

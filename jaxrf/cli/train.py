@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from jaxrf.cli.field_checks import check_field_config
 from jaxrf.cli.train_checks import check_train_config
 from jaxrf.core.checks import option_name
 from jaxrf.core.errors import InputError
@@ -106,7 +107,7 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
         default=configs.make_preset(preset),
         description=_describe_presets(preset),
     )
-    check_train_config(config)
+    _check(config)
     return TrainOptions(config, preset)
 
 
@@ -124,8 +125,13 @@ def _parse_resumed(arguments: Sequence[str], prog: str, run_dir: Path | None) ->
                 f"{old}: leave it out, as a run is resumed with its own settings, or train a new "
                 "run."
             )
-    check_train_config(config)
+    _check(config)
     return config
+
+
+def _check(config: TrainConfig) -> None:
+    check_train_config(config)
+    check_field_config(config.field)
 
 
 def _differences(new: Any, old: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -40,9 +40,7 @@ def run(options: ViewOptions) -> int:
     folder = run_folder.folder_beside(source, run_folder.VIEWS)
     background = train.background_color(run.config)
     images = viewing.load_training_images(run)
-    viewer = Viewer(
-        source.name, run.scene, folder, options.host, options.port, background, images
-    )
+    viewer = Viewer(source.name, run.scene, folder, options.host, options.port, background, images)
     try:
         viewing.show_until_interrupt(viewer, run)
     finally:

@@ -16,9 +16,7 @@ from jaxrf.export import ternary
 from jaxrf.training import runs
 
 
-def convert(
-    content: files.Content, format_options: formats.FormatOptions, file: Path
-) -> Converted:
+def convert(content: files.Content, format_options: formats.FormatOptions, file: Path) -> Converted:
     """Converts the content of a file and prints its format and notes.
 
     Raises:

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from jaxrf.rendering.volume import Picture
 from jaxrf.evaluation.channels import Channel
+from jaxrf.rendering.volume import Picture
 
 # The frames of a video: an array, or whatever gives any of them.
 Clip = UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "h w 3"]]

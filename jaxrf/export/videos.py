@@ -17,16 +17,16 @@ from tqdm import tqdm
 from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths, transforms
 from jaxrf.cameras.base import Cameras
-from jaxrf.export.render_options import DEFAULT_CHANNELS, Format, RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation.channels import Channel
+from jaxrf.export.render_options import DEFAULT_CHANNELS, Format, RenderOptions
 from jaxrf.parallel import devices as parallel
 from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs, train
-from jaxrf.evaluation.channels import Channel
 from jaxrf.training.runs import Run
 
 # Frames per second of videos for which nobody says otherwise.

@@ -21,10 +21,10 @@ from jaxrf.cameras.transforms import unpack_frame
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation.channels import Channel
 from jaxrf.evaluation.interactive import InteractiveRenderer, Pace, render_progressively
 from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
-from jaxrf.evaluation.channels import Channel
 from jaxrf.training.runs import SceneMetadata
 from jaxrf.viewer.poses import View, along_axis, fit_camera, list_views, read_view, to_browser
 from jaxrf.viewer.tour import CameraPathPanel, go_to

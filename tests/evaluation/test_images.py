@@ -13,8 +13,8 @@ from PIL import Image
 from scenes import read_mp4
 
 from jaxrf.evaluation import images
-from jaxrf.rendering.volume import Picture
 from jaxrf.evaluation.channels import Channel
+from jaxrf.rendering.volume import Picture
 
 
 def test_bytes_are_rounded_and_clipped() -> None:
