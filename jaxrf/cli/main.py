@@ -1,9 +1,8 @@
 """`jaxrf COMMAND`: finds the command, parses its options and runs it."""
 
-import functools
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tyro
@@ -83,10 +82,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `jaxrf` with `argv`, or with the arguments of the process; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for name in COMMANDS:
-        words = name.split()
-        if arguments[: len(words)] == words:
-            return run_command(name, arguments[len(words) :])
+    name, remaining = split_command(arguments)
+    if name:
+        return run_command(name, remaining)
     if arguments in (["--help"], ["-h"]):
         print(usage(), end="")
         return 0
@@ -100,6 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
+def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the command that arguments begin with, and those after it; "" if there is none."""
+    for name in COMMANDS:
+        words = name.split()
+        if list(arguments[: len(words)]) == words:
+            return name, list(arguments[len(words) :])
+    return "", list(arguments)
+
+
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str = "") -> int:
     """Parses the options of a command and runs it; returns the exit code.
 
@@ -109,11 +116,17 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str = "") ->
       prog: the program's name in messages; by default "jaxrf NAME".
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return run_and_report(lambda: parse_command(name, arguments, prog)())
+
+    def command() -> int:
+        options = parse_command(name, arguments, prog)
+        code: int = _load(COMMANDS[name].run)(options)
+        return code
+
+    return run_and_report(command)
 
 
-def parse_command(name: str, arguments: Sequence[str], prog: str = "") -> Callable[[], int]:
-    """Parses the options of a command; returns the function that runs it with them.
+def parse_command(name: str, arguments: Sequence[str], prog: str = "") -> Any:
+    """Parses the options of a command; returns them as its dataclass, without running it.
 
     Raises:
       InputError: an option's value is out of range, or contradicts another's.
@@ -121,13 +134,11 @@ def parse_command(name: str, arguments: Sequence[str], prog: str = "") -> Callab
     """
     prog = prog or f"jaxrf {name}"
     if name == "train":
-        # The preset decides the defaults, so it is parsed first.
+        # The preset decides the defaults, so training has a parser of its own.
         from jaxrf.cli.train import parse_training
 
-        options: Any = parse_training(arguments, prog)
-    else:
-        options = tyro.cli(_load(COMMANDS[name].options), prog=prog, args=list(arguments))
-    return functools.partial(_run, COMMANDS[name].run, options)
+        return parse_training(arguments, prog)
+    return tyro.cli(_load(COMMANDS[name].options), prog=prog, args=list(arguments))
 
 
 def usage() -> str:
@@ -138,11 +149,6 @@ def usage() -> str:
         "usage: jaxrf COMMAND [OPTIONS]   (jaxrf COMMAND --help explains every option)\n\n"
         "commands:\n" + "\n".join(lines) + "\n"
     )
-
-
-def _run(path: str, options: Any) -> int:
-    code: int = _load(path)(options)
-    return code
 
 
 def _load(path: str) -> Any:

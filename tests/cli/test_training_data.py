@@ -35,9 +35,9 @@ def test_background_warning_names_the_color_of_opaque_images() -> None:
     images[..., 3] = 255
     images[:, 2:6, 2:6, 0] = 200
     black = dataclasses.replace(scene, splits={"train": dataclasses.replace(split, images=images)})
-    doubt = training_data.background_warning(tiny_nerf(background="white"), black)
-    assert doubt is not None and "--background black spares that." in doubt
+    warning = training_data.background_warning(tiny_nerf(background="white"), black)
+    assert warning is not None and warning.endswith("; use --background black.")
     for background in ("black", "random"):
         assert training_data.background_warning(tiny_nerf(background=background), black) is None
-    # Transparent pictures are before any background.
+    # Transparent images take any background.
     assert training_data.background_warning(tiny_nerf(background="white"), scene) is None
