@@ -3,8 +3,8 @@
 python benchmarks/multi_scale.py --data ...        prints a table in Markdown
 
 All fields are trained for the same time on the images at 1, 1/2, 1/4 and 1/8 of their size
-together, pixels weighted by their area, each in its own process with an empty compilation cache. They are
-scored at each of these sizes against images averaged over areas (Mip-NeRF, section 4.2).
+together, pixels weighted by their area, each in its own process with an empty compilation cache.
+They are scored at each of these sizes against images averaged over areas (Mip-NeRF, section 4.2).
 """
 
 import argparse

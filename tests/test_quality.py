@@ -106,7 +106,8 @@ def test_the_mesh_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, P
 def test_nerf_learns_bricks(tmp_path: Path) -> None:
     data = render_bricks(tmp_path, SyntheticSceneConfig(size=100, train_views=60, test_views=8))
     options = f"--preset nerf-small --data {data} --downscale 4 --run-dir {tmp_path / 'run'}"
-    assert cli.run_command("train", [*options.split(), "--steps", "300", "--video.frames", "0"]) == 0
+    arguments = [*options.split(), "--steps", "300", "--video.frames", "0"]
+    assert cli.run_command("train", arguments) == 0
     run = runs.open_run(tmp_path / "run")
     small = config.nerf_small()
     small = dataclasses.replace(

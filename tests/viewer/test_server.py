@@ -229,7 +229,8 @@ def test_a_run_is_seen_in_a_browser_and_turns_with_the_mouse(page: Any, tmp_path
         page.get_by_text("Render video").click()
         wait_for(lambda: (run / "views/video-1.mp4").exists(), 120.0)
         options = ["--path", str(run / "views/camera-path-1.json"), "--formats", "gif"]
-        assert cli.run_command("render", [str(run), *options, "--size", "8", "--channels", "rgb"]) == 0
+        options += ["--size", "8", "--channels", "rgb"]
+        assert cli.run_command("render", [str(run), *options]) == 0
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, (tmp_path / "said").read_text()
