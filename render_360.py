@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxrf.cli.main import render
+from jaxrf.cli.main import run_command
 
 if __name__ == "__main__":
-    sys.exit(render())
+    sys.exit(run_command("render", prog="render_360.py"))

@@ -1,8 +1,8 @@
-"""Train a radiance field on Lego, or on any set of pictures with cameras: see --help."""
+"""Train a radiance field on Lego, or on any set of images with cameras: see --help."""
 
 import sys
 
-from jaxrf.cli.main import train
+from jaxrf.cli.main import run_command
 
 if __name__ == "__main__":
-    sys.exit(train())
+    sys.exit(run_command("train", prog="train_lego.py"))

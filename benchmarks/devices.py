@@ -1,9 +1,9 @@
-"""What several devices cost and bring: bytes that a step sends, and its time on host devices.
+"""Bytes that a step on several devices sends, and its time on host devices.
 
     python benchmarks/devices.py --data data/nerf_synthetic/lego --downscale 4
 
-Each number of devices has a process of its own, which may use as many cores as it has devices, or
-all that there are.
+Each number of devices is measured in its own process, which may use one core per device, as far as
+there are cores.
 """
 
 import argparse
@@ -29,8 +29,8 @@ SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 
 
 def count_sent(program: str) -> dict[str, int]:
-    """Bytes of what the collectives of a compiled step give, by kind."""
-    found: dict[str, int] = {}
+    """Returns the bytes that the collectives of a compiled step produce, by kind."""
+    sent: dict[str, int] = {}
     program = re.sub(r"/\*.*?\*/", "", program)
     for shapes, kind in SENT.findall(program):
         size = sum(
@@ -38,22 +38,22 @@ def count_sent(program: str) -> dict[str, int]:
             for name, sides in SHAPE.findall(shapes)
             if name in SIZES
         )
-        found[kind] = found.get(kind, 0) + size
-    return found
+        sent[kind] = sent.get(kind, 0) + size
+    return sent
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Bytes and seconds of a step of one preset on so many devices, in this process."""
+    """Measures bytes and seconds of a step of one preset in this process."""
     import dataclasses
 
-    # A core for each device, as far as there are any; else one device would use all of them.
+    # One core per device; otherwise a single device would use all cores.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[: arguments.devices])
     import jax
     import jax.numpy as jnp
 
     from jaxrf.data import sources
-    from jaxrf.parallel import devices
+    from jaxrf.parallel import devices as parallel
     from jaxrf.sampling.occupancy import WeightTrackedGrid
     from jaxrf.training import pixels as batches
     from jaxrf.training import train, transitions
@@ -70,14 +70,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         shards=arguments.shards,
     )
     config = transitions.resolve_config(config, scene)
-    mesh = devices.make_mesh(arguments.devices)
+    mesh = parallel.make_mesh(arguments.devices)
     stage = transitions.first_stage(config, scene.aabb, mesh.size)
     grid = transitions.init_grid(config.field, stage, scene.aabb)
-    state = devices.replicate(
+    state = parallel.replicate(
         mesh, jax.jit(train.init_state, static_argnums=(0, 1))(config, stage, grid)
     )
     pixels = batches.to_device(scene.splits["train"], batches.image_scales(config))
-    pixels = devices.replicate(mesh, pixels)
+    pixels = parallel.replicate(mesh, pixels)
     scene_range = (scene.near, scene.far)
     run = train.compile_step(config, stage, scene_range, state, pixels, mesh=mesh)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -85,9 +85,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds, done = [], 0
     while done < arguments.steps:
         count = 1 if not done else max(arguments.steps // 5, 1)
-        rest = train.make_train_schedule(config), jnp.asarray(count, jnp.int32)
+        inputs = train.make_train_schedule(config), jnp.asarray(count, jnp.int32)
         started = time.perf_counter()
-        state, metrics = run(state, pixels, *devices.replicate(mesh, rest))
+        state, metrics = run(state, pixels, *parallel.replicate(mesh, inputs))
         jax.block_until_ready(metrics)
         if done:
             seconds.append((time.perf_counter() - started) / count)
@@ -98,19 +98,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "rays": stage.rays,
         "seconds": min(seconds),
         "sent": count_sent(run.as_text()),
-        # Gradients, seven numbers of metrics, and what rays have seen in cells.
+        # Gradients, metrics, and the largest weight of each cell.
         "expected": 4 * (numbers + len(train.Metrics._fields) + memory),
     }
 
 
 PUBLISHED = ("nerf-original", "tensorf-vm192", "hashgrid-ngp", "pynerf-paper")
-# Bytes a second that an accelerator sends: eight joined by NVLink (H100, 450 GB/s each way), and
-# many nodes of eight with a network of 400 Gbit/s for each (NVIDIA DGX H100 data sheet).
+# Bytes per second that an accelerator sends, by the number of accelerators: eight with NVLink
+# (H100, 450 GB/s each way), and nodes of eight with 400 Gbit/s each (NVIDIA DGX H100 data sheet).
 BANDWIDTHS = {8: 450e9, 128: 50e9}
 
 
 def predict() -> None:
-    """Prints what published sizes of fields would send, and how long that takes."""
+    """Prints the bytes that published sizes of fields send per step, and the time that takes."""
     import dataclasses
 
     import jax
@@ -121,16 +121,16 @@ def predict() -> None:
     from jaxrf.training import transitions
     from jaxrf.training.config import TensoRFConfig, make_preset
 
-    box = np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+    aabb = np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
     key = jax.random.key(0)
     counts = [f"{count} accelerators" for count in BANDWIDTHS]
     print(f"| field | numbers | gradients | {' | '.join(counts)} |")
     print("|---|---|---|" + "---|" * len(counts))
     for preset in PUBLISHED:
         config = make_preset(preset)
-        stage = transitions.first_stage(config, box)
+        stage = transitions.first_stage(config, aabb)
         if isinstance(config.field, TensoRFConfig):
-            finest = tensorf.fit_resolution(config.field.final_voxels, box)
+            finest = tensorf.fit_resolution(config.field.final_voxels, aabb)
             stage = dataclasses.replace(stage, resolution=finest)
         shapes = jax.eval_shape(partial(methods.init_params, config.field, stage), key)
         numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -146,7 +146,7 @@ def predict() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="a data set; without, only what is predicted")
+    parser.add_argument("--data", type=Path, help="a data set; without it, predictions")
     parser.add_argument("--downscale", type=int, default=4)
     parser.add_argument("--presets", nargs="*", default=PRESETS)
     parser.add_argument("--counts", type=int, nargs="*", default=(1, 2, 4))
@@ -177,7 +177,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, preset: str, count: int, extra: list[str]) -> dict[str, Any]:
-    """What a process of its own with so many devices measures."""
+    """Measures in another process with `count` devices."""
     command = [
         sys.executable, __file__, "--data", str(arguments.data), "--preset", preset,
         "--downscale", str(arguments.downscale), "--devices", str(count),

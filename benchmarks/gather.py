@@ -1,11 +1,11 @@
-"""What layout, row width and vmap axis do to the speed of an interpolation and its gradient.
+"""Speed of an interpolation and its gradient by memory layout, row width and vmap axis.
 
 python benchmarks/gather.py                prints a table in Markdown
 
-All forms compute the same: for each of 65,536 samples the weighted sum of 8 rows of a table, as in
-trilinear interpolation. Everything runs in a compiled loop that updates its table, as training
-does: a single call would be timed with the memory it allocates, and with indices that never change
-XLA would take the look-up out of the loop.
+All forms compute the same: the weighted sum of 8 rows of a table for each of 65,536 samples, as in
+trilinear interpolation. They run in a compiled loop that updates its table, as training does: the
+time of a single call would include the allocation of memory, and with constant indices XLA would
+move the lookup out of the loop.
 """
 
 import argparse
@@ -63,7 +63,7 @@ Form = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def loop_values(form: Form) -> Callable[..., jax.Array]:
-    """Adds up the values of shifted samples."""
+    """Returns a function that sums the values of shifted samples."""
 
     def run(table: jax.Array, corners: jax.Array, weights: jax.Array) -> jax.Array:
         def add(step: jax.Array, total: jax.Array) -> jax.Array:
@@ -76,7 +76,7 @@ def loop_values(form: Form) -> Callable[..., jax.Array]:
 
 
 def loop_gradients(form: Form) -> Callable[..., jax.Array]:
-    """Descends along the gradient with shifted samples."""
+    """Returns a function that does gradient descent with shifted samples."""
 
     def run(table: jax.Array, corners: jax.Array, weights: jax.Array) -> jax.Array:
         def descend(step: jax.Array, table: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def loop_gradients(form: Form) -> Callable[..., jax.Array]:
 
 
 def median_ms(fn: Callable[..., Any], *arguments: Any, repeats: int) -> float:
-    """Median milliseconds of one turn of the loop, the first call left out."""
+    """Returns the median milliseconds of one iteration of the loop, after a call that compiles."""
     compiled = jax.jit(fn)
     jax.block_until_ready(compiled(*arguments))
     times = []
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[4, 7, 8, 9, 16, 24])
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    # Neighbouring samples of a ray share cells, as in training.
+    # Neighboring samples of a ray share cells, as in training.
     cells = np.sort(rng.integers(0, options.rows // 8, (SAMPLES // 16, 16)), axis=1).ravel()
     offsets = np.array([0, 1, 64, 65, 4096, 4097, 4160, 4161])
     corners = jnp.asarray((8 * cells[:, None] + offsets) % options.rows, jnp.int32)

@@ -1,10 +1,10 @@
-"""What the pyramid of a PyNeRF is for: PSNR at each size of the pictures, beside other fields.
+"""PSNR of PyNeRF and other fields at each size of the images.
 
 python benchmarks/multi_scale.py --data ...        prints a table in Markdown
 
-All are trained on the pictures at 1, 1/2, 1/4 and 1/8 of their size at once, pixels weighted by
-their area, for the same time, in processes of their own with an empty compilation cache, and scored
-at each of these sizes against pictures averaged over areas (Mip-NeRF, section 4.2).
+All fields are trained for the same time on the images at 1, 1/2, 1/4 and 1/8 of their size
+together, pixels weighted by their area, each in its own process with an empty compilation cache.
+They are scored at each of these sizes against images averaged over areas (Mip-NeRF, section 4.2).
 """
 
 import argparse
@@ -24,7 +24,7 @@ FIELDS = {
     "PyNeRF": ["pynerf-small"],
     "PyNeRF, 2x2 rays a pixel": ["pynerf-small", "--supersample", "2"],
     "PyNeRF, a table for each head": ["pynerf-small", "--field.tables", "separate"],
-    "PyNeRF, blending densities and colours": [
+    "PyNeRF, blending densities and colors": [
         "pynerf-small", "--field.blend", "results", "--field.shading", "per_sample",
     ],
     "PyNeRF, consistency 0.1": ["pynerf-small", "--field.consistency-weight", "0.1"],
@@ -37,7 +37,7 @@ FIELDS = {
 
 
 def measure(folder: Path, arguments: list[str], split: str) -> dict[str, float]:
-    """PSNR at each size and their mean, steps and peak memory."""
+    """Returns PSNR at each size and their mean, the number of steps, and peak memory in GiB."""
     command = [sys.executable, "-m", "jaxrf"]
     train = [
         "train", "--preset", *arguments, "--run-dir", str(folder), "--scales", "4",
@@ -47,7 +47,7 @@ def measure(folder: Path, arguments: list[str], split: str) -> dict[str, float]:
     subprocess.run([*command, *train], check=True, capture_output=True, env=environment)
     name = "metrics.json"
     if split == "val":
-        score = ["eval", "--run", str(folder), "--split", "val", "--every", "8"]
+        score = ["eval", str(folder), "--split", "val", "--every", "8"]
         subprocess.run([*command, *score], check=True, capture_output=True, env=environment)
         name = "metrics_val.json"
     trained = json.loads((folder / "metrics.json").read_text())
@@ -66,20 +66,20 @@ def main() -> None:
     parser.add_argument("--downscale", default="2")
     parser.add_argument("--budget", default="120", help="seconds from the start of the process")
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--only", nargs="*", default=list(FIELDS), help="names of some fields")
+    parser.add_argument("--only", nargs="*", default=list(FIELDS), help="names of fields")
     options = parser.parse_args()
     common = ["--data", options.data, "--downscale", options.downscale, "--budget", options.budget]
-    # Where validation views are scored, one test view has to do.
+    # If validation views are scored, one test view is enough.
     common += ["--test-every", "8" if options.split == "test" else "1000"]
     print("| field | 1 | 1/2 | 1/4 | 1/8 | mean, dB | steps | memory |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(options.only):
-            found = measure(Path(folder, str(number)), [*FIELDS[name], *common], options.split)
-            sizes = " | ".join(f"{found[f'1/{2**halvings}']:.2f}" for halvings in range(4))
+            measured = measure(Path(folder, str(number)), [*FIELDS[name], *common], options.split)
+            sizes = " | ".join(f"{measured[f'1/{2**halvings}']:.2f}" for halvings in range(4))
             print(
-                f"| {name} | {sizes} | {found['mean']:.2f} | {found['steps']:.0f} "
-                f"| {found['GiB']:.1f} GiB |",
+                f"| {name} | {sizes} | {measured['mean']:.2f} | {measured['steps']:.0f} "
+                f"| {measured['GiB']:.1f} GiB |",
                 flush=True,
             )
 

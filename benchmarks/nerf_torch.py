@@ -1,10 +1,10 @@
-"""The original NeRF's 8x256 network in jaxrf and in PyTorch: samples trained on a second.
+"""Samples per second that jaxrf and PyTorch train the original NeRF's 8x256 network on.
 
 python benchmarks/nerf_torch.py            prints a table in Markdown
 
-One network, 1,024 rays of 64 stratified samples a step, float32, Adam; the steps of both alternate,
-so that whatever else the machine does troubles both alike. The last column is the share of the time
-that the matrix products of the step alone take in JAX, measured at the same shapes.
+Both train one network on 1,024 rays of 64 stratified samples per step, in float32 with Adam. Their
+steps alternate, so that other load on the machine affects both alike. The last column is the
+fraction of the time that the matrix products of the step take in JAX, measured at the same shapes.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from made_up import make_scene
+from random_scene import make_scene
 
 from jaxrf.training import pixels as batches
 from jaxrf.training import train, transitions
@@ -26,7 +26,7 @@ RAYS, SAMPLES = 1024, 64
 
 
 class TorchNeRF(torch.nn.Module):
-    """Eight layers of 256 with a skip after the fifth, density, and a colour head of 128."""
+    """Eight layers of 256 with a skip after the fifth, density, and a color head of 128."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,43 +40,43 @@ class TorchNeRF(torch.nn.Module):
     def forward(
         self, position: torch.Tensor, direction: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw density and colour of encoded positions and directions."""
+        """Returns raw density and color of encoded positions and directions."""
         hidden = position
         for index, layer in enumerate(self.trunk):
             if index == 5:
                 hidden = torch.cat([position, hidden], dim=-1)
             hidden = torch.relu(layer(hidden))
-        seen = torch.cat([self.bottleneck(hidden), direction], dim=-1)
-        return self.density(hidden)[..., 0], self.rgb(torch.relu(self.view(seen)))
+        features = torch.cat([self.bottleneck(hidden), direction], dim=-1)
+        return self.density(hidden)[..., 0], self.rgb(torch.relu(self.view(features)))
 
 
-def encode(x: torch.Tensor, octaves: int) -> torch.Tensor:
-    """The values and the sines and cosines of their octaves."""
-    scaled = (x[..., None, :] * 2.0 ** torch.arange(octaves)[:, None]).flatten(-2)
+def encode(x: torch.Tensor, num_frequencies: int) -> torch.Tensor:
+    """Returns the values and their sines and cosines at each frequency."""
+    scaled = (x[..., None, :] * 2.0 ** torch.arange(num_frequencies)[:, None]).flatten(-2)
     return torch.cat([x, torch.sin(scaled), torch.cos(scaled)], dim=-1)
 
 
 def make_torch_step() -> Callable[[], object]:
-    """A step of training in eager PyTorch, rays drawn at random around a box."""
+    """Returns a training step in eager PyTorch, with random rays around a box."""
     torch.manual_seed(0)
     network = TorchNeRF()
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
 
     def step() -> float:
         directions = torch.nn.functional.normalize(torch.randn(RAYS, 3), dim=-1)
-        truth = torch.rand(RAYS, 3)
+        target_rgb = torch.rand(RAYS, 3)
         edges = torch.linspace(2.0, 6.0, SAMPLES + 1).expand(RAYS, -1)
         depth = edges[:, :-1] + (edges[:, 1:] - edges[:, :-1]) * torch.rand(RAYS, SAMPLES)
         positions = -4.0 * directions[:, None] + depth[..., None] * directions[:, None]
-        seen = encode(directions, 4)[:, None].expand(-1, SAMPLES, -1)
-        raw, color = network(encode(positions, 10).flatten(0, 1), seen.flatten(0, 1))
+        views = encode(directions, 4)[:, None].expand(-1, SAMPLES, -1)
+        raw, color = network(encode(positions, 10).flatten(0, 1), views.flatten(0, 1))
         density = torch.nn.functional.softplus(raw).view(RAYS, SAMPLES)
         color = torch.sigmoid(color).view(RAYS, SAMPLES, 3)
         optical = density * (4.0 / SAMPLES)
         before = torch.cumsum(optical, dim=-1) - optical
         weights = torch.exp(-before) * -torch.expm1(-optical)
         rgb = (weights[..., None] * color).sum(1) + (1.0 - weights.sum(1))[:, None]
-        loss = torch.mean((rgb - truth) ** 2)
+        loss = torch.mean((rgb - target_rgb) ** 2)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -86,7 +86,7 @@ def make_torch_step() -> Callable[[], object]:
 
 
 def make_jax_step() -> Callable[[], object]:
-    """A step of `jaxrf`'s own training, drawing of rays included."""
+    """Returns a training step of jaxrf, sampling of rays included."""
     config = dataclasses.replace(
         make_preset("nerf-original"),
         field=NeRFConfig(num_coarse_samples=SAMPLES, num_fine_samples=0),
@@ -99,31 +99,31 @@ def make_jax_step() -> Callable[[], object]:
     state = train.init_state(config, stage, grid)
     pixels = batches.to_device(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
-    course, one = train.make_train_schedule(config), jnp.asarray(1, jnp.int32)
+    schedule, one = train.make_train_schedule(config), jnp.asarray(1, jnp.int32)
 
     def step() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(run(state, pixels, course, one))
+        state, _ = jax.block_until_ready(run(state, pixels, schedule, one))
 
     return step
 
 
 def product_seconds() -> float:
-    """Seconds that the matrix products of a step take, value and both gradients, one by one."""
+    """Returns the seconds of all matrix products of a step: values and both gradients."""
     count = RAYS * SAMPLES
     layers = [(63, 256)] + [(256, 256)] * 4 + [(319, 256)] + [(256, 256)] * 2
     layers += [(256, 1), (256, 256), (283, 128), (128, 3)]
-    total, known = 0.0, {}
+    total, measured = 0.0, {}
     for index, (inputs, outputs) in enumerate(layers):
         shapes = [((count, inputs), (inputs, outputs)), ((inputs, count), (count, outputs))]
-        # Nothing before the first layer and the encoded direction asks for a gradient.
+        # The encoded inputs need no gradient.
         if index > 0:
             shapes.append(((count, outputs), (outputs, inputs)))
         for pair in shapes:
-            if pair not in known:
+            if pair not in measured:
                 a, b = (jnp.ones(shape, jnp.float32) for shape in pair)
-                known[pair] = min(timed(lambda a=a, b=b: product(a, b)) for _ in range(6))
-            total += known[pair]
+                measured[pair] = min(timed(lambda a=a, b=b: product(a, b)) for _ in range(6))
+            total += measured[pair]
     return total
 
 
@@ -131,7 +131,7 @@ product = jax.jit(jnp.matmul)
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Returns the seconds of a call."""
     started = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - started
@@ -152,15 +152,17 @@ def main() -> None:
         if repeat % 5 == 2:
             products.append(product_seconds())
     print(f"{jax.devices()[0]}, torch {torch.__version__} on {torch.get_num_threads()} threads\n")
-    print("| | step ms, median (best) | samples/s | share spent in matrix products |")
+    print("| | step ms, median (best) | samples/s | fraction spent in matrix products |")
     print("|---|---|---|---|")
     for name, values in times.items():
-        middle = float(np.median(values))
-        share = f"{min(products) / middle:.0%}" if name == "jaxrf" else ""
-        rate = RAYS * SAMPLES / middle
-        print(f"| {name} | {1e3 * middle:.0f} ({1e3 * min(values):.0f}) | {rate:,.0f} | {share} |")
+        median = float(np.median(values))
+        fraction = f"{min(products) / median:.0%}" if name == "jaxrf" else ""
+        rate = RAYS * SAMPLES / median
+        print(
+            f"| {name} | {1e3 * median:.0f} ({1e3 * min(values):.0f}) | {rate:,.0f} | {fraction} |"
+        )
     ratio = np.median(times["PyTorch"]) / np.median(times["jaxrf"])
-    print(f"\njaxrf trains on {ratio:.2f} times as many samples a second.")
+    print(f"\njaxrf trains on {ratio:.2f} times as many samples per second.")
 
 
 if __name__ == "__main__":

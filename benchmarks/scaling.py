@@ -1,10 +1,10 @@
-"""How time and memory of a training step grow with rays, samples, resolution and views.
+"""Growth of a training step's time and memory with rays, samples, resolution and views.
 
 python benchmarks/scaling.py               prints tables in Markdown
 
-Each size is doubled three times, all else kept. Time is the median of a step in the compiled loop;
-memory is what the compiled program asks for: arguments, results and temporaries. The slope is that
-of a straight line through the logarithms: 1 grows as the work does.
+Each size is doubled three times while the others stay. Time is the median of a step in the compiled
+loop; memory is that of the compiled program's arguments, results and temporaries. The slope is that
+of a line through the logarithms: 1 means proportional to the size.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from made_up import make_scene
+from random_scene import make_scene
 
 from jaxrf.training import pixels as batches
 from jaxrf.training import train, transitions
@@ -27,31 +27,31 @@ SMALL_NERF = NeRFConfig(layers=4, width=64, skip=2, color_width=32, num_coarse_s
 
 
 def measure(config: TrainConfig, views: int, steps: int) -> tuple[float, float]:
-    """Milliseconds of a step, and MiB of the program."""
+    """Returns the milliseconds of a step and the MiB of the program."""
     scene = make_scene(views, size=64)
     stage = transitions.first_stage(config, scene.aabb)
     grid = transitions.init_grid(config.field, stage, scene.aabb)
     state = train.init_state(config, stage, grid)
     pixels = batches.to_device(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
-    course, count = train.make_train_schedule(config), jnp.asarray(steps, jnp.int32)
+    schedule, count = train.make_train_schedule(config), jnp.asarray(steps, jnp.int32)
     times = []
     for _ in range(6):
         started = time.perf_counter()
-        state, _ = jax.block_until_ready(run(state, pixels, course, count))
+        state, _ = jax.block_until_ready(run(state, pixels, schedule, count))
         times.append((time.perf_counter() - started) / steps)
     memory: Any = run.memory_analysis()  # type: ignore[attr-defined]
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    # Donated arguments become results in place.
+    # Donated arguments share memory with results.
     used += memory.output_size_in_bytes - memory.alias_size_in_bytes
     return 1e3 * float(np.median(times[1:])), used / 2**20
 
 
 def make_config(kind: str, factor: int, grown: str) -> tuple[TrainConfig, int]:
-    """A configuration with one of its sizes multiplied, and how many pictures there are."""
+    """Returns a configuration with one of its sizes multiplied, and the number of images."""
     rays, samples, side, views = 1024, 1 << 15, 48, 16
     rays *= factor if grown == "rays" else 1
-    # The sample budget keeps as much room for each ray.
+    # The sample budget per ray stays the same.
     samples *= factor if grown in ("rays", "samples") else 1
     side = round(side * factor ** (1 / 3)) if grown == "voxels" else side
     views *= factor if grown == "views" else 1

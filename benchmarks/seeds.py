@@ -1,9 +1,9 @@
-"""Whether it matters more on how many devices a field is trained or with which seed.
+"""Differences between seeds, and between numbers of devices at the same seed.
 
     python benchmarks/seeds.py --data data/nerf_synthetic/lego --downscale 8
 
 Prints the PSNR of validation views while training: for each number of devices the mean of all
-seeds, how far the seeds lie apart, and how far the same seed lies from itself on one device.
+seeds, the range of the seeds, and the largest difference from the same seed on one device.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PRESETS = (
 def train(
     arguments: argparse.Namespace, preset: str, devices: int, seed: int
 ) -> list[tuple[float, float]]:
-    """PSNR of validation views by step, of one run in a process of its own."""
+    """Trains in another process; returns pairs of step and PSNR of validation views."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [
@@ -52,19 +52,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rays", type=int, default=512)
     arguments = parser.parse_args()
-    print("| field | devices | step | PSNR, mean of seeds | seeds apart | from one device |")
+    print("| field | devices | step | PSNR, mean of seeds | range of seeds | to one device |")
     print("|---|---|---|---|---|---|")
     for preset in arguments.presets:
-        alone: list[list[tuple[int, float]]] = []
+        one_device: list[list[tuple[float, float]]] = []
         for count in arguments.counts:
             curves = [train(arguments, preset, count, seed) for seed in range(arguments.seeds)]
-            alone = alone or curves
+            one_device = one_device or curves
             for index, (step, _) in enumerate(curves[0]):
-                found, single = ([curve[index][1] for curve in of] for of in (curves, alone))
-                apart = max(abs(a - b) for a, b in zip(found, single, strict=True))
+                psnrs, single = ([c[index][1] for c in seeds] for seeds in (curves, one_device))
+                difference = max(abs(a - b) for a, b in zip(psnrs, single, strict=True))
                 print(
-                    f"| {preset} | {count} | {step:.0f} | {sum(found) / len(found):.2f} dB "
-                    f"| {max(found) - min(found):.2f} dB | {apart:.2f} dB |",
+                    f"| {preset} | {count} | {step:.0f} | {sum(psnrs) / len(psnrs):.2f} dB "
+                    f"| {max(psnrs) - min(psnrs):.2f} dB | {difference:.2f} dB |",
                     flush=True,
                 )
 

@@ -1,9 +1,9 @@
-"""What each ingredient of TensoRF buys: PSNR and seconds with one of them changed at a time.
+"""PSNR and seconds of TensoRF with one ingredient changed at a time.
 
 python benchmarks/tensorf_ingredients.py --data ...        prints a table in Markdown
 
-All runs do the same number of steps, in processes of their own, with a warm compilation cache, on
-the small preset, and are scored on validation views.
+All runs do the same number of steps of the small preset, each in its own process with a warm
+compilation cache, and are scored on validation views.
 """
 
 import argparse
@@ -14,30 +14,30 @@ import tempfile
 from pathlib import Path
 
 INGREDIENTS = {
-    "as it is": [],
+    "unchanged": [],
     "no upsampling, 128^3 from the start": [
         "--field.initial-voxels", str(128**3), "--field.upsample-at",
     ],
     "no upsampling, 64^3 to the end": [
         "--field.final-voxels", str(64**3), "--field.upsample-at",
     ],
-    "no pruning, hence no smaller box and no rays left out": ["--field.prune-at"],
-    "rays that hit nothing are kept": ["--no-filter-rays"],
+    "no pruning, so no smaller box and no filtered rays": ["--field.prune-at"],
+    "rays that hit nothing are not filtered": ["--no-filter-rays"],
     "pruning by alpha instead of weight": [
         "--field.prune-by", "alpha", "--field.prune-threshold", "1e-4",
     ],
-    "colour for all samples": ["--field.max-shaded-fraction", "1"],
-    "colour per sample instead of per ray": ["--field.shading", "per_sample"],
-    "no sub-rays": ["--supersample", "1"],
-    "white background instead of random ones": ["--background", "white"],
+    "color for all samples": ["--field.max-shaded-fraction", "1"],
+    "color per sample instead of per ray": ["--field.shading", "per_sample"],
+    "one ray per pixel": ["--supersample", "1"],
+    "white background instead of random colors": ["--background", "white"],
     "L1 of the density, 8e-5 and 4e-5": [
         "--field.l1-weight", "8e-5", "--field.l1-weight-pruned", "4e-5",
     ],
     "total variation of the features, 1e-4": ["--field.feature-tv-weight", "1e-4"],
     "orthogonality, 1e-3": ["--field.orthogonality-weight", "1e-3"],
-    "rates and moments begin anew at upsampling": ["--field.reset-lr"],
-    "half a voxel a step": ["--field.step-ratio", "0.5"],
-    "colour by harmonics instead of an MLP": [
+    "learning rates and moments reset at upsampling": ["--field.reset-lr"],
+    "steps of half a voxel": ["--field.step-ratio", "0.5"],
+    "color by harmonics instead of an MLP": [
         "--field.color", "harmonics", "--field.feature-dim", "27",
     ],
     "three lines instead of planes and lines": [
@@ -48,13 +48,13 @@ INGREDIENTS = {
 
 
 def measure(folder: Path, arguments: list[str], options: list[str]) -> tuple[float, float, int]:
-    """Validation PSNR, seconds of training without waiting for compilation, parameters."""
+    """Returns validation PSNR, training seconds without compilation, and peak memory in bytes."""
     command = [sys.executable, "-m", "jaxrf"]
     train = [
         "train", "--preset", "tensorf-small", "--run-dir", str(folder), "--video.frames", "0",
         "--validate-every", "0", "--test-every", "1000", *arguments, *options,
     ]  # fmt: skip
-    for part in (train, ["eval", "--run", str(folder), "--split", "val", "--every", "8"]):
+    for part in (train, ["eval", str(folder), "--split", "val", "--every", "8"]):
         subprocess.run([*command, *part], check=True, capture_output=True)
     metrics = json.loads((folder / "metrics.json").read_text())
     score = json.loads((folder / "metrics_val.json").read_text())

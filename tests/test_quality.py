@@ -43,7 +43,7 @@ def train_on_bricks(
         folder = tmp_path_factory.mktemp("quality")
         data = render_bricks(folder, SyntheticSceneConfig())
         options = f"--preset {preset} --data {data} --run-dir {folder / 'run'}"
-        assert cli.train([*options.split(), "--video.frames", "0"]) == 0
+        assert cli.run_command("train", [*options.split(), "--video.frames", "0"]) == 0
         return runs.open_run(folder / "run"), data
 
     return train_preset
@@ -107,7 +107,8 @@ def test_the_mesh_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, P
 def test_nerf_learns_bricks(tmp_path: Path) -> None:
     data = render_bricks(tmp_path, SyntheticSceneConfig(size=100, train_views=60, test_views=8))
     options = f"--preset nerf-small --data {data} --downscale 4 --run-dir {tmp_path / 'run'}"
-    assert cli.train([*options.split(), "--steps", "300", "--video.frames", "0"]) == 0
+    arguments = [*options.split(), "--steps", "300", "--video.frames", "0"]
+    assert cli.run_command("train", arguments) == 0
     run = runs.open_run(tmp_path / "run")
     small = config.nerf_small()
     small = dataclasses.replace(

@@ -1,6 +1,6 @@
-"""Names of the images that can be drawn of a rendering. Imports no jax, so that --help is quick."""
+"""The channels that a rendering can be drawn as. Imports no jax: options name them."""
 
 from typing import Literal
 
-# "truth", "error" and "comparison" need a target image.
+# The last three compare with a target image.
 Channel = Literal["rgb", "depth", "opacity", "truth", "error", "comparison"]

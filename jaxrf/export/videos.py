@@ -16,17 +16,17 @@ from jaxtyping import Float, UInt8
 from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths, transforms
 from jaxrf.cameras.base import Cameras
-from jaxrf.cli.options import CHANNELS, Format, RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.core.progress import progress
 from jaxrf.data import sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
+from jaxrf.evaluation.channels import Channel
+from jaxrf.export.render_options import DEFAULT_CHANNELS, Format, RenderOptions
 from jaxrf.parallel import devices as parallel
 from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs, train
-from jaxrf.training.config import Channel
 from jaxrf.training.runs import Run
 
 # Frames per second of videos for which nobody says otherwise.
@@ -226,7 +226,7 @@ def fill_folder(run: Run, options: RenderOptions, folder: Path, fps: float) -> N
       InputError: a channel or format that is asked for cannot be.
     """
     shots = plan_render(run, options)
-    channels = options.channels or CHANNELS[shots.split is not None]
+    channels = options.channels or DEFAULT_CHANNELS[shots.split is not None]
     formats = options.formats
     _check(channels, formats, shots, options)
     content = describe_plan(run, options)

@@ -21,11 +21,11 @@ from jaxrf.cameras.transforms import unpack_frame
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import images as pictures
-from jaxrf.evaluation.interactive import FrameTimer, InteractiveRenderer, render_progressively
+from jaxrf.evaluation.channels import Channel
+from jaxrf.evaluation.interactive import InteractiveRenderer, Pace, render_progressively
 from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
-from jaxrf.training.config import Channel
-from jaxrf.training.scene_metadata import SceneMetadata
+from jaxrf.training.runs import SceneMetadata
 from jaxrf.viewer.poses import View, along_axis, fit_camera, list_views, read_view, to_browser
 from jaxrf.viewer.tour import CameraPathPanel, go_to
 
@@ -197,7 +197,7 @@ class Viewer:
             assert self._next is not None
             painter, text = self._next
             tiny = fit_camera(View(self._home.pose, self._home.fov, 1.0), 8, self._scene.ndc)
-            painter.render(tiny, WHOLE, lambda: False)
+            painter.paint(tiny, WHOLE, lambda: False)
             with self._changes:
                 before = self._shown
                 self._shown = Shown(
@@ -359,7 +359,7 @@ class Viewer:
         if shown is None:
             raise InputError("There is nothing to render yet: wait for the first picture.")
         camera = dataclasses.replace(camera, ndc=self._scene.ndc)
-        picture = shown.painter.render(camera, self.crop, stop, shown.painter.supersample)
+        picture = shown.painter.paint(camera, self.crop, stop, shown.painter.supersample)
         return None if picture is None else self._draw(picture, camera, shown)
 
     def _draw(self, picture: Picture, camera: Cameras, shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
@@ -399,7 +399,7 @@ class _Client:
         self._viewer, self._client = viewer, client
         self.changed, self._closed = threading.Event(), threading.Event()
         self.moved_at = -np.inf
-        self._timer = FrameTimer(FLUID_SECONDS)
+        self._pace = Pace(FLUID_SECONDS)
         self._frames: list[float] = []
         self._number = -1
         self._seen: View | None = None
@@ -444,12 +444,12 @@ class _Client:
         again = view_equals(view, self._seen) and shown.number != self._number
         self._seen, self._number = view, shown.number
         camera = fit_camera(view, int(viewer._most.value), viewer._scene.ndc)
-        self._timer.target_seconds = 1.0 / float(viewer._fluid.value)
+        self._pace.seconds = 1.0 / float(viewer._fluid.value)
         if again:
             # Nobody waits for it, so it may be larger at once.
-            self._timer.target_seconds = STATE_SECONDS
+            self._pace.seconds = STATE_SECONDS
         for picture in render_progressively(
-            shown.painter, camera, viewer.crop, self._timer, self.changed.is_set
+            shown.painter, camera, viewer.crop, self._pace, self.changed.is_set
         ):
             self._send(picture, camera, shown)
             self._describe(picture, time.monotonic() - begun)

@@ -140,7 +140,7 @@ def test_a_converted_run_is_scored_rendered_and_trained_on(
     small = ["--frames", "1", "--size", "8", "--channels", "rgb"]
     assert cli.main(["render", str(run), *small]) == 0
     more = ["--resume", "--run-dir", str(run), "--video.frames", "0"]
-    assert cli.train(more) == 0
+    assert cli.run_command("train", more) == 0
     assert json.loads((run / "metrics.json").read_text())["steps"] == 4
 
 
@@ -154,11 +154,11 @@ def test_a_converted_run_remembers_its_pictures_or_asks_for_them(
     assert cli.main(["convert", str(file), *half, *shrunk]) == 0
     assert runs.read_config(tmp_path / "half").downscale == 2
     brief = ["--video.frames", "0", "--test-every", "8"]
-    assert cli.train(["--resume", *half, *brief]) == 0
+    assert cli.run_command("train", ["--resume", *half, *brief]) == 0
     capsys.readouterr()
     assert cli.main(["convert", str(file), *none]) == 0
     for command in (
-        lambda: cli.train(["--resume", *none, *brief]),
+        lambda: cli.run_command("train", ["--resume", *none, *brief]),
         lambda: cli.main(["eval", str(tmp_path / "none")]),
     ):
         assert command() == 2

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from scenes import SIZE, VIEWS, first_state, make_scene, tiny_nerf, write_scene
 
-from jaxrf.cli.options import RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
 from jaxrf.export import videos
+from jaxrf.export.render_options import RenderOptions
 from jaxrf.rendering.volume import Picture
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata

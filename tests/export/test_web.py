@@ -141,5 +141,5 @@ def test_a_page_is_turned_by_hand(page: Any, tmp_path: Path) -> None:
 
 
 def test_only_a_bitnerf_becomes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["export", "--run", str(tmp_path / "none"), "--format", "web"]) == 2
+    assert cli.main(["export", str(tmp_path / "none"), "--format", "web"]) == 2
     assert "is not a run" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The six experiments: chosen, trained once, and reported on."""
+"""The six experiments: which there are, how they are trained, what the report has."""
 
 import dataclasses
 import json
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scenes import write_scene
 
-from jaxrf.cli.options import ExperimentsOptions
 from jaxrf.core.errors import InputError
 from jaxrf.studies import experiments
+from jaxrf.studies.options import ExperimentsOptions
 from jaxrf.training import config as configs
 from jaxrf.training.config import TrainConfig
 
@@ -26,10 +26,10 @@ def study_bitnerf_parallel() -> TrainConfig:
     return dataclasses.replace(configs.study_bitnerf_parallel(), steps=6)
 
 
-def test_the_six_are_those_of_the_study() -> None:
+def test_study_has_six_experiments_of_equal_epochs() -> None:
     made = {configs.preset_name(preset): preset() for preset in experiments.STUDY}
     assert len(made) == 6
-    # Each sees every picture about fifty times.
+    # Each trains on every image about fifty times.
     assert len({config.steps * config.batch_rays for config in made.values()}) == 1
     assert made["study-parallel"] == dataclasses.replace(made["study-base"], devices=2)
     assert made["study-bitnerf-parallel"] == dataclasses.replace(made["study-bitnerf"], devices=2)
@@ -39,14 +39,14 @@ def test_the_six_are_those_of_the_study() -> None:
 
 
 @pytest.mark.slow
-def test_two_of_them_are_trained_once_and_reported_on(
+def test_experiments_are_trained_once_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(experiments, "STUDY", (study_base, study_bitnerf_parallel))
     monkeypatch.setattr(experiments, "SHORT_WIDTH", 8)
     monkeypatch.setattr(experiments, "SHORT_RAYS", 64)
     options = ExperimentsOptions(data=write_scene(tmp_path / "ball"), output=tmp_path / "out")
-    assert experiments.run_experiments(options) == 0
+    assert experiments.run(options) == 0
     report = (options.output / "report.md").read_text(encoding="utf-8")
     rows = [line.split("|") for line in report.splitlines() if line.startswith("| study-")]
     assert [row[1].strip() for row in rows] == ["study-base", "study-bitnerf-parallel"]
@@ -60,11 +60,11 @@ def test_two_of_them_are_trained_once_and_reported_on(
     assert json.loads(config.read_text(encoding="utf-8"))["devices"] == 2
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in options.output.glob("*/metrics.json")}
-    assert len(before) == 2 and experiments.run_experiments(options) == 0
+    assert len(before) == 2 and experiments.run(options) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert "tensorboard --logdir" in capsys.readouterr().out
 
 
-def test_a_name_that_is_none_of_them_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--only base names no experiment: choose of study-base"):
-        experiments.run_experiments(ExperimentsOptions(only=("base",), output=tmp_path))
+        experiments.run(ExperimentsOptions(only=("base",), output=tmp_path))

@@ -205,7 +205,7 @@ def start(arguments: list[str], said: Path) -> tuple[subprocess.Popen[bytes], st
 def test_a_run_is_seen_in_a_browser_and_turns_with_the_mouse(page: Any, tmp_path: Path) -> None:
     data, run = write_scene(tmp_path / "ball"), tmp_path / "run"
     arguments = [*TINY, "--data", str(data), "--run-dir", str(run), "--video.frames", "0"]
-    assert cli.train(arguments) == 0
+    assert cli.run_command("train", arguments) == 0
     process, address = start(["view", str(run), "--port", "8441"], tmp_path / "said")
     try:
         page.goto(address)
@@ -231,7 +231,8 @@ def test_a_run_is_seen_in_a_browser_and_turns_with_the_mouse(page: Any, tmp_path
         page.get_by_text("Render video").click()
         wait_for(lambda: (run / "views/video-1.mp4").exists(), 120.0)
         options = ["--path", str(run / "views/camera-path-1.json"), "--formats", "gif"]
-        assert cli.render([str(run), *options, "--size", "8", "--channels", "rgb"]) == 0
+        options += ["--size", "8", "--channels", "rgb"]
+        assert cli.run_command("render", [str(run), *options]) == 0
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, (tmp_path / "said").read_text()
@@ -240,7 +241,7 @@ def test_a_run_is_seen_in_a_browser_and_turns_with_the_mouse(page: Any, tmp_path
 @pytest.mark.slow
 def test_what_is_shown_is_chosen_cropped_and_taken_along_a_path(page: Any, tmp_path: Path) -> None:
     data, run = write_scene(tmp_path / "ball"), tmp_path / "run"
-    assert cli.train([*TINY, "--data", str(data), "--run-dir", str(run)]) == 0
+    assert cli.run_command("train", [*TINY, "--data", str(data), "--run-dir", str(run)]) == 0
     process, address = start(["view", str(run), "--port", "8443"], tmp_path / "said")
     page.set_viewport_size({"width": 800, "height": 700})
 

@@ -1,0 +1,78 @@
+"""`jaxrf convert`: turns weights of another program into a run, or compares with that program."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxrf.core.checks import require_positive
+from jaxrf.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Turn weights of another program into a run, or prove that the port is equivalent."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """File of that program; its format is detected from its content."""
+    run_dir: Path | None = None
+    """Folder to write the run to. Default: runs/<file>-<field>-<time>; none with --check."""
+    data: Path | None = None
+    """Folder of the data set that the weights were trained on, to evaluate and fine-tune on it."""
+    downscale: int = 1
+    """Shrink its images by this whole factor."""
+    steps: int = 5000
+    """Steps of fine-tuning with train_lego.py --resume, at a fifth of the original rate."""
+    check: bool = False
+    """Compare with the program itself, rebuilt in PyTorch; the exit code is 1 if they differ."""
+    size: int = 64
+    """Width of the image that is compared."""
+    legacy_order: bool = False
+    """jaxnerf: the weights were trained with its option legacy_posenc_order."""
+    inclusive: bool = False
+    """NeRF-experiments: render with that program's transmittance, which includes a sample's own
+    absorption."""
+    bounded: bool = False
+    """nerfstudio: space was not contracted; it is by default there."""
+    density_factor: float = 1.0
+    """nerfstudio: its average_init_density, a factor of the density; recent nerfacto has 0.01."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "downscale", "steps", "size", "density_factor")
+
+
+def run(options: ConvertOptions) -> int:
+    """Turns weights of another program into a run, or compares them with that program.
+
+    Returns the exit code: 1 if the comparison found a difference.
+    """
+    from jaxrf.cli import write_conversion
+    from jaxrf.convert import files, formats
+    from jaxrf.core.jax_setup import set_up_jax
+    from jaxrf.data import sources
+
+    set_up_jax("highest")
+    content = files.read_file(options.file)
+    format_options = formats.FormatOptions(
+        options.legacy_order, options.inclusive, options.bounded, options.density_factor
+    )
+    converted = write_conversion.convert(content, format_options, options.file)
+    scene = folder = None
+    if options.data is not None:
+        folder = sources.find_data(options.data)
+        splits = ["train", "test"] if options.check else ["train"]
+        scene = sources.load_scene(folder, splits, options.downscale)
+        if scene.splits["train"].cameras.ndc is not None:
+            raise InputError(
+                f"{folder} is in normalised device coordinates, in which other programs see "
+                "directions otherwise: convert without --data."
+            )
+        converted = converted._replace(near=scene.near, far=scene.far)
+    if options.check:
+        cameras = write_conversion.comparison_cameras(scene, options.size)
+        same = write_conversion.compare(converted, content, format_options, cameras)
+        if options.run_dir is None or not same:
+            return 0 if same else 1
+    write_conversion.write_run(converted, options, scene, folder)
+    return 0

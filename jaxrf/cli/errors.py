@@ -1,0 +1,50 @@
+"""Errors as the command line reports them: one sentence, an exit code, no traceback."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from jaxrf.core.errors import InputError
+
+
+def run_and_report(command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit code.
+
+    Errors that a user can fix are printed as one sentence: an InputError ends with code 2, failures
+    of training and of memory with code 1. Other exceptions are bugs and propagate.
+    """
+    try:
+        return command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has exited, as `| head` does; nothing more can be printed there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        sentence = _describe_failure(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return 1
+
+
+def _describe_failure(error: Exception) -> str | None:
+    """Returns a sentence for failures of training and of memory, None for bugs."""
+    from jaxrf.core import memory
+    from jaxrf.training.train import DivergedError
+
+    if isinstance(error, DivergedError):
+        return str(error)
+    if memory.ran_out(error):
+        return (
+            "Memory ran out: lower --batch-samples while training or --render-samples while "
+            "rendering, shrink the pictures with --downscale, or let other programs on the device "
+            "have less (XLA_PYTHON_CLIENT_MEM_FRACTION sets JAX's share)."
+        )
+    return None

@@ -1,0 +1,171 @@
+"""`jaxrf train`: parses presets, options and --resume, then trains.
+
+A preset decides the defaults of all options, so it is parsed before them. A resumed run has its own
+configuration; of its options only those that change no bit of the parameters may be given anew.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from jaxrf.cli.field_checks import check_field_config
+from jaxrf.cli.train_checks import check_train_config
+from jaxrf.core.checks import option_name
+from jaxrf.core.errors import InputError
+from jaxrf.training import config as configs
+from jaxrf.training.config import TrainConfig
+
+# Options that may change when a run is resumed, because no bit of the parameters depends on them.
+OPERATIONAL = frozenset(
+    {
+        "data",
+        "run_dir",
+        "resume",
+        "devices",
+        "coordinator",
+        "processes",
+        "process_id",
+        "render_samples",
+        "steps_per_dispatch",
+        "stream",
+        "validate_every",
+        "validate_apart",
+        "validation_views",
+        "test_every",
+        "lpips",
+        "checkpoint_seconds",
+        "keep_checkpoints",
+        "video",
+        "view",
+        "viewer",
+    }
+)
+
+
+class TrainOptions(NamedTuple):
+    """What to train.
+
+    Attributes:
+      config: of the training.
+      preset: name of the preset that the configuration started from, for messages.
+    """
+
+    config: TrainConfig
+    preset: str
+
+
+def run(options: TrainOptions) -> int:
+    """Trains, scores the test split, renders a video; returns the exit code.
+
+    Everything is written to the run's folder. With `config.resume`, training continues from the
+    last checkpoint. With `config.coordinator`, several processes train together, and the first of
+    them writes.
+    """
+    from jaxrf.cli import training
+    from jaxrf.parallel import devices as parallel
+
+    config = options.config
+    if config.coordinator is None:
+        return training.train_and_score(config, options.preset)
+    parallel.connect(config.coordinator, config.processes, config.process_id)
+    # The run is resumed with other processes, or none: they are no setting of the run.
+    config = dataclasses.replace(config, coordinator=None, processes=None, process_id=None)
+    with parallel.silence_non_main(), parallel.abort_on_peer_failure():
+        return training.train_and_score(config, options.preset)
+
+
+def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
+    """Parses the options of training.
+
+    Raises:
+      InputError: a preset is unknown, an option is out of range, or it contradicts another option
+        or the resumed run.
+      SystemExit: an option is unknown or its value has the wrong type; tyro has printed why.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset", default=None)
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--run-dir", "--run_dir", type=Path, default=None)
+    try:
+        known, _ = first.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}: see --help.") from error
+    remaining = _drop_option(arguments, "--preset")
+    if known.resume and not {"-h", "--help"} & set(arguments):
+        if known.preset:
+            raise InputError("--preset and --resume exclude each other: a run keeps its settings.")
+        return TrainOptions(_parse_resumed(remaining, prog, known.run_dir), "the run's own")
+    preset = known.preset or configs.default_preset()
+    config = tyro.cli(
+        TrainConfig,
+        prog=prog,
+        args=remaining,
+        default=configs.make_preset(preset),
+        description=_describe_presets(preset),
+    )
+    _check(config)
+    return TrainOptions(config, preset)
+
+
+def _parse_resumed(arguments: Sequence[str], prog: str, run_dir: Path | None) -> TrainConfig:
+    """Parses the options of a resumed run, whose configuration has the defaults."""
+    from jaxrf.training import runs
+
+    folder = run_dir or runs.find_newest(Path("runs"))
+    stored = dataclasses.replace(runs.read_config(folder), resume=True, run_dir=folder)
+    config = tyro.cli(TrainConfig, prog=prog, args=arguments, default=stored)
+    for name, new, old in _differences(config, stored):
+        if name.split(".")[0] not in OPERATIONAL:
+            raise InputError(
+                f"{option_name(name)} {new} contradicts {folder / runs.CONFIG_FILE}, which has "
+                f"{old}: leave it out, as a run is resumed with its own settings, or train a new "
+                "run."
+            )
+    _check(config)
+    return config
+
+
+def _check(config: TrainConfig) -> None:
+    check_train_config(config)
+    check_field_config(config.field)
+
+
+def _differences(new: Any, old: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields dotted names and both values where two configurations of one class differ."""
+    for field in dataclasses.fields(new):
+        name = prefix + field.name
+        values = getattr(new, field.name), getattr(old, field.name)
+        if dataclasses.is_dataclass(values[0]):
+            yield from _differences(*values, f"{name}.")
+        elif values[0] != values[1]:
+            yield (name, *values)
+
+
+def _drop_option(arguments: Sequence[str], option: str) -> list[str]:
+    """Removes an option and its value, in both spellings: `--a b` and `--a=b`."""
+    remaining: list[str] = []
+    is_value = False
+    for argument in arguments:
+        if is_value:
+            is_value = False
+        elif argument == option:
+            is_value = True
+        elif not argument.startswith(f"{option}="):
+            remaining.append(argument)
+    return remaining
+
+
+def _describe_presets(chosen: str) -> str:
+    lines = [
+        f"  {configs.preset_name(preset)}: {(preset.__doc__ or '').strip().splitlines()[0]}"
+        for preset in configs.PRESETS
+    ]
+    return (
+        "Train a radiance field from images with known cameras.\n\n"
+        "--preset NAME chooses the field and all defaults below (those shown are of "
+        f"{chosen}); without it, the choice fits this machine:\n" + "\n".join(lines)
+    )

@@ -1,0 +1,250 @@
+"""A training from start to end: load the data, open the run, train, score.
+
+Each phase is a function; `train_and_score` calls them in order.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jaxrf.cameras import base as cams
+from jaxrf.cli import run_folder, training_data, training_results, viewing
+from jaxrf.cli.training_data import TrainingData
+from jaxrf.convert import runs as converted_runs
+from jaxrf.core.environment import describe_hardware
+from jaxrf.core.errors import InputError
+from jaxrf.core.jax_setup import set_up_jax
+from jaxrf.data import sources
+from jaxrf.evaluation import lpips
+from jaxrf.export import videos
+from jaxrf.export.render_options import RenderOptions
+from jaxrf.parallel import devices as parallel
+from jaxrf.training import monitor, runs, train, transitions
+from jaxrf.training.config import TrainConfig
+from jaxrf.training.logs import EventWriter
+from jaxrf.training.runs import Run, SceneMetadata
+from jaxrf.viewer.server import Viewer, check_host
+
+
+class Start(NamedTuple):
+    """A run that is about to train.
+
+    Attributes:
+      config: complete: everything that depends on the data is resolved.
+      folder: of the run.
+      restored: the run at its last checkpoint, if it is resumed.
+      hardware: of `describe_hardware`.
+    """
+
+    config: TrainConfig
+    folder: Path
+    restored: Run | None
+    hardware: str
+
+    @property
+    def step(self) -> int:
+        """Number of steps that are done."""
+        return int(self.restored.state.step) if self.restored else 0
+
+
+class Trained(NamedTuple):
+    """A run that has trained.
+
+    Attributes:
+      run: with the final state.
+      watcher: its timings and validations.
+      interrupted: number of the signal that stopped it, or 0.
+    """
+
+    run: Run
+    watcher: monitor.Monitor
+    interrupted: int
+
+
+def train_and_score(config: TrainConfig, preset: str) -> int:
+    """Trains, scores the test split, renders a video; returns the exit code."""
+    if config.resume and config.data is None and config.run_dir is not None:
+        run_folder.require_images(config.run_dir)
+    source = sources.find_source(config)
+    print(source.reason)
+    set_up_jax(config.matmul_precision)
+    hardware = describe_hardware()
+    print(f"Hardware: {hardware}. Preset: {preset} (--preset names another).")
+    _check_early(config)
+    folder = training_data.locate(source, config)
+    if config.resume and config.devices not in (None, jax.device_count()):
+        config = _choose_devices(config)
+    mesh = parallel.make_mesh(config.devices)
+    if mesh.size > 1:
+        print(f"Devices: {mesh.size} share the rays, of {jax.process_count()} processes.")
+    data = training_data.load(folder, source, config)
+    start = _resume(config, data, hardware) if config.resume else _begin(config, data, hardware)
+    print(f"Run: {start.folder} (watch it with: tensorboard --logdir {start.folder.parent})")
+    return _train_to_end(start, data, mesh)
+
+
+def _check_early(config: TrainConfig) -> None:
+    """Checks files and addresses that are used late, before there is a run."""
+    if config.lpips:
+        lpips.load_weights(config.lpips)
+    if config.view:
+        check_host(config.viewer.host)
+
+
+def _choose_devices(config: TrainConfig) -> TrainConfig:
+    """Keeps a resumed run's number of devices, or takes all if there are fewer."""
+    assert config.devices is not None
+    if jax.process_count() == 1 and config.devices <= jax.device_count():
+        return config
+    print(f"The run had --devices {config.devices}; it goes on with {jax.device_count()}.")
+    return dataclasses.replace(config, devices=None)
+
+
+def _resume(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
+    """Opens the run to resume at its last checkpoint.
+
+    Raises:
+      InputError: it was trained on other images.
+    """
+    run_dir = _name_run(config, data)
+    restored = runs.open_run(run_dir, config=config)
+    _check_same_scene(restored, data.metadata)
+    print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.steps}.")
+    return Start(config, run_dir, restored, hardware)
+
+
+def _begin(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
+    """Resolves the configuration and creates the run's folder."""
+    run_dir = _name_run(config, data)
+    chosen = config.background
+    config = transitions.resolve_config(config, data.scene)
+    if config.background != chosen:
+        print(f"Background: {config.background}, the color around the object in the pictures.")
+    if (warning := training_data.background_warning(config, data.scene)) is not None:
+        print(warning)
+    folder = None if data.is_builtin else data.folder.absolute()
+    config = dataclasses.replace(config, run_dir=run_dir, data=folder)
+    parallel.once(lambda: _create_run(run_dir, config))
+    # A field of the user's is now read from the copy in the run's folder.
+    config = dataclasses.replace(runs.read_config(run_dir), run_dir=run_dir)
+    return Start(config, run_dir, None, hardware)
+
+
+def _name_run(config: TrainConfig, data: TrainingData) -> Path:
+    """Returns the folder of the run, the same in every process."""
+    return Path(parallel.agree(str(config.run_dir or runs.name_run(config, data.scene.name))))
+
+
+def _create_run(folder: Path, config: TrainConfig) -> None:
+    runs.create_folder(folder)
+    runs.write_config(folder, runs.vendor_user_code(folder, config))
+
+
+def _check_same_scene(run: Run, scene: SceneMetadata) -> None:
+    # Weights that were converted without a data set were trained on images that we never saw.
+    if run.scene.checksum != converted_runs.UNKNOWN_CHECKSUM and (
+        scene.checksum != run.scene.checksum
+    ):
+        raise InputError(
+            f"The training pictures in {scene.data} are not those that {run.folder} was trained on "
+            f"({run.scene.data}): give their folder with --data, and the same --downscale."
+        )
+
+
+def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
+    """Trains, scores and shows a run, and closes everything, whatever happens; the exit code."""
+    config, folder = start.config, start.folder
+    viewer = viewing.open_viewer(config, data.scene, data.metadata, folder)
+    events = EventWriter(folder, parallel.leads(), start.step if start.restored else None)
+    events.note(
+        f"{'resumed' if start.restored else 'begun'} at step {start.step} of {config.steps}: "
+        f"{config.field.kind} on {data.scene.name}; {start.hardware}"
+    )
+    manager = runs.LazyCheckpointManager(folder, config)
+    startup = monitor.seconds_since_start()
+    try:
+        trained = _fit(start, data, mesh, events, manager, viewer)
+        run = trained.run
+        if trained.interrupted:
+            training_results.tell(
+                events,
+                f"Stopped at step {int(run.state.step)} of {run.config.steps}; continue with: "
+                f"--resume --run-dir {folder}",
+            )
+            return 128 + trained.interrupted
+        training_results.finish(
+            run, trained.watcher, data.folder, events, startup, mesh.size, start.hardware
+        )
+        if viewer is not None:
+            viewing.show_until_interrupt(viewer, run)
+    except KeyboardInterrupt:
+        print(f"Interrupted. What was saved is in {folder}.", file=sys.stderr)
+        events.note("interrupted")
+        return 130
+    except Exception as error:
+        # If the disk is full, the note fails too; the error itself says so.
+        with contextlib.suppress(OSError):
+            events.note(f"error: {str(error) or type(error).__name__}")
+        raise
+    finally:
+        manager.close()
+        events.close()
+        if viewer is not None:
+            viewer.close()
+    return 0
+
+
+def _fit(
+    start: Start,
+    data: TrainingData,
+    mesh: Mesh,
+    events: EventWriter,
+    manager: runs.LazyCheckpointManager,
+    viewer: Viewer | None,
+) -> Trained:
+    """Trains until the last step or a signal, and saves the final state."""
+    config, restored = start.config, start.restored
+    # Closing waits for every process, so a peer that is gone must abort this one first.
+    with parallel.abort_on_peer_failure(), monitor.catch_signals() as caught:
+        watcher = monitor.Monitor(
+            start.folder,
+            config,
+            data.metadata,
+            events,
+            manager,
+            data.val,
+            caught,
+            start.step,
+            restored.seconds if restored else 0.0,
+            None if restored else _deadline(config),
+            mesh,
+            _preview_cameras if config.video.frames else None,
+            viewer,
+        )
+        initial = (restored.stage, restored.state) if restored else None
+        stage, state = train.fit(config, data.scene, watcher, initial, mesh=mesh)
+        watcher.save(stage, state)
+        watcher.close()
+        interrupted = parallel.largest(caught[0] if caught else 0)
+    run = Run(start.folder, watcher.config, data.metadata, stage, state, watcher.seconds)
+    return Trained(run, watcher, interrupted)
+
+
+def _deadline(config: TrainConfig) -> float | None:
+    """Returns the time of the clock at which training has to end, or None without --budget."""
+    if config.budget is None:
+        return None
+    return time.time() - monitor.seconds_since_start() + config.budget
+
+
+def _preview_cameras(run: Run) -> cams.Cameras:
+    """Returns cameras of a video while training: a quarter of the frames at half the size."""
+    video = run.config.video
+    frames, size = max(video.frames // 4, 1), max(video.size // 2, 1)
+    return videos.path_cameras(run, RenderOptions(frames=frames, size=size))

@@ -1,0 +1,104 @@
+"""The images that a training uses."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from jaxrf.core.errors import MissingSplitError
+from jaxrf.data import sources
+from jaxrf.data.scene import Scene, Split, find_background
+from jaxrf.data.sources import Source
+from jaxrf.evaluation import scoring
+from jaxrf.parallel import devices as parallel
+from jaxrf.training import runs
+from jaxrf.training.config import TrainConfig
+from jaxrf.training.runs import SceneMetadata
+
+
+class TrainingData(NamedTuple):
+    """Images that a training uses.
+
+    Attributes:
+      folder: of the data set.
+      is_builtin: whether it is the built-in scene.
+      scene: with its training split.
+      val: views to validate on; None if the data set has none or no validation is wanted.
+      metadata: of the scene, as it is stored with the run.
+    """
+
+    folder: Path
+    is_builtin: bool
+    scene: Scene
+    val: Split | None
+    metadata: SceneMetadata
+
+
+def locate(source: Source, config: TrainConfig) -> Path:
+    """Returns the folder of the data set; the built-in scene is rendered if it has to be."""
+    if source.folder is not None:
+        return source.folder
+    # One process renders; the others then only look the folder up.
+    parallel.once(lambda: _render_builtin(config))
+    return _render_builtin(config)
+
+
+def load(folder: Path, source: Source, config: TrainConfig) -> TrainingData:
+    """Loads the images to train and validate on.
+
+    Raises:
+      InputError: the data set is damaged, or its train or test split is missing.
+    """
+    # The test split is needed last, but a fault in it has to be found first. No image is decoded.
+    skip = config.skip_missing
+    sources.load_scene(folder, ["test"], config.downscale, lambda count: range(0), skip)
+    scene = sources.load_scene(folder, ["train"], config.downscale, skip_missing=skip)
+    is_builtin = source.folder is None
+    if is_builtin:
+        scene = dataclasses.replace(scene, name="bricks")
+    else:
+        print(f"Found: {sources.describe_scene(folder, scene)}")
+    val = load_val(folder, config)
+    return TrainingData(folder, is_builtin, scene, val, runs.scene_metadata(scene, folder))
+
+
+def load_val(folder: Path, config: TrainConfig) -> Split | None:
+    """Loads the views to validate on.
+
+    Returns None if the data set has none or `config` asks for no validation.
+    """
+    if config.validate_every <= 0:
+        return None
+
+    def choose(count: int) -> list[int]:
+        return scoring.spread(count, config.validation_views)
+
+    try:
+        scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
+    except MissingSplitError:
+        return None
+    return scene.splits["val"]
+
+
+def background_warning(config: TrainConfig, scene: Scene) -> str | None:
+    """Returns a warning if opaque images have another color around the object than `config`."""
+    if scene.unbounded or scene.splits["train"].cameras.ndc is not None:
+        return None
+    color = find_background(scene.splits["train"].images)
+    if color is None or config.background in (color, "random"):
+        return None
+    return (
+        f"Background: {config.background}, but the pictures are {color} around the object, and the "
+        f"field will model that as geometry; use --background {color}."
+    )
+
+
+def _render_builtin(config: TrainConfig) -> Path:
+    with tqdm(desc="render bricks", unit="view", disable=not parallel.leads()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return sources.ensure_bricks(config.bricks, progress)

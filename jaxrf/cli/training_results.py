@@ -1,0 +1,110 @@
+"""Results of a training: test scores, metrics, the video, the row of hyper-parameters."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrf.cli import scores
+from jaxrf.data import sources
+from jaxrf.evaluation import images
+from jaxrf.export import videos
+from jaxrf.export.render_options import RenderOptions
+from jaxrf.parallel import devices as parallel
+from jaxrf.training import monitor, runs, summaries
+from jaxrf.training.logs import EventWriter
+from jaxrf.training.runs import Run
+
+VIDEO_FILE = "orbit.mp4"
+
+
+def finish(
+    run: Run,
+    watcher: monitor.Monitor,
+    data: Path,
+    events: EventWriter,
+    startup: float,
+    num_devices: int,
+    hardware: str,
+) -> None:
+    """Scores a trained run on the test split of its data, writes its metrics, renders its video.
+
+    Args:
+      watcher: the training's timings and validations.
+      data: folder of the data set.
+      startup: seconds from the start of the process until training began.
+      hardware: of `describe_hardware`.
+    """
+    seconds = {
+        "startup": startup,
+        "first_step": watcher.clock.first_step,
+        "compile": watcher.clock.compile,
+        "train": watcher.seconds - watcher.clock.compile,
+        "validate": watcher.clock.validate,
+    }
+    started = time.perf_counter()
+    config = run.config
+    choose = scores.every_kth(config.test_every)
+    split = sources.load_scene(
+        data, ["test"], config.downscale, choose, config.skip_missing
+    ).splits["test"]
+    test = scores.score_images(run, split, events)
+    trained = _training_metrics(watcher, num_devices) | scores.score_scales(run, split, test)
+    seconds["evaluate"] = time.perf_counter() - started
+    seconds["total"] = watcher.seconds_before + monitor.seconds_since_start()
+    if parallel.leads():
+        metrics = scores.make_metrics(run, split, test, seconds, trained, hardware)
+        runs.write_metrics(run.folder, metrics)
+    size = f"{split.cameras.width}x{split.cameras.height}"
+    tell(
+        events,
+        f"Test: {scores.describe_score(test)} over {len(test['per_image'])} "
+        f"views of {size} on {scores.background_name(config)}; {seconds['total']:.0f} s since the "
+        f"start. Written to {run.folder / runs.METRICS_FILE}.",
+    )
+    _write_row(run, events, test)
+    if config.video.frames:
+        _render_video(run, events)
+
+
+def tell(events: EventWriter, sentence: str) -> None:
+    """Prints a sentence and writes it to train.log."""
+    print(sentence)
+    events.note(sentence)
+
+
+def _training_metrics(watcher: monitor.Monitor, num_devices: int) -> dict[str, Any]:
+    clock = watcher.clock
+    train_seconds = max(clock.train, 1e-9)
+    return {
+        "devices": num_devices,
+        "rays_per_second": round(clock.rays / train_seconds, 1),
+        "samples_per_second": round(clock.samples / train_seconds, 1),
+        "validations": [validation._asdict() for validation in watcher.history],
+    }
+
+
+def _write_row(run: Run, events: EventWriter, score: dict[str, Any]) -> None:
+    """Writes a run's hyper-parameters, results and final parameters for TensorBoard."""
+    step = int(run.state.step)
+    results = {f"test/{key}": value for key, value in score.items() if key != "per_image"}
+    results["speed/train_seconds"] = run.seconds
+    summaries.write_row(events, run.config, run.scene.name, results, step)
+    if parallel.leads():
+        mesh = parallel.make_mesh(None)
+        state = parallel.to_local(mesh, (run.state.params, run.state.grid))
+        summaries.write_parameters(events, *state, step)
+
+
+def _render_video(run: Run, events: EventWriter) -> None:
+    """Renders the orbit; every process renders its part, the first one writes."""
+    video = run.config.video
+    plan = videos.plan_render(run, RenderOptions(frames=video.frames, size=video.size))
+    renderings = videos.render_plan(run, plan, None, "video")
+    rgb = np.stack([images.draw_channel(image, "rgb", plan.span) for _, image in renderings])
+    path = run.folder / VIDEO_FILE
+    if parallel.leads():
+        images.write_mp4(path, rgb, videos.FPS)
+    events.video("video/orbit", rgb, videos.FPS, int(run.state.step))
+    tell(events, f"Video: {path}")

@@ -1,0 +1,77 @@
+"""Runs in the viewer: those in training and those that are trained."""
+
+import time
+from pathlib import Path
+
+from jaxrf.cli.run_folder import VIEWS
+from jaxrf.core.errors import InputError
+from jaxrf.data import sources
+from jaxrf.data.scene import Scene, Split
+from jaxrf.evaluation import interactive
+from jaxrf.parallel import devices as parallel
+from jaxrf.training import monitor, runs, train
+from jaxrf.training.config import TrainConfig
+from jaxrf.training.runs import Run, SceneMetadata
+from jaxrf.viewer.server import Viewer
+
+POLL_SECONDS = 0.2
+
+
+def open_viewer(
+    config: TrainConfig, scene: Scene, metadata: SceneMetadata, run_dir: Path
+) -> Viewer | None:
+    """Opens the page that shows a training.
+
+    Returns None without --view, and in every process but the first.
+    """
+    if not config.view or not parallel.leads():
+        return None
+    viewer = Viewer(
+        run_dir.name,
+        metadata,
+        run_dir / VIEWS,
+        config.viewer.host,
+        config.viewer.port,
+        train.background_color(config),
+        scene.splits["train"],
+        trains=True,
+    )
+    print(f"Open {viewer.address} in a browser to watch it.")
+    return viewer
+
+
+def show_until_interrupt(viewer: Viewer, run: Run) -> None:
+    """Shows a trained run until Ctrl-C."""
+    viewer.show(make_interactive_renderer(run), f"{int(run.state.step)} steps, done")
+    print(f"Open {viewer.address} in a browser; Ctrl-C ends it.", flush=True)
+    with monitor.catch_signals() as caught:
+        while not caught:
+            time.sleep(POLL_SECONDS)
+
+
+def make_interactive_renderer(run: Run) -> interactive.InteractiveRenderer:
+    """Returns a renderer of a run's field for the viewer."""
+    state = run.state
+    return interactive.make_interactive_renderer(
+        run.config,
+        run.stage,
+        state.shown,
+        state.grid,
+        runs.near_far_fn(run.scene, state.grid),
+        train.background_color(run.config),
+    )
+
+
+def load_training_images(run: Run) -> Split | None:
+    """Loads the training images of a run, or returns None if they are gone or damaged."""
+    config, folder = run.config, Path(run.scene.data)
+    if not run.scene.data or not folder.exists():
+        return None
+    try:
+        scene = sources.load_scene(
+            folder, ["train"], config.downscale, skip_missing=config.skip_missing
+        )
+    except InputError as error:
+        print(f"The training pictures are not shown: {error}")
+        return None
+    return scene.splits["train"]

@@ -1,0 +1,108 @@
+"""Steps of a conversion: detect the format, compare with the other program, write the run."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxrf.cameras import base as cams
+from jaxrf.cli.convert import ConvertOptions
+from jaxrf.cli.run_folder import CONVERTED_FILE
+from jaxrf.convert import check, files, formats
+from jaxrf.convert import runs as converted_runs
+from jaxrf.convert.networks import Converted
+from jaxrf.core.errors import InputError
+from jaxrf.data.scene import Scene
+from jaxrf.export import ternary
+from jaxrf.training import runs
+
+
+def convert(content: files.Content, format_options: formats.FormatOptions, file: Path) -> Converted:
+    """Converts the content of a file and prints its format and notes.
+
+    Raises:
+      InputError: no converter fits; what the file holds has been printed.
+    """
+    try:
+        converted = formats.convert(content, format_options)
+    except InputError:
+        print(files.describe(content))
+        raise
+    print(f"{file}: {converted.form}, {ternary.count_weights(converted.params):,} weights.")
+    for note in converted.notes:
+        print(note)
+    return converted
+
+
+def comparison_cameras(scene: Scene | None, size: int) -> cams.Cameras:
+    """Returns the camera whose image is compared: the scene's first test view, `size` wide.
+
+    Without a scene it is a default camera.
+
+    Raises:
+      InputError: the scene's cameras have lens distortion, which the other programs do not know.
+    """
+    if scene is None:
+        return check.default_camera(size)
+    cameras = scene.splits["test"].cameras
+    if cameras.distortion is not None or cameras.lens != "perspective":
+        raise InputError(
+            "--check compares what a pinhole sees, and --data has lenses: leave it out."
+        )
+    height = max(size * cameras.height // cameras.width, 1)
+    return cams.resize_cameras(cams.index_cameras(cameras, np.array([0])), size, height)
+
+
+def compare(
+    converted: Converted,
+    content: files.Content,
+    format_options: formats.FormatOptions,
+    cameras: cams.Cameras,
+) -> bool:
+    """Prints how far the converted field is from the original program; returns whether it passes.
+
+    Raw outputs are compared in float32 and float64, and an image in both.
+    """
+    rows = []
+    for double, name in ((False, "float32"), (True, "float64")):
+        point_rows = check.check_points(converted, content, format_options, check.POINTS, double)
+        print(f"Raw outputs at {check.POINTS:,} points, {name}:")
+        print(check.format_rows(point_rows))
+        rows += point_rows
+    single = check.check_pictures(converted, content, format_options, cameras, double=False)
+    print(f"A picture of {cameras.width}x{cameras.height}, float32:")
+    print(check.format_rows(single))
+    exact = check.check_pictures(converted, content, format_options, cameras, double=True)
+    print("The same in float64, where rounding is out of the way:")
+    print(check.format_rows(exact))
+    same = check.passes([*rows, *single, *exact])
+    print("The port is equivalent." if same else "The port DIFFERS.")
+    return same
+
+
+def write_run(
+    converted: Converted, options: ConvertOptions, scene: Scene | None, data: Path | None
+) -> None:
+    """Writes a converted field as a run at step 0 of fine-tuning.
+
+    Args:
+      scene, data: the data set that the weights were trained on and its folder, if known.
+    """
+    name = options.file.stem
+    run_dir = options.run_dir or runs.name_run(converted.config, name)
+    run = converted_runs.make_run(
+        converted, name, run_dir, scene, data, options.downscale, options.steps
+    )
+    runs.create_folder(run_dir)
+    runs.write_config(run_dir, run.config)
+    source = {"file": str(options.file.absolute()), "form": converted.form, "step": converted.step}
+    runs.write_text(run_dir / CONVERTED_FILE, runs.to_text(source))
+    manager = runs.open_checkpoints(run_dir, run.config)
+    try:
+        runs.save(manager, run.scene, run.stage, run.state, 0.0, None)
+        manager.wait_until_finished()
+    finally:
+        manager.close()
+    print(
+        f"Run: {run_dir}. Score it with: jaxrf eval {run_dir} --data PATH; fine-tune it with: "
+        f"train_lego.py --resume --run-dir {run_dir} --data PATH"
+    )

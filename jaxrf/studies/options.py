@@ -1,0 +1,53 @@
+"""Options of the studies' commands. Imports no jax, so that --help is quick."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from jaxrf.core.checks import require_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentsOptions:
+    """Train the six experiments of the seed study one after the other, and report on them."""
+
+    data: Path | None = None
+    """tiny_nerf_data.npz, or its folder. Default: as for training."""
+    length: Literal["short", "full"] = "short"
+    """full: the published 50 epochs of 8 layers of 256, for an accelerator. short: 8 layers of 64
+    and 512 rays a step for as many steps, some minutes per experiment on a CPU."""
+    only: tuple[str, ...] = ()
+    """Presets to train, of those that begin with study-. Default: all."""
+    seed: int = 0
+    """Seed of every experiment."""
+    output: Path = Path("runs/experiments")
+    """Folder for the runs and the report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """Measure this machine, and how fast and how well each field trains on it."""
+
+    data: Path | None = None
+    """Folder of the data set. Default: as for training."""
+    downscale: tuple[int, ...] = (1,)
+    """Shrink the images by these whole factors, averaging areas."""
+    presets: tuple[str, ...] = ("voxels-small", "tensorf-small", "nerf-small")
+    """Presets to train, each in its own process with an empty compilation cache; options of
+    training may follow a name: "nerf-original --field.sampler occupancy"."""
+    budget: tuple[float, ...] = (60.0,)
+    """Seconds from the start of the process for each run; every preset is trained once for each of
+    several budgets."""
+    seeds: int = 1
+    """Runs of each preset, with seeds 0, 1, ..."""
+    every: int = 8
+    """Score every K-th test view."""
+    output: Path = Path("docs/benchmarks")
+    """Folder to write to."""
+    name: str = "bench"
+    """Name of the files, after the date."""
+    resume: bool = False
+    """Keep the runs that the newest files of this name hold, and do the others."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "downscale", "budget", "seeds", "every")
