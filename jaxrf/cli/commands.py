@@ -28,9 +28,11 @@ from jaxrf.cli.options import (
     RenderOptions,
     ViewOptions,
 )
-from jaxrf.convert import check, files, formats, write
-from jaxrf.convert import runs as adopt
+from jaxrf.convert import check, formats, write
+from jaxrf.convert.files.arrays import describe
+from jaxrf.convert.files.read import Content, read_file
 from jaxrf.convert.networks import Converted
+from jaxrf.convert.to_run import UNKNOWN_CHECKSUM, to_run
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data import fetch, report, sources
@@ -553,16 +555,18 @@ def run_conversion(options: ConvertOptions) -> int:
     Returns the exit code: 1 if a comparison found a difference.
     """
     set_up_jax("highest")
-    content = files.read_file(options.file)
-    wishes = formats.FormatOptions(
+    content = read_file(options.file)
+    format_options = formats.FormatOptions(
         options.legacy_order, options.inclusive, options.bounded, options.density_factor
     )
     try:
-        converted = formats.convert(content, wishes)
+        converted = formats.convert(content, format_options)
     except InputError:
-        print(files.describe(content))
+        print(describe(content))
         raise
-    print(f"{options.file}: {converted.form}, {ternary.count_weights(converted.params):,} weights.")
+    print(
+        f"{options.file}: {converted.format}, {ternary.count_weights(converted.params):,} weights."
+    )
     for note in converted.notes:
         print(note)
     scene = None
@@ -577,16 +581,20 @@ def run_conversion(options: ConvertOptions) -> int:
             )
         converted = converted._replace(near=scene.near, far=scene.far)
     if options.check:
-        same = _check_port(converted, content, wishes, scene, options.size)
+        same = _check_port(converted, content, format_options, scene, options.size)
         if options.run_dir is None or not same:
             return 0 if same else 1
     name = options.file.stem
     run_dir = options.run_dir or runs.name_run(converted.config, name)
     data = folder if scene else None
-    run = adopt.make_run(converted, name, run_dir, scene, data, options.downscale, options.steps)
+    run = to_run(converted, name, run_dir, scene, data, options.downscale, options.steps)
     runs.create_folder(run_dir)
     runs.write_config(run_dir, run.config)
-    source = {"file": str(options.file.absolute()), "form": converted.form, "step": converted.step}
+    source = {
+        "file": str(options.file.absolute()),
+        "format": converted.format,
+        "step": converted.step,
+    }
     runs.write_text(run_dir / CONVERTED_FILE, runs.to_text(source))
     manager = runs.open_checkpoints(run_dir, run.config)
     try:
@@ -603,8 +611,8 @@ def run_conversion(options: ConvertOptions) -> int:
 
 def _check_port(
     converted: Converted,
-    content: files.Content,
-    wishes: formats.FormatOptions,
+    content: Content,
+    format_options: formats.FormatOptions,
     scene: Scene | None,
     size: int,
 ) -> bool:
@@ -620,15 +628,15 @@ def _check_port(
         cameras = cams.resize_cameras(cams.index_cameras(seen, np.array([0])), size, height)
     rows = []
     for double, name in ((False, "float32"), (True, "float64")):
-        found = check.check_points(converted, content, wishes, check.POINTS, double)
-        print(f"Raw outputs at {check.POINTS:,} points, {name}:")
+        found = check.check_points(converted, content, format_options, check.NUM_POINTS, double)
+        print(f"Raw outputs at {check.NUM_POINTS:,} points, {name}:")
         print(check.format_rows(found))
         rows += found
-    pixels = check.check_pictures(converted, content, wishes, cameras, double=False)
+    pixels = check.check_images(converted, content, format_options, cameras, double=False)
     shape = f"{cameras.width}x{cameras.height}"
     print(f"A picture of {shape}, float32:")
     print(check.format_rows(pixels))
-    exact = check.check_pictures(converted, content, wishes, cameras, double=True)
+    exact = check.check_images(converted, content, format_options, cameras, double=True)
     print("The same in float64, where rounding is out of the way:")
     print(check.format_rows(exact))
     same = check.passes([*rows, *pixels, *exact])
@@ -689,7 +697,7 @@ def _check_has_pictures(folder: Path) -> None:
 
 def _check_same_scene(run: Run, scene: SceneMetadata) -> None:
     # Weights that were converted without a data set were trained on pictures that we never saw.
-    if run.scene.checksum != adopt.UNKNOWN_CHECKSUM and scene.checksum != run.scene.checksum:
+    if run.scene.checksum != UNKNOWN_CHECKSUM and scene.checksum != run.scene.checksum:
         raise InputError(
             f"The training pictures in {scene.data} are not those that {run.folder} was trained on "
             f"({run.scene.data}): give their folder with --data, and the same --downscale."
