@@ -112,9 +112,7 @@ def format_rows(rows: Sequence[Comparison]) -> str:
 def import_programs() -> Any:
     """Returns `torch_reference.programs`; InputError without PyTorch."""
     try:
-        import torch  # noqa: F401
-
-        from jaxrf.convert.torch_reference import programs
+        import jaxrf.convert.torch_reference.programs as programs
     except ImportError as error:
         raise InputError(
             "Checking weights needs PyTorch, which is not installed: pip install torch."
