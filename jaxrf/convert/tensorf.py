@@ -28,7 +28,7 @@ from jaxrf.training import config as configs
 from jaxrf.training.config import TensoRFConfig, TrainConfig
 
 FORMAT = "TensoRF"
-# The least and the largest value of each number in kwargs.
+# The range of each number in kwargs.
 LIMITS: dict[str, tuple[float, float]] = {
     "fea_pe": (0, 16),
     "view_pe": (0, 16),

@@ -7,7 +7,7 @@ from typing import Any
 MAX_BYTES = 16 << 30
 # Dicts, lists, arrays and numbers in a file; how deeply they are nested; items of one list.
 MAX_NODES, MAX_DEPTH, MAX_LIST_LENGTH = 1 << 16, 32, 1 << 12
-# A file may unpack to this multiple of its size, and to so many bytes in any case.
+# A file may unpack to this multiple of its size; a small file to at least this number of bytes.
 MAX_COMPRESSION_RATIO, MIN_UNPACKED_BYTES = 8, 64 << 20
 
 

@@ -56,7 +56,7 @@ def encode(
 
 
 def encode_by_coordinate(x: Tensor, num_frequencies: int) -> Tensor:
-    """Returns the whole encoding of x, then that of y, then that of z."""
+    """Returns all of x (the coordinate and its waves), then all of y, then all of z."""
     parts = []
     for axis in range(3):
         value = x[..., axis]

@@ -111,7 +111,7 @@ class Nerfacto:
         return min(-(-((math.ceil(scale) + 1) ** 3) // 8) * 8, self.rows_per_level)
 
     def __call__(self, points: Tensor, directions: Tensor, in_world_space: bool = False) -> Outputs:
-        """Returns raw outputs at points, which are in contracted space, if there is one."""
+        """Returns raw outputs at points (n, 3), which are contracted unless `in_world_space`."""
         if in_world_space or not self.contract:
             unit = self._normalize(points)
         else:
@@ -215,7 +215,7 @@ class Nerfacto:
 
     @torch.no_grad()
     def render(self, camera: PinholeCamera, edges: np.ndarray) -> dict[str, np.ndarray]:
-        """Renders an image on black from given intervals.
+        """Renders an image on black from intervals along rays.
 
         Args:
           camera: to render from.

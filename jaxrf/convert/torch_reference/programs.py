@@ -101,8 +101,8 @@ def render(
       networks: of `make_networks`.
       cameras: pinhole cameras.
       near_far: range of distances.
-      edges: (height, width, n + 1) distances along rays of jaxrf's intervals, if each ray has as
-        many.
+      edges: (height, width, n + 1) distances along rays of jaxrf's intervals; None if rays have
+        different numbers of them.
       options: of the conversion.
       double: computes in float64 instead of float32.
 

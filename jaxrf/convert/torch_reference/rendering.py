@@ -101,7 +101,7 @@ def composite(
 
 
 def shift_right(transmittance: Tensor) -> Tensor:
-    """Returns the transmittance (r, n) before each sample, of that behind each."""
+    """Returns the transmittance (r, n) before each sample, from the transmittance after each."""
     return torch.cat([torch.ones_like(transmittance[:, :1]), transmittance[:, :-1]], dim=-1)
 
 

@@ -122,7 +122,7 @@ class TensoRF:
     def _density_along_rays(self, points: Tensor) -> Tensor:
         """Returns the density (r, n) of points, 0 outside the box and in masked cells."""
         # The first point of a ray lies on the border, which belongs to the box. In TensoRF rounding
-        # decides whether it counts, so that in fog it does on some rays and not on others.
+        # decides whether it counts, so that in fog rays differ at random.
         tolerance = 3e-6 * (self.aabb[1] - self.aabb[0])
         valid = (points >= self.aabb[0] - tolerance) & (points <= self.aabb[1] + tolerance)
         valid = valid.all(dim=-1)
