@@ -1,4 +1,4 @@
-"""Files as other programs write them, with random weights, for the tests of converters."""
+"""Writes files as other programs do, with random weights, for the tests of converters."""
 
 import itertools
 import pickle
@@ -10,23 +10,26 @@ import numpy as np
 import torch
 from flax import serialization
 
-WIDTH, OCTAVES, ACROSS = 24, 10, 4
-POSITION, DIRECTION = 3 + 6 * OCTAVES, 3 + 6 * ACROSS
+WIDTH, NUM_POSITION_FREQUENCIES, NUM_DIRECTION_FREQUENCIES = 24, 10, 4
+# Sizes of the encodings.
+POSITION = 3 + 6 * NUM_POSITION_FREQUENCIES
+DIRECTION = 3 + 6 * NUM_DIRECTION_FREQUENCIES
 
 
 def random_layer(rng: np.random.Generator, inputs: int, outputs: int) -> tuple[Any, Any]:
-    """Weight (out, in) and bias, such that signals neither fade nor grow."""
+    """Returns a weight (out, in) that keeps the size of signals, and a bias."""
     weight = rng.normal(0.0, np.sqrt(2.0 / inputs), (outputs, inputs)).astype(np.float32)
     return weight, rng.normal(0.0, 0.1, outputs).astype(np.float32)
 
 
-def fade(weight: Any, octaves: int, first: int, fewer: int = 3) -> Any:
-    """Makes what fine octaves are multiplied with small, as training does.
+def damp_octaves(weight: Any, num_frequencies: int, first_column: int, num_inputs: int = 3) -> Any:
+    """Scales the weights of high octaves down, as in trained networks.
 
-    Columns from `first` on are those of an encoding that holds `fewer` numbers besides the waves.
+    The columns from `first_column` on belong to an encoding that starts with `num_inputs`
+    coordinates.
     """
-    for octave in range(octaves):
-        start = first + fewer + 6 * octave
+    for octave in range(num_frequencies):
+        start = first_column + num_inputs + 6 * octave
         weight[:, start : start + 6] *= 2.0**-octave
     return weight
 
@@ -47,15 +50,15 @@ def nerf_pytorch_state(
     skip: int = 5,
     directions: bool = True,
 ) -> dict[str, Any]:
-    """A network of 8 layers; the encoded position joins again at layer `skip`."""
+    """Returns a network of 8 layers; layer `skip` takes the encoded position again."""
     rng, state = np.random.default_rng(seed), {}
     for index in range(8):
         inputs = POSITION if index == 0 else WIDTH + POSITION * (index == skip)
         add_layer(state, rng, f"pts_linears.{index}", inputs, WIDTH)
         if inputs != WIDTH:
-            fade(state[f"pts_linears.{index}.weight"], OCTAVES, 0)
+            damp_octaves(state[f"pts_linears.{index}.weight"], NUM_POSITION_FREQUENCIES, 0)
     if not directions:
-        # The layer for directions is made all the same, and a fifth output.
+        # The program makes a layer for directions, and a fifth output, nevertheless.
         add_layer(state, rng, names[2], WIDTH, WIDTH // 2)
         add_layer(state, rng, "output_linear", WIDTH, 5)
         return state
@@ -86,7 +89,7 @@ def write_nerfmlp(path: Path, older: bool = False) -> Path:
 
 
 def write_tensorflow(path: Path) -> Path:
-    """model_000000.npy; the fine network is written beside it."""
+    """Writes model_000000.npy and, in the same folder, the fine network."""
     order = [f"pts_linears.{index}" for index in range(8)]
     order += ["feature_linear", "views_linears.0", "rgb_linear", "alpha_linear"]
     for seed, part in ((3, ""), (4, "fine_")):
@@ -109,10 +112,10 @@ def write_jaxnerf(path: Path) -> Path:
         for index, size in enumerate(sizes):
             weight, bias = random_layer(rng, *size)
             if index in (0, 5):
-                # All sines come before all cosines there.
-                for wave in range(2 * OCTAVES):
+                # All sines come before all cosines.
+                for wave in range(2 * NUM_POSITION_FREQUENCIES):
                     start = (WIDTH if index else 0) + 3 + 3 * wave
-                    weight[:, start : start + 3] *= 2.0 ** -(wave % OCTAVES)
+                    weight[:, start : start + 3] *= 2.0 ** -(wave % NUM_POSITION_FREQUENCIES)
             layers[f"Dense_{index}"] = {"kernel": np.ascontiguousarray(weight.T), "bias": bias}
         networks[f"MLP_{seed}"] = layers
     state = {"optimizer": {"target": {"params": networks}, "state": {"step": np.int32(7)}}}
@@ -124,13 +127,13 @@ def write_experiments(path: Path, ternary: bool = False, prefix: str = "") -> Pa
     rng, state = np.random.default_rng(5), {}
     encoded = 3 + 6 * 16
     add_layer(state, rng, "input_layer", encoded, WIDTH)
-    fade(state["input_layer.weight"], 16, 0)
+    damp_octaves(state["input_layer.weight"], 16, 0)
     for index in range(8):
         inputs = WIDTH + encoded * (index == 4)
         name = f"layers.{index}{'.linear' * ternary}"
         add_layer(state, rng, name, inputs, WIDTH)
         if index == 4 and not ternary:
-            fade(state[f"{name}.weight"], 16, WIDTH)
+            damp_octaves(state[f"{name}.weight"], 16, WIDTH)
         if ternary:
             gain = rng.uniform(0.5, 1.5, inputs).astype(np.float32)
             state[f"layers.{index}.norm.weight"] = gain
@@ -144,7 +147,7 @@ def write_scratch(path: Path, include_input: bool = True) -> Path:
     sizes = [3 * include_input + 6 * 6, WIDTH, WIDTH, WIDTH, 4]
     for index, size in enumerate(itertools.pairwise(sizes)):
         add_layer(state, rng, f"layers.{2 * index}", *size)
-    fade(state["layers.0.weight"], 6, 0, 3 * include_input)
+    damp_octaves(state["layers.0.weight"], 6, 0, 3 * include_input)
     torch.save({"model_state_dict": as_tensors(state), "epoch": 3}, path)
     return path
 
@@ -163,20 +166,20 @@ def basic_state() -> dict[str, Any]:
     ):
         add_layer(state, rng, name, inputs, outputs)
     for name in ("fc_1", "fc_3"):
-        fade_by_coordinate(state[f"{name}.weight"])
+        damp_octaves_by_coordinate(state[f"{name}.weight"])
     return state
 
 
-def fade_by_coordinate(weight: Any) -> None:
-    """As `fade`, where the waves of x come before those of y and z."""
+def damp_octaves_by_coordinate(weight: Any) -> None:
+    """As `damp_octaves`, for encodings with all of x before all of y and of z."""
     for axis in range(3):
-        for octave in range(OCTAVES):
-            start = axis * (1 + 2 * OCTAVES) + 1 + 2 * octave
+        for octave in range(NUM_POSITION_FREQUENCIES):
+            start = axis * (1 + 2 * NUM_POSITION_FREQUENCIES) + 1 + 2 * octave
             weight[:, start : start + 2] *= 2.0**-octave
 
 
 def write_basic(path: Path) -> Path:
-    # It is of double precision, and most layers begin a sequence.
+    # In float64; layers are element 0 of a sequence, except for sigma.
     state = {
         name.replace(".", ".0.", name != "sigma.weight"): a for name, a in basic_state().items()
     }
@@ -193,7 +196,7 @@ def write_tiny(path: Path) -> Path:
         ("layer3", WIDTH, 4),
     ):
         add_layer(state, rng, name, inputs, outputs)
-    fade_by_coordinate(state["layer1.weight"])
+    damp_octaves_by_coordinate(state["layer1.weight"])
     np.savez(path.with_suffix(".npz"), **state)
     return path.with_suffix(".npz")
 
@@ -206,7 +209,7 @@ def write_tensorf(
     activation: str = "softplus",
     shading: str = "MLP_Fea",
 ) -> Path:
-    """A field of no two sides alike; a ball of it is occupied."""
+    """Writes a field with three different resolutions, occupied in a ball."""
     rng, state = np.random.default_rng(9), {}
     grid, aabb = (13, 11, 9), np.array([[-1.2, -1.0, -0.8], [1.3, 1.1, 0.9]], np.float32)
     for name, counts in zip(("density", "app"), ranks, strict=True):
@@ -216,7 +219,7 @@ def write_tensorf(
             scale = 1.5 if name == "density" else 0.5
             line = rng.normal(0.3, scale, (1, count, grid[axis], 1))
             if name == "density":
-                # Only fog on the box's faces, where rays begin.
+                # Low density on the faces of the box, where rays enter.
                 line[:, :, [0, -1]] = 0.0
             state[f"{name}_line.{index}"] = line.astype(np.float32)
             if factors == "vm":
@@ -225,10 +228,10 @@ def write_tensorf(
                     plane[:, :, [0, -1]] = plane[..., [0, -1]] = 0.0
                 state[f"{name}_plane.{index}"] = plane.astype(np.float32)
     components = sum(ranks[1]) if factors == "vm" else ranks[1][0]
-    features, octaves = 5, (2 if shading == "MLP_Fea" else 0, 2)
+    features, num_frequencies = 5, (2 if shading == "MLP_Fea" else 0, 2)
     basis = rng.normal(0.0, 0.5, (features, components)).astype(np.float32)
     state["basis_mat.weight"] = basis
-    inputs = features * (1 + 2 * octaves[0]) + 3 * (1 + 2 * octaves[1])
+    inputs = features * (1 + 2 * num_frequencies[0]) + 3 * (1 + 2 * num_frequencies[1])
     for number, sizes in ((0, (inputs, WIDTH)), (2, (WIDTH, WIDTH)), (4, (WIDTH, 3))):
         add_layer(state, rng, f"renderModule.mlp.{number}", *sizes)
     kwargs = {
@@ -267,21 +270,22 @@ def write_tensorf(
 
 
 def write_nerfstudio(path: Path, tcnn: bool = False, appearance: int = 5) -> Path:
-    """A hash field of 4 levels of 2 channels, as PyTorch or tiny-cuda-nn has it."""
-    rng, width, levels, log2_hashmap_size, finest = np.random.default_rng(11), 16, 4, 12, 60
+    """Writes a hash field of 4 levels of 2 features, in PyTorch's or tiny-cuda-nn's layout."""
+    rng, width = np.random.default_rng(11), 16
+    num_levels, log2_hashmap_size, max_resolution = 4, 12, 60
     state: dict[str, Any] = {
         "aabb": np.array([[-1.5, -1.4, -1.3], [1.5, 1.6, 1.7]], np.float32),
-        "max_res": np.array(finest),
-        "num_levels": np.array(levels),
+        "max_res": np.array(max_resolution),
+        "num_levels": np.array(num_levels),
         "log2_hashmap_size": np.array(log2_hashmap_size),
         "embedding_appearance.embedding.weight": rng.normal(size=(3, appearance)),
     }
     inputs = 16 + 15 + appearance
     if tcnn:
-        # Cells 16 - 1, ... up to 64 - 1; rows of 16^3 do not fit into 2^10.
-        growth = np.exp((np.log(finest) - np.log(16)) / (levels - 1))
-        cells = [int(np.ceil(16 * growth**level - 1 - 1e-4)) + 1 for level in range(levels)]
-        rows = sum(min(-(-(n**3) // 8) * 8, 1 << log2_hashmap_size) for n in cells)
+        growth = np.exp((np.log(max_resolution) - np.log(16)) / (num_levels - 1))
+        scales = [16 * growth**level - 1 for level in range(num_levels)]
+        sides = [int(np.ceil(scale - 1e-4)) + 1 for scale in scales]
+        rows = sum(min(-(-(n**3) // 8) * 8, 1 << log2_hashmap_size) for n in sides)
         padded = -(-inputs // 16) * 16
 
         def layers(*sizes: tuple[int, int]) -> np.ndarray:
@@ -295,14 +299,14 @@ def write_nerfstudio(path: Path, tcnn: bool = False, appearance: int = 5) -> Pat
         state["mlp_head.tcnn_encoding.params"] = head.astype(np.float32)
         state["direction_encoding.tcnn_encoding.params"] = np.zeros(0, np.float32)
     else:
-        table = rng.normal(0.0, 1.0, (levels << log2_hashmap_size, 2)).astype(np.float32)
+        table = rng.normal(0.0, 1.0, (num_levels << log2_hashmap_size, 2)).astype(np.float32)
         state["mlp_base.model.0.hash_table"] = table
-        add_layer(state, rng, "mlp_base.model.1.layers.0", 2 * levels, width)
+        add_layer(state, rng, "mlp_base.model.1.layers.0", 2 * num_levels, width)
         add_layer(state, rng, "mlp_base.model.1.layers.1", width, 16)
         for index, size in enumerate(((inputs, width), (width, width), (width, 3))):
             add_layer(state, rng, f"mlp_head.layers.{index}", *size)
     tensors = {f"_model.field.{name}": torch.tensor(value) for name, value in state.items()}
-    # Proposals have tables too.
+    # Proposal networks have tables too.
     tensors["_model.proposal_networks.0.mlp_base.0.hash_table"] = torch.zeros(8, 2)
     content = {"step": 29_999, "pipeline": tensors, "optimizers": {}, "schedulers": {}}
     torch.save(content | {"scalers": {}}, path)
@@ -359,7 +363,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
 
 
 class Touch:
-    """A pickle of it makes a file when it is opened."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -368,9 +372,9 @@ class Touch:
         return (open, (str(self.path), "w"))
 
 
-def pickle_array_of(thing: Any) -> bytes:
-    """An .npy whose pickle holds something."""
+def pickle_as_npy(data: Any) -> bytes:
+    """Returns an .npy of objects whose pickle holds any data."""
     header = b"\x93NUMPY\x01\x00"
     text = b"{'descr': '|O', 'fortran_order': False, 'shape': (24,), }"
     text += b" " * (63 - (len(header) + 2 + len(text)) % 64) + b"\n"
-    return header + len(text).to_bytes(2, "little") + text + pickle.dumps(thing)
+    return header + len(text).to_bytes(2, "little") + text + pickle.dumps(data)

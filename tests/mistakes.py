@@ -1,6 +1,6 @@
-"""Mistakes of a port, each of which a check must find; run it to see which stage finds which.
+"""Mistakes in converted weights, each of which a check must find.
 
-python tests/mistakes.py > table.md
+`python tests/mistakes.py > table.md` writes which stage finds each of them.
 """
 
 import dataclasses
@@ -15,18 +15,18 @@ import numpy as np
 from foreign import write_nerf_pytorch, write_tensorf
 
 from jaxrf.convert import check, formats
-from jaxrf.convert.files import Content, read_file
+from jaxrf.convert.files.read import Content, read_file
 from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted
 
-POINTS = 4096
+NUM_POINTS = 4096
 CAMERA = check.default_camera(12)
 
 Change = Callable[[Converted], Converted]
 
 
 def change_layer(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    """Changes a kernel of the last network."""
+    """Returns a change of a kernel of the last network."""
 
     def apply(converted: Converted) -> Converted:
         last = list(converted.params)[-1]
@@ -46,7 +46,7 @@ def change_field(**changes: Any) -> Change:
     return apply
 
 
-def change_convention(**changes: Any) -> Change:
+def change_ray_convention(**changes: Any) -> Change:
     def apply(converted: Converted) -> Converted:
         convention = dataclasses.replace(converted.config.field.convention, **changes)
         return change_field(convention=convention)(converted)
@@ -69,7 +69,7 @@ MISTAKES: dict[str, Change] = {
     "two rows swapped": change_layer("trunk_6", swap((3, 4))),
     "sine and cosine swapped": change_layer("trunk_0", swap((3, 6), (4, 7), (5, 8))),
     "coordinates swapped": change_layer("trunk_0", swap((0, 1))),
-    "skip joined behind": change_layer("trunk_5", lambda k: np.concatenate([k[63:], k[:63]])),
+    "skip joined last": change_layer("trunk_5", lambda k: np.concatenate([k[63:], k[:63]])),
     "no skip": change_layer("trunk_5", lambda k: np.concatenate([0 * k[:63], k[63:]])),
     "the other activation": change_field(activation="softplus"),
     "a factor pi": change_field(frequency=math.pi),
@@ -77,11 +77,11 @@ MISTAKES: dict[str, Change] = {
     "coarse for fine": lambda c: c._replace(
         params={"coarse": c.params["fine"], "fine": c.params["coarse"]}
     ),
-    "half a pixel off": change_convention(pixel_center=0.5),
-    "near and far along rays": change_convention(range_along="ray"),
-    "lengths along the axis": change_convention(lengths_along="axis"),
-    "directions of another length": change_convention(view_directions="axis"),
-    "inclusive transmittance": change_convention(transmittance="inclusive"),
+    "half a pixel off": change_ray_convention(pixel_centre=0.5),
+    "near and far along rays": change_ray_convention(range_along="ray"),
+    "lengths along the axis": change_ray_convention(lengths_along="axis"),
+    "directions of another length": change_ray_convention(view_directions="axis"),
+    "inclusive transmittance": change_ray_convention(transmittance="inclusive"),
     "intervals for points": change_field(quadrature="intervals"),
     "fewer samples": change_field(num_fine_samples=127),
 }
@@ -126,27 +126,27 @@ TENSORF_MISTAKES: dict[str, Change] = {
     "another scale": change_field(density_scale=24.0),
     "another step": change_field(step_ratio=0.49),
     "another threshold": change_field(color_threshold=1e-2),
-    "samples in the middle": change_convention(samples_at="middle"),
-    "rays that stop early": change_convention(stop=0.5),
-    "half a pixel off": change_convention(pixel_center=0.0),
+    "samples in the middle": change_ray_convention(samples_at="middle"),
+    "rays that stop early": change_ray_convention(stop=0.5),
+    "half a pixel off": change_ray_convention(pixel_centre=0.0),
     "no mask": change_mask(np.ones_like),
     "a mask of other axes": change_mask(lambda occupied: occupied[::-1, :, ::-1] & occupied),
 }
 
 
-def find_mistake(wrong: Converted, content: Content) -> list[check.Row]:
-    """What a check says of a port, raw outputs first, and pictures unless these differ already."""
-    rows = check.check_points(wrong, content, FormatOptions(), POINTS, double=True)
+def find_differences(wrong: Converted, content: Content) -> list[check.Comparison]:
+    """Returns the comparisons of raw outputs and, if these do not differ, of images."""
+    rows = check.check_points(wrong, content, FormatOptions(), NUM_POINTS, double=True)
     if check.passes(rows):
-        rows += check.check_pictures(wrong, content, FormatOptions(), CAMERA, double=True)
+        rows += check.check_images(wrong, content, FormatOptions(), CAMERA, double=True)
     return rows
 
 
 def write_table() -> bool:
-    """Prints what a check finds of every mistake as Markdown; whether it finds all of them."""
-    print("| program | mistake | found in | largest difference | right port |")
+    """Prints a table of the stage that finds each mistake; returns whether all are found."""
+    print("| program | mistake | found in | largest difference | without mistake |")
     print("|---|---|---|---|---|")
-    found_all = True
+    finds_all = True
     for program, writer, mistakes in (
         ("nerf-pytorch", write_nerf_pytorch, MISTAKES),
         ("TensoRF", write_tensorf, TENSORF_MISTAKES),
@@ -154,20 +154,20 @@ def write_table() -> bool:
         with tempfile.TemporaryDirectory() as folder:
             content = read_file(writer(Path(folder) / "weights"))
             right = formats.convert(content, FormatOptions())
-        exact = check.check_points(right, content, FormatOptions(), POINTS, double=True)
-        exact += check.check_pictures(right, content, FormatOptions(), CAMERA, double=True)
-        before = {row.stage: row.largest for row in exact}
+        exact = check.check_points(right, content, FormatOptions(), NUM_POINTS, double=True)
+        exact += check.check_images(right, content, FormatOptions(), CAMERA, double=True)
+        right_errors = {row.stage: row.max_error for row in exact}
         for mistake, change in mistakes.items():
-            rows = find_mistake(change(right), content)
-            wrong = [row for row in rows if row.passed is False]
-            found_all &= bool(wrong)
-            if not wrong:
+            rows = find_differences(change(right), content)
+            failed = [row for row in rows if row.passed is False]
+            finds_all &= bool(failed)
+            if not failed:
                 print(f"| {program} | {mistake} | **nowhere** | | |")
                 continue
-            most = max(wrong, key=lambda row: row.largest)
-            numbers = f"{most.largest:.1e} | {before[most.stage]:.0e}"
-            print(f"| {program} | {mistake} | {most.stage} | {numbers} |")
-    return found_all
+            worst = max(failed, key=lambda row: row.max_error)
+            errors = f"{worst.max_error:.1e} | {right_errors[worst.stage]:.0e}"
+            print(f"| {program} | {mistake} | {worst.stage} | {errors} |")
+    return finds_all
 
 
 if __name__ == "__main__":

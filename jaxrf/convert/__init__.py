@@ -1,1 +1,1 @@
-"""Weights of other programs: read, turned into runs, and proven to be the same; and written."""
+"""Weights of other programs: read, turned into runs, compared with their program, and written."""

@@ -1,6 +1,6 @@
-"""Which program wrote a file: by what it holds, never by its name."""
+"""Detects the program that wrote a file by its content, never by its name, and converts it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,24 +13,24 @@ from jaxrf.convert import (
     nerf_pytorch,
     nerf_tensorflow,
     nerfstudio,
-    tensorf_torch,
+    tensorf,
 )
-from jaxrf.convert import (
-    runs as adopt,
-)
-from jaxrf.convert.files import Content, check_numbers, list_leaves
+from jaxrf.convert.files.arrays import check_finite, list_leaves
+from jaxrf.convert.files.read import Content
 from jaxrf.convert.networks import Converted
+from jaxrf.convert.to_run import DEFAULT_AABB, init_stage
 from jaxrf.core.errors import InputError
 from jaxrf.models import methods
 
 
 class FormatOptions(NamedTuple):
-    """What weights do not tell.
+    """Facts about weights that files do not record.
 
     legacy_order: jaxnerf's encodings are in its legacy order.
-    inclusive: NeRF-experiments' own transmittance.
+    inclusive: render with the transmittance of NeRF-experiments, which includes a sample's own
+      absorption.
     bounded: nerfstudio's space was not contracted.
-    density_factor: nerfstudio's, of the density.
+    density_factor: nerfstudio's factor of the density.
     """
 
     legacy_order: bool = False
@@ -43,75 +43,98 @@ Converter = Callable[[Content, FormatOptions], Converted | None]
 CONVERTERS: tuple[Converter, ...] = (
     lambda content, _: nerf_pytorch.convert(content),
     lambda content, _: nerf_tensorflow.convert(content),
-    lambda content, wishes: jaxnerf.convert(content, wishes.legacy_order),
-    lambda content, wishes: nerf_experiments.convert(content, wishes.inclusive),
+    lambda content, options: jaxnerf.convert(content, options.legacy_order),
+    lambda content, options: nerf_experiments.convert(content, options.inclusive),
     lambda content, _: nerf_plain.convert(content),
-    lambda content, _: tensorf_torch.convert(content),
-    lambda content, wishes: nerfstudio.convert(content, not wishes.bounded, wishes.density_factor),
+    lambda content, _: tensorf.convert(content),
+    lambda content, options: nerfstudio.convert(
+        content, not options.bounded, options.density_factor
+    ),
 )
-# Whose forms a wish is for.
+# The formats that each option is for.
 OPTION_FORMATS = {
     "legacy_order": ("jaxnerf",),
-    "inclusive": nerf_experiments.FORMS,
-    "bounded": nerfstudio.FORMS,
-    "density_factor": nerfstudio.FORMS,
+    "inclusive": nerf_experiments.FORMATS,
+    "bounded": nerfstudio.FORMATS,
+    "density_factor": nerfstudio.FORMATS,
 }
 # Networks of fields have far fewer.
-MOST_LAYERS = 64
+MAX_LAYERS = 64
 
 
-def convert(content: Content, wishes: FormatOptions) -> Converted:
-    """The weights of a file of any program that is known.
+def convert(content: Content, options: FormatOptions) -> Converted:
+    """Returns the weights of a file of any known program.
 
     Raises:
-      InputError: if no program or several may have written it, or it is not whole.
+      InputError: if no program or several may have written it, if it is incomplete, or if an option
+        is for another program.
     """
-    found = [c for converter in CONVERTERS if (c := _try(converter, content, wishes)) is not None]
-    if len(found) != 1:
-        names = ", ".join(converted.form for converted in found)
-        why = f"may be of several programs ({names})" if found else "is of no program that is known"
-        raise InputError(f"{content.path} {why}; what it holds is above.")
-    converted = found[0]
-    for wish, forms in OPTION_FORMATS.items():
-        if (
-            getattr(wishes, wish) != FormatOptions._field_defaults[wish]
-            and converted.form not in forms
-        ):
+    candidates = [
+        converted
+        for converter in CONVERTERS
+        if (converted := _try_converter(converter, content, options)) is not None
+    ]
+    converted = detect_format(candidates, content)
+    for name, formats in OPTION_FORMATS.items():
+        is_default = getattr(options, name) == FormatOptions._field_defaults[name]
+        if not is_default and converted.format not in formats:
             raise InputError(
-                f"--{wish.replace('_', '-')} is for files of {' or '.join(forms)}, and "
-                f"{content.path} is of {converted.form}: leave it out."
+                f"--{name.replace('_', '-')} is for files of {' or '.join(formats)}, and "
+                f"{content.path} is of {converted.format}: leave it out."
             )
     return converted
 
 
-def _try(converter: Converter, content: Content, wishes: FormatOptions) -> Converted | None:
-    """What a converter makes of a file; what it stumbles over is the file's fault."""
+def detect_format(candidates: Sequence[Converted], content: Content) -> Converted:
+    """Returns the only candidate; InputError if no format or several fit the file."""
+    if not candidates:
+        raise InputError(
+            f"{content.path} is of no known program; its content is listed above: name a "
+            "file of one of the programs in docs/convert.md."
+        )
+    if len(candidates) > 1:
+        names = ", ".join(converted.format for converted in candidates)
+        raise InputError(
+            f"{content.path} may be of several programs ({names}); its content is listed above: "
+            "save only the weights to convert."
+        )
+    return candidates[0]
+
+
+def _try_converter(
+    converter: Converter, content: Content, options: FormatOptions
+) -> Converted | None:
+    """Returns a converter's result; its errors become an InputError about the file."""
     try:
-        converted = converter(content, wishes)
+        converted = converter(content, options)
         if converted is not None:
-            check_numbers(dict(list_leaves(converted.params)), content.path)
+            check_finite(dict(list_leaves(converted.params)), content.path)
             _check_shapes(converted, content)
         return converted
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = str(error).strip().split("\n", 1)[0][:100]
         raise InputError(
-            f"{content.path} looks like weights that are known, but is not whole ({reason})."
+            f"{content.path} looks like weights of a known program, but is incomplete ({reason}): "
+            "copy it again."
         ) from error
 
 
 def _check_shapes(converted: Converted, content: Content) -> None:
-    """InputError if the parameters are not those of the field that was recognised."""
+    """InputError unless the parameters are those of the configured field."""
     field = converted.config.field
-    layers = max(getattr(field, name, 0) for name in ("layers", "density_layers", "color_layers"))
-    if layers > MOST_LAYERS:
-        raise InputError(f"{content.path} has a network of {layers} layers: it is no field.")
-    stage, _ = adopt.place(converted, converted.config, adopt.BOX)
-    wanted = jax.eval_shape(lambda: methods.init_params(field, stage, jax.random.key(0)))
-    expected = {name: leaf.shape for name, leaf in list_leaves(wanted)}
-    found = {name: np.shape(leaf) for name, leaf in list_leaves(converted.params)}
-    for name in sorted(expected | found):
-        if expected.get(name) != found.get(name):
+    depths = (getattr(field, name, 0) for name in ("layers", "density_layers", "color_layers"))
+    if (depth := max(depths)) > MAX_LAYERS:
+        raise InputError(
+            f"{content.path} has a network of {depth} layers, more than any field: name another "
+            "file."
+        )
+    stage, _ = init_stage(converted, converted.config, DEFAULT_AABB)
+    initial = jax.eval_shape(lambda: methods.init_params(field, stage, jax.random.key(0)))
+    expected_shapes = {name: leaf.shape for name, leaf in list_leaves(initial)}
+    file_shapes = {name: np.shape(leaf) for name, leaf in list_leaves(converted.params)}
+    for name in sorted(expected_shapes | file_shapes):
+        if expected_shapes.get(name) != file_shapes.get(name):
             raise InputError(
-                f"{content.path} looks like {converted.form}, but its {name} is of shape "
-                f"{found.get(name)}, not {expected.get(name)}: it is not whole."
+                f"{content.path} looks like {converted.format}, but its {name} is of shape "
+                f"{file_shapes.get(name)}, not {expected_shapes.get(name)}: the file is damaged."
             )

@@ -4,46 +4,55 @@ import dataclasses
 import math
 import re
 
-from jaxrf.cameras.ray_convention import RayConvention
-from jaxrf.convert.files import Content, find_states, require_keys
+from jaxrf.convert import ray_conventions
+from jaxrf.convert.files.arrays import find_state_dicts, single_or_none
+from jaxrf.convert.files.read import Content
 from jaxrf.convert.networks import (
     Arrays,
     Converted,
     Linear,
     Network,
-    count_octaves,
-    find_order,
+    make_config,
+    make_model_params,
+    permute_rows,
+    read_linear,
+    slice_outputs,
+)
+from jaxrf.convert.row_order import (
+    find_permutation,
+    infer_frequencies,
     input_labels,
     label_by_coordinate,
-    make_config,
-    permute_rows,
-    take_linear,
-    to_params,
 )
 from jaxrf.training.config import TrainConfig
 
-# Nothing there is of unit length, and near and far are along the axis.
-CONVENTION = RayConvention(
-    pixel_center=0.0, range_along="axis", lengths_along="axis", view_directions="axis"
-)
-SCRATCH_SAMPLES, BASIC_SAMPLES, TINY_SAMPLES = 64, 64, 32
+SCRATCH, BASIC, TINY = "NeRF-from-scratch", "Jiayi Pan's NeRF", "Jiayi Pan's tiny NeRF"
+NUM_SAMPLES = {SCRATCH: 64, BASIC: 64, TINY: 32}
+# NeRF-from-scratch multiplies positions by this before it encodes them.
+SCRATCH_FREQUENCY = math.pi
 
 
 def convert(content: Content) -> Converted | None:
-    """The weights of such a file; None if it is of another program."""
+    """Returns the weights of a file of one of these programs; None if it is of another one."""
     readers = (_convert_basic, _convert_tiny, _convert_scratch)
-    found = [c for arrays in list_states(content) for read in readers if (c := read(arrays))]
-    return require_keys(found, content.path)
+    matches = [
+        converted
+        for arrays in list_states(content)
+        for read in readers
+        if (converted := read(arrays))
+    ]
+    return single_or_none(matches, content.path)
 
 
 def list_states(content: Content) -> list[Arrays]:
-    """All state dicts of a file; a layer that begins a sequence is called as the sequence is."""
+    """Returns all state dicts of a file, with "fc_1.0.weight" renamed to "fc_1.weight".
+
+    Some networks wrap a layer and its activation in a sequence, in which the layer is element 0.
+    """
+    pattern = re.compile(r"^(fc_\w+|layer\d+|sigma|rgb)\.0\.")
     return [
-        {
-            re.sub(r"^(fc_\w+|layer\d+|sigma|rgb)\.0\.", r"\1.", name): a
-            for name, a in arrays.items()
-        }
-        for _, arrays in find_states(content.tree)
+        {pattern.sub(r"\1.", name): array for name, array in arrays.items()}
+        for _, arrays in find_state_dicts(content.tree)
     ]
 
 
@@ -55,50 +64,47 @@ def _convert_basic(arrays: Arrays) -> Converted | None:
     """Four layers, a skip into the third, and a head that sees directions."""
     if not _has(arrays, "fc_1", "fc_2", "fc_3", "fc_4", "sigma", "fc_noact", "fc_dir", "rgb"):
         return None
-    trunk = [take_linear(arrays, f"fc_{index}") for index in range(1, 5)]
-    encoded, width = trunk[0].kernel.shape
-    bottleneck, view = take_linear(arrays, "fc_noact"), take_linear(arrays, "fc_dir")
-    sizes = count_octaves(encoded), count_octaves(view.kernel.shape[0] - width)
-    if not all(sizes) or trunk[2].kernel.shape[0] != encoded + width:
+    trunk = [read_linear(arrays, f"fc_{index}") for index in range(1, 5)]
+    encoding_size, width = trunk[0].kernel.shape
+    bottleneck, view = read_linear(arrays, "fc_noact"), read_linear(arrays, "fc_dir")
+    position = infer_frequencies(encoding_size)
+    direction = infer_frequencies(view.kernel.shape[0] - width)
+    if not position or not direction or trunk[2].kernel.shape[0] != encoding_size + width:
         return None
-    (position, _), (direction, _) = sizes  # type: ignore[misc]
-    order = find_order(label_by_coordinate(position), input_labels(position))
-    seen = find_order(label_by_coordinate(direction), input_labels(direction), start=width)
-    trunk[0] = permute_rows(trunk[0], order)
-    trunk[2] = permute_rows(trunk[2], [*order, *range(encoded, encoded + width)])
+    position_order = _encoding_order(position[0])
+    direction_order = _encoding_order(direction[0], start=width)
+    trunk[0] = permute_rows(trunk[0], position_order)
+    hidden_rows = range(encoding_size, encoding_size + width)
+    trunk[2] = permute_rows(trunk[2], [*position_order, *hidden_rows])
     network = Network(
         trunk=tuple(trunk),
         skip=2,
-        density=take_linear(arrays, "sigma"),
-        rgb=take_linear(arrays, "rgb"),
+        density=read_linear(arrays, "sigma"),
+        rgb=read_linear(arrays, "rgb"),
         bottleneck=bottleneck,
-        view=permute_rows(view, [*range(width), *seen]),
+        view=permute_rows(view, [*range(width), *direction_order]),
     )
-    config = make_config(
-        network, (position, True), direction, coarse=BASIC_SAMPLES, fine=0, convention=CONVENTION
-    )
-    return _before_black("Jiayi Pan's NeRF", config, network, order)
+    config = _make_config(BASIC, network, (position[0], True), direction[0])
+    return _make_converted(BASIC, _on_black(config), network, position_order)
 
 
 def _convert_tiny(arrays: Arrays) -> Converted | None:
-    """Two layers and one head."""
+    """Two layers, and one head of color and density."""
     if not _has(arrays, "layer1", "layer2", "layer3"):
         return None
-    trunk = [take_linear(arrays, f"layer{index}") for index in (1, 2)]
-    output, sizes = take_linear(arrays, "layer3"), count_octaves(trunk[0].kernel.shape[0])
-    if sizes is None or output.kernel.shape[1] != 4:
+    trunk = [read_linear(arrays, f"layer{index}") for index in (1, 2)]
+    output, position = read_linear(arrays, "layer3"), infer_frequencies(trunk[0].kernel.shape[0])
+    if position is None or output.kernel.shape[1] != 4:
         return None
-    order = find_order(label_by_coordinate(sizes[0]), input_labels(sizes[0]))
-    trunk[0] = permute_rows(trunk[0], order)
-    network = _split_output(trunk, output)
-    config = make_config(
-        network, (sizes[0], True), 0, coarse=TINY_SAMPLES, fine=0, convention=CONVENTION
-    )
-    return _before_black("Jiayi Pan's tiny NeRF", config, network, order)
+    position_order = _encoding_order(position[0])
+    trunk[0] = permute_rows(trunk[0], position_order)
+    network = _make_network(trunk, output)
+    config = _make_config(TINY, network, (position[0], True), 0)
+    return _make_converted(TINY, _on_black(config), network, position_order)
 
 
 def _convert_scratch(arrays: Arrays) -> Converted | None:
-    """Linear layers with ReLUs between, numbered 0, 2, 4, ...; the encoding has a factor pi."""
+    """Linear layers numbered 0, 2, 4, ..., with ReLUs between them."""
     numbers = sorted(
         int(name.split(".")[1])
         for name in arrays
@@ -106,33 +112,55 @@ def _convert_scratch(arrays: Arrays) -> Converted | None:
     )
     if len(numbers) < 2 or numbers != list(range(0, 2 * len(numbers), 2)):
         return None
-    *trunk, output = (take_linear(arrays, f"layers.{number}") for number in numbers)
-    sizes = count_octaves(trunk[0].kernel.shape[0])
-    if sizes is None or output.kernel.shape[1] != 4:
+    *trunk, output = (read_linear(arrays, f"layers.{number}") for number in numbers)
+    position = infer_frequencies(trunk[0].kernel.shape[0])
+    if position is None or output.kernel.shape[1] != 4:
         return None
-    network = _split_output(trunk, output)
-    config = make_config(
-        network,
-        sizes,
-        0,
-        coarse=SCRATCH_SAMPLES,
-        fine=0,
-        convention=CONVENTION,
-        frequency=math.pi,
+    network = _make_network(trunk, output)
+    config = _make_config(SCRATCH, network, position, 0, SCRATCH_FREQUENCY)
+    return _make_converted(SCRATCH, config, network, [])
+
+
+def _encoding_order(num_frequencies: int, start: int = 0) -> list[int]:
+    return find_permutation(
+        label_by_coordinate(num_frequencies), input_labels(num_frequencies), start
     )
-    return Converted("NeRF-from-scratch", config, {"coarse": to_params(network)})
 
 
-def _split_output(trunk: list[Linear], output: Linear) -> Network:
-    """A network whose last layer gives rgb and density."""
+def _make_network(trunk: list[Linear], output: Linear) -> Network:
+    """Returns a network whose last layer has the outputs r, g, b and density."""
     return Network(
         tuple(trunk),
         skip=len(trunk),
-        density=Linear(output.kernel[:, 3:], output.bias[3:]),
-        rgb=Linear(output.kernel[:, :3], output.bias[:3]),
+        density=slice_outputs(output, 3),
+        rgb=slice_outputs(output, 0, 3),
     )
 
 
-def _before_black(form: str, config: TrainConfig, network: Network, order: list[int]) -> Converted:
-    black = dataclasses.replace(config, background="black")
-    return Converted(form, black, {"coarse": to_params(network)}, encoding=tuple(order))
+def _make_config(
+    program: str,
+    network: Network,
+    position_frequencies: tuple[int, bool],
+    num_direction_frequencies: int,
+    frequency: float = 1.0,
+) -> TrainConfig:
+    return make_config(
+        network,
+        position_frequencies,
+        num_direction_frequencies,
+        num_coarse_samples=NUM_SAMPLES[program],
+        num_fine_samples=0,
+        ray_convention=ray_conventions.SMALL_NERFS,
+        frequency=frequency,
+    )
+
+
+def _on_black(config: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(config, background="black")
+
+
+def _make_converted(
+    program: str, config: TrainConfig, network: Network, encoding_order: list[int]
+) -> Converted:
+    params = make_model_params([network])
+    return Converted(program, config, params, encoding_order=tuple(encoding_order))

@@ -1,8 +1,8 @@
-"""nerfstudio's checkpoints (.ckpt): the hash field of nerfacto and its kin, in both layouts.
+"""nerfstudio's checkpoints (.ckpt): nerfacto's hash field, in its PyTorch layout and in tcnn's.
 
-Its PyTorch code hashes the corners of every level; tiny-cuda-nn keeps rows for small levels, has
-the grid half a cell further out, and stores everything in one vector. Weights of one are of no use
-to the other.
+The PyTorch code hashes the vertices of every level. tiny-cuda-nn stores small levels densely,
+shifts the grid by half a cell, and keeps all parameters in one vector. Weights of one layout cannot
+be used in the other.
 """
 
 import dataclasses
@@ -14,320 +14,387 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.convert.files import Content, take_number
+from jaxrf.convert.files.arrays import read_number, read_step
+from jaxrf.convert.files.read import Content
 from jaxrf.convert.networks import (
     Arrays,
     Converted,
     ConvertedGrid,
     Linear,
     float32,
-    read_step,
-    stack_layers,
+    from_mlp_params,
+    to_mlp_params,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.core.hash_grids import hash_level_scales, plan_scaled_hash_levels
+from jaxrf.core.grids import grow_scales, place_hash_levels
 from jaxrf.training import config as configs
-from jaxrf.training.config import HashGridConfig
+from jaxrf.training.config import HashGridConfig, TrainConfig
 
-HashLayout = Literal["all_hashed", "tcnn"]
-FORMS = TORCH, TCNN = "nerfstudio (torch)", "nerfstudio (tiny-cuda-nn)"
-BOX = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
-# Of bands 0 to 3, which harmonics have the Condon-Shortley sign; its PyTorch code leaves it out.
-SIGNS = np.array([1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1], np.float32)
-BASE, HARMONICS = 16, 16
-SAMPLES, APPEARANCE = 256, 32
-# Cells of the finest level where the file does not say; older versions have the second.
-FINEST = 2048, 1024
-LIMITS = {"num_levels": (1, 64), "log2_hashmap_size": (1, 26), "max_res": (BASE, 1 << 20)}
-# tiny-cuda-nn makes widths multiples of this.
-PADDED_TO = 16
-TABLES = ("mlp_base.model.0.hash_table", "mlp_base.0.hash_table", "mlp_base.encoding.hash_table")
-FLAT = ("mlp_base.tcnn_encoding.params", "mlp_base.model.params", "mlp_base.params")
-FLAT_HEAD = ("mlp_head.tcnn_encoding.params", "mlp_head.params")
+HashLayout = Literal["hashed", "centred"]
+FORMATS = TORCH, TCNN = "nerfstudio (torch)", "nerfstudio (tiny-cuda-nn)"
+HASH_LAYOUTS: dict[str, HashLayout] = {TORCH: "hashed", TCNN: "centred"}
+# The box that contraction leaves unchanged.
+CONTRACTED_AABB = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
+# The Condon-Shortley sign of the harmonics of bands 0 to 3, which the PyTorch code leaves out.
+HARMONIC_SIGNS = np.array([1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1], np.float32)
+NUM_HARMONICS = 16
+BASE_RESOLUTION = 16
+NUM_SAMPLES, APPEARANCE_DIM = 256, 32
+# Of the finest level, where the file does not say; the second is of older versions.
+DEFAULT_MAX_RESOLUTIONS = 2048, 1024
+LIMITS = {
+    "num_levels": (1, 64),
+    "log2_hashmap_size": (1, 26),
+    "max_res": (BASE_RESOLUTION, 1 << 20),
+}
+# tiny-cuda-nn pads widths to a multiple of this.
+TCNN_ALIGNMENT = 16
+TABLE_NAMES = (
+    "mlp_base.model.0.hash_table",
+    "mlp_base.0.hash_table",
+    "mlp_base.encoding.hash_table",
+)
+TCNN_BASE_NAMES = ("mlp_base.tcnn_encoding.params", "mlp_base.model.params", "mlp_base.params")
+TCNN_HEAD_NAMES = ("mlp_head.tcnn_encoding.params", "mlp_head.params")
+APPEARANCE_NAMES = ("embedding_appearance.embedding.weight", "embedding_appearance.weight")
 
 
-class Shape(NamedTuple):
-    """Sizes of a hash field that its weights alone do not tell.
+class FieldSizes(NamedTuple):
+    """Sizes of a hash field.
 
-    levels, channels, log2_hashmap_size, finest: of the table.
+    num_levels, features_per_level, log2_hashmap_size, max_resolution: of the table.
     width: of the networks.
     """
 
-    levels: int
-    channels: int
+    num_levels: int
+    features_per_level: int
     log2_hashmap_size: int
-    finest: int
+    max_resolution: int
     width: int
 
 
+class FieldWeights(NamedTuple):
+    """The weights of a hash field.
+
+    table: rows of all levels, one level after the other.
+    density_layers: the last one gives log density and features.
+    color_layers: the first one takes [features, harmonics].
+    """
+
+    table: Float[np.ndarray, "rows features"]
+    density_layers: list[Linear]
+    color_layers: list[Linear]
+    sizes: FieldSizes
+
+
 def find_field(content: Content) -> tuple[str, Arrays] | None:
-    """The layout of a checkpoint's field, and its arrays by their names in the field."""
+    """Returns the format of a checkpoint and its field's arrays by their names in the field.
+
+    None if the file is of another program.
+    """
     tree = content.tree
     if not isinstance(tree, Mapping) or not isinstance(tree.get("pipeline"), Mapping):
         return None
     state = {name: leaf for name, leaf in tree["pipeline"].items() if isinstance(leaf, np.ndarray)}
-    # Beside what tiny-cuda-nn uses there may be a table that nothing does.
-    for form, marks in ((TCNN, FLAT), (TORCH, TABLES)):
+    # A checkpoint of tiny-cuda-nn may hold an unused table as well, so its layout comes first.
+    for file_format, field_names in ((TCNN, TCNN_BASE_NAMES), (TORCH, TABLE_NAMES)):
+        # Proposal networks have tables too, but not in "field.".
+        suffixes = tuple(f"field.{name}" for name in field_names)
         for name in state:
-            # Proposal networks have tables too.
-            if state[name].size and name.endswith(tuple(f"field.{mark}" for mark in marks)):
+            if state[name].size and name.endswith(suffixes):
                 prefix = name[: name.index("field.") + len("field.")]
-                inner = {
-                    k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
+                arrays = {
+                    key.removeprefix(prefix): array
+                    for key, array in state.items()
+                    if key.startswith(prefix)
                 }
-                return form, inner
+                return file_format, arrays
     return None
 
 
 def convert(content: Content, contract: bool, density_factor: float = 1.0) -> Converted | None:
-    """The weights of such a file; None if it is of another program.
+    """Returns the weights of a file of nerfstudio; None if it is of another program.
 
-    `contract` is whether space was contracted, and `density_factor` its average_init_density, of
-    which the file tells nothing.
+    Args:
+      content: of the file.
+      contract: whether space was contracted, which the file does not record.
+      density_factor: nerfstudio's average_init_density, which the file does not record.
+
+    Raises:
+      InputError: if arrays are missing or of the wrong shape.
     """
-    found = find_field(content)
-    if found is None:
+    match = find_field(content)
+    if match is None:
         return None
-    form, arrays = found
-    read = _read_torch if form == TORCH else _read_tcnn
-    table, density, color, shape = read(arrays, content)
-    hash_layout: HashLayout = "all_hashed" if form == TORCH else "tcnn"
-    rows = count_rows(shape, hash_layout)
-    if table.shape != (rows, shape.channels):
+    file_format, arrays = match
+    weights = (_read_torch if file_format == TORCH else _read_tcnn)(arrays, content)
+    sizes, layout = weights.sizes, HASH_LAYOUTS[file_format]
+    table_shape = (count_rows(sizes, layout), sizes.features_per_level)
+    if weights.table.shape != table_shape:
         raise InputError(
-            f"The table of {content.path} is of {table.shape}, not {(rows, shape.channels)}."
+            f"The hash table in {content.path} is of shape {weights.table.shape}, not "
+            f"{table_shape}: the file is damaged."
         )
-    features = density[-1].kernel.shape[1] - 1
-    preset = configs.hashgrid_ngp()
+    aabb = float32(arrays.get("aabb", CONTRACTED_AABB))
+    if aabb.shape != (2, 3) or not np.all(np.isfinite(aabb)) or not np.all(aabb[0] < aabb[1]):
+        raise InputError(f"aabb in {content.path} is no box: the file is damaged.")
+    grid_aabb = CONTRACTED_AABB if contract else aabb
+    return Converted(
+        file_format,
+        make_config(weights, file_format, contract, density_factor),
+        make_model_params(weights),
+        read_step(content.tree.get("step", 0)),
+        near=0.05,
+        far=6.0,
+        notes=(
+            "Samples are evenly spaced along rays; nerfstudio draws them from its proposals.",
+            f"Density has a factor of {density_factor:g}; recent nerfacto has 0.01 "
+            "(--density-factor).",
+            "Cameras have to be placed as in its training; dataparser_transforms.json has the "
+            "transformation.",
+            f"Space is taken to be {'contracted, unless --bounded' if contract else 'bounded'}.",
+        ),
+        grid=ConvertedGrid(grid_aabb, np.ones((1, 1, 1), bool), (1, 1, 1)),
+    )
+
+
+def make_config(
+    weights: FieldWeights, file_format: str, contract: bool, density_factor: float
+) -> TrainConfig:
+    """Returns the configuration that renders such weights."""
+    sizes = weights.sizes
     field = HashGridConfig(
-        levels=shape.levels,
-        channels=shape.channels,
-        coarsest=BASE,
-        finest=shape.finest,
-        log2_hashmap_size=shape.log2_hashmap_size,
-        width=shape.width,
-        density_layers=len(density) - 1,
-        color_layers=len(color) - 1,
-        feature_dim=features,
+        levels=sizes.num_levels,
+        channels=sizes.features_per_level,
+        coarsest=BASE_RESOLUTION,
+        finest=sizes.max_resolution,
+        log2_hashmap_size=sizes.log2_hashmap_size,
+        width=sizes.width,
+        density_layers=len(weights.density_layers) - 1,
+        color_layers=len(weights.color_layers) - 1,
+        feature_dim=weights.density_layers[-1].kernel.shape[1] - 1,
         density_shift=0.0,
         density_scale=density_factor,
-        hash_layout=hash_layout,
+        rule=HASH_LAYOUTS[file_format],
         bias=True,
-        normalize_dirs_01=form == TORCH,
+        normalize_dirs_01=file_format == TORCH,
         sampler="hierarchical",
-        num_coarse_samples=SAMPLES,
+        num_coarse_samples=NUM_SAMPLES,
         num_fine_samples=0,
         contract=contract,
     )
-    params = {
-        "coarse": {
-            "table": float32(table),
-            "density_mlp": stack_layers(density),
-            "color_mlp": stack_layers(color),
-        }
+    preset = configs.hashgrid_ngp()
+    return dataclasses.replace(preset, field=field, supersample=1, background="black")
+
+
+def make_model_params(weights: FieldWeights) -> dict[str, Any]:
+    """Returns the parameters of a model of one hash field."""
+    field_params = {
+        "table": float32(weights.table),
+        "density_mlp": to_mlp_params(weights.density_layers),
+        "color_mlp": to_mlp_params(weights.color_layers),
     }
-    aabb = float32(arrays.get("aabb", BOX))
-    if aabb.shape != (2, 3) or not np.all(np.isfinite(aabb)) or not np.all(aabb[0] < aabb[1]):
-        raise InputError(f"aabb in {content.path} is no box: the file is damaged.")
-    if contract:
-        aabb = BOX
-    notes = [
-        "Samples are even along rays; nerfstudio's own are drawn where its proposals say.",
-        f"Density has a factor of {density_factor:g}; recent nerfacto has 0.01 (--density-factor).",
-        "Cameras have to stand as in its training: dataparser_transforms.json says how.",
-        f"Space is taken to be {'contracted, unless --bounded' if contract else 'bounded'}.",
-    ]
-    config = dataclasses.replace(preset, field=field, supersample=1, background="black")
-    grid = ConvertedGrid(aabb, np.ones((1, 1, 1), bool), (1, 1, 1))
-    step = content.tree.get("step", 0)
-    return Converted(
-        form,
-        config,
-        params,
-        read_step(step),
-        near=0.05,
-        far=6.0,
-        notes=tuple(notes),
-        grid=grid,
-    )
+    return {"coarse": field_params}
 
 
-def count_rows(shape: Shape, hash_layout: HashLayout) -> int:
-    """Rows of all levels of a table."""
-    scales = hash_level_scales(shape.levels, BASE, shape.finest, hash_layout)
-    return plan_scaled_hash_levels(scales, 1 << shape.log2_hashmap_size, hash_layout).starts[-1]
-
-
-def _number(arrays: Arrays, content: Content, name: str, default: int) -> int:
-    """How many levels there are and the like; InputError beyond what fields have."""
-    if name not in arrays:
-        return default
-    return int(take_number(arrays, name, *LIMITS[name], content.path))
+def count_rows(sizes: FieldSizes, layout: HashLayout) -> int:
+    """Returns the number of rows of all levels of a table."""
+    scales = grow_scales(sizes.num_levels, BASE_RESOLUTION, sizes.max_resolution, layout)
+    return place_hash_levels(scales, 1 << sizes.log2_hashmap_size, layout).starts[-1]
 
 
 def mean_appearance(arrays: Arrays) -> Float[np.ndarray, "k"]:
-    """The mean embedding of all pictures; nothing if there are none."""
-    for name in ("embedding_appearance.embedding.weight", "embedding_appearance.weight"):
+    """Returns the mean appearance embedding of all images; empty if there are none."""
+    for name in APPEARANCE_NAMES:
         if name in arrays:
             return float32(arrays[name].mean(axis=0, dtype=np.float64))
     return np.zeros(0, np.float32)
 
 
-def _join_head(
-    kernel: Float[np.ndarray, "i o"],
-    bias: Float[np.ndarray, "o"],
-    features: int,
+def _read_size(arrays: Arrays, content: Content, name: str, default: int) -> int:
+    """Returns a size of the table; InputError if it is outside its limits."""
+    if name not in arrays:
+        return default
+    return int(read_number(arrays, name, *LIMITS[name], content.path))
+
+
+def _fold_appearance(
+    layer: Linear,
+    num_features: int,
     appearance: Float[np.ndarray, "k"],
     signs: Float[np.ndarray, "16"],
 ) -> Linear:
-    """The head's first layer for [features, harmonics], the mean appearance in its bias."""
-    seen, geometry, rest = np.split(kernel, [HARMONICS, HARMONICS + features])
-    looks, ones = rest[: len(appearance)], rest[len(appearance) :]
-    # What tiny-cuda-nn pads inputs with is 1.
-    bias = bias + appearance @ looks + ones.sum(axis=0)
-    return Linear(np.concatenate([geometry, seen * signs[:, None]]), bias)
+    """Returns the head's first layer for [features, harmonics].
+
+    The program's inputs are [harmonics, features, appearance, padding]. The mean appearance and the
+    padding are constant, so they become part of the bias.
+    """
+    splits = np.split(layer.kernel, [NUM_HARMONICS, NUM_HARMONICS + num_features])
+    harmonic_rows, feature_rows, constant_rows = splits
+    appearance_rows = constant_rows[: len(appearance)]
+    padding_rows = constant_rows[len(appearance) :]
+    # tiny-cuda-nn pads inputs with ones.
+    bias = layer.bias + appearance @ appearance_rows + padding_rows.sum(axis=0)
+    return Linear(np.concatenate([feature_rows, harmonic_rows * signs[:, None]]), bias)
 
 
-def _read_torch(
-    arrays: Arrays, content: Content
-) -> tuple[np.ndarray, list[Linear], list[Linear], Shape]:
-    mark = next(name for name in TABLES if name in arrays)
-    table = arrays[mark]
-    base = mark.replace("0.hash_table", "1").replace("encoding.hash_table", "mlp")
-
-    def read(prefix: str) -> list[Linear]:
-        layers: list[Linear] = []
-        while f"{prefix}.layers.{len(layers)}.weight" in arrays:
-            name = f"{prefix}.layers.{len(layers)}"
-            layers.append(Linear(arrays[f"{name}.weight"].T, arrays[f"{name}.bias"]))
-        if len(layers) < 2:
-            raise InputError(
-                f"{content.path} has no layers {prefix}.layers.0, 1, ...: it is not whole."
-            )
-        return layers
-
-    density, color = read(base), read("mlp_head")
-    features = density[-1].kernel.shape[1] - 1
+def _read_torch(arrays: Arrays, content: Content) -> FieldWeights:
+    table_name = next(name for name in TABLE_NAMES if name in arrays)
+    table = arrays[table_name]
+    base_name = table_name.replace("0.hash_table", "1").replace("encoding.hash_table", "mlp")
+    density_layers = _read_torch_layers(arrays, base_name, content)
+    color_layers = _read_torch_layers(arrays, "mlp_head", content)
+    num_features = density_layers[-1].kernel.shape[1] - 1
+    num_inputs = color_layers[0].kernel.shape[0]
     appearance = mean_appearance(arrays)
-    rest = color[0].kernel.shape[0] - HARMONICS - features
-    if not len(appearance) and rest > 0:
-        # Whose embeddings were left out, on average has none.
-        appearance = np.zeros(rest, np.float32)
-    wanted = HARMONICS + features + len(appearance)
-    if color[0].kernel.shape[0] != wanted:
+    if not len(appearance) and num_inputs > NUM_HARMONICS + num_features:
+        # The embeddings were left out of the file; their mean is taken to be zero.
+        appearance = np.zeros(num_inputs - NUM_HARMONICS - num_features, np.float32)
+    expected_inputs = NUM_HARMONICS + num_features + len(appearance)
+    if num_inputs != expected_inputs:
         raise InputError(
-            f"mlp_head in {content.path} takes {color[0].kernel.shape[0]} numbers, not {wanted}."
+            f"mlp_head in {content.path} takes {num_inputs} numbers, not {expected_inputs}: the "
+            "file is damaged."
         )
-    color[0] = _join_head(color[0].kernel, color[0].bias, features, appearance, SIGNS)
-    channels = max(table.shape[1], 1)
-    levels = _number(arrays, content, "num_levels", density[0].kernel.shape[0] // channels)
-    log2_hashmap_size = round(math.log2(max(table.shape[0] / levels, 1.0)))
-    finest = _number(arrays, content, "max_res", FINEST[0])
-    return (
-        table,
-        density,
-        color,
-        Shape(levels, channels, log2_hashmap_size, finest, density[0].kernel.shape[1]),
+    color_layers[0] = _fold_appearance(color_layers[0], num_features, appearance, HARMONIC_SIGNS)
+    features_per_level = max(table.shape[1], 1)
+    inferred_levels = density_layers[0].kernel.shape[0] // features_per_level
+    num_levels = _read_size(arrays, content, "num_levels", inferred_levels)
+    sizes = FieldSizes(
+        num_levels,
+        features_per_level,
+        log2_hashmap_size=round(math.log2(max(table.shape[0] / num_levels, 1.0))),
+        max_resolution=_read_size(arrays, content, "max_res", DEFAULT_MAX_RESOLUTIONS[0]),
+        width=density_layers[0].kernel.shape[1],
+    )
+    return FieldWeights(table, density_layers, color_layers, sizes)
+
+
+def _read_torch_layers(arrays: Arrays, prefix: str, content: Content) -> list[Linear]:
+    layers: list[Linear] = []
+    while f"{prefix}.layers.{len(layers)}.weight" in arrays:
+        name = f"{prefix}.layers.{len(layers)}"
+        layers.append(Linear(arrays[f"{name}.weight"].T, arrays[f"{name}.bias"]))
+    if len(layers) < 2:
+        raise InputError(
+            f"{content.path} is incomplete: it has no layers {prefix}.layers.0, 1, ..."
+        )
+    return layers
+
+
+def _read_tcnn(arrays: Arrays, content: Content) -> FieldWeights:
+    base = float32(next(arrays[name] for name in TCNN_BASE_NAMES if name in arrays)).ravel()
+    heads = [float32(arrays[name]).ravel() for name in TCNN_HEAD_NAMES if name in arrays]
+    if not heads:
+        raise InputError(f"{content.path} is incomplete: it has no mlp_head beside mlp_base.")
+    sizes, shapes = _infer_tcnn_sizes(arrays, len(base), content)
+    density_layers, table = split_layers(base, shapes)
+    # The inputs that pad the table's features are zero.
+    num_inputs = sizes.num_levels * sizes.features_per_level
+    density_layers[0] = density_layers[0]._replace(kernel=density_layers[0].kernel[:num_inputs])
+    num_features = TCNN_ALIGNMENT - 1
+    appearance = mean_appearance(arrays)
+    head_inputs = NUM_HARMONICS + num_features + len(appearance)
+    color_layers = _split_head(heads[0], head_inputs, sizes.width, content)
+    signs = np.ones(NUM_HARMONICS, np.float32)
+    color_layers[0] = _fold_appearance(color_layers[0], num_features, appearance, signs)
+    color_layers[-1] = Linear(color_layers[-1].kernel[:, :3], color_layers[-1].bias[:3])
+    return FieldWeights(
+        table.reshape(-1, sizes.features_per_level), density_layers, color_layers, sizes
     )
 
 
-def _read_tcnn(
-    arrays: Arrays, content: Content
-) -> tuple[np.ndarray, list[Linear], list[Linear], Shape]:
-    flat = float32(next(arrays[name] for name in FLAT if name in arrays)).ravel()
-    head = next((float32(arrays[name]).ravel() for name in FLAT_HEAD if name in arrays), None)
-    if head is None:
-        raise InputError(f"{content.path} has no mlp_head beside mlp_base: it is not whole.")
-    levels = _number(arrays, content, "num_levels", 16)
-    log2_hashmap_size = _number(arrays, content, "log2_hashmap_size", 19)
-    known = _number(arrays, content, "max_res", 0)
-    fitting = []
-    for finest, channels in itertools.product([known] if known else FINEST, (1, 2, 4, 8)):
-        rows = count_rows(Shape(levels, channels, log2_hashmap_size, finest, 0), "tcnn")
-        for width, layers in itertools.product((16, 32, 64, 128), (1, 2, 3)):
-            sizes = padded_sizes(levels * channels, width, layers, PADDED_TO)
-            if sum(map(math.prod, sizes)) + rows * channels == len(flat):
-                fitting.append((Shape(levels, channels, log2_hashmap_size, finest, width), sizes))
-    if len(fitting) != 1:
+def _infer_tcnn_sizes(
+    arrays: Arrays, num_params: int, content: Content
+) -> tuple[FieldSizes, list[tuple[int, int]]]:
+    """Returns the only sizes whose network and table have `num_params`, and the layers' shapes."""
+    num_levels = _read_size(arrays, content, "num_levels", 16)
+    log2_hashmap_size = _read_size(arrays, content, "log2_hashmap_size", 19)
+    max_resolution = _read_size(arrays, content, "max_res", 0)
+    resolutions = [max_resolution] if max_resolution else DEFAULT_MAX_RESOLUTIONS
+    matches = []
+    for resolution, features in itertools.product(resolutions, (1, 2, 4, 8)):
+        sizes = FieldSizes(num_levels, features, log2_hashmap_size, resolution, width=0)
+        table_params = count_rows(sizes, HASH_LAYOUTS[TCNN]) * features
+        for width, num_hidden in itertools.product((16, 32, 64, 128), (1, 2, 3)):
+            shapes = padded_shapes(num_levels * features, width, num_hidden, TCNN_ALIGNMENT)
+            if sum(map(math.prod, shapes)) + table_params == num_params:
+                matches.append((sizes._replace(width=width), shapes))
+    if len(matches) != 1:
         raise InputError(
-            f"mlp_base of {content.path} has {len(flat)} numbers, which fit {len(fitting)} shapes "
-            f"of {levels} levels of 2^{log2_hashmap_size} rows; one was wanted."
+            f"mlp_base in {content.path} has {num_params} numbers, which fit {len(matches)} shapes "
+            f"of {num_levels} levels of 2^{log2_hashmap_size} rows instead of one: the file is "
+            "damaged, or of an unknown variant."
         )
-    shape, sizes = fitting[0]
-    density, rest = split_layers(flat, sizes)
-    # What is padded to the table's features is 0.
-    density[0] = Linear(density[0].kernel[: levels * shape.channels], density[0].bias)
-    table = rest.reshape(-1, shape.channels)
-    features = PADDED_TO - 1
-    appearance = mean_appearance(arrays)
-    inputs = -(-(HARMONICS + features + len(appearance)) // PADDED_TO) * PADDED_TO
-    for layers in (1, 2, 3, 4):
-        sizes = padded_sizes(inputs, shape.width, layers, PADDED_TO)
-        if sum(map(math.prod, sizes)) == len(head):
-            color, _ = split_layers(head, sizes)
-            break
-    else:
-        raise InputError(
-            f"mlp_head of {content.path} has {len(head)} numbers, which fit no layers."
-        )
-    ones = np.ones(HARMONICS, np.float32)
-    color[0] = _join_head(color[0].kernel, color[0].bias, features, appearance, ones)
-    color[-1] = Linear(color[-1].kernel[:, :3], color[-1].bias[:3])
-    return table, density, color, shape
+    return matches[0]
 
 
-def padded_sizes(inputs: int, width: int, hidden: int, outputs: int) -> list[tuple[int, int]]:
-    """(out, in) of each layer of tiny-cuda-nn's, whose inputs and outputs are padded."""
-    inputs = -(-inputs // PADDED_TO) * PADDED_TO
-    sides = [inputs, *[width] * hidden, outputs]
-    return [(after, before) for before, after in itertools.pairwise(sides)]
+def _split_head(
+    head: Float[np.ndarray, "n"], num_inputs: int, width: int, content: Content
+) -> list[Linear]:
+    for num_hidden in (1, 2, 3, 4):
+        shapes = padded_shapes(num_inputs, width, num_hidden, TCNN_ALIGNMENT)
+        if sum(map(math.prod, shapes)) == len(head):
+            return split_layers(head, shapes)[0]
+    raise InputError(
+        f"mlp_head in {content.path} has {len(head)} numbers, which fit no layers of width "
+        f"{width}: the file is damaged."
+    )
+
+
+def padded_shapes(
+    num_inputs: int, width: int, num_hidden: int, num_outputs: int
+) -> list[tuple[int, int]]:
+    """Returns (out, in) of each layer of a network of tiny-cuda-nn, whose inputs are padded."""
+    padded_inputs = -(-num_inputs // TCNN_ALIGNMENT) * TCNN_ALIGNMENT
+    widths = [padded_inputs, *[width] * num_hidden, num_outputs]
+    return [(outputs, inputs) for inputs, outputs in itertools.pairwise(widths)]
 
 
 def split_layers(
-    flat: Float[np.ndarray, "n"], sizes: Sequence[tuple[int, int]]
-) -> tuple[list[Linear], Float[np.ndarray, "rest"]]:
-    """Layers without bias, row-major (out, in) one after the other, and what follows them."""
+    vector: Float[np.ndarray, "n"], shapes: Sequence[tuple[int, int]]
+) -> tuple[list[Linear], Float[np.ndarray, "m"]]:
+    """Returns layers without bias, stored in order as (out, in), and the numbers after them."""
     layers, start = [], 0
-    for after, before in sizes:
-        weight = flat[start : start + after * before].reshape(after, before)
-        layers.append(Linear(weight.T, np.zeros(after, np.float32)))
-        start += after * before
-    return layers, flat[start:]
+    for num_outputs, num_inputs in shapes:
+        stop = start + num_outputs * num_inputs
+        weight = vector[start:stop].reshape(num_outputs, num_inputs)
+        layers.append(Linear(weight.T, np.zeros(num_outputs, np.float32)))
+        start = stop
+    return layers, vector[start:]
 
 
-def write(
+def to_checkpoint(
     params: Mapping[str, Any],
     field: HashGridConfig,
     aabb: Float[np.ndarray, "2 3"],
     step: int,
-    pictures: int,
+    num_images: int,
 ) -> dict[str, Any]:
-    """A field as nerfstudio's checkpoint in its PyTorch layout, as arrays.
+    """Returns a field as a checkpoint of arrays in nerfstudio's PyTorch layout.
 
-    Its pictures, so many, have an appearance of zeros there, which nothing depends on.
+    The appearance embeddings of its images are zero, and so are the weights they are multiplied
+    with.
     """
-    features = field.feature_dim
     state: dict[str, Any] = {
         "aabb": float32(aabb),
         "max_res": np.array(field.finest),
         "num_levels": np.array(field.levels),
         "log2_hashmap_size": np.array(field.log2_hashmap_size),
-        "mlp_base.model.0.hash_table": float32(np.asarray(params["table"])),
+        TABLE_NAMES[0]: float32(np.asarray(params["table"])),
     }
-    if pictures:
-        nothing = np.zeros((pictures, APPEARANCE), np.float32)
-        state["embedding_appearance.embedding.weight"] = nothing
-    for part, name in (("density_mlp", "mlp_base.model.1"), ("color_mlp", "mlp_head")):
-        layers = params[part]["params"]
-        for index in range(len(layers)):
-            kernel = np.asarray(layers[f"Dense_{index}"]["kernel"])
-            bias = layers[f"Dense_{index}"].get("bias")
-            if part == "color_mlp" and index == 0:
-                geometry, seen = kernel[:features], kernel[features:]
-                looks = np.zeros((APPEARANCE, kernel.shape[1]), np.float32)
-                kernel = np.concatenate([seen * SIGNS[:, None], geometry, looks])
-            state[f"{name}.layers.{index}.weight"] = float32(kernel.T)
-            missing = np.zeros(kernel.shape[1], np.float32)
-            state[f"{name}.layers.{index}.bias"] = missing if bias is None else float32(bias)
+    if num_images:
+        state[APPEARANCE_NAMES[0]] = np.zeros((num_images, APPEARANCE_DIM), np.float32)
+    density_layers = from_mlp_params(params["density_mlp"])
+    color_layers = from_mlp_params(params["color_mlp"])
+    kernel = color_layers[0].kernel
+    feature_rows, harmonic_rows = kernel[: field.feature_dim], kernel[field.feature_dim :]
+    appearance_rows = np.zeros((APPEARANCE_DIM, kernel.shape[1]), np.float32)
+    rows = [harmonic_rows * HARMONIC_SIGNS[:, None], feature_rows, appearance_rows]
+    color_layers[0] = color_layers[0]._replace(kernel=np.concatenate(rows))
+    for name, layers in (("mlp_base.model.1", density_layers), ("mlp_head", color_layers)):
+        for index, layer in enumerate(layers):
+            state[f"{name}.layers.{index}.weight"] = float32(layer.kernel.T)
+            state[f"{name}.layers.{index}.bias"] = float32(layer.bias)
     pipeline = {f"_model.field.{name}": value for name, value in state.items()}
     return {"step": step, "pipeline": pipeline, "optimizers": {}, "schedulers": {}, "scalers": {}}

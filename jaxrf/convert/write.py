@@ -1,4 +1,4 @@
-"""Runs written as the checkpoints of other programs, such that these see what jaxrf sees."""
+"""Writes runs as checkpoints of other programs, which then render the same images."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,7 +6,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from jaxrf.convert import nerf_pytorch, nerfstudio, tensorf_torch
+from jaxrf.convert import nerf_pytorch, nerfstudio, tensorf
+from jaxrf.convert.files.torch_file import write_torch
 from jaxrf.convert.networks import from_params
 from jaxrf.core.errors import InputError
 from jaxrf.training import runs
@@ -20,12 +21,12 @@ def write_file(run: Run, path: Path, program: Program) -> tuple[str, ...]:
     """Writes a run as a checkpoint of another program.
 
     Args:
-      run: of a field that the program has.
+      run: its field has to be one that the program has.
       path: of the file.
-      program: which.
+      program: to write for.
 
     Returns:
-      What the user should know, a sentence each.
+      Sentences for the user.
 
     Raises:
       InputError: if the program has no such field, or PyTorch is missing.
@@ -35,54 +36,47 @@ def write_file(run: Run, path: Path, program: Program) -> tuple[str, ...]:
         "tensorf": _to_tensorf,
         "nerfstudio": _to_nerfstudio,
     }
-    content = makers[program](run)
+    checkpoint = makers[program](run)
+    runs.make_writable(path.absolute().parent, "--output")
     try:
-        import torch
+        with runs.atomic_path(path) as temporary:
+            write_torch(checkpoint, temporary)
     except ImportError as error:
         raise InputError(
-            f"To write for {program} needs PyTorch, which is not installed: pip install torch."
+            f"Writing for {program} needs PyTorch, which is not installed: pip install torch."
         ) from error
-
-    def to_tensors(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {name: to_tensors(value) for name, value in node.items()}
-        if isinstance(node, np.ndarray) and node.dtype != np.uint8:
-            return torch.tensor(node)
-        return node
-
-    runs.make_writable(path.absolute().parent, "--output")
-    with runs.atomic_path(path) as temporary:
-        torch.save(to_tensors(content), temporary)
-    convention = run.config.field.convention
-    if program == "nerf-pytorch" and convention.pixel_center != 0.0:
-        return ("nerf-pytorch looks through pixels' corners: its pictures are half a pixel off.",)
+    if program == "nerf-pytorch" and run.config.field.convention.pixel_centre != 0.0:
+        return (
+            "nerf-pytorch's rays pass the pixels' corners: its images are shifted by half a pixel.",
+        )
     return ()
 
 
-def _refuse(run: Run, program: Program, kind: str) -> InputError:
+def _wrong_field(run: Run, program: Program, kind: str) -> InputError:
     return InputError(
         f"The run {run.folder} is of the field {run.config.field.kind}, which {program} does not "
         f"have: name a run of a {kind}."
     )
 
 
-def _check_options(run: Run, program: Program, wanted: dict[str, Any]) -> None:
-    """InputError that names all options of the field that are not as the program has them."""
+def _check_options(run: Run, program: Program, required: dict[str, Any]) -> None:
+    """InputError that names all options of the field with values that the program does not have."""
     other = {
-        name: value for name, value in wanted.items() if getattr(run.config.field, name) != value
+        name: value for name, value in required.items() if getattr(run.config.field, name) != value
     }
     if other:
         options = " ".join(
-            f"--field.{'no-' * (value is False)}{name.replace('_', '-')}{_spell(value)}"
+            f"--field.{'no-' * (value is False)}{name.replace('_', '-')}{_option_value(value)}"
             for name, value in other.items()
         )
         raise InputError(
-            f"The run {run.folder} is not as {program} has its fields: train one with {options}."
+            f"The field of the run {run.folder} differs from those of {program}: train one with "
+            f"{options}."
         )
 
 
 def _check_bounded(run: Run, program: Program) -> None:
-    """InputError if a run fills contracted space."""
+    """InputError if a run's space is contracted."""
     if run.config.field.contract:
         raise InputError(
             f"The run {run.folder} fills contracted space, which {program} does not have: train "
@@ -90,16 +84,16 @@ def _check_bounded(run: Run, program: Program) -> None:
         )
 
 
-def _spell(value: Any) -> str:
-    """What follows an option that is to have this value."""
+def _option_value(value: Any) -> str:
+    """Returns the text after an option that sets it to a value."""
     return "" if isinstance(value, bool) else f" {value}"
 
 
 def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
     field = run.config.field
     if not isinstance(field, NeRFConfig):
-        raise _refuse(run, "nerf-pytorch", "nerf")
-    wanted: dict[str, Any] = {
+        raise _wrong_field(run, "nerf-pytorch", "nerf")
+    required: dict[str, Any] = {
         "sampler": "hierarchical",
         "shading": "per_sample",
         "quadrature": "points",
@@ -113,17 +107,17 @@ def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
         "skip": 5,
         "color_width": field.width // 2 if field.use_directions else field.color_width,
     }
-    _check_options(run, "nerf-pytorch", wanted)
+    _check_options(run, "nerf-pytorch", required)
     _check_bounded(run, "nerf-pytorch")
     names = {"coarse": "network_fn_state_dict", "fine": "network_fine_state_dict"}
     states = {
-        names[part]: nerf_pytorch.write(
+        names[network]: nerf_pytorch.to_state_dict(
             from_params(params, field.skip), bool(field.num_fine_samples)
         )
-        for part, params in run.state.shown.items()
+        for network, params in run.state.shown.items()
     }
     count = sum(len(state) for state in states.values())
-    # Adam's state of nothing: its moments begin anew.
+    # The state of an Adam whose moments start from zero.
     group = {
         "lr": 5e-4,
         "betas": (0.9, 0.999),
@@ -139,20 +133,20 @@ def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
 def _to_tensorf(run: Run) -> dict[str, Any]:
     field = run.config.field
     if not isinstance(field, TensoRFConfig):
-        raise _refuse(run, "tensorf", "tensorf")
-    wanted = {"color": "mlp", "layers": 2, "shading": "per_sample", "appearance_dim": 0}
-    _check_options(run, "tensorf", wanted)
+        raise _wrong_field(run, "tensorf", "tensorf")
+    required = {"color": "mlp", "layers": 2, "shading": "per_sample", "appearance_dim": 0}
+    _check_options(run, "tensorf", required)
     _check_bounded(run, "tensorf")
     grid = run.state.grid
-    content = tensorf_torch.write(
+    checkpoint = tensorf.to_checkpoint(
         run.state.shown,
         field,
         np.asarray(grid.aabb),
         run.stage.resolution,
         (run.scene.near, run.scene.far),
     )
-    mask = find_mask(np.asarray(grid.occupied))
-    return content | {
+    mask = make_alpha_mask(np.asarray(grid.occupied))
+    return checkpoint | {
         "alphaMask.shape": [1, 1, *mask.T.shape],
         "alphaMask.mask": np.packbits(mask.T.reshape(-1)),
         "alphaMask.aabb": np.asarray(grid.aabb),
@@ -162,48 +156,50 @@ def _to_tensorf(run: Run) -> dict[str, Any]:
 def _to_nerfstudio(run: Run) -> dict[str, Any]:
     field = run.config.field
     if not isinstance(field, HashGridConfig):
-        raise _refuse(run, "nerfstudio", "hashgrid")
-    wanted: dict[str, Any] = {
+        raise _wrong_field(run, "nerfstudio", "hashgrid")
+    required: dict[str, Any] = {
         "shading": "per_sample",
-        "hash_layout": "all_hashed",
+        "rule": "hashed",
         "normalize_dirs_01": True,
-        "coarsest": nerfstudio.BASE,
+        "coarsest": nerfstudio.BASE_RESOLUTION,
         "num_sh_bands": 4,
         "density_shift": 0.0,
         "density_scale": 1.0,
         "appearance_dim": 0,
     }
-    _check_options(run, "nerfstudio", wanted)
-    params = run.state.shown
+    _check_options(run, "nerfstudio", required)
     grid = run.state.grid
-    box = np.asarray(grid.aabb if grid.bounds is None else grid.bounds)
-    if grid.bounds is not None and not np.array_equal(box, nerfstudio.BOX):
+    aabb = np.asarray(grid.aabb if grid.bounds is None else grid.bounds)
+    if grid.bounds is not None and not np.array_equal(aabb, nerfstudio.CONTRACTED_AABB):
         raise InputError(
-            f"In the run {run.folder} space is contracted around another box than -1 to 1, which "
+            f"The run {run.folder} contracts space around another box than -1 to 1, which "
             "nerfstudio does not have: train without --field.contract."
         )
-    last = params["fine"] if "fine" in params else params["coarse"]
-    return nerfstudio.write(last, field, box, int(run.state.step), run.scene.train_views)
+    params = run.state.shown
+    field_params = params["fine"] if "fine" in params else params["coarse"]
+    step, num_images = int(run.state.step), run.scene.train_views
+    return nerfstudio.to_checkpoint(field_params, field, aabb, step, num_images)
 
 
-def find_mask(occupied: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "px py pz"]:
-    """Points of a mask whose interpolation is above 0 in the occupied cells, and only there.
+def make_alpha_mask(occupied: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "px py pz"]:
+    """Returns a mask of points whose trilinear interpolation is above 0 in occupied cells alone.
 
-    A point at the corner of cells stands for all that touch it: if that can give the cells, corners
-    are enough. Else there are points in the middles of cells too, which stand for their cell.
+    A set point occupies all cells that touch it. Points at the corners of cells suffice if some
+    choice of them gives the occupied cells exactly; otherwise the mask has twice the resolution,
+    and a point in the center of each occupied cell.
     """
+    # Beyond the box there is no cell that a point could occupy wrongly.
     padded = np.pad(occupied, 1, constant_values=True)
     corners = np.ones([n + 1 for n in occupied.shape], bool)
     for x, y, z in np.ndindex(2, 2, 2):
-        # Beyond the box there is nothing that a point could wrongly stand for.
-        part = padded[x : x + corners.shape[0], y : y + corners.shape[1], z : z + corners.shape[2]]
-        corners &= part
+        shape = corners.shape
+        corners &= padded[x : x + shape[0], y : y + shape[1], z : z + shape[2]]
     touched = np.zeros_like(occupied)
     for x, y, z in np.ndindex(2, 2, 2):
         shape = occupied.shape
         touched |= corners[x : x + shape[0], y : y + shape[1], z : z + shape[2]]
     if np.array_equal(touched, occupied):
         return corners
-    middles = np.zeros([2 * n + 1 for n in occupied.shape], bool)
-    middles[1::2, 1::2, 1::2] = occupied
-    return middles
+    centers = np.zeros([2 * n + 1 for n in occupied.shape], bool)
+    centers[1::2, 1::2, 1::2] = occupied
+    return centers

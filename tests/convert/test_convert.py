@@ -1,4 +1,4 @@
-"""Weights of other programs: the port is the same field, and any mistake in it is found."""
+"""Converters give the same field as the programs, and the check finds every mistake in them."""
 
 import dataclasses
 import json
@@ -11,76 +11,89 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 import tyro
-from foreign import WRITERS, write_nerf_pytorch, write_nerfstudio, write_tensorf
-from mistakes import CAMERA, MISTAKES, TENSORF_MISTAKES, change_convention, find_mistake
+from foreign import (
+    WRITERS,
+    as_tensors,
+    basic_state,
+    write_experiments,
+    write_nerf_pytorch,
+    write_nerfstudio,
+    write_tensorf,
+)
+from mistakes import CAMERA, MISTAKES, TENSORF_MISTAKES, change_ray_convention, find_differences
 from scenes import first_state, make_scene, mostly_slow, slow, write_scene
 
 from jaxrf.cli import main as cli
-from jaxrf.convert import check, formats, tensorf_torch, write
-from jaxrf.convert.files import Content, list_leaves, read_file
+from jaxrf.convert import check, formats, tensorf, write
+from jaxrf.convert.files.arrays import list_leaves
+from jaxrf.convert.files.read import Content, read_file
 from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted
 from jaxrf.core.errors import InputError
 from jaxrf.training import runs
 from jaxrf.training.config import BitNeRFConfig, NeRFConfig, make_preset
-from jaxrf.training.scene_metadata import SceneMetadata
 
-FEW = 4096
-PLAIN = FormatOptions()
+NUM_POINTS = 4096
+DEFAULT_OPTIONS = FormatOptions()
 
 
 def convert(path: Path) -> tuple[Converted, Content]:
     content = read_file(path)
-    return formats.convert(content, PLAIN), content
+    return formats.convert(content, DEFAULT_OPTIONS), content
 
 
-# The others are compared with the slow tests.
-QUICK = {"nerf-pytorch", "jaxnerf", "experiments, ternary", "tensorf", "nerfstudio"}
+# The other programs are compared in the slow tests.
+QUICK_PROGRAMS = {"nerf-pytorch", "jaxnerf", "experiments, ternary", "tensorf", "nerfstudio"}
 
 
 @pytest.fixture(
     scope="module",
-    params=[name if name in QUICK else slow(name) for name in WRITERS],
+    params=[name if name in QUICK_PROGRAMS else slow(name) for name in WRITERS],
 )
-def ported(
+def converted_file(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Converted, Content]:
-    form, write = WRITERS[request.param]
+    program, write = WRITERS[request.param]
     path = write(tmp_path_factory.mktemp("foreign") / "weights.pt")
-    return form, *convert(path)
+    return program, *convert(path)
 
 
-def test_every_program_is_recognised_by_what_it_wrote(
-    ported: tuple[str, Converted, Content],
+def test_convert_detects_the_program_by_the_content(
+    converted_file: tuple[str, Converted, Content],
 ) -> None:
-    form, converted, _ = ported
-    assert converted.form == form
+    program, converted, _ = converted_file
+    assert converted.format == program
     assert all(np.asarray(leaf).dtype == np.float32 for leaf in jax.tree.leaves(converted.params))
 
 
-def test_the_port_gives_what_the_program_gives(ported: tuple[str, Converted, Content]) -> None:
-    form, converted, content = ported
-    rows = check.check_points(converted, content, PLAIN, FEW, double=False)
-    exact = check.check_points(converted, content, PLAIN, FEW, double=True)
+def test_check_points_finds_the_raw_outputs_of_the_program(
+    converted_file: tuple[str, Converted, Content],
+) -> None:
+    program, converted, content = converted_file
+    rows = check.check_points(converted, content, DEFAULT_OPTIONS, NUM_POINTS, double=False)
+    exact = check.check_points(converted, content, DEFAULT_OPTIONS, NUM_POINTS, double=True)
     assert check.passes(exact), check.format_rows(exact)
     assert all(row.passed for row in exact[-2:])
-    assert len(rows) == (3 if form == "TensoRF" else 4 * len(converted.params))
+    assert len(rows) == (3 if program == "TensoRF" else 4 * len(converted.params))
     assert [row.stage.split()[1] for row in rows[-2:]] == ["density", "color"]
     assert check.passes(rows), check.format_rows(rows)
     for row in exact:
-        # tiny-cuda-nn's scales are powers of float32, which round otherwise elsewhere.
-        close = 1e-4 if "tiny-cuda-nn" in form else 1e-6
-        assert row.largest <= close * max(row.scale, 1.0), check.format_rows(exact)
+        # tiny-cuda-nn computes scales as powers in float32, which libraries round differently.
+        tolerance = 1e-4 if "tiny-cuda-nn" in program else 1e-6
+        assert row.max_error <= tolerance * max(row.scale, 1.0), check.format_rows(exact)
 
 
-def test_a_picture_of_the_port_is_the_program_s(ported: tuple[str, Converted, Content]) -> None:
-    _, converted, content = ported
-    rows = check.check_pictures(converted, content, PLAIN, CAMERA, double=False)
-    exact = check.check_pictures(converted, content, PLAIN, CAMERA, double=True)
+def test_check_images_finds_the_image_of_the_program(
+    converted_file: tuple[str, Converted, Content],
+) -> None:
+    _, converted, content = converted_file
+    rows = check.check_images(converted, content, DEFAULT_OPTIONS, CAMERA, double=False)
+    exact = check.check_images(converted, content, DEFAULT_OPTIONS, CAMERA, double=True)
     assert check.passes(rows), check.format_rows(rows)
     assert check.passes(exact), check.format_rows(exact)
-    # Random weights show something, or all pictures would be the same.
+    # An empty image would be the same for any weights.
     opacity = next(row for row in rows if row.stage == "opacity")
     assert opacity.scale > 0.5
 
@@ -91,29 +104,29 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Converted, Conte
 
 
 @pytest.mark.parametrize("mistake", mostly_slow(list(MISTAKES), 4))
-def test_every_single_mistake_is_found(mistake: str, original: tuple[Converted, Content]) -> None:
+def test_check_finds_every_mistake(mistake: str, original: tuple[Converted, Content]) -> None:
     converted, content = original
     wrong = MISTAKES[mistake](converted)
-    rows = find_mistake(wrong, content)
+    rows = find_differences(wrong, content)
     assert not check.passes(rows), check.format_rows(rows)
 
 
-def test_a_file_that_two_programs_may_have_written_is_not_guessed(tmp_path: Path) -> None:
-    import foreign
-    import torch
-
-    both = foreign.as_tensors(foreign.basic_state())
-    path = foreign.write_experiments(tmp_path / "other.pt")
-    torch.save({"a": both, "b": torch.load(path, weights_only=True)}, tmp_path / "both.pt")
+def test_convert_refuses_a_file_that_several_programs_may_have_written(tmp_path: Path) -> None:
+    basic = as_tensors(basic_state())
+    path = write_experiments(tmp_path / "experiments.pt")
+    experiments = torch.load(path, weights_only=True)
+    torch.save({"a": basic, "b": experiments}, tmp_path / "both.pt")
     with pytest.raises(InputError, match="may be of several programs"):
         convert(tmp_path / "both.pt")
 
 
-def test_an_unknown_file_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_describes_an_unknown_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.savez(tmp_path / "x.npz", weight=np.zeros((3, 4), np.float32))
     assert cli.main(["convert", str(tmp_path / "x.npz")]) == 2
-    said = capsys.readouterr()
-    assert "weight: float32 3x4" in said.out and "is of no program that is known" in said.err
+    output = capsys.readouterr()
+    assert "weight: float32 3x4" in output.out and "is of no known program" in output.err
 
 
 # ---------------------------------------------------------------------------------------------
@@ -122,7 +135,7 @@ def test_an_unknown_file_is_described(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_a_converted_run_is_scored_rendered_and_trained_on(
+def test_converted_run_is_scored_rendered_and_fine_tuned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = write_scene(tmp_path / "ball")
@@ -130,22 +143,22 @@ def test_a_converted_run_is_scored_rendered_and_trained_on(
     run = tmp_path / "run"
     options = ["--data", str(scene), "--run-dir", str(run), "--steps", "4"]
     assert cli.main(["convert", str(file), *options]) == 0
-    assert json.loads((run / "converted.json").read_text())["form"] == "nerf-pytorch"
+    assert json.loads((run / "converted.json").read_text())["format"] == "nerf-pytorch"
     config = runs.read_config(run)
     assert isinstance(config.field, NeRFConfig)
-    assert config.field.convention.pixel_center == 0.0
+    assert config.field.convention.pixel_centre == 0.0
     assert cli.main(["eval", str(run), "--every", "2"]) == 0
     before = json.loads((run / "metrics.json").read_text())
     assert math.isfinite(before["test"]["psnr"]) and before["steps"] == 0
     small = ["--frames", "1", "--size", "8", "--channels", "rgb"]
     assert cli.main(["render", str(run), *small]) == 0
     more = ["--resume", "--run-dir", str(run), "--video.frames", "0"]
-    assert cli.run_command("train", more) == 0
+    assert cli.train(more) == 0
     assert json.loads((run / "metrics.json").read_text())["steps"] == 4
 
 
 @pytest.mark.slow
-def test_a_converted_run_remembers_its_pictures_or_asks_for_them(
+def test_converted_run_remembers_its_data_set_or_asks_for_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene, file = write_scene(tmp_path / "ball"), write_nerf_pytorch(tmp_path / "weights.tar")
@@ -154,11 +167,11 @@ def test_a_converted_run_remembers_its_pictures_or_asks_for_them(
     assert cli.main(["convert", str(file), *half, *shrunk]) == 0
     assert runs.read_config(tmp_path / "half").downscale == 2
     brief = ["--video.frames", "0", "--test-every", "8"]
-    assert cli.run_command("train", ["--resume", *half, *brief]) == 0
+    assert cli.train(["--resume", *half, *brief]) == 0
     capsys.readouterr()
     assert cli.main(["convert", str(file), *none]) == 0
     for command in (
-        lambda: cli.run_command("train", ["--resume", *none, *brief]),
+        lambda: cli.train(["--resume", *none, *brief]),
         lambda: cli.main(["eval", str(tmp_path / "none")]),
     ):
         assert command() == 2
@@ -166,31 +179,31 @@ def test_a_converted_run_remembers_its_pictures_or_asks_for_them(
 
 
 @pytest.mark.parametrize(
-    ("option", "whose"), [("--legacy-order", "jaxnerf"), ("--bounded", "nerfstudio")]
+    ("option", "program"), [("--legacy-order", "jaxnerf"), ("--bounded", "nerfstudio")]
 )
-def test_wishes_for_another_program_are_refused(
-    option: str, whose: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_convert_refuses_options_for_another_program(
+    option: str, program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_nerf_pytorch(tmp_path / "weights.tar")
     assert cli.main(["convert", str(file), option, "--run-dir", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert option in said and whose in said
+    message = capsys.readouterr().err
+    assert option in message and program in message
 
 
 @pytest.mark.slow
-def test_a_density_factor_is_that_of_the_run_and_of_the_program(tmp_path: Path) -> None:
+def test_density_factor_applies_to_the_run_and_to_the_program(tmp_path: Path) -> None:
     content = read_file(write_nerfstudio(tmp_path / "weights.ckpt"))
-    wishes = FormatOptions(density_factor=0.1)
-    converted = formats.convert(content, wishes)
-    plain = formats.convert(content, PLAIN)
-    assert check.passes(check.check_pictures(converted, content, wishes, CAMERA, double=True))
-    assert not check.passes(check.check_pictures(plain, content, wishes, CAMERA, double=True))
+    options = FormatOptions(density_factor=0.1)
+    right = formats.convert(content, options)
+    wrong = formats.convert(content, DEFAULT_OPTIONS)
+    assert check.passes(check.check_images(right, content, options, CAMERA, double=True))
+    assert not check.passes(check.check_images(wrong, content, options, CAMERA, double=True))
 
 
-def test_check_prints_its_table_and_its_verdict_is_the_exit_code(
+def test_convert_check_prints_a_table_and_exits_with_its_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "POINTS", FEW)
+    monkeypatch.setattr(check, "NUM_POINTS", NUM_POINTS)
     monkeypatch.chdir(tmp_path)
     _, write = WRITERS["experiments"]
     file = write(tmp_path / "weights.pt")
@@ -201,16 +214,16 @@ def test_check_prints_its_table_and_its_verdict_is_the_exit_code(
     assert "The port is equivalent." in output
     assert not (tmp_path / "runs").exists()
 
-    def spoil(content: Content, wishes: FormatOptions) -> Converted:
-        return change_convention(pixel_center=0.5)(really(content, wishes))
+    def convert_wrongly(content: Content, options: FormatOptions) -> Converted:
+        return change_ray_convention(pixel_centre=0.5)(original_convert(content, options))
 
-    really = formats.convert
-    monkeypatch.setattr(formats, "convert", spoil)
+    original_convert = formats.convert
+    monkeypatch.setattr(formats, "convert", convert_wrongly)
     assert cli.main(["convert", str(file), "--check", "--size", "8"]) == 1
     assert "DIFFERENT" in capsys.readouterr().out
 
 
-def test_a_bitnerf_stays_ternary(tmp_path: Path) -> None:
+def test_convert_keeps_a_bitnerf_ternary(tmp_path: Path) -> None:
     _, write = WRITERS["experiments, ternary"]
     converted, _ = convert(write(tmp_path / "weights.pt"))
     field = converted.config.field
@@ -226,30 +239,30 @@ def test_a_bitnerf_stays_ternary(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tensorf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Converted, Content]:
+def tensorf_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Converted, Content]:
     return convert(write_tensorf(tmp_path_factory.mktemp("foreign") / "lego.th"))
 
 
 @pytest.mark.parametrize("mistake", list(TENSORF_MISTAKES))
-def test_every_single_mistake_in_tensorf_is_found(
-    mistake: str, tensorf: tuple[Converted, Content]
+def test_check_finds_every_mistake_in_tensorf(
+    mistake: str, tensorf_file: tuple[Converted, Content]
 ) -> None:
-    converted, content = tensorf
+    converted, content = tensorf_file
     wrong = TENSORF_MISTAKES[mistake](converted)
-    rows = find_mistake(wrong, content)
+    rows = find_differences(wrong, content)
     assert not check.passes(rows), check.format_rows(rows)
 
 
-def test_a_mask_of_a_larger_box_is_moved_to_the_field_s() -> None:
+def test_resample_mask_covers_occupied_cells_in_a_smaller_box() -> None:
     occupied = np.zeros((8, 6, 4), bool)
     occupied[3:5, 2:4, 1:3] = True
     box = np.array([[0.0, 0.0, 0.0], [8.0, 6.0, 4.0]], np.float32)
-    same = tensorf_torch._move_mask(occupied, box, box)
+    same = tensorf._resample_mask(occupied, box, box)
     np.testing.assert_array_equal(same, occupied)
     part = np.array([[2.0, 1.0, 0.5], [7.0, 5.0, 3.5]], np.float32)
-    moved = tensorf_torch._move_mask(occupied, box, part)
+    moved = tensorf._resample_mask(occupied, box, part)
     assert moved.shape == (5, 4, 3)
-    # Every point of the part that was occupied still is.
+    # All occupied points of the smaller box stay occupied.
     points = np.random.default_rng(0).uniform(part[0], part[1], (1000, 3))
     before = occupied[tuple(np.floor(points).astype(int).T)]
     size = (part[1] - part[0]) / moved.shape
@@ -258,7 +271,7 @@ def test_a_mask_of_a_larger_box_is_moved_to_the_field_s() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# And back
+# Export
 # ---------------------------------------------------------------------------------------------
 
 
@@ -271,46 +284,47 @@ def test_a_mask_of_a_larger_box_is_moved_to_the_field_s() -> None:
         ("nerfstudio", partial(write_nerfstudio, appearance=0)),
     ],
 )
-def test_there_and_back_every_bit_is_the_same(
+def test_converting_and_exporting_keeps_every_bit(
     program: str, writer: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     file = writer(tmp_path / "weights.pt")
     assert cli.main(["convert", str(file), "--run-dir", str(tmp_path / "run")]) == 0
-    back = tmp_path / "back.pt"
-    named = ["--format", program, "--output", str(back)]
-    assert cli.main(["export", str(tmp_path / "run"), *named]) == 0
-    before, after = (dict(list_leaves(read_file(path).tree)) for path in (file, back))
+    exported = tmp_path / "exported.pt"
+    options = ["--format", program, "--output", str(exported)]
+    assert cli.main(["export", str(tmp_path / "run"), *options]) == 0
+    before, after = (dict(list_leaves(read_file(path).tree)) for path in (file, exported))
     weights = {
         name: leaf
         for name, leaf in before.items()
         if isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 and "proposal" not in name
     }
     if not any("rgb_linear" in name for name in weights):
-        # Without directions nerf-pytorch has a layer for them, which nothing uses.
+        # Without directions nerf-pytorch has an unused layer for them.
         weights = {name: leaf for name, leaf in weights.items() if "views_linears" not in name}
     assert len(weights) > 10
     for name, leaf in weights.items():
-        found = after[name]
-        # nerfstudio's head has room for an appearance, which is nothing here.
-        found = found[:, : leaf.shape[1]] if name.endswith("mlp_head.layers.0.weight") else found
+        array = after[name]
+        if name.endswith("mlp_head.layers.0.weight"):
+            # The exported head takes an appearance embedding too, whose weights are zero.
+            array = array[:, : leaf.shape[1]]
         if ".output_linear." in name:
-            # Of its five numbers nerf-pytorch uses four.
-            assert len(found) == len(leaf) == 5
-            found, leaf = found[:4], leaf[:4]
-        # Of nerfstudio the box is that of contracted space, and pictures look alike.
+            # nerf-pytorch uses four of its five outputs.
+            assert len(array) == len(leaf) == 5
+            array, leaf = array[:4], leaf[:4]
+        # For nerfstudio, the box is that of contracted space, and embeddings are zero.
         if not name.endswith((".aabb", "embedding.weight", "alphaMask.aabb")):
-            np.testing.assert_array_equal(found, leaf, err_msg=name)
-            assert found.dtype == leaf.dtype
-    again, content = convert(back)
-    rows = check.check_pictures(again, content, PLAIN, CAMERA, double=False)
+            np.testing.assert_array_equal(array, leaf, err_msg=name)
+            assert array.dtype == leaf.dtype
+    converted, content = convert(exported)
+    rows = check.check_images(converted, content, DEFAULT_OPTIONS, CAMERA, double=False)
     assert check.passes(rows), check.format_rows(rows)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
-def test_a_mask_is_above_zero_in_the_occupied_cells_alone(share: float) -> None:
-    occupied = np.random.default_rng(0).uniform(size=(5, 4, 3)) < share
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 1.0])
+def test_make_alpha_mask_is_positive_in_occupied_cells_alone(fraction: float) -> None:
+    occupied = np.random.default_rng(0).uniform(size=(5, 4, 3)) < fraction
     for cells in (occupied, np.pad(np.ones((2, 2, 2), bool), ((1, 2), (1, 1), (0, 1)))):
-        mask = write.find_mask(cells)
+        mask = write.make_alpha_mask(cells)
         box = np.array([[0.0] * 3, [1.0] * 3], np.float32)
         tree = {
             "alphaMask.shape": [1, 1, *mask.T.shape],
@@ -318,34 +332,35 @@ def test_a_mask_is_above_zero_in_the_occupied_cells_alone(share: float) -> None:
             "alphaMask.aabb": box,
         }
         content = Content(Path("lego.th"), "torch", tree)
-        found = tensorf_torch._read_mask(content, box, cells.shape)[0]
-        parts = found.shape[0] // cells.shape[0]
+        occupied_in_file = tensorf._read_mask(content, box, cells.shape)[0]
+        factor = occupied_in_file.shape[0] // cells.shape[0]
         for axis in range(3):
-            found = found.reshape(*found.shape[:axis], -1, parts, *found.shape[axis + 1 :])
-            found = found.all(axis=axis + 1)
-        np.testing.assert_array_equal(found, cells)
+            shape = occupied_in_file.shape
+            split = occupied_in_file.reshape(*shape[:axis], -1, factor, *shape[axis + 1 :])
+            occupied_in_file = split.all(axis=axis + 1)
+        np.testing.assert_array_equal(occupied_in_file, cells)
 
 
-def test_what_another_program_has_no_field_for_is_refused(tmp_path: Path) -> None:
+def test_write_file_refuses_fields_that_the_program_does_not_have(tmp_path: Path) -> None:
     _, writer = WRITERS["experiments"]
     file = writer(tmp_path / "weights.pt")
     assert cli.main(["convert", str(file), "--run-dir", str(tmp_path / "run")]) == 0
     run = runs.open_run(tmp_path / "run")
-    reasons = (
+    messages = (
         ("nerf-pytorch", r"train one with .*--field\.no-project"),
         ("tensorf", "of the field nerf, which tensorf does not have"),
     )
-    for program, why in reasons:
-        with pytest.raises(InputError, match=why):
+    for program, message in messages:
+        with pytest.raises(InputError, match=message):
             write.write_file(run, tmp_path / "x", program)  # type: ignore[arg-type]
 
 
-def test_what_is_to_be_trained_for_another_program_is_said_at_once(tmp_path: Path) -> None:
+def test_write_file_names_all_options_to_train_with(tmp_path: Path) -> None:
     presets = {"tensorf": "tensorf-small", "nerfstudio": "hashgrid-small"}
     for program, preset in presets.items():
         small = dataclasses.replace(make_preset(preset), background="white")
         stage, state = first_state(small)
-        scene = SceneMetadata.from_scene(make_scene(), tmp_path)
+        scene = runs.scene_metadata(make_scene(), tmp_path)
         run = runs.Run(tmp_path, small, scene, stage, state, 0.0)
         with pytest.raises(InputError, match="train one with --field") as error:
             write.write_file(run, tmp_path / "x", program)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""Files of strangers: what they hold is read, what they would do is not done."""
+"""Reading files of other programs: valid ones are read, and nothing in hostile ones is run."""
 
 import io
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from foreign import (
     Touch,
     as_tensors,
     basic_state,
-    pickle_array_of,
+    pickle_as_npy,
     write_basic,
     write_jaxnerf,
     write_nerf_pytorch,
@@ -26,25 +27,26 @@ from foreign import (
 
 from jaxrf.cli import main as cli
 from jaxrf.convert import formats
-from jaxrf.convert.files import describe, find_states, read_file
+from jaxrf.convert.files.arrays import describe, find_state_dicts
+from jaxrf.convert.files.read import read_file
 from jaxrf.core.errors import InputError
 
 
-def torch_of(thing: Any) -> bytes:
+def to_torch_bytes(data: Any) -> bytes:
     file = io.BytesIO()
-    torch.save(thing, file)
+    torch.save(data, file)
     return file.getvalue()
 
 
-def zip_of(name: str, data: bytes, size: int | None = None) -> bytes:
-    """A zip file of one part, which may claim another size."""
+def make_zip(name: str, data: bytes, size: int | None = None) -> bytes:
+    """Returns a zip file of one part, which may claim another size."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, data)
-    whole = file.getvalue()
+    archive_bytes = file.getvalue()
     if size is None:
-        return whole
-    return whole.replace(len(data).to_bytes(4, "little"), size.to_bytes(4, "little"))
+        return archive_bytes
+    return archive_bytes.replace(len(data).to_bytes(4, "little"), size.to_bytes(4, "little"))
 
 
 def npy_header(shape: str) -> bytes:
@@ -56,8 +58,8 @@ def npy_header(shape: str) -> bytes:
 HUGE = "(25000000000,)"  # 100 GB
 
 
-class Claim:
-    """A pickle of it is an array of some shape whose numbers are something else."""
+class FalseArray:
+    """Pickles as a numpy array of a shape with arbitrary data."""
 
     def __init__(self, shape: tuple[int, ...], data: Any) -> None:
         self.state = (1, shape, np.dtype("<f4"), False, data)
@@ -67,9 +69,9 @@ class Claim:
         return rebuild, (np.ndarray, (0,), b"b"), self.state
 
 
-def remember_far() -> bytes:
-    """A pickle of an empty list that is to be remembered as the 2^28th thing."""
-    return pickle_array_of([])[:-3] + b"]r" + (1 << 28).to_bytes(4, "little") + b"."
+def pickle_large_memo_index() -> bytes:
+    """Returns a pickle of an empty list with memo index 2^28."""
+    return pickle_as_npy([])[:-3] + b"]r" + (1 << 28).to_bytes(4, "little") + b"."
 
 
 def nest(depth: int) -> Any:
@@ -77,26 +79,28 @@ def nest(depth: int) -> Any:
 
 
 HOSTILE: dict[str, Callable[[Path], bytes]] = {
-    "a torch pickle that touches a file": lambda path: torch_of({"x": Touch(path)}),
+    "a torch pickle that touches a file": lambda path: to_torch_bytes({"x": Touch(path)}),
     "a bare pickle that touches a file": lambda path: pickle.dumps(Touch(path)),
-    "an array of objects that touches a file": lambda path: pickle_array_of([Touch(path)] * 24),
+    "an array of objects that touches a file": lambda path: pickle_as_npy([Touch(path)] * 24),
     "arrays with a header of 100 GB": lambda _: npy_header(HUGE) + b"\0" * 64,
-    "an npz with a header of 100 GB": lambda _: zip_of("x.npy", npy_header(HUGE) + b"\0" * 64),
-    "a zip bomb": lambda _: zip_of("x.npy", b"\0" * (200 << 20)),
-    "a zip that claims 4 GB": lambda _: zip_of("x.npy", b"\0" * 1000, (1 << 32) - 2),
-    "half a torch file": lambda _: torch_of(as_tensors(basic_state()))[:5000],
-    "half an npz": lambda _: zip_of("x.npy", npy_header("(3,)") + b"\0" * 12)[:60],
+    "an npz with a header of 100 GB": lambda _: make_zip("x.npy", npy_header(HUGE) + b"\0" * 64),
+    "a zip bomb": lambda _: make_zip("x.npy", b"\0" * (200 << 20)),
+    "a zip that claims 4 GB": lambda _: make_zip("x.npy", b"\0" * 1000, (1 << 32) - 2),
+    "half a torch file": lambda _: to_torch_bytes(as_tensors(basic_state()))[:5000],
+    "half an npz": lambda _: make_zip("x.npy", npy_header("(3,)") + b"\0" * 12)[:60],
     "half a pickle": lambda _: pickle.dumps({"a": [1.0] * 1000})[:500],
-    "nothing": lambda _: b"",
+    "an empty file": lambda _: b"",
     "text": lambda _: b"these are no weights",
     "noise": lambda _: np.random.default_rng(0).bytes(4096),
     "deep lists": lambda _: b"\x91" * 100_000 + b"\xc0",
-    "an array of 16 GB out of one number": lambda _: pickle_array_of(
-        [Claim((65_536, 65_536), 1 << 34)] * 24
+    "an array of 16 GB of one number": lambda _: pickle_as_npy(
+        [FalseArray((65_536, 65_536), 1 << 34)] * 24
     ),
-    "an array of more than it has": lambda _: pickle_array_of([Claim((1 << 20,), b"1234")] * 24),
-    "a list that is remembered far away": lambda _: remember_far(),
-    "dicts in dicts": lambda _: torch_of(nest(60)),
+    "an array with too little data": lambda _: pickle_as_npy(
+        [FalseArray((1 << 20,), b"1234")] * 24
+    ),
+    "a memo index of 2^28": lambda _: pickle_large_memo_index(),
+    "dicts in dicts": lambda _: to_torch_bytes(nest(60)),
     "a million lists": lambda _: (
         b"\xdf\x00\x0f\x42\x40"
         + b"".join(b"\xce" + i.to_bytes(4, "big") + b"\x90" for i in range(1_000_000))
@@ -107,20 +111,20 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
 
 
 @pytest.mark.parametrize("name", list(HOSTILE))
-def test_hostile_files_are_refused_in_one_sentence_and_nothing_is_run(
+def test_convert_refuses_hostile_files_in_one_sentence_and_runs_nothing(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     touched = tmp_path / "touched"
     file = tmp_path / "weights.pt"
     file.write_bytes(HOSTILE[name](touched))
     assert cli.main(["convert", str(file), "--run-dir", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1 and str(file) in said
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and str(file) in message
     assert not touched.exists() and not (tmp_path / "run").exists()
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A torch file with something else in it."""
+    """Changes the content of a torch file."""
     content = torch.load(path, weights_only=False)
     change(content)
     torch.save(content, path)
@@ -143,13 +147,13 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
         ("near_far", [6.0, 2.0]),
     ],
 )
-def test_numbers_that_no_tensorf_has_are_named(key: str, value: Any, tmp_path: Path) -> None:
+def test_convert_names_invalid_numbers_of_tensorf(key: str, value: Any, tmp_path: Path) -> None:
     file = edit(write_tensorf(tmp_path / "x.th"), lambda c: c["kwargs"].update({key: value}))
     with pytest.raises(InputError, match=f"{key} in .*x.th"):
         formats.convert(read_file(file), formats.FormatOptions())
 
 
-def test_a_mask_of_a_box_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_convert_refuses_an_alpha_mask_with_a_tiny_box(tmp_path: Path) -> None:
     box = torch.tensor([[0.0, 0.0, 0.0], [1e-6, 1e-6, 1e-6]])
     file = edit(write_tensorf(tmp_path / "x.th"), lambda c: c.update({"alphaMask.aabb": box}))
     with pytest.raises(InputError, match=r"alphaMask.aabb in .* far smaller"):
@@ -160,7 +164,7 @@ def test_a_mask_of_a_box_of_nothing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("num_levels", 10**9), ("num_levels", 0), ("log2_hashmap_size", 10**10)]
 )
-def test_numbers_that_no_hash_grid_has_are_named(
+def test_convert_names_invalid_sizes_of_hash_grids(
     tcnn: bool, key: str, value: int, tmp_path: Path
 ) -> None:
     def change(content: dict[str, Any]) -> None:
@@ -168,14 +172,15 @@ def test_numbers_that_no_hash_grid_has_are_named(
 
     file = edit(write_nerfstudio(tmp_path / "x.ckpt", tcnn), change)
     if key == "log2_hashmap_size" and not tcnn:
-        # There the table itself tells.
-        assert formats.convert(read_file(file), formats.FormatOptions()).form.endswith("(torch)")
+        # In this layout the size follows from the table.
+        converted = formats.convert(read_file(file), formats.FormatOptions())
+        assert converted.format.endswith("(torch)")
         return
     with pytest.raises(InputError, match=f"{key} in .*x.ckpt"):
         formats.convert(read_file(file), formats.FormatOptions())
 
 
-def test_a_network_of_a_thousand_layers_is_refused(tmp_path: Path) -> None:
+def test_convert_refuses_a_network_of_a_thousand_layers(tmp_path: Path) -> None:
     state = {f"layers.{2 * i}.weight": torch.zeros(3, 3) for i in range(1000)}
     state |= {f"layers.{2 * i}.bias": torch.zeros(3) for i in range(1000)}
     state["layers.1998.weight"], state["layers.1998.bias"] = torch.zeros(4, 3), torch.zeros(4)
@@ -184,7 +189,7 @@ def test_a_network_of_a_thousand_layers_is_refused(tmp_path: Path) -> None:
         formats.convert(read_file(tmp_path / "x.pt"), formats.FormatOptions())
 
 
-def test_one_of_several_networks_is_not_guessed(tmp_path: Path) -> None:
+def test_convert_refuses_to_choose_among_several_networks(tmp_path: Path) -> None:
     basic = as_tensors(basic_state())
     torch.save({"best": basic, "last": basic}, tmp_path / "x.pt")
     with pytest.raises(InputError, match="holds 2 networks"):
@@ -199,7 +204,7 @@ def test_one_of_several_networks_is_not_guessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(number: float, tmp_path: Path) -> None:
+def test_convert_refuses_weights_that_are_not_finite(number: float, tmp_path: Path) -> None:
     state = basic_state()
     state["fc_3.weight"][1, 2] = number
     torch.save(as_tensors(state), tmp_path / "weights.pt")
@@ -210,17 +215,15 @@ def test_weights_that_are_not_finite_are_refused(number: float, tmp_path: Path) 
 @pytest.mark.parametrize(
     "write", [write_nerf_pytorch, write_tensorflow, write_jaxnerf, write_basic, write_tiny]
 )
-def test_what_a_file_holds_is_read_and_described(
-    write: Callable[[Path], Path], tmp_path: Path
-) -> None:
+def test_describe_lists_the_arrays_of_a_file(write: Callable[[Path], Path], tmp_path: Path) -> None:
     content = read_file(write(tmp_path / "weights.pt"))
     text = describe(content)
     assert str(content.path) in text and text.count("\n") > 4
-    if content.form != "pickled arrays":
-        assert max(len(arrays) for _, arrays in find_states(content.tree)) > 5
+    if content.file_format != "npy":
+        assert max(len(arrays) for _, arrays in find_state_dicts(content.tree)) > 5
 
 
-def test_arrays_and_numbers_of_numpy_beside_tensors_are_read(tmp_path: Path) -> None:
+def test_read_file_reads_numpy_arrays_and_numbers_beside_tensors(tmp_path: Path) -> None:
     extras = {
         "mask": np.packbits(np.arange(64) % 3 == 0),
         "number": np.float64(2.5),
@@ -234,18 +237,16 @@ def test_arrays_and_numbers_of_numpy_beside_tensors_are_read(tmp_path: Path) -> 
     np.testing.assert_array_equal(tree["half"], np.float32([1.5]))
 
 
-def test_without_torch_its_files_are_refused_in_one_sentence(
+def test_convert_without_torch_refuses_its_files_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     file = write_basic(tmp_path / "weights.pt")
     arrays = write_tiny(tmp_path / "tiny.npz")
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "jaxrf.convert.references", raising=False)
+    monkeypatch.delitem(sys.modules, "jaxrf.convert.torch_reference.programs", raising=False)
     assert cli.main(["convert", str(file)]) == 2
     assert "PyTorch, which is not installed" in capsys.readouterr().err
-    # What needs no PyTorch is converted without.
+    # Other files are converted without PyTorch.
     assert cli.main(["convert", str(arrays), "--run-dir", str(tmp_path / "run")]) == 0
     assert cli.main(["convert", str(arrays), "--check"]) == 2
     assert "PyTorch, which is not installed" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""Makes a run of converted weights, which renders, is scored and trains on like any other."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxrf.convert.networks import Converted
+from jaxrf.data.scene import Scene
+from jaxrf.models.methods import Stage
+from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.training import runs, train, transitions
+from jaxrf.training.config import TensoRFConfig, TrainConfig
+from jaxrf.training.runs import Run, SceneMetadata
+
+# The checksum of training images that are not available.
+UNKNOWN_CHECKSUM = -1
+# Fine-tuning uses smaller learning rates, so that trained weights are not thrown off.
+FINETUNE_LR_MULT = 0.2
+DEFAULT_AABB = np.array([[-1.5] * 3, [1.5] * 3], np.float32)
+
+
+def to_run(
+    converted: Converted,
+    name: str,
+    folder: Path,
+    scene: Scene | None,
+    data: Path | None,
+    downscale: int,
+    steps: int,
+) -> Run:
+    """Returns a run at step 0 of fine-tuning.
+
+    Args:
+      converted: the weights.
+      name: of the scene, if there is no data set.
+      folder: of the run.
+      scene, data, downscale: the data set, its path and the factor it was shrunk by, if any.
+      steps: of fine-tuning.
+    """
+    config = make_finetune_config(converted.config, folder, data, steps)
+    config = dataclasses.replace(config, downscale=downscale)
+    if scene is not None:
+        config = transitions.resolve_config(config, scene)
+    stage, grid = init_stage(converted, config, DEFAULT_AABB if scene is None else scene.aabb)
+    state = train.init_state(config, stage, grid)
+    params = jax.tree.map(jnp.asarray, converted.params)
+    average = None if state.average is None else params
+    state = dataclasses.replace(state, params=params, average=average)
+    metadata = default_scene_metadata(converted, name)
+    if scene is not None and data is not None:
+        metadata = runs.scene_metadata(scene, data)
+    return Run(folder, config, metadata, stage, state, 0.0)
+
+
+def init_stage(
+    converted: Converted, config: TrainConfig, aabb: Float[np.ndarray, "2 3"]
+) -> tuple[Stage, OccupancyGrid]:
+    """Returns the stage and the occupancy grid: the file's, or a full grid in the box `aabb`."""
+    file_grid = converted.grid
+    if file_grid is None or not isinstance(config.field, TensoRFConfig):
+        aabb = aabb if file_grid is None else file_grid.aabb
+        stage = transitions.first_stage(config, aabb)
+        return stage, transitions.init_grid(config.field, stage, aabb)
+    x, y, z = file_grid.occupied.shape
+    stage = Stage(file_grid.resolution, (x, y, z), config.batch_rays, 1, pruned=file_grid.pruned)
+    stage = transitions.set_budgets(config, stage, file_grid.aabb)
+    grid = OccupancyGrid(jnp.asarray(file_grid.occupied), jnp.asarray(file_grid.aabb))
+    return stage, transitions.watch_grid(config.field, stage, grid)
+
+
+def make_finetune_config(
+    config: TrainConfig, folder: Path, data: Path | None, steps: int
+) -> TrainConfig:
+    """Returns the configuration of fine-tuning, with reduced learning rates."""
+    optimizer = dataclasses.replace(
+        config.optimizer,
+        grid_lr=FINETUNE_LR_MULT * config.optimizer.grid_lr,
+        mlp_lr=FINETUNE_LR_MULT * config.optimizer.mlp_lr,
+    )
+    data = None if data is None else data.absolute()
+    return dataclasses.replace(config, optimizer=optimizer, run_dir=folder, data=data, steps=steps)
+
+
+def default_scene_metadata(converted: Converted, name: str) -> SceneMetadata:
+    """Returns the metadata of an object at the origin, seen by cameras as in NeRF-synthetic."""
+    return SceneMetadata(
+        name=name,
+        data="",
+        near=converted.near,
+        far=converted.far,
+        width=400,
+        height=400,
+        focal=555.5555,
+        focus=(0.0, 0.0, 0.0),
+        radius=0.5 * (converted.near + converted.far),
+        train_views=0,
+        checksum=UNKNOWN_CHECKSUM,
+    )
