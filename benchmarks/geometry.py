@@ -24,8 +24,8 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from jaxrf.data import bricks
-from jaxrf.export import geometry
-from jaxrf.export.geometry import Mesh
+from jaxrf.export import density_grid
+from jaxrf.export.mesh import Mesh, extract_mesh
 from jaxrf.training import runs
 
 SPACING = 0.004
@@ -156,7 +156,7 @@ def main() -> None:
     run = runs.open_run(options.run)
     jax.config.update("jax_default_matmul_precision", run.config.matmul_precision)
     truth = trace_truth()
-    pixel = geometry.measure_pixel(run)
+    pixel = density_grid.measure_pixel_width(run)
     names = ("chamfer", "median", "to truth", "to mesh", "signed")
     print(f"A pixel is {pixel:.4f} units wide in the middle of the scene.")
     print(f"| resolution | level | vertices | voxel | {' | '.join(names)} | chamfer in voxels |")
@@ -164,9 +164,11 @@ def main() -> None:
     floor = float(cKDTree(truth[::2]).query(truth[1::2])[0].mean())
     print(f"| floor | | | | {floor:.4f} | | | | | |", flush=True)
     for resolution in options.resolutions:
-        spacing = geometry.find_spacing(geometry.find_box(run.state.grid), resolution)
+        spacing = density_grid.find_spacing(
+            density_grid.find_occupied_box(run.state.grid), resolution
+        )
         for level in options.levels:
-            mesh = geometry.make_mesh(run, resolution, level, 0.001, 50, options.keep_hidden)
+            mesh = extract_mesh(run, resolution, level, 0.001, 50, options.keep_hidden)
             found = compare(mesh, truth)
             figures = " | ".join(f"{found[name]:.4f}" for name in names)
             print(

@@ -18,11 +18,12 @@ from jaxrf.cameras.base import index_cameras, near_far_for_box, resize_cameras
 from jaxrf.cli import commands
 from jaxrf.cli.options import RenderOptions
 from jaxrf.evaluation import images, interactive
-from jaxrf.export.videos import path_cameras
+from jaxrf.export.render_plan import path_cameras
 from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs
-from jaxrf.viewer.server import FLUID_SECONDS, WHOLE
+from jaxrf.viewer.client import MOVING_FRAME_SECONDS
+from jaxrf.viewer.crop_panel import NO_CROP
 
 SIZES = (384, 768)
 
@@ -46,23 +47,25 @@ def main() -> None:
     orbit = path_cameras(run, RenderOptions(frames=600, size=SIZES[-1]))
     span = near_far_for_box(orbit, visible_aabb(paint.grid))
     tiny = resize_cameras(index_cameras(orbit, np.array([0])), 8, 8)
-    paint.paint(tiny, WHOLE, lambda: False)
+    paint.paint(tiny, NO_CROP, lambda: False)
     print("| sharpest | while it moves | frames/s | first picture | sharp after |")
     print("|---|---|---|---|---|")
     for size in SIZES:
-        pace, widths, times = interactive.Pace(FLUID_SECONDS), [], []
+        pace, widths, times = interactive.Pace(MOVING_FRAME_SECONDS), [], []
         cameras = resize_cameras(orbit, size, size * orbit.height // orbit.width)
         started = time.perf_counter()
         while (now := time.perf_counter()) - started < arguments.seconds:
             camera = index_cameras(cameras, np.array([len(times) % len(cameras)]))
             picture = next(
-                interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False)
+                interactive.render_progressively(paint, camera, NO_CROP, pace, lambda: False)
             )
             encode(picture, span)
             widths.append(picture.opacity.shape[1])
             times.append(time.perf_counter() - now)
         begun, reached = time.perf_counter(), []
-        for picture in interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False):
+        for picture in interactive.render_progressively(
+            paint, camera, NO_CROP, pace, lambda: False
+        ):
             encode(picture, span)
             reached.append(time.perf_counter() - begun)
         moving = int(np.median(widths[5:]))

@@ -7,7 +7,14 @@ from typing import Literal
 from jaxrf.training.config import Channel
 
 ExportFormat = Literal[
-    "ternary2", "ternary16", "web", "nerf-pytorch", "tensorf", "nerfstudio", "mesh", "points"
+    "ternary-2bit",
+    "ternary-1.6bit",
+    "web",
+    "nerf-pytorch",
+    "tensorf",
+    "nerfstudio",
+    "mesh",
+    "points",
 ]
 Format = Literal["mp4", "gif", "webp", "png", "npy", "exr"]
 # What is rendered by default, without and with pictures to compare with.
@@ -110,8 +117,8 @@ class ExportOptions:
 
     run: Path | None = None
     """Folder of the run. Default: the newest in ./runs."""
-    format: ExportFormat = "ternary2"
-    """ternary2, ternary16: the weights of a bitnerf, in 2 bits each or five to a byte (1.6 bits),
+    format: ExportFormat = "ternary-2bit"
+    """ternary-2bit, ternary-1.6bit: the weights of a bitnerf, of 2 bits each or five to a byte,
     which `jaxrf render` takes in place of a folder. web: a bitnerf as one page that any browser
     shows. nerf-pytorch, tensorf, nerfstudio: a checkpoint
     of that program, with a nerf, a tensorf or a hashgrid. mesh: the surface with colours. points: a

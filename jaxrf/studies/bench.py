@@ -24,7 +24,7 @@ from jaxrf.core import grids
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.evaluation import images
-from jaxrf.export import videos
+from jaxrf.export import render_plan
 from jaxrf.models.methods import Stage
 from jaxrf.training import runs
 from jaxrf.training.config import (
@@ -266,7 +266,7 @@ def find_time(curve: list[tuple[float, float]], level: float) -> float | None:
 def time_frame(run: runs.Run, size: int) -> float:
     """Seconds for a frame of so many pixels along each side at one ray each, compilation apart."""
     render = runs.make_render_fn(run, supersample=1)
-    orbit = videos.path_cameras(run, RenderOptions(frames=4, size=size))
+    orbit = render_plan.path_cameras(run, RenderOptions(frames=4, size=size))
     times = []
     for index in (0, 0, 1, 2, 3):
         started = time.perf_counter()
