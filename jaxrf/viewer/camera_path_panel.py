@@ -25,7 +25,7 @@ from jaxrf.viewer.camera_path import (
 from jaxrf.viewer.poses import View, read_view, set_camera, to_browser
 
 LINE_COLOR = (230, 80, 40)
-# Renders one frame of a path; returns None if the callable that it is given asks to stop.
+# Renders one frame of a path; returns None if its second argument, called now and then, is true.
 RenderFrame = Callable[[Cameras, Callable[[], bool]], UInt8[np.ndarray, "h w 3"] | None]
 
 

@@ -94,7 +94,7 @@ class Viewer:
         self._offered: tuple[InteractiveRenderer, str] | None = None
         self._offer_made, self._closed = threading.Event(), threading.Event()
         check_host(host)
-        # viser prints messages of its own.
+        # Hide the messages that viser prints.
         with contextlib.redirect_stdout(io.StringIO()):
             self.server = viser.ViserServer(host=host, port=port, label=name, verbose=False)
         self.server.gui.configure_theme(show_logo=False, show_share_button=False)

@@ -347,7 +347,7 @@ def test_export_reports_the_size_of_a_file_that_render_reads(
     assert cli.main(["render", str(folder), *small]) == 0
     capsys.readouterr()
     assert cli.main(["render", str(file), *small, "--path", "train"]) == 2
-    assert "does not hold the poses of its training pictures" in capsys.readouterr().err
+    assert "does not hold the poses of its training images" in capsys.readouterr().err
     image = Path("rgb") / "0000.png"
     expected = (folder / "orbit" / image).read_bytes()
     assert (folder / "ternary-1.6bit-orbit" / image).read_bytes() == expected
