@@ -40,7 +40,7 @@ STAND_INS = {
     "SEED": "0",
     "PRESET": "voxels-small",
     "HOST:PORT": "host:1234",
-    "FORMAT": "ternary2",
+    "FORMAT": "ternary-2bit",
     "N": "2",
     "I": "0",
     "S": "8",

@@ -16,7 +16,7 @@ from jaxrf.data import sources
 from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.data.scene import Scene
 from jaxrf.evaluation import scoring
-from jaxrf.export import geometry
+from jaxrf.export.mesh import extract_mesh
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
 from jaxrf.training import config, runs, train, transitions
@@ -96,7 +96,7 @@ def test_depth_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path
 @pytest.mark.slow
 def test_the_mesh_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path]) -> None:
     run, _ = run_on_bricks
-    mesh = geometry.make_mesh(run, 128, 0.3, 0.001, 50)
+    mesh = extract_mesh(run, 128, 0.3, 0.001, 50)
     # Of the distance 0.003 is that of the points by which the truth is known.
     found = compare(mesh, trace_truth(), 100_000)
     assert found["chamfer"] < 0.75 * voxel_length(run)

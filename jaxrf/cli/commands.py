@@ -43,7 +43,7 @@ from jaxrf.evaluation import (
     lpips,
     scoring,
 )
-from jaxrf.export import geometry, models, ternary, videos, web
+from jaxrf.export import geometry_files, mesh, points, render_folder, render_plan, ternary, web
 from jaxrf.parallel import devices as parallel
 from jaxrf.training import monitor, runs, summaries, train, transitions
 from jaxrf.training.config import TrainConfig
@@ -262,7 +262,7 @@ def _open_viewer(
     address, behind = config.viewer, train.background_color(config)
     viewer = Viewer(
         folder.name, summary, folder / VIEWS, address.host, address.port, behind,
-        scene.splits["train"], trains=True,
+        scene.splits["train"], training=True,
     )  # fmt: skip
     print(f"Open {viewer.address} in a browser to watch it.")
     return viewer
@@ -353,12 +353,12 @@ def finish_training(
     video = run.config.video
     if video.frames:
         options = RenderOptions(frames=video.frames, size=video.size)
-        shots = videos.plan_render(run, options)
-        seen = videos.render_plan(run, shots, None, "video")
-        rgb = np.stack([images.draw_channel(picture, "rgb", shots.span) for _, picture in seen])
+        plan = render_plan.plan_render(run, options)
+        renderings = render_folder.render_frames(run, plan, None, "video")
+        rgb = np.stack([images.draw_channel(r, "rgb", plan.depth_range) for _, r in renderings])
         if parallel.leads():
-            images.write_mp4(run.folder / "orbit.mp4", rgb, videos.FPS)
-        events.video("video/orbit", rgb, videos.FPS, int(run.state.step))
+            images.write_mp4(run.folder / "orbit.mp4", rgb, render_folder.FPS)
+        events.video("video/orbit", rgb, render_folder.FPS, int(run.state.step))
         _tell(events, f"Video: {run.folder / 'orbit.mp4'}")
 
 
@@ -384,7 +384,7 @@ def _small_orbit(run: Run) -> cams.Cameras:
     """Cameras of a video while training: a quarter of the frames at half of the size."""
     video = run.config.video
     frames, size = max(video.frames // 4, 1), max(video.size // 2, 1)
-    return videos.path_cameras(run, RenderOptions(frames=frames, size=size))
+    return render_plan.path_cameras(run, RenderOptions(frames=frames, size=size))
 
 
 def _find_devices(config: TrainConfig) -> TrainConfig:
@@ -471,20 +471,20 @@ def run_rendering(options: RenderOptions) -> int:
     source = options.run or runs.find_newest(Path("runs"))
     run = _open_run(source, options.step)
     set_up_jax(run.config.matmul_precision)
-    content = videos.describe_plan(run, options)
+    content = render_folder.describe_frames(run, options)
     name = "orbit" if options.path == "auto" else Path(options.path).stem
     beside = source.with_name(f"{source.stem}-{name}") if source.is_file() else source / name
-    output = options.output or videos.find_folder(beside, content)
+    output = options.output or render_folder.find_folder(beside, content)
     taken = output.is_file() or (output.is_dir() and any(output.iterdir()))
-    if taken and not videos.is_resumable(output, content):
+    if taken and not render_folder.is_resumable(output, content):
         raise InputError(
             f"The output folder {output} exists already: name another one with --output."
         )
-    fps = options.fps or (2.0 if options.path in videos.SPLITS else videos.FPS)
+    fps = options.fps or (2.0 if options.path in render_plan.SPLITS else render_folder.FPS)
     if options.fps is None and options.path.endswith(".json"):
         fps = paths.read_path(Path(options.path)).fps
     print(f"Rendering {source} at step {int(run.state.step)} into {output}.")
-    videos.fill_folder(run, options, output, fps)
+    render_folder.render_into_folder(run, options, output, fps)
     return 0
 
 
@@ -506,7 +506,7 @@ def run_export(options: ExportOptions) -> int:
             f"{weights / 1e3:.1f} kB. Open it in a browser."
         )
         return 0
-    if options.format != "ternary2" and options.format != "ternary16":
+    if options.format != "ternary-2bit" and options.format != "ternary-1.6bit":
         notes = write.write_file(run, output, options.format)
         print(f"Written to {output}: {output.stat().st_size / 1e3:.1f} kB.")
         for note in notes:
@@ -523,20 +523,20 @@ def run_export(options: ExportOptions) -> int:
 
 def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
     # Before minutes are spent on what cannot be written.
-    models.check_suffix(output)
+    geometry_files.check_suffix(output)
     runs.make_writable(output.absolute().parent, "--output")
     back = frames.invert_frame(frames.unpack_frame(run.scene.frame))
     frame = back if options.frame == "data" else frames.identity_frame()
     if options.format == "mesh":
         share = 1.0 if options.largest else options.fragments
         chosen = (options.resolution, options.level, share, options.views, options.keep_hidden)
-        mesh = geometry.make_mesh(run, *chosen, track=_track)
-        models.write_mesh(output, geometry.transform_mesh(frame, mesh))
-        held = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces"
+        surface = mesh.extract_mesh(run, *chosen, progress=_show_progress)
+        geometry_files.write_mesh(output, mesh.transform_mesh(frame, surface))
+        held = f"{len(surface.vertices):,} vertices, {len(surface.faces):,} faces"
     else:
-        points = geometry.make_points(run, options.points, options.views, track=_track)
-        models.write_points(output, geometry.transform_points(frame, points))
-        held = f"{len(points.positions):,} points"
+        cloud = points.extract_points(run, options.points, options.views, progress=_show_progress)
+        geometry_files.write_points(output, points.transform_points(frame, cloud))
+        held = f"{len(cloud.positions):,} points"
     print(
         f"Written to {output}: {output.stat().st_size / 1e6:.1f} MB; {held}, in the coordinates of "
         f"{'the data set' if options.frame == 'data' else 'training'}."
@@ -544,8 +544,8 @@ def _export_geometry(run: Run, options: ExportOptions, output: Path) -> int:
     return 0
 
 
-def _track(items: Iterable[int], title: str) -> Iterable[int]:
-    bar: Iterable[int] = tqdm(items, desc=title)
+def _show_progress(indices: Iterable[int], title: str) -> Iterable[int]:
+    bar: Iterable[int] = tqdm(indices, desc=title)
     return bar
 
 

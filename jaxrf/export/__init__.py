@@ -1,1 +1,1 @@
-"""Trained fields in files that are made for something else than training on."""
+"""Writes trained runs as meshes, point clouds, packed ternary weights, web pages and videos."""

@@ -1,6 +1,6 @@
-"""A ternary run as one small file: 2 or 1.6 bits a weight, and what rendering needs.
+"""A ternary run as one small file: weights of 2 or 1.6 bits, and everything that rendering needs.
 
-An .npz of numbers and text, without pickles. The pictures rendered from it are the run's own.
+The file is an .npz of numbers and text, without pickles. It renders the same images as the run.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
-from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
+from jaxrf.core.errors import BROKEN_ARRAYS, InputError
 from jaxrf.fields.base import Params
 from jaxrf.fields.bitnerf import quantise_weights
 from jaxrf.models import methods
@@ -30,41 +30,48 @@ from jaxrf.training.config import BitNeRFConfig, TrainConfig
 from jaxrf.training.runs import Run
 from jaxrf.training.train import TrainState
 
-Format = Literal["ternary2", "ternary16"]
+TernaryFormat = Literal["ternary-2bit", "ternary-1.6bit"]
 
 
 class Packing(NamedTuple):
-    """Trits as digits of a byte: `digits` of them, each `base` times the one before."""
+    """Trits packed as the digits of a byte: `digits` digits in base `base`, lowest first."""
 
     base: int
     digits: int
 
     @property
-    def places(self) -> UInt8[np.ndarray, "digits"]:
-        """What each digit counts."""
+    def digit_values(self) -> UInt8[np.ndarray, "digits"]:
+        """The value of a 1 in each digit."""
         return self.base ** np.arange(self.digits, dtype=np.uint8)
 
 
-# Two bits for each of four trits, or all 3^5 = 243 values of five: 1.6 bits a trit.
-PACKINGS: dict[Format, Packing] = {"ternary2": Packing(4, 4), "ternary16": Packing(3, 5)}
+# Four trits of two bits each, or all 3^5 = 243 values of five trits: 1.6 bits per trit.
+PACKINGS: dict[TernaryFormat, Packing] = {
+    "ternary-2bit": Packing(4, 4),
+    "ternary-1.6bit": Packing(3, 5),
+}
 
 
 def pack_trits(trits: Int8[np.ndarray, "n"], packing: Packing) -> UInt8[np.ndarray, "bytes"]:
-    """Numbers -1, 0, 1 in as few bytes as the packing takes."""
+    """Packs the numbers -1, 0 and 1 into bytes."""
     padded = np.pad((trits + 1).astype(np.uint8), (0, -len(trits) % packing.digits))
-    packed = padded.reshape(-1, packing.digits) @ packing.places
+    packed = padded.reshape(-1, packing.digits) @ packing.digit_values
     return packed.astype(np.uint8)
 
 
 def unpack_trits(
     packed: UInt8[np.ndarray, "bytes"], count: int, packing: Packing
 ) -> Int8[np.ndarray, "count"]:
-    """So many numbers out of what `pack_trits` made; ValueError if it cannot have."""
+    """Unpacks `count` trits from bytes that `pack_trits` made.
+
+    Raises:
+      ValueError: there are too few or too many bytes, or a digit is no trit.
+    """
     if len(packed) != math.ceil(count / packing.digits):
-        raise ValueError(f"{len(packed)} bytes are not those of {count} weights")
-    digits = (packed[:, None] // packing.places % packing.base).reshape(-1)[:count]
+        raise ValueError(f"{len(packed)} bytes do not hold exactly {count} weights")
+    digits = (packed[:, None] // packing.digit_values % packing.base).reshape(-1)[:count]
     if np.any(digits > 2) or (len(packed) and packed.max() >= packing.base**packing.digits):
-        raise ValueError("some weight is not ternary")
+        raise ValueError("a weight is not ternary")
     return digits.astype(np.int8) - 1
 
 
@@ -73,65 +80,76 @@ def _is_layer(node: Any) -> bool:
 
 
 def _layers(params: Params) -> list[dict[str, Any]]:
-    """All layers of all networks, in one order."""
+    """The layers of all networks, in the order of the tree."""
     return jax.tree.leaves(params, is_leaf=_is_layer)
 
 
 def count_weights(params: Params) -> int:
-    """Numbers in all kernels and biases."""
+    """The number of parameters in all kernels and biases."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-# In one program, as rendering has it, so that the scale is summed up in the same order.
-quantise = jax.jit(quantise_weights)
+@jax.jit
+def quantize(kernel: Float[Array, "i o"]) -> tuple[Float[Array, "i o"], Float[Array, ""]]:
+    """The trits of a kernel and their scale.
+
+    Jitted, because rendering is: the mean that gives the scale is then summed in the same order.
+    """
+    return quantise_weights(kernel)
+
+
+def quantize_layers(layers: Sequence[dict[str, Any]]) -> tuple[list[np.ndarray], list[Any]]:
+    """The trits of the kernels, flat and as int8, and the scales of the kernels."""
+    quantized = [quantize(jnp.asarray(layer["kernel"])) for layer in layers]
+    trits = [np.asarray(kernel).astype(np.int8).reshape(-1) for kernel, _ in quantized]
+    return trits, [scale for _, scale in quantized]
 
 
 def check_ternary(run: Run) -> None:
-    """InputError if a run's weights are not all ternary."""
-    if not isinstance(run.config.field, BitNeRFConfig):
+    """Raises InputError unless all weights of a run are ternary."""
+    field = run.config.field
+    if not isinstance(field, BitNeRFConfig):
         raise InputError(
-            f"The run {run.folder} is of the field {run.config.field.kind}, whose weights are not "
-            "ternary: name a run of a bitnerf."
+            f"The run {run.folder} has the field {field.kind}, whose weights are not ternary: "
+            "name a run of a bitnerf."
         )
-    if run.config.field.sampler == "proposal":
+    if field.sampler == "proposal":
         raise InputError(
-            f"The run {run.folder} has proposals, whose hash grids are not ternary: train with "
-            "--field.sampler occupancy or hierarchical to export it."
+            f"The run {run.folder} has proposal networks, whose hash grids are not ternary: train "
+            "with --field.sampler occupancy or hierarchical to export it."
         )
-    if run.config.field.appearance_dim:
+    if field.appearance_dim:
         raise InputError(
-            f"The run {run.folder} has learnt appearances, which are not ternary: train with "
+            f"The run {run.folder} has appearance embeddings, which are not ternary: train with "
             "--field.appearance-dim 0 to export it."
         )
-    field = run.config.field
     if field.norm_gain or field.full_precision_io or field.project:
         raise InputError(
-            f"The run {run.folder} has gains or layers with full weights, as those of "
-            "NeRF-experiments: its weights are not all ternary."
+            f"The run {run.folder} has gains or full-precision layers, like runs of "
+            "NeRF-experiments, so its weights are not all ternary: export another run."
         )
 
 
-def write_ternary(run: Run, path: Path, form: Format) -> None:
-    """Writes a run's rendered parameters and what rendering needs into one file.
+def write_ternary(run: Run, path: Path, format_name: TernaryFormat) -> None:
+    """Writes the parameters that a run renders with, and everything else that rendering needs.
 
     Args:
       run: of a BitNeRF.
       path: of the file.
-      form: how its weights are packed.
+      format_name: how the weights are packed.
 
     Raises:
-      InputError: if the run is of another field, or the file cannot be written.
+      InputError: the weights are not ternary, or the file cannot be written.
     """
     check_ternary(run)
     layers = _layers(run.state.shown)
-    quantised = [quantise(jnp.asarray(layer["kernel"])) for layer in layers]
-    trits = [np.asarray(ternary).astype(np.int8).reshape(-1) for ternary, _ in quantised]
+    trits, scales = quantize_layers(layers)
     meta = {
-        "format": form,
+        "format": format_name,
         "config": configs.to_json(run.config),
         "step": int(run.state.step),
-        # The poses of all pictures would take more room than the weights.
-        **runs.to_metadata(dataclasses.replace(run.scene, poses=()), run.stage, run.seconds),
+        # Without the poses of the training images, which would take more space than the weights.
+        **runs.describe(dataclasses.replace(run.scene, poses=()), run.stage, run.seconds),
     }
     grid = run.state.grid
     boxes: dict[str, Any] = {"aabb": grid.aabb} | (
@@ -141,8 +159,8 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
     np.savez(
         file,
         meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
-        weights=pack_trits(np.concatenate(trits), PACKINGS[form]),
-        scales=np.array([scale for _, scale in quantised], np.float32),
+        weights=pack_trits(np.concatenate(trits), PACKINGS[format_name]),
+        scales=np.array(scales, np.float32),
         biases=np.concatenate([np.asarray(layer["bias"], np.float32) for layer in layers]),
         occupied=np.packbits(np.asarray(grid.occupied)),
         **boxes,
@@ -153,31 +171,31 @@ def write_ternary(run: Run, path: Path, form: Format) -> None:
 
 
 def read_ternary(path: Path) -> Run:
-    """A run out of what `write_ternary` wrote; it can be rendered, but not trained on.
+    """The run in a file that `write_ternary` wrote; it can be rendered, but not trained.
 
-    Its kernels are whole numbers with a scale beside them, which `BitDense` takes as they are.
+    Its kernels are trits with separate scales, which `BitDense` uses without quantizing again.
 
     Raises:
-      InputError: if the file is missing, damaged or something else.
+      InputError: the file is missing, damaged or of another kind.
     """
     try:
         return _parse(path, _read_arrays(path))
     except FileNotFoundError as error:
         raise InputError(
-            f"There is no file {path}: name one that jaxrf export wrote, or a run's folder."
+            f"There is no file {path}: name a file that jaxrf export wrote, or a run's folder."
         ) from error
-    except NUMPY_LOAD_ERRORS as error:
+    except BROKEN_ARRAYS as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(
-            f"{path} is damaged, or no file of jaxrf export ({reason}): export the run again."
+            f"{path} is damaged, or is no file of jaxrf export ({reason}): export the run again."
         ) from error
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as file:
-        # Before anything is read: a damaged header may ask for more memory than there is.
-        if broken := file.testzip():
-            raise ValueError(f"its part {broken} has another checksum")
+        # Check before reading: a damaged header may ask for more memory than there is.
+        if damaged := file.testzip():
+            raise ValueError(f"the checksum of its part {damaged} is wrong")
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -191,8 +209,7 @@ def _parse(path: Path, arrays: dict[str, np.ndarray]) -> Run:
     }
     grid = _make_grid(config, stage, arrays["occupied"], boxes)
     shapes = jax.eval_shape(lambda: methods.init_params(config.field, stage, jax.random.key(0)))
-    packing = PACKINGS[meta["format"]]
-    layers = _unpack_layers(_layers(shapes), arrays, packing)
+    layers = _unpack_layers(_layers(shapes), arrays, PACKINGS[meta["format"]])
     params = jax.tree.unflatten(jax.tree.structure(shapes, is_leaf=_is_layer), layers)
     state = TrainState(params, None, jnp.asarray(meta["step"], jnp.int32), grid)
     return Run(path, config, scene, stage, state, seconds)
@@ -201,12 +218,12 @@ def _parse(path: Path, arrays: dict[str, np.ndarray]) -> Run:
 def _unpack_layers(
     shapes: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray], packing: Packing
 ) -> list[dict[str, Float[Array, "..."]]]:
-    """The parameters of layers of these shapes; ValueError if there are more or fewer."""
+    """The parameters of layers of these shapes; ValueError if the arrays do not match them."""
     sizes = [math.prod(layer["kernel"].shape) for layer in shapes]
     widths = [layer["bias"].shape[0] for layer in shapes]
     trits = unpack_trits(arrays["weights"], sum(sizes), packing)
     if (len(arrays["scales"]), len(arrays["biases"])) != (len(shapes), sum(widths)):
-        raise ValueError("its layers are not those of its configuration")
+        raise ValueError("its layers do not match its configuration")
     kernels = np.split(trits.astype(np.float32), np.cumsum(sizes)[:-1])
     biases = np.split(arrays["biases"], np.cumsum(widths)[:-1])
     return [
@@ -227,10 +244,10 @@ def _make_grid(
     bits: UInt8[np.ndarray, "bytes"],
     boxes: dict[str, Any],
 ) -> OccupancyGrid:
-    """An occupancy grid to render with."""
+    """The occupancy grid of packed bits; ValueError if it does not match its stage."""
     count = math.prod(stage.cells)
     if len(bits) != math.ceil(count / 8):
-        raise ValueError("its occupancy grid is not that of its stage")
+        raise ValueError("its occupancy grid does not match its stage")
     occupied = np.unpackbits(bits, count=count).astype(bool).reshape(stage.cells)
     grid = OccupancyGrid(jnp.asarray(occupied), **boxes)
     return occupancy.init_density_ema(grid, stage.reach) if methods.marches(config.field) else grid

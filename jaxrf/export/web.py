@@ -1,7 +1,7 @@
-"""A ternary run as one page that any browser shows, without a server or anything to install.
+"""A ternary run as one HTML page that renders in any browser, without a server or other files.
 
-The weights, five trits to a byte, and the occupancy grid lie in the page; a fragment shader marches
-and evaluates the network as `rendering.march.march_and_render` does.
+The page holds the weights, five trits to a byte, and the occupancy grid. Its fragment shader
+marches through the grid and evaluates the network like `render.march_and_render`.
 """
 
 import base64
@@ -17,122 +17,123 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import encodings
 from jaxrf.core.errors import InputError
-from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantise
+from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantize_layers
 from jaxrf.fields.bitnerf import LEAST_SCALE
 from jaxrf.models import methods
 from jaxrf.training import runs, train
-from jaxrf.training.config import BitNeRFConfig
+from jaxrf.training.config import BitNeRFConfig, RayConvention
 from jaxrf.training.runs import Run
-from jaxrf.training.scene_metadata import camera_distance_range
 
 
 def write_page(run: Run, path: Path) -> int:
-    """Writes a run as a page; returns the bytes of its weights as they are packed there.
+    """Writes a run as an HTML page; returns the number of bytes of its packed weights.
 
     Args:
-      run: of a BitNeRF on an occupancy grid, in a box.
+      run: of a BitNeRF on an occupancy grid, in a bounded box.
       path: of the page.
 
     Raises:
-      InputError: if the run is another one, or the file cannot be written.
+      InputError: a page cannot show the run, or the file cannot be written.
     """
-    _check(run)
-    parts = _pack(run)
-    packed = gzip.compress(b"".join(parts.values()), mtime=0)
-    data = base64.b64encode(packed).decode()
-    meta = {**_describe(run), "parts": [[name, len(part)] for name, part in parts.items()]}
-    pixel = np.rint(255.0 * train.background_color(run.config)).astype(int)
-    page = importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    words = {
-        "NAME": html.escape(run.scene.name),
-        "BACKGROUND": f"rgb({', '.join(map(str, pixel))})",
-        # A name in the data must not end the script.
-        "META": json.dumps(meta).replace("<", "\\u003c"),
-        "DATA": data,
+    _check_run(run)
+    buffers = _pack_buffers(run)
+    packed = gzip.compress(b"".join(buffers.values()), mtime=0)
+    meta = {
+        **_describe_run(run),
+        "buffers": [[name, len(buffer)] for name, buffer in buffers.items()],
     }
-    for word, value in words.items():
-        page = page.replace(f"@{word}@", value)
+    background = np.rint(255.0 * train.background_color(run.config)).astype(int)
+    page = importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    placeholders = {
+        "NAME": html.escape(run.scene.name),
+        "BACKGROUND": f"rgb({', '.join(map(str, background))})",
+        # Escaped, so that a name in the metadata cannot end the script.
+        "META": json.dumps(meta).replace("<", "\\u003c"),
+        "DATA": base64.b64encode(packed).decode(),
+    }
+    for placeholder, value in placeholders.items():
+        page = page.replace(f"@{placeholder}@", value)
     runs.make_writable(path.absolute().parent, "--output")
     runs.write_text(path, page)
-    return len(parts["weights"])
+    return len(buffers["weights"])
 
 
-def _check(run: Run) -> None:
-    """InputError if the page could not show the run as it is."""
+def _check_run(run: Run) -> None:
+    """Raises InputError if a page would not show the same images as the run."""
     check_ternary(run)
     field = run.config.field
     assert isinstance(field, BitNeRFConfig)
-    reasons = {
+    unsupported = {
         "does not march through an occupancy grid": not methods.marches(field),
-        "fills space without bounds": run.state.grid.bounds is not None,
-        "is in normalised device coordinates": run.scene.ndc is not None,
-        "encodes parts of cones": field.encoding != "fourier",
-        "is coloured by rays": field.shading != "per_sample",
-        "lays out rays as another program does": field.convention != RayConvention(),
+        "covers unbounded space": run.state.grid.bounds is not None,
+        "is in normalized device coordinates": run.scene.ndc is not None,
+        "encodes conical frusta": field.encoding != "fourier",
+        "evaluates colors per ray": field.shading != "per_sample",
+        "follows the ray convention of another program": field.convention != RayConvention(),
     }
-    for reason, holds in reasons.items():
+    for reason, holds in unsupported.items():
         if holds:
             raise InputError(
-                f"The run {run.folder} {reason}, which a page cannot show: train a preset as "
-                "bitnerf-small, or export ternary16."
+                f"The run {run.folder} {reason}, which a page cannot show: train a preset like "
+                "bitnerf-small, or export with --format ternary-1.6bit."
             )
 
 
-def _name_layers(field: BitNeRFConfig) -> list[str]:
-    """The layers in the order in which the page has them."""
-    head = ["bottleneck", "view"] if field.use_directions else []
-    return [*(f"trunk_{i}" for i in range(field.layers)), "density_head", *head, "rgb_head"]
+def _layer_names(field: BitNeRFConfig) -> list[str]:
+    """The layers in the order of the page."""
+    view_layers = ["bottleneck", "view"] if field.use_directions else []
+    trunk = [f"trunk_{i}" for i in range(field.layers)]
+    return [*trunk, "density_head", *view_layers, "rgb_head"]
 
 
 def _list_layers(run: Run) -> list[dict[str, Array]]:
-    """Kernels and biases in that order."""
+    """Kernels and biases of the layers in the order of the page."""
     assert isinstance(run.config.field, BitNeRFConfig)
     network = run.state.shown["fine"]["params"]
-    return [network[name] for name in _name_layers(run.config.field)]
+    return [network[name] for name in _layer_names(run.config.field)]
 
 
-def _pack(run: Run) -> dict[str, bytes]:
-    """What fills most of the page, by name."""
+def _pack_buffers(run: Run) -> dict[str, bytes]:
+    """The arrays of the page: weights, scales, biases and the occupancy grid."""
     layers = _list_layers(run)
-    quantised = [quantise(jnp.asarray(layer["kernel"])) for layer in layers]
-    trits = [np.asarray(ternary).astype(np.int8).reshape(-1) for ternary, _ in quantised]
-    scales = np.array([scale for _, scale in quantised], "<f4")
+    trits, scales = quantize_layers(layers)
     biases = np.concatenate([np.asarray(layer["bias"], "<f4") for layer in layers])
     return {
-        "weights": pack_trits(np.concatenate(trits), PACKINGS["ternary16"]).tobytes(),
-        "scales": scales.tobytes(),
+        "weights": pack_trits(np.concatenate(trits), PACKINGS["ternary-1.6bit"]).tobytes(),
+        "scales": np.array(scales, "<f4").tobytes(),
         "biases": biases.tobytes(),
         "occupied": np.packbits(np.asarray(run.state.grid.occupied)).tobytes(),
     }
 
 
-def _describe(run: Run) -> dict[str, Any]:
-    """What the page's program is made of."""
-    field, scene, grid = run.config.field, run.scene, run.state.grid
+def _describe_run(run: Run) -> dict[str, Any]:
+    """The numbers from which the page makes its shader and its first view."""
+    return _describe_network(run) | _describe_marching(run) | _describe_first_view(run)
+
+
+def _describe_network(run: Run) -> dict[str, Any]:
+    field = run.config.field
     assert isinstance(field, BitNeRFConfig)
-    stage, tight = methods.eval_stage(field, run.stage, grid, crop_to_occupied=True)
-    step = float(methods.step_length(field, stage, grid.aabb))
-    usual = camera_distance_range(scene)
-    place = np.array(scene.poses[0]).reshape(3, 4)[:, 3] if scene.poses else None
-    away = (np.array([1.0, 0.0, 0.5]) if place is None else place - scene.focus).astype(float)
 
-    def encoded(octaves: int) -> int:
-        zero = jnp.zeros(3)
-        return encodings.fourier(zero, octaves, field.encode_input, field.frequency).shape[-1]
+    def encoded_size(num_frequencies: int) -> int:
+        encoded = encodings.fourier(
+            jnp.zeros(3), num_frequencies, field.encode_input, field.frequency
+        )
+        return encoded.shape[-1]
 
+    directions = field.use_directions
     kernels = [layer["kernel"].shape for layer in _list_layers(run)]
-    weights = sum(math.prod(shape) for shape in kernels)
+    num_weights = sum(math.prod(shape) for shape in kernels)
     return {
         "layers": [list(shape) for shape in kernels],
-        "trunk": field.layers,
+        "num_trunk_layers": field.layers,
         "skip": field.skip,
         "width": field.width,
         "color_width": field.color_width,
-        "position": encoded(field.num_position_frequencies),
-        "direction": encoded(field.num_direction_frequencies) if field.use_directions else 0,
+        "position_size": encoded_size(field.num_position_frequencies),
+        "direction_size": encoded_size(field.num_direction_frequencies) if directions else 0,
         "num_position_frequencies": field.num_position_frequencies,
         "num_direction_frequencies": field.num_direction_frequencies,
         "encode_input": field.encode_input,
@@ -140,23 +141,44 @@ def _describe(run: Run) -> dict[str, Any]:
         "frequency": field.frequency,
         "density_bias": field.density_bias,
         "activation": field.activation,
-        "epsilon": field.norm_epsilon,
-        "least_scale": LEAST_SCALE,
-        "stop": field.convention.stop,
-        "threshold": field.color_threshold,
+        "norm_epsilon": field.norm_epsilon,
+        "min_scale": LEAST_SCALE,
+        "caption": f"{run.scene.name}: {num_weights:,} ternary weights.",
+    }
+
+
+def _describe_marching(run: Run) -> dict[str, Any]:
+    field, grid = run.config.field, run.state.grid
+    assert isinstance(field, BitNeRFConfig)
+    stage, occupied_aabb = methods.eval_stage(field, run.stage, grid, tight=True)
+    step_size = float(methods.step_length(field, stage, grid.aabb))
+    diagonal = float(np.linalg.norm(occupied_aabb[1] - occupied_aabb[0]))
+    return {
         "aabb": np.asarray(grid.aabb, float).tolist(),
-        "tight": np.asarray(tight, float).tolist(),
-        "cells": list(grid.occupied.shape),
-        "step": step,
-        "steps": math.ceil(float(np.linalg.norm(tight[1] - tight[0])) / step) + 1,
+        "occupied_aabb": np.asarray(occupied_aabb, float).tolist(),
+        "grid_resolution": list(grid.occupied.shape),
+        "step_size": step_size,
+        "max_steps": math.ceil(diagonal / step_size) + 1,
+        "transmittance_threshold": field.convention.stop,
+        "color_threshold": field.color_threshold,
         "background": train.background_color(run.config).astype(float).tolist(),
+    }
+
+
+def _describe_first_view(run: Run) -> dict[str, Any]:
+    scene = run.scene
+    offset = np.array([1.0, 0.0, 0.5])
+    if scene.poses:
+        offset = np.array(scene.poses[0]).reshape(3, 4)[:, 3] - scene.focus
+    x, y, z = offset.astype(float)
+    return {
         "near": scene.near,
         "far": scene.far,
         "focus": list(scene.focus),
         "radius": scene.radius,
-        "usual": list(usual),
+        "camera_distance_range": list(runs.camera_distance_range(scene)),
+        # Of half the image height at distance 1.
         "slope": 0.5 * scene.height / scene.focal,
-        "angle": math.atan2(away[1], away[0]),
-        "height": math.atan2(away[2], math.hypot(away[0], away[1])),
-        "said": f"{scene.name}: {weights:,} ternary weights.",
+        "azimuth": math.atan2(y, x),
+        "elevation": math.atan2(z, math.hypot(x, y)),
     }

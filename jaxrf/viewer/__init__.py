@@ -1,1 +1,1 @@
-"""A field in the browser, also while it is trained."""
+"""Renders a field in the browser, also while it trains, and edits camera paths there."""

@@ -1,4 +1,4 @@
-"""Between the browser's cameras and ours."""
+"""Converts between the browser's cameras and jaxrf's."""
 
 import dataclasses
 import math
@@ -10,15 +10,15 @@ from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras, make_cameras
 
-# The browser's cameras look along +z with y down, ours along -z with y up.
+# The browser's cameras look along +z with y down, jaxrf's along -z with y up.
 FLIP = np.diag([1.0, -1.0, -1.0])
 
 
 class View(NamedTuple):
-    """What a camera of the browser sees.
+    """Pose and field of view of a camera in the browser.
 
-    pose: (4, 4) camera-to-world in our axes, in scene units.
-    fov: angle of view from top to bottom, radians.
+    pose: (4, 4) camera-to-world in jaxrf's axes, in scene units.
+    fov: vertical field of view, in radians.
     aspect: width over height.
     """
 
@@ -32,10 +32,19 @@ def read_view(camera: Any) -> View:
     return View(from_browser(camera.wxyz, camera.position), float(camera.fov), float(camera.aspect))
 
 
+def set_camera(client: Any, view: View) -> None:
+    """Moves a browser's camera to a view; the aspect ratio stays that of its window."""
+    wxyz, position = to_browser(view.pose)
+    with client.atomic():
+        client.camera.wxyz = wxyz
+        client.camera.position = position
+        client.camera.fov = view.fov
+
+
 def from_browser(
     wxyz: Float[np.ndarray, "4"], position: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "4 4"]:
-    """A pose in our axes from a unit quaternion and a place."""
+    """The pose in jaxrf's axes of a browser's unit quaternion and position."""
     from scipy.spatial.transform import Rotation
 
     pose = np.eye(4)
@@ -47,34 +56,39 @@ def from_browser(
 def to_browser(
     pose: Float[np.ndarray, "4 4"],
 ) -> tuple[Float[np.ndarray, "4"], Float[np.ndarray, "3"]]:
-    """The unit quaternion (w, x, y, z) and the place that `from_browser` makes a pose of."""
+    """The unit quaternion (w, x, y, z) and the position of a pose; inverts `from_browser`."""
     from scipy.spatial.transform import Rotation
 
     quaternion = Rotation.from_matrix(np.asarray(pose, np.float64)[:3, :3] @ FLIP).as_quat()
     return quaternion[[3, 0, 1, 2]], np.asarray(pose, np.float64)[:3, 3]
 
 
-def fit_camera(view: View, most: int, ndc: tuple[float, float, float] | None = None) -> Cameras:
-    """The camera of a picture with at most so many pixels along its longer side."""
-    longer = max(view.aspect, 1.0)
-    width = max(round(most * view.aspect / longer), 1)
-    height = max(round(most / longer), 1)
-    angle = 2.0 * math.atan(math.tan(0.5 * view.fov) * width / height)
-    return dataclasses.replace(make_cameras(view.pose[None], width, height, angle), ndc=ndc)
+def fit_camera(
+    view: View, longer_side: int, ndc: tuple[float, float, float] | None = None
+) -> Cameras:
+    """The camera of a view, with this many pixels along the longer side of its image."""
+    ratio = max(view.aspect, 1.0)
+    width = max(round(longer_side * view.aspect / ratio), 1)
+    height = max(round(longer_side / ratio), 1)
+    camera_angle_x = 2.0 * math.atan(math.tan(0.5 * view.fov) * width / height)
+    cameras = make_cameras(view.pose[None], width, height, camera_angle_x)
+    return dataclasses.replace(cameras, ndc=ndc)
 
 
-def along_axis(distances: Float[np.ndarray, "h w"], camera: Cameras) -> Float[np.ndarray, "h w"]:
-    """Depths along the optical axis of distances along the rays through a picture's pixels."""
+def ray_distance_to_z_depth(
+    distances: Float[np.ndarray, "h w"], camera: Cameras
+) -> Float[np.ndarray, "h w"]:
+    """Depths along the optical axis of distances along the rays through an image's pixels."""
     height, width = distances.shape
-    focal, middle = (np.asarray(v)[0] for v in (camera.focal, camera.principal_point))
+    focal, center = (np.asarray(v)[0] for v in (camera.focal, camera.principal_point))
     scale = np.array([width / camera.width, height / camera.height])
-    x = ((np.arange(width) + 0.5) / scale[0] - middle[0]) / focal[0]
-    y = ((np.arange(height) + 0.5) / scale[1] - middle[1]) / focal[1]
+    x = ((np.arange(width) + 0.5) / scale[0] - center[0]) / focal[0]
+    y = ((np.arange(height) + 0.5) / scale[1] - center[1]) / focal[1]
     return distances / np.sqrt(1.0 + x[None, :] ** 2 + y[:, None] ** 2)
 
 
 def list_views(cameras: Cameras, indices: Sequence[int]) -> list[View]:
-    """What some cameras see, as if they were pinholes with the principal point in the middle."""
+    """The views of some cameras, taken as pinholes with a centered principal point."""
     return [
         View(
             np.asarray(cameras.T_world_camera[i], np.float64),
@@ -83,3 +97,10 @@ def list_views(cameras: Cameras, indices: Sequence[int]) -> list[View]:
         )
         for i in indices
     ]
+
+
+def view_equals(a: View, b: View | None) -> bool:
+    """Whether two views have the same pose, field of view and aspect ratio."""
+    return (
+        b is not None and a.fov == b.fov and a.aspect == b.aspect and np.array_equal(a.pose, b.pose)
+    )

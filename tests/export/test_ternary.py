@@ -1,4 +1,4 @@
-"""Ternary runs as files: packing, what is in them, and the pictures rendered from them."""
+"""Ternary files: packing, contents, and the images rendered from them."""
 
 import dataclasses
 import re
@@ -29,14 +29,14 @@ from jaxrf.training.scene_metadata import SceneMetadata
 
 @pytest.fixture(autouse=True, scope="module")
 def keep_jax_settings() -> Iterator[None]:
-    """As commands set it, such that all tests here render with the same few programs."""
+    """The precision that commands set, so that all tests of this file share compiled programs."""
     before = jax.config.jax_default_matmul_precision
     jax.config.update("jax_default_matmul_precision", "highest")
     yield
     jax.config.update("jax_default_matmul_precision", before)
 
 
-FORMS: tuple[ternary.Format, ...] = ("ternary2", "ternary16")
+FORMATS: tuple[ternary.TernaryFormat, ...] = ("ternary-2bit", "ternary-1.6bit")
 TRITS = hnp.arrays(np.int8, st.integers(0, 40), elements=st.integers(-1, 1))
 
 # ---------------------------------------------------------------------------------------------
@@ -44,36 +44,38 @@ TRITS = hnp.arrays(np.int8, st.integers(0, 40), elements=st.integers(-1, 1))
 # ---------------------------------------------------------------------------------------------
 
 
-@given(trits=TRITS, form=st.sampled_from(FORMS))
-def test_trits_are_unpacked_as_they_were_packed(trits: np.ndarray, form: ternary.Format) -> None:
-    packing = PACKINGS[form]
+@given(trits=TRITS, format_name=st.sampled_from(FORMATS))
+def test_pack_trits_roundtrip(trits: np.ndarray, format_name: ternary.TernaryFormat) -> None:
+    packing = PACKINGS[format_name]
     packed = pack_trits(trits, packing)
     assert packed.dtype == np.uint8
-    assert len(packed) == -(-len(trits) // {"ternary2": 4, "ternary16": 5}[form])
+    assert len(packed) == -(-len(trits) // {"ternary-2bit": 4, "ternary-1.6bit": 5}[format_name])
     unpacked = unpack_trits(packed, len(trits), packing)
     assert unpacked.dtype == np.int8
     np.testing.assert_array_equal(unpacked, trits)
 
 
-def test_every_byte_is_some_trits_or_is_refused() -> None:
-    for form, digits, count in (("ternary2", 4, 3**4), ("ternary16", 5, 3**5)):
-        good = []
+def test_unpack_trits_accepts_each_packed_byte_and_refuses_the_others() -> None:
+    for format_name, digits, count in (("ternary-2bit", 4, 3**4), ("ternary-1.6bit", 5, 3**5)):
+        packable = []
         for byte in range(256):
             try:
-                trits = unpack_trits(np.array([byte], np.uint8), digits, PACKINGS[form])
+                trits = unpack_trits(np.array([byte], np.uint8), digits, PACKINGS[format_name])
             except ValueError:
                 continue
-            good.append(tuple(trits))
-            assert pack_trits(trits, PACKINGS[form]).tolist() == [byte]
-        assert len(good) == len(set(good)) == count
+            packable.append(tuple(trits))
+            assert pack_trits(trits, PACKINGS[format_name]).tolist() == [byte]
+        assert len(packable) == len(set(packable)) == count
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("count", [5, 11])
-def test_bytes_that_are_too_few_or_too_many_are_refused(form: ternary.Format, count: int) -> None:
-    packed = pack_trits(np.ones(20, np.int8), PACKINGS[form])
+def test_unpack_trits_refuses_too_few_or_too_many_bytes(
+    format_name: ternary.TernaryFormat, count: int
+) -> None:
+    packed = pack_trits(np.ones(20, np.int8), PACKINGS[format_name])
     with pytest.raises(ValueError, match=f"{count} weights"):
-        unpack_trits(packed, count, PACKINGS[form])
+        unpack_trits(packed, count, PACKINGS[format_name])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -96,8 +98,8 @@ MARCHING = dataclasses.replace(
 
 
 def make_run(config: TrainConfig, folder: Path = Path("runs/one")) -> runs.Run:
-    """A run as training leaves it, with parameters out of numpy, biases and averages included."""
-    # Not a cube: what is read must not be taken for the box of another scene.
+    """A run with random parameters, including biases and averages."""
+    # Not a cube, so that the box cannot be confused with a default.
     stage, state = first_state(config, np.array([[-1, -1.2, -0.9], [1, 1, 1.1]], np.float32))
     rng = np.random.default_rng(3)
 
@@ -114,17 +116,17 @@ def make_run(config: TrainConfig, folder: Path = Path("runs/one")) -> runs.Run:
     return runs.Run(folder, config, scene, stage, state, 2.5)
 
 
-def empty_some_cells(run: runs.Run) -> runs.Run:
-    """The same run with an occupancy grid of which half an octant is left."""
+def empty_random_cells(run: runs.Run) -> runs.Run:
+    """The run with an occupancy grid in which only half of the cells of one octant are occupied."""
     occupied = np.random.default_rng(5).random(run.stage.cells) < 0.5
     for axis in range(3):
         np.swapaxes(occupied, 0, axis)[run.stage.cells[axis] // 2 :] = False
     grid = dataclasses.replace(run.state.grid, occupied=jnp.asarray(occupied))
-    grid = ternary.occ.init_density_ema(grid, run.stage.reach)
+    grid = ternary.occupancy.init_density_ema(grid, run.stage.reach)
     return dataclasses.replace(run, state=dataclasses.replace(run.state, grid=grid))
 
 
-def pictures_of(run: runs.Run) -> Any:
+def render_test_view(run: runs.Run) -> Any:
     return runs.make_render_fn(run)(make_scene().splits["test"].cameras, 1)
 
 
@@ -135,36 +137,37 @@ def run() -> runs.Run:
 
 @pytest.fixture(scope="module")
 def written(run: runs.Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of it. Do not change it: copy it."""
+    """A file of the run. Copy it, do not change it."""
     path = tmp_path_factory.mktemp("files") / "ball.npz"
-    write_ternary(run, path, "ternary16")
+    write_ternary(run, path, "ternary-1.6bit")
     return path
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_file_renders_the_pictures_of_its_run(
-    run: runs.Run, tmp_path: Path, form: ternary.Format
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_read_ternary_renders_the_images_of_the_run(
+    run: runs.Run, tmp_path: Path, format_name: ternary.TernaryFormat
 ) -> None:
-    write_ternary(run, tmp_path / "ball", form)
+    write_ternary(run, tmp_path / "ball", format_name)
     assert [path.name for path in tmp_path.iterdir()] == ["ball"]
-    found, wanted = pictures_of(read_ternary(tmp_path / "ball")), pictures_of(run)
-    assert np.std(wanted.rgb) > 0.01
-    for name, picture in wanted._asdict().items():
-        np.testing.assert_allclose(getattr(found, name), picture, atol=1e-6, err_msg=name)
+    actual = render_test_view(read_ternary(tmp_path / "ball"))
+    expected = render_test_view(run)
+    assert np.std(expected.rgb) > 0.01
+    for name, image in expected._asdict().items():
+        np.testing.assert_allclose(getattr(actual, name), image, atol=1e-6, err_msg=name)
 
 
-def test_a_file_renders_the_pictures_of_a_run_on_an_occupancy_grid(tmp_path: Path) -> None:
-    run = empty_some_cells(make_run(tiny_nerf(field=MARCHING)))
-    write_ternary(run, tmp_path / "ball.npz", "ternary2")
+def test_read_ternary_renders_the_images_of_a_run_on_an_occupancy_grid(tmp_path: Path) -> None:
+    run = empty_random_cells(make_run(tiny_nerf(field=MARCHING)))
+    write_ternary(run, tmp_path / "ball.npz", "ternary-2bit")
     read = read_ternary(tmp_path / "ball.npz")
     assert differing_leaves(read.state.grid, run.state.grid) == []
-    found, wanted = pictures_of(read), pictures_of(run)
-    assert np.std(wanted.rgb) > 0.01
-    for name, picture in wanted._asdict().items():
-        np.testing.assert_allclose(getattr(found, name), picture, atol=1e-6, err_msg=name)
+    actual, expected = render_test_view(read), render_test_view(run)
+    assert np.std(expected.rgb) > 0.01
+    for name, image in expected._asdict().items():
+        np.testing.assert_allclose(getattr(actual, name), image, atol=1e-6, err_msg=name)
 
 
-def test_a_file_holds_the_rendered_parameters_and_all_that_is_known_but_the_poses_of_pictures(
+def test_read_ternary_restores_everything_but_the_training_poses(
     run: runs.Run, written: Path
 ) -> None:
     read = read_ternary(written)
@@ -178,81 +181,83 @@ def test_a_file_holds_the_rendered_parameters_and_all_that_is_known_but_the_pose
     for name, network in run.state.shown.items():
         assert set(read.state.shown[name]["params"]) == set(network["params"])
         for layer, values in network["params"].items():
-            found = read.state.shown[name]["params"][layer]
-            whole, scale = jax.jit(quantise_weights)(values["kernel"])
-            np.testing.assert_array_equal(found["kernel"], whole)
-            np.testing.assert_array_equal(found["scale"], scale)
-            np.testing.assert_array_equal(found["bias"], values["bias"])
+            actual = read.state.shown[name]["params"][layer]
+            trits, scale = jax.jit(quantise_weights)(values["kernel"])
+            np.testing.assert_array_equal(actual["kernel"], trits)
+            np.testing.assert_array_equal(actual["scale"], scale)
+            np.testing.assert_array_equal(actual["bias"], values["bias"])
 
 
-def test_weights_take_the_bits_that_they_are_to_take(run: runs.Run, tmp_path: Path) -> None:
+def test_write_ternary_packs_four_or_five_weights_per_byte(run: runs.Run, tmp_path: Path) -> None:
     layers = [layer for network in run.state.shown.values() for layer in network["params"].values()]
     kernels = sum(layer["kernel"].size for layer in layers)
     biases = sum(layer["bias"].size for layer in layers)
     assert ternary.count_weights(run.state.shown) == kernels + biases
-    for form, digits in (("ternary2", 4), ("ternary16", 5)):
-        path = tmp_path / form
-        write_ternary(run, path, form)
+    for format_name, digits in (("ternary-2bit", 4), ("ternary-1.6bit", 5)):
+        path = tmp_path / format_name
+        write_ternary(run, path, format_name)
         with np.load(path, allow_pickle=False) as arrays:
             sizes = {name: array.nbytes for name, array in arrays.items()}
         assert sizes["weights"] == -(-kernels // digits)
         assert (sizes["scales"], sizes["biases"]) == (4 * len(layers), 4 * biases)
-        # What is in the file besides, text most of all, does not grow with the networks.
+        # The size of the other contents, mostly text, does not depend on the networks.
         assert path.stat().st_size < sizes["weights"] + 4 * (biases + len(layers)) + 6000
 
 
 # ---------------------------------------------------------------------------------------------
-# What cannot be used
+# Errors
 # ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_of_another_field_is_refused(tmp_path: Path) -> None:
+def test_write_ternary_refuses_another_field(tmp_path: Path) -> None:
     config = tiny_nerf()
     stage, state = first_state(config)
     scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     run = runs.Run(Path("runs/one"), config, scene, stage, state, 0.0)
-    with pytest.raises(InputError, match=r"runs/one is of the field nerf.*bitnerf\.$"):
-        write_ternary(run, tmp_path / "ball.npz", "ternary2")
+    with pytest.raises(InputError, match=r"runs/one has the field nerf.*bitnerf\.$"):
+        write_ternary(run, tmp_path / "ball.npz", "ternary-2bit")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_to_is_said(run: runs.Run, tmp_path: Path) -> None:
+def test_write_ternary_reports_an_unwritable_folder(run: runs.Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--output"):
-        write_ternary(run, tmp_path / "file" / "ball.npz", "ternary2")
+        write_ternary(run, tmp_path / "file" / "ball.npz", "ternary-2bit")
 
 
-def test_a_file_that_is_missing_is_said(tmp_path: Path) -> None:
+def test_read_ternary_reports_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*nowhere\.npz.*\.$"):
         read_ternary(tmp_path / "nowhere.npz")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_file_cut_short_is_refused(written: Path, tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.99])
+def test_read_ternary_refuses_a_truncated_file(
+    written: Path, tmp_path: Path, fraction: float
+) -> None:
     content = written.read_bytes()
     path = tmp_path / "ball.npz"
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(InputError, match=r"ball\.npz is damaged.*export the run again\.$") as error:
         read_ternary(path)
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_byte_is_found_or_does_not_matter(written: Path, tmp_path: Path) -> None:
+def test_read_ternary_detects_damaged_bytes_that_matter(written: Path, tmp_path: Path) -> None:
     content, path = bytearray(written.read_bytes()), tmp_path / "ball.npz"
-    whole = read_ternary(written).state.shown
-    found = 0
-    for place in np.random.default_rng(0).choice(len(content), 40, replace=False):
+    expected = read_ternary(written).state.shown
+    detected = 0
+    for index in np.random.default_rng(0).choice(len(content), 40, replace=False):
         damaged = content.copy()
-        damaged[place] ^= 0x55
+        damaged[index] ^= 0x55
         path.write_bytes(damaged)
         try:
-            assert differing_leaves(read_ternary(path).state.shown, whole) == []
+            assert differing_leaves(read_ternary(path).state.shown, expected) == []
         except InputError:
-            found += 1
-    assert found >= 20
+            detected += 1
+    assert detected >= 20
 
 
-def test_a_header_that_asks_for_too_much_memory_is_found_before(
+def test_read_ternary_checks_before_a_damaged_header_asks_for_memory(
     written: Path, tmp_path: Path
 ) -> None:
     content, path = written.read_bytes(), tmp_path / "ball.npz"
@@ -264,16 +269,16 @@ def test_a_header_that_asks_for_too_much_memory_is_found_before(
 
 
 def rewrite(source: Path, path: Path, **changes: Any) -> None:
-    """The same file with other arrays, and with checksums that are right."""
+    """Copies a file with other arrays and correct checksums; None leaves an array out."""
     with np.load(source) as arrays:
-        kept = {name: array for name, array in arrays.items() if name not in changes}
+        unchanged = {name: array for name, array in arrays.items() if name not in changes}
     changed = {name: array for name, array in changes.items() if array is not None}
     with path.open("wb") as file:
-        np.savez(file, **kept, **changed)
+        np.savez(file, **unchanged, **changed)
 
 
 @pytest.mark.parametrize("name", ["meta", "weights", "scales", "biases", "occupied", "aabb"])
-def test_a_file_without_one_of_its_parts_is_refused(
+def test_read_ternary_refuses_a_file_without_an_array(
     written: Path, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / "ball.npz"
@@ -295,7 +300,7 @@ def test_a_file_without_one_of_its_parts_is_refused(
         ("scales", np.array([{}], object)),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(
+def test_read_ternary_refuses_arrays_that_do_not_match(
     written: Path, tmp_path: Path, name: str, array: np.ndarray
 ) -> None:
     path = tmp_path / "ball.npz"
@@ -304,7 +309,7 @@ def test_parts_that_do_not_fit_are_refused(
         read_ternary(path)
 
 
-def test_files_hold_no_pickles(written: Path) -> None:
+def test_write_ternary_writes_no_pickles(written: Path) -> None:
     with np.load(written, allow_pickle=False) as arrays:
         assert all(array.dtype != object for array in arrays.values())
     with zipfile.ZipFile(written) as file:
@@ -318,7 +323,7 @@ def test_files_hold_no_pickles(written: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stored(run: runs.Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's folder with a checkpoint. Do not change it: copy it."""
+    """The run's folder with a checkpoint. Copy it, do not change it."""
     folder = tmp_path_factory.mktemp("runs") / "ball"
     runs.create_folder(folder)
     runs.write_config(folder, run.config)
@@ -329,12 +334,12 @@ def stored(run: runs.Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_export_says_how_small_the_file_is_and_render_takes_it(
+def test_export_reports_the_size_of_a_file_that_render_reads(
     stored: Path, run: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(stored, tmp_path / "run"))
-    assert cli.main(["export", str(folder), "--format", "ternary16"]) == 0
-    file = folder / "ternary16.npz"
+    assert cli.main(["export", str(folder), "--format", "ternary-1.6bit"]) == 0
+    file = folder / "ternary-1.6bit.npz"
     output = capsys.readouterr().out
     assert f"{file.stat().st_size / 1e3:.1f} kB" in output
     assert f"{4 * ternary.count_weights(run.state.shown) / 1e3:.1f} kB" in output
@@ -343,24 +348,24 @@ def test_export_says_how_small_the_file_is_and_render_takes_it(
     assert cli.main(["render", str(folder), *small]) == 0
     capsys.readouterr()
     assert cli.main(["render", str(file), *small, "--path", "train"]) == 2
-    assert "does not hold the poses of its training pictures" in capsys.readouterr().err
-    picture = Path("rgb") / "0000.png"
-    wanted = (folder / "orbit" / picture).read_bytes()
-    assert (folder / "ternary16-orbit" / picture).read_bytes() == wanted
+    assert "does not hold the poses of its training images" in capsys.readouterr().err
+    image = Path("rgb") / "0000.png"
+    expected = (folder / "orbit" / image).read_bytes()
+    assert (folder / "ternary-1.6bit-orbit" / image).read_bytes() == expected
 
 
-@pytest.mark.parametrize("name", ["there.npz", "folder"])
-def test_export_replaces_nothing_that_it_was_given(
+@pytest.mark.parametrize("name", ["existing.npz", "folder"])
+def test_export_refuses_to_overwrite_a_named_output(
     stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "there.npz").write_text("mine")
+    (tmp_path / "existing.npz").write_text("unchanged")
     assert cli.main(["export", str(stored), "--output", str(tmp_path / name)]) == 2
     assert "exists already" in capsys.readouterr().err
-    assert (tmp_path / "there.npz").read_text() == "mine"
+    assert (tmp_path / "existing.npz").read_text() == "unchanged"
 
 
-def test_render_of_a_file_has_no_checkpoints_to_choose_from(
+def test_render_refuses_a_step_for_a_file(
     written: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["render", str(written), "--step", "3"]) == 2

@@ -1,4 +1,4 @@
-"""Ternary runs as pages: what is refused, and that a browser shows what the renderer does."""
+"""Web pages of ternary runs: refused runs, contents, and a browser's images."""
 
 import dataclasses
 import json
@@ -19,13 +19,12 @@ from jaxrf.export.web import write_page
 from jaxrf.sampling import occupancy
 from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
-from jaxrf.training.scene_metadata import SceneMetadata
 
 MARCHING = {"sampler": "occupancy", "occupancy_resolution": 8, "max_steps": 24}
 
 
 def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
-    """An untrained run whose every number matters, with holes in its occupancy grid."""
+    """A run with random parameters and, for a BitNeRF, holes in its occupancy grid."""
     stage, state = first_state(config)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
@@ -40,7 +39,7 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
     state = dataclasses.replace(
         state, params=params, average=None, grid=grid, step=jnp.asarray(7, jnp.int32)
     )
-    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
+    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
     scene = dataclasses.replace(scene, name="ball </script>")
     return runs.Run(Path("runs/ball"), config, scene, stage, state, 2.5)
 
@@ -48,15 +47,15 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (tiny_voxels(), "is of the field voxels"),
-        (tiny_nerf(), "is of the field nerf"),
+        (tiny_voxels(), "has the field voxels"),
+        (tiny_nerf(), "has the field nerf"),
         (tiny_bitnerf(), "does not march"),
-        (tiny_bitnerf(**MARCHING, encoding="integrated"), "encodes parts of cones"),
-        (tiny_bitnerf(**MARCHING, shading="per_ray"), "is coloured by rays"),
-        (tiny_bitnerf(**MARCHING, project=True), "full weights"),
+        (tiny_bitnerf(**MARCHING, encoding="integrated"), "encodes conical frusta"),
+        (tiny_bitnerf(**MARCHING, shading="per_ray"), "evaluates colors per ray"),
+        (tiny_bitnerf(**MARCHING, project=True), "full-precision layers"),
     ],
 )
-def test_what_a_page_cannot_show_is_refused(
+def test_write_page_refuses_unsupported_runs(
     config: TrainConfig, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -64,13 +63,13 @@ def test_what_a_page_cannot_show_is_refused(
     assert not (tmp_path / "ball.html").exists()
 
 
-def test_a_page_is_whole_and_small(tmp_path: Path) -> None:
+def test_write_page_is_complete_and_self_contained(tmp_path: Path) -> None:
     run = make_run(tiny_bitnerf(**MARCHING))
     size = write_page(run, tmp_path / "ball.html")
     text = (tmp_path / "ball.html").read_text(encoding="utf-8")
     kernels = [layer["kernel"].size for layer in run.state.shown["fine"]["params"].values()]
     assert size == -(-sum(kernels) // 5)
-    # Nothing is left to be filled in, nothing is fetched, and a name does not end the script.
+    # All placeholders are replaced, nothing is fetched, and a name does not end the script.
     assert not re.search(r"@[A-Z]+@", text)
     assert not re.search(r"(src|href)=", text)
     assert text.count("</script>") == 1
@@ -79,7 +78,7 @@ def test_a_page_is_whole_and_small(tmp_path: Path) -> None:
 
 
 def pose_of(cameras: Cameras, index: int) -> list[float]:
-    """As WebGL takes it, column by column."""
+    """A pose in WebGL's order, column by column."""
     return np.asarray(cameras.T_world_camera[index], np.float64).T.ravel().tolist()
 
 
@@ -93,53 +92,55 @@ def pose_of(cameras: Cameras, index: int) -> list[float]:
         {"layers": 3, "skip": 1, "color_width": 7, "frequency": float(np.pi)},
     ],
 )
-def test_a_browser_shows_what_the_renderer_does(
+def test_a_browser_renders_the_same_images(
     changes: dict[str, Any], page: Any, tmp_path: Path
 ) -> None:
     run = make_run(tiny_bitnerf(**MARCHING | changes))
     write_page(run, tmp_path / "ball.html")
     cameras = make_scene().splits["test"].cameras
-    said: list[str] = []
-    page.on("pageerror", lambda error: said.append(str(error)))
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((tmp_path / "ball.html").as_uri())
     page.evaluate("ready")
-    for index, times in ((0, 1.0), (1, 0.5), (1, 2.0)):
+    for index, distance_factor in ((0, 1.0), (1, 0.5), (1, 2.0)):
         pose = np.array(cameras.T_world_camera)
-        pose[:, :3, 3] *= times
-        seen = dataclasses.replace(cameras, T_world_camera=pose)
-        wanted = runs.make_render_fn(run, supersample=1)(seen, index).rgb
+        pose[:, :3, 3] *= distance_factor
+        moved = dataclasses.replace(cameras, T_world_camera=pose)
+        expected = runs.make_render_fn(run, supersample=1)(moved, index).rgb
         slope = 0.5 * cameras.height / float(cameras.focal[index, 1])
         size = f"{cameras.width}, {cameras.height}"
-        call = f"Array.from(render({pose_of(seen, index)}, {slope}, {size}))"
-        found = np.array(page.evaluate(call)).reshape(cameras.height, cameras.width, 4)
-        assert np.std(wanted) > 0.01
-        apart = np.abs(found[..., :3] / 255.0 - np.clip(wanted, 0.0, 1.0))
-        # Where rounding an activation otherwise tips, a pixel differs by more.
-        assert np.mean(apart) < 0.004 and np.mean(apart > 0.02) < 0.02
-    assert said == []
+        call = f"Array.from(render({pose_of(moved, index)}, {slope}, {size}))"
+        actual = np.array(page.evaluate(call)).reshape(cameras.height, cameras.width, 4)
+        assert np.std(expected) > 0.01
+        error = np.abs(actual[..., :3] / 255.0 - np.clip(expected, 0.0, 1.0))
+        # Some pixels differ by more, where an activation rounds to another integer.
+        assert np.mean(error) < 0.004 and np.mean(error > 0.02) < 0.02
+    assert errors == []
 
 
 @pytest.mark.slow
 @pytest.mark.as_used
-def test_a_page_is_turned_by_hand(page: Any, tmp_path: Path) -> None:
+def test_dragging_and_scrolling_moves_the_camera(page: Any, tmp_path: Path) -> None:
     write_page(make_run(tiny_bitnerf(**MARCHING)), tmp_path / "ball.html")
-    # Few pixels, as there is no graphics card.
+    # Few pixels, because there may be no GPU.
     page.set_viewport_size({"width": 160, "height": 100})
     page.goto((tmp_path / "ball.html").as_uri())
-    page.wait_for_function("document.getElementById('said').textContent.includes(' x ')")
-    before, first = page.screenshot(), page.evaluate("place()")
+    page.wait_for_function("document.getElementById('caption').textContent.includes(' x ')")
+    before, first = page.screenshot(), page.evaluate("cameraPose()")
     page.mouse.move(60, 50)
     page.mouse.down()
     page.mouse.move(90, 60, steps=4)
     page.mouse.up()
     page.mouse.wheel(0, 200)
     page.wait_for_function("!view.changed && size === 0 && job === null", timeout=60_000)
-    after = page.evaluate("place()")
-    away = [np.linalg.norm(np.array(pose[12:15])) for pose in (first, after)]
-    assert away[1] == pytest.approx(away[0] * np.exp(0.2), rel=1e-3)
+    after = page.evaluate("cameraPose()")
+    distance = [np.linalg.norm(np.array(pose[12:15])) for pose in (first, after)]
+    assert distance[1] == pytest.approx(distance[0] * np.exp(0.2), rel=1e-3)
     assert page.screenshot() != before
 
 
-def test_only_a_bitnerf_becomes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["export", str(tmp_path / "none"), "--format", "web"]) == 2
+def test_export_web_reports_a_missing_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", "--run", str(tmp_path / "none"), "--format", "web"]) == 2
     assert "is not a run" in capsys.readouterr().err
