@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from jaxrf.cli.options import RenderOptions
 from PIL import Image
 
 from jaxrf.cameras.base import index_cameras, near_far_for_box, resize_cameras
 from jaxrf.cli import commands
-from jaxrf.cli.options import RenderOptions
 from jaxrf.evaluation import images, interactive
 from jaxrf.export.render_plan import path_cameras
 from jaxrf.rendering.volume import Picture

@@ -20,6 +20,8 @@ os.environ["XLA_FLAGS"] = (
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from jaxrf.models.methods import Stage  # noqa: E402
+from jaxrf.training.train import TrainState  # noqa: E402
 from scenes import (  # noqa: E402
     Recorder,
     differing_leaves,
@@ -33,12 +35,10 @@ from scenes import (  # noqa: E402
 )
 
 from jaxrf.evaluation import scoring  # noqa: E402
-from jaxrf.models.methods import Stage  # noqa: E402
 from jaxrf.parallel import devices  # noqa: E402
 from jaxrf.training import optim, train, transitions  # noqa: E402
 from jaxrf.training import pixels as batches  # noqa: E402
 from jaxrf.training.config import TrainConfig  # noqa: E402
-from jaxrf.training.train import TrainState  # noqa: E402
 
 KINDS: dict[str, Callable[..., TrainConfig]] = {
     "nerf": tiny_nerf,

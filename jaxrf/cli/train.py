@@ -66,15 +66,15 @@ def run(options: TrainOptions) -> int:
     them writes.
     """
     from jaxrf.cli import training
-    from jaxrf.parallel import devices as parallel
+    from jaxrf.parallel import processes
 
     config = options.config
     if config.coordinator is None:
         return training.train_and_score(config, options.preset)
-    parallel.connect(config.coordinator, config.processes, config.process_id)
+    processes.init_distributed(config.coordinator, config.processes, config.process_id)
     # The run is resumed with other processes, or none: they are no setting of the run.
     config = dataclasses.replace(config, coordinator=None, processes=None, process_id=None)
-    with parallel.silence_non_main(), parallel.abort_on_peer_failure():
+    with processes.silence_non_main(), processes.abort_on_peer_failure():
         return training.train_and_score(config, options.preset)
 
 

@@ -19,7 +19,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.data.scene import composite
 from jaxrf.evaluation import images
 from jaxrf.export.render_plan import RenderPlan, plan_render
-from jaxrf.parallel import devices as parallel
+from jaxrf.parallel import processes
 from jaxrf.rendering.volume import Picture
 from jaxrf.training import runs, train
 from jaxrf.training.config import Channel
@@ -47,7 +47,7 @@ def render_frames(
     """Renders frames of a plan, by default all, with a progress bar; yields index and rendering."""
     render = runs.make_render_fn(run, supersample)
     indices = range(len(plan.cameras)) if indices is None else indices
-    for index in tqdm(indices, desc=title, unit="frame", disable=not parallel.leads()):
+    for index in tqdm(indices, desc=title, unit="frame", disable=not processes.is_main_process()):
         yield index, render(plan.cameras, index)
 
 

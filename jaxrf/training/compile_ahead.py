@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrf.core import memory
 from jaxrf.models.base import StageSpec
-from jaxrf.parallel import devices as parallel
+from jaxrf.parallel import devices, processes, sums
 from jaxrf.training.pixels import PixelDataset, PrefetchedPixels
 from jaxrf.training.schedule import make_train_schedule, training_key
 from jaxrf.training.state import Metrics, TrainState
@@ -55,8 +55,8 @@ def compile_steps(
         pixel_ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
         rgba: Any = jax.ShapeDtypeStruct((*shape, 4), jnp.uint8)
         arguments.append(PrefetchedPixels(pixel_ids, rgba))
-    arguments = parallel.replicated_shapes(spec.mesh, arguments)
-    options = parallel.DETERMINISTIC_COMPILER_OPTIONS if config.shards else None
+    arguments = devices.replicated_shapes(spec.mesh, arguments)
+    options = sums.DETERMINISTIC_COMPILER_OPTIONS if config.shards else None
     return run.lower(*arguments).compile(options)
 
 
@@ -111,4 +111,4 @@ class StepCompiler:
 def exceeds_memory(program: Any) -> bool:
     """Whether a compiled program needs more memory than some process has."""
     too_large = memory.needed_bytes(program) > STEP_MEMORY_FRACTION * memory.free_bytes()
-    return parallel.largest(too_large) > 0
+    return processes.allreduce_max(too_large) > 0

@@ -17,7 +17,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Scene
 from jaxrf.fields.base import StageTransition
 from jaxrf.models.base import StageSpec
-from jaxrf.parallel import devices as parallel
+from jaxrf.parallel import devices, processes
 from jaxrf.training import schedule, transitions
 from jaxrf.training.callbacks import NullCallback, TrainCallback
 from jaxrf.training.compile_ahead import StepCompiler, StepFn, exceeds_memory
@@ -92,7 +92,7 @@ class Trainer:
         """See `fit`."""
         self.config, self.scene = config, scene
         self.callback: TrainCallback = callback or NullCallback()
-        self.mesh = mesh or parallel.make_mesh(1)
+        self.mesh = mesh or devices.make_mesh(1)
         if config.shards is not None and config.shards % self.mesh.size:
             raise InputError(
                 f"--shards is {config.shards}, which {self.mesh.size} devices cannot share: take "
@@ -130,7 +130,7 @@ class Trainer:
     def _device_pixels(self) -> PixelDataset:
         """The pixels as the steps get them."""
         pixels = drop_images(self.pixels) if self.prefetches else self.pixels
-        return parallel.replicate(self.mesh, pixels)
+        return devices.replicate(self.mesh, pixels)
 
     # -- the beginning -------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class Trainer:
         else:
             stage, state = restored
             self.stage = transitions.reshard(self.config, stage, state.grid, self.mesh.size)
-        self.state = parallel.replicate(self.mesh, state)
+        self.state = devices.replicate(self.mesh, state)
         self.step = int(self.state.step)
         self.schedule = transitions.schedule_from(self.config, self.step)
         self.transitions = transitions.plan_transitions(self.config)
@@ -189,9 +189,9 @@ class Trainer:
         return True
 
     def _transition(self, transition: StageTransition) -> None:
-        state = parallel.to_local(self.mesh, self.state)
+        state = devices.to_local(self.mesh, self.state)
         self.stage, state = transitions.transition_stage(self.config, self.stage, state, transition)
-        self.state = parallel.replicate(self.mesh, state)
+        self.state = devices.replicate(self.mesh, state)
         self.schedule = transitions.schedule_from(self.config, self.step + 1)
         self._filter_pixels()
 
@@ -243,13 +243,13 @@ class Trainer:
         """Runs some of the remaining steps on the device; their metrics and number."""
         seconds = self.callback.dispatch_seconds()
         longest = min(seconds / self.seconds_per_step, self.config.steps_per_dispatch)
-        count = parallel.agree(min(max(int(longest), 1), remaining))
+        count = processes.broadcast_from_main(min(max(int(longest), 1), remaining))
         started = time.perf_counter()
         inputs: list[Any] = [self.rng, self.schedule, jnp.asarray(count, jnp.int32)]
         if self.prefetches:
             inputs.append(self.prefetcher.take(self._prefetch_request()))
         self.state, metrics = self.run(
-            self.state, self.step_pixels, *parallel.replicate(self.mesh, inputs)
+            self.state, self.step_pixels, *devices.replicate(self.mesh, inputs)
         )
         self.step += count
         if self.prefetches:
@@ -267,7 +267,7 @@ def _keeps_images_on_host(config: TrainConfig, scene: Scene) -> bool:
     if config.keep_images_on_host is not None:
         return config.keep_images_on_host
     needed = count_bytes(scene.splits["train"], config.image_scales())
-    return parallel.largest(needed > IMAGE_MEMORY_FRACTION * memory.free_bytes()) > 0
+    return processes.allreduce_max(needed > IMAGE_MEMORY_FRACTION * memory.free_bytes()) > 0
 
 
 def _describe_batch(config: TrainConfig, stage: StageSpec) -> str:

@@ -26,7 +26,7 @@ from jaxrf.evaluation import images, scoring
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
-from jaxrf.parallel import devices as parallel
+from jaxrf.parallel import devices, processes
 from jaxrf.training import config as configs
 from jaxrf.training import optim, runs, schedule, summaries, transitions
 from jaxrf.training.config import TrainConfig
@@ -175,7 +175,7 @@ class Monitor:
         self.seconds_before = seconds
         self._schedules = optim.make_schedules(config.optimizer, make_train_schedule(config))
         self._bar = ProgressBar(
-            config.steps, "train", "step", initial=done, disable=not parallel.leads()
+            config.steps, "train", "step", initial=done, disable=not processes.is_main_process()
         )
         self._done = done
         self._mark = time.perf_counter()
@@ -211,7 +211,7 @@ class Monitor:
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
         """Notes the compilation and says what the stage is."""
         late = self.deadline is not None and time.time() > self.deadline
-        self._check_begun(parallel.agree(late))
+        self._check_begun(processes.broadcast_from_main(late))
         now = time.perf_counter()
         self._pace = Pace()
         self.clock.compile += seconds
@@ -265,11 +265,11 @@ class Monitor:
             self._measure_machine,
         )
         late = self.deadline is not None and time.time() + elapsed > self.deadline
-        stop = parallel.largest(len(self.caught)) > 0 or late
+        stop = processes.allreduce_max(len(self.caught)) > 0 or late
         validate = not stop and self._is_validation_due(step, steps)
         video = not stop and self._is_video_due(step, steps)
         save = stop or validate or now - self._saved_at > self.config.checkpoint_seconds
-        stop, validate, video, save = parallel.agree((stop, validate, video, save))
+        stop, validate, video, save = processes.broadcast_from_main((stop, validate, video, save))
         if validate:
             self._validate(stage, state, step)
         if video:
@@ -302,7 +302,7 @@ class Monitor:
 
     def _make_interactive_renderer(self, stage: Stage, state: TrainState) -> InteractiveRenderer:
         # A copy, as the next step uses up the arrays.
-        own = parallel.fetch(self.mesh, (state.shown, state.grid))
+        own = devices.to_host(self.mesh, (state.shown, state.grid))
         params, grid = jax.tree.map(lambda x: jnp.array(x, copy=True), own)
         seen = runs.near_far_fn(self.scene, grid)
         return make_interactive_renderer(
@@ -321,7 +321,7 @@ class Monitor:
         """
         if self.deadline is None:
             return config
-        found = parallel.agree(self._fit_steps(config, step, growing))
+        found = processes.broadcast_from_main(self._fit_steps(config, step, growing))
         if found is None:
             return config
         steps, reason = found
@@ -374,7 +374,7 @@ class Monitor:
         """Writes down a configuration that changed while training, and says why."""
         self.config = config
         self._schedules = optim.make_schedules(config.optimizer, make_train_schedule(config))
-        if parallel.leads():
+        if processes.is_main_process():
             runs.write_config(self.folder, config)
         self.events.text("config", configs.to_json(config), step)
         self._bar.total = config.steps
@@ -382,7 +382,7 @@ class Monitor:
 
     def _say(self, line: str) -> None:
         """Prints a line above the progress bar and keeps it in train.log."""
-        if parallel.leads():
+        if processes.is_main_process():
             self._bar.write(f"  {line}")
         self.events.note(line)
 
@@ -391,7 +391,7 @@ class Monitor:
         step = int(state.step)
         if step == self._saved_step:
             return
-        state = parallel.fetch(self.mesh, state)
+        state = devices.to_host(self.mesh, state)
         runs.save(self.manager, self.scene, stage, state, self.seconds, self._val_psnr)
         self._saved_step, self._val_psnr = step, None
         self._saved_at = time.perf_counter()
@@ -472,10 +472,10 @@ class Monitor:
         self._video_seconds, self._slowest_video = elapsed, max(self._slowest_video, elapsed)
 
     def _write_parameters(self, state: TrainState, step: int) -> None:
-        if parallel.leads():
+        if processes.is_main_process():
             params, grid = state.params, state.grid
             if self.mesh is not None:
-                params, grid = parallel.to_local(self.mesh, (params, grid))
+                params, grid = devices.to_local(self.mesh, (params, grid))
             summaries.write_parameters(self.events, params, grid, step)
 
     def _stand_apart(self, begun: float) -> float:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from jaxrf.models.base import ModelParams, StageSpec, TrainRendering
-from jaxrf.parallel import devices as parallel
+from jaxrf.parallel import devices, sums
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import optim
 from jaxrf.training.config import TrainConfig
@@ -55,8 +55,8 @@ class GradAccum(NamedTuple):
 
     def psum(self) -> "GradAccum":
         """The sum over all devices, in the quickest order."""
-        grads, metrics = jax.lax.psum((self.grads, self.metrics), parallel.AXIS)
-        return GradAccum(grads, metrics, jax.lax.pmax(self.max_weights, parallel.AXIS))
+        grads, metrics = jax.lax.psum((self.grads, self.metrics), devices.AXIS)
+        return GradAccum(grads, metrics, jax.lax.pmax(self.max_weights, devices.AXIS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def train_step(
         prefetched,
     )
     # A key for each ray: it does not matter which rays are computed together.
-    batch, keys = parallel.hold(spec.mesh, (batch, split_ray_rngs(key, spec.stage.num_rays)))
+    batch, keys = devices.constrain_replicated(spec.mesh, (batch, split_ray_rngs(key, spec.stage.num_rays)))
     _, loss_scale = optim.unscale(state.opt_state)
     accum = compute_grads(spec, state.params, state.grid, loss_scale, batch, keys)
     if spec.config.shards is not None:
@@ -196,7 +196,7 @@ def compute_grads(
     """Gradients and metrics of a batch, whatever devices and microbatches it is cut into."""
     if spec.is_one_batch:
         return _batch_grads(spec, params, grid, loss_scale, (batch, keys))
-    run = parallel.shard_rays(spec.mesh, partial(_device_grads, spec), (False, False, False, True))
+    run = devices.shard_rays(spec.mesh, partial(_device_grads, spec), (False, False, False, True))
     total: GradAccum = run(params, grid, loss_scale, (batch, keys))
     count = spec.stage.num_shards * spec.stage.num_microbatches
     grads, metrics = jax.tree.map(lambda x: x / count, (total.grads, total.metrics))
@@ -231,8 +231,8 @@ def _device_grads(
         return total.psum() if spec.mesh.size > 1 else total
     count = spec.stage.num_shards // spec.mesh.size
     shards = _split_leading_axis(rays, count)
-    total = parallel.pairwise_sum(shard_grads, shards, count, zeros, GradAccum.add)
-    return parallel.recursive_doubling_allreduce(spec.mesh, total, GradAccum.add)
+    total = sums.pairwise_sum(shard_grads, shards, count, zeros, GradAccum.add)
+    return sums.recursive_doubling_allreduce(spec.mesh, total, GradAccum.add)
 
 
 def _shard_grads(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jaxrf.cli.options import RenderOptions
 from PIL import Image
 
-from jaxrf.cli.options import RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
 from jaxrf.export.render_folder import (

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxrf.models.methods import Stage
 from scenes import (
     BOX,
     LONG,
@@ -39,7 +40,6 @@ from jaxrf.fields import tensorf, voxels
 from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
-from jaxrf.models.methods import Stage
 from jaxrf.rendering.packed import render_packed
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid, WeightTrackedGrid

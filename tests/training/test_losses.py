@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxrf.training.train import choose_error
 
 from jaxrf.training.config import LossConfig
 from jaxrf.training.losses import (
@@ -18,7 +19,6 @@ from jaxrf.training.losses import (
     mean_squared_error,
     squared_error,
 )
-from jaxrf.training.train import choose_error
 
 SEEDS = st.integers(0, 2**20)
 

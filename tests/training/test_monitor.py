@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxrf.training.train import Metrics, TrainState
 from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_voxels
 
 from jaxrf.cameras import base as cams
@@ -22,7 +23,6 @@ from jaxrf.training.config import TrainConfig, VideoConfig
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.monitor import TrainMonitor
 from jaxrf.training.scene_metadata import SceneMetadata
-from jaxrf.training.train import Metrics, TrainState
 
 METRICS = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.4, 0.05, 4096, 1.5, 1, 0.9, 1.2)))
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxrf.models.methods import Stage
+from jaxrf.training.train import DivergedError, Metrics, PixelDataset, TrainState
 from scenes import (
     Recorder,
     change_nerf,
@@ -40,7 +42,6 @@ from jaxrf.evaluation.scoring import make_render_fn
 from jaxrf.fields import tensorf
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
-from jaxrf.models.methods import Stage
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid
 from jaxrf.training import (
@@ -59,7 +60,6 @@ from jaxrf.training import (
 )
 from jaxrf.training.config import LossConfig, OptimizerConfig, TrainConfig
 from jaxrf.training.scene_metadata import SceneMetadata
-from jaxrf.training.train import DivergedError, Metrics, PixelDataset, TrainState
 
 RANGE = (2.0, 6.0)
 

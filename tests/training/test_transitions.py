@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxrf.models.methods import Stage
 from scenes import (
     BOX,
     LONG,
@@ -29,7 +30,6 @@ from jaxrf.data.scene import composite
 from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
-from jaxrf.models.methods import Stage
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid, WeightTrackedGrid
 from jaxrf.training import config as configs
