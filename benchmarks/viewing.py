@@ -15,11 +15,11 @@ import numpy as np
 from jaxrf.cli.options import RenderOptions
 from PIL import Image
 
-from jaxrf.cameras.base import index_cameras, near_far_for_box, resize_cameras
+from jaxrf.cameras.base import near_far_for_box, resize_cameras
 from jaxrf.cli import commands
 from jaxrf.evaluation import images, interactive
 from jaxrf.export.render_plan import path_cameras
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs
 from jaxrf.viewer.client import MOVING_FRAME_SECONDS
@@ -28,7 +28,7 @@ from jaxrf.viewer.crop_panel import NO_CROP
 SIZES = (384, 768)
 
 
-def encode(picture: Picture, span: tuple[float, float]) -> bytes:
+def encode(picture: HostRendering, span: tuple[float, float]) -> bytes:
     """A picture as it is sent to a browser."""
     buffer = io.BytesIO()
     image = Image.fromarray(images.draw_channel(picture, "rgb", span))
@@ -46,7 +46,7 @@ def main() -> None:
     paint = commands.make_interactive_renderer(run)
     orbit = path_cameras(run, RenderOptions(frames=600, size=SIZES[-1]))
     span = near_far_for_box(orbit, visible_aabb(paint.grid))
-    tiny = resize_cameras(index_cameras(orbit, np.array([0])), 8, 8)
+    tiny = resize_cameras(orbit[np.array([0])], 8, 8)
     paint.paint(tiny, NO_CROP, lambda: False)
     print("| sharpest | while it moves | frames/s | first picture | sharp after |")
     print("|---|---|---|---|---|")
@@ -55,7 +55,7 @@ def main() -> None:
         cameras = resize_cameras(orbit, size, size * orbit.height // orbit.width)
         started = time.perf_counter()
         while (now := time.perf_counter()) - started < arguments.seconds:
-            camera = index_cameras(cameras, np.array([len(times) % len(cameras)]))
+            camera = cameras[np.array([len(times) % len(cameras)])]
             picture = next(
                 interactive.render_progressively(paint, camera, NO_CROP, pace, lambda: False)
             )

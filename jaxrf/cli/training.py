@@ -138,7 +138,9 @@ def _begin(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
 
 def _name_run(config: TrainConfig, data: TrainingData) -> Path:
     """Returns the folder of the run, the same in every process."""
-    return Path(processes.broadcast_from_main(str(config.run_dir or runs.name_run(config, data.scene.name))))
+    return Path(
+        processes.broadcast_from_main(str(config.run_dir or runs.name_run(config, data.scene.name)))
+    )
 
 
 def _create_run(folder: Path, config: TrainConfig) -> None:
@@ -161,7 +163,9 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
     """Trains, scores and shows a run, and closes everything, whatever happens; the exit code."""
     config, folder = start.config, start.folder
     viewer = viewing.open_viewer(config, data.scene, data.metadata, folder)
-    events = EventWriter(folder, processes.is_main_process(), start.step if start.restored else None)
+    events = EventWriter(
+        folder, processes.is_main_process(), start.step if start.restored else None
+    )
     events.note(
         f"{'resumed' if start.restored else 'begun'} at step {start.step} of {config.steps}: "
         f"{config.field.kind} on {data.scene.name}; {start.hardware}"

@@ -72,7 +72,7 @@ def load_val(folder: Path, config: TrainConfig) -> Split | None:
         return None
 
     def choose(count: int) -> list[int]:
-        return scoring.spread(count, config.validation_views)
+        return scoring.evenly_spaced_indices(count, config.validation_views)
 
     try:
         scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)

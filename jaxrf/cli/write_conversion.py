@@ -49,7 +49,7 @@ def comparison_cameras(scene: Scene | None, size: int) -> cams.Cameras:
             "--check compares what a pinhole sees, and --data has lenses: leave it out."
         )
     height = max(size * cameras.height // cameras.width, 1)
-    return cams.resize_cameras(cams.index_cameras(cameras, np.array([0])), size, height)
+    return cams.resize_cameras(cameras[np.array([0])], size, height)
 
 
 def compare(
@@ -64,14 +64,16 @@ def compare(
     """
     rows = []
     for double, name in ((False, "float32"), (True, "float64")):
-        point_rows = check.check_points(converted, content, format_options, check.POINTS, double)
-        print(f"Raw outputs at {check.POINTS:,} points, {name}:")
+        point_rows = check.check_points(
+            converted, content, format_options, check.NUM_POINTS, double
+        )
+        print(f"Raw outputs at {check.NUM_POINTS:,} points, {name}:")
         print(check.format_rows(point_rows))
         rows += point_rows
-    single = check.check_pictures(converted, content, format_options, cameras, double=False)
+    single = check.check_images(converted, content, format_options, cameras, double=False)
     print(f"A picture of {cameras.width}x{cameras.height}, float32:")
     print(check.format_rows(single))
-    exact = check.check_pictures(converted, content, format_options, cameras, double=True)
+    exact = check.check_images(converted, content, format_options, cameras, double=True)
     print("The same in float64, where rounding is out of the way:")
     print(check.format_rows(exact))
     same = check.passes([*rows, *single, *exact])

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxrf.cameras.base import Cameras, apply_ray_convention, image_rays, look_at
+from jaxrf.cameras.base import Cameras, apply_ray_convention, image_rays
+from jaxrf.cameras.poses import look_at
 from jaxrf.convert.files.read import Content
 from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted

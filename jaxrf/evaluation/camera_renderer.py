@@ -27,7 +27,8 @@ from jaxrf.core.rays import Rays
 from jaxrf.fields.base import Params
 from jaxrf.models.methods import Stage, eval_stage, rays_at_once, render_rays
 from jaxrf.parallel import devices, sums
-from jaxrf.rendering.volume import Picture, Rendering, resolve_supersampling
+from jaxrf.rendering.image import HostRendering
+from jaxrf.rendering.volume import Rendering, resolve_supersampling
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import FieldConfig, TrainConfig
 
@@ -93,7 +94,7 @@ class CameraRenderer:
         supersample: int = 1,
         crop_aabb: Float[np.ndarray, "2 3"] | None = None,
         should_stop: Callable[[], bool] | None = None,
-    ) -> Picture | None:
+    ) -> HostRendering | None:
         """Renders the image of one camera.
 
         Args:
@@ -269,7 +270,7 @@ _render_chunks_deterministic = jax.jit(
 )
 
 
-def _join_calls(calls: list[Rendering], width: int, height: int) -> Picture:
+def _join_calls(calls: list[Rendering], width: int, height: int) -> HostRendering:
     """The image in host memory, of what the calls rendered."""
     # All calls were dispatched before the first is waited for.
     host = jax.device_get(calls)
@@ -279,4 +280,4 @@ def _join_calls(calls: list[Rendering], width: int, height: int) -> Picture:
         pixels = np.concatenate([part.reshape(-1, *part.shape[3:]) for part in parts])
         return pixels[: width * height].reshape(height, width, *pixels.shape[1:])
 
-    return Picture(*(join(name) for name in Picture._fields))
+    return HostRendering(*(join(name) for name in HostRendering._fields))

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jaxrf.evaluation.channels import Channel
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 
 # The frames of a video: an array, or whatever gives any of them.
 Clip = UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "h w 3"]]
@@ -118,7 +118,7 @@ def error_picture(
 
 
 def draw_channel(
-    picture: Picture,
+    picture: HostRendering,
     channel: Channel,
     span: tuple[float, float],
     truth: Float[np.ndarray, "h w 3"] | None = None,

@@ -17,7 +17,7 @@ from jaxrf.cameras.base import Cameras, SceneRange, resize_cameras
 from jaxrf.evaluation.camera_renderer import CameraRenderer, make_camera_renderer
 from jaxrf.fields.base import Params
 from jaxrf.models.methods import Stage
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import TrainConfig
 
@@ -50,7 +50,7 @@ class InteractiveRenderer:
         crop_aabb: Float[np.ndarray, "2 3"],
         should_stop: Callable[[], bool],
         supersample: int = 1,
-    ) -> Picture | None:
+    ) -> HostRendering | None:
         """Renders the image of the first camera.
 
         Args:
@@ -133,7 +133,7 @@ def render_progressively(
     crop_aabb: Float[np.ndarray, "2 3"],
     timer: FrameTimer,
     should_stop: Callable[[], bool],
-) -> Iterator[Picture]:
+) -> Iterator[HostRendering]:
     """Yields a camera's image at increasing sizes, from one that fits the time to the full size.
 
     The last image is supersampled as in training. Ends early once `should_stop` returns True.

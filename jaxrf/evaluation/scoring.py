@@ -16,11 +16,11 @@ from jaxrf.evaluation import lpips, metrics
 from jaxrf.evaluation.camera_renderer import CameraRenderer, make_camera_renderer
 from jaxrf.fields.base import Params
 from jaxrf.models.methods import Stage
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import TrainConfig
 
-RenderFn = Callable[[Cameras, int], Picture]
+RenderFn = Callable[[Cameras, int], HostRendering]
 
 # Fewer samples at a time would hardly save memory.
 MIN_RENDER_SAMPLES = 1 << 10
@@ -40,7 +40,7 @@ class ViewMetrics(NamedTuple):
 
     view: int
     name: str
-    rendering: Picture
+    rendering: HostRendering
     truth: Float[np.ndarray, "h w 3"]
     psnr: float
     ssim: float
@@ -88,7 +88,7 @@ def make_render_fn(
 
     renderer = make_renderer(config.render_samples)
 
-    def render(cameras: Cameras, index: int) -> Picture:
+    def render(cameras: Cameras, index: int) -> HostRendering:
         nonlocal renderer
         try:
             image = renderer.render(cameras, index, supersample)

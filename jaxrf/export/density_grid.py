@@ -120,7 +120,7 @@ def sample_density(run: Run, resolution: int, progress: ProgressFn = no_progress
 def _make_density_fn(run: Run) -> Callable[[Float[Array, "m 3"]], Float[Array, "m"]]:
     """A function of positions that gives the run's density per scene unit."""
     grid = run.state.grid
-    stage, _ = methods.eval_stage(run.config.field, run.stage, grid, tight=False)
+    stage, _ = methods.eval_stage(run.config.field, run.stage, grid, crop_to_occupied=False)
     radius = jnp.asarray(CONE_RADIUS_PER_PIXEL * measure_pixel_width(run))
     return functools.partial(
         _evaluate_density, run.config.field, stage, run.state.shown, grid, radius

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxrf.cameras.transforms import Frame, move_points
+from jaxrf.cameras.transforms import SimilarityTransform, transform_positions
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.export.density_grid import (
@@ -191,6 +191,6 @@ def color_vertices(run: Run, mesh: Mesh, view_dirs: Float[np.ndarray, "v 3"]) ->
     return mesh._replace(colors=unpremultiply(make_render_rays(run)(rays)))
 
 
-def transform_mesh(frame: Frame, mesh: Mesh) -> Mesh:
+def transform_mesh(frame: SimilarityTransform, mesh: Mesh) -> Mesh:
     """A mesh moved by a similarity transform."""
-    return mesh._replace(vertices=move_points(frame, mesh.vertices))
+    return mesh._replace(vertices=transform_positions(frame, mesh.vertices))

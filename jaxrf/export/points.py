@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras import base as cams
-from jaxrf.cameras.transforms import Frame, move_points
+from jaxrf.cameras.transforms import SimilarityTransform, transform_positions
 from jaxrf.core.errors import InputError
 from jaxrf.export.progress import ProgressFn, no_progress
 from jaxrf.export.training_views import (
@@ -114,8 +114,9 @@ def estimate_pixel_normals(
     return np.where(np.sum(normals * directions, -1, keepdims=True) > 0, -normals, normals)
 
 
-def transform_points(frame: Frame, points: Points) -> Points:
+def transform_points(frame: SimilarityTransform, points: Points) -> Points:
     """Points moved by a similarity transform."""
     return points._replace(
-        positions=move_points(frame, points.positions), normals=points.normals @ frame.rotation.T
+        positions=transform_positions(frame, points.positions),
+        normals=points.normals @ frame.rotation.T,
     )

@@ -18,11 +18,11 @@ from jaxrf.cli.options import CHANNELS, Format, RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import composite
 from jaxrf.evaluation import images
+from jaxrf.evaluation.channels import Channel
 from jaxrf.export.render_plan import RenderPlan, plan_render
 from jaxrf.parallel import processes
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.training import runs, train
-from jaxrf.training.config import Channel
 from jaxrf.training.runs import Run
 
 # Default frames per second of a video.
@@ -43,7 +43,7 @@ def render_frames(
     supersample: int | None,
     title: str,
     indices: Sequence[int] | None = None,
-) -> Iterator[tuple[int, Picture]]:
+) -> Iterator[tuple[int, HostRendering]]:
     """Renders frames of a plan, by default all, with a progress bar; yields index and rendering."""
     render = runs.make_render_fn(run, supersample)
     indices = range(len(plan.cameras)) if indices is None else indices
@@ -52,7 +52,7 @@ def render_frames(
 
 
 def select_channel(
-    rendering: Picture, channel: Channel, target_rgb: Float[np.ndarray, "h w 3"] | None
+    rendering: HostRendering, channel: Channel, target_rgb: Float[np.ndarray, "h w 3"] | None
 ) -> Float[np.ndarray, "h w *c"]:
     """A channel of a rendering as numbers; depth is the median distance along the ray."""
     match channel:

@@ -133,8 +133,8 @@ def _training_poses(run: Run) -> Float[np.ndarray, "n 4 4"]:
 def _read_cameras(run: Run, path: Path, width: int) -> Cameras:
     """Cameras of a file, in the coordinates of training, with images of this width."""
     cameras = paths.read_path(path).cameras
-    frame = transforms.unpack_frame(run.scene.frame)
-    poses = transforms.move_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
+    frame = transforms.unpack_transform(run.scene.frame)
+    poses = transforms.transform_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
     moved = dataclasses.replace(cameras, T_world_camera=poses.astype(np.float32), ndc=run.scene.ndc)
     return cams.resize_cameras(moved, width, max(width * cameras.height // cameras.width, 1))
 

@@ -19,7 +19,8 @@ from jaxrf.export.progress import ProgressFn, no_progress
 from jaxrf.fields.base import Params
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
-from jaxrf.rendering.volume import Picture, Rendering, render_image
+from jaxrf.rendering.image import HostRendering, render_image
+from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import FieldConfig
 from jaxrf.training.runs import Run
@@ -38,7 +39,7 @@ class TrainingView(NamedTuple):
     """
 
     cameras: Cameras
-    rendering: Picture
+    rendering: HostRendering
 
 
 def render_training_views(
@@ -72,16 +73,16 @@ def render_training_views(
     render = make_render_rays(run)
     views = []
     for index in progress(range(len(poses)), "views"):
-        camera = dataclasses.replace(cams.index_cameras(cameras, np.array([index])), ndc=scene.ndc)
+        camera = dataclasses.replace(cameras[np.array([index])], ndc=scene.ndc)
         rays = cams.image_rays(camera, 0, scene.near, scene.far)
         views.append(TrainingView(camera, render(rays)))
     return views
 
 
-def make_render_rays(run: Run) -> Callable[[Rays], Picture]:
+def make_render_rays(run: Run) -> Callable[[Rays], HostRendering]:
     """A function of rays of any batch shape that renders them in front of black."""
     config, grid = run.config, run.state.grid
-    stage, aabb = methods.eval_stage(config.field, run.stage, grid, tight=True)
+    stage, aabb = methods.eval_stage(config.field, run.stage, grid, crop_to_occupied=True)
 
     def render_chunks(rays: Rays) -> Rendering:
         static = (config.field, stage, config.render_samples)
@@ -106,7 +107,7 @@ def _render_chunks(
     return jax.lax.map(render, rays)
 
 
-def unpremultiply(rendering: Picture) -> Float[np.ndarray, "*batch 3"]:
+def unpremultiply(rendering: HostRendering) -> Float[np.ndarray, "*batch 3"]:
     """Colors divided by opacity, of a rendering in front of black; in [0, 1]."""
     return np.clip(rendering.rgb / np.maximum(rendering.opacity, 1e-3)[..., None], 0.0, 1.0)
 

@@ -150,7 +150,7 @@ def _describe_network(run: Run) -> dict[str, Any]:
 def _describe_marching(run: Run) -> dict[str, Any]:
     field, grid = run.config.field, run.state.grid
     assert isinstance(field, BitNeRFConfig)
-    stage, occupied_aabb = methods.eval_stage(field, run.stage, grid, tight=True)
+    stage, occupied_aabb = methods.eval_stage(field, run.stage, grid, crop_to_occupied=True)
     step_size = float(methods.step_length(field, stage, grid.aabb))
     diagonal = float(np.linalg.norm(occupied_aabb[1] - occupied_aabb[0]))
     return {

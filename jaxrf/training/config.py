@@ -9,7 +9,7 @@ import tyro
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.checks import require_non_negative, require_port, require_positive
 from jaxrf.core.errors import InputError
-from jaxrf.data.synthetic import SyntheticSceneConfig
+from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.fields.base import Field
 from jaxrf.models.base import Model
 from jaxrf.models.packed import PackedModel

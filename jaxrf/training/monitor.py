@@ -306,7 +306,13 @@ class Monitor:
         params, grid = jax.tree.map(lambda x: jnp.array(x, copy=True), own)
         seen = runs.near_far_fn(self.scene, grid)
         return make_interactive_renderer(
-            self.config, stage, params, grid, seen, background_color(self.config), tight=False
+            self.config,
+            stage,
+            params,
+            grid,
+            seen,
+            background_color(self.config),
+            crop_to_occupied=False,
         )
 
     def _measure_machine(self) -> dict[str, float]:
@@ -430,7 +436,7 @@ class Monitor:
             state.grid,
             (self.scene.near, self.scene.far),
             background_color(self.config),
-            tight=False,
+            crop_to_occupied=False,
             mesh=self.mesh,
         )
 
@@ -440,14 +446,14 @@ class Monitor:
         background = background_color(self.config)
         render = self._make_render_fn(stage, state)
         started = time.perf_counter()
-        scored: list[scoring.Scored] = []
+        scored: list[scoring.ViewMetrics] = []
         for index in range(len(self.val)):
             scored += scoring.score_split(render, self.val, background, [index])
             if index == 0 and self._validation_seconds == 0.0:
                 # The very first has to be compiled, which later validations are spared.
                 started = time.perf_counter()
         self._validation_seconds = max(time.perf_counter() - started, 1e-3)
-        summary = scoring.summarise(scored)
+        summary = scoring.summarize(scored)
         self._val_psnr = summary["psnr"]
         reached = seconds_since_start() - self.clock.validate - (time.perf_counter() - begun)
         self.history.append(Validation(step, round(reached, 2), round(self._val_psnr, 3)))

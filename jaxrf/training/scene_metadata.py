@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrf.cameras.base import SceneRange, focus_point, shift_near_far
-from jaxrf.cameras.transforms import identity_frame, pack_frame
+from jaxrf.cameras.transforms import identity_transform, pack_transform
 from jaxrf.data.scene import Scene
 from jaxrf.sampling.occupancy import OccupancyGrid
 
@@ -36,7 +36,7 @@ class SceneMetadata:
         percentile.
       poses: of the training cameras, 12 numbers each; of every k-th camera if there are more than
         `MAX_POSES`.
-      frame: transform from the data set's coordinates, packed by `transforms.pack_frame`.
+      frame: transform from the data set's coordinates, packed by `transforms.pack_transform`.
     """
 
     name: str
@@ -53,7 +53,7 @@ class SceneMetadata:
     ndc: tuple[float, float, float] | None = None
     spread: tuple[float, float, float] = (0.0, 0.0, 0.0)
     poses: tuple[tuple[float, ...], ...] = ()
-    frame: tuple[float, ...] = pack_frame(identity_frame())
+    frame: tuple[float, ...] = pack_transform(identity_transform())
 
     @classmethod
     def from_scene(cls, scene: Scene, data: Path) -> "SceneMetadata":
@@ -82,7 +82,7 @@ class SceneMetadata:
                 tuple(float(v) for v in pose[:3].ravel())
                 for pose in poses[:: 1 + len(poses) // MAX_POSES]
             ),
-            frame=pack_frame(scene.frame),
+            frame=pack_transform(scene.frame),
         )
 
 

@@ -140,7 +140,9 @@ def train_step(
         prefetched,
     )
     # A key for each ray: it does not matter which rays are computed together.
-    batch, keys = devices.constrain_replicated(spec.mesh, (batch, split_ray_rngs(key, spec.stage.num_rays)))
+    batch, keys = devices.constrain_replicated(
+        spec.mesh, (batch, split_ray_rngs(key, spec.stage.num_rays))
+    )
     _, loss_scale = optim.unscale(state.opt_state)
     accum = compute_grads(spec, state.params, state.grid, loss_scale, batch, keys)
     if spec.config.shards is not None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrf.cameras import paths
 from jaxrf.cameras.base import Cameras, make_cameras
-from jaxrf.cameras.transforms import Frame, invert_frame, move_poses
+from jaxrf.cameras.transforms import SimilarityTransform, invert_transform, transform_poses
 from jaxrf.viewer.poses import View
 
 # Maximum number of keyframes that are taken from the cameras of a file.
@@ -51,7 +51,7 @@ def interpolate_keyframes(path: CameraPath, width: int, height: int) -> Cameras:
     return dataclasses.replace(cameras, focal=np.stack([focal, focal], axis=-1))
 
 
-def read_camera_path(file: Path, frame: Frame) -> CameraPath:
+def read_camera_path(file: Path, frame: SimilarityTransform) -> CameraPath:
     """The path of a file in the format of nerfstudio's viewer.
 
     At most `MAX_KEYFRAMES` of its cameras become keyframes, evenly spaced from first to last.
@@ -65,7 +65,7 @@ def read_camera_path(file: Path, frame: Frame) -> CameraPath:
     """
     content = paths.read_path(file)
     cameras = content.cameras
-    poses = move_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
+    poses = transform_poses(frame, np.asarray(cameras.T_world_camera, np.float64))
     count = min(MAX_KEYFRAMES, len(poses))
     indices = np.unique(np.linspace(0, len(poses) - 1, count).round()).astype(int)
     fov = 2.0 * np.arctan(0.5 * cameras.height / np.asarray(cameras.focal)[:, 1])
@@ -74,7 +74,7 @@ def read_camera_path(file: Path, frame: Frame) -> CameraPath:
     return CameraPath(keyframes, len(poses) / content.fps, content.fps)
 
 
-def encode_camera_path(cameras: Cameras, fps: float, frame: Frame) -> str:
+def encode_camera_path(cameras: Cameras, fps: float, frame: SimilarityTransform) -> str:
     """The content of a file with all frames of a path, in the coordinates of the data set."""
-    poses = move_poses(invert_frame(frame), np.asarray(cameras.T_world_camera, np.float64))
+    poses = transform_poses(invert_transform(frame), np.asarray(cameras.T_world_camera, np.float64))
     return paths.write_path(dataclasses.replace(cameras, T_world_camera=poses), fps)

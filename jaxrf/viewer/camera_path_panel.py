@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxrf.cameras.base import Cameras, index_cameras
-from jaxrf.cameras.transforms import Frame
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.transforms import SimilarityTransform
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
 from jaxrf.training import runs
@@ -40,7 +40,7 @@ class CameraPathPanel:
         self,
         server: Any,
         folder: Path,
-        frame: Frame,
+        frame: SimilarityTransform,
         render_frame: RenderFrame,
         size: tuple[int, int],
     ) -> None:
@@ -211,7 +211,7 @@ class CameraPathPanel:
     def _render_frames(self, cameras: Cameras) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """Yields frames as they are rendered, because a long video may not fit into memory."""
         for index in range(len(cameras)):
-            camera = index_cameras(cameras, np.array([index]))
+            camera = cameras[np.array([index])]
             frame = self._render_frame(camera, self._stop.is_set)
             if frame is None:
                 raise RenderCancelledError

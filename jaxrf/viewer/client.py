@@ -11,9 +11,9 @@ from jaxtyping import Float, UInt8
 
 from jaxrf.cameras.base import Cameras, near_far_for_box
 from jaxrf.evaluation import images
+from jaxrf.evaluation.channels import Channel
 from jaxrf.evaluation.interactive import InteractiveRenderer, Pace, render_progressively
-from jaxrf.rendering.volume import Picture
-from jaxrf.training.config import Channel
+from jaxrf.rendering.image import HostRendering
 from jaxrf.viewer.poses import View, fit_camera, ray_distance_to_z_depth, read_view, view_equals
 
 # Frame-time target while the camera moves, in seconds.
@@ -145,7 +145,7 @@ class BrowserClient:
                 return
 
     def _send(
-        self, rendering: Picture, camera: Cameras, state: ViewerState, channel: Channel
+        self, rendering: HostRendering, camera: Cameras, state: ViewerState, channel: Channel
     ) -> None:
         depth = None
         if camera.ndc is None:
@@ -157,7 +157,7 @@ class BrowserClient:
         self._client.scene.set_background_image(image, "jpeg", jpeg_quality=90, depth=depth)
         self._client.flush()
 
-    def _report(self, rendering: Picture, seconds: float) -> None:
+    def _report(self, rendering: HostRendering, seconds: float) -> None:
         now = time.monotonic()
         self._frame_times = [t for t in self._frame_times if now - t < 1.0] + [now]
         height, width = rendering.opacity.shape
@@ -167,7 +167,7 @@ class BrowserClient:
 
 
 def draw_image(
-    rendering: Picture, camera: Cameras, state: ViewerState, channel: Channel
+    rendering: HostRendering, camera: Cameras, state: ViewerState, channel: Channel
 ) -> UInt8[np.ndarray, "h w 3"]:
     """An image of a channel; the colors of depth span the occupied box."""
     return images.draw_channel(rendering, channel, near_far_for_box(camera, state.box))

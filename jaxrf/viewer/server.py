@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxrf.cameras.base import Cameras
-from jaxrf.cameras.transforms import unpack_frame
+from jaxrf.cameras.transforms import unpack_transform
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Split
+from jaxrf.evaluation.channels import Channel
 from jaxrf.evaluation.interactive import InteractiveRenderer
 from jaxrf.sampling.occupancy import visible_aabb
-from jaxrf.training.config import Channel
 from jaxrf.training.runs import SceneMetadata
 from jaxrf.viewer.camera_path_panel import CameraPathPanel
 from jaxrf.viewer.client import (
@@ -232,7 +232,7 @@ class Viewer:
         self._show_cameras.on_update(lambda _: self._update_frustums())
         in_ndc = self._scene.ndc is not None
         self._crop_panel = None if in_ndc else CropPanel(self.server, self.rerender)
-        frame = unpack_frame(self._scene.frame)
+        frame = unpack_transform(self._scene.frame)
         self._camera_path_panel = CameraPathPanel(
             self.server, folder, frame, self._render_path_frame, self._default_video_size()
         )

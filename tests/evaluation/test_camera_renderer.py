@@ -12,7 +12,7 @@ from scenes import first_state, make_scene, marching_nerf, slow, tiny_nerf, tiny
 from jaxrf.cameras.base import Cameras, image_rays, index_cameras, resize_cameras
 from jaxrf.evaluation import camera_renderer
 from jaxrf.evaluation.camera_renderer import CameraRenderer, make_camera_renderer
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 
 BACKGROUND = np.array([0.9, 0.5, 0.1], np.float32)
 
@@ -27,7 +27,7 @@ def cameras_of(width: int, height: int) -> Cameras:
     return resize_cameras(make_scene().splits["test"].cameras, width, height)
 
 
-def render(renderer: CameraRenderer, cameras: Cameras, index: int, **options: Any) -> Picture:
+def render(renderer: CameraRenderer, cameras: Cameras, index: int, **options: Any) -> HostRendering:
     image = renderer.render(cameras, index, **options)
     assert image is not None
     return image
@@ -56,7 +56,7 @@ def test_camera_renderer_gives_the_same_bits_for_any_chunks_per_call(
         program = renderer.program._replace(chunk_rays=50, chunks_per_call=chunks_per_call)
         renderer = dataclasses.replace(renderer, program=program)
         images.append(render(renderer, cameras_of(*size), 1))
-    for name in Picture._fields:
+    for name in HostRendering._fields:
         np.testing.assert_array_equal(getattr(images[0], name), getattr(images[1], name))
 
 

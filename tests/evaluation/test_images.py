@@ -14,7 +14,7 @@ from scenes import read_mp4
 
 from jaxrf.evaluation import images
 from jaxrf.evaluation.channels import Channel
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 
 
 def test_bytes_are_rounded_and_clipped() -> None:
@@ -182,7 +182,7 @@ def test_every_channel_shows_what_its_name_says() -> None:
     chance = np.random.default_rng(0)
     rgb, truth = chance.uniform(-0.2, 1.2, (2, 5, 7, 3)).astype(np.float32)
     opacity, depth = chance.uniform(0.0, 1.0, (2, 5, 7)).astype(np.float32)
-    found, span = Picture(rgb, opacity, 7.0 * depth, 2.0 + 4.0 * depth), (2.0, 6.0)
+    found, span = HostRendering(rgb, opacity, 7.0 * depth, 2.0 + 4.0 * depth), (2.0, 6.0)
 
     def draw(channel: Channel, colors: str = "turbo") -> np.ndarray:
         return images.draw_channel(found, channel, span, truth, colors)

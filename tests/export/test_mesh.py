@@ -9,7 +9,11 @@ import pytest
 import scenes
 from ball_run import CENTER, RADIUS, make_run
 
-from jaxrf.cameras.transforms import Frame, invert_frame, move_points, rotate_onto
+from jaxrf.cameras.transforms import (
+    invert_transform,
+    rotate_onto,
+    transform_positions,
+)
 from jaxrf.core.errors import InputError
 from jaxrf.export import density_grid
 from jaxrf.export.density_grid import DensityGrid, sample_density
@@ -165,6 +169,6 @@ def test_transform_mesh_by_the_inverse_restores_the_vertices() -> None:
     rotation = rotate_onto(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.0, 1.0]))
     frame = Frame(0.3, rotation, np.array([1.0, -2.0, 0.5]))
     vertices = np.random.default_rng(0).normal(size=(7, 3))
-    moved = Mesh(move_points(frame, vertices), np.zeros((1, 3), int))
-    restored = transform_mesh(invert_frame(frame), moved)
+    moved = Mesh(transform_positions(frame, vertices), np.zeros((1, 3), int))
+    restored = transform_mesh(invert_transform(frame), moved)
     np.testing.assert_allclose(restored.vertices, vertices, atol=1e-12)

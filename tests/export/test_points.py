@@ -7,7 +7,11 @@ import pytest
 from ball_run import CENTER, RADIUS
 
 from jaxrf.cameras.base import image_rays, make_cameras
-from jaxrf.cameras.transforms import Frame, invert_frame, move_points, rotate_onto
+from jaxrf.cameras.transforms import (
+    invert_transform,
+    rotate_onto,
+    transform_positions,
+)
 from jaxrf.core.errors import InputError
 from jaxrf.export.points import (
     Points,
@@ -17,7 +21,7 @@ from jaxrf.export.points import (
     transform_points,
 )
 from jaxrf.export.training_views import TrainingView
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.training import runs
 
 
@@ -46,7 +50,7 @@ def test_surface_points_of_ndc_are_in_euclidean_space(ball: runs.Run) -> None:
     ndc_rays = image_rays(cameras, 0, 0.0, 1.0)
     halfway = 0.5 * np.asarray(ndc_rays.far)
     ones = np.ones((5, 5), np.float32)
-    rendering = Picture(np.ones((5, 5, 3), np.float32), ones, halfway, halfway)
+    rendering = HostRendering(np.ones((5, 5, 3), np.float32), ones, halfway, halfway)
     points = surface_points(run, TrainingView(cameras, rendering))
     # Halfway to infinity is at a depth of two near planes (NeRF, appendix C).
     np.testing.assert_allclose(points.positions[:, 2], -2.0, rtol=1e-4)
@@ -76,7 +80,7 @@ def test_transform_points_by_the_inverse_restores_the_cloud() -> None:
     frame = Frame(0.3, rotation, np.array([1.0, -2.0, 0.5]))
     positions, normals = np.random.default_rng(0).normal(size=(2, 7, 3))
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    moved = Points(move_points(frame, positions), normals @ rotation.T, normals)
-    restored = transform_points(invert_frame(frame), moved)
+    moved = Points(transform_positions(frame, positions), normals @ rotation.T, normals)
+    restored = transform_points(invert_transform(frame), moved)
     np.testing.assert_allclose(restored.positions, positions, atol=1e-12)
     np.testing.assert_allclose(restored.normals, normals, atol=1e-12)

@@ -21,11 +21,11 @@ from jaxrf.export.render_folder import (
     render_into_folder,
 )
 from jaxrf.export.render_plan import plan_render
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.training.runs import Run
 
 
-def render_frame(run: Run, index: int, options: RenderOptions) -> Picture:
+def render_frame(run: Run, index: int, options: RenderOptions) -> HostRendering:
     ((_, rendering),) = render_frames(run, plan_render(run, options), None, "", [index])
     return rendering
 

@@ -861,7 +861,9 @@ def contracted_case(
     rng = np.random.default_rng(3)
     rays = dataclasses.replace(
         random_rays(count),
-        origins=jnp.asarray(rng.uniform(*contraction.contracted_aabb(BOX), (count, 3)), jnp.float32),
+        origins=jnp.asarray(
+            rng.uniform(*contraction.contracted_aabb(BOX), (count, 3)), jnp.float32
+        ),
         near=jnp.full((count,), 0.05),
     )
     offset = rng.uniform(size=count).astype(np.float32)

@@ -10,7 +10,7 @@ from scenes import BOX, tiny_hashgrid, tiny_nerf, tiny_tensorf, tiny_voxels
 
 from jaxrf.evaluation import images
 from jaxrf.evaluation.scoring import ViewMetrics
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import (
     DensityEmaGrid,
     OccupancyGrid,
@@ -26,7 +26,7 @@ def make_view_metrics(height: int, width: int) -> ViewMetrics:
     def draw(*shape: int) -> np.ndarray:
         return rng.uniform(0, 1, shape).astype(np.float32)
 
-    rendering = Picture(
+    rendering = HostRendering(
         draw(height, width, 3), draw(height, width), *(2.0 + draw(2, height, width))
     )
     return ViewMetrics(0, "r_7", rendering, draw(height, width, 3), 31.5, 0.91)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrf.cameras.base import look_at
-from jaxrf.cameras.transforms import Frame, rotate_onto
+from jaxrf.cameras.poses import look_at
+from jaxrf.cameras.transforms import rotate_onto
 from jaxrf.viewer.camera_path import (
     MAX_KEYFRAMES,
     CameraPath,

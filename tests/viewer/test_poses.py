@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scenes import make_scene
 
-from jaxrf.cameras.base import image_rays, look_at, project
+from jaxrf.cameras.base import image_rays, project
+from jaxrf.cameras.poses import look_at
 from jaxrf.viewer.poses import (
     View,
     fit_camera,

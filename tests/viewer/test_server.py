@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 from scenes import TINY, first_state, make_scene, tiny_nerf, write_scene
 
-from jaxrf.cameras.base import look_at, make_cameras
-from jaxrf.cameras.transforms import unpack_frame
+from jaxrf.cameras.base import make_cameras
+from jaxrf.cameras.poses import look_at
+from jaxrf.cameras.transforms import unpack_transform
 from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
@@ -255,7 +256,7 @@ def test_browser_changes_channels_crops_and_loads_a_path(page: Any, tmp_path: Pa
         # Loading a file moves the camera to its first keyframe.
         pose = look_at(np.array([3.0, 3.0, 2.0]), np.zeros(3))
         cameras = make_cameras(np.stack([pose, pose]), 16, 16, 0.7)
-        frame = unpack_frame(runs.open_run(run).scene.frame)
+        frame = unpack_transform(runs.open_run(run).scene.frame)
         (tmp_path / "path.json").write_text(encode_camera_path(cameras, 10.0, frame))
         page.get_by_text("Camera path").click()
         with page.expect_file_chooser() as chooser:
