@@ -7,7 +7,7 @@ program. Devices take turns with chunks; a chunk is computed alike whichever dev
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,16 @@ from jaxrf.cameras.base import (
     Cameras,
     SceneRange,
     apply_ray_convention,
-    index_cameras,
     pixels_to_rays,
     resize_cameras,
 )
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.rays import Rays
-from jaxrf.fields.base import Params
-from jaxrf.models.methods import Stage, eval_stage, rays_at_once, render_rays
+from jaxrf.models.base import Model, ModelParams, RenderSpec, StageSpec, render_rays
 from jaxrf.parallel import devices, sums
-from jaxrf.rendering.image import HostRendering
-from jaxrf.rendering.volume import Rendering, resolve_supersampling
+from jaxrf.rendering.image import HostRendering, resolve_supersampling
+from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training.config import FieldConfig, TrainConfig
 
 # Samples evaluated together on a CPU, where larger arrays leave its caches.
 MAX_CPU_SAMPLES = 1 << 15
@@ -41,20 +39,37 @@ CALL_RAYS, MAX_CALL_CHUNKS = 1 << 18, 64
 CALLS_AHEAD = 2
 
 
+class RenderConfig(Protocol):
+    """The numbers of a configuration that rendering depends on; a `TrainConfig` has them.
+
+    Attributes:
+      model: how rays are sampled and rendered.
+      ray_convention: of rays and compositing.
+      render_samples: samples evaluated together at most.
+      shards: parts that rays are cut into for bits that do not depend on the number of devices.
+    """
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def ray_convention(self) -> RayConvention: ...
+    @property
+    def render_samples(self) -> int: ...
+    @property
+    def shards(self) -> int | None: ...
+
+
 class ChunkProgram(NamedTuple):
     """Static arguments of the program that renders chunks.
 
     Attributes:
-      field, stage: the field and its evaluation shapes.
-      num_samples: samples evaluated together, which bounds the memory.
+      spec: the model and its evaluation shapes.
       chunk_rays: rays of a chunk.
       chunks_per_call: chunks that each device renders in a call, one after the other, at most.
       mesh: the devices.
     """
 
-    field: FieldConfig
-    stage: Stage
-    num_samples: int
+    spec: RenderSpec
     chunk_rays: int
     chunks_per_call: int
     mesh: Mesh
@@ -70,8 +85,7 @@ class CameraRenderer:
     """A trained field that renders images of cameras.
 
     Attributes:
-      program: static arguments of the compiled program. Its field's ray convention is applied to
-        cameras.
+      program: static arguments of the compiled program. Its ray convention is applied to cameras.
       deterministic: compile such that bits do not depend on the number of devices.
       params, grid: parameters and occupancy grid, replicated over the program's mesh.
       aabb: (2, 3) box outside of which nothing is rendered.
@@ -81,7 +95,7 @@ class CameraRenderer:
 
     program: ChunkProgram
     deterministic: bool
-    params: Params
+    params: ModelParams
     grid: OccupancyGrid
     aabb: Float[np.ndarray, "2 3"]
     scene_range: SceneRange
@@ -134,9 +148,7 @@ class CameraRenderer:
         near, far = (
             self.scene_range(cameras, index) if callable(self.scene_range) else self.scene_range
         )
-        camera = index_cameras(
-            apply_ray_convention(cameras, self.program.field.convention), np.array([index])
-        )
+        camera = apply_ray_convention(cameras, self.program.spec.convention)[index]
         camera = resize_cameras(camera, supersample * camera.width, supersample * camera.height)
         # Width and height are static, but the program must not depend on them.
         camera = dataclasses.replace(camera, width=1, height=1)
@@ -146,15 +158,16 @@ class CameraRenderer:
 
 
 def make_camera_renderer(
-    config: TrainConfig,
-    stage: Stage,
-    params: Params,
+    config: RenderConfig,
+    stage: StageSpec,
+    params: ModelParams,
     grid: OccupancyGrid,
     scene_range: SceneRange,
     background: Float[np.ndarray, "3"],
     crop_to_occupied: bool = True,
     mesh: Mesh | None = None,
     max_chunk_rays: int | None = None,
+    num_samples: int | None = None,
 ) -> CameraRenderer:
     """A renderer of a trained field.
 
@@ -167,20 +180,23 @@ def make_camera_renderer(
       mesh: devices that share the chunks, by default one. All processes of the mesh have to render.
       max_chunk_rays: render a single chunk of at most this many rays per call, to keep calls short.
         The bits of an image may then depend on the number of devices despite `config.shards`.
+      num_samples: evaluated together at most, in place of `config.render_samples`.
     """
     mesh = mesh or devices.make_mesh(1)
-    if jax.default_backend() == "cpu" and config.render_samples > MAX_CPU_SAMPLES:
-        config = dataclasses.replace(config, render_samples=MAX_CPU_SAMPLES)
+    num_samples = num_samples or config.render_samples
+    if jax.default_backend() == "cpu":
+        num_samples = min(num_samples, MAX_CPU_SAMPLES)
+    max_rays = config.model.rays_per_chunk(num_samples)
     # Several devices get smaller chunks, so that a small image has chunks for all of them. With
     # `config.shards` the size of a chunk, and so its bits, do not depend on the number of devices.
-    chunk_rays = max(rays_at_once(config) // min(config.shards or mesh.size, 4), 64)
+    chunk_rays = max(max_rays // min(config.shards or mesh.size, 4), 64)
     chunks_per_call = min(max(CALL_RAYS // (chunk_rays * mesh.size), 1), MAX_CALL_CHUNKS)
     if max_chunk_rays is not None:
-        chunk_rays, chunks_per_call = min(rays_at_once(config), max_chunk_rays), 1
-    stage, aabb = eval_stage(config.field, stage, grid, crop_to_occupied)
-    program = ChunkProgram(
-        config.field, stage, config.render_samples, chunk_rays, chunks_per_call, mesh
-    )
+        chunk_rays, chunks_per_call = min(max_rays, max_chunk_rays), 1
+    convention = config.ray_convention
+    stage, aabb = config.model.eval_stage(stage, grid, convention, crop_to_occupied)
+    spec = RenderSpec(config.model, stage, convention, num_samples)
+    program = ChunkProgram(spec, chunk_rays, chunks_per_call, mesh)
     params, grid = devices.replicate(mesh, (params, grid))
     deterministic = bool(config.shards) and max_chunk_rays is None
     return CameraRenderer(program, deterministic, params, grid, aabb, scene_range, background)
@@ -188,7 +204,7 @@ def make_camera_renderer(
 
 def _render_chunks_of_call(
     program: ChunkProgram,
-    params: Params,
+    params: ModelParams,
     grid: OccupancyGrid,
     pixels: tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]],
     camera: Cameras,
@@ -215,17 +231,7 @@ def _render_chunks_of_call(
             # The barriers keep the compiler from fusing a chunk with what surrounds it, which may
             # round it differently on another number of devices.
             rays = jax.lax.optimization_barrier(rays)
-            chunk = render_rays(
-                program.field,
-                program.stage,
-                program.num_samples,
-                params,
-                grid,
-                rays,
-                background,
-                aabb,
-                crop_aabb,
-            )
+            chunk = render_rays(program.spec, params, grid, rays, background, aabb, crop_aabb)
             chunk = jax.lax.optimization_barrier(chunk)
             return jax.tree.map(lambda image, part: image.at[index, 0].set(part), output, chunk)
 

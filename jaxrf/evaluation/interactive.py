@@ -14,12 +14,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras, SceneRange, resize_cameras
-from jaxrf.evaluation.camera_renderer import CameraRenderer, make_camera_renderer
-from jaxrf.fields.base import Params
-from jaxrf.models.methods import Stage
+from jaxrf.evaluation.camera_renderer import CameraRenderer, RenderConfig, make_camera_renderer
+from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training.config import TrainConfig
 
 # Rays of a tile. A tile that was begun has to be waited for, so slow devices get small ones.
 CPU_TILE_RAYS, TILE_RAYS = 1 << 14, 1 << 16
@@ -66,9 +64,9 @@ class InteractiveRenderer:
 
 
 def make_interactive_renderer(
-    config: TrainConfig,
-    stage: Stage,
-    params: Params,
+    config: RenderConfig,
+    stage: StageSpec,
+    params: ModelParams,
     grid: OccupancyGrid,
     scene_range: SceneRange,
     background: Float[np.ndarray, "3"],

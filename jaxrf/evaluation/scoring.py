@@ -1,6 +1,5 @@
 """Scores of rendered views: PSNR, SSIM and LPIPS against the images of a split."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,12 +12,10 @@ from jaxrf.cameras.base import Cameras, SceneRange
 from jaxrf.core import memory
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import lpips, metrics
-from jaxrf.evaluation.camera_renderer import CameraRenderer, make_camera_renderer
-from jaxrf.fields.base import Params
-from jaxrf.models.methods import Stage
+from jaxrf.evaluation.camera_renderer import CameraRenderer, RenderConfig, make_camera_renderer
+from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training.config import TrainConfig
 
 RenderFn = Callable[[Cameras, int], HostRendering]
 
@@ -48,9 +45,9 @@ class ViewMetrics(NamedTuple):
 
 
 def make_render_fn(
-    config: TrainConfig,
-    stage: Stage,
-    params: Params,
+    config: RenderConfig,
+    stage: StageSpec,
+    params: ModelParams,
     grid: OccupancyGrid,
     scene_range: SceneRange,
     background: Float[np.ndarray, "3"],
@@ -74,9 +71,9 @@ def make_render_fn(
     """
     supersample = supersample or stage.supersample
 
-    def make_renderer(render_samples: int) -> CameraRenderer:
+    def make_renderer(num_samples: int) -> CameraRenderer:
         return make_camera_renderer(
-            dataclasses.replace(config, render_samples=render_samples),
+            config,
             stage,
             params,
             grid,
@@ -84,6 +81,7 @@ def make_render_fn(
             background,
             crop_to_occupied,
             mesh,
+            num_samples=num_samples,
         )
 
     renderer = make_renderer(config.render_samples)
@@ -93,7 +91,7 @@ def make_render_fn(
         try:
             image = renderer.render(cameras, index, supersample)
         except RuntimeError as error:
-            num_samples = renderer.program.num_samples
+            num_samples = renderer.program.spec.num_samples
             # Other processes would not know that this one renders fewer samples at a time.
             may_retry = jax.process_count() == 1 and memory.ran_out(error)
             if not may_retry or num_samples < 2 * MIN_RENDER_SAMPLES:

@@ -23,18 +23,22 @@ def to_json(config: Any) -> str:
 
 
 def from_json(text: str, field_class: type[Field] | None = None) -> TrainConfig:
-    """The training configuration that `to_json` wrote.
+    """The training configuration that `to_json` wrote; see `from_content`."""
+    return from_content(json.loads(text), field_class)
+
+
+def from_content(content: Any, field_class: type[Field] | None = None) -> TrainConfig:
+    """The training configuration in parsed JSON.
 
     Args:
-      text: JSON.
-      field_class: of a field of the user's that the text names; by default it is loaded from its
+      content: parsed JSON.
+      field_class: of a field of the user's that the content names; by default it is loaded from its
         file, or found in a module that has been imported.
 
     Raises:
       ValueError: saying what does not fit.
       InputError: if the user's field cannot be loaded.
     """
-    content = json.loads(text)
     source = content.get("field_source") if isinstance(content, dict) else None
     if field_class is None and isinstance(source, str) and source:
         field_class = load_field_class(source)

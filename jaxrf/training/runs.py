@@ -26,14 +26,14 @@ from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import scoring
 from jaxrf.evaluation.scoring import RenderFn
-from jaxrf.models.methods import Stage
+from jaxrf.fields.base import Field
+from jaxrf.models.base import StageSpec
 from jaxrf.parallel import devices
-from jaxrf.training import checkpoint, train, transitions
-from jaxrf.training import config as configs
+from jaxrf.training import checkpoint, config_json, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import LOG_FILE
 from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
-from jaxrf.training.train import TrainState
+from jaxrf.training.state import TrainState, background_color, init_state
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
@@ -54,7 +54,7 @@ class Run:
     folder: Path
     config: TrainConfig
     scene: SceneMetadata
-    stage: Stage
+    stage: StageSpec
     state: TrainState
     seconds: float
 
@@ -109,19 +109,17 @@ def write_text(path: Path, text: str) -> None:
 
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Writes the configuration of a run."""
-    write_text(folder / CONFIG_FILE, configs.to_json(config))
+    write_text(folder / CONFIG_FILE, config_json.to_json(config))
 
 
 def vendor_user_code(folder: Path, config: TrainConfig) -> TrainConfig:
     """Copies the user's modules into a run's folder; returns a config that names the copies."""
-
-    def vendor(part: Any) -> Any:
-        source = getattr(part, "source", "")
-        if not source:
-            return part
-        return dataclasses.replace(part, source=user_code.copy_into(folder, source))
-
-    return dataclasses.replace(config, field=vendor(config.field), loss=vendor(config.loss))
+    field_source, loss = config.field_source, config.loss
+    if field_source:
+        field_source = user_code.copy_into(folder, field_source)
+    if loss.source:
+        loss = dataclasses.replace(loss, source=user_code.copy_into(folder, loss.source))
+    return dataclasses.replace(config, field_source=field_source, loss=loss)
 
 
 def find_newest(root: Path) -> Path:
@@ -139,15 +137,21 @@ def find_newest(root: Path) -> Path:
     return configs_by_age[-1].parent
 
 
-def read_config(folder: Path) -> TrainConfig:
+def read_config(folder: Path, field_class: type[Field] | None = None) -> TrainConfig:
     """The configuration of a run.
+
+    Args:
+      folder: of the run.
+      field_class: of a field of the user's that no file holds.
 
     Raises:
       InputError: if it is missing, cannot be parsed, or is of another version.
     """
     path = folder / CONFIG_FILE
     try:
-        config = configs.from_json(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _check_version(content)
+        config = config_json.from_content(_use_copies(folder, content), field_class)
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is not a run: it has no {CONFIG_FILE}; name a folder that training wrote."
@@ -157,13 +161,29 @@ def read_config(folder: Path) -> TrainConfig:
         raise InputError(
             f"{path} cannot be used ({reason}): restore it, or train the run anew."
         ) from error
+    return config
 
-    def use_copy(part: Any) -> Any:
-        source = user_code.find_copy(folder, getattr(part, "source", ""))
-        return dataclasses.replace(part, source=source) if source else part
 
-    # The run may have been moved since its code was copied into it.
-    return dataclasses.replace(config, field=use_copy(config.field), loss=use_copy(config.loss))
+def _check_version(content: Any) -> None:
+    """Refuses runs of an older format, whose field held the options of the model too."""
+    if isinstance(content, dict) and "field" in content and "model" not in content:
+        raise ValueError("it is of an older version of jaxrf, which this one does not read")
+
+
+def _use_copies(folder: Path, content: Any) -> Any:
+    """A configuration that names the copies of the user's modules in the run's folder.
+
+    The run may have been moved since they were copied.
+    """
+    if not isinstance(content, dict):
+        return content
+    source, loss = content.get("field_source"), content.get("loss")
+    if isinstance(source, str):
+        content = content | {"field_source": user_code.find_copy(folder, source)}
+    if isinstance(loss, dict) and isinstance(loss.get("source"), str):
+        copy = user_code.find_copy(folder, loss["source"])
+        content = content | {"loss": loss | {"source": copy}}
+    return content
 
 
 def open_checkpoints(folder: Path, config: TrainConfig) -> Any:
@@ -197,7 +217,7 @@ class LazyCheckpointManager:
 def save(
     manager: Any,
     scene: SceneMetadata,
-    stage: Stage,
+    stage: StageSpec,
     state: TrainState,
     seconds: float,
     psnr: float | None,
@@ -210,31 +230,26 @@ def save(
     checkpoint.save(manager, int(state.step), state, meta, psnr)
 
 
-def _freeze(value: Any) -> Any:
-    """Lists as tuples, recursively."""
-    return tuple(_freeze(v) for v in value) if isinstance(value, list) else value
-
-
-def to_metadata(scene: SceneMetadata, stage: Stage, seconds: float) -> dict[str, Any]:
+def to_metadata(scene: SceneMetadata, stage: StageSpec, seconds: float) -> dict[str, Any]:
     """Metadata of a checkpoint, as JSON: from it follow the shapes of the state."""
     return {
-        "scene": dataclasses.asdict(scene),
-        "stage": dataclasses.asdict(stage),
+        "scene": config_json.encode(scene),
+        "stage": config_json.encode(stage),
         "seconds": seconds,
     }
 
 
-def parse_metadata(meta: dict[str, Any]) -> tuple[SceneMetadata, Stage, float]:
+def parse_metadata(
+    meta: dict[str, Any], field_class: type[Field] | None = None
+) -> tuple[SceneMetadata, StageSpec, float]:
     """The arguments from which `to_metadata` made the metadata.
 
     Raises:
       ValueError, KeyError, TypeError: if it did not make them.
     """
-    scene, stage = (
-        {name: _freeze(value) for name, value in dict(meta[part]).items()}
-        for part in ("scene", "stage")
-    )
-    return SceneMetadata(**scene), Stage(**stage), float(meta["seconds"])
+    scene = config_json.decode(SceneMetadata, meta["scene"], "scene")
+    stage = config_json.decode(StageSpec, meta["stage"], "stage", field_class)
+    return scene, stage, float(meta["seconds"])
 
 
 def open_run(folder: Path, step: int | None = None, config: TrainConfig | None = None) -> Run:
@@ -266,7 +281,8 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
                 f"(there are: {known}): choose another, or train the run anew."
             )
         try:
-            scene, stage, seconds = parse_metadata(checkpoint.read_meta(manager, step))
+            meta = checkpoint.read_meta(manager, step)
+            scene, stage, seconds = parse_metadata(meta, type(config.field))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
@@ -274,8 +290,8 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
             ) from error
         # Only the shapes of the target matter, which do not depend on the box.
         aabb = np.array([[0.0] * 3, [1.0] * 3], np.float32)
-        grid = transitions.init_grid(config.field, stage, aabb)
-        target = jax.eval_shape(lambda: train.init_state(config, stage, grid))
+        grid = transitions.init_grid(config, stage, aabb)
+        target = jax.eval_shape(lambda: init_state(config, stage, grid))
         if jax.process_count() > 1:
             # Arrays in host memory, so that every process reads all of them.
             target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), target)
@@ -296,10 +312,10 @@ def make_render_fn(run: Run, supersample: int | None = None) -> RenderFn:
     return scoring.make_render_fn(
         run.config,
         run.stage,
-        run.state.shown,
+        run.state.eval_params,
         run.state.grid,
         near_far_fn(run.scene, run.state.grid),
-        train.background_color(run.config),
+        background_color(run.config),
         supersample,
         mesh=devices.make_mesh(None),
     )
@@ -346,4 +362,4 @@ def to_text(values: dict[str, Any]) -> str:
 def name_run(config: TrainConfig, dataset: str) -> Path:
     """The default folder of a new run: runs/<dataset>-<field>-<time>."""
     timestamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{dataset}-{config.field.kind}-{timestamp}"
+    return Path("runs") / f"{dataset}-{config.field.name}-{timestamp}"
