@@ -1,15 +1,15 @@
-"""How near the mesh of a run of `bricks` is to its exact geometry, and what meshes look like.
+"""Distance between the mesh of a run of `bricks` and its exact geometry; drawings of meshes.
 
 python benchmarks/geometry.py RUN                       prints a table in Markdown
-python benchmarks/geometry.py RUN --levels 0.2 0.3 0.4  of several levels, or --resolutions 128 256
-python benchmarks/geometry.py --draw mesh.ply mesh.png  four sides of a mesh: colours, and shape
+python benchmarks/geometry.py RUN --levels 0.2 0.3 0.4  for several levels, or --resolutions 128 256
+python benchmarks/geometry.py --draw mesh.ply mesh.png  four sides of a mesh: colors and shape
 
-The truth are the points that the pixels' rays of 100 training cameras of `bricks` hit first, found
-exactly at 300x300 pixels, one for each cube of 0.004 units that holds any, so that they are spread
-evenly over what can be seen. The mesh are random points, spread evenly over its area. Distances are
-those to the nearest point of the other side; the row "floor" has those between the halves of the
-truth, below which nothing can be measured. Signed is the mean distance of the mesh's points,
-negative for those inside of bricks.
+The truth is a set of points: the exact first hits of the pixels' rays of 100 training cameras of
+`bricks` at 300x300 pixels, thinned to one per cube of 0.004 units, so that they cover the visible
+surface evenly. The mesh is sampled at random, evenly over its area. Distances are to the nearest
+point of the other set; the row "floor" has those between the two halves of the truth, the smallest
+distance that can be measured. "signed" is the mean distance of the mesh's points, negative for
+those inside bricks.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from jaxrf.data import bricks
-from jaxrf.export import density_grid
-from jaxrf.export.mesh import Mesh, extract_mesh
+from jaxrf.export import geometry
+from jaxrf.export.geometry import Mesh
 from jaxrf.training import runs
 
 SPACING = 0.004
 
 
 def trace_truth(views: int = 100, size: int = 300) -> np.ndarray:
-    """(n, 3) points of what training cameras of bricks see, spread evenly."""
-    model, found = bricks.build_model(), []
+    """Returns (n, 3) points on the surface that the training cameras of bricks see."""
+    model, hits = bricks.build_model(), []
     focal = 0.5 * size / np.tan(0.5 * bricks._CAMERA_ANGLE_X)
     x, y = np.meshgrid(
         (np.arange(size) + 0.5 - size / 2) / focal, -(np.arange(size) + 0.5 - size / 2) / focal
@@ -44,10 +44,10 @@ def trace_truth(views: int = 100, size: int = 300) -> np.ndarray:
         pose = bricks._pose(index)
         _, depth = bricks.render_view(model, pose, size, size, supersamples=1)
         hit = np.isfinite(depth)
-        found.append(
+        hits.append(
             pose[:3, 3] + depth[hit, None].astype(np.float64) * (local[hit] @ pose[:3, :3].T)
         )
-    points = np.random.default_rng(0).permutation(np.concatenate(found))
+    points = np.random.default_rng(0).permutation(np.concatenate(hits))
     _, first = np.unique(np.floor(points / SPACING).astype(int), axis=0, return_index=True)
     return points[first]
 
@@ -55,7 +55,7 @@ def trace_truth(views: int = 100, size: int = 300) -> np.ndarray:
 def spread_points(
     mesh: Mesh, count: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Random points spread evenly over a mesh: their faces, weights of the corners, and places."""
+    """Draws random points evenly over a mesh: their faces, corner weights and positions."""
     corners = mesh.vertices[mesh.faces]
     across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(across, axis=-1)
@@ -66,7 +66,7 @@ def spread_points(
 
 
 def compare(mesh: Mesh, truth: np.ndarray, count: int = 300_000) -> dict[str, float]:
-    """Distances between a mesh and the truth, in scene units."""
+    """Returns distances between a mesh and the truth, in scene units."""
     _, _, points = spread_points(mesh, count)
     to_truth = cKDTree(truth).query(points)[0]
     to_mesh = cKDTree(points).query(truth[::4])[0]
@@ -82,10 +82,9 @@ def compare(mesh: Mesh, truth: np.ndarray, count: int = 300_000) -> dict[str, fl
 
 
 def draw_sides(mesh: Mesh, size: int = 300) -> np.ndarray:
-    """Four sides of a mesh from above: its colours, and below its shape in light from the camera.
+    """Draws four sides of a mesh from above: its colors, and below its shape lit from the camera.
 
-    Points on its front faces, each as large as a pixel, the nearest of which is seen; what is seen
-    from behind is purple.
+    The nearest of many points on its faces colors each pixel. Back faces are purple.
     """
     face, weights, points = spread_points(mesh, 60 * size**2)
     corners = mesh.vertices[mesh.faces]
@@ -108,17 +107,17 @@ def draw_sides(mesh: Mesh, size: int = 300) -> np.ndarray:
         order = np.argsort(local[:, 2])
         facing = (normals @ side[:, 2])[face][:, None]
         light = np.broadcast_to(0.15 + 0.8 * facing, colors.shape)
-        for line, shown in zip(rows, (colors, light), strict=True):
-            shown = np.where(facing > 0, shown, [[0.6, 0.0, 0.6]])
-            picture = np.ones((2 * height, 2 * size, 3))
-            picture[row[order], column[order]] = shown[order]
-            line.append(picture.reshape(height, 2, size, 2, 3).mean(axis=(1, 3)))
-    whole = np.concatenate([np.concatenate(line, axis=1) for line in rows])
-    return np.rint(255 * whole).astype(np.uint8)
+        for line, values in zip(rows, (colors, light), strict=True):
+            values = np.where(facing > 0, values, [[0.6, 0.0, 0.6]])
+            image = np.ones((2 * height, 2 * size, 3))
+            image[row[order], column[order]] = values[order]
+            line.append(image.reshape(height, 2, size, 2, 3).mean(axis=(1, 3)))
+    sheet = np.concatenate([np.concatenate(line, axis=1) for line in rows])
+    return np.rint(255 * sheet).astype(np.uint8)
 
 
 def _turn(azimuth: float, elevation: float) -> np.ndarray:
-    """Axes to the right, up and towards the camera, as columns; angles in degrees."""
+    """Returns the axes right, up and towards the camera as columns; angles are in degrees."""
     a, e = np.deg2rad([azimuth, elevation])
     back = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
     right = np.array([-np.sin(a), np.cos(a), 0.0])
@@ -126,12 +125,14 @@ def _turn(azimuth: float, elevation: float) -> np.ndarray:
 
 
 def read_mesh(path: Path) -> Mesh:
-    """A mesh of `jaxrf export`, a .ply or .obj."""
+    """Reads a mesh that `jaxrf export` wrote as .ply or .obj."""
     import trimesh
 
-    made: Any = trimesh.load(path, process=False)
+    loaded: Any = trimesh.load(path, process=False)
     return Mesh(
-        np.asarray(made.vertices), np.asarray(made.faces), made.visual.vertex_colors[:, :3] / 255.0
+        np.asarray(loaded.vertices),
+        np.asarray(loaded.faces),
+        loaded.visual.vertex_colors[:, :3] / 255.0,
     )
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     run = runs.open_run(options.run)
     jax.config.update("jax_default_matmul_precision", run.config.matmul_precision)
     truth = trace_truth()
-    pixel = density_grid.measure_pixel_width(run)
+    pixel = geometry.measure_pixel(run)
     names = ("chamfer", "median", "to truth", "to mesh", "signed")
     print(f"A pixel is {pixel:.4f} units wide in the middle of the scene.")
     print(f"| resolution | level | vertices | voxel | {' | '.join(names)} | chamfer in voxels |")
@@ -164,16 +165,14 @@ def main() -> None:
     floor = float(cKDTree(truth[::2]).query(truth[1::2])[0].mean())
     print(f"| floor | | | | {floor:.4f} | | | | | |", flush=True)
     for resolution in options.resolutions:
-        spacing = density_grid.find_spacing(
-            density_grid.find_occupied_box(run.state.grid), resolution
-        )
+        spacing = geometry.find_spacing(geometry.find_box(run.state.grid), resolution)
         for level in options.levels:
-            mesh = extract_mesh(run, resolution, level, 0.001, 50, options.keep_hidden)
-            found = compare(mesh, truth)
-            figures = " | ".join(f"{found[name]:.4f}" for name in names)
+            mesh = geometry.make_mesh(run, resolution, level, 0.001, 50, options.keep_hidden)
+            distances = compare(mesh, truth)
+            cells = " | ".join(f"{distances[name]:.4f}" for name in names)
             print(
-                f"| {resolution} | {level:g} | {len(mesh.vertices):,} | {spacing:.4f} | {figures} "
-                f"| {found['chamfer'] / spacing:.2f} |",
+                f"| {resolution} | {level:g} | {len(mesh.vertices):,} | {spacing:.4f} | {cells} "
+                f"| {distances['chamfer'] / spacing:.2f} |",
                 flush=True,
             )
 

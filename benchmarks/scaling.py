@@ -19,7 +19,13 @@ from random_scene import make_scene
 
 from jaxrf.training import pixels as batches
 from jaxrf.training import train, transitions
-from jaxrf.training.config import NeRFConfig, TensoRFConfig, TrainConfig, VoxelsConfig, make_preset
+from jaxrf.training.config import (
+    NeRFConfig,
+    TensoRFConfig,
+    TrainConfig,
+    VoxelsConfig,
+    make_preset,
+)
 
 FACTORS = (1, 2, 4, 8)
 PRESETS = {"voxels": "voxels-small", "tensorf": "tensorf-small", "nerf": "nerf-small"}

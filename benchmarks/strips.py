@@ -50,8 +50,8 @@ def draw_strip(folder: Path, view: int, scale: int) -> tuple[Image.Image, float]
     (scored,) = scoring.score_split(render, scene.splits["test"], background, [0])
     seen = scored.rendering
     hit = seen.median_depth[seen.opacity > 0.5]
-    depth = images.colorize_depth(seen.median_depth, seen.opacity, hit.min(), hit.max())
-    error = images.colorize_error(seen.rgb, scored.truth)
+    depth = images.depth_picture(seen.median_depth, seen.opacity, hit.min(), hit.max())
+    error = images.error_picture(seen.rgb, scored.truth)
     strip = np.concatenate([scored.truth, seen.rgb, depth, error], axis=1)
     image = Image.fromarray(images.to_uint8(strip))
     size = (image.width * scale, image.height * scale)

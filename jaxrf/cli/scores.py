@@ -40,7 +40,7 @@ def score_images(
     if use_lpips:
         weights = load_lpips(run.config, (split.cameras.width, split.cameras.height))
     views = scoring.score_split(render, split, background, indices, weights)
-    logged = [indices[i] for i in scoring.evenly_spaced_indices(len(indices), LOGGED_VIEWS)]
+    logged = [indices[i] for i in scoring.spread(len(indices), LOGGED_VIEWS)]
     scored = []
     for item in tqdm(views, total=len(indices), desc=f"{split.name} views", unit="view"):
         if events and item.view in logged:
@@ -49,7 +49,7 @@ def score_images(
                 summaries.write_rays(events, split.name, item, int(run.state.step))
         # The images of a large split would fill the memory: only the scores are stored.
         scored.append(item._replace(rendering=None, truth=None))  # type: ignore[arg-type]
-    return scoring.summarize(scored)
+    return scoring.summarise(scored)
 
 
 def score_scales(run: Run, split: Split, full_size_score: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from jaxrf.data import sources
 from jaxrf.evaluation import lpips
 from jaxrf.export import videos
 from jaxrf.export.render_options import RenderOptions
-from jaxrf.parallel import devices, processes
+from jaxrf.parallel import devices as parallel
 from jaxrf.training import monitor, runs, train, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
@@ -80,7 +80,7 @@ def train_and_score(config: TrainConfig, preset: str) -> int:
     folder = training_data.locate(source, config)
     if config.resume and config.devices not in (None, jax.device_count()):
         config = _choose_devices(config)
-    mesh = devices.make_mesh(config.devices)
+    mesh = parallel.make_mesh(config.devices)
     if mesh.size > 1:
         print(f"Devices: {mesh.size} share the rays, of {jax.process_count()} processes.")
     data = training_data.load(folder, source, config)
@@ -102,7 +102,7 @@ def _choose_devices(config: TrainConfig) -> TrainConfig:
     assert config.devices is not None
     if jax.process_count() == 1 and config.devices <= jax.device_count():
         return config
-    print(f"The run had --devices {config.devices}; it goes on with {jax.device_count()}.")
+    print(f"The run had --devices {config.devices}; it continues with {jax.device_count()}.")
     return dataclasses.replace(config, devices=None)
 
 
@@ -130,7 +130,7 @@ def _begin(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
         print(warning)
     folder = None if data.is_builtin else data.folder.absolute()
     config = dataclasses.replace(config, run_dir=run_dir, data=folder)
-    processes.main_process_first(lambda: _create_run(run_dir, config))
+    parallel.once(lambda: _create_run(run_dir, config))
     # A field of the user's is now read from the copy in the run's folder.
     config = dataclasses.replace(runs.read_config(run_dir), run_dir=run_dir)
     return Start(config, run_dir, None, hardware)
@@ -138,9 +138,7 @@ def _begin(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
 
 def _name_run(config: TrainConfig, data: TrainingData) -> Path:
     """Returns the folder of the run, the same in every process."""
-    return Path(
-        processes.broadcast_from_main(str(config.run_dir or runs.name_run(config, data.scene.name)))
-    )
+    return Path(parallel.agree(str(config.run_dir or runs.name_run(config, data.scene.name))))
 
 
 def _create_run(folder: Path, config: TrainConfig) -> None:
@@ -163,9 +161,7 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
     """Trains, scores and shows a run, and closes everything, whatever happens; the exit code."""
     config, folder = start.config, start.folder
     viewer = viewing.open_viewer(config, data.scene, data.metadata, folder)
-    events = EventWriter(
-        folder, processes.is_main_process(), start.step if start.restored else None
-    )
+    events = EventWriter(folder, parallel.leads(), start.step if start.restored else None)
     events.note(
         f"{'resumed' if start.restored else 'begun'} at step {start.step} of {config.steps}: "
         f"{config.field.kind} on {data.scene.name}; {start.hardware}"
@@ -215,7 +211,7 @@ def _fit(
     """Trains until the last step or a signal, and saves the final state."""
     config, restored = start.config, start.restored
     # Closing waits for every process, so a peer that is gone must abort this one first.
-    with processes.abort_on_peer_failure(), monitor.catch_signals() as caught:
+    with parallel.abort_on_peer_failure(), monitor.catch_signals() as caught:
         watcher = monitor.Monitor(
             start.folder,
             config,
@@ -235,7 +231,7 @@ def _fit(
         stage, state = train.fit(config, data.scene, watcher, initial, mesh=mesh)
         watcher.save(stage, state)
         watcher.close()
-        interrupted = processes.allreduce_max(caught[0] if caught else 0)
+        interrupted = parallel.largest(caught[0] if caught else 0)
     run = Run(start.folder, watcher.config, data.metadata, stage, state, watcher.seconds)
     return Trained(run, watcher, interrupted)
 

@@ -11,7 +11,7 @@ from jaxrf.data import sources
 from jaxrf.data.scene import Scene, Split, find_background
 from jaxrf.data.sources import Source
 from jaxrf.evaluation import scoring
-from jaxrf.parallel import processes
+from jaxrf.parallel import devices as parallel
 from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.runs import SceneMetadata
@@ -40,7 +40,7 @@ def locate(source: Source, config: TrainConfig) -> Path:
     if source.folder is not None:
         return source.folder
     # One process renders; the others then only look the folder up.
-    processes.main_process_first(lambda: _render_builtin(config))
+    parallel.once(lambda: _render_builtin(config))
     return _render_builtin(config)
 
 
@@ -72,7 +72,7 @@ def load_val(folder: Path, config: TrainConfig) -> Split | None:
         return None
 
     def choose(count: int) -> list[int]:
-        return scoring.evenly_spaced_indices(count, config.validation_views)
+        return scoring.spread(count, config.validation_views)
 
     try:
         scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
@@ -95,7 +95,7 @@ def background_warning(config: TrainConfig, scene: Scene) -> str | None:
 
 
 def _render_builtin(config: TrainConfig) -> Path:
-    with tqdm(desc="render bricks", unit="view", disable=not processes.is_main_process()) as bar:
+    with tqdm(desc="render bricks", unit="view", disable=not parallel.leads()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

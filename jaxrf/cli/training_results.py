@@ -11,7 +11,7 @@ from jaxrf.data import sources
 from jaxrf.evaluation import images
 from jaxrf.export import videos
 from jaxrf.export.render_options import RenderOptions
-from jaxrf.parallel import devices, processes
+from jaxrf.parallel import devices as parallel
 from jaxrf.training import monitor, runs, summaries
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.runs import Run
@@ -53,7 +53,7 @@ def finish(
     trained = _training_metrics(watcher, num_devices) | scores.score_scales(run, split, test)
     seconds["evaluate"] = time.perf_counter() - started
     seconds["total"] = watcher.seconds_before + monitor.seconds_since_start()
-    if processes.is_main_process():
+    if parallel.leads():
         metrics = scores.make_metrics(run, split, test, seconds, trained, hardware)
         runs.write_metrics(run.folder, metrics)
     size = f"{split.cameras.width}x{split.cameras.height}"
@@ -91,9 +91,9 @@ def _write_row(run: Run, events: EventWriter, score: dict[str, Any]) -> None:
     results = {f"test/{key}": value for key, value in score.items() if key != "per_image"}
     results["speed/train_seconds"] = run.seconds
     summaries.write_row(events, run.config, run.scene.name, results, step)
-    if processes.is_main_process():
-        mesh = devices.make_mesh(None)
-        state = devices.to_local(mesh, (run.state.params, run.state.grid))
+    if parallel.leads():
+        mesh = parallel.make_mesh(None)
+        state = parallel.to_local(mesh, (run.state.params, run.state.grid))
         summaries.write_parameters(events, *state, step)
 
 
@@ -104,7 +104,7 @@ def _render_video(run: Run, events: EventWriter) -> None:
     renderings = videos.render_plan(run, plan, None, "video")
     rgb = np.stack([images.draw_channel(image, "rgb", plan.span) for _, image in renderings])
     path = run.folder / VIDEO_FILE
-    if processes.is_main_process():
+    if parallel.leads():
         images.write_mp4(path, rgb, videos.FPS)
     events.video("video/orbit", rgb, videos.FPS, int(run.state.step))
     tell(events, f"Video: {path}")

@@ -8,7 +8,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import interactive
-from jaxrf.parallel import processes
+from jaxrf.parallel import devices as parallel
 from jaxrf.training import monitor, runs, train
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.runs import Run, SceneMetadata
@@ -24,7 +24,7 @@ def open_viewer(
 
     Returns None without --view, and in every process but the first.
     """
-    if not config.view or not processes.is_main_process():
+    if not config.view or not parallel.leads():
         return None
     viewer = Viewer(
         run_dir.name,

@@ -46,10 +46,11 @@ def comparison_cameras(scene: Scene | None, size: int) -> cams.Cameras:
     cameras = scene.splits["test"].cameras
     if cameras.distortion is not None or cameras.lens != "perspective":
         raise InputError(
-            "--check compares what a pinhole sees, and --data has lenses: leave it out."
+            "--check compares images of a pinhole camera, but the cameras in --data have lenses: "
+            "leave out --data."
         )
     height = max(size * cameras.height // cameras.width, 1)
-    return cams.resize_cameras(cameras[np.array([0])], size, height)
+    return cams.resize_cameras(cams.index_cameras(cameras, np.array([0])), size, height)
 
 
 def compare(
@@ -64,17 +65,15 @@ def compare(
     """
     rows = []
     for double, name in ((False, "float32"), (True, "float64")):
-        point_rows = check.check_points(
-            converted, content, format_options, check.NUM_POINTS, double
-        )
-        print(f"Raw outputs at {check.NUM_POINTS:,} points, {name}:")
+        point_rows = check.check_points(converted, content, format_options, check.POINTS, double)
+        print(f"Raw outputs at {check.POINTS:,} points, {name}:")
         print(check.format_rows(point_rows))
         rows += point_rows
-    single = check.check_images(converted, content, format_options, cameras, double=False)
+    single = check.check_pictures(converted, content, format_options, cameras, double=False)
     print(f"A picture of {cameras.width}x{cameras.height}, float32:")
     print(check.format_rows(single))
-    exact = check.check_images(converted, content, format_options, cameras, double=True)
-    print("The same in float64, where rounding is out of the way:")
+    exact = check.check_pictures(converted, content, format_options, cameras, double=True)
+    print("The same in float64, to exclude rounding errors:")
     print(check.format_rows(exact))
     same = check.passes([*rows, *single, *exact])
     print("The port is equivalent." if same else "The port DIFFERS.")

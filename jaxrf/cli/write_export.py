@@ -18,9 +18,9 @@ def write_geometry(run: Run, options: ExportOptions, output: Path) -> None:
     # Extraction takes minutes: check first that the output can be written.
     models.check_suffix(output)
     runs.make_writable(output.absolute().parent, "--output")
-    frame = transforms.identity_transform()
+    frame = transforms.identity_frame()
     if options.frame == "data":
-        frame = transforms.invert_transform(transforms.unpack_transform(run.scene.frame))
+        frame = transforms.invert_frame(transforms.unpack_frame(run.scene.frame))
     if options.format == "mesh":
         mesh = geometry.make_mesh(
             run,

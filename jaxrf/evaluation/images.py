@@ -1,6 +1,7 @@
-"""Arrays to pictures: colour maps, PNG, GIF, WebP, MP4, and to files of numbers.
+"""Images of renderings: color maps, plots, and PNG, GIF, WebP, MP4, NPY and OpenEXR files.
 
-What draws and encodes is imported where it is used, so that training can begin without it.
+Libraries that draw and encode are imported where they are used, so that training starts without
+them.
 """
 
 import contextlib
@@ -20,37 +21,44 @@ from PIL import Image
 from jaxrf.evaluation.channels import Channel
 from jaxrf.rendering.image import HostRendering
 
-# The frames of a video: an array, or whatever gives any of them.
-Clip = UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "h w 3"]]
+# The frames of a video: an array, or a sequence that loads them one by one.
+Frames = UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "h w 3"]]
 
 
 def encode_plot(
-    curves: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, title: str = ""
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    title: str = "",
 ) -> bytes:
-    """A plot of named curves of (x, y) with labelled axes, as PNG.
+    """Plots named curves and returns the plot as PNG.
 
-    Curves whose names are the same up to the first comma have one colour.
+    Args:
+      curves: points (x, y) of each curve. Curves whose names are equal up to the first comma form a
+        group: they share a color and differ in line style.
+      x_label, y_label: axis labels.
+      title: of the plot.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    kinds: dict[str, int] = {}
+    group_sizes: dict[str, int] = {}
     figure = Figure(figsize=(9, max(4.5, 0.22 * len(curves) + 0.7)), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for name, points in curves.items():
-        kind = name.split(",")[0]
-        style = ("-", "--", ":", "-.")[kinds.get(kind, 0) % 4]
-        kinds[kind] = kinds.get(kind, 0) + 1
-        number = list(kinds).index(kind)
-        # Its even colours are strong, its odd ones pale.
-        color = colormaps["tab20"](2 * number % 20 + number // 10)
+        group = name.split(",")[0]
+        style = ("-", "--", ":", "-.")[group_sizes.get(group, 0) % 4]
+        group_sizes[group] = group_sizes.get(group, 0) + 1
+        index = list(group_sizes).index(group)
+        # The map alternates strong and pale colors; the strong ones are used first.
+        color = colormaps["tab20"](2 * index % 20 + index // 10)
         if points:
             label = textwrap.fill(name, 40, break_on_hyphens=False)
             axes.plot(*zip(*points, strict=True), style, color=color, marker=".", label=label)
-    axes.set(xlabel=across, ylabel=up, title=title)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)
     if any(curves.values()):
-        # Beside the axes, where it hides no curve.
+        # Outside of the axes, so that it covers no curve.
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -60,7 +68,12 @@ def encode_plot(
 def encode_columns(
     columns: Mapping[str, Sequence[Float[np.ndarray, "h w 3"]]], rows: Sequence[str]
 ) -> bytes:
-    """Pictures with values in [0, 1] side by side under their columns' names, as PNG."""
+    """Draws a labeled grid of images and returns it as PNG.
+
+    Args:
+      columns: images of each column from top to bottom, values in [0, 1], all of one size.
+      rows: names of the rows.
+    """
     from matplotlib.figure import Figure
 
     height, width, _ = next(iter(columns.values()))[0].shape
@@ -80,128 +93,149 @@ def encode_columns(
 
 
 def to_uint8(image: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Values in [0, 1] (others are clipped, NaN is 0) as 8-bit numbers, rounded."""
+    """Rounds values in [0, 1] to 8-bit integers; clips other values and maps NaN to 0."""
     return np.rint(np.clip(np.nan_to_num(image), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def color_map(
+def apply_color_map(
     values: Float[np.ndarray, "*batch"], low: float, high: float, name: str = "turbo"
 ) -> Float[np.ndarray, "*batch 3"]:
-    """Colours of values by one of matplotlib's colour maps, `low` to `high` spanning it."""
+    """Maps values to rgb in [0, 1] with a color map of matplotlib.
+
+    Args:
+      values: any shape; clipped to [low, high], NaN counts as low.
+      low, high: values at the two ends of the color map.
+      name: matplotlib's name of the color map.
+    """
     import matplotlib
 
     scaled = np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0)
     return matplotlib.colormaps[name](np.nan_to_num(scaled))[..., :3].astype(np.float32)
 
 
-def depth_picture(
+def colorize_depth(
     depth: Float[np.ndarray, "h w"],
     opacity: Float[np.ndarray, "h w"],
     low: float,
     high: float,
-    colors: str = "turbo",
+    color_map: str = "turbo",
 ) -> Float[np.ndarray, "h w 3"]:
-    """Depth in colours, near warm and far cool, fading to white where nothing is hit."""
-    return (
-        color_map(-depth, -high, -low, colors) * opacity[..., None] + (1.0 - opacity)[..., None]
-    ).astype(np.float32)
+    """Maps depth to colors, composited over white by opacity; the map runs from far to near.
+
+    With the default map near is warm and far is cool. `low` and `high` are the nearest and the
+    farthest depth, in the unit of `depth`.
+    """
+    rgb = apply_color_map(-depth, -high, -low, color_map)
+    return (rgb * opacity[..., None] + (1.0 - opacity)[..., None]).astype(np.float32)
 
 
-def error_picture(
-    rendered: Float[np.ndarray, "h w 3"],
-    truth: Float[np.ndarray, "h w 3"],
-    most: float = 0.25,
+def colorize_error(
+    rgb: Float[np.ndarray, "h w 3"],
+    target_rgb: Float[np.ndarray, "h w 3"],
+    max_error: float = 0.25,
 ) -> Float[np.ndarray, "h w 3"]:
-    """Mean absolute error over channels in colours, black at 0 and bright at `most` and above."""
-    error = np.abs(np.clip(rendered, 0.0, 1.0) - truth).mean(axis=-1)
-    return color_map(error, 0.0, most, "inferno")
+    """Maps the mean absolute error over channels to colors, black at 0, bright from `max_error`."""
+    error = np.abs(np.clip(rgb, 0.0, 1.0) - target_rgb).mean(axis=-1)
+    return apply_color_map(error, 0.0, max_error, "inferno")
 
 
 def draw_channel(
-    picture: HostRendering,
+    rendering: HostRendering,
     channel: Channel,
-    span: tuple[float, float],
-    truth: Float[np.ndarray, "h w 3"] | None = None,
-    colors: str = "turbo",
+    depth_range: tuple[float, float],
+    target_rgb: Float[np.ndarray, "h w 3"] | None = None,
+    color_map: str = "turbo",
 ) -> UInt8[np.ndarray, "h w_all 3"]:
-    """A channel of a rendering as one sees it.
+    """Draws one channel of a rendering as an 8-bit image.
 
     Args:
-      picture: the rendering.
-      channel: which; "truth", "error" and "comparison" need the truth.
-      span: nearest and farthest distance that the colours of depth span.
-      truth: what was to be seen.
-      colors: matplotlib's name of the colour map of depth.
+      rendering: batch shape (h, w).
+      channel: "truth", "error" and "comparison" need `target_rgb`; a comparison is four images
+        side by side.
+      depth_range: nearest and farthest depth of the color map.
+      target_rgb: (h, w, 3) in [0, 1].
+      color_map: matplotlib's name of the color map of depth.
     """
+    channels: tuple[Channel, ...] = (channel,)
+    if channel == "comparison":
+        channels = ("truth", "rgb", "error", "depth")
+    images = [_draw_panel(rendering, c, depth_range, target_rgb, color_map) for c in channels]
+    return to_uint8(np.concatenate(images, axis=1))
 
-    def show(channel: Channel) -> Float[np.ndarray, "h w 3"]:
-        match channel:
-            case "rgb":
-                return np.clip(picture.rgb, 0.0, 1.0)
-            case "depth":
-                depth, opacity = picture.median_depth, picture.opacity
-                return depth_picture(depth, opacity, *span, colors)
-            case "opacity":
-                return np.repeat(picture.opacity[..., None], 3, axis=-1)
-            case "truth":
-                assert truth is not None
-                return truth
-            case "error":
-                assert truth is not None
-                return error_picture(picture.rgb, truth)
-            case "comparison":
-                shown: tuple[Channel, ...] = ("truth", "rgb", "error", "depth")
-                return np.concatenate([show(each) for each in shown], axis=1)
-        assert_never(channel)
 
-    return to_uint8(show(channel))
+def _draw_panel(
+    rendering: HostRendering,
+    channel: Channel,
+    depth_range: tuple[float, float],
+    target_rgb: Float[np.ndarray, "h w 3"] | None,
+    color_map: str,
+) -> Float[np.ndarray, "h w 3"]:
+    match channel:
+        case "rgb":
+            return np.clip(rendering.rgb, 0.0, 1.0)
+        case "depth":
+            depth, opacity = rendering.median_depth, rendering.opacity
+            return colorize_depth(depth, opacity, *depth_range, color_map)
+        case "opacity":
+            return np.repeat(rendering.opacity[..., None], 3, axis=-1)
+        case "truth":
+            assert target_rgb is not None
+            return target_rgb
+        case "error":
+            assert target_rgb is not None
+            return colorize_error(rendering.rgb, target_rgb)
+        case "comparison":
+            raise AssertionError("a comparison has several panels")
+    assert_never(channel)
 
 
 def encode_png(image: Float[np.ndarray, "h w *c"]) -> bytes:
-    """One picture with values in [0, 1] as an 8-bit PNG."""
+    """Encodes an image with values in [0, 1] as an 8-bit PNG."""
     import imageio.v3 as iio
 
     return iio.imwrite("<bytes>", to_uint8(image), extension=".png")
 
 
 def read_png(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """The colours of a picture that `encode_png` made."""
+    """Reads the rgb channels of a PNG file."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def write_npy(path: Path, numbers: Float[np.ndarray, "h w *c"]) -> None:
-    """Numbers as numpy keeps them."""
+def write_npy(path: Path, values: Float[np.ndarray, "h w *c"]) -> None:
+    """Writes an array in numpy's format, whatever the suffix of the path."""
     with path.open("wb") as file:
-        np.save(file, numbers)
+        np.save(file, values)
 
 
-def write_exr(path: Path, numbers: Float[np.ndarray, "h w *c"]) -> None:
-    """Numbers as float32 in an OpenEXR file: channels R, G and B, or Y if there is one."""
+def write_exr(path: Path, values: Float[np.ndarray, "h w *c"]) -> None:
+    """Writes an array as float32 OpenEXR: channels R, G, B for (h, w, 3), or Y for (h, w)."""
     import OpenEXR
 
-    whole = np.ascontiguousarray(numbers, np.float32)
+    pixels = np.ascontiguousarray(values, np.float32)
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    OpenEXR.File(header, {"RGB" if whole.ndim == 3 else "Y": whole}).write(str(path))
+    OpenEXR.File(header, {"RGB" if pixels.ndim == 3 else "Y": pixels}).write(str(path))
 
 
 def write_mp4(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float) -> None:
-    """An H.264 video that browsers play; odd sizes lose a row or column, as the codec asks.
+    """Writes an H.264 video that browsers play.
+
+    The codec needs even sizes: an odd height or width loses its last row or column.
 
     Args:
-      path: the file, whatever its name ends in.
-      frames: one or more, encoded as they come.
+      path: MP4 file, whatever its suffix.
+      frames: one or more, encoded one by one.
       fps: frames per second.
 
     Raises:
-      OSError: with the encoder's words, if it fails.
+      OSError: if the encoder fails, with its last message.
     """
     import imageio_ffmpeg
 
-    coming = iter(frames)
-    first = next(coming)
+    iterator = iter(frames)
+    first = next(iterator)
     height, width = (s - s % 2 for s in first.shape[:2])
-    # The encoder is run directly: imageio's own writer forks, which JAX's threads forbid.
+    # imageio's writer forks, which is unsafe with JAX's threads, so the encoder is run directly.
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(),
         *("-y", "-loglevel", "error"),
@@ -209,26 +243,26 @@ def write_mp4(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: flo
         *("-i", "-", "-an", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p"),
         *("-movflags", "+faststart", "-f", "mp4", str(path)),
     ]
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as log:
         encoder = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log
         )
         assert encoder.stdin is not None
         try:
-            # It may end early, and then says why.
+            # The encoder closes the pipe early if it fails; its log says why.
             with contextlib.suppress(BrokenPipeError), encoder.stdin as pipe:
-                for frame in itertools.chain([first], coming):
+                for frame in itertools.chain([first], iterator):
                     pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
         finally:
             failed = encoder.wait()
         if failed:
-            said.seek(0)
-            words = said.read().decode(errors="replace").strip().split("\n")[-1]
-            raise OSError(f"{path} could not be encoded: {words}")
+            log.seek(0)
+            reason = log.read().decode(errors="replace").strip().split("\n")[-1]
+            raise OSError(f"{path} could not be encoded: {reason}")
 
 
-def encode_webp(frames: Clip, fps: float) -> bytes:
-    """An animated WebP that loops for ever, smaller than a GIF and in all colours."""
+def encode_webp(frames: Frames, fps: float) -> bytes:
+    """Encodes frames as an animated WebP that loops forever; smaller than a GIF, in full color."""
     images = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
     images[0].save(
@@ -243,21 +277,24 @@ def encode_webp(frames: Clip, fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def encode_gif(frames: Clip, fps: float) -> bytes:
-    """A GIF that loops for ever, with one palette for all frames so that colours do not flicker."""
-    every = max(1, len(frames) // 8)
-    sheet = Image.fromarray(np.concatenate(list(frames[::every]), axis=0))
+def encode_gif(frames: Frames, fps: float) -> bytes:
+    """Encodes frames as a GIF that loops forever.
+
+    All frames share one palette, computed from about 8 of them, so that colors do not flicker.
+    """
+    stride = max(1, len(frames) // 8)
+    sheet = Image.fromarray(np.concatenate(list(frames[::stride]), axis=0))
     palette = sheet.quantize(256, method=Image.Quantize.MEDIANCUT)
-    pictures = [
+    images = [
         Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
         for frame in frames
     ]
     buffer = io.BytesIO()
-    pictures[0].save(
+    images[0].save(
         buffer,
         format="GIF",
         save_all=True,
-        append_images=pictures[1:],
+        append_images=images[1:],
         duration=round(1000 / fps),
         loop=0,
     )

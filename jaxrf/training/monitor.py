@@ -1,100 +1,44 @@
-"""What watches a training: progress bar, logs, validation, videos, checkpoints, signals."""
+"""The callback of a training from the command line: logs, validation, videos and checkpoints."""
 
-import dataclasses
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from jaxrf.cameras.base import Cameras
 from jaxrf.core.errors import InputError
 from jaxrf.core.machine import Machine
-from jaxrf.core.progress import ProgressBar
 from jaxrf.data.scene import Split
 from jaxrf.evaluation import images, scoring
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
 from jaxrf.models import methods
 from jaxrf.models.methods import Stage
 from jaxrf.parallel import devices, processes
+from jaxrf.training import budget, optim, runs, scene_metadata, schedule, summaries, transitions
 from jaxrf.training import config as configs
-from jaxrf.training import optim, runs, schedule, summaries, transitions
 from jaxrf.training.config import TrainConfig
+from jaxrf.training.live_viewer import VIEWED_DISPATCH_SECONDS, LiveViewer, wait_for_viewer
 from jaxrf.training.logs import EventWriter
-from jaxrf.training.runs import Run, SceneMetadata
+from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata
+from jaxrf.training.timing import StepTimer, TrainClock, seconds_since_start
 from jaxrf.training.train import Metrics, TrainState, background_color, make_train_schedule
 
-# Frames per second of videos on the way: with a quarter of the frames, as quick as that at the end.
-FPS = 6.0
-# While somebody watches: seconds of a dispatch, and for how long training waits at once for who
-# moves the camera.
-WATCHED_SECONDS, MOVING_SECONDS = 0.15, 1.0
-
-
-def seconds_since_start() -> float:
-    """Seconds since this process started."""
-    by_date = time.time() - psutil.Process().create_time()
-    try:
-        # Finer than the date of the start, which is off by up to a second.
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return by_date
-    by_ticks = uptime - ticks / os.sysconf("SC_CLK_TCK")
-    # In some containers the two files count from different moments.
-    return by_ticks if abs(by_ticks - by_date) < 2.0 else by_date
-
-
-@contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying; a second one acts as it always does."""
-    caught: list[int] = []
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for known, handler in previous.items():
-            signal.signal(known, handler)
-
-    for known in previous:
-        signal.signal(known, handle)
-    try:
-        yield caught
-    finally:
-        for known, handler in previous.items():
-            signal.signal(known, handler)
-
-
-@dataclasses.dataclass
-class Clock:
-    """Seconds of training, of them waiting for compilation, and what was trained on.
-
-    Validation stands apart, and videos with it. `first_step` counts from the start of the process
-    to the end of the first dispatch.
-    """
-
-    compile: float = 0.0
-    train: float = 0.0
-    validate: float = 0.0
-    first_step: float = 0.0
-    rays: float = 0.0
-    samples: float = 0.0
+# Frames per second of videos of the training. They have a quarter of the frames of the final video.
+VIDEO_FPS = 6.0
 
 
 class Validation(NamedTuple):
-    """A validation: after how many steps and seconds of the process, and the mean PSNR.
+    """Mean PSNR of the validation views after a number of steps and seconds.
 
-    Seconds are counted without those that validations took.
+    Seconds count from the start of the process, without those of earlier validations.
     """
 
     step: int
@@ -102,53 +46,16 @@ class Validation(NamedTuple):
     psnr: float
 
 
-@dataclasses.dataclass
-class Pace:
-    """Steps and their seconds since a stage began, the first dispatch left out.
+class TrainMonitor:
+    """The callback of `train.fit` that logs, validates, saves and keeps to the time budget.
 
-    `best` is the least that a step took in any dispatch.
+    Attributes:
+      config: the configuration, as fitted to the budget.
+      clock: seconds of the phases of this process's training.
+      seconds_before: training time before the run was resumed.
+      deadline: `time.time()` at which training has to end, if any.
+      val_history: the validations so far.
     """
-
-    steps: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-    warm: bool = False
-
-    def add(self, steps: int, seconds: float) -> None:
-        """Counts a dispatch."""
-        if self.warm:
-            self.steps, self.seconds = self.steps + steps, self.seconds + seconds
-            self.best = min(self.best, seconds / steps)
-        self.warm = True
-
-    def is_known(self, least: float) -> bool:
-        """Whether enough steps were timed: two, over so many seconds."""
-        return self.steps >= 2 and self.seconds >= least
-
-
-@runtime_checkable
-class LiveViewer(Protocol):
-    """Who watches a training live; see `viewer.server.Viewer`."""
-
-    def follow(self, make: Callable[[], InteractiveRenderer], text: str) -> None:
-        """Here is the state of now, if it is wanted."""
-        ...
-
-    def has_clients(self) -> bool:
-        """Whether anybody looks."""
-        ...
-
-    def camera_moving(self) -> bool:
-        """Whether somebody moves a camera right now."""
-        ...
-
-    def is_paused(self) -> bool:
-        """Whether training is to wait."""
-        ...
-
-
-class Monitor:
-    """The observer of `train.fit` behind the command line."""
 
     def __init__(
         self,
@@ -158,114 +65,103 @@ class Monitor:
         events: EventWriter,
         manager: Any,
         val: Split | None,
-        caught: list[int],
-        done: int,
-        seconds: float,
+        caught_signals: list[int],
+        start_step: int,
+        seconds_before: float,
         deadline: float | None = None,
         mesh: Mesh | None = None,
-        film: Callable[[Run], Cameras] | None = None,
-        audience: LiveViewer | None = None,
+        video_cameras_fn: Callable[[Run], Cameras] | None = None,
+        viewer: LiveViewer | None = None,
     ) -> None:
-        self.mesh, self.film, self.audience = mesh, film, audience
+        """Begins to measure time.
+
+        Args:
+          folder, config: of the run.
+          scene: metadata that checkpoints store.
+          events: where scalars, images and text are logged.
+          manager: of the run's checkpoints.
+          val: the validation views, if any.
+          caught_signals: training stops once this list is not empty.
+          start_step: steps done before, by a resumed run.
+          seconds_before: training time before the run was resumed.
+          deadline: `time.time()` at which training has to end, if any.
+          mesh: the devices that train and render.
+          video_cameras_fn: makes the cameras of a video's frames; without it there are no videos.
+          viewer: of the training in progress, if any.
+        """
+        self.mesh, self.video_cameras_fn, self.viewer = mesh, video_cameras_fn, viewer
         self.folder, self.config, self.scene = folder, config, scene
         self.events, self.manager = events, manager
-        self.val, self.caught = val, caught
+        self.val, self.caught_signals = val, caught_signals
         self.deadline = deadline
-        self.clock = Clock()
-        self.seconds_before = seconds
+        self.clock = TrainClock()
+        self.seconds_before = seconds_before
         self._schedules = optim.make_schedules(config.optimizer, make_train_schedule(config))
-        self._bar = ProgressBar(
-            config.steps, "train", "step", initial=done, disable=not processes.is_main_process()
+        self._bar = tqdm(
+            total=config.steps,
+            initial=start_step,
+            unit="step",
+            desc="train",
+            leave=True,
+            disable=not processes.is_main_process(),
         )
-        self._done = done
-        self._mark = time.perf_counter()
-        self._pace = Pace()
+        self._step = start_step
+        self._last_time = time.perf_counter()
+        self._timer = StepTimer()
         self._half_time = 0.0
         self._validation_seconds = self._slowest_validation = 0.0
         self._video_seconds = self._slowest_video = 0.0
         self._machine = Machine()
-        self._groups: frozenset[str] = frozenset()
-        self.history: list[Validation] = []
+        self._param_groups: frozenset[str] = frozenset()
+        self.val_history: list[Validation] = []
         self._saved_at = time.perf_counter()
         self._saved_step: int | None = None
         self._val_psnr: float | None = None
 
     @property
     def seconds(self) -> float:
-        """Training time, that before a resume included."""
+        """Training time, including that before the run was resumed."""
         return self.seconds_before + self.clock.train + self.clock.compile
 
     def should_wait_for_compile(self) -> bool:
-        """Whether nobody has asked to stop and there is time left."""
+        """Whether no signal was caught and the deadline has not passed."""
         late = self.deadline is not None and time.time() > self.deadline
-        self._check_begun(late)
-        return not late and not self.caught
+        self._check_started_in_time(late)
+        return not late and not self.caught_signals
 
-    def _check_begun(self, late: bool) -> None:
-        if late and not self._done:
+    def _check_started_in_time(self, late: bool) -> None:
+        if late and not self._step:
             raise InputError(
                 f"--budget {self.config.budget:g} is too short here: starting took "
                 f"{seconds_since_start():.1f} s; give more seconds."
             )
 
     def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
-        """Notes the compilation and says what the stage is."""
+        """Counts the seconds of compilation and logs a description of the stage."""
         late = self.deadline is not None and time.time() > self.deadline
-        self._check_begun(processes.broadcast_from_main(late))
+        self._check_started_in_time(processes.broadcast_from_main(late))
         now = time.perf_counter()
-        self._pace = Pace()
+        self._timer = StepTimer()
         self.clock.compile += seconds
-        self.clock.train += now - self._mark - seconds
-        self._mark = now
+        self.clock.train += now - self._last_time - seconds
+        self._last_time = now
         grid = transitions.describe_grid(self.config.field, stage, state.grid)
         if grid:
             rays = f"{stage.rays} rays a step, {stage.supersample**2} a pixel, from {pixels} pixels"
-            self._say(f"step {self._done}: {grid}; {rays}")
+            self._log_line(f"step {self._step}: {grid}; {rays}")
 
     def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
-        """Writes scalars, validates and saves where it is time; stops after a signal."""
+        """Logs scalars; validates, renders a video and saves if it is time.
+
+        Returns:
+          Whether to stop, because of a signal or the deadline.
+        """
         now = time.perf_counter()
         step = int(state.step)
-        elapsed = now - self._mark
-        self.clock.train += elapsed
-        self._pace.add(steps, elapsed)
-        rays = steps * stage.rays * (1.0 - float(metrics.dropped))
-        self.clock.rays += rays
-        self.clock.samples += steps * float(metrics.samples)
-        if not self.clock.first_step:
-            self.clock.first_step = seconds_since_start()
-            self._groups = frozenset(jax.tree.leaves(methods.label_params(state.params)))
-            self.events.text("config", configs.to_json(self.config), step)
-        rate = rays / elapsed
-        if not metrics.kept:
-            # All overflowed, and say nothing.
-            metrics = metrics._replace(loss=jnp.asarray(np.nan), mse=jnp.asarray(np.nan))
-        psnr = -10.0 * math.log10(max(float(metrics.mse), 1e-12)) if metrics.kept else math.nan
-        self._bar.update(steps)
-        self._done = step
-        figures = f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
-        self._bar.set_postfix(figures)
-        self.events.note(f"step {step} of {self.config.steps}: {figures}")
-        norms = {"grid": metrics.grid_grad_norm, "network": metrics.mlp_grad_norm}
-        by_group = {f"train/gradient_norm_{k}": float(norms[k]) for k in self._groups}
-        rates = {f"learning_rate/{k}": float(self._schedules[k](step)) for k in self._groups}
-        self.events.scalars(
-            {
-                "train/loss": float(metrics.loss),
-                "train/psnr": psnr,
-                "train/grad_norm": float(metrics.grad_norm),
-                "train/opacity": float(metrics.opacity),
-                "train/dropped_rays": float(metrics.dropped),
-                "speed/rays_per_second": rate,
-                "speed/samples_per_second": steps * float(metrics.samples) / elapsed,
-                **by_group,
-                **rates,
-            },
-            step,
-            self._measure_machine,
-        )
+        elapsed = now - self._last_time
+        self._log_dispatch(state, stage, metrics, steps, elapsed)
         late = self.deadline is not None and time.time() + elapsed > self.deadline
-        stop = processes.allreduce_max(len(self.caught)) > 0 or late
+        stop = processes.allreduce_max(len(self.caught_signals)) > 0 or late
         validate = not stop and self._is_validation_due(step, steps)
         video = not stop and self._is_video_due(step, steps)
         save = stop or validate or now - self._saved_at > self.config.checkpoint_seconds
@@ -276,41 +172,62 @@ class Monitor:
             self._write_video_event(stage, state, step)
         if save:
             self.save(stage, state)
-        if self.audience is not None and not stop:
-            self._sync_viewer(self.audience, stage, state, f"Step {step} of {self.config.steps}")
-        self._mark = time.perf_counter()
+        if self.viewer is not None and not stop:
+            self._sync_viewer(self.viewer, stage, state, f"Step {step} of {self.config.steps}")
+        self._last_time = time.perf_counter()
         return stop
 
-    def dispatch_seconds(self) -> float:
-        """Short while somebody looks, as painting waits for what the device does."""
-        watched = self.audience is not None and self.audience.has_clients()
-        return WATCHED_SECONDS if watched else 1.0
-
-    def _sync_viewer(
-        self, audience: LiveViewer, stage: Stage, state: TrainState, text: str
+    def _log_dispatch(
+        self, state: TrainState, stage: Stage, metrics: Metrics, steps: int, elapsed: float
     ) -> None:
-        """Shows the state to those who look, and leaves the machine to them while they move."""
-        if self.history:
-            text += f", validation PSNR {self.history[-1].psnr:.2f} dB"
-        audience.follow(lambda: self._make_interactive_renderer(stage, state), text)
-        begun = time.monotonic()
-        while not self.caught and (
-            audience.is_paused()
-            or (audience.camera_moving() and time.monotonic() - begun < MOVING_SECONDS)
-        ):
-            time.sleep(0.02)
+        """Updates the clock and the progress bar, and logs the scalars of a dispatch."""
+        step = int(state.step)
+        self.clock.train += elapsed
+        self._timer.update(steps, elapsed)
+        rays = steps * stage.rays * (1.0 - float(metrics.dropped))
+        self.clock.rays += rays
+        self.clock.samples += steps * float(metrics.samples)
+        if not self.clock.first_step:
+            self.clock.first_step = seconds_since_start()
+            self._param_groups = frozenset(jax.tree.leaves(methods.label_params(state.params)))
+            self.events.text("config", configs.to_json(self.config), step)
+        rate = rays / elapsed
+        if not metrics.kept:
+            # The updates of all steps were skipped, so there is no loss to report.
+            metrics = metrics._replace(loss=jnp.asarray(np.nan), mse=jnp.asarray(np.nan))
+        psnr = -10.0 * math.log10(max(float(metrics.mse), 1e-12)) if metrics.kept else math.nan
+        self._bar.update(steps)
+        self._step = step
+        summary = f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
+        self._bar.set_postfix_str(summary)
+        self.events.note(f"step {step} of {self.config.steps}: {summary}")
+        scalars = summaries.dispatch_scalars(metrics, steps, elapsed, self._param_groups)
+        rates = {f"learning_rate/{g}": float(self._schedules[g](step)) for g in self._param_groups}
+        scalars |= {"train/psnr": psnr, "speed/rays_per_second": rate, **rates}
+        self.events.scalars(scalars, step, self._measure_machine)
+
+    def dispatch_seconds(self) -> float:
+        """Target duration of a dispatch, short while a viewer's rendering waits for the device."""
+        viewed = self.viewer is not None and self.viewer.has_clients()
+        return VIEWED_DISPATCH_SECONDS if viewed else 1.0
+
+    def _sync_viewer(self, viewer: LiveViewer, stage: Stage, state: TrainState, text: str) -> None:
+        """Offers the state to the viewer; waits while it is paused or its camera moves."""
+        if self.val_history:
+            text += f", validation PSNR {self.val_history[-1].psnr:.2f} dB"
+        viewer.follow(lambda: self._make_interactive_renderer(stage, state), text)
+        wait_for_viewer(viewer, self.caught_signals)
 
     def _make_interactive_renderer(self, stage: Stage, state: TrainState) -> InteractiveRenderer:
-        # A copy, as the next step uses up the arrays.
-        own = devices.to_host(self.mesh, (state.shown, state.grid))
-        params, grid = jax.tree.map(lambda x: jnp.array(x, copy=True), own)
-        seen = runs.near_far_fn(self.scene, grid)
+        # Copies, as the next step donates the arrays of the state.
+        arrays = devices.to_host(self.mesh, (state.shown, state.grid))
+        params, grid = jax.tree.map(lambda x: jnp.array(x, copy=True), arrays)
         return make_interactive_renderer(
             self.config,
             stage,
             params,
             grid,
-            seen,
+            scene_metadata.near_far_fn(self.scene, grid),
             background_color(self.config),
             crop_to_occupied=False,
         )
@@ -319,81 +236,77 @@ class Monitor:
         return {f"machine/{name}": value for name, value in self._machine.read().items()}
 
     def replan(self, config: TrainConfig, step: int, growing: bool) -> TrainConfig:
-        """Fits the number of steps to the budget, if there is one, and writes it down.
-
-        As soon as the speed is known, again when the field has its final size, and whenever half
-        of the time or of the way that was left is behind: the speed of a machine that others use
-        too changes, and compilation between stages takes time that no step shows.
-        """
+        """Fits the number of steps to the budget if there is one and if it is time (`budget`)."""
         if self.deadline is None:
             return config
-        found = processes.broadcast_from_main(self._fit_steps(config, step, growing))
-        if found is None:
+        fit = processes.broadcast_from_main(self._fit_num_steps(config, step, growing))
+        if fit is None:
             return config
-        steps, reason = found
-        fitted = schedule.rescale_schedule(config, step, steps)
-        self._pace = Pace(warm=True)
+        num_steps, reason = fit
+        fitted = schedule.rescale_schedule(config, step, num_steps)
+        self._timer = StepTimer(warm=True)
         self.on_change(fitted, step, reason)
         return fitted
 
-    def _fit_steps(self, config: TrainConfig, step: int, growing: bool) -> tuple[int, str] | None:
-        """The number of steps that fits the budget, and why, if it is time to find out."""
+    def _fit_num_steps(
+        self, config: TrainConfig, step: int, growing: bool
+    ) -> tuple[int, str] | None:
+        """The number of steps that fits the budget and the reason for it, if it is time to fit."""
         assert self.deadline is not None
-        if len(config.knots) == schedule.MOST_KNOTS:
+        seconds_left = self.deadline - time.time()
+        past_half_time = time.time() >= self._half_time
+        if not budget.should_fit_steps(
+            config, step, self._timer, seconds_left, growing, past_half_time
+        ):
             return None
-        first = not config.knots
-        left = self.deadline - time.time()
-        if not self._pace.is_known(least=min(0.7, 0.03 * left) if first else min(2.0, 0.1 * left)):
-            return None
-        half_time = time.time() >= self._half_time
-        # What comes after the last growth is left to be fitted then, unless time is running out.
-        if not first and growing and not half_time:
-            return None
-        if len(config.knots) > 1 and not growing and not half_time:
-            halfway = 0.5 * (1.0 + config.knots[-1].progress)
-            if schedule.progress_at(config, step) < halfway:
-                return None
-        self._half_time = time.time() + 0.5 * left
-        pace = self._pace.seconds / self._pace.steps
+        self._half_time = time.time() + 0.5 * seconds_left
+        num_transitions = 0
         if growing:
-            left -= 1.5 * sum(growth.step > step for growth in transitions.plan_transitions(config))
-        if first and growing:
-            # The first steps share the machine with compilation; later ones are about as fast as
-            # the best of them. It need not be exact, as it is done once more.
-            pace = self._pace.best
-        if not config.validate_apart:
-            looking = 0.0
-            if self.val is not None:
-                seconds = self._validation_seconds or 1.0
-                looking += _count_coming(config, step, config.validate_every) * seconds
-            if self.film is not None:
-                seconds = self._video_seconds or 1.0
-                looking += _count_coming(config, step, config.video.every) * seconds
-            left -= min(looking, 0.5 * max(left, 0.0))
-        # Checkpoints and records take their share; to be cut off before the rates have come down
-        # would cost more than a few steps less.
-        left = 0.96 * left - 0.3
-        steps = step + max(int(left / pace), 1)
-        return steps, f"a step takes {pace * 1e3:.0f} ms, {steps} steps fit the budget"
+            coming = (growth.step > step for growth in transitions.plan_transitions(config))
+            num_transitions = sum(coming)
+        num_steps, seconds_per_step = budget.fit_num_steps(
+            step,
+            self._timer,
+            seconds_left,
+            growing,
+            num_transitions,
+            is_first=not config.knots,
+            evaluation_seconds=self._remaining_evaluation_seconds(config, step),
+        )
+        milliseconds = seconds_per_step * 1e3
+        return num_steps, f"a step takes {milliseconds:.0f} ms, {num_steps} steps fit the budget"
+
+    def _remaining_evaluation_seconds(self, config: TrainConfig, step: int) -> float:
+        """Seconds of validations and videos still to come that count towards the budget."""
+        if config.validate_apart:
+            return 0.0
+        seconds = 0.0
+        if self.val is not None:
+            duration = self._validation_seconds or budget.DEFAULT_EVALUATION_SECONDS
+            seconds += budget.count_remaining(config, step, config.validate_every) * duration
+        if self.video_cameras_fn is not None:
+            duration = self._video_seconds or budget.DEFAULT_EVALUATION_SECONDS
+            seconds += budget.count_remaining(config, step, config.video.every) * duration
+        return seconds
 
     def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
-        """Writes down a configuration that changed while training, and says why."""
+        """Stores a configuration that changed during training and logs the reason."""
         self.config = config
         self._schedules = optim.make_schedules(config.optimizer, make_train_schedule(config))
         if processes.is_main_process():
             runs.write_config(self.folder, config)
         self.events.text("config", configs.to_json(config), step)
         self._bar.total = config.steps
-        self._say(f"step {step}: {reason}")
+        self._log_line(f"step {step}: {reason}")
 
-    def _say(self, line: str) -> None:
-        """Prints a line above the progress bar and keeps it in train.log."""
+    def _log_line(self, line: str) -> None:
+        """Prints a line above the progress bar and writes it to train.log."""
         if processes.is_main_process():
             self._bar.write(f"  {line}")
         self.events.note(line)
 
     def save(self, stage: Stage, state: TrainState) -> None:
-        """Saves a checkpoint unless this step has one."""
+        """Saves a checkpoint unless there is one of this step."""
         step = int(state.step)
         if step == self._saved_step:
             return
@@ -403,30 +316,29 @@ class Monitor:
         self._saved_at = time.perf_counter()
 
     def close(self) -> None:
-        """Waits for the last checkpoint to be on disk."""
+        """Waits until the last checkpoint is on disk."""
         self._bar.close()
         self.manager.wait_until_finished()
 
     def _is_validation_due(self, step: int, steps: int) -> bool:
-        every = self.config.validate_every
-        return self.val is not None and self._is_due(step, steps, every, self._slowest_validation)
+        interval = self.config.validate_every
+        is_due = self._is_evaluation_due(step, steps, interval, self._slowest_validation)
+        return self.val is not None and is_due
 
     def _is_video_due(self, step: int, steps: int) -> bool:
-        every = self.config.video.every
-        return self.film is not None and self._is_due(step, steps, every, self._slowest_video)
+        interval = self.config.video.every
+        is_due = self._is_evaluation_due(step, steps, interval, self._slowest_video)
+        return self.video_cameras_fn is not None and is_due
 
-    def _is_due(self, step: int, steps: int, interval: float, slowest: float) -> bool:
-        """Whether the last steps passed another such fraction of training, and there is time."""
-        if interval <= 0 or step >= self.config.steps:
+    def _is_evaluation_due(self, step: int, steps: int, interval: float, slowest: float) -> bool:
+        """Whether the last steps passed a multiple of the interval and the budget allows for it.
+
+        An evaluation that may take half of the time left is skipped in favor of training.
+        """
+        deadline = None if self.config.validate_apart else self.deadline
+        if deadline is not None and 2.0 * slowest > deadline - time.time():
             return False
-        # Better trained to the end than measured once more on the way.
-        ends = None if self.config.validate_apart else self.deadline
-        if ends is not None and 2.0 * slowest > ends - time.time():
-            return False
-        now, before = (
-            schedule.progress_at(self.config, s) / interval for s in (step, step - steps)
-        )
-        return math.floor(now) > math.floor(before)
+        return budget.passed_multiple(self.config, step, steps, interval)
 
     def _make_render_fn(self, stage: Stage, state: TrainState) -> scoring.RenderFn:
         return scoring.make_render_fn(
@@ -441,40 +353,45 @@ class Monitor:
         )
 
     def _validate(self, stage: Stage, state: TrainState, step: int) -> None:
+        """Renders and scores the validation views and logs the results."""
         assert self.val is not None
-        begun = time.perf_counter()
+        validation_started = time.perf_counter()
         background = background_color(self.config)
         render = self._make_render_fn(stage, state)
         started = time.perf_counter()
-        scored: list[scoring.ViewMetrics] = []
+        views: list[scoring.ViewMetrics] = []
         for index in range(len(self.val)):
-            scored += scoring.score_split(render, self.val, background, [index])
+            views += scoring.score_split(render, self.val, background, [index])
             if index == 0 and self._validation_seconds == 0.0:
-                # The very first has to be compiled, which later validations are spared.
+                # The first view of a training is compiled for, which later ones need not be.
                 started = time.perf_counter()
         self._validation_seconds = max(time.perf_counter() - started, 1e-3)
-        summary = scoring.summarize(scored)
+        summary = scoring.summarize(views)
         self._val_psnr = summary["psnr"]
-        reached = seconds_since_start() - self.clock.validate - (time.perf_counter() - begun)
-        self.history.append(Validation(step, round(reached, 2), round(self._val_psnr, 3)))
+        elapsed = time.perf_counter() - validation_started
+        seconds = seconds_since_start() - self.clock.validate - elapsed
+        self.val_history.append(Validation(step, round(seconds, 2), round(self._val_psnr, 3)))
         self.events.scalars({"val/psnr": summary["psnr"], "val/ssim": summary["ssim"]}, step)
-        summaries.write_view(self.events, "val", scored[0], step)
-        summaries.write_rays(self.events, "val", scored[0], step)
+        summaries.write_view(self.events, "val", views[0], step)
+        summaries.write_rays(self.events, "val", views[0], step)
         self._write_parameters(state, step)
-        self._say(f"step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(scored)} views")
-        elapsed = self._stand_apart(begun)
+        self._log_line(
+            f"step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(views)} views"
+        )
+        elapsed = self._count_as_evaluation(validation_started)
         self._slowest_validation = max(self._slowest_validation, elapsed)
 
     def _write_video_event(self, stage: Stage, state: TrainState, step: int) -> None:
         """Renders a small video for TensorBoard."""
-        assert self.film is not None
-        begun = time.perf_counter()
-        cameras = self.film(Run(self.folder, self.config, self.scene, stage, state, self.seconds))
+        assert self.video_cameras_fn is not None
+        started = time.perf_counter()
+        run = Run(self.folder, self.config, self.scene, stage, state, self.seconds)
+        cameras = self.video_cameras_fn(run)
         render = self._make_render_fn(stage, state)
         frames = [images.to_uint8(render(cameras, index).rgb) for index in range(len(cameras))]
-        self.events.video("video/orbit", np.stack(frames), FPS, step)
-        elapsed = self._stand_apart(begun)
-        self._say(f"step {step}: a video of {len(frames)} frames in {elapsed:.1f} s")
+        self.events.video("video/orbit", np.stack(frames), VIDEO_FPS, step)
+        elapsed = self._count_as_evaluation(started)
+        self._log_line(f"step {step}: rendered a video of {len(frames)} frames in {elapsed:.1f} s")
         self._video_seconds, self._slowest_video = elapsed, max(self._slowest_video, elapsed)
 
     def _write_parameters(self, state: TrainState, step: int) -> None:
@@ -484,17 +401,13 @@ class Monitor:
                 params, grid = devices.to_local(self.mesh, (params, grid))
             summaries.write_parameters(self.events, params, grid, step)
 
-    def _stand_apart(self, begun: float) -> float:
-        """Counts the seconds since then as none of training; returns them."""
-        elapsed = time.perf_counter() - begun
+    def _count_as_evaluation(self, started: float) -> float:
+        """Counts the seconds since `started` as evaluation, not as training; returns them.
+
+        With `config.validate_apart` the deadline moves by them.
+        """
+        elapsed = time.perf_counter() - started
         self.clock.validate += elapsed
         if self.deadline is not None and self.config.validate_apart:
             self.deadline += elapsed
         return elapsed
-
-
-def _count_coming(config: TrainConfig, step: int, every: float) -> int:
-    """How often such a fraction of training is still to pass, the end left out."""
-    if every <= 0:
-        return 0
-    return max(math.ceil((1.0 - schedule.progress_at(config, step)) / every) - 1, 0)
