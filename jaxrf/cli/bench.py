@@ -18,7 +18,11 @@ def run(options: BenchOptions) -> int:
 
 
 def check_presets(options: BenchOptions) -> None:
-    """Parses each preset with the options that follow its name; raises InputErrors of these."""
+    """Parses each preset with the options that follow its name.
+
+    Raises:
+      InputError: a preset is unknown, or one of its options is invalid.
+    """
     from jaxrf.cli.train import parse_training
 
     for preset in options.presets:

@@ -65,8 +65,8 @@ def run(options: ConvertOptions) -> int:
         scene = sources.load_scene(folder, splits, options.downscale)
         if scene.splits["train"].cameras.ndc is not None:
             raise InputError(
-                f"{folder} is in normalised device coordinates, in which other programs see "
-                "directions otherwise: convert without --data."
+                f"{folder} uses normalized device coordinates, where other programs define view "
+                "directions differently: convert without --data."
             )
         converted = converted._replace(near=scene.near, far=scene.far)
     if options.check:

@@ -74,5 +74,5 @@ def run_fetch(options: DataFetchOptions) -> int:
             bar.update(done - bar.n)
 
         path, digest = fetch.fetch(options.name, options.output, options.url, options.sha256, show)
-    print(f"{path} is there; SHA-256 of what was downloaded: {digest}.")
+    print(f"Downloaded to {path}; SHA-256 of the file: {digest}.")
     return 0

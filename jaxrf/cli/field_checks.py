@@ -71,12 +71,12 @@ def _check_sampled(field: configs.SampledConfig) -> None:
         )
     if points and getattr(field, "encoding", "fourier") == "integrated":
         raise InputError(
-            "--field.encoding is integrated, which is over intervals: add --field.quadrature "
+            "--field.encoding integrated encodes intervals, not points: add --field.quadrature "
             "intervals."
         )
     if getattr(field, "blend", "features") == "results" and field.shading == "per_ray":
         raise InputError(
-            "--field.blend is results, which has no features to sum up along a ray: add "
+            "--field.blend results has no features to composite along a ray: add "
             "--field.shading per_sample."
         )
 

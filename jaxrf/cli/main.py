@@ -134,7 +134,7 @@ def parse_command(name: str, arguments: Sequence[str], prog: str = "") -> Any:
     """
     prog = prog or f"jaxrf {name}"
     if name == "train":
-        # The preset decides the defaults, so training has a parser of its own.
+        # The preset decides the defaults, so training needs another parser.
         from jaxrf.cli.train import parse_training
 
         return parse_training(arguments, prog)

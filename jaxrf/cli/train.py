@@ -1,7 +1,7 @@
 """`jaxrf train`: parses presets, options and --resume, then trains.
 
-A preset decides the defaults of all options, so it is parsed before them. A resumed run has its own
-configuration; of its options only those that change no bit of the parameters may be given anew.
+A preset decides the defaults of all options, so it is parsed before them. A resumed run takes its
+stored configuration; only options that change no bit of the parameters may differ from it.
 """
 
 import argparse
@@ -97,7 +97,9 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
     remaining = _drop_option(arguments, "--preset")
     if known.resume and not {"-h", "--help"} & set(arguments):
         if known.preset:
-            raise InputError("--preset and --resume exclude each other: a run keeps its settings.")
+            raise InputError(
+                "--preset and --resume exclude each other: a resumed run has its settings already."
+            )
         return TrainOptions(_parse_resumed(remaining, prog, known.run_dir), "the run's own")
     preset = known.preset or configs.default_preset()
     config = tyro.cli(

@@ -60,6 +60,6 @@ def _check_scale_schedule(config: TrainConfig) -> None:
         )
     if max(starts, default=0) >= config.steps:
         raise InputError(
-            f"--train-scale-schedule goes on to step {max(starts):g}, training only to "
+            f"--train-scale-schedule reaches step {max(starts):g}, but training ends at "
             f"{config.steps}: give earlier steps, or fractions of all steps."
         )

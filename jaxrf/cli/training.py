@@ -102,7 +102,7 @@ def _choose_devices(config: TrainConfig) -> TrainConfig:
     assert config.devices is not None
     if jax.process_count() == 1 and config.devices <= jax.device_count():
         return config
-    print(f"The run had --devices {config.devices}; it goes on with {jax.device_count()}.")
+    print(f"The run had --devices {config.devices}; it continues with {jax.device_count()}.")
     return dataclasses.replace(config, devices=None)
 
 

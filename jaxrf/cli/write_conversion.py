@@ -46,7 +46,8 @@ def comparison_cameras(scene: Scene | None, size: int) -> cams.Cameras:
     cameras = scene.splits["test"].cameras
     if cameras.distortion is not None or cameras.lens != "perspective":
         raise InputError(
-            "--check compares what a pinhole sees, and --data has lenses: leave it out."
+            "--check compares images of a pinhole camera, but the cameras in --data have lenses: "
+            "leave out --data."
         )
     height = max(size * cameras.height // cameras.width, 1)
     return cams.resize_cameras(cams.index_cameras(cameras, np.array([0])), size, height)
@@ -72,7 +73,7 @@ def compare(
     print(f"A picture of {cameras.width}x{cameras.height}, float32:")
     print(check.format_rows(single))
     exact = check.check_pictures(converted, content, format_options, cameras, double=True)
-    print("The same in float64, where rounding is out of the way:")
+    print("The same in float64, to exclude rounding errors:")
     print(check.format_rows(exact))
     same = check.passes([*rows, *single, *exact])
     print("The port is equivalent." if same else "The port DIFFERS.")

@@ -1,4 +1,4 @@
-"""Programs that a study runs in processes of their own, so that each starts afresh."""
+"""Other processes that a study runs `jaxrf` in, so that nothing is compiled or cached before."""
 
 import subprocess
 import sys

@@ -191,7 +191,7 @@ def test_resume_without_a_run_names_the_folder(
         ("--train-scale-schedule 5 2", "ascending steps from 0"),
         ("--train-scale-schedule 0 4 100 2 50 1", "ascending steps from 0"),
         ("--train-scale-schedule 0 0", "a factor of 1 or more"),
-        ("--steps 100 --train-scale-schedule 0 4 100 1", "training only to 100"),
+        ("--steps 100 --train-scale-schedule 0 4 100 1", "training ends at 100"),
         ("--loss.charbonnier-epsilon 0", "--loss.charbonnier-epsilon is 0"),
         ("--loss.huber-delta -1", "--loss.huber-delta is -1"),
         ("--preset nerf-original --field.num-coarse-samples 2", "points need 3 or more"),
