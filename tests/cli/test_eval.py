@@ -51,8 +51,8 @@ def test_eval_keeps_training_metrics_and_test_every(run_copy: Path) -> None:
     changed = {key for key in before["seconds"] if after["seconds"][key] != before["seconds"][key]}
     assert changed <= {"evaluate"} and after["seconds"].keys() == before["seconds"].keys()
     assert cli.run_command("eval", [str(run_copy), "--every", "1"]) == 0
-    whole = json.loads((run_copy / "metrics.json").read_text())
-    assert len(whole["test"]["per_image"]) == VIEWS["test"]
+    full = json.loads((run_copy / "metrics.json").read_text())
+    assert len(full["test"]["per_image"]) == VIEWS["test"]
 
 
 def test_eval_every_scores_every_kth_image(run_copy: Path) -> None:

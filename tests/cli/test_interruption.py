@@ -23,7 +23,7 @@ LONG = ["--steps", "400", "--steps-per-dispatch", "2", "--validate-every", "0"]
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, scene_folder: Path) -> runs.Run:
-    run = tmp_path_factory.mktemp("whole") / "run"
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
     arguments = training_arguments(scene_folder, run, *LONG, "--video.frames", "0")
     code, _, errors = TrainingProcess(run.parent / "logs", arguments).finish()
     assert code == 0, errors

@@ -82,9 +82,9 @@ def test_psnr_is_the_mean_over_views_of_the_clipped_rendering(trained: Path) -> 
         values = rgba.astype(np.float64) / 255
         truth = values[..., :3] * values[..., 3:] + 1 - values[..., 3:]
         expected.append(-10 * np.log10(np.mean((rgb - truth) ** 2)))
-    found = json.loads((trained / "metrics.json").read_text())["test"]
-    assert [i["psnr"] for i in found["per_image"]] == pytest.approx(expected, abs=1e-3)
-    assert found["psnr"] == pytest.approx(np.mean(expected), abs=1e-3)
+    test = json.loads((trained / "metrics.json").read_text())["test"]
+    assert [i["psnr"] for i in test["per_image"]] == pytest.approx(expected, abs=1e-3)
+    assert test["psnr"] == pytest.approx(np.mean(expected), abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_tensorboard_has_every_scalar_at_every_dispatch(
 ) -> None:
     last = {}
     steps = [s.step for s in events.Scalars("train/loss")]
-    # The first dispatch is of one step, the others are of 4 at most, fewer if these take long.
+    # The first dispatch has one step, later ones at most 4, and fewer if steps are slow.
     assert steps[0] == 1 and steps[-1] == 24
     assert all(0 < later - step <= 4 for step, later in itertools.pairwise(steps))
     assert {6, 12} <= set(steps), "dispatches end at growths"
@@ -117,7 +117,7 @@ def test_tensorboard_has_every_scalar_at_every_dispatch(
     assert last["learning_rate/network"] == pytest.approx(4e-3 * 0.05, rel=1e-4)
     assert last["train/grad_norm"] > 0
     assert last["machine/peak_memory_gib"] >= 0.99 * last["machine/memory_gib"] > 0.01
-    # 0.34 of 24 steps is 8.16: validated with the first dispatches that end past 8.16 and 16.32.
+    # 0.34 of 24 steps is 8.16: validations follow the first dispatches past 8.16 and 16.32.
     validated = [next(step for step in steps if step > due) for due in (8.16, 16.32)]
     assert [s.step for s in events.Scalars("val/psnr")] == validated
     assert [s.step for s in events.Scalars("val/ssim")] == validated
@@ -139,7 +139,7 @@ def test_tensorboard_images_show_truth_and_rendering(
     split, index = name.split("/view/r_")
     sheets = [iio.imread(image.encoded_image_string) for image in events.Images(name)]
     assert len(sheets) == (2 if split == "val" else 1)
-    # Of each picture's pixels one, from below its caption on.
+    # Images are enlarged by repeating pixels, below a caption: take one pixel of each block.
     factor = math.ceil(summaries.LEAST_WIDTH / SIZE)
     side = factor * SIZE
     head = (sheets[-1].shape[0] - summaries.GAP) // 2 - side
@@ -176,13 +176,13 @@ def test_docs_list_exactly_the_tags_that_are_written(events: EventAccumulator) -
     patterns = {tag: re.sub(r"GROUP|PATH|NAME|N(?=_)", r"[\\w/.-]+", tag) for tag in tags}
     missing = {tag for tag in written if not any(re.fullmatch(p, tag) for p in patterns.values())}
     assert not missing, "docs/logs.md lacks them"
-    # What only an accelerator, a backend or weights of LPIPS give, and what takes half a second.
+    # Tags that need an accelerator, a backend, weights of LPIPS, or half a second of training.
     rare = ("accelerator", "device", "lpips", "cpu_percent")
     never = {
         tag
         for tag, pattern in patterns.items()
         if not any(word in tag for word in rare)
-        and not any(re.fullmatch(pattern, found) for found in written)
+        and not any(re.fullmatch(pattern, name) for name in written)
     }
     assert not never, "nothing writes them"
 
@@ -202,10 +202,10 @@ def test_tensorboard_lists_the_hyper_parameters(trained: Path, events: EventAccu
     assert trained_for == pytest.approx(seconds["train"] + seconds["compile"], abs=0.01)
     columns = {info.name for info in experiment.hparam_infos}
     assert set(start.hparams) <= columns
-    # Those of other fields have their place in the same table.
+    # Options of other fields are columns of the same table.
     assert {"field.num_subdivisions", "field.log2_hashmap_size", "field.skip"} & columns
-    shown = {info.name for info in experiment.hparam_infos if info.differs}
-    assert shown == set(summaries.LEADING)
+    visible = {info.name for info in experiment.hparam_infos if info.differs}
+    assert visible == set(summaries.LEADING)
 
 
 def test_train_log_has_dispatches_validations_and_results(trained: Path) -> None:
@@ -216,8 +216,8 @@ def test_train_log_has_dispatches_validations_and_results(trained: Path) -> None
     assert sentences[0].startswith("begun at step 0 of 24: tensorf on ball; CPU")
     score = json.loads((trained / "metrics.json").read_text())
     for entry in score["validations"]:
-        wanted = f"step {entry['step']}: validation PSNR {entry['psnr']:.2f} dB on 2 views"
-        assert wanted in sentences
+        sentence = f"step {entry['step']}: validation PSNR {entry['psnr']:.2f} dB on 2 views"
+        assert sentence in sentences
     for line in (trained / "log.jsonl").read_text().splitlines():
         values = json.loads(line)
         if "train/loss" in values:

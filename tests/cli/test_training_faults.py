@@ -30,7 +30,7 @@ def truncate(path: Path) -> None:
 
 
 def write_deep_png(path: Path) -> None:
-    """16-bit RGB by hand, as Pillow writes none."""
+    """Writes a 16-bit RGB image, which Pillow cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -97,7 +97,7 @@ def test_faulty_data_end_in_one_sentence_before_a_run_is_created(
         )
         == 2
     )
-    # A file that is not there is named after its folder, with a space between.
+    # A missing file is named after its folder, with a space in between.
     words = [str(folder), name] if name.startswith(" ") else [str(folder / name)]
     assert_one_sentence(capsys, *words)
     assert not run.exists()

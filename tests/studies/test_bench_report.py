@@ -18,7 +18,7 @@ pytestmark = pytest.mark.as_used
 
 def test_format_report_has_a_row_for_each_run_and_the_machine() -> None:
     report = {
-        "hardware": "CPU", "processor": "some",
+        "hardware": "CPU", "processor": "abacus",
         "versions": {"jax": "1", "python": "2"}, "roofline": vars(ROOFLINE),
         "runs": [make_result("voxels-small", []), make_result("nerf-small", [])],
     }  # fmt: skip
@@ -27,7 +27,7 @@ def test_format_report_has_a_row_for_each_run_and_the_machine() -> None:
     later = report | {"runs": [make_result("a", []), make_result("b", []) | {"date": "2026-01-05"}]}
     assert bench_report.format_report(later).startswith("# Benchmark of 2026-01-02 to 2026-01-05\n")
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    # As many cells in each line of a table as in its head.
+    # Every line of a table has as many cells as its head.
     assert len({line.count("|") for line in tables[:3]}) == 1
     assert len({line.count("|") for line in tables[3:]}) == 1
     assert (
@@ -61,10 +61,10 @@ def test_plot_curves_draws_the_longest_of_several_budgets(
 
 
 def test_read_results_continues_only_reports_of_this_machine(tmp_path: Path) -> None:
-    stem = tmp_path / "2026-01-02-some"
+    stem = tmp_path / "2026-01-02-study"
     assert bench_report.read_results(stem) == []
-    options = BenchOptions(output=tmp_path, name="some", resume=True)
-    assert bench_report.report_stem(options).name == f"{datetime.date.today().isoformat()}-some"
+    options = BenchOptions(output=tmp_path, name="study", resume=True)
+    assert bench_report.report_stem(options).name == f"{datetime.date.today().isoformat()}-study"
     results = [make_result("voxels-small", [(1.0, 20.0)]) | {"downscale": 4}]
     bench_report.write_report(stem, ROOFLINE, results)
     stored = bench_report.read_results(stem)

@@ -14,7 +14,7 @@ def test_first_time_interpolates_between_validations(level: float, expected: flo
     curve = [(10.0, 25.0), (20.0, 27.0), (30.0, 26.5), (40.0, 31.0 - 1e-3)]
     reached = bench_runs.first_time(curve, level)
     if level == 29.0:
-        # After the dip at 30 s, 2.5 of 4.499 dB up.
+        # Between the dip at 30 s and the end: 2.5 of 4.499 dB.
         expected = 30.0 + 10.0 * 2.5 / (31.0 - 1e-3 - 26.5)
     assert reached == (None if expected is None else pytest.approx(expected, abs=0.05))
     assert bench_runs.first_time([], level) is None
