@@ -1,4 +1,4 @@
-"""Results of a benchmark, made up."""
+"""Invented results of a benchmark, for tests of its reports."""
 
 from typing import Any
 

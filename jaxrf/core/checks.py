@@ -1,4 +1,4 @@
-"""Checks of options: each raises an InputError that names the option as the command line does."""
+"""Checks of options. They raise an InputError that names the option as on the command line."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ def option_name(name: str, prefix: str = "") -> str:
 def require_positive(options: Any, *names: str, prefix: str = "") -> None:
     """Requires attributes of `options` to be above 0; of a tuple, every element.
 
-    None and NaN: None passes, as it stands for a default; NaN does not.
+    None passes, as it stands for a default; NaN does not.
 
     Args:
       options: any object with the attributes `names`.
@@ -45,7 +45,7 @@ def require_port(options: Any, name: str, prefix: str = "") -> None:
 
 
 def _values(options: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Pairs of attribute and value, one for each element of a tuple, without None."""
+    """Yields pairs of name and value, one for each element of a tuple, and skips None."""
     for name in names:
         value = getattr(options, name)
         elements = value if isinstance(value, tuple) else (value,)
