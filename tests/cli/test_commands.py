@@ -820,7 +820,7 @@ def test_every_layout_is_validated_on_if_it_has_views_for_it(tmp_path: Path) -> 
     folder = write_scene(tmp_path / "ball")
     assert commands._load_val(folder, dataclasses.replace(config, validate_every=0.0)) is None
     (folder / "transforms_val.json").write_text("{")
-    with pytest.raises(InputError, match=r"transforms_val\.json is not whole JSON"):
+    with pytest.raises(InputError, match=r"transforms_val\.json is not complete JSON"):
         commands._load_val(folder, config)
     (folder / "transforms_val.json").unlink()
     assert commands._load_val(folder, config) is None

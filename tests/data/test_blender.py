@@ -372,10 +372,10 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no JSON": (remove(JSON), (JSON, "{folder}", "transforms_test.json, transforms_val.json")),
     "no JSON at all": (remove("transforms_*.json"), (JSON, "no transforms_*.json at all")),
     "JSON a folder": (replace_by_folder(JSON), (JSON, "cannot be read")),
-    "JSON empty": (write_bytes(JSON, b""), (JSON, "not whole JSON")),
-    "JSON truncated": (truncate(JSON, 0.5), (JSON, "not whole JSON", "line ")),
+    "JSON empty": (write_bytes(JSON, b""), (JSON, "not complete JSON")),
+    "JSON truncated": (truncate(JSON, 0.5), (JSON, "not complete JSON", "line ")),
     "JSON not UTF-8": (write_bytes(JSON, b'{"frames": "\xff\xfe"}'), (JSON, "UTF-8")),
-    "JSON nested": (write_bytes(JSON, b"[" * 200_000), (JSON, "not whole JSON")),
+    "JSON nested": (write_bytes(JSON, b"[" * 200_000), (JSON, "not complete JSON")),
     "JSON a list": (write_bytes(JSON, b"[1, 2]"), (JSON, "not a JSON object")),
     "no frames": (lambda f: edit(f, lambda t: t.pop("frames")), (JSON, '"frames"')),
     "frames not a list": (edit_top("frames", {"0": 1}), (JSON, '"frames"', "list")),
@@ -502,10 +502,10 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "depth of objects": (
         write_depth(1.0, dtype=object),
-        ("{folder}/train/r_1_depth.npy", "not a whole .npy"),
+        ("{folder}/train/r_1_depth.npy", "not a complete .npy"),
     ),
-    "depth empty": (write_depth(b""), ("{folder}/train/r_1_depth.npy", "not a whole .npy")),
-    "depth a text": (write_depth(b"1 2 3"), ("{folder}/train/r_1_depth.npy", "not a whole .npy")),
+    "depth empty": (write_depth(b""), ("{folder}/train/r_1_depth.npy", "not a complete .npy")),
+    "depth a text": (write_depth(b"1 2 3"), ("{folder}/train/r_1_depth.npy", "not a complete .npy")),
 }
 
 

@@ -174,7 +174,7 @@ def test_what_is_not_there_or_cannot_be_reached_is_said(address: str, tmp_path: 
         fetch.fetch("lego", tmp_path, "http://127.0.0.1:9/data.zip")
     with pytest.raises(InputError, match="check the network"):
         fetch.fetch("lego", tmp_path, "http://no-such-host.invalid/data.zip")
-    with pytest.raises(InputError, match="is no address"):
+    with pytest.raises(InputError, match="is not an address"):
         fetch.fetch("lego", tmp_path, "data.zip")
     with pytest.raises(InputError, match="no public set 'none': name one of lego, fern"):
         fetch.fetch("none", tmp_path)

@@ -39,7 +39,7 @@ from jaxrf.data import colmap, colmap_files, llff, sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.data.tiny_nerf import divide_views
 from jaxrf.evaluation.scoring import score_split
-from jaxrf.rendering.volume import RegisteredImage
+from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import pixels as batches
 
@@ -167,12 +167,12 @@ def test_missing_images_are_refused_unless_they_may_be_skipped(tmp_path: Path) -
         ({"fl_x": float("nan")}, "fl_x of .* finite"),
         ({"fl_x": -3.0}, "focal length in pixels"),
         ({"h": 1e9}, "correct w and h"),
-        ({"w": 40}, "another shape"),
+        ({"w": 40}, "another aspect ratio"),
         ({"frames": []}, "no list"),
         ({"frames": [3]}, "not an object"),
         ({"frames": [{"file_path": "a"}]}, "no transform_matrix"),
-        ({"camera_model": "BOX"}, "none of"),
-        ({"camera_model": 5}, "none of"),
+        ({"camera_model": "BOX"}, "not one of"),
+        ({"camera_model": 5}, "not one of"),
         ({"k4": 0.5}, "FULL_OPENCV"),
         ({"k1": 1e9}, "beyond 1000"),
         ({"train_filenames": "all"}, "not a list"),
@@ -270,7 +270,7 @@ def test_masks_say_which_pixels_are_learnt_from_and_compared(tmp_path: Path) -> 
     wrong = np.where(masks[TEST[0]][..., None], truth[0], 1.0 - truth[0])
     nothing = np.zeros((16, 16))
     (scored,) = score_split(
-        lambda cameras, index: RegisteredImage(wrong, nothing, nothing, nothing),
+        lambda cameras, index: Picture(wrong, nothing, nothing, nothing),
         scene.splits["test"], np.ones(3, np.float32), [0],
     )  # fmt: skip
     assert scored.psnr == np.inf and scored.ssim == pytest.approx(1.0)
@@ -282,7 +282,7 @@ def test_what_is_wrong_with_masks_is_said(tmp_path: Path) -> None:
     content = json.loads(listing.read_text())
     content["frames"][0]["mask_path"] = "mask.png"
     listing.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="have a mask_path and some none"):
+    with pytest.raises(InputError, match="have a mask_path and others do not"):
         sources.load_scene(folder, ["train"])
     for frame in content["frames"]:
         frame["mask_path"] = "mask.png"
@@ -357,10 +357,10 @@ def test_images_of_the_wanted_size_are_taken_if_there_are_any(tmp_path: Path) ->
         (lambda t: t[:, :16], "17 floats"),
         (lambda t: t.astype(int), "17 floats"),
         (lambda t: np.where(np.arange(17) == 3, np.nan, t), "not finite"),
-        (lambda t: t * np.where(np.arange(17) < 2, 2.0, 1.0), "no rotation"),
+        (lambda t: t * np.where(np.arange(17) < 2, 2.0, 1.0), "not a rotation"),
         (lambda t: np.where(np.arange(17) == 15, 9.0, t), "nearest depth"),
         (lambda t: np.where(np.arange(17) == 14, -1.0, t), "below 1"),
-        (lambda t: t[:0], "of 0 views"),
+        (lambda t: t[:0], "has 0 views"),
     ],
 )
 def test_what_is_wrong_with_poses_and_bounds_is_said(
@@ -376,7 +376,7 @@ def test_what_is_wrong_with_poses_and_bounds_is_said(
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     folder = write_llff(tmp_path)
     np.save(folder / "poses_bounds.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(InputError, match="not a whole"):
+    with pytest.raises(InputError, match="not a complete"):
         llff.read_poses_bounds(folder / "poses_bounds.npy")
 
 
@@ -478,7 +478,7 @@ def test_rays_of_deepvoxels_are_those_of_its_cameras(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("intrinsics.txt", "21.9 8 8\n", "must have lines"),
-        ("intrinsics.txt", "x y z", "something else than numbers"),
+        ("intrinsics.txt", "x y z", "does not hold only numbers"),
         ("intrinsics.txt", "-1 8 8 0\n0 0 0\n0\n1\n16 16\n", "focal length or size"),
         ("intrinsics.txt", "nan 8 8 0\n0 0 0\n0\n1\n16 16\n", "not finite"),
         ("pose/p1.txt", "1 2 3", "not 4 rows"),
@@ -530,8 +530,8 @@ def test_the_tiny_example_is_tested_on_what_it_is_not_validated_on(
         ({"images": np.full((6, 4, 4, 3), 200.0, np.float32)}, "between 0 and 1"),
         ({"poses": np.zeros((6, 3, 4))}, "poses .* of shape"),
         ({"poses": np.zeros((6, 4, 4))}, "not a rotation"),
-        ({"focal": np.float64(-1.0)}, "no focal length"),
-        ({"focal": np.zeros(3)}, "no focal length"),
+        ({"focal": np.float64(-1.0)}, "not a focal length"),
+        ({"focal": np.zeros(3)}, "not a focal length"),
     ],
 )
 def test_what_is_wrong_with_the_tiny_example_is_said(
@@ -551,7 +551,7 @@ def test_a_header_that_python_cannot_take_apart_is_refused(tmp_path: Path) -> No
     # In the place of the first quote; Python 3.12 raises an error of its tokenizer over it.
     array = file.getvalue().replace(b"{'", b"{\x7f", 1)
     (tmp_path / "poses_bounds.npy").write_bytes(array)
-    with pytest.raises(InputError, match=r"poses_bounds\.npy is not a whole \.npy file"):
+    with pytest.raises(InputError, match=r"poses_bounds\.npy is not a complete \.npy file"):
         llff.read_poses_bounds(tmp_path / "poses_bounds.npy")
     with zipfile.ZipFile(tmp_path / "ball.npz", "w") as archive:
         for name in ("images", "poses", "focal"):
@@ -619,7 +619,7 @@ def test_rays_of_the_largest_images_are_those_of_their_cameras(
         (lambda t: t["val"].pop("width"), "width of val"),
         (lambda t: t["val"]["width"].pop(), "width of val"),
         (lambda t: t["val"].pop("focal"), "neither focal nor pix2cam"),
-        (lambda t: t["val"]["focal"].__setitem__(0, -1.0), "focal length that is none"),
+        (lambda t: t["val"]["focal"].__setitem__(0, -1.0), "invalid focal length"),
         (lambda t: t["val"]["height"].__setitem__(0, "16"), "no width and height"),
         (lambda t: t["val"]["file_path"].__setitem__(0, "/etc/passwd"), "inside the data folder"),
         (lambda t: t["val"]["cam2world"].__setitem__(0, [[1.0]]), "not 4 rows"),

@@ -1,9 +1,7 @@
 """Where a data set comes from."""
 
-import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from scenes import make_scene, write_scene
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.bricks.config import SyntheticSceneConfig
-from jaxrf.training.config import tensorf_small
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +21,9 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def find(data: str | None = None, **changes: Any) -> sources.DataSource:
+def find(data: str | None = None, size: int = 128) -> sources.DataSource:
     path = None if data is None else Path(data)
-    return sources.find_source(dataclasses.replace(tensorf_small(), data=path, **changes))
+    return sources.find_source(path, SyntheticSceneConfig(size=size))
 
 
 def test_a_folder_that_is_named_is_taken(tmp_path: Path) -> None:
@@ -72,7 +69,7 @@ def test_the_usual_place_here_comes_before_that_of_the_data_folder(
 
 
 def test_without_any_data_the_built_in_scene_is_taken_and_it_is_said_why() -> None:
-    found = find(bricks=SyntheticSceneConfig(size=77))
+    found = find(size=77)
     assert found.folder is None
     assert "bricks at 77x77" in found.reason and "data/nerf_synthetic/lego" in found.reason
 
