@@ -64,7 +64,7 @@ def ray_slowly(cameras: Cameras, index: int, column: float, row: float) -> np.nd
 
 
 @pytest.mark.parametrize("batch", [(), (8,), (2, 3)])
-def test_rays_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+def test_pixels_to_rays_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
     cameras, rng = make_rig(), np.random.default_rng(1)
     index = rng.integers(0, 3, batch)
     pixels = rng.uniform(0, 9, (*batch, 2)).astype(np.float32)
@@ -87,12 +87,12 @@ def test_rays_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
         assert float(rays.radii[at]) == pytest.approx(radius, rel=1e-4)
 
 
-def test_directions_have_unit_length() -> None:
+def test_pixels_to_rays_directions_have_unit_length() -> None:
     rays = image_rays(make_rig(), 1, 0.0, 1.0)
     np.testing.assert_allclose(np.linalg.norm(rays.directions, axis=-1), 1.0, atol=1e-6)
 
 
-def test_principal_point_looks_straight_ahead() -> None:
+def test_pixels_to_rays_at_principal_point_is_the_optical_axis() -> None:
     cameras = make_rig()
     rays = rays_through(
         cameras, jnp.arange(3), jnp.asarray(cameras.principal_point), near=0.0, far=1.0
@@ -117,7 +117,7 @@ def test_middle_of_an_even_sized_image_lies_between_its_four_middle_pixels() -> 
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 1)])
-def test_image_is_symmetric_about_its_middle(size: tuple[int, int]) -> None:
+def test_image_rays_are_symmetric_about_the_center(size: tuple[int, int]) -> None:
     directions = np.asarray(image_rays(unmoved_camera(*size), 0, 0.0, 1.0).directions)
     mirrored = directions[:, ::-1] * np.array([-1.0, 1.0, 1.0])
     flipped = directions[::-1] * np.array([1.0, -1.0, 1.0])
@@ -158,7 +158,7 @@ def test_image_rays_go_through_the_pixel_centers(index: int) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_projection_is_the_inverse_of_pixels_to_rays(index: int) -> None:
+def test_project_is_the_inverse_of_pixels_to_rays(index: int) -> None:
     cameras = make_rig()
     rays = image_rays(cameras, index, 0.0, 1.0)
     distance = np.random.default_rng(2).uniform(1, 5, (7, 9, 1))
@@ -172,20 +172,20 @@ def test_projection_is_the_inverse_of_pixels_to_rays(index: int) -> None:
     )
 
 
-def test_projection_of_what_is_behind_or_beside_the_camera_has_no_positive_depth() -> None:
+def test_project_gives_no_positive_depth_behind_or_beside_the_camera() -> None:
     cameras = unmoved_camera(4, 4)
     _, depth = project(cameras, 0, np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]))
     assert depth[0] < 0 and depth[1] == 0 and depth[2] > 0
 
 
-def test_projected_points_lie_right_of_and_above_the_middle() -> None:
+def test_project_maps_right_and_up_correctly() -> None:
     points, _ = project(unmoved_camera(8, 6), 0, np.array([[0.0, 0.0, -2.0], [0.2, 0.1, -2.0]]))
     np.testing.assert_allclose(points[0], [4.0, 3.0])
     assert points[1][0] > 4.0 and points[1][1] < 3.0
 
 
 @pytest.mark.parametrize("size", [(4, 3), (16, 12), (5, 9)])
-def test_resized_cameras_keep_their_field_of_view(size: tuple[int, int]) -> None:
+def test_resize_cameras_preserves_the_field_of_view(size: tuple[int, int]) -> None:
     cameras = unmoved_camera(8, 6)
     resized = resize_cameras(cameras, *size)
     assert (resized.width, resized.height) == size
@@ -201,7 +201,7 @@ def test_made_cameras_have_square_pixels_and_a_centered_principal_point() -> Non
     np.testing.assert_array_equal(cameras.principal_point, [[4.0, 3.0]] * 3)
 
 
-def test_gradients_of_rays_in_pose_and_focal_length_are_finite() -> None:
+def test_pixels_to_rays_gradients_in_pose_and_focal_are_finite() -> None:
     cameras = make_rig()
     pixels = jnp.asarray(cameras.principal_point)
 
@@ -234,7 +234,7 @@ def test_look_at_takes_another_direction_for_up() -> None:
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_looking_straight_along_up_is_still_rigid(axis: int, sign: float) -> None:
+def test_look_at_along_up_is_rigid(axis: int, sign: float) -> None:
     position = np.zeros(3)
     position[axis] = 2.0 * sign
     for up in (None, np.eye(3)[axis]):
@@ -259,7 +259,7 @@ def test_cameras_are_a_pytree_that_jit_and_vmap_accept() -> None:
     np.testing.assert_allclose(focal, cameras.focal.sum(axis=-1), rtol=1e-6)
 
 
-def test_focus_of_parallel_cameras_is_finite_and_on_average_on_their_axes() -> None:
+def test_focus_point_of_parallel_cameras_is_finite_and_on_mean_axis() -> None:
     poses = np.tile(np.eye(4), (2, 1, 1))
     poses[:, 0, 3] = [-1.0, 3.0]
     np.testing.assert_allclose(focus_point(poses), [1.0, 0.0, 0.0], atol=1e-9)
@@ -297,7 +297,7 @@ def fisheye_cameras(reach: float) -> Cameras:
 
 
 @pytest.mark.parametrize("cameras", [bent_cameras(), fisheye_cameras(0.6)], ids=["bent", "fisheye"])
-def test_points_along_rays_of_a_lens_are_projected_to_their_pixels(cameras: Cameras) -> None:
+def test_project_inverts_rays_of_every_lens(cameras: Cameras) -> None:
     rays = image_rays(cameras, 0, 0.1, 9.0)
     distance = np.random.default_rng(0).uniform(0.5, 8.0, rays.near.shape)[..., None]
     points = np.asarray(rays.origins) + distance * np.asarray(rays.directions)
@@ -308,22 +308,22 @@ def test_points_along_rays_of_a_lens_are_projected_to_their_pixels(cameras: Came
     np.testing.assert_allclose(np.linalg.norm(rays.directions, axis=-1), 1.0, rtol=1e-5)
 
 
-def test_a_lens_that_bends_nothing_is_a_pinhole() -> None:
+def test_lens_without_distortion_equals_pinhole() -> None:
     plain = dataclasses.replace(bent_cameras(), distortion=None)
     straight = dataclasses.replace(plain, distortion=np.zeros((2, 8), np.float32))
-    wanted, found = (image_rays(c, 1, 0.1, 9.0) for c in (plain, straight))
-    np.testing.assert_allclose(found.directions, wanted.directions, atol=1e-6)
-    np.testing.assert_allclose(found.radii, wanted.radii, rtol=1e-3)
+    expected, result = (image_rays(c, 1, 0.1, 9.0) for c in (plain, straight))
+    np.testing.assert_allclose(result.directions, expected.directions, atol=1e-6)
+    np.testing.assert_allclose(result.radii, expected.radii, rtol=1e-3)
 
 
-def test_a_lens_stays_what_it_is_at_another_size() -> None:
+def test_resize_cameras_preserves_lens_rays() -> None:
     large, small = bent_cameras(), resize_cameras(bent_cameras(), 135, 240)
     index = jnp.zeros((3,), jnp.int32)
     pixels = jnp.asarray([[10.0, 20.0], [130.0, 3.0], [70.5, 239.5]])
-    wanted = pixels_to_rays(large, index, 2.0 * pixels, 0.1, 9.0)
-    found = pixels_to_rays(small, index, pixels, 0.1, 9.0)
-    np.testing.assert_allclose(found.directions, wanted.directions, atol=1e-6)
-    np.testing.assert_allclose(found.radii, 2.0 * wanted.radii, rtol=1e-2)
+    expected = pixels_to_rays(large, index, 2.0 * pixels, 0.1, 9.0)
+    result = pixels_to_rays(small, index, pixels, 0.1, 9.0)
+    np.testing.assert_allclose(result.directions, expected.directions, atol=1e-6)
+    np.testing.assert_allclose(result.radii, 2.0 * expected.radii, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_lens_stays_what_it_is_at_another_size() -> None:
     [bent_cameras(), dataclasses.replace(bent_cameras(), distortion=None), fisheye_cameras(0.6)],
     ids=["bent", "pinhole", "fisheye"],
 )
-def test_slopes_enclose_all_that_is_seen_and_no_more(cameras: Cameras) -> None:
+def test_frustum_planes_enclose_the_view_tightly(cameras: Cameras) -> None:
     left, right, top, bottom = np.asarray(frustum_planes(cameras, jnp.asarray(0)))
     rays = image_rays(cameras, 0, 0.1, 9.0)
     pose = np.asarray(cameras.T_world_camera[0])
@@ -342,7 +342,7 @@ def test_slopes_enclose_all_that_is_seen_and_no_more(cameras: Cameras) -> None:
     assert (-plane[..., 1]).max() < bottom < (-plane[..., 1]).max() + 0.02
 
 
-def test_a_lens_that_sees_aside_has_no_enclosing_planes() -> None:
+def test_frustum_planes_of_a_wide_lens_are_infinite() -> None:
     assert np.all(np.isinf(frustum_planes(fisheye_cameras(1.6), jnp.asarray(0))))
 
 
@@ -369,7 +369,7 @@ def project_slowly(point: np.ndarray, slopes: np.ndarray, plane: float) -> np.nd
 
 
 @pytest.mark.parametrize("plane", [1.0, 1.5])
-def test_a_ray_in_ndc_passes_the_images_of_its_points(plane: float) -> None:
+def test_rays_to_ndc_pass_the_projections_of_their_points(plane: float) -> None:
     rays, slopes = forward_rays(), np.array([0.5, 0.4], np.float32)
     ndc = rays_to_ndc(rays, jnp.asarray(slopes), plane)
     np.testing.assert_allclose(np.linalg.norm(ndc.directions, axis=-1), 1.0, rtol=1e-5)
@@ -381,11 +381,11 @@ def test_a_ray_in_ndc_passes_the_images_of_its_points(plane: float) -> None:
         distance = ndc_to_distance(rays, ndc, there, plane)
         points = np.asarray(rays.origins + distance[:, None] * rays.directions, np.float64)
         expected = np.stack([project_slowly(point, slopes, plane) for point in points])
-        found = ndc.origins + there[:, None] * ndc.directions
-        np.testing.assert_allclose(found, expected, atol=2e-4)
+        result = ndc.origins + there[:, None] * ndc.directions
+        np.testing.assert_allclose(result, expected, atol=2e-4)
 
 
-def test_the_order_along_a_ray_is_kept_and_its_end_is_far_away() -> None:
+def test_ndc_to_distance_is_monotonic_and_ends_far_away() -> None:
     rays = forward_rays()
     ndc = rays_to_ndc(rays, jnp.asarray([0.5, 0.4]))
     parts = np.linspace(0.0, 1.0, 20)
@@ -393,7 +393,7 @@ def test_the_order_along_a_ray_is_kept_and_its_end_is_far_away() -> None:
     assert np.all(np.diff(distances, axis=0) > 0) and np.all(distances[-1] > 1e5)
 
 
-def test_rays_that_look_aside_or_back_have_no_length_in_ndc() -> None:
+def test_rays_to_ndc_of_backward_rays_are_empty() -> None:
     rays = forward_rays(3)
     directions = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.6, -0.8]])
     rays = dataclasses.replace(rays, directions=directions)
@@ -407,7 +407,7 @@ def test_rays_that_look_aside_or_back_have_no_length_in_ndc() -> None:
     assert all(np.all(np.isfinite(x)) for x in (ndc.origins, ndc.directions, ndc.radii, grads))
 
 
-def test_the_square_of_a_cone_s_radius_is_the_area_of_its_pixel() -> None:
+def test_radii_squared_are_proportional_to_pixel_area() -> None:
     cameras = dataclasses.replace(
         unmoved_camera(40, 30), focal=np.array([[30.0, 75.0]], np.float32)
     )
@@ -422,7 +422,7 @@ def test_the_square_of_a_cone_s_radius_is_the_area_of_its_pixel() -> None:
     np.testing.assert_allclose(np.asarray(rays.radii) ** 2 * 3.0, area, rtol=0.05)
 
 
-def test_a_scene_in_ndc_looks_as_it_does_in_space() -> None:
+def test_rendering_in_ndc_equals_rendering_in_space() -> None:
     """A ball before a wall, rendered along rays in space and along the same rays in NDC."""
     slopes, plane = np.array([0.5, 0.4]), 1.0
     poses = np.tile(np.eye(4), (2, 1, 1))
@@ -471,19 +471,19 @@ def test_a_scene_in_ndc_looks_as_it_does_in_space() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def test_rays_of_another_pixel_center_pass_that_place() -> None:
+def test_apply_ray_convention_shifts_the_pixel_center() -> None:
     rig = make_rig()
     other = apply_ray_convention(rig, RayConvention(pixel_center=0.0))
     index, pixels = jnp.zeros((3,), jnp.int32), jnp.asarray([[0.5, 0.5], [3.5, 2.5], [7.5, 1.5]])
     shifted = pixels_to_rays(other, index, pixels, 1.0, 2.0)
-    wanted = pixels_to_rays(rig, index, pixels - 0.5, 1.0, 2.0)
-    np.testing.assert_allclose(shifted.directions, wanted.directions, atol=1e-6)
+    expected = pixels_to_rays(rig, index, pixels - 0.5, 1.0, 2.0)
+    np.testing.assert_allclose(shifted.directions, expected.directions, atol=1e-6)
     plain = apply_ray_convention(rig, RayConvention())
     np.testing.assert_array_equal(plain.principal_point, rig.principal_point)
     assert pixels_to_rays(plain, index, pixels, 1.0, 2.0).ray_z_scale is None
 
 
-def test_ranges_along_the_axis_end_on_planes() -> None:
+def test_z_depth_bounds_end_on_planes() -> None:
     rig = make_rig()
     seen = apply_ray_convention(rig, RayConvention(range_along="axis"))
     for index in range(len(rig)):
@@ -491,12 +491,12 @@ def test_ranges_along_the_axis_end_on_planes() -> None:
         assert rays.ray_z_scale is not None and np.all(np.asarray(rays.ray_z_scale) >= 1.0)
         for distance, depth in ((rays.near, 1.5), (rays.far, 4.0)):
             ends = rays.origins + distance[..., None] * rays.directions
-            _, found = project(rig, index, np.asarray(ends, np.float64))
-            np.testing.assert_allclose(found, depth, rtol=1e-5)
+            _, result = project(rig, index, np.asarray(ends, np.float64))
+            np.testing.assert_allclose(result, depth, rtol=1e-5)
         np.testing.assert_allclose(rays.near, 1.5 * rays.ray_z_scale, rtol=1e-6)
 
 
-def test_rays_aside_of_the_axis_stay_finite() -> None:
+def test_z_depth_bounds_are_finite_for_wide_lenses() -> None:
     seen = apply_ray_convention(fisheye_cameras(2.0), RayConvention(range_along="axis"))
     rays = image_rays(seen, 0, 1.0, 2.0)
     assert np.all(np.isfinite(rays.near)) and np.all(np.isfinite(rays.far))
@@ -514,12 +514,12 @@ def test_rays_aside_of_the_axis_stay_finite() -> None:
         (0.0, (0.0, 2.5)),
     ],
 )
-def test_near_and_far_move_with_a_camera_that_leaves_its_place(
+def test_shift_near_far_follows_a_camera_outside_the_usual_range(
     away: float, expected: tuple[float, float]
 ) -> None:
     focus = np.array([1.0, -2.0, 0.5])
     poses = np.stack([np.eye(4), np.eye(4)])
     poses[1, :3, 3] = focus + away * np.array([0.6, 0.0, 0.8])
     cameras = make_cameras(poses, 8, 6, 0.7)
-    found = shift_near_far(cameras, 1, (2.0, 6.0), focus, (3.5, 4.5))
-    assert found == pytest.approx(expected, abs=1e-5)
+    result = shift_near_far(cameras, 1, (2.0, 6.0), focus, (3.5, 4.5))
+    assert result == pytest.approx(expected, abs=1e-5)

@@ -42,15 +42,15 @@ def positions_around(box: np.ndarray, count: int = 300, seed: int = 0) -> np.nda
 
 
 @each_box
-def test_contraction_equals_a_loop(box: np.ndarray) -> None:
+def test_contract_equals_loop(box: np.ndarray) -> None:
     positions = positions_around(box)
     expected = np.array([slow_contract(p, box.astype(np.float64)) for p in positions])
-    found = contract(jnp.asarray(positions, jnp.float32), jnp.asarray(box))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+    result = contract(jnp.asarray(positions, jnp.float32), jnp.asarray(box))
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-5)
 
 
 @each_box
-def test_inside_nothing_moves_and_outside_is_within_the_expanded_box(box: np.ndarray) -> None:
+def test_contract_is_identity_inside_and_stays_in_contracted_aabb(box: np.ndarray) -> None:
     rng = np.random.default_rng(1)
     inside = jnp.asarray(rng.uniform(box[0], box[1], (100, 3)), jnp.float32)
     np.testing.assert_allclose(contract(inside, jnp.asarray(box)), inside, atol=1e-6)
@@ -63,7 +63,7 @@ def test_inside_nothing_moves_and_outside_is_within_the_expanded_box(box: np.nda
 
 
 @each_box
-def test_uncontracting_undoes_it(box: np.ndarray) -> None:
+def test_uncontract_is_the_inverse_of_contract(box: np.ndarray) -> None:
     positions = jnp.asarray(positions_around(box), jnp.float32)
     there = contract(positions, jnp.asarray(box))
     size = np.linalg.norm(np.asarray(positions) - (box[0] + box[1]) / 2, axis=-1, keepdims=True)
@@ -73,19 +73,19 @@ def test_uncontracting_undoes_it(box: np.ndarray) -> None:
 
 
 @each_box
-def test_stretch_is_how_fast_space_grows_outwards(box: np.ndarray) -> None:
+def test_inverse_contraction_scale_equals_finite_differences(box: np.ndarray) -> None:
     wide = box.astype(np.float64)
     for position in positions_around(box, 60):
         center = (wide[0] + wide[1]) / 2
         outwards = 1e-6 * (position - center)
         there, beyond = (np.array(slow_contract(p, wide)) for p in (position, position + outwards))
         expected = np.linalg.norm(outwards) / np.linalg.norm(beyond - there)
-        found = inverse_contraction_scale(jnp.asarray(there, jnp.float32), jnp.asarray(box))
-        np.testing.assert_allclose(found, expected, rtol=2e-2)
+        result = inverse_contraction_scale(jnp.asarray(there, jnp.float32), jnp.asarray(box))
+        np.testing.assert_allclose(result, expected, rtol=2e-2)
 
 
 @each_box
-def test_radii_shrink_like_the_third_root_of_the_volume(box: np.ndarray) -> None:
+def test_contract_radii_scale_with_cube_root_of_volume(box: np.ndarray) -> None:
     wide = box.astype(np.float64)
     positions = positions_around(box, 60)
     steps = 1e-6 * np.eye(3)
@@ -95,10 +95,10 @@ def test_radii_shrink_like_the_third_root_of_the_volume(box: np.ndarray) -> None
             for s in steps
         ]
         expected = 0.1 * abs(np.linalg.det(np.array(columns))) ** (1 / 3)
-        found = contraction.contract_radii(
+        result = contraction.contract_radii(
             jnp.asarray(0.1), jnp.asarray(position, jnp.float32), jnp.asarray(box)
         )
-        np.testing.assert_allclose(found, expected, rtol=1e-3)
+        np.testing.assert_allclose(result, expected, rtol=1e-3)
 
 
 def make_lines(
@@ -114,7 +114,7 @@ def make_lines(
 
 @each_box
 @pytest.mark.parametrize("away", [0.0, 0.7, 2.0, 9.0])
-def test_marched_distances_rise_end_and_come_back(box: np.ndarray, away: float) -> None:
+def test_t_to_s_is_monotonic_bounded_and_invertible(box: np.ndarray, away: float) -> None:
     origins = jnp.asarray(make_lines(box, away)[0], jnp.float32)
     diagonal = float(np.linalg.norm(box[1] - box[0]))
     distances = np.concatenate([[0.0], np.geomspace(0.01, 3e2, 60)]).astype(np.float32)
@@ -132,18 +132,18 @@ def test_marched_distances_rise_end_and_come_back(box: np.ndarray, away: float) 
 
 @each_box
 @pytest.mark.parametrize("away", [0.0, 0.7, 1.9])
-def test_up_to_behind_the_box_marching_is_plain(box: np.ndarray, away: float) -> None:
+def test_t_to_s_is_linear_up_to_beyond_the_box(box: np.ndarray, away: float) -> None:
     origins, _ = make_lines(box, away)
     corners = np.array([[box[i][0], box[j][1], box[k][2]] for i, j, k in np.ndindex(2, 2, 2)])
     farthest = np.linalg.norm(origins[:, None] - corners, axis=-1)
     lines = jnp.asarray(origins, jnp.float32)
-    found = t_to_s(jnp.asarray(farthest, jnp.float32), lines, jnp.asarray(box))
-    np.testing.assert_allclose(found, farthest, rtol=1e-5)
+    result = t_to_s(jnp.asarray(farthest, jnp.float32), lines, jnp.asarray(box))
+    np.testing.assert_allclose(result, farthest, rtol=1e-5)
 
 
 @each_box
 @pytest.mark.parametrize("away", [0.0, 0.5, 1.0, 2.0, 3.0])
-def test_no_ray_crosses_contracted_space_faster_than_is_said(box: np.ndarray, away: float) -> None:
+def test_t_to_s_speed_is_below_its_bound(box: np.ndarray, away: float) -> None:
     origins, directions = make_lines(box, away)
     lines, where = jnp.asarray(origins, jnp.float32), jnp.asarray(box)
     end = t_to_s(contraction.far_distance(lines, where)[:, None], lines, where)
@@ -155,7 +155,7 @@ def test_no_ray_crosses_contracted_space_faster_than_is_said(box: np.ndarray, aw
 
 
 @given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9), st.floats(0.0, 1e9))
-def test_gradients_are_finite_wherever(x: float, y: float, distance: float) -> None:
+def test_contraction_gradients_are_finite_everywhere(x: float, y: float, distance: float) -> None:
     box = jnp.asarray(BOXES["unit"])
     position = jnp.array([x, y, 0.0], jnp.float32)
 

@@ -64,7 +64,7 @@ def picture_points(name: str, dtype: Any, side: int = 60) -> tuple[Lens, Any, An
 
 
 @each_camera
-def test_undistorting_and_distorting_again_gives_the_same_pixel(name: str) -> None:
+def test_distort_inverts_undistort(name: str) -> None:
     lens, coefficients, points, focal = picture_points(name, jnp.float32)
     rays = jax.jit(undistort, static_argnums=0)(lens, coefficients, points)
     back = np.asarray(distort(lens, coefficients, rays), np.float64)
@@ -78,7 +78,7 @@ def test_undistorting_and_distorting_again_gives_the_same_pixel(name: str) -> No
 
 
 @each_camera
-def test_distorting_and_undistorting_again_gives_the_same_ray(name: str) -> None:
+def test_undistort_inverts_distort(name: str) -> None:
     """The solution that is found is the ray's own, not another one that looks the same."""
     with jax.enable_x64(True):
         lens, coefficients, points, _ = picture_points(name, jnp.float64)
@@ -108,7 +108,7 @@ def distort_slowly(lens: Lens, k: list[float], x: float, y: float) -> tuple[floa
 
 
 @each_camera
-def test_distortion_equals_its_formulas(name: str) -> None:
+def test_distort_equals_its_formulas(name: str) -> None:
     lens, numbers, *_ = CAMERAS[name]
     _, coefficients, points, _ = picture_points(name, jnp.float32, 12)
     expected = [distort_slowly(lens, numbers, *point) for point in np.asarray(points, np.float64)]
@@ -118,7 +118,7 @@ def test_distortion_equals_its_formulas(name: str) -> None:
 
 
 @pytest.mark.parametrize("lens", list(COEFFICIENTS))
-def test_directions_are_of_unit_length_and_come_back(lens: Lens) -> None:
+def test_point_to_direction_has_unit_length_and_an_inverse(lens: Lens) -> None:
     points = np.random.default_rng(0).normal(0, 0.7, (200, 2))
     points[:2] = [[0.0, 0.0], [1e-9, 0.0]]
     directions = np.asarray(point_to_direction(lens, jnp.asarray(points, jnp.float32)))
@@ -128,14 +128,14 @@ def test_directions_are_of_unit_length_and_come_back(lens: Lens) -> None:
     np.testing.assert_allclose(back, points, atol=3e-6)
 
 
-def test_a_fisheye_sees_beyond_a_right_angle() -> None:
+def test_fisheye_directions_beyond_90_degrees() -> None:
     direction = np.asarray(point_to_direction("fisheye", jnp.asarray([2.0, 0.0])))
     np.testing.assert_allclose(direction, [np.sin(2.0), 0.0, np.cos(2.0)], atol=1e-6)
     assert direction[2] < 0
 
 
 @each_camera
-def test_far_outside_of_the_picture_everything_is_finite(name: str) -> None:
+def test_undistort_is_finite_far_outside_the_image(name: str) -> None:
     lens, coefficients, _, _ = picture_points(name, jnp.float32, 4)
     wild = jnp.asarray(np.random.default_rng(1).normal(0, 50.0, (16, 2)), jnp.float32)
 

@@ -15,7 +15,7 @@ from jaxrf.cameras.poses import focus_point, look_at
 from jaxrf.core.errors import InputError
 
 
-def test_orbit_is_an_even_circle_that_looks_at_its_target() -> None:
+def test_orbit_path_is_an_even_circle_around_its_target() -> None:
     target = np.array([1.0, -2.0, 0.5])
     poses = orbit_path(6, radius=3.0, elevation=0.4, target=target)
     assert poses.shape == (6, 4, 4)
@@ -30,7 +30,7 @@ def test_orbit_is_an_even_circle_that_looks_at_its_target() -> None:
     np.testing.assert_allclose(steps, 2 * math.pi / 6)
 
 
-def test_focus_is_where_all_cameras_look() -> None:
+def test_focus_point_is_where_all_cameras_look() -> None:
     target = np.array([0.3, -0.2, 0.1])
     poses = orbit_path(7, 2.5, 0.4, target)
     np.testing.assert_allclose(focus_point(poses), target, atol=1e-9)
@@ -50,7 +50,7 @@ def ring(count: int = 12, radius: float = 3.0, height: float = 1.0) -> np.ndarra
     return np.stack([look_at(place, np.array([0.1, 0.0, 0.2])) for place in places])
 
 
-def test_a_spiral_stays_near_and_looks_at_one_point() -> None:
+def test_spiral_path_stays_near_and_looks_at_one_point() -> None:
     spread = np.array([0.4, 0.3, 0.2])
     poses = spiral_path(16, spread, 5.0)
     assert is_rigid(poses) and len(poses) == 16
@@ -60,7 +60,7 @@ def test_a_spiral_stays_near_and_looks_at_one_point() -> None:
         np.testing.assert_allclose(-pose[:3, 2], towards / np.linalg.norm(towards), atol=1e-9)
 
 
-def test_an_ellipse_is_as_wide_as_the_cameras_stand() -> None:
+def test_ellipse_path_is_as_wide_as_the_cameras() -> None:
     poses = ellipse_path(24, ring())
     assert is_rigid(poses)
     places = poses[:, :3, 3]
@@ -72,7 +72,7 @@ def test_an_ellipse_is_as_wide_as_the_cameras_stand() -> None:
         np.testing.assert_allclose(-pose[:3, 2], towards / np.linalg.norm(towards), atol=1e-6)
 
 
-def test_a_path_through_cameras_passes_each_of_them() -> None:
+def test_interpolate_path_passes_every_keyframe() -> None:
     given = ring(5)
     poses = interpolate_path(41, given)
     assert is_rigid(poses)
@@ -94,23 +94,23 @@ def write_path(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_the_path_of_a_viewer_is_read(tmp_path: Path) -> None:
-    found = read_path(write_path(tmp_path / "path.json"))
-    assert found.fps == 12.0 and len(found.cameras) == 3
-    assert (found.cameras.width, found.cameras.height) == (300, 200)
-    np.testing.assert_allclose(found.cameras.T_world_camera, ring()[:3], rtol=1e-6)
+def test_read_path_of_nerfstudio(tmp_path: Path) -> None:
+    result = read_path(write_path(tmp_path / "path.json"))
+    assert result.fps == 12.0 and len(result.cameras) == 3
+    assert (result.cameras.width, result.cameras.height) == (300, 200)
+    np.testing.assert_allclose(result.cameras.T_world_camera, ring()[:3], rtol=1e-6)
     for index in range(3):
-        angle = 2 * math.atan(100.0 / float(found.cameras.focal[index, 1]))
+        angle = 2 * math.atan(100.0 / float(result.cameras.focal[index, 1]))
         assert math.degrees(angle) == pytest.approx(50 + index, rel=1e-6)
 
 
-def test_what_nerfstudio_did_to_the_poses_is_undone(tmp_path: Path) -> None:
+def test_read_path_inverts_the_dataparser_transform(tmp_path: Path) -> None:
     given = read_path(write_path(tmp_path / "path.json")).cameras.T_world_camera
     turn = np.array([[0.0, -1.0, 0.0, 0.3], [1.0, 0.0, 0.0, -0.2], [0.0, 0.0, 1.0, 0.5]])
     written = {"transform": turn.tolist(), "scale": 0.25}
     (tmp_path / "dataparser_transforms.json").write_text(json.dumps(written))
-    found = np.asarray(read_path(tmp_path / "path.json").cameras.T_world_camera, np.float64)
-    for before, after in zip(np.asarray(given, np.float64), found, strict=True):
+    result = np.asarray(read_path(tmp_path / "path.json").cameras.T_world_camera, np.float64)
+    for before, after in zip(np.asarray(given, np.float64), result, strict=True):
         # nerfstudio turns and shifts first, then scales.
         moved = 0.25 * (turn[:, :3] @ after[:3, 3] + turn[:, 3])
         np.testing.assert_allclose(moved, before[:3, 3], atol=1e-5)
@@ -134,15 +134,13 @@ def test_what_nerfstudio_did_to_the_poses_is_undone(tmp_path: Path) -> None:
         ({"fps": 0}, "fps"),
     ],
 )
-def test_what_is_wrong_with_a_path_is_said(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_read_path_explains_mistakes(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         read_path(write_path(tmp_path / "path.json", **changes))
     assert "\n" not in str(caught.value)
 
 
-def test_a_path_that_is_written_is_read_again(tmp_path: Path) -> None:
+def test_write_path_can_be_read(tmp_path: Path) -> None:
     cameras = read_path(write_path(tmp_path / "path.json")).cameras
     (tmp_path / "again.json").write_text(paths.write_path(cameras, 17.0))
     again = read_path(tmp_path / "again.json")
@@ -152,7 +150,7 @@ def test_a_path_that_is_written_is_read_again(tmp_path: Path) -> None:
     np.testing.assert_allclose(again.cameras.focal, cameras.focal, rtol=1e-5)
 
 
-def test_a_path_that_loops_comes_back_by_even_steps() -> None:
+def test_interpolate_path_that_loops_has_even_steps() -> None:
     given = ring(5)
     poses = interpolate_path(50, given, loops=True)
     assert is_rigid(poses) and len(poses) == 50
@@ -161,7 +159,7 @@ def test_a_path_that_loops_comes_back_by_even_steps() -> None:
     assert 0.0 < back < 1.0
 
 
-def test_an_orbit_may_go_round_twice_and_rise_and_sink() -> None:
+def test_orbit_path_turns_and_swings() -> None:
     target = np.array([1.0, -2.0, 0.5])
     poses = orbit_path(40, 3.0, 0.3, target, turns=2, swing=0.4)
     assert is_rigid(poses)

@@ -41,7 +41,7 @@ def ring(count: int = 12, radius: float = 3.0, height: float = 1.0) -> np.ndarra
 
 
 @given(st.integers(0, 10_000))
-def test_a_frame_and_its_inverse_leave_everything_where_it_was(seed: int) -> None:
+def test_transform_and_its_inverse_compose_to_identity(seed: int) -> None:
     frame, other = random_frame(seed), random_frame(seed + 1)
     points = np.random.default_rng(seed).normal(size=(5, 3))
     np.testing.assert_allclose(
@@ -61,7 +61,7 @@ def test_a_frame_and_its_inverse_leave_everything_where_it_was(seed: int) -> Non
     np.testing.assert_allclose(transform_poses(invert_transform(frame), poses), ring(), atol=1e-8)
 
 
-def test_a_point_before_a_camera_stays_where_the_camera_sees_it() -> None:
+def test_transforms_preserve_projections() -> None:
     frame, pose = random_frame(3), ring()[2]
     point = pose[:3, 3] + pose[:3, :3] @ np.array([0.1, 0.2, -2.0])
     moved = transform_poses(frame, pose[None])[0]
@@ -70,15 +70,15 @@ def test_a_point_before_a_camera_stays_where_the_camera_sees_it() -> None:
 
 
 @pytest.mark.parametrize("target", [[0, 0, 1.0], [1.0, 0, 0], [0, 0, -1.0], [1.0, 2.0, -0.5]])
-def test_a_direction_is_turned_into_another_one(target: list[float]) -> None:
+def test_rotate_onto_maps_source_to_target(target: list[float]) -> None:
     rotation = rotate_onto(np.array([0.0, 0.0, 2.0]), np.array(target))
-    found = rotation @ np.array([0.0, 0.0, 1.0])
-    np.testing.assert_allclose(found, np.array(target) / np.linalg.norm(target), atol=1e-12)
+    result = rotation @ np.array([0.0, 0.0, 1.0])
+    np.testing.assert_allclose(result, np.array(target) / np.linalg.norm(target), atol=1e-12)
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(rotation) == pytest.approx(1.0)
 
 
-def test_a_capture_in_any_coordinates_is_set_upright_around_the_origin() -> None:
+def test_center_and_scale_is_upright_around_the_origin() -> None:
     for seed in range(5):
         poses = transform_poses(random_frame(seed), ring())
         moved = transform_poses(center_and_scale(poses), poses)
@@ -91,7 +91,7 @@ def test_a_capture_in_any_coordinates_is_set_upright_around_the_origin() -> None
         assert np.ptp(moved[:, 2, 3]) < 1e-6
 
 
-def test_cameras_that_look_outwards_have_their_own_middle() -> None:
+def test_center_and_scale_uses_mean_position_for_outward_cameras() -> None:
     poses = ring(radius=2.0, height=0.0)
     poses[:, :3, 0] *= -1
     poses[:, :3, 2] *= -1
@@ -100,7 +100,7 @@ def test_cameras_that_look_outwards_have_their_own_middle() -> None:
     np.testing.assert_allclose(moved[:, :3, 3].mean(axis=0), 0.0, atol=1e-9)
 
 
-def test_one_camera_and_cameras_in_one_place_are_possible() -> None:
+def test_center_and_scale_of_one_position() -> None:
     for poses in (ring()[:1], np.repeat(ring()[:1], 3, axis=0)):
         moved = transform_poses(center_and_scale(poses), poses)
         assert np.all(np.isfinite(moved))
@@ -108,7 +108,7 @@ def test_one_camera_and_cameras_in_one_place_are_possible() -> None:
     assert align_up(upside_down).scale == identity_transform().scale
 
 
-def test_cameras_side_by_side_face_forward() -> None:
+def test_recenter_poses_faces_forward() -> None:
     rng = np.random.default_rng(0)
     target = np.array([0.0, 0.0, -6.0])
     poses = np.stack(

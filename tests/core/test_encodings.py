@@ -18,17 +18,17 @@ from jaxrf.core.encodings import (
 )
 from jaxrf.core.rays import ConicalFrusta
 
-encode = jax.jit(fourier, static_argnames=("octaves", "include_input"))
-integrate = jax.jit(integrated_fourier, static_argnames="octaves")
+encode = jax.jit(fourier, static_argnames=("num_frequencies", "include_input"))
+integrate = jax.jit(integrated_fourier, static_argnames="num_frequencies")
 expand = jax.jit(spherical_harmonics, static_argnames="degree")
 
 BATCHES = [(), (5,), (2, 3)]
 
 
-def fourier_slowly(x: np.ndarray, octaves: int, include_input: bool) -> list[float]:
+def fourier_slowly(x: np.ndarray, num_frequencies: int, include_input: bool) -> list[float]:
     """The sines of all coordinates, then their cosines, octave by octave."""
     out = [float(v) for v in x] if include_input else []
-    for octave in range(octaves):
+    for octave in range(num_frequencies):
         for wave in (math.sin, math.cos):
             for v in x:
                 out.append(wave(float(v) * 2**octave))
@@ -36,33 +36,33 @@ def fourier_slowly(x: np.ndarray, octaves: int, include_input: bool) -> list[flo
 
 
 @pytest.mark.parametrize("include_input", [False, True])
-@pytest.mark.parametrize("octaves", [0, 1, 4])
+@pytest.mark.parametrize("num_frequencies", [0, 1, 4])
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
-def test_encoding_equals_loop_for_any_batch_shape(
-    batch: tuple[int, ...], octaves: int, include_input: bool
+def test_fourier_equals_loop_for_any_batch_shape(
+    batch: tuple[int, ...], num_frequencies: int, include_input: bool
 ) -> None:
     x = np.random.default_rng(0).uniform(-2, 2, (*batch, 3)).astype(np.float32)
-    encoded = encode(jnp.asarray(x), octaves=octaves, include_input=include_input)
-    assert encoded.shape == (*batch, 3 * (2 * octaves + include_input))
+    encoded = encode(jnp.asarray(x), num_frequencies=num_frequencies, include_input=include_input)
+    assert encoded.shape == (*batch, 3 * (2 * num_frequencies + include_input))
     for index in np.ndindex(batch):
-        expected = fourier_slowly(x[index], octaves, include_input)
+        expected = fourier_slowly(x[index], num_frequencies, include_input)
         np.testing.assert_allclose(encoded[index], expected, atol=1e-5)
 
 
-def test_the_lowest_frequency_scales_angles_and_nothing_else() -> None:
+def test_fourier_frequency_scales_the_angles() -> None:
     x = np.random.default_rng(1).uniform(-1, 1, (7, 3)).astype(np.float32)
-    found = fourier(jnp.asarray(x), 5, frequency=math.pi)
-    np.testing.assert_array_equal(found[:, :3], x)
+    result = fourier(jnp.asarray(x), 5, frequency=math.pi)
+    np.testing.assert_array_equal(result[:, :3], x)
     slow = np.array([fourier_slowly(math.pi * row.astype(np.float64), 5, False) for row in x])
-    np.testing.assert_allclose(found[:, 3:], slow, atol=2e-5)
+    np.testing.assert_allclose(result[:, 3:], slow, atol=2e-5)
 
 
-def test_encodings_of_positions_and_directions_have_the_paper_s_sizes() -> None:
-    assert encode(jnp.zeros(3), octaves=10).shape == (63,)
-    assert encode(jnp.zeros(3), octaves=4).shape == (27,)
+def test_fourier_has_the_sizes_of_the_paper() -> None:
+    assert encode(jnp.zeros(3), num_frequencies=10).shape == (63,)
+    assert encode(jnp.zeros(3), num_frequencies=4).shape == (27,)
 
 
-def test_gradient_is_the_derivative_of_the_waves() -> None:
+def test_fourier_gradient_equals_derivative_of_the_waves() -> None:
     x = jnp.asarray([0.0, 0.5, 1e3])
     jacobian = jax.jacobian(lambda x: fourier(x, 3, include_input=False))(x)
     assert np.all(np.isfinite(jacobian))
@@ -80,47 +80,53 @@ def test_gradient_is_the_derivative_of_the_waves() -> None:
 # The expectation over a Gaussian.
 
 
-@pytest.mark.parametrize("octaves", [0, 1, 4])
+@pytest.mark.parametrize("num_frequencies", [0, 1, 4])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_integrated_encoding_is_the_mean_of_encodings_for_any_batch_shape(
-    batch: tuple[int, ...], octaves: int
+def test_integrated_fourier_equals_mean_of_fourier_for_any_batch_shape(
+    batch: tuple[int, ...], num_frequencies: int
 ) -> None:
     rng = np.random.default_rng(1)
     x = rng.uniform(-2, 2, (*batch, 3)).astype(np.float32)
     variance = rng.uniform(0.0, 0.3, (*batch, 3)).astype(np.float32)
-    encoded = integrate(jnp.asarray(x), jnp.asarray(variance), octaves=octaves)
-    assert encoded.shape == (*batch, 6 * octaves)
+    encoded = integrate(jnp.asarray(x), jnp.asarray(variance), num_frequencies=num_frequencies)
+    assert encoded.shape == (*batch, 6 * num_frequencies)
     # Gauss-Hermite quadrature of a Gaussian: all coordinates may move together, as each number
     # depends on one of them.
     nodes, node_weights = np.polynomial.hermite_e.hermegauss(60)
     node_weights /= np.sum(node_weights)
     for index in np.ndindex(batch):
-        expected = np.zeros(6 * octaves)
+        expected = np.zeros(6 * num_frequencies)
         for node, weight in zip(nodes, node_weights, strict=True):
             moved = x[index].astype(np.float64) + node * np.sqrt(variance[index], dtype=np.float64)
-            expected += weight * np.array(fourier_slowly(moved, octaves, include_input=False))
+            expected += weight * np.array(
+                fourier_slowly(moved, num_frequencies, include_input=False)
+            )
         np.testing.assert_allclose(encoded[index], expected, atol=1e-5)
 
 
-def test_integrated_encoding_is_the_mean_over_random_points() -> None:
+def test_integrated_fourier_equals_mean_over_random_points() -> None:
     rng = np.random.default_rng(2)
     x, variance = np.array([0.3, -1.1, 0.8], np.float32), np.float32(0.1)
     points = (x + math.sqrt(variance) * rng.normal(size=(40000, 3))).astype(np.float32)
-    mean = np.mean(encode(jnp.asarray(points), octaves=3, include_input=False), axis=0)
+    mean = np.mean(encode(jnp.asarray(points), num_frequencies=3, include_input=False), axis=0)
     # Four standard errors.
     np.testing.assert_allclose(
-        integrate(jnp.asarray(x), jnp.full(3, variance), octaves=3), mean, atol=4 / math.sqrt(40000)
+        integrate(jnp.asarray(x), jnp.full(3, variance), num_frequencies=3),
+        mean,
+        atol=4 / math.sqrt(40000),
     )
 
 
-def test_integrated_encoding_of_a_point_is_the_plain_one() -> None:
+def test_integrated_fourier_of_zero_variance_equals_fourier() -> None:
     x = jnp.asarray(np.random.default_rng(3).uniform(-2, 2, (7, 3)), jnp.float32)
-    integrated = integrate(x, jnp.zeros((7, 3)), octaves=5)
-    np.testing.assert_allclose(integrated, encode(x, octaves=5, include_input=False), atol=1e-6)
+    integrated = integrate(x, jnp.zeros((7, 3)), num_frequencies=5)
+    np.testing.assert_allclose(
+        integrated, encode(x, num_frequencies=5, include_input=False), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("variance", [0.0, 1e-30, 1.0, 1e30])
-def test_integrated_encoding_fades_out_with_finite_gradients(variance: float) -> None:
+def test_integrated_fourier_fades_out_with_finite_gradients(variance: float) -> None:
     x = jnp.asarray([0.5, -1.0, 1e3])
 
     def total(x: jax.Array, variance: jax.Array) -> jax.Array:
@@ -128,7 +134,7 @@ def test_integrated_encoding_fades_out_with_finite_gradients(variance: float) ->
 
     value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(x, jnp.full(3, variance))
     assert np.isfinite(value) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
-    encoded = np.abs(integrate(x, jnp.full(3, variance), octaves=10))
+    encoded = np.abs(integrate(x, jnp.full(3, variance), num_frequencies=10))
     if variance >= 1.0:
         assert np.all(encoded[6 * 3 :] < 1e-10)
     if variance == 1e30:
@@ -141,7 +147,7 @@ def test_integrated_encoding_fades_out_with_finite_gradients(variance: float) ->
 @pytest.mark.parametrize(
     ("slope", "start", "end"), [(0.1, 2.0, 3.0), (0.5, 0.0, 1.0), (0.01, 1.0, 1.001), (0.3, 0.5, 4)]
 )
-def test_the_part_of_a_cone_has_the_mean_and_variance_of_its_points(
+def test_conical_frustum_has_mean_and_variance_of_its_points(
     slope: float, start: float, end: float
 ) -> None:
     rng, count = np.random.default_rng(4), 400_000
@@ -162,7 +168,7 @@ def test_the_part_of_a_cone_has_the_mean_and_variance_of_its_points(
     np.testing.assert_allclose(variance[0], points.var(axis=0), rtol=0.01, atol=1e-9)
 
 
-def test_parts_of_cones_have_finite_gradients_at_the_extremes() -> None:
+def test_conical_frustum_gradients_are_finite_at_extremes() -> None:
     starts = jnp.asarray([0.0, 0.0, 2.0, 2.0, 1e9, 0.0])
     ends = jnp.asarray([0.0, 1.0, 2.0, 1e10, 1e10, 1e-12])
     directions = jnp.tile(jnp.asarray([[0.0, 0.0, 1.0]]), (6, 1))
@@ -254,7 +260,7 @@ def test_harmonics_are_orthonormal_over_the_sphere() -> None:
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**20))
-def test_products_of_a_band_at_two_directions_depend_on_their_angle_alone(seed: int) -> None:
+def test_harmonics_products_of_a_band_depend_only_on_the_angle(seed: int) -> None:
     # The addition theorem: sum_m Y_lm(a) Y_lm(b) = (2 l + 1) / (4 pi) P_l(a . b).
     a, b = random_directions(np.random.default_rng(seed), (2,))
     left, right = np.asarray(expand(jnp.stack([a, b]), degree=4), np.float64)
@@ -267,6 +273,6 @@ def test_products_of_a_band_at_two_directions_depend_on_their_angle_alone(seed: 
 
 
 @pytest.mark.parametrize("degree", [0, 5])
-def test_bands_that_are_not_there_are_refused(degree: int) -> None:
+def test_harmonics_reject_unsupported_degrees(degree: int) -> None:
     with pytest.raises(AssertionError):
         spherical_harmonics(jnp.asarray([0.0, 0.0, 1.0]), degree)

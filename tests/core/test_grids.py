@@ -102,13 +102,13 @@ def test_plane_equals_torch_grid_sample(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(values, sampled[0, :, :, 0].T.numpy(), atol=1e-5)
 
 
-def test_across_runs_along_the_width_and_down_along_the_height() -> None:
+def test_sample_plane_across_is_width_and_down_is_height() -> None:
     plane = jnp.arange(3.0 * 5.0).reshape(3, 5, 1)
     corners = plane_at(plane, jnp.asarray([0.0, 1.0, 0.0, 1.0]), jnp.asarray([0.0, 0.0, 1.0, 1.0]))
     np.testing.assert_allclose(corners[:, 0], [0.0, 4.0, 10.0, 14.0])
 
 
-def test_grid_points_give_exactly_their_rows() -> None:
+def test_sample_plane_is_exact_at_grid_points() -> None:
     line, plane = random_grid(9, 2), random_grid(5, 9, 2)
     at = jnp.linspace(0.0, 1.0, 9)
     np.testing.assert_allclose(line_at(jnp.asarray(line), at), line, atol=1e-6)
@@ -117,7 +117,7 @@ def test_grid_points_give_exactly_their_rows() -> None:
         np.testing.assert_allclose(rows, plane[row], atol=1e-6)
 
 
-def test_gradients_of_the_grid_are_the_weights_of_the_hat_functions() -> None:
+def test_sample_plane_gradient_in_grid_equals_hat_weights() -> None:
     def total(plane: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.sum(sample_plane(plane, x, y))
 
@@ -133,7 +133,7 @@ def test_gradients_of_the_grid_are_the_weights_of_the_hat_functions() -> None:
             assert float(gradients[0][row, column, 0]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_gradients_in_the_coordinates_are_the_slopes() -> None:
+def test_sample_line_gradient_in_coordinates_equals_slopes() -> None:
     line = jnp.asarray([[0.0], [1.0], [5.0]])
     slopes = jax.grad(lambda x: jnp.sum(sample_line(line, x)))(jnp.asarray([0.2, 0.7, 1.5]))
     np.testing.assert_allclose(slopes, [2.0, 8.0, 0.0], atol=1e-5)
@@ -142,7 +142,7 @@ def test_gradients_in_the_coordinates_are_the_slopes() -> None:
 # Resampling.
 
 
-def test_resampling_to_the_same_grid_is_the_identity() -> None:
+def test_resample_to_the_same_size_is_the_identity() -> None:
     line, plane = random_grid(7, 3), random_grid(5, 7, 3)
     np.testing.assert_allclose(resample_line(jnp.asarray(line), 7, 0.0, 1.0), line, atol=1e-5)
     same = resample_plane(jnp.asarray(plane), (5, 7), (0.0, 0.0), (1.0, 1.0))
@@ -167,7 +167,7 @@ def test_resampling_is_exact_for_linear_functions(size: int, span: tuple[float, 
     np.testing.assert_allclose(resampled[..., 0], 10.0 * down + across, rtol=1e-5)
 
 
-def test_upsampling_keeps_the_values_of_the_common_points() -> None:
+def test_resample_preserves_common_grid_points() -> None:
     line, plane = random_grid(5, 3), random_grid(4, 5, 3)
     finer = resample_line(jnp.asarray(line), 9, 0.0, 1.0)
     np.testing.assert_allclose(finer[::2], line, atol=1e-5)
@@ -189,7 +189,7 @@ def test_resampling_equals_hat_functions() -> None:
             )
 
 
-def test_what_lies_beyond_the_old_grid_repeats_its_border() -> None:
+def test_resample_beyond_the_grid_repeats_its_border() -> None:
     line = resample_line(jnp.asarray([[1.0], [2.0]]), 5, -1.0, 2.0)
     np.testing.assert_allclose(line[:, 0], [1.0, 1.0, 1.5, 2.0, 2.0], atol=1e-6)
 
@@ -218,8 +218,8 @@ def mixing_case(rows: int, count: int, corners: int, channels: int) -> tuple[jax
 def pull_back(fn: Any, case: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """The mixtures, and the gradients for the table and the weights."""
     table, indices, weights, gradient = case
-    found, back = jax.vjp(lambda t, w: fn(t, indices, w), table, weights)
-    return found, *back(gradient)
+    result, back = jax.vjp(lambda t, w: fn(t, indices, w), table, weights)
+    return result, *back(gradient)
 
 
 def scans_of(case: tuple[jax.Array, ...]) -> list[int]:
@@ -233,11 +233,11 @@ def scans_of(case: tuple[jax.Array, ...]) -> list[int]:
     ("count", "corners", "channels"),
     [(0, 8, 3), (1, 8, 8), (1, 1, 1), (2, 2, 1), (57, 4, 3), (57, 1, 5), (100, 8, 8)],
 )
-def test_mixtures_of_rows_equal_einsum(count: int, corners: int, channels: int) -> None:
+def test_weighted_gather_equals_einsum(count: int, corners: int, channels: int) -> None:
     case = mixing_case(23, count, corners, channels)
-    found, wanted = pull_back(weighted_gather, case), pull_back(mix_by_einsum, case)
-    assert found[0].shape == (count, channels)
-    for value, truth in zip(found, wanted, strict=True):
+    result, expected = pull_back(weighted_gather, case), pull_back(mix_by_einsum, case)
+    assert result[0].shape == (count, channels)
+    for value, truth in zip(result, expected, strict=True):
         assert value.shape == truth.shape and value.dtype == truth.dtype
         np.testing.assert_allclose(value, truth, atol=1e-4)
 
@@ -245,7 +245,7 @@ def test_mixtures_of_rows_equal_einsum(count: int, corners: int, channels: int) 
 @pytest.mark.parametrize(
     ("count", "blocks"), [(59, 1), (60, 1), (61, 2), (120, 2), (121, 3), (293, 5), (300, 5)]
 )
-def test_gradients_of_mixtures_are_the_same_in_any_number_of_blocks(
+def test_weighted_gather_gradients_do_not_depend_on_number_of_blocks(
     monkeypatch: pytest.MonkeyPatch, count: int, blocks: int
 ) -> None:
     corners, channels = 4, 5
@@ -257,12 +257,12 @@ def test_gradients_of_mixtures_are_the_same_in_any_number_of_blocks(
     for scatter in (grids._scatter_blocks, grids._scatter):
         scattered = jax.jit(scatter)(jnp.zeros_like(table), *rest)
         np.testing.assert_allclose(scattered, to_table, atol=1e-4)
-    found = pull_back(weighted_gather, case)
-    np.testing.assert_allclose(found[1], to_table, atol=1e-4)
-    np.testing.assert_allclose(found[2], to_weights, atol=1e-4)
+    result = pull_back(weighted_gather, case)
+    np.testing.assert_allclose(result[1], to_table, atol=1e-4)
+    np.testing.assert_allclose(result[2], to_weights, atol=1e-4)
 
 
-def test_gradients_of_mixtures_of_real_size_equal_einsum() -> None:
+def test_weighted_gather_gradients_of_real_size_equal_einsum() -> None:
     # 5 blocks of 4 MiB with a remainder.
     case = mixing_case(5000, 70_001, 8, 8)
     assert scans_of(case) == [5]
@@ -277,26 +277,26 @@ def test_gradients_of_mixtures_of_real_size_equal_einsum() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e10, 1e30])
-def test_gradients_of_mixtures_of_extreme_rows_are_finite(scale: float) -> None:
+def test_weighted_gather_gradients_of_extreme_rows_are_finite(scale: float) -> None:
     table, indices, weights, gradient = mixing_case(9, 20, 4, 3)
     for slope in pull_back(weighted_gather, (scale * table, indices, weights, gradient)):
         assert np.all(np.isfinite(slope))
 
 
-def test_rows_read_as_bfloat16_are_rounded_and_their_gradients_are_not() -> None:
+def test_weighted_gather_in_bfloat16_rounds_rows_but_not_gradients() -> None:
     case = mixing_case(23, 500, 8, 3)
     table, *rest = case
     rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
     narrow = functools.partial(weighted_gather, table_dtype="bfloat16")
-    found, wanted = pull_back(narrow, case), pull_back(weighted_gather, (rounded, *rest))
-    for value, truth in zip(found, wanted, strict=True):
+    result, expected = pull_back(narrow, case), pull_back(weighted_gather, (rounded, *rest))
+    for value, truth in zip(result, expected, strict=True):
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, truth, atol=1e-5)
     # A row that is mixed a hundred times gets the whole sum, which bfloat16 could not hold.
-    assert np.abs(np.asarray(pull_back(weighted_gather, case)[0] - found[0])).max() > 1e-4
+    assert np.abs(np.asarray(pull_back(weighted_gather, case)[0] - result[0])).max() > 1e-4
 
 
-def test_parts_of_a_box_are_inside_up_to_its_faces() -> None:
+def test_to_unit_box_includes_the_faces() -> None:
     aabb = jnp.asarray([[-1.0, 0.0, 2.0], [1.0, 4.0, 3.0]])
     positions = jnp.asarray(
         [[-1.0, 0.0, 2.0], [1.0, 4.0, 3.0], [0.0, 1.0, 2.25], [1.1, 1.0, 2.5], [0.0, -1e9, 2.5]]
@@ -306,7 +306,7 @@ def test_parts_of_a_box_are_inside_up_to_its_faces() -> None:
     assert np.asarray(inside).tolist() == [True, True, True, False, False]
 
 
-def test_rows_that_are_not_mixed_get_no_gradient() -> None:
+def test_weighted_gather_gives_unread_rows_zero_gradient() -> None:
     table, _, weights, gradient = mixing_case(9, 20, 4, 3)
     indices = jnp.asarray(np.random.default_rng(0).choice([2, 5, 6], (20, 4)), jnp.int32)
     slope = np.asarray(pull_back(weighted_gather, (table, indices, weights, gradient))[1])
@@ -320,7 +320,7 @@ def test_rows_that_are_not_mixed_get_no_gradient() -> None:
     ("levels", "coarsest", "finest"),
     [(16, 16, 2048), (16, 16, 524_288), (8, 16, 256), (3, 4, 12), (5, 2, 32), (2, 7, 7), (1, 9, 9)],
 )
-def test_cells_of_hash_levels_are_the_largest_not_above_the_geometric_series(
+def test_plan_hash_levels_cells_follow_the_geometric_series(
     levels: int, coarsest: int, finest: int
 ) -> None:
     plan = plan_hash_levels(levels, coarsest, finest, 1 << 19)
@@ -334,7 +334,7 @@ def test_cells_of_hash_levels_are_the_largest_not_above_the_geometric_series(
 
 
 @pytest.mark.parametrize("most_rows", [1, 64, 256, 1 << 19])
-def test_a_hash_level_has_a_row_for_each_corner_or_as_many_as_are_allowed(most_rows: int) -> None:
+def test_plan_hash_levels_rows_are_corners_or_max_rows(most_rows: int) -> None:
     plan = plan_hash_levels(5, 3, 40, most_rows)
     start = 0
     for cells, first in zip(plan.cells, plan.starts[:-1], strict=True):
@@ -352,28 +352,28 @@ def hash_row_slowly(corner: tuple[int, ...], cells: int, rows: int) -> int:
 
 
 @pytest.mark.parametrize(("cells", "rows"), [(6, 7**3), (6, 512), (7, 512), (7, 256), (9, 1)])
-def test_rows_of_all_corners_equal_a_hash_in_python(cells: int, rows: int) -> None:
+def test_hash_rows_equal_python_for_all_corners(cells: int, rows: int) -> None:
     corners = list(np.ndindex(cells + 1, cells + 1, cells + 1))
     x, y, z = (jnp.asarray(axis, jnp.int32) for axis in np.transpose(corners))
-    found = np.asarray(hash_rows((x, y, z), cells, rows))
-    assert found.tolist() == [hash_row_slowly(corner, cells, rows) for corner in corners]
-    assert found.min() >= 0 and found.max() < rows
+    result = np.asarray(hash_rows((x, y, z), cells, rows))
+    assert result.tolist() == [hash_row_slowly(corner, cells, rows) for corner in corners]
+    assert result.min() >= 0 and result.max() < rows
     if len(corners) <= rows:
-        assert len(set(found.tolist())) == len(corners), "no two corners share a row"
+        assert len(set(result.tolist())) == len(corners), "no two corners share a row"
 
 
-def test_rows_of_corners_of_a_very_fine_level_equal_a_hash_in_python() -> None:
+def test_hash_rows_equal_python_for_a_very_fine_level() -> None:
     cells, rows = 524_288, 1 << 19
     corners = np.random.default_rng(0).integers(0, cells + 1, (500, 3))
     corners[:2] = [[0, 0, 0], [cells, cells, cells]]
     x, y, z = (jnp.asarray(axis, jnp.int32) for axis in corners.T)
-    wanted = [hash_row_slowly(tuple(c), cells, rows) for c in corners.tolist()]
-    assert np.asarray(hash_rows((x, y, z), cells, rows)).tolist() == wanted
+    expected = [hash_row_slowly(tuple(c), cells, rows) for c in corners.tolist()]
+    assert np.asarray(hash_rows((x, y, z), cells, rows)).tolist() == expected
 
 
 def hash_grid_slowly(table: np.ndarray, unit: np.ndarray, levels: list[tuple[int, int]]) -> Any:
     """Features of one position: for each (cells, rows) the 8 corners around it by their hats."""
-    found, start = [], 0
+    result, start = [], 0
     for cells, rows in levels:
         at = [min(max(float(u), 0.0), 1.0) * cells for u in unit]
         total = np.zeros(table.shape[1])
@@ -382,10 +382,10 @@ def hash_grid_slowly(table: np.ndarray, unit: np.ndarray, levels: list[tuple[int
             share = np.prod([hat(a - c) for a, c in zip(at, corner, strict=True)])
             row = start + hash_row_slowly(corner, cells, rows)
             total += share * table[row].astype(np.float64)
-        found.append(total)
+        result.append(total)
         start += rows
     assert start == len(table)
-    return np.concatenate(found)
+    return np.concatenate(result)
 
 
 # 4, 6 and 12 cells: one level with a row for each of its corners, two with fewer.
@@ -402,14 +402,14 @@ def hash_case(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
     return random_grid(HASHED.starts[-1], 2), unit.astype(np.float32)
 
 
-def test_hash_grid_equals_loops_over_all_corners() -> None:
+def test_sample_hash_grid_equals_loops_over_all_corners() -> None:
     assert HASHED.cells == (4, 6, 12) and HASHED.starts == (0, 125, 381, 637)
     table, unit = hash_case()
-    found = hash_grid_at(jnp.asarray(table), jnp.asarray(unit), HASHED)
-    assert found.shape == (60, 6)
-    for value, position in zip(found, unit, strict=True):
-        wanted = hash_grid_slowly(table, position, HASH_LEVELS)
-        np.testing.assert_allclose(value, wanted, atol=2e-5)
+    result = hash_grid_at(jnp.asarray(table), jnp.asarray(unit), HASHED)
+    assert result.shape == (60, 6)
+    for value, position in zip(result, unit, strict=True):
+        expected = hash_grid_slowly(table, position, HASH_LEVELS)
+        np.testing.assert_allclose(value, expected, atol=2e-5)
 
 
 def other_grid_slowly(
@@ -441,46 +441,46 @@ def other_grid_slowly(
 
 
 @pytest.mark.parametrize("rule", ["all_hashed", "tcnn"])
-def test_levels_of_other_programs_equal_loops_over_all_corners(rule: Any) -> None:
+def test_sample_hash_grid_other_layouts_equal_loops(rule: Any) -> None:
     scales = (5.0, 7.0, 12.0) if rule == "all_hashed" else (4.0, 6.5, 11.3)
     plan = plan_scaled_hash_levels(scales, 512, rule)
     assert plan.starts == ((0, 512, 1024, 1536) if rule == "all_hashed" else (0, 128, 640, 1152))
     table = random_grid(plan.starts[-1], 2)
     unit = np.random.default_rng(4).uniform(0.0, 1.0, (40, 3)).astype(np.float32)
     unit[:3] = [[0, 0, 0], [0.999, 0.5, 0.25], [0.2, 0.4, 0.6]]
-    found = hash_grid_at(jnp.asarray(table), jnp.asarray(unit), plan)
-    for value, position in zip(found, unit, strict=True):
-        wanted = other_grid_slowly(table, position, list(scales), 512, rule == "tcnn")
-        np.testing.assert_allclose(value, wanted, atol=5e-5)
+    result = hash_grid_at(jnp.asarray(table), jnp.asarray(unit), plan)
+    for value, position in zip(result, unit, strict=True):
+        expected = other_grid_slowly(table, position, list(scales), 512, rule == "tcnn")
+        np.testing.assert_allclose(value, expected, atol=5e-5)
 
 
-def test_hash_grid_in_float64_equals_loops_much_more_closely() -> None:
+def test_sample_hash_grid_in_float64_equals_loops_closely() -> None:
     table, unit = (x[:20].astype(np.float64) if i else x for i, x in enumerate(hash_case()))
     with jax.enable_x64(True):
         wide = jnp.asarray(table, jnp.float64)
-        found = sample_hash_grid(wide, jnp.asarray(unit, jnp.float64), HASHED)
-        assert found.dtype == jnp.float64
-        for value, position in zip(found, unit, strict=True):
-            wanted = hash_grid_slowly(table, position, HASH_LEVELS)
-            np.testing.assert_allclose(value, wanted, atol=1e-13)
+        result = sample_hash_grid(wide, jnp.asarray(unit, jnp.float64), HASHED)
+        assert result.dtype == jnp.float64
+        for value, position in zip(result, unit, strict=True):
+            expected = hash_grid_slowly(table, position, HASH_LEVELS)
+            np.testing.assert_allclose(value, expected, atol=1e-13)
 
 
-def test_hash_grid_of_no_positions_is_empty() -> None:
-    found = sample_hash_grid(jnp.ones((637, 2)), jnp.zeros((0, 3)), HASHED)
-    assert found.shape == (0, 6)
+def test_sample_hash_grid_accepts_zero_positions() -> None:
+    result = sample_hash_grid(jnp.ones((637, 2)), jnp.zeros((0, 3)), HASHED)
+    assert result.shape == (0, 6)
 
 
-def test_hash_grid_interpolates_a_constant_and_a_dense_level_a_plane() -> None:
+def test_sample_hash_grid_reproduces_constant_and_linear_functions() -> None:
     _, unit = hash_case()
     same = hash_grid_at(jnp.full((637, 2), 3.0), jnp.asarray(unit), HASHED)
     np.testing.assert_allclose(same, 3.0, rtol=1e-5)
     corners = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 3, indexing="ij"), axis=-1)
     table = jnp.asarray(corners.reshape(-1, 3), jnp.float32)
-    found = hash_grid_at(table, jnp.asarray(unit), HashLevels((4,), (0, 125)))
-    np.testing.assert_allclose(found, np.clip(unit, 0, 1), atol=1e-6)
+    result = hash_grid_at(table, jnp.asarray(unit), HashLevels((4,), (0, 125)))
+    np.testing.assert_allclose(result, np.clip(unit, 0, 1), atol=1e-6)
 
 
-def test_gradients_of_a_hash_grid_are_the_shares_of_the_corners_and_slopes() -> None:
+def test_sample_hash_grid_gradients_equal_corner_weights_and_slopes() -> None:
     table, unit = hash_case()
     pull = np.random.default_rng(6).normal(size=(60, 6)).astype(np.float32)
 
@@ -494,11 +494,11 @@ def test_gradients_of_a_hash_grid_are_the_shares_of_the_corners_and_slopes() -> 
     for row in (0, 62, 124, 130, 300, 500, 636):
         one = np.zeros_like(table)
         one[row] = 1.0
-        wanted = np.zeros(2)
+        expected = np.zeros(2)
         for position, weights in zip(unit, pull, strict=True):
             shares = hash_grid_slowly(one, position, HASH_LEVELS)
-            wanted += np.sum((shares * weights).reshape(3, 2), axis=0)
-        np.testing.assert_allclose(to_table[row], wanted, atol=1e-4)
+            expected += np.sum((shares * weights).reshape(3, 2), axis=0)
+        np.testing.assert_allclose(to_table[row], expected, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(to_unit)[(unit < 0) | (unit > 1)], 0.0)
     for index in range(20, 30):
         for axis in range(3):

@@ -44,7 +44,7 @@ def no_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_memory_is_that_of_this_process() -> None:
+def test_machine_reports_memory_of_this_process() -> None:
     values = Machine().read()
     used = psutil.Process().memory_info().rss / GIB
     assert values["memory_gib"] == pytest.approx(used, rel=0.2)
@@ -52,20 +52,20 @@ def test_memory_is_that_of_this_process() -> None:
     assert not [name for name in values if "accelerator" in name]
 
 
-def test_shares_of_the_processor_are_of_half_a_second_or_more(
+def test_machine_cpu_load_covers_at_least_half_a_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, shares = 100.0, iter([0.0, 20.0, 60.0])
     monkeypatch.setattr(machine.time, "monotonic", lambda: now)
     monkeypatch.setattr(psutil, "cpu_percent", lambda: next(shares))
     watched = Machine()
-    found = []
+    result = []
     for now in (100.1, 100.6, 100.7, 101.2):  # noqa: B007
-        found.append(watched.read().get("cpu_percent"))
-    assert found == [None, 20.0, 20.0, 60.0]
+        result.append(watched.read().get("cpu_percent"))
+    assert result == [None, 20.0, 20.0, 60.0]
 
 
-def test_accelerators_are_read_with_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_accelerator_converts_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", make_nvml())
     values = Machine().read()
     for number in range(3):
@@ -87,7 +87,7 @@ def test_accelerators_are_read_with_their_units(monkeypatch: pytest.MonkeyPatch)
         ("7", []),
     ],
 )
-def test_only_accelerators_that_this_process_may_use_are_read(
+def test_open_nvml_respects_visible_devices(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[Any]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", make_nvml())
@@ -97,7 +97,7 @@ def test_only_accelerators_that_this_process_may_use_are_read(
 
 
 @pytest.mark.parametrize("broken", ["nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex"])
-def test_a_driver_that_is_not_there_is_nothing_to_fail_about(
+def test_open_nvml_without_driver_returns_none(
     monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     def fail(*_: Any) -> Any:
@@ -107,18 +107,20 @@ def test_a_driver_that_is_not_there_is_nothing_to_fail_about(
     assert set(Machine().read()) == {"memory_gib", "peak_memory_gib"}
 
 
-def test_what_an_accelerator_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_accelerator_leaves_out_unsupported_measurements(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     nvml = make_nvml(nvmlDeviceGetUtilizationRates=None, nvmlDeviceGetCount=lambda: 1)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    found = {name for name in Machine().read() if "accelerator" in name}
-    assert found == {"accelerator0_memory_gib", "accelerator0_power_watts"}
+    result = {name for name in Machine().read() if "accelerator" in name}
+    assert result == {"accelerator0_memory_gib", "accelerator0_power_watts"}
 
 
-def test_a_backend_that_counts_its_memory_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_reports_memory_of_devices_that_count_it(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = [{"bytes_in_use": GIB, "peak_bytes_in_use": 2 * GIB}, {"bytes_in_use": GIB // 2}, None]
     devices = [types.SimpleNamespace(memory_stats=lambda s=s: s) for s in stats]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    found = {name: value for name, value in Machine().read().items() if "device" in name}
-    assert found == {
+    result = {name: value for name, value in Machine().read().items() if "device" in name}
+    assert result == {
         "device0_memory_gib": 1.0, "device0_peak_memory_gib": 2.0, "device1_memory_gib": 0.5
     }  # fmt: skip

@@ -11,29 +11,29 @@ import pytest
 from jaxrf.core import memory
 
 
-def test_peak_memory_is_that_of_this_process() -> None:
+def test_host_peak_bytes_is_of_this_process() -> None:
     before = memory.peak_bytes()
     block = np.ones(1 << 25)  # 256 MiB
     assert memory.peak_bytes() >= max(before, block.nbytes)
 
 
-def test_free_memory_is_at_most_what_the_machine_has() -> None:
+def test_free_bytes_is_at_most_the_total() -> None:
     assert 0 < memory.free_bytes() <= psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(("limit", "free"), [("3000000", 2_100_000), ("max\n", None), ("x", None)])
-def test_a_container_may_have_less(
+def test_free_bytes_respects_container_limits(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, free: int | None
 ) -> None:
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text(limit)
     (tmp_path / "memory.current").write_text("1000000\n")
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\nactive_file 7\n")
-    found = memory.free_bytes()
-    assert found == free if free else found > 10_000_000
+    result = memory.free_bytes()
+    assert result == free if free else result > 10_000_000
 
 
-def test_an_accelerator_tells_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_and_peak_bytes_of_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     class Device:
         def memory_stats(self) -> dict[str, int]:
             return {"bytes_limit": 100, "bytes_in_use": 30, "peak_bytes_in_use": 80}
@@ -42,7 +42,7 @@ def test_an_accelerator_tells_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.free_bytes() == 70 and memory.peak_bytes() == 80
 
 
-def test_a_program_that_keeps_a_large_array_needs_its_room() -> None:
+def test_needed_bytes_includes_large_temporaries() -> None:
     def total(x: jax.Array) -> jax.Array:
         # A product has to be there as a whole before its sine is multiplied once more; what a loop
         # hands on is part of no other computation.
@@ -56,7 +56,7 @@ def test_a_program_that_keeps_a_large_array_needs_its_room() -> None:
     assert memory.needed_bytes(given) < 1 << 20
 
 
-def test_only_errors_of_memory_say_so() -> None:
+def test_ran_out_recognizes_memory_errors() -> None:
     assert memory.ran_out(RuntimeError("RESOURCE_EXHAUSTED: out of memory while trying"))
     assert memory.ran_out(MemoryError())
     assert not memory.ran_out(RuntimeError("INVALID_ARGUMENT"))

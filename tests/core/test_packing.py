@@ -14,15 +14,15 @@ summed = jax.jit(sum_before)
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 100])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
-def test_the_next_set_bit_is_found_as_by_a_loop(size: int, share: float) -> None:
+def test_find_bit_equals_loop(size: int, share: float) -> None:
     mask = np.random.default_rng(size).uniform(size=(20, size)) < share
     words = jax.jit(pack_bits)(jnp.asarray(mask))
     assert words.shape == (20, -(-size // 32)) and words.dtype == jnp.uint32
     find = jax.jit(find_bit, static_argnums=2)
     for start in range(size + 1):
-        found = find(words, jnp.full((20,), start, jnp.int32), 777)
-        wanted = [next((i for i in range(start, size) if row[i]), 777) for row in mask]
-        assert found.tolist() == wanted
+        result = find(words, jnp.full((20,), start, jnp.int32), 777)
+        expected = [next((i for i in range(start, size) if row[i]), 777) for row in mask]
+        assert result.tolist() == expected
 
 
 # Sums before each value within runs of one owner.
@@ -57,7 +57,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_sums_before_equal_a_loop(name: str) -> None:
+def test_sum_before_equals_loop(name: str) -> None:
     owner = make_owner(RUNS[name])
     values = np.random.default_rng(1).normal(size=len(owner)).astype(np.float32)
     sums = summed(jnp.asarray(values), jnp.asarray(owner))
@@ -67,7 +67,7 @@ def test_sums_before_equal_a_loop(name: str) -> None:
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(0, 99))
-def test_sums_before_restart_with_every_owner(runs: list[int], seed: int) -> None:
+def test_sum_before_restarts_with_every_owner(runs: list[int], seed: int) -> None:
     owner = make_owner(runs, seed)
     values = np.random.default_rng(seed).uniform(size=len(owner)).astype(np.float32)
     # Padded to one length, so that there is one program: the last owner has many zeros more.
@@ -80,43 +80,45 @@ def test_sums_before_restart_with_every_owner(runs: list[int], seed: int) -> Non
     np.testing.assert_array_equal(np.asarray(sums)[starts], 0.0)
 
 
-def test_very_long_runs_are_summed_to_the_last_digits() -> None:
+def test_sum_before_is_accurate_for_long_segments() -> None:
     runs = [5000, 1, 3000]
     owner = make_owner(runs)
     values = np.random.default_rng(2).uniform(size=len(owner)).astype(np.float32)
-    wanted = [np.cumsum(part) - part for part in np.split(values.astype(np.float64), [5000, 5001])]
+    expected = [
+        np.cumsum(part) - part for part in np.split(values.astype(np.float64), [5000, 5001])
+    ]
     sums = summed(jnp.asarray(values), jnp.asarray(owner))
     # Sums of a tree: their error grows with the logarithm of the length, not with the length.
-    np.testing.assert_allclose(sums, np.concatenate(wanted), rtol=1e-6)
+    np.testing.assert_allclose(sums, np.concatenate(expected), rtol=1e-6)
 
 
-def test_large_values_of_one_owner_leave_the_digits_of_the_next_alone() -> None:
+def test_sum_before_large_values_do_not_affect_the_next_owner() -> None:
     values = [1e10, 1e10, 1e-3, 1e10, 1e-3, 2e-3, 4e-3]
     owner = jnp.asarray([0, 0, 0, 1, 2, 2, 2], jnp.int32)
     sums = summed(jnp.asarray(values, jnp.float32), owner)
     np.testing.assert_allclose(sums, [0, 1e10, 2e10, 0, 0, 1e-3, 3e-3], rtol=1e-6)
     gradient = jax.grad(lambda x: jnp.dot(sum_before(x, owner), jnp.asarray(values, jnp.float32)))
-    wanted = [1e10 + 1e-3, 1e-3, 0, 0, 6e-3, 4e-3, 0]
-    np.testing.assert_allclose(gradient(jnp.ones(7)), wanted, rtol=1e-6)
+    expected = [1e10 + 1e-3, 1e-3, 0, 0, 6e-3, 4e-3, 0]
+    np.testing.assert_allclose(gradient(jnp.ones(7)), expected, rtol=1e-6)
 
 
-def test_an_infinite_value_reaches_nobody_else() -> None:
+def test_sum_before_infinity_does_not_leave_its_segment() -> None:
     values = jnp.asarray([1.0, jnp.inf, 2.0, 3.0, 4.0])
     sums = summed(values, jnp.asarray([0, 0, 0, 5, 5], jnp.int32))
     np.testing.assert_array_equal(sums, [0.0, 1.0, jnp.inf, 0.0, 3.0])
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if RUNS[name]])
-def test_the_gradient_of_sums_before_is_the_dense_jacobian(name: str) -> None:
+def test_sum_before_gradient_equals_dense_jacobian(name: str) -> None:
     owner = make_owner(RUNS[name])
     count = len(owner)
     values = jnp.asarray(np.random.default_rng(3).normal(size=count), jnp.float32)
     jacobian = jax.jacrev(summed)(values, jnp.asarray(owner))
-    wanted = (owner[:, None] == owner[None]) & np.tri(count, k=-1, dtype=bool)
-    np.testing.assert_array_equal(jacobian, wanted)
+    expected = (owner[:, None] == owner[None]) & np.tri(count, k=-1, dtype=bool)
+    np.testing.assert_array_equal(jacobian, expected)
 
 
-def test_the_gradient_of_sums_before_passes_through_other_functions() -> None:
+def test_sum_before_gradient_composes_with_other_functions() -> None:
     owner = make_owner([4, 1, 9])
     rng = np.random.default_rng(4)
     values, factors = rng.uniform(size=14), rng.normal(size=14)

@@ -93,7 +93,7 @@ AXIS_CASES = {
 
 
 @pytest.mark.parametrize("name", AXIS_CASES)
-def test_rays_along_axes_equal_loop(name: str) -> None:
+def test_intersection_of_rays_along_axes_equals_loop(name: str) -> None:
     origin, direction, meets = AXIS_CASES[name]
     enter, leave = intersect_aabb(jnp.asarray(origin), jnp.asarray(direction), jnp.asarray(BOX))
     assert bool(leave > enter) == meets
@@ -119,7 +119,7 @@ def test_origin_on_a_face_enters_or_leaves_at_zero(axis: int, side: int, sign: f
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("side", [0, 1])
-def test_ray_within_a_face_is_wholly_in_or_wholly_out_and_never_nan(axis: int, side: int) -> None:
+def test_ray_within_a_face_is_inside_or_outside_but_never_nan(axis: int, side: int) -> None:
     along = (axis + 1) % 3
     origin = BOX.mean(axis=0)
     origin[axis] = BOX[side][axis]
@@ -137,7 +137,7 @@ def test_ray_within_a_face_is_wholly_in_or_wholly_out_and_never_nan(axis: int, s
     hnp.arrays(np.float32, 3, elements=st.floats(-5, 5, width=32)),
     hnp.arrays(np.float32, 3, elements=st.floats(-1, 1, width=32)),
 )
-def test_a_clipped_ray_lies_in_the_box_and_nowhere_else(
+def test_clip_to_aabb_range_equals_the_part_in_the_box(
     origin: np.ndarray, direction: np.ndarray
 ) -> None:
     length = np.linalg.norm(direction.astype(np.float64))
@@ -161,7 +161,7 @@ def test_a_clipped_ray_lies_in_the_box_and_nowhere_else(
 
 
 @pytest.mark.parametrize("batch", [(), (200,), (4, 5)])
-def test_clipping_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+def test_clip_to_aabb_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
     rays = random_rays(batch, seed=7)
     clipped = clip(rays, jnp.asarray(BOX))
     assert clipped.near.shape == clipped.far.shape == batch
@@ -184,13 +184,13 @@ def test_clipping_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> Non
     np.testing.assert_array_equal(clipped.radii, rays.radii)
 
 
-def test_box_behind_the_origin_leaves_nothing() -> None:
+def test_clip_to_aabb_of_a_box_behind_the_origin_is_empty() -> None:
     rays = make_rays(np.array([0.0, 0.0, 5.0]), np.array([0.0, 0.0, 1.0]), 0.0, 10.0)
     clipped = clip(rays, jnp.asarray(BOX))
     assert float(clipped.near) == float(clipped.far) == 0.0
 
 
-def test_box_without_volume_leaves_nothing() -> None:
+def test_clip_to_aabb_of_a_box_without_volume_is_empty() -> None:
     flat = BOX.copy()
     flat[1, 2] = flat[0, 2]
     rays = make_rays(np.array([0.0, 0.0, 5.0]), np.array([0.0, 0.0, -1.0]), 0.0, 10.0)
@@ -198,7 +198,7 @@ def test_box_without_volume_leaves_nothing() -> None:
     assert float(clipped.near) == float(clipped.far)
 
 
-def test_gradients_of_clipping_are_finite_along_axes_and_where_the_box_is_missed() -> None:
+def test_clip_to_aabb_gradients_are_finite_along_axes_and_for_misses() -> None:
     origins = np.array([case[0] for case in AXIS_CASES.values()])
     directions = np.array([case[1] for case in AXIS_CASES.values()])
     rays = make_rays(origins, directions, 0.0, 10.0)
@@ -260,7 +260,7 @@ def test_normalized_distances_keep_their_order_and_go_from_0_to_1(
     assert np.all(np.diff(normalized) >= 0)
 
 
-def test_distances_along_rays_without_length_are_all_0_with_finite_gradients() -> None:
+def test_normalized_distances_of_empty_rays_are_0_with_finite_gradients() -> None:
     rays = make_rays(np.zeros((2, 3)), np.ones((2, 3)), 2.0, 2.0)
     rays = dataclasses.replace(rays, far=jnp.asarray([2.0, 4.0]))
     distances = jnp.asarray([[2.0, 2.0, 1e30], [2.0, 3.0, 4.0]])

@@ -8,7 +8,7 @@ from jaxrf.core import rngs
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
-def test_each_key_draws_its_own_numbers(lead: tuple[int, ...]) -> None:
+def test_uniform_and_normal_draw_per_key(lead: tuple[int, ...]) -> None:
     key = jax.random.split(jax.random.key(0), lead) if lead else jax.random.key(0)
     uniform = np.asarray(rngs.uniform(key, (*lead, 5, 2), low=-1.0, high=3.0))
     normal = np.asarray(rngs.normal(key, (*lead, 5)))
@@ -23,6 +23,6 @@ def test_each_key_draws_its_own_numbers(lead: tuple[int, ...]) -> None:
         np.testing.assert_array_equal(jax.random.key_data(folded[index]), jax.random.key_data(one))
 
 
-def test_a_shape_that_does_not_begin_with_the_keys_is_a_mistake() -> None:
+def test_shape_must_begin_with_the_shape_of_the_keys() -> None:
     with pytest.raises(AssertionError):
         rngs.uniform(jax.random.split(jax.random.key(0), 3), (4, 3))

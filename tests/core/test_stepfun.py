@@ -52,7 +52,9 @@ def test_midpoints_equal_loop_for_any_batch_shape(batch: tuple[int, ...]) -> Non
 
 @pytest.mark.parametrize("padding", [0.0, 0.01])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_cdf_equals_loop_for_any_batch_shape(batch: tuple[int, ...], padding: float) -> None:
+def test_integrate_weights_equals_loop_for_any_batch_shape(
+    batch: tuple[int, ...], padding: float
+) -> None:
     weights = np.random.default_rng(1).exponential(1.0, (*batch, 7)).astype(np.float32)
     cdf = integrate(jnp.asarray(weights), padding=padding)
     assert cdf.shape == (*batch, 8)
@@ -62,14 +64,14 @@ def test_cdf_equals_loop_for_any_batch_shape(batch: tuple[int, ...], padding: fl
 
 @settings(max_examples=50)
 @given(WEIGHTS)
-def test_cdf_rises_from_exactly_zero_to_exactly_one(weights: np.ndarray) -> None:
+def test_integrate_weights_rises_from_exactly_0_to_exactly_1(weights: np.ndarray) -> None:
     cdf = np.asarray(integrate(jnp.asarray(weights)))
     assert cdf[0] == 0.0 and cdf[-1] == 1.0
     assert np.all(np.diff(cdf) >= 0)
 
 
 @pytest.mark.parametrize("padding", [0.0, 0.01])
-def test_weights_of_zero_give_an_even_distribution_with_finite_gradient(padding: float) -> None:
+def test_integrate_weights_of_zeros_is_uniform_with_finite_gradient(padding: float) -> None:
     weights = jnp.zeros((2, 4))
     expected = np.broadcast_to(np.linspace(0, 1, 5), (2, 5))
     np.testing.assert_allclose(integrate(weights, padding=padding), expected, atol=1e-6)
@@ -78,19 +80,19 @@ def test_weights_of_zero_give_an_even_distribution_with_finite_gradient(padding:
     assert np.all(np.isfinite(gradient))
 
 
-def test_cdf_of_one_weight_is_a_single_step() -> None:
+def test_integrate_weights_of_one_weight_is_one_step() -> None:
     for weight in (0.0, 1e-20, 3.0, 1e30):
         np.testing.assert_array_equal(integrate(jnp.asarray([weight])), [0.0, 1.0])
 
 
-def test_huge_and_tiny_weights_keep_their_shares() -> None:
+def test_integrate_weights_handles_huge_and_tiny_weights() -> None:
     for scale in (1e-25, 1e25):
         cdf = integrate(jnp.asarray([1.0, 0.0, 3.0]) * scale)
         np.testing.assert_allclose(cdf, [0.0, 0.25, 0.25, 1.0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_inverse_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+def test_invert_cdf_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None:
     rng = np.random.default_rng(2)
     weights = rng.exponential(1.0, (*batch, 6)).astype(np.float32)
     weights[..., [0, 3]] = 0.0
@@ -107,9 +109,7 @@ def test_inverse_equals_loop_for_any_batch_shape(batch: tuple[int, ...]) -> None
 
 @settings(max_examples=50)
 @given(WEIGHTS, hnp.arrays(np.float32, 9, elements=st.floats(0, 1, width=32, exclude_max=True)))
-def test_cdf_at_the_drawn_distance_is_the_uniform_it_came_from(
-    weights: np.ndarray, uniforms: np.ndarray
-) -> None:
+def test_invert_cdf_is_the_inverse_of_the_cdf(weights: np.ndarray, uniforms: np.ndarray) -> None:
     edges = np.array([1.0, 1.5, 2.5, 3.0, 4.0, 6.0, 6.5], np.float32)
     cdf = integrate(jnp.asarray(weights))
     drawn = np.asarray(invert(jnp.asarray(uniforms), jnp.asarray(edges), cdf))
@@ -120,7 +120,7 @@ def test_cdf_at_the_drawn_distance_is_the_uniform_it_came_from(
 
 @settings(max_examples=50)
 @given(hnp.arrays(bool, 6), hnp.arrays(np.float32, 9, elements=st.floats(0, 1, width=32)))
-def test_a_stretch_without_probability_is_never_landed_in(
+def test_invert_cdf_never_samples_intervals_without_probability(
     taken: np.ndarray, uniforms: np.ndarray
 ) -> None:
     if not taken.any():
@@ -134,13 +134,13 @@ def test_a_stretch_without_probability_is_never_landed_in(
         assert any(taken[i] and edges[i] <= t <= edges[i + 1] for i in range(6)), t
 
 
-def test_the_ends_of_the_cdf_are_the_ends_of_what_has_probability() -> None:
+def test_invert_cdf_of_0_and_1_gives_the_ends_of_the_support() -> None:
     edges = jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     cdf = jnp.asarray([0.0, 0.0, 0.5, 1.0, 1.0, 1.0])
     np.testing.assert_allclose(invert(jnp.asarray([0.0, 1.0]), edges, cdf), [2.0, 4.0])
 
 
-def test_gradient_of_the_inverse_is_finite_on_flat_stretches() -> None:
+def test_invert_cdf_gradient_is_finite_on_flat_parts() -> None:
     edges = jnp.asarray([1.0, 2.0, 2.0, 4.0])
     uniforms = jnp.asarray([0.0, 0.25, 0.5, 1.0])
 

@@ -42,7 +42,7 @@ def test_a_dataclass_with_postponed_annotations_is_a_field(tmp_path: Path) -> No
     assert field.size == 3 and field == type(field)()
 
 
-def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_load_distinguishes_files_of_the_same_name(tmp_path: Path) -> None:
     for value in (1, 2):
         path = write(tmp_path / str(value) / "same.py", f"number = {value}\n")
         assert user_code.load(f"{path}:number", "--x") == value
@@ -56,23 +56,21 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
         ("def f():\n    raise ValueError('two\\nlines')\nf()\n", "ValueError: two, line 2"),
     ],
 )
-def test_a_file_that_cannot_be_run_is_refused_with_its_line(
-    text: str, complaint: str, tmp_path: Path
-) -> None:
+def test_load_reports_the_line_of_an_error(text: str, complaint: str, tmp_path: Path) -> None:
     path = write(tmp_path / "broken.py", text)
     with pytest.raises(InputError, match=rf"broken\.py cannot be run \({complaint}\)") as caught:
         user_code.load(f"{path}:x", "--field.source")
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_python_file_is_refused(tmp_path: Path) -> None:
+def test_load_rejects_files_that_are_not_python(tmp_path: Path) -> None:
     path = write(tmp_path / "field.txt", "x = 1")
     with pytest.raises(InputError, match=r"must end in \.py"):
         user_code.load(f"{path}:x", "--field.source")
 
 
 @pytest.mark.slow
-def test_a_loss_out_of_a_file_is_what_is_minimized(tmp_path: Path) -> None:
+def test_user_loss_is_minimized(tmp_path: Path) -> None:
     source = f"{write(tmp_path / 'loss.py', LOSS)}:absolute"
     error = train.choose_error(LossConfig(source=source))
     assert float(error(jnp.ones((1, 3)), jnp.zeros((1, 3)))[0]) == 1.0
@@ -90,13 +88,13 @@ def test_a_loss_out_of_a_file_is_what_is_minimized(tmp_path: Path) -> None:
         ("f = 3\n", "TypeError"),
     ],
 )
-def test_what_is_no_loss_is_refused(text: str, complaint: str, tmp_path: Path) -> None:
+def test_user_loss_must_be_callable_and_scalar(text: str, complaint: str, tmp_path: Path) -> None:
     source = f"{write(tmp_path / 'loss.py', text)}:f"
     with pytest.raises(InputError, match=f"is no loss .*{complaint}"):
         train.choose_error(LossConfig(source=source))
 
 
-def test_a_run_keeps_the_code_it_was_trained_with(tmp_path: Path) -> None:
+def test_run_uses_its_copy_of_user_code(tmp_path: Path) -> None:
     field, loss = (write(tmp_path / name, text) for name, text in (("f.py", FIELD), ("l.py", LOSS)))
     config = TrainConfig(
         field=CustomConfig(source=f"{field}:Nothing"), loss=LossConfig(source=f"{loss}:absolute")
@@ -110,18 +108,18 @@ def test_a_run_keeps_the_code_it_was_trained_with(tmp_path: Path) -> None:
     # Neither a change of the original nor a move of the run matters.
     field.write_text("raise ValueError")
     moved = folder.rename(tmp_path / "moved")
-    found = runs.read_config(moved)
-    assert isinstance(found.field, CustomConfig)
-    assert found.field.source == f"{moved / 'f.py'}:Nothing"
-    assert found.loss.source == f"{moved / 'l.py'}:absolute"
-    assert load_field(found.field.source)
+    result = runs.read_config(moved)
+    assert isinstance(result.field, CustomConfig)
+    assert result.field.source == f"{moved / 'f.py'}:Nothing"
+    assert result.loss.source == f"{moved / 'l.py'}:absolute"
+    assert load_field(result.field.source)
     # Kept once more, as when a run is copied onto itself, nothing is lost.
-    assert runs.vendor_user_code(moved, found) == found
+    assert runs.vendor_user_code(moved, result) == result
     plain = TrainConfig(field=CustomConfig())
     assert runs.vendor_user_code(moved, plain) == plain
 
 
-def test_two_files_of_one_name_do_not_take_each_other_s_place(tmp_path: Path) -> None:
+def test_copy_into_rejects_a_different_file_of_the_same_name(tmp_path: Path) -> None:
     field = write(tmp_path / "a" / "own.py", FIELD)
     loss = write(tmp_path / "b" / "own.py", LOSS)
     config = TrainConfig(

@@ -179,13 +179,13 @@ def test_loads_everything(folder: Path) -> None:
         )
 
 
-def test_loads_only_the_asked_splits(folder: Path) -> None:
+def test_loads_only_requested_splits(folder: Path) -> None:
     for split in ("val", "test"):
         (folder / f"transforms_{split}.json").write_text("broken")
     assert list(load_blender(folder, ("train",)).splits) == ["train"]
 
 
-def test_folder_named_by_a_dot(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scene_in_current_folder_has_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert load_blender(Path("."), ("train",)).name == "house"
     assert load_blender(Path("train/.."), ("train",)).name == "house"
@@ -259,8 +259,8 @@ CHOICES: dict[str, tuple[Callable[[int], Any], list[int]]] = {
 
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("factor", [1, 2])
-def test_only_the_chosen_views_are_loaded(folder: Path, name: str, factor: int) -> None:
-    choose, wanted = CHOICES[name]
+def test_loads_only_chosen_views(folder: Path, name: str, factor: int) -> None:
+    choose, expected = CHOICES[name]
     write_depth(2.5)(folder)
     counts = []
 
@@ -270,19 +270,19 @@ def test_only_the_chosen_views_are_loaded(folder: Path, name: str, factor: int) 
 
     split = load_blender(folder, ("train",), factor, note).splits["train"]
     full = load_blender(folder, ("train",), factor).splits["train"]
-    assert counts == [COUNT] and len(split) == len(split.cameras) == len(wanted)
-    assert split.names == tuple(f"r_{index}" for index in wanted)
-    np.testing.assert_array_equal(split.images, full.images[wanted])
+    assert counts == [COUNT] and len(split) == len(split.cameras) == len(expected)
+    assert split.names == tuple(f"r_{index}" for index in expected)
+    np.testing.assert_array_equal(split.images, full.images[expected])
     for field in ("T_world_camera", "focal", "principal_point"):
         chosen, every = (getattr(s.cameras, field) for s in (split, full))
-        np.testing.assert_array_equal(chosen, np.asarray(every)[wanted])
+        np.testing.assert_array_equal(chosen, np.asarray(every)[expected])
     assert (split.cameras.width, split.cameras.height) == (WIDTH // factor, HEIGHT // factor)
-    if factor == 1 and wanted:
+    if factor == 1 and expected:
         assert split.depth is not None and full.depth is not None
-        np.testing.assert_array_equal(split.depth, full.depth[wanted])
+        np.testing.assert_array_equal(split.depth, full.depth[expected])
 
 
-def test_views_are_chosen_in_every_split_by_its_own_number(folder: Path) -> None:
+def test_choose_gets_the_number_of_views_of_each_split(folder: Path) -> None:
     write_split(folder, "test", [f"r_{index}" for index in range(7)])
     splits = load_blender(folder, choose=lambda count: range(0, count, 3)).splits
     assert {name: split.names for name, split in splits.items()} == {
@@ -292,7 +292,7 @@ def test_views_are_chosen_in_every_split_by_its_own_number(folder: Path) -> None
     }
 
 
-def test_names_of_chosen_views_are_those_that_they_have_among_all(folder: Path) -> None:
+def test_names_of_chosen_views_do_not_depend_on_the_choice(folder: Path) -> None:
     shutil.copytree(folder / "train", folder / "more/train")
     edit_frame("file_path", "more/train/r_0.png")(folder)
     split = load_blender(folder, ("train",), choose=lambda count: [1]).splits["train"]
@@ -300,9 +300,7 @@ def test_names_of_chosen_views_are_those_that_they_have_among_all(folder: Path) 
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7])
-def test_what_is_broken_behind_the_header_of_other_images_stays_unnoticed(
-    folder: Path, share: float
-) -> None:
+def test_images_that_are_not_chosen_are_not_decoded(folder: Path, share: float) -> None:
     truncate("train/r_1.png", share)(folder)
     split = load_blender(folder, ("train",), choose=lambda count: [0, 2]).splits["train"]
     np.testing.assert_array_equal(split.images, [make_image(0), make_image(2)])
@@ -325,16 +323,14 @@ OUTSIDE_FRUSTA = (
 
 @pytest.mark.parametrize("choice", ["none", "the last"])
 @pytest.mark.parametrize("case", OUTSIDE_FRUSTA)
-def test_what_can_be_seen_without_decoding_is_refused_in_all_views(
-    folder: Path, case: str, choice: str
-) -> None:
+def test_headers_of_all_images_are_checked(folder: Path, case: str, choice: str) -> None:
     break_it, fragments = BAD_SETS[case]
     break_it(folder)
-    wanted = (fragment.replace("{folder}", str(folder)) for fragment in fragments)
-    assert_refused(folder, *wanted, choose=CHOICES[choice][0])
+    expected = (fragment.replace("{folder}", str(folder)) for fragment in fragments)
+    assert_refused(folder, *expected, choose=CHOICES[choice][0])
 
 
-def test_loading_leaves_the_folder_alone(folder: Path) -> None:
+def test_loading_does_not_change_the_folder(folder: Path) -> None:
     write_depth(2.0)(folder)
 
     def look() -> dict[Path, tuple[int, bytes]]:
@@ -372,10 +368,10 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no JSON": (remove(JSON), (JSON, "{folder}", "transforms_test.json, transforms_val.json")),
     "no JSON at all": (remove("transforms_*.json"), (JSON, "no transforms_*.json at all")),
     "JSON a folder": (replace_by_folder(JSON), (JSON, "cannot be read")),
-    "JSON empty": (write_bytes(JSON, b""), (JSON, "not whole JSON")),
-    "JSON truncated": (truncate(JSON, 0.5), (JSON, "not whole JSON", "line ")),
+    "JSON empty": (write_bytes(JSON, b""), (JSON, "not complete JSON")),
+    "JSON truncated": (truncate(JSON, 0.5), (JSON, "not complete JSON", "line ")),
     "JSON not UTF-8": (write_bytes(JSON, b'{"frames": "\xff\xfe"}'), (JSON, "UTF-8")),
-    "JSON nested": (write_bytes(JSON, b"[" * 200_000), (JSON, "not whole JSON")),
+    "JSON nested": (write_bytes(JSON, b"[" * 200_000), (JSON, "not complete JSON")),
     "JSON a list": (write_bytes(JSON, b"[1, 2]"), (JSON, "not a JSON object")),
     "no frames": (lambda f: edit(f, lambda t: t.pop("frames")), (JSON, '"frames"')),
     "frames not a list": (edit_top("frames", {"0": 1}), (JSON, '"frames"', "list")),
@@ -502,10 +498,13 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "depth of objects": (
         write_depth(1.0, dtype=object),
-        ("{folder}/train/r_1_depth.npy", "not a whole .npy"),
+        ("{folder}/train/r_1_depth.npy", "not a complete .npy"),
     ),
-    "depth empty": (write_depth(b""), ("{folder}/train/r_1_depth.npy", "not a whole .npy")),
-    "depth a text": (write_depth(b"1 2 3"), ("{folder}/train/r_1_depth.npy", "not a whole .npy")),
+    "depth empty": (write_depth(b""), ("{folder}/train/r_1_depth.npy", "not a complete .npy")),
+    "depth a text": (
+        write_depth(b"1 2 3"),
+        ("{folder}/train/r_1_depth.npy", "not a complete .npy"),
+    ),
 }
 
 
@@ -641,9 +640,9 @@ def test_lego_downscale(lego: Path, lego_scene: Scene, tmp_path: Path) -> None:
     alpha = full[..., 3:] / 255.0
     expected = np.concatenate([full[..., :3] * alpha, full[..., 3:]], axis=-1)
     expected = expected.reshape(100, 4, 100, 4, 4).mean(axis=(1, 3))
-    found = small.images[0].astype(np.float64)
-    found[..., :3] *= found[..., 3:] / 255.0
-    assert np.abs(found - expected).max() <= 1.0
+    result = small.images[0].astype(np.float64)
+    result[..., :3] *= result[..., 3:] / 255.0
+    assert np.abs(result - expected).max() <= 1.0
 
 
 def test_lego_views_agree(lego: Path, lego_scene: Scene) -> None:

@@ -252,7 +252,7 @@ sys.addaudithook(note_opened)
 
 
 @pytest.mark.parametrize("name", [slow(n) if n == "tiny_nerf" else n for n in WRITERS])
-def test_whatever_is_wrong_ends_in_one_sentence_or_is_a_scene(name: str, tmp_path: Path) -> None:
+def test_corruptions_end_in_one_sentence_or_a_scene(name: str, tmp_path: Path) -> None:
     global LISTENING
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -294,7 +294,7 @@ def test_whatever_is_wrong_ends_in_one_sentence_or_is_a_scene(name: str, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(WRITERS))
-def test_what_is_loaded_all_the_same_trains(name: str, tmp_path: Path) -> None:
+def test_corrupted_scenes_that_load_can_be_trained_on(name: str, tmp_path: Path) -> None:
     """A few steps on the first corrupted sets that are scenes: they end, or end in a sentence."""
     whole = tmp_path / "whole"
     whole.mkdir()

@@ -42,14 +42,14 @@ class Server(BaseHTTPRequestHandler):
     asked: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        Server.asked.append(wanted)
+        expected = self.headers.get("Range")
+        Server.asked.append(expected)
         if self.path.endswith("missing.zip"):
             self.send_error(404, "Not Found")
             return
         begin = 0
-        if wanted and self.headers.get("If-Range") == Server.tag:
-            begin = int(wanted.removeprefix("bytes=").rstrip("-"))
+        if expected and self.headers.get("If-Range") == Server.tag:
+            begin = int(expected.removeprefix("bytes=").rstrip("-"))
             if begin >= len(Server.content):
                 self.send_error(416, "Range Not Satisfiable")
                 return
@@ -77,7 +77,7 @@ def address() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_set_is_unpacked_where_it_is_looked_for(address: str, tmp_path: Path) -> None:
+def test_fetch_unpacks_into_the_search_path(address: str, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     place, digest = fetch.fetch(
         "lego", tmp_path, address, progress=lambda done, total: seen.append((done, total))
@@ -94,7 +94,7 @@ def test_a_set_is_unpacked_where_it_is_looked_for(address: str, tmp_path: Path) 
     assert len(Server.asked) == 1
 
 
-def test_a_download_that_broke_off_is_gone_on_with(address: str, tmp_path: Path) -> None:
+def test_fetch_resumes_an_interrupted_download(address: str, tmp_path: Path) -> None:
     Server.breaks = 2
     for _ in range(2):
         with pytest.raises(InputError, match="run the same command again") as caught:
@@ -106,7 +106,7 @@ def test_a_download_that_broke_off_is_gone_on_with(address: str, tmp_path: Path)
     assert Server.asked[:2] == [None, f"bytes={half}-"] and Server.asked[2] is not None
 
 
-def test_a_file_that_has_changed_meanwhile_is_fetched_anew(address: str, tmp_path: Path) -> None:
+def test_fetch_restarts_when_the_file_has_changed(address: str, tmp_path: Path) -> None:
     Server.breaks = 1
     with pytest.raises(InputError):
         fetch.fetch("lego", tmp_path, address)
@@ -116,13 +116,13 @@ def test_a_file_that_has_changed_meanwhile_is_fetched_anew(address: str, tmp_pat
     assert digest == hashlib.sha256(Server.content).hexdigest()
 
 
-def test_a_file_that_is_whole_already_is_not_asked_for_again(address: str, tmp_path: Path) -> None:
+def test_fetch_accepts_a_complete_download(address: str, tmp_path: Path) -> None:
     (tmp_path / ".data.zip.part").write_bytes(Server.content)
     (tmp_path / ".data.zip.part.tag").write_text(Server.tag)
     assert fetch.fetch("lego", tmp_path, address)[0].is_dir()
 
 
-def test_another_file_than_expected_is_refused(address: str, tmp_path: Path) -> None:
+def test_fetch_rejects_a_wrong_checksum(address: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not 00ff"):
         fetch.fetch("lego", tmp_path, address, sha256="00ff")
     assert not (tmp_path / "nerf_synthetic" / "lego").exists()
@@ -145,7 +145,7 @@ def test_another_file_than_expected_is_refused(address: str, tmp_path: Path) -> 
         (make_zip({"other/file": b"x"}), "holds no nerf_synthetic/lego"),
     ],
 )
-def test_what_is_no_such_archive_is_refused(
+def test_fetch_rejects_invalid_archives(
     content: bytes, message: str, address: str, tmp_path: Path
 ) -> None:
     Server.content = content
@@ -154,7 +154,7 @@ def test_what_is_no_such_archive_is_refused(
     assert not (tmp_path / "nerf_synthetic" / "lego").exists()
 
 
-def test_a_flipped_bit_is_noticed(address: str, tmp_path: Path) -> None:
+def test_fetch_detects_a_flipped_bit(address: str, tmp_path: Path) -> None:
     files = {"nerf_synthetic/lego/a": bytes(1000)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
@@ -167,20 +167,20 @@ def test_a_flipped_bit_is_noticed(address: str, tmp_path: Path) -> None:
         fetch.fetch("lego", tmp_path, address)
 
 
-def test_what_is_not_there_or_cannot_be_reached_is_said(address: str, tmp_path: Path) -> None:
+def test_fetch_explains_missing_files_and_network_errors(address: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"answers 404 Not Found.*--url"):
         fetch.fetch("lego", tmp_path, address.replace("data.zip", "missing.zip"))
     with pytest.raises(InputError, match="check the network"):
         fetch.fetch("lego", tmp_path, "http://127.0.0.1:9/data.zip")
     with pytest.raises(InputError, match="check the network"):
         fetch.fetch("lego", tmp_path, "http://no-such-host.invalid/data.zip")
-    with pytest.raises(InputError, match="is no address"):
+    with pytest.raises(InputError, match="is not an address"):
         fetch.fetch("lego", tmp_path, "data.zip")
     with pytest.raises(InputError, match="no public set 'none': name one of lego, fern"):
         fetch.fetch("none", tmp_path)
 
 
-def test_the_command_fetches_into_the_folder_of_data_sets(
+def test_data_fetch_command(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Server.content = b"an npz, as far as fetching goes"

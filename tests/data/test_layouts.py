@@ -39,7 +39,7 @@ from jaxrf.data import colmap, colmap_files, llff, sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.data.tiny_nerf import divide_views
 from jaxrf.evaluation.scoring import score_split
-from jaxrf.rendering.volume import RegisteredImage
+from jaxrf.rendering.volume import Picture
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import pixels as batches
 
@@ -57,7 +57,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("name", list(WRITERS))
-def test_every_layout_is_recognized_and_described(name: str, tmp_path: Path) -> None:
+def test_every_format_is_detected_and_described(name: str, tmp_path: Path) -> None:
     path = WRITERS[name](tmp_path)
     scene = sources.load_scene(path, ["train", "val", "test"])
     # To look without decoding any image.
@@ -74,7 +74,7 @@ def test_every_layout_is_recognized_and_described(name: str, tmp_path: Path) -> 
     assert some.splits["test"].names == scene.splits["test"].names[-1:]
 
 
-def test_a_folder_of_nothing_known_is_refused_with_what_would_be_known(tmp_path: Path) -> None:
+def test_unknown_format_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no data set.*transforms_train\.json.*poses_bounds\.npy"):
         sources.load_scene(tmp_path, ["train"])
     with pytest.raises(InputError, match="There is no folder"):
@@ -85,7 +85,7 @@ def test_a_folder_of_nothing_known_is_refused_with_what_would_be_known(tmp_path:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_rays_of_transforms_are_those_of_its_cameras(suffix: str, tmp_path: Path) -> None:
+def test_transforms_rays_equal_true_rays(suffix: str, tmp_path: Path) -> None:
     scene = sources.load_scene(write_transforms(tmp_path, suffix), ["train", "test"])
     check_rays(scene, "train", true_cameras(), TRAIN)
     check_rays(scene, "test", true_cameras(), TEST)
@@ -97,7 +97,7 @@ def test_rays_of_transforms_are_those_of_its_cameras(suffix: str, tmp_path: Path
     assert np.mean(apart[truth[..., 3] == 255]) < 8
 
 
-def test_numbers_of_a_frame_come_before_those_of_the_file(tmp_path: Path) -> None:
+def test_transforms_frame_overrides_file(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path, camera_angle_x=0.1)
     listing = folder / "transforms.json"
     content = json.loads(listing.read_text())
@@ -110,12 +110,12 @@ def test_numbers_of_a_frame_come_before_those_of_the_file(tmp_path: Path) -> Non
     np.testing.assert_allclose(cameras.principal_point, [[7.5, 8.0]] * 5)
 
 
-def test_without_its_size_in_the_file_an_image_has_its_own(tmp_path: Path) -> None:
+def test_transforms_size_defaults_to_the_image(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path, w=None, h=None, cx=None, cy=None)
     check_rays(sources.load_scene(folder, ["train"]), "train", true_cameras(), TRAIN)
 
 
-def test_a_lens_in_transforms_bends_rays_and_a_fisheye_more(tmp_path: Path) -> None:
+def test_transforms_lenses_distort_rays(tmp_path: Path) -> None:
     bent = {"k1": 0.05, "k2": -0.01, "p1": 0.001, "p2": -0.002}
     for number, (changes, lens) in enumerate(
         [(bent, "perspective"), (bent | {"camera_model": "OPENCV_FISHEYE"}, "fisheye")]
@@ -133,7 +133,7 @@ def test_a_lens_in_transforms_bends_rays_and_a_fisheye_more(tmp_path: Path) -> N
         np.testing.assert_allclose(pixels, np.stack([columns, rows], -1), atol=1e-3)
 
 
-def test_lists_in_the_file_say_which_views_are_which(tmp_path: Path) -> None:
+def test_transforms_filename_lists_give_the_splits(tmp_path: Path) -> None:
     name = "images/p{}.jpg".format
     folder = write_transforms(
         tmp_path,
@@ -147,7 +147,7 @@ def test_lists_in_the_file_say_which_views_are_which(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_missing_images_are_refused_unless_they_may_be_skipped(tmp_path: Path) -> None:
+def test_transforms_missing_images_are_rejected_or_skipped(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path)
     (folder / "images" / "p2.jpg").unlink()
     with pytest.raises(InputError, match=r"p2\.jpg is missing"):
@@ -167,12 +167,12 @@ def test_missing_images_are_refused_unless_they_may_be_skipped(tmp_path: Path) -
         ({"fl_x": float("nan")}, "fl_x of .* finite"),
         ({"fl_x": -3.0}, "focal length in pixels"),
         ({"h": 1e9}, "correct w and h"),
-        ({"w": 40}, "another shape"),
+        ({"w": 40}, "another aspect ratio"),
         ({"frames": []}, "no list"),
         ({"frames": [3]}, "not an object"),
         ({"frames": [{"file_path": "a"}]}, "no transform_matrix"),
-        ({"camera_model": "BOX"}, "none of"),
-        ({"camera_model": 5}, "none of"),
+        ({"camera_model": "BOX"}, "not one of"),
+        ({"camera_model": 5}, "not one of"),
         ({"k4": 0.5}, "FULL_OPENCV"),
         ({"k1": 1e9}, "beyond 1000"),
         ({"train_filenames": "all"}, "not a list"),
@@ -180,7 +180,7 @@ def test_missing_images_are_refused_unless_they_may_be_skipped(tmp_path: Path) -
         ({"train_filenames": []}, "no image to the split train"),
     ],
 )
-def test_what_is_wrong_with_transforms_is_said(
+def test_transforms_mistakes_are_explained(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = write_transforms(tmp_path, **changes)
@@ -190,7 +190,7 @@ def test_what_is_wrong_with_transforms_is_said(
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../secret.png", "images/../../x.png", ""])
-def test_a_listing_reads_nothing_outside_of_its_folder(path: str, tmp_path: Path) -> None:
+def test_listings_cannot_leave_their_folder(path: str, tmp_path: Path) -> None:
     folder = write_transforms(tmp_path)
     listing = folder / "transforms.json"
     content = json.loads(listing.read_text())
@@ -201,9 +201,7 @@ def test_a_listing_reads_nothing_outside_of_its_folder(path: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("changes", [{}, {"scale": 0.25, "offset": [0.5, 0.25, 0.75]}])
-def test_what_lies_in_the_unit_cube_of_instant_ngp_stays_where_it_is(
-    changes: dict[str, Any], tmp_path: Path
-) -> None:
+def test_transforms_in_the_unit_cube_are_not_moved(changes: dict[str, Any], tmp_path: Path) -> None:
     scene = sources.load_scene(write_transforms(tmp_path, aabb_scale=1, **changes), ["train"])
     assert not scene.unbounded
     np.testing.assert_array_equal(scene.frame.rotation, np.eye(3))
@@ -213,7 +211,7 @@ def test_what_lies_in_the_unit_cube_of_instant_ngp_stays_where_it_is(
     check_rays(scene, "train", true_cameras(), TRAIN)
 
 
-def test_an_object_before_transparency_is_in_the_box_of_its_hull(tmp_path: Path) -> None:
+def test_transparent_images_give_the_box_of_the_visual_hull(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path, ".png")
     opaque = sources.load_scene(folder, ["train"])
     assert opaque.unbounded
@@ -235,7 +233,7 @@ def test_an_object_before_transparency_is_in_the_box_of_its_hull(tmp_path: Path)
     assert away.max() == pytest.approx(scene.far, rel=1e-5) and scene.near < away.min()
 
 
-def test_masks_say_which_pixels_are_learnt_from_and_compared(tmp_path: Path) -> None:
+def test_masks_select_pixels_for_training_and_scoring(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path)
     listing = folder / "transforms.json"
     content = json.loads(listing.read_text())
@@ -270,19 +268,19 @@ def test_masks_say_which_pixels_are_learnt_from_and_compared(tmp_path: Path) -> 
     wrong = np.where(masks[TEST[0]][..., None], truth[0], 1.0 - truth[0])
     nothing = np.zeros((16, 16))
     (scored,) = score_split(
-        lambda cameras, index: RegisteredImage(wrong, nothing, nothing, nothing),
+        lambda cameras, index: Picture(wrong, nothing, nothing, nothing),
         scene.splits["test"], np.ones(3, np.float32), [0],
     )  # fmt: skip
     assert scored.psnr == np.inf and scored.ssim == pytest.approx(1.0)
 
 
-def test_what_is_wrong_with_masks_is_said(tmp_path: Path) -> None:
+def test_mask_mistakes_are_explained(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path)
     listing = folder / "transforms.json"
     content = json.loads(listing.read_text())
     content["frames"][0]["mask_path"] = "mask.png"
     listing.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="have a mask_path and some none"):
+    with pytest.raises(InputError, match="have a mask_path and others do not"):
         sources.load_scene(folder, ["train"])
     for frame in content["frames"]:
         frame["mask_path"] = "mask.png"
@@ -304,7 +302,7 @@ def test_what_is_wrong_with_masks_is_said(tmp_path: Path) -> None:
 # LLFF
 
 
-def test_rays_of_llff_are_those_of_its_cameras(tmp_path: Path) -> None:
+def test_llff_rays_equal_true_rays(tmp_path: Path) -> None:
     scene = sources.load_scene(write_llff(tmp_path), ["train", "test"])
     check_rays(scene, "train", true_cameras(), TRAIN)
     check_rays(scene, "test", true_cameras(), TEST)
@@ -317,7 +315,7 @@ def forward_poses() -> np.ndarray:
     return np.stack([look_at(rng.normal(0, 0.3, 3), target) for _ in ORDER])
 
 
-def test_what_faces_forward_is_seen_in_ndc(tmp_path: Path) -> None:
+def test_llff_forward_facing_scene_is_in_ndc(tmp_path: Path) -> None:
     poses = forward_poses()
     scene = sources.load_scene(write_llff(tmp_path, poses), ["train"])
     cameras = scene.splits["train"].cameras
@@ -339,7 +337,7 @@ def test_what_faces_forward_is_seen_in_ndc(tmp_path: Path) -> None:
     assert scene.frame.scale * 2.5 == pytest.approx(4 / 3)
 
 
-def test_images_of_the_wanted_size_are_taken_if_there_are_any(tmp_path: Path) -> None:
+def test_llff_uses_images_of_the_requested_size(tmp_path: Path) -> None:
     folder = write_llff(tmp_path, images="images_4")
     for downscale, size in ((1, 16), (4, 16), (8, 8)):
         scene = sources.load_scene(folder, ["train"], downscale)
@@ -357,15 +355,13 @@ def test_images_of_the_wanted_size_are_taken_if_there_are_any(tmp_path: Path) ->
         (lambda t: t[:, :16], "17 floats"),
         (lambda t: t.astype(int), "17 floats"),
         (lambda t: np.where(np.arange(17) == 3, np.nan, t), "not finite"),
-        (lambda t: t * np.where(np.arange(17) < 2, 2.0, 1.0), "no rotation"),
+        (lambda t: t * np.where(np.arange(17) < 2, 2.0, 1.0), "not a rotation"),
         (lambda t: np.where(np.arange(17) == 15, 9.0, t), "nearest depth"),
         (lambda t: np.where(np.arange(17) == 14, -1.0, t), "below 1"),
-        (lambda t: t[:0], "of 0 views"),
+        (lambda t: t[:0], "has 0 views"),
     ],
 )
-def test_what_is_wrong_with_poses_and_bounds_is_said(
-    change: Any, message: str, tmp_path: Path
-) -> None:
+def test_llff_mistakes_are_explained(change: Any, message: str, tmp_path: Path) -> None:
     folder = write_llff(tmp_path)
     table = np.load(folder / "poses_bounds.npy")
     np.save(folder / "poses_bounds.npy", change(table))
@@ -373,10 +369,10 @@ def test_what_is_wrong_with_poses_and_bounds_is_said(
         sources.load_scene(folder, ["train"])
 
 
-def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+def test_llff_never_opens_pickles(tmp_path: Path) -> None:
     folder = write_llff(tmp_path)
     np.save(folder / "poses_bounds.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(InputError, match="not a whole"):
+    with pytest.raises(InputError, match="not a complete"):
         llff.read_poses_bounds(folder / "poses_bounds.npy")
 
 
@@ -384,7 +380,7 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_rays_of_colmap_are_those_of_its_cameras(text: bool, tmp_path: Path) -> None:
+def test_colmap_rays_equal_true_rays(text: bool, tmp_path: Path) -> None:
     folder = write_colmap(tmp_path, text=text)
     scene = sources.load_scene(folder, ["train", "test"])
     check_rays(scene, "train", true_cameras(), TRAIN)
@@ -403,7 +399,7 @@ def test_rays_of_colmap_are_those_of_its_cameras(text: bool, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("model", colmap_files.MODELS, ids=lambda model: model.name)
-def test_numbers_of_every_camera_model_are_told_apart(
+def test_colmap_parameters_of_every_camera_model(
     model: colmap_files.CameraModel, text: bool, tmp_path: Path
 ) -> None:
     meant = {"f": 21.9, "fx": 21.0, "fy": 22.0, "cx": 7.0, "cy": 9.0, "omega": 0.5}
@@ -441,7 +437,7 @@ def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
         lambda data: data[:8] + b"\xff" * (len(data) - 8),
     ],
 )
-def test_a_damaged_model_ends_in_one_sentence(name: str, change: Any, tmp_path: Path) -> None:
+def test_colmap_damage_is_explained_in_one_sentence(name: str, change: Any, tmp_path: Path) -> None:
     folder = write_colmap(tmp_path)
     damage(folder / "sparse" / "0" / name, change)
     with pytest.raises(InputError, match="damaged") as caught:
@@ -449,7 +445,7 @@ def test_a_damaged_model_ends_in_one_sentence(name: str, change: Any, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_without_points_or_with_missing_images(tmp_path: Path) -> None:
+def test_colmap_without_points_or_with_missing_images(tmp_path: Path) -> None:
     folder = write_colmap(tmp_path)
     (folder / "sparse" / "0" / "points3D.bin").unlink()
     assert sources.load_scene(folder, ["train"]).near > 0
@@ -466,7 +462,7 @@ def test_a_model_without_points_or_with_missing_images(tmp_path: Path) -> None:
 # DeepVoxels and the tiny example
 
 
-def test_rays_of_deepvoxels_are_those_of_its_cameras(tmp_path: Path) -> None:
+def test_deepvoxels_rays_equal_true_rays(tmp_path: Path) -> None:
     scene = sources.load_scene(write_deepvoxels(tmp_path), ["train", "val", "test"])
     for split in ("train", "val", "test"):
         check_rays(scene, split, true_cameras(), list(ORDER))
@@ -478,7 +474,7 @@ def test_rays_of_deepvoxels_are_those_of_its_cameras(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("intrinsics.txt", "21.9 8 8\n", "must have lines"),
-        ("intrinsics.txt", "x y z", "something else than numbers"),
+        ("intrinsics.txt", "x y z", "does not hold only numbers"),
         ("intrinsics.txt", "-1 8 8 0\n0 0 0\n0\n1\n16 16\n", "focal length or size"),
         ("intrinsics.txt", "nan 8 8 0\n0 0 0\n0\n1\n16 16\n", "not finite"),
         ("pose/p1.txt", "1 2 3", "not 4 rows"),
@@ -486,7 +482,7 @@ def test_rays_of_deepvoxels_are_those_of_its_cameras(tmp_path: Path) -> None:
         ("pose/extra.txt", "1", "must have the same names"),
     ],
 )
-def test_what_is_wrong_with_deepvoxels_is_said(
+def test_deepvoxels_mistakes_are_explained(
     name: str, text: str, message: str, tmp_path: Path
 ) -> None:
     folder = write_deepvoxels(tmp_path)
@@ -495,7 +491,7 @@ def test_what_is_wrong_with_deepvoxels_is_said(
         sources.load_scene(folder, ["train"])
 
 
-def test_rays_of_the_tiny_example_are_those_of_its_cameras(tmp_path: Path) -> None:
+def test_tiny_nerf_rays_equal_true_rays(tmp_path: Path) -> None:
     scene = sources.load_scene(write_tiny_nerf(tmp_path / "ball.npz"), ["train", "test"])
     check_rays(scene, "train", true_cameras(), [0, 1, 2, 3, 4])
     check_rays(scene, "test", true_cameras(), [5])
@@ -514,9 +510,7 @@ def test_rays_of_the_tiny_example_are_those_of_its_cameras(tmp_path: Path) -> No
         (106, [100, 101], [102, 103, 104, 105]),
     ],
 )
-def test_the_tiny_example_is_tested_on_what_it_is_not_validated_on(
-    count: int, val: list[int], test: list[int]
-) -> None:
+def test_tiny_nerf_splits_are_disjoint(count: int, val: list[int], test: list[int]) -> None:
     indices = divide_views(count)
     assert list(indices["train"]) == list(range(min(100, count - 1)))
     assert (list(indices["val"]), list(indices["test"])) == (val, test)
@@ -530,11 +524,11 @@ def test_the_tiny_example_is_tested_on_what_it_is_not_validated_on(
         ({"images": np.full((6, 4, 4, 3), 200.0, np.float32)}, "between 0 and 1"),
         ({"poses": np.zeros((6, 3, 4))}, "poses .* of shape"),
         ({"poses": np.zeros((6, 4, 4))}, "not a rotation"),
-        ({"focal": np.float64(-1.0)}, "no focal length"),
-        ({"focal": np.zeros(3)}, "no focal length"),
+        ({"focal": np.float64(-1.0)}, "not a focal length"),
+        ({"focal": np.zeros(3)}, "not a focal length"),
     ],
 )
-def test_what_is_wrong_with_the_tiny_example_is_said(
+def test_tiny_nerf_mistakes_are_explained(
     arrays: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = write_tiny_nerf(tmp_path / "ball.npz")
@@ -545,13 +539,13 @@ def test_what_is_wrong_with_the_tiny_example_is_said(
         sources.load_scene(path, ["train"])
 
 
-def test_a_header_that_python_cannot_take_apart_is_refused(tmp_path: Path) -> None:
+def test_unparsable_npy_header_is_rejected(tmp_path: Path) -> None:
     file = io.BytesIO()
     np.save(file, np.zeros((3, 17)))
     # In the place of the first quote; Python 3.12 raises an error of its tokenizer over it.
     array = file.getvalue().replace(b"{'", b"{\x7f", 1)
     (tmp_path / "poses_bounds.npy").write_bytes(array)
-    with pytest.raises(InputError, match=r"poses_bounds\.npy is not a whole \.npy file"):
+    with pytest.raises(InputError, match=r"poses_bounds\.npy is not a complete \.npy file"):
         llff.read_poses_bounds(tmp_path / "poses_bounds.npy")
     with zipfile.ZipFile(tmp_path / "ball.npz", "w") as archive:
         for name in ("images", "poses", "focal"):
@@ -560,7 +554,7 @@ def test_a_header_that_python_cannot_take_apart_is_refused(tmp_path: Path) -> No
         sources.load_scene(tmp_path / "ball.npz", ["train"])
 
 
-def test_a_damaged_tiny_example_and_a_bomb_are_refused(tmp_path: Path) -> None:
+def test_tiny_nerf_damage_and_zip_bombs_are_rejected(tmp_path: Path) -> None:
     path = write_tiny_nerf(tmp_path / "ball.npz")
     whole = path.read_bytes()
     for data in (whole[:-40], b"", whole[: len(whole) // 2], b"PK\x03\x04" + whole[9:]):
@@ -578,7 +572,7 @@ def test_a_damaged_tiny_example_and_a_bomb_are_refused(tmp_path: Path) -> None:
 # Real scenes
 
 
-def test_points_of_a_room_are_seen_where_colmap_found_them(real_data: Path) -> None:
+def test_colmap_points_project_to_their_keypoints(real_data: Path) -> None:
     place = real_data / "colmap_room" / "sparse" / "0"
     if not place.is_dir():
         pytest.skip(f"no {place}")
@@ -602,9 +596,7 @@ def test_points_of_a_room_are_seen_where_colmap_found_them(real_data: Path) -> N
 
 
 @pytest.mark.parametrize("matrices", [False, True])
-def test_rays_of_the_largest_images_are_those_of_their_cameras(
-    matrices: bool, tmp_path: Path
-) -> None:
+def test_multiscale_rays_equal_true_rays(matrices: bool, tmp_path: Path) -> None:
     scene = sources.load_scene(write_multiscale(tmp_path, matrices), ["train", "val", "test"])
     for split in scene.splits:
         check_rays(scene, split, true_cameras(), list(range(6)))
@@ -619,7 +611,7 @@ def test_rays_of_the_largest_images_are_those_of_their_cameras(
         (lambda t: t["val"].pop("width"), "width of val"),
         (lambda t: t["val"]["width"].pop(), "width of val"),
         (lambda t: t["val"].pop("focal"), "neither focal nor pix2cam"),
-        (lambda t: t["val"]["focal"].__setitem__(0, -1.0), "focal length that is none"),
+        (lambda t: t["val"]["focal"].__setitem__(0, -1.0), "invalid focal length"),
         (lambda t: t["val"]["height"].__setitem__(0, "16"), "no width and height"),
         (lambda t: t["val"]["file_path"].__setitem__(0, "/etc/passwd"), "inside the data folder"),
         (lambda t: t["val"]["cam2world"].__setitem__(0, [[1.0]]), "not 4 rows"),
@@ -627,9 +619,7 @@ def test_rays_of_the_largest_images_are_those_of_their_cameras(
         (lambda t: t["val"].__setitem__("file_path", []), "not a list with an entry"),
     ],
 )
-def test_what_is_wrong_with_several_sizes_is_said(
-    change: Any, message: str, tmp_path: Path
-) -> None:
+def test_multiscale_mistakes_are_explained(change: Any, message: str, tmp_path: Path) -> None:
     listing = write_multiscale(tmp_path) / "metadata.json"
     content = json.loads(listing.read_text())
     change(content)
@@ -650,14 +640,14 @@ def find_corners(gray: np.ndarray, count: int, margin: int = 12) -> list[tuple[i
     strength = xx * yy - xy * xy - 0.05 * (xx + yy) ** 2
     strength[:margin] = strength[-margin:] = 0.0
     strength[:, :margin] = strength[:, -margin:] = 0.0
-    found: list[tuple[int, int]] = []
+    result: list[tuple[int, int]] = []
     for flat in np.argsort(strength, axis=None)[::-1]:
         row, column = (int(v) for v in np.unravel_index(flat, gray.shape))
-        if all(math.hypot(column - c, row - r) >= 10 for c, r in found):
-            found.append((column, row))
-        if len(found) == count:
+        if all(math.hypot(column - c, row - r) >= 10 for c, r in result):
+            result.append((column, row))
+        if len(result) == count:
             break
-    return found
+    return result
 
 
 def find_spread(gray: np.ndarray, side: int) -> np.ndarray:
@@ -668,8 +658,8 @@ def find_spread(gray: np.ndarray, side: int) -> np.ndarray:
 def find_patch(patch: np.ndarray, gray: np.ndarray, spread: np.ndarray) -> tuple[int, int] | None:
     """Where an image looks most like a patch, by correlation; None if several places do."""
     side = len(patch)
-    wanted = (patch - patch.mean()) / (patch.std() + 1e-6)
-    spectrum = np.fft.rfft2(gray) * np.conj(np.fft.rfft2(wanted, gray.shape))
+    expected = (patch - patch.mean()) / (patch.std() + 1e-6)
+    spectrum = np.fft.rfft2(gray) * np.conj(np.fft.rfft2(expected, gray.shape))
     products = np.fft.irfft2(spectrum, gray.shape)[: spread.shape[0], : spread.shape[1]]
     score = products / side**2 / (spread + 1e-3)
     row, column = (int(v) for v in np.unravel_index(score.argmax(), score.shape))
@@ -713,7 +703,7 @@ def share_on_epipolar_lines(split: Split, pairs: list[tuple[int, int]], turned: 
 
 
 @pytest.mark.parametrize(("name", "downscale"), [("nerf_llff_data/fern", 8), ("fox_270x480", 1)])
-def test_what_two_images_show_lies_on_each_other_s_rays(
+def test_matching_pixels_lie_on_each_other_s_rays(
     name: str, downscale: int, real_data: Path
 ) -> None:
     if not (real_data / name).is_dir():
@@ -731,7 +721,7 @@ def test_what_two_images_show_lies_on_each_other_s_rays(
     assert right > 0.85 and wrong < 0.5
 
 
-def test_depth_of_two_views_of_lego_is_that_of_the_same_points(real_data: Path) -> None:
+def test_lego_depths_of_two_views_agree(real_data: Path) -> None:
     folder = real_data / "nerf_synthetic_400" / "lego"
     if not (folder / "test" / "r_0_depth_0001.png").is_file():
         pytest.skip(f"no depth in {folder}")

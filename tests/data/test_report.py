@@ -90,7 +90,7 @@ def aim(focal: tuple[float, float]) -> Callable[[Cameras], Cameras]:
     return apply
 
 
-def test_a_sound_scene_looks_wrong_only_in_having_few_images() -> None:
+def test_find_warnings_of_a_valid_scene_is_only_few_images() -> None:
     assert report.find_warnings(make_scene()) == [
         "train has only 6 images, which is few for a field."
     ]
@@ -121,13 +121,13 @@ def test_a_sound_scene_looks_wrong_only_in_having_few_images() -> None:
         (take_poses_of_test, "2 cameras of train stand where cameras of test do"),
     ],
 )
-def test_what_looks_wrong_is_said(change: Callable[[Scene], Scene], sentence: str) -> None:
-    found = report.find_warnings(change(make_scene()))
-    assert any(sentence in line for line in found), found
-    assert all("\n" not in line for line in found)
+def test_find_warnings_names_each_problem(change: Callable[[Scene], Scene], sentence: str) -> None:
+    result = report.find_warnings(change(make_scene()))
+    assert any(sentence in line for line in result), result
+    assert all("\n" not in line for line in result)
 
 
-def test_figures_are_those_of_the_scene() -> None:
+def test_dataset_report_equals_the_scene() -> None:
     lines = report.dataset_report(make_scene())
     focal = 8.0 / np.tan(0.35)
     assert lines[0].startswith("train: 6 images of 16x16 pixels, ")
@@ -148,7 +148,7 @@ def forward_scene(folder: Path) -> Scene:
     return sources.load_scene(write_llff(folder, poses), ["train", "test"])
 
 
-def test_the_box_of_a_scene_in_ndc_is_drawn_where_it_lies_in_space(tmp_path: Path) -> None:
+def test_box_edges_of_ndc_scene_are_in_space(tmp_path: Path) -> None:
     scene = forward_scene(tmp_path)
     cameras = scene.splits["train"].cameras
     assert cameras.ndc is not None
@@ -167,26 +167,26 @@ def test_the_box_of_a_scene_in_ndc_is_drawn_where_it_lies_in_space(tmp_path: Pat
     )
     begun = rays_to_ndc(rays, jnp.asarray(cameras.ndc[:2], jnp.float32), cameras.ndc[2])
     z = 1.0 - 2.0 * cameras.ndc[2] / -corners[:, 2]
-    found = np.concatenate([np.asarray(begun.origins)[:, :2], z[:, None]], axis=-1)
-    wanted = {
+    result = np.concatenate([np.asarray(begun.origins)[:, :2], z[:, None]], axis=-1)
+    expected = {
         (x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (-1.0, 1.0 / 3.0)
     }
-    assert {tuple(np.round(p, 3)) for p in found} == {tuple(np.round(p, 3)) for p in wanted}
+    assert {tuple(np.round(p, 3)) for p in result} == {tuple(np.round(p, 3)) for p in expected}
     assert any("in normalized device coordinates" in line for line in report.dataset_report(scene))
 
 
-def test_the_image_shows_every_camera_of_every_split() -> None:
+def test_draw_scene_shows_every_camera() -> None:
     with Image.open(io.BytesIO(plots.draw_scene(make_scene()))) as image:
         image.load()
         assert image.size == (1400, 800)
         # Below are images, whose titles have the same colors.
         pixels = np.asarray(image.convert("RGB"))[:480].reshape(-1, 3).astype(int)
     for color in plots.COLORS.values():
-        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-        assert np.sum(np.abs(pixels - wanted).max(axis=-1) < 40) > 50, color
+        expected = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.sum(np.abs(pixels - expected).max(axis=-1) < 40) > 50, color
 
 
-def test_the_page_holds_all_cameras_and_cannot_be_broken_out_of() -> None:
+def test_write_page_holds_all_cameras_and_escapes_names() -> None:
     scene = make_scene()
     split = scene.splits["train"]
     hostile = ("</script><!--<script>alert(1)</script>@DATA@", *split.names[1:])
@@ -205,7 +205,7 @@ def test_the_page_holds_all_cameras_and_cannot_be_broken_out_of() -> None:
     assert data["frusta"][0]["image"].startswith("data:image/jpeg;base64,")
 
 
-def test_the_command_says_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_info_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_llff(tmp_path / "scene")
     assert cli.main(["data", "info", str(folder), "--output", str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out

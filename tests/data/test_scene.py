@@ -96,12 +96,12 @@ def test_downscale_keeps_geometry(size: tuple[int, int], factor: int) -> None:
         np.testing.assert_array_equal(small_distance, distance)
 
 
-def test_downscale_by_one_changes_nothing() -> None:
+def test_downscale_by_one_is_the_identity() -> None:
     split = make_split(2, 5, 6)
     assert downscale_split(split, 1) is split
 
 
-def test_downscale_leaves_its_input_alone() -> None:
+def test_downscale_does_not_change_its_input() -> None:
     split = make_split(1, 8, 8)
     images, cameras = split.images.copy(), dataclasses.replace(split.cameras)
     downscale_split(split, 2)
@@ -123,7 +123,7 @@ def test_composite_equals_formula(shape: tuple[int, ...]) -> None:
         np.testing.assert_allclose(result[index], expected, atol=1e-6)
 
 
-def test_composite_shows_background_alone_where_transparent() -> None:
+def test_composite_of_transparent_pixels_is_the_background() -> None:
     rgba = np.array([[191, 7, 3, 0], [191, 7, 3, 255]], np.uint8)
     white = composite(rgba, np.ones(3))
     np.testing.assert_array_equal(white[0], [1.0, 1.0, 1.0])
@@ -135,7 +135,7 @@ def test_split_length() -> None:
 
 
 @pytest.mark.parametrize(("level", "name"), [(255, "white"), (250, "white"), (0, "black")])
-def test_the_background_of_opaque_images_is_that_of_their_borders(level: int, name: str) -> None:
+def test_find_background_of_opaque_images_is_the_border_color(level: int, name: str) -> None:
     images = np.full((2, 8, 8, 4), 255, np.uint8)
     images[..., :3] = level
     images[:, 2:6, 2:8, :3] = 99  # an object that reaches the right border
@@ -144,7 +144,7 @@ def test_the_background_of_opaque_images_is_that_of_their_borders(level: int, na
     assert find_background(images) is None
 
 
-def test_images_of_a_place_have_no_background() -> None:
+def test_find_background_of_captured_scenes_is_none() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 4), dtype=np.uint8)
     images[..., 3] = 255
     assert find_background(images) is None

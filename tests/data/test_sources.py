@@ -1,9 +1,7 @@
 """Where a data set comes from."""
 
-import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from scenes import make_scene, write_scene
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.bricks.config import SyntheticSceneConfig
-from jaxrf.training.config import tensorf_small
 
 
 @pytest.fixture(autouse=True)
@@ -24,20 +21,20 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def find(data: str | None = None, **changes: Any) -> sources.DataSource:
+def find(data: str | None = None, size: int = 128) -> sources.DataSource:
     path = None if data is None else Path(data)
-    return sources.find_source(dataclasses.replace(tensorf_small(), data=path, **changes))
+    return sources.find_source(path, SyntheticSceneConfig(size=size))
 
 
-def test_a_folder_that_is_named_is_taken(tmp_path: Path) -> None:
+def test_find_source_uses_the_given_folder(tmp_path: Path) -> None:
     (tmp_path / "scene").mkdir()
     (tmp_path / "here" / "data" / "nerf_synthetic" / "lego").mkdir(parents=True)
-    found = find(str(tmp_path / "scene"))
-    assert found.folder == tmp_path / "scene"
-    assert "--data" in found.reason and str(tmp_path / "scene") in found.reason
+    result = find(str(tmp_path / "scene"))
+    assert result.folder == tmp_path / "scene"
+    assert "--data" in result.reason and str(tmp_path / "scene") in result.reason
 
 
-def test_a_name_is_looked_for_here_then_in_data_then_in_the_data_folder(
+def test_find_source_searches_all_paths_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAXRF_DATA", str(tmp_path / "store"))
@@ -46,21 +43,19 @@ def test_a_name_is_looked_for_here_then_in_data_then_in_the_data_folder(
         assert find("scene").folder == folder / "scene"
 
 
-def test_an_absolute_name_is_looked_for_nowhere_else(tmp_path: Path) -> None:
+def test_find_source_does_not_search_for_absolute_paths(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(InputError, match=re.escape(f"--data {missing} does not exist")):
         find(str(missing))
 
 
-def test_a_folder_that_is_named_and_missing_is_no_reason_to_take_another(tmp_path: Path) -> None:
+def test_find_source_rejects_a_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "here" / "data" / "nerf_synthetic" / "lego").mkdir(parents=True)
     with pytest.raises(InputError, match=r"--data scene does not exist.*transforms_train\.json"):
         find("scene")
 
 
-def test_the_usual_place_here_comes_before_that_of_the_data_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_find_source_default_path_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lego = Path("nerf_synthetic/lego")
     assert find().folder is None
     (tmp_path / "store" / lego).mkdir(parents=True)
@@ -71,13 +66,13 @@ def test_the_usual_place_here_comes_before_that_of_the_data_folder(
     assert "\n" not in find().reason and str(lego) in find().reason
 
 
-def test_without_any_data_the_built_in_scene_is_taken_and_it_is_said_why() -> None:
-    found = find(bricks=SyntheticSceneConfig(size=77))
-    assert found.folder is None
-    assert "bricks at 77x77" in found.reason and "data/nerf_synthetic/lego" in found.reason
+def test_find_source_falls_back_to_the_built_in_scene() -> None:
+    result = find(size=77)
+    assert result.folder is None
+    assert "bricks at 77x77" in result.reason and "data/nerf_synthetic/lego" in result.reason
 
 
-def test_the_built_in_scene_is_rendered_once(tmp_path: Path) -> None:
+def test_ensure_bricks_renders_once(tmp_path: Path) -> None:
     config = SyntheticSceneConfig(size=6, train_views=2, test_views=1)
     calls = []
     folder = sources.ensure_bricks(config, lambda done, total: calls.append((done, total)))
@@ -92,15 +87,15 @@ def test_the_built_in_scene_is_rendered_once(tmp_path: Path) -> None:
     assert len(scene.splits["test"]) == 1
 
 
-def test_a_scene_is_loaded_as_it_was_written(tmp_path: Path) -> None:
+def test_load_scene_reads_a_written_scene(tmp_path: Path) -> None:
     folder = write_scene(tmp_path / "ball")
     scene = sources.load_scene(folder, ["test", "train"])
     assert set(scene.splits) == {"test", "train"} and scene.name == "ball"
     for name, split in scene.splits.items():
-        wanted = make_scene().splits[name]
-        np.testing.assert_array_equal(split.images, wanted.images)
-        np.testing.assert_allclose(split.cameras.T_world_camera, wanted.cameras.T_world_camera)
-        np.testing.assert_allclose(split.cameras.focal, wanted.cameras.focal)
+        expected = make_scene().splits[name]
+        np.testing.assert_array_equal(split.images, expected.images)
+        np.testing.assert_allclose(split.cameras.T_world_camera, expected.cameras.T_world_camera)
+        np.testing.assert_allclose(split.cameras.focal, expected.cameras.focal)
     small = sources.load_scene(folder, ["test"], 2)
     assert small.splits["test"].images.shape == (2, 8, 8, 4)
     some = sources.load_scene(folder, ["train"], 1, lambda count: [count - 2]).splits["train"]
