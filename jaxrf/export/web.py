@@ -177,7 +177,7 @@ def _describe_first_view(run: Run) -> dict[str, Any]:
         "focus": list(scene.focus),
         "radius": scene.radius,
         "camera_distance_range": list(runs.camera_distance_range(scene)),
-        # Of half the image height at distance 1.
+        # Half the image height at distance 1.
         "slope": 0.5 * scene.height / scene.focal,
         "azimuth": math.atan2(y, x),
         "elevation": math.atan2(z, math.hypot(x, y)),

@@ -25,7 +25,7 @@ from jaxrf.viewer.camera_path import (
 from jaxrf.viewer.poses import View, read_view, set_camera, to_browser
 
 LINE_COLOR = (230, 80, 40)
-# Renders one frame of a path; returns None if its second argument, called now and then, is true.
+# Renders one frame of a path, or returns None as soon as its second argument asks to stop.
 RenderFrame = Callable[[Cameras, Callable[[], bool]], UInt8[np.ndarray, "h w 3"] | None]
 
 
@@ -88,7 +88,10 @@ class CameraPathPanel:
     def camera_path(self) -> CameraPath:
         """The path as edited so far."""
         return CameraPath(
-            tuple(self._keyframes), self._seconds.value, self._fps.value, self._loops.value
+            tuple(self._keyframes),
+            float(self._seconds.value),
+            float(self._fps.value),
+            self._loops.value,
         )
 
     def close(self) -> None:

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import TINY, first_state, make_scene, tiny_nerf, write_scene
+from scenes import TINY, make_scene, write_scene
 
 from jaxrf.cameras.base import make_cameras
 from jaxrf.cameras.poses import look_at
 from jaxrf.cameras.transforms import unpack_transform
 from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
-from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
+from jaxrf.evaluation.interactive import InteractiveRenderer
 from jaxrf.training import runs
 from jaxrf.viewer.camera_path import encode_camera_path
 from jaxrf.viewer.client import BrowserClient
@@ -34,13 +34,6 @@ pytestmark = pytest.mark.as_used
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BACKGROUND = np.ones(3, np.float32)
-
-
-@pytest.fixture(scope="module")
-def renderer() -> InteractiveRenderer:
-    config = tiny_nerf()
-    stage, state = first_state(config)
-    return make_interactive_renderer(config, stage, state.shown, state.grid, (2.0, 6.0), BACKGROUND)
 
 
 @pytest.fixture
@@ -73,7 +66,7 @@ def test_show_takes_effect_once_the_renderer_is_compiled(
     assert not viewer.is_paused() and not viewer._pause.visible
 
 
-class SimulatedClient:
+class RestingClient:
     """A browser that renders nothing."""
 
     moved_at = -np.inf
@@ -94,7 +87,7 @@ def test_follow_makes_no_renderer_without_a_client_or_too_soon(
 
     viewer.follow(make_renderer, "Step 1")
     assert calls == [] and not viewer.has_clients() and not viewer.camera_moving()
-    client = SimulatedClient()
+    client = RestingClient()
     viewer._clients[0] = client  # type: ignore[assignment]
     viewer.follow(make_renderer, "Step 2")
     viewer.follow(make_renderer, "Step 3")  # too soon
