@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 help:
 	@echo 'make train       install into $(VENV) and train, on data/nerf_synthetic/lego or the built-in scene (ARGS="..." is passed on)'
 	@echo 'make bench       measure this machine and every field on it (ARGS="..." is passed on)'
-	@echo 'make test        lint, types and the quick tests'
+	@echo 'make test        lint, types, imports and the quick tests, with their coverage'
 	@echo 'make test-slow   the slow tests'
 	@echo 'make docs        build the documentation into site/; make docs-serve shows it'
 	@echo 'make format      format the code and mend what the linter can mend'
@@ -34,7 +34,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(QUICK_COMPILING) --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/lint-imports
+	$(QUICK_COMPILING) --dist loadfile -m "not slow" --cov $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(QUICK_COMPILING) --dist loadgroup -m "slow and not as_used" $(ARGS)
@@ -53,7 +54,7 @@ format: $(VENV)/.installed-dev
 
 # runs/ and data/ cost hours to make again, so they are never removed here.
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so an interrupted step is begun again; --clear makes a half-made environment new.
@@ -67,7 +68,7 @@ $(VENV)/.created:
 
 # Only what training imports is compiled to bytecode, once, even where Python is told to write none:
 # every start would else take two seconds longer.
-WARM_UP := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import jaxrf.bench, jaxrf.checkpoint, jaxrf.writers, orbax.checkpoint, tensorboardX, imageio.v3, matplotlib.pyplot'
+WARM_UP := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import jaxrf.studies.bench, orbax.checkpoint, tensorboardX, imageio.v3, matplotlib.pyplot'
 
 $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/.created
 	$(INSTALL) --editable .

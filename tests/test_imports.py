@@ -1,8 +1,12 @@
-"""The plan of the house: imports point only downwards, and nothing happens at import."""
+"""Imports: torch is optional, `import jaxrf` and help need no jax, and nothing happens at import.
+
+Which package may import which is in pyproject.toml, and `lint-imports` checks it.
+"""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,51 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxrf"
-
-# From the ground up. A room may use what lies on a lower floor, never its neighbours on its own.
-FLOORS: tuple[frozenset[str], ...] = tuple(
-    frozenset(floor.split())
-    for floor in (
-        "__init__",
-        "errors keys memory pytree",
-        "config machine user_code",
-        "rays stepfun contraction lenses packing progress",
-        "cameras",
-        "data",
-        "encodings grids occupancy paths",
-        "fields",
-        "samplers",
-        "render",
-        "losses metrics lpips",
-        "optim",
-        "methods",
-        "stages",
-        "pictures",
-        "checkpoint writers parallel",
-        "evaluate painter",
-        "batches summaries",
-        "train",
-        "runs",
-        "monitor",
-        "convert export viewer",
-        "cli_options",
-        "videos",
-        "commands",
-        "bench experiments",
-        "cli",
-        "__main__",
-    )
-)
-FLOOR_OF = {room: height for height, floor in enumerate(FLOORS) for room in floor}
-LEAVES = frozenset(
-    {"errors", "keys", "memory", "pytree", "stepfun", "contraction", "lenses", "packing"}
-)
-
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+# Packages that single rooms need and the others do without.
+OPTIONAL = ("torch", "viser")
 
 
 def module_of(path: Path) -> str:
@@ -63,9 +25,9 @@ def module_of(path: Path) -> str:
 
 
 def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """Line and absolute dotted name of all that a source imports, wherever in the file it does so.
+    """Line and absolute dotted name of each import of a source, those inside functions included.
 
-    `from a import b` gives `a.b`: whether b is a module or a name in one, the room is the same.
+    `from a import b` gives `a.b`, whether b is a module or a name in one.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -83,56 +45,42 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
     return imported_modules(path.read_text(encoding="utf-8"), package)
 
 
-def rooms_imported(path: Path) -> Iterator[tuple[int, str]]:
-    for line, name in imports_of(path):
-        top, *rest = name.split(".")
-        if top == "jaxrf":
-            # Otherwise a name of the package's own, as in `from jaxrf import __version__`.
-            inside = rest and ((PACKAGE / rest[0]).is_dir() or (PACKAGE / f"{rest[0]}.py").exists())
-            yield line, rest[0] if inside else "__init__"
-
-
 def run_python(code: str) -> None:
     """A new interpreter, because this one has long imported everything."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_imports_point_downwards(path: Path) -> None:
-    here = room_of(path)
-    assert here in FLOOR_OF, (
-        f"jaxrf/{here} is not in the plan of the house: give it a floor in FLOORS in "
-        "tests/test_imports.py, above all that it imports and below all that import it"
-    )
-    for line, there in rooms_imported(path):
-        where = f"{path.relative_to(ROOT)}:{line}"
-        assert there in FLOOR_OF, f"{where} imports jaxrf.{there}, which is not in FLOORS"
-        assert here not in LEAVES, f"{where}: {here} is a leaf and may import nothing of jaxrf"
-        assert there == here or FLOOR_OF[there] < FLOOR_OF[here], (
-            f"{where}: {here} may not import {there}, which does not lie on a lower floor"
-        )
+def test_each_package_has_a_layer() -> None:
+    """The contract names every package, from the command line down to core."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = {c["id"]: c for c in settings["tool"]["importlinter"]["contracts"]}
+    layers = contracts["layers"]["layers"]
+    rooms = [room.strip(" ()") for layer in layers for room in layer.split("|")]
+    assert len(rooms) == len(set(rooms))
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} <= set(rooms)
+    assert layers[0] == "cli" and layers[-1] == "core"
 
 
 @pytest.mark.parametrize(
     ("statement", "expected"),
     [
-        ("import jaxrf.render", {"jaxrf.render"}),
-        ("from jaxrf import render, rays", {"jaxrf.render", "jaxrf.rays"}),
-        ("from jaxrf.data.base import Scene", {"jaxrf.data.base.Scene"}),
+        ("import jaxrf.rendering", {"jaxrf.rendering"}),
+        ("from jaxrf import rendering, core", {"jaxrf.rendering", "jaxrf.core"}),
+        ("from jaxrf.data.scene import Scene", {"jaxrf.data.scene.Scene"}),
         ("from .base import Field", {"jaxrf.fields.base.Field"}),
         ("from . import base", {"jaxrf.fields.base"}),
-        ("from .. import render", {"jaxrf.render"}),
-        ("from ..render import weights", {"jaxrf.render.weights"}),
+        ("from .. import rendering", {"jaxrf.rendering"}),
+        ("from ..rendering import volume", {"jaxrf.rendering.volume"}),
         ("def f():\n    import jaxrf.cli as c", {"jaxrf.cli"}),
     ],
 )
-def test_every_way_of_importing_is_seen(statement: str, expected: set[str]) -> None:
+def test_imported_modules_reads_every_form_of_import(statement: str, expected: set[str]) -> None:
     assert {name for _, name in imported_modules(statement, "jaxrf.fields")} == expected
 
 
 def test_torch_stays_a_development_dependency() -> None:
-    # What is compared with PyTorch needs it, and says so by its name.
+    # Benchmarks that compare with PyTorch need it, and say so in their names.
     compared = sorted(ROOT.glob("benchmarks/*_torch.py"))
     assert compared
     outside = [
@@ -149,9 +97,21 @@ def test_torch_stays_a_development_dependency() -> None:
     assert not guilty, f"torch may be imported in jaxrf/convert and in tests only, not in {guilty}"
 
 
-@pytest.mark.parametrize("module", ["jaxrf", "jaxrf.config", "jaxrf.cli"])
+@pytest.mark.parametrize("module", ["jaxrf", "jaxrf.training.config", "jaxrf.cli.main"])
 def test_import_without_jax(module: str) -> None:
     run_python(f"import sys, {module}; assert 'jax' not in sys.modules, '{module} imports jax'")
+
+
+def test_help_without_jax() -> None:
+    run_python(
+        "import runpy, sys\n"
+        "sys.argv = ['jaxrf', '--help']\n"
+        "try:\n"
+        "    runpy.run_module('jaxrf', run_name='__main__')\n"
+        "except SystemExit as exit:\n"
+        "    assert not exit.code, exit.code\n"
+        "assert 'jax' not in sys.modules, 'jaxrf --help imports jax'\n"
+    )
 
 
 def test_no_import_touches_a_device() -> None:
@@ -163,7 +123,6 @@ def test_no_import_touches_a_device() -> None:
         "    try:\n"
         "        importlib.import_module(name)\n"
         "    except ModuleNotFoundError as error:\n"
-        # Optional packages of one room: torch for convert, viser for the viewer.
-        "        assert error.name in ('torch', 'viser'), (name, error)\n"
+        f"        assert error.name in {OPTIONAL}, (name, error)\n"
         "    assert not xla_bridge.backends_are_initialized(), f'{name} starts a backend'\n"
     )
