@@ -53,7 +53,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from jaxrf.data import sources
-    from jaxrf.parallel import devices as parallel
+    from jaxrf.parallel import devices
     from jaxrf.sampling.occupancy import WeightTrackedGrid
     from jaxrf.training import pixels as batches
     from jaxrf.training import train, transitions
@@ -70,14 +70,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         shards=arguments.shards,
     )
     config = transitions.resolve_config(config, scene)
-    mesh = parallel.make_mesh(arguments.devices)
+    mesh = devices.make_mesh(arguments.devices)
     stage = transitions.first_stage(config, scene.aabb, mesh.size)
     grid = transitions.init_grid(config.field, stage, scene.aabb)
-    state = parallel.replicate(
-        mesh, jax.jit(train.init_state, static_argnums=(0, 1))(config, stage, grid)
-    )
+    state = devices.replicate(mesh, jax.jit(init_state, static_argnums=(0, 1))(config, stage, grid))
     pixels = batches.to_device(scene.splits["train"], batches.image_scales(config))
-    pixels = parallel.replicate(mesh, pixels)
+    pixels = devices.replicate(mesh, pixels)
     scene_range = (scene.near, scene.far)
     run = train.compile_step(config, stage, scene_range, state, pixels, mesh=mesh)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -87,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         count = 1 if not done else max(arguments.steps // 5, 1)
         inputs = train.make_train_schedule(config), jnp.asarray(count, jnp.int32)
         started = time.perf_counter()
-        state, metrics = run(state, pixels, *parallel.replicate(mesh, inputs))
+        state, metrics = run(state, pixels, *devices.replicate(mesh, inputs))
         jax.block_until_ready(metrics)
         if done:
             seconds.append((time.perf_counter() - started) / count)

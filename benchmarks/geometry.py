@@ -20,12 +20,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxrf.export.geometry import Mesh
 from PIL import Image
 from scipy.spatial import cKDTree
 
 from jaxrf.data import bricks
 from jaxrf.export import geometry
-from jaxrf.export.geometry import Mesh
 from jaxrf.training import runs
 
 SPACING = 0.004

@@ -21,6 +21,7 @@ from random_scene import make_scene
 from jaxrf.training import pixels as batches
 from jaxrf.training import train, transitions
 from jaxrf.training.config import NeRFConfig, make_preset
+from jaxrf.training.state import init_state
 
 RAYS, SAMPLES = 1024, 64
 
@@ -96,7 +97,7 @@ def make_jax_step() -> Callable[[], object]:
     config = transitions.resolve_config(config, scene)
     stage = transitions.first_stage(config, scene.aabb)
     grid = transitions.init_grid(config.field, stage, scene.aabb)
-    state = train.init_state(config, stage, grid)
+    state = init_state(config, stage, grid)
     pixels = batches.to_device(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
     schedule, one = train.make_train_schedule(config), jnp.asarray(1, jnp.int32)

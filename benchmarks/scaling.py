@@ -26,6 +26,7 @@ from jaxrf.training.config import (
     VoxelsConfig,
     make_preset,
 )
+from jaxrf.training.state import init_state
 
 FACTORS = (1, 2, 4, 8)
 PRESETS = {"voxels": "voxels-small", "tensorf": "tensorf-small", "nerf": "nerf-small"}
@@ -37,7 +38,7 @@ def measure(config: TrainConfig, views: int, steps: int) -> tuple[float, float]:
     scene = make_scene(views, size=64)
     stage = transitions.first_stage(config, scene.aabb)
     grid = transitions.init_grid(config.field, stage, scene.aabb)
-    state = train.init_state(config, stage, grid)
+    state = init_state(config, stage, grid)
     pixels = batches.to_device(scene.splits["train"])
     run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
     schedule, count = train.make_train_schedule(config), jnp.asarray(steps, jnp.int32)

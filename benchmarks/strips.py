@@ -16,7 +16,8 @@ from PIL import Image
 
 from jaxrf.data import sources
 from jaxrf.evaluation import images, scoring
-from jaxrf.training import runs, train
+from jaxrf.training import runs
+from jaxrf.training.state import background_color
 
 # Steps that two cores of a CPU do in a minute; voxels do more.
 STEPS = {
@@ -45,13 +46,13 @@ def draw_strip(folder: Path, view: int, scale: int) -> tuple[Image.Image, float]
     scene = sources.load_scene(
         Path(run.scene.data), ["test"], run.config.downscale, lambda count: [view]
     )
-    background = train.background_color(run.config)
+    background = background_color(run.config)
     render = runs.make_render_fn(run)
     (scored,) = scoring.score_split(render, scene.splits["test"], background, [0])
     seen = scored.rendering
     hit = seen.median_depth[seen.opacity > 0.5]
-    depth = images.depth_picture(seen.median_depth, seen.opacity, hit.min(), hit.max())
-    error = images.error_picture(seen.rgb, scored.truth)
+    depth = images.colorize_depth(seen.median_depth, seen.opacity, hit.min(), hit.max())
+    error = images.colorize_error(seen.rgb, scored.truth)
     strip = np.concatenate([scored.truth, seen.rgb, depth, error], axis=1)
     image = Image.fromarray(images.to_uint8(strip))
     size = (image.width * scale, image.height * scale)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from jaxrf.export.videos import path_cameras
 from PIL import Image
 
 from jaxrf.cameras.base import index_cameras, near_far_for_box, resize_cameras
@@ -19,7 +20,6 @@ from jaxrf.cli.viewing import make_interactive_renderer
 from jaxrf.core.jax_setup import set_up_jax
 from jaxrf.evaluation import images, interactive
 from jaxrf.export.render_options import RenderOptions
-from jaxrf.export.videos import path_cameras
 from jaxrf.rendering.volume import HostRendering
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs

@@ -9,6 +9,7 @@ from scenes import ball_poses, first_state, make_scene
 
 from jaxrf.training import runs
 from jaxrf.training.config import CustomConfig, TrainConfig
+from jaxrf.training.scene_metadata import SceneMetadata
 
 FIELD_SOURCE = '''
 import dataclasses
@@ -35,7 +36,9 @@ CENTER, RADIUS = np.array([0.1, 0.0, -0.2]), 0.8
 def make_run(config: TrainConfig, **changes: object) -> runs.Run:
     """An untrained run in a box that is not a cube."""
     stage, state = first_state(config, np.array([[-1, -1.2, -1.3], [1, 1, 1.1]], np.float32))
-    scene = dataclasses.replace(runs.scene_metadata(make_scene(), Path("/data/ball")), **changes)
+    scene = dataclasses.replace(
+        SceneMetadata.from_scene(make_scene(), Path("/data/ball")), **changes
+    )
     return runs.Run(Path("runs/one"), config, scene, stage, state, 1.0)
 
 

@@ -39,6 +39,7 @@ from jaxrf.parallel import devices  # noqa: E402
 from jaxrf.training import optim, train, transitions  # noqa: E402
 from jaxrf.training import pixels as batches  # noqa: E402
 from jaxrf.training.config import TrainConfig  # noqa: E402
+from jaxrf.training.state import init_state
 
 KINDS: dict[str, Callable[..., TrainConfig]] = {
     "nerf": tiny_nerf,
@@ -88,7 +89,7 @@ def compare(kind: str, counts: Sequence[int]) -> dict[str, Any]:
         scoring.make_render_fn(
             ordered,
             stage,
-            state.shown,
+            state.eval_params,
             state.grid,
             (2.0, 6.0),
             np.ones(3, np.float32),
@@ -114,7 +115,7 @@ def follow(kind: str, counts: Sequence[int], steps: int = 200) -> dict[str, Any]
         mesh = devices.make_mesh(num_devices)
         stage = transitions.first_stage(config, scene.aabb, num_devices)
         grid = transitions.init_grid(config.field, stage, scene.aabb)
-        state = as_doubles(train.init_state(config, stage, grid))
+        state = as_doubles(init_state(config, stage, grid))
         pixels = as_doubles(batches.to_device(scene.splits["train"]))
         state, pixels, course = devices.replicate(
             mesh, (state, pixels, as_doubles(train.make_train_schedule(config)))

@@ -48,7 +48,7 @@ def change_field(**changes: Any) -> Change:
 
 def change_ray_convention(**changes: Any) -> Change:
     def apply(converted: Converted) -> Converted:
-        convention = dataclasses.replace(converted.config.field.convention, **changes)
+        convention = dataclasses.replace(converted.config.ray_convention, **changes)
         return change_field(convention=convention)(converted)
 
     return apply
@@ -77,7 +77,7 @@ MISTAKES: dict[str, Change] = {
     "coarse for fine": lambda c: c._replace(
         params={"coarse": c.params["fine"], "fine": c.params["coarse"]}
     ),
-    "half a pixel off": change_ray_convention(pixel_centre=0.5),
+    "half a pixel off": change_ray_convention(pixel_center=0.5),
     "near and far along rays": change_ray_convention(range_along="ray"),
     "lengths along the axis": change_ray_convention(lengths_along="axis"),
     "directions of another length": change_ray_convention(view_directions="axis"),
@@ -128,7 +128,7 @@ TENSORF_MISTAKES: dict[str, Change] = {
     "another threshold": change_field(color_threshold=1e-2),
     "samples in the middle": change_ray_convention(samples_at="middle"),
     "rays that stop early": change_ray_convention(stop=0.5),
-    "half a pixel off": change_ray_convention(pixel_centre=0.0),
+    "half a pixel off": change_ray_convention(pixel_center=0.0),
     "no mask": change_mask(np.ones_like),
     "a mask of other axes": change_mask(lambda occupied: occupied[::-1, :, ::-1] & occupied),
 }

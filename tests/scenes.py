@@ -385,7 +385,7 @@ _init_state = jax.jit(init_state, static_argnums=(0, 1))
 def first_state(
     config: TrainConfig, aabb: np.ndarray | None = None
 ) -> tuple[StageSpec, TrainState]:
-    """Stage and state before the first step, in the scene's box unless another one is given."""
+    """StageSpec and state before the first step, in the scene's box unless another one is given."""
     aabb = make_scene().aabb if aabb is None else aabb
     stage = transitions.first_stage(config, aabb)
     return stage, _init_state(config, stage, transitions.init_grid(config, stage, aabb))
@@ -420,7 +420,7 @@ class Recorder(NullCallback):
         self.step = 0
 
     def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
-        self.stages.append((self.step, stage, pixels))
+        self.transitions.append((self.step, stage, pixels))
 
     def on_dispatch(
         self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int

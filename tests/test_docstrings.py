@@ -14,8 +14,29 @@ SOURCES = sorted((ROOT / "jaxrf").rglob("*.py"))
 OPTIONAL = {"torch", "viser"}
 # Words that do not say what an array is.
 VAGUE = frozenset(
-    "own some rest inner whole here found most least many each way apart away place behind seen "
-    "kept shown wanted given".split()
+    [
+        "own",
+        "some",
+        "rest",
+        "inner",
+        "whole",
+        "here",
+        "found",
+        "most",
+        "least",
+        "many",
+        "each",
+        "way",
+        "apart",
+        "away",
+        "place",
+        "behind",
+        "seen",
+        "kept",
+        "shown",
+        "wanted",
+        "given",
+    ]
 )
 
 

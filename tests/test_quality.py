@@ -21,6 +21,7 @@ from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
 from jaxrf.training import config, runs, train, transitions
 from jaxrf.training.config import TensoRFConfig
+from jaxrf.training.state import background_color
 
 # What is trained for several tests is trained once.
 pytestmark = [pytest.mark.as_used, pytest.mark.xdist_group("quality")]
@@ -60,7 +61,7 @@ def run_on_bricks(
 def test_bricks_are_learnt(run_on_bricks: tuple[runs.Run, Path]) -> None:
     run, data = run_on_bricks
     split = sources.load_scene(data, ["test"]).splits["test"]
-    background = train.background_color(run.config)
+    background = background_color(run.config)
     render = runs.make_render_fn(run)
     scored = list(scoring.score_split(render, split, background, list(range(len(split)))))
     assert scoring.summarize(scored)["psnr"] > 28.0
@@ -122,7 +123,7 @@ def test_nerf_learns_bricks(tmp_path: Path) -> None:
     )
     assert dataclasses.replace(run.config, data=None, run_dir=None) == small
     split = sources.load_scene(data, ["test"], 4).splits["test"]
-    background = train.background_color(run.config)
+    background = background_color(run.config)
     render = runs.make_render_fn(run)
     scored = list(scoring.score_split(render, split, background, list(range(len(split)))))
     assert scoring.summarize(scored)["psnr"] > 17.0
@@ -134,9 +135,11 @@ def render_learnt(
     """Trains, and renders the views of a split: their PSNR and themselves."""
     settings = transitions.resolve_config(settings, scene)
     stage, state = train.fit(settings, scene, Recorder())
-    background = train.background_color(settings)
+    background = background_color(settings)
     spread = scene.near, scene.far
-    render = scoring.make_render_fn(settings, stage, state.shown, state.grid, spread, background)
+    render = scoring.make_render_fn(
+        settings, stage, state.eval_params, state.grid, spread, background
+    )
     views = scene.splits[split]
     scored = list(scoring.score_split(render, views, background, list(range(len(views)))))
     return scoring.summarize(scored)["psnr"], scored

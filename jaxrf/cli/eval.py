@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxrf.core.checks import require_positive
+from jaxrf.training.timing import seconds_since_start
 
 # Metrics of the training, which scoring again does not change.
 TRAINING_METRICS = (
@@ -48,13 +49,13 @@ def run(options: EvalOptions) -> int:
     from jaxrf.core.environment import describe_hardware
     from jaxrf.core.jax_setup import set_up_jax
     from jaxrf.data import sources
-    from jaxrf.training import monitor, runs
+    from jaxrf.training import runs
 
     folder = run_folder.find_run(options.run)
     run = runs.open_run(folder, options.step)
     set_up_jax(run.config.matmul_precision)
     hardware = describe_hardware()
-    started, startup = time.perf_counter(), monitor.seconds_since_start()
+    started, startup = time.perf_counter(), seconds_since_start()
     if not (options.data or run.scene.data):
         run_folder.require_images(folder)
     overrides = {"background": options.background, "lpips": options.lpips}
@@ -73,7 +74,7 @@ def run(options: EvalOptions) -> int:
     trained = {name: before[name] for name in TRAINING_METRICS if name in before}
     trained |= scores.score_scales(run, split, score)
     # A converted run was not trained here and has no metrics yet.
-    alone = {"startup": startup, "train": run.seconds, "total": monitor.seconds_since_start()}
+    alone = {"startup": startup, "train": run.seconds, "total": seconds_since_start()}
     seconds = before.get("seconds", alone) | {"evaluate": time.perf_counter() - started}
     metrics = scores.make_metrics(run, split, score, seconds, trained, hardware)
     path = folder / (

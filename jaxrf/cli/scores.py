@@ -10,10 +10,11 @@ from jaxrf.core import memory
 from jaxrf.core.environment import describe_versions
 from jaxrf.data.scene import Split, downscale_split
 from jaxrf.evaluation import lpips, scoring
-from jaxrf.training import runs, summaries, train
+from jaxrf.training import runs, summaries
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.runs import Run
+from jaxrf.training.state import background_color
 
 # Number of views that are written as TensorBoard images.
 LOGGED_VIEWS = 4
@@ -33,14 +34,14 @@ def score_images(
       supersample: rays per pixel along each axis; as in training by default.
       use_lpips: whether to score with LPIPS too, if the run names its weights.
     """
-    background = train.background_color(run.config)
+    background = background_color(run.config)
     render = runs.make_render_fn(run, supersample)
     indices = range(len(split))
     weights = None
     if use_lpips:
         weights = load_lpips(run.config, (split.cameras.width, split.cameras.height))
     views = scoring.score_split(render, split, background, indices, weights)
-    logged = [indices[i] for i in scoring.spread(len(indices), LOGGED_VIEWS)]
+    logged = [indices[i] for i in scoring.evenly_spaced_indices(len(indices), LOGGED_VIEWS)]
     scored = []
     for item in tqdm(views, total=len(indices), desc=f"{split.name} views", unit="view"):
         if events and item.view in logged:
@@ -49,7 +50,7 @@ def score_images(
                 summaries.write_rays(events, split.name, item, int(run.state.step))
         # The images of a large split would fill the memory: only the scores are stored.
         scored.append(item._replace(rendering=None, truth=None))  # type: ignore[arg-type]
-    return scoring.summarise(scored)
+    return scoring.summarize(scored)
 
 
 def score_scales(run: Run, split: Split, full_size_score: dict[str, Any]) -> dict[str, Any]:
@@ -61,10 +62,10 @@ def score_scales(run: Run, split: Split, full_size_score: dict[str, Any]) -> dic
     Returns:
       "sizes" with factor, PSNR and SSIM of each scale, and "mean_of_sizes" with their means.
     """
-    if run.config.scales == 1:
+    if run.config.num_train_scales == 1:
         return {}
     sizes = [{"factor": 1, "psnr": full_size_score["psnr"], "ssim": full_size_score["ssim"]}]
-    for halvings in range(1, run.config.scales):
+    for halvings in range(1, run.config.num_train_scales):
         smaller = downscale_split(split, 2**halvings)
         score = score_images(run, smaller, None, use_lpips=False)
         sizes.append({"factor": 2**halvings, "psnr": score["psnr"], "ssim": score["ssim"]})

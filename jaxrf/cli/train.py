@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from jaxrf.cli.field_checks import check_field_config
-from jaxrf.cli.train_checks import check_train_config
+from jaxrf import models, presets
 from jaxrf.core.checks import option_name
 from jaxrf.core.errors import InputError
-from jaxrf.training import config as configs
+from jaxrf.models.base import Model
+from jaxrf.studies.presets import STUDY
 from jaxrf.training.config import TrainConfig
+from jaxrf.training.config_json import make_user_field
 
+# Options that choose a field and a model, and so the other options.
+CHOICES = ("--preset", "--field", "--model")
 # Options that may change when a run is resumed, because no bit of the parameters depends on them.
 OPERATIONAL = frozenset(
     {
@@ -31,7 +34,7 @@ OPERATIONAL = frozenset(
         "process_id",
         "render_samples",
         "steps_per_dispatch",
-        "stream",
+        "keep_images_on_host",
         "validate_every",
         "validate_apart",
         "validation_views",
@@ -66,15 +69,15 @@ def run(options: TrainOptions) -> int:
     them writes.
     """
     from jaxrf.cli import training
-    from jaxrf.parallel import devices as parallel
+    from jaxrf.parallel import processes
 
     config = options.config
     if config.coordinator is None:
         return training.train_and_score(config, options.preset)
-    parallel.connect(config.coordinator, config.processes, config.process_id)
+    processes.init_distributed(config.coordinator, config.processes, config.process_id)
     # The run is resumed with other processes, or none: they are no setting of the run.
     config = dataclasses.replace(config, coordinator=None, processes=None, process_id=None)
-    with parallel.silence_non_main(), parallel.abort_on_peer_failure():
+    with processes.silence_non_main(), processes.abort_on_peer_failure():
         return training.train_and_score(config, options.preset)
 
 
@@ -87,30 +90,56 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
       SystemExit: an option is unknown or its value has the wrong type; tyro has printed why.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--preset", default=None)
+    for option in CHOICES:
+        first.add_argument(option, default=None)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--run-dir", "--run_dir", type=Path, default=None)
     try:
         known, _ = first.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise InputError(f"{error}: see --help.") from error
-    remaining = _drop_option(arguments, "--preset")
+    remaining = list(arguments)
+    for option in CHOICES:
+        remaining = _drop_option(remaining, option)
     if known.resume and not {"-h", "--help"} & set(arguments):
-        if known.preset:
-            raise InputError(
-                "--preset and --resume exclude each other: a resumed run has its settings already."
-            )
+        for option, value in zip(CHOICES, (known.preset, known.field, known.model), strict=True):
+            if value:
+                raise InputError(
+                    f"{option} and --resume exclude each other: a resumed run has its settings "
+                    "already."
+                )
         return TrainOptions(_parse_resumed(remaining, prog, known.run_dir), "the run's own")
-    preset = known.preset or configs.default_preset()
+    default, name = _choose(known.preset, known.field, known.model)
+    description = _describe_presets(name)
     config = tyro.cli(
-        TrainConfig,
-        prog=prog,
-        args=remaining,
-        default=configs.make_preset(preset),
-        description=_describe_presets(preset),
+        TrainConfig, prog=prog, args=remaining, default=default, description=description
     )
-    _check(config)
-    return TrainOptions(config, preset)
+    return TrainOptions(config, name)
+
+
+def _choose(preset: str | None, field: str | None, model: str | None) -> tuple[TrainConfig, str]:
+    """The configuration whose numbers are the defaults, and the name of its preset."""
+    if field is not None:
+        if preset is not None:
+            raise InputError("--field and --preset exclude each other: a preset has its own field.")
+        config, name = presets.for_field(make_user_field(field)), field
+        config = dataclasses.replace(config, field_source=field)
+    else:
+        name = preset or presets.default_preset()
+        config = presets.make_preset(name, (*presets.PRESETS, *STUDY))
+    if model is not None and model != config.model.name:
+        config = dataclasses.replace(config, model=_make_model(model, config.model))
+    return config, name
+
+
+def _make_model(name: str, model: Model) -> Model:
+    """Another model with its default numbers, and those that all models have."""
+    known = {kind.removesuffix("Model").lower(): kind for kind in models.MODELS}
+    if name not in known:
+        raise InputError(f"--model {name} is unknown: choose one of {', '.join(known)}.")
+    shared = {f.name: getattr(model, f.name) for f in dataclasses.fields(Model)}
+    other: Model = getattr(models, known[name])(**shared)
+    return other
 
 
 def _parse_resumed(arguments: Sequence[str], prog: str, run_dir: Path | None) -> TrainConfig:
@@ -127,13 +156,7 @@ def _parse_resumed(arguments: Sequence[str], prog: str, run_dir: Path | None) ->
                 f"{old}: leave it out, as a run is resumed with its own settings, or train a new "
                 "run."
             )
-    _check(config)
     return config
-
-
-def _check(config: TrainConfig) -> None:
-    check_train_config(config)
-    check_field_config(config.field)
 
 
 def _differences(new: Any, old: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -163,11 +186,14 @@ def _drop_option(arguments: Sequence[str], option: str) -> list[str]:
 
 def _describe_presets(chosen: str) -> str:
     lines = [
-        f"  {configs.preset_name(preset)}: {(preset.__doc__ or '').strip().splitlines()[0]}"
-        for preset in configs.PRESETS
+        f"  {presets.preset_name(preset)}: {(preset.__doc__ or '').strip().splitlines()[0]}"
+        for preset in (*presets.PRESETS, *STUDY)
     ]
     return (
         "Train a radiance field from images with known cameras.\n\n"
         "--preset NAME chooses the field and all defaults below (those shown are of "
-        f"{chosen}); without it, the choice fits this machine:\n" + "\n".join(lines)
+        f"{chosen}); without it, the choice fits this machine:\n"
+        + "\n".join(lines)
+        + "\n\n--field FILE:CLASS trains a field of your own in place of a preset, and --model "
+        "packed, hierarchical or proposal renders any field by another model, with its options."
     )

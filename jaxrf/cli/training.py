@@ -13,22 +13,26 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxrf.cameras import base as cams
+from jaxrf.cameras.base import Cameras
 from jaxrf.cli import run_folder, training_data, training_results, viewing
 from jaxrf.cli.training_data import TrainingData
-from jaxrf.convert import runs as converted_runs
+from jaxrf.convert.to_run import UNKNOWN_CHECKSUM
 from jaxrf.core.environment import describe_hardware
 from jaxrf.core.errors import InputError
 from jaxrf.core.jax_setup import set_up_jax
 from jaxrf.data import sources
 from jaxrf.evaluation import lpips
-from jaxrf.export import videos
+from jaxrf.export import render_plan
 from jaxrf.export.render_options import RenderOptions
-from jaxrf.parallel import devices as parallel
-from jaxrf.training import monitor, runs, train, transitions
+from jaxrf.parallel import devices, processes
+from jaxrf.training import loop, runs, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
-from jaxrf.training.runs import Run, SceneMetadata
+from jaxrf.training.monitor import TrainMonitor
+from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata
+from jaxrf.training.signals import catch_signals
+from jaxrf.training.timing import seconds_since_start
 from jaxrf.viewer.server import Viewer, check_host
 
 
@@ -63,7 +67,7 @@ class Trained(NamedTuple):
     """
 
     run: Run
-    watcher: monitor.Monitor
+    watcher: TrainMonitor
     interrupted: int
 
 
@@ -71,7 +75,7 @@ def train_and_score(config: TrainConfig, preset: str) -> int:
     """Trains, scores the test split, renders a video; returns the exit code."""
     if config.resume and config.data is None and config.run_dir is not None:
         run_folder.require_images(config.run_dir)
-    source = sources.find_source(config)
+    source = sources.find_source(config.data, config.synthetic_scene)
     print(source.reason)
     set_up_jax(config.matmul_precision)
     hardware = describe_hardware()
@@ -80,7 +84,7 @@ def train_and_score(config: TrainConfig, preset: str) -> int:
     folder = training_data.locate(source, config)
     if config.resume and config.devices not in (None, jax.device_count()):
         config = _choose_devices(config)
-    mesh = parallel.make_mesh(config.devices)
+    mesh = devices.make_mesh(config.devices)
     if mesh.size > 1:
         print(f"Devices: {mesh.size} share the rays, of {jax.process_count()} processes.")
     data = training_data.load(folder, source, config)
@@ -115,7 +119,7 @@ def _resume(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
     run_dir = _name_run(config, data)
     restored = runs.open_run(run_dir, config=config)
     _check_same_scene(restored, data.metadata)
-    print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.steps}.")
+    print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.num_steps}.")
     return Start(config, run_dir, restored, hardware)
 
 
@@ -130,7 +134,7 @@ def _begin(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
         print(warning)
     folder = None if data.is_builtin else data.folder.absolute()
     config = dataclasses.replace(config, run_dir=run_dir, data=folder)
-    parallel.once(lambda: _create_run(run_dir, config))
+    processes.main_process_first(lambda: _create_run(run_dir, config))
     # A field of the user's is now read from the copy in the run's folder.
     config = dataclasses.replace(runs.read_config(run_dir), run_dir=run_dir)
     return Start(config, run_dir, None, hardware)
@@ -138,7 +142,9 @@ def _begin(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
 
 def _name_run(config: TrainConfig, data: TrainingData) -> Path:
     """Returns the folder of the run, the same in every process."""
-    return Path(parallel.agree(str(config.run_dir or runs.name_run(config, data.scene.name))))
+    return Path(
+        processes.broadcast_from_main(str(config.run_dir or runs.name_run(config, data.scene.name)))
+    )
 
 
 def _create_run(folder: Path, config: TrainConfig) -> None:
@@ -148,9 +154,7 @@ def _create_run(folder: Path, config: TrainConfig) -> None:
 
 def _check_same_scene(run: Run, scene: SceneMetadata) -> None:
     # Weights that were converted without a data set were trained on images that we never saw.
-    if run.scene.checksum != converted_runs.UNKNOWN_CHECKSUM and (
-        scene.checksum != run.scene.checksum
-    ):
+    if run.scene.checksum != UNKNOWN_CHECKSUM and (scene.checksum != run.scene.checksum):
         raise InputError(
             f"The training pictures in {scene.data} are not those that {run.folder} was trained on "
             f"({run.scene.data}): give their folder with --data, and the same --downscale."
@@ -161,20 +165,22 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
     """Trains, scores and shows a run, and closes everything, whatever happens; the exit code."""
     config, folder = start.config, start.folder
     viewer = viewing.open_viewer(config, data.scene, data.metadata, folder)
-    events = EventWriter(folder, parallel.leads(), start.step if start.restored else None)
+    events = EventWriter(
+        folder, processes.is_main_process(), start.step if start.restored else None
+    )
     events.note(
-        f"{'resumed' if start.restored else 'begun'} at step {start.step} of {config.steps}: "
-        f"{config.field.kind} on {data.scene.name}; {start.hardware}"
+        f"{'resumed' if start.restored else 'begun'} at step {start.step} of {config.num_steps}: "
+        f"{config.field.name} on {data.scene.name}; {start.hardware}"
     )
     manager = runs.LazyCheckpointManager(folder, config)
-    startup = monitor.seconds_since_start()
+    startup = seconds_since_start()
     try:
         trained = _fit(start, data, mesh, events, manager, viewer)
         run = trained.run
         if trained.interrupted:
             training_results.tell(
                 events,
-                f"Stopped at step {int(run.state.step)} of {run.config.steps}; continue with: "
+                f"Stopped at step {int(run.state.step)} of {run.config.num_steps}; continue with: "
                 f"--resume --run-dir {folder}",
             )
             return 128 + trained.interrupted
@@ -211,8 +217,8 @@ def _fit(
     """Trains until the last step or a signal, and saves the final state."""
     config, restored = start.config, start.restored
     # Closing waits for every process, so a peer that is gone must abort this one first.
-    with parallel.abort_on_peer_failure(), monitor.catch_signals() as caught:
-        watcher = monitor.Monitor(
+    with processes.abort_on_peer_failure(), catch_signals() as caught:
+        watcher = TrainMonitor(
             start.folder,
             config,
             data.metadata,
@@ -228,10 +234,10 @@ def _fit(
             viewer,
         )
         initial = (restored.stage, restored.state) if restored else None
-        stage, state = train.fit(config, data.scene, watcher, initial, mesh=mesh)
+        stage, state = loop.fit(config, data.scene, watcher, initial, mesh=mesh)
         watcher.save(stage, state)
         watcher.close()
-        interrupted = parallel.largest(caught[0] if caught else 0)
+        interrupted = processes.allreduce_max(caught[0] if caught else 0)
     run = Run(start.folder, watcher.config, data.metadata, stage, state, watcher.seconds)
     return Trained(run, watcher, interrupted)
 
@@ -240,11 +246,11 @@ def _deadline(config: TrainConfig) -> float | None:
     """Returns the time of the clock at which training has to end, or None without --budget."""
     if config.budget is None:
         return None
-    return time.time() - monitor.seconds_since_start() + config.budget
+    return time.time() - seconds_since_start() + config.budget
 
 
-def _preview_cameras(run: Run) -> cams.Cameras:
+def _preview_cameras(run: Run) -> Cameras:
     """Returns cameras of a video while training: a quarter of the frames at half the size."""
     video = run.config.video
     frames, size = max(video.frames // 4, 1), max(video.size // 2, 1)
-    return videos.path_cameras(run, RenderOptions(frames=frames, size=size))
+    return render_plan.path_cameras(run, RenderOptions(frames=frames, size=size))

@@ -9,10 +9,9 @@ from tqdm import tqdm
 from jaxrf.core.errors import MissingSplitError
 from jaxrf.data import sources
 from jaxrf.data.scene import Scene, Split, find_background
-from jaxrf.data.sources import Source
+from jaxrf.data.sources import DataSource
 from jaxrf.evaluation import scoring
-from jaxrf.parallel import devices as parallel
-from jaxrf.training import runs
+from jaxrf.parallel import processes
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.runs import SceneMetadata
 
@@ -35,16 +34,16 @@ class TrainingData(NamedTuple):
     metadata: SceneMetadata
 
 
-def locate(source: Source, config: TrainConfig) -> Path:
+def locate(source: DataSource, config: TrainConfig) -> Path:
     """Returns the folder of the data set; the built-in scene is rendered if it has to be."""
     if source.folder is not None:
         return source.folder
     # One process renders; the others then only look the folder up.
-    parallel.once(lambda: _render_builtin(config))
+    processes.main_process_first(lambda: _render_builtin(config))
     return _render_builtin(config)
 
 
-def load(folder: Path, source: Source, config: TrainConfig) -> TrainingData:
+def load(folder: Path, source: DataSource, config: TrainConfig) -> TrainingData:
     """Loads the images to train and validate on.
 
     Raises:
@@ -60,7 +59,7 @@ def load(folder: Path, source: Source, config: TrainConfig) -> TrainingData:
     else:
         print(f"Found: {sources.describe_scene(folder, scene)}")
     val = load_val(folder, config)
-    return TrainingData(folder, is_builtin, scene, val, runs.scene_metadata(scene, folder))
+    return TrainingData(folder, is_builtin, scene, val, SceneMetadata.from_scene(scene, folder))
 
 
 def load_val(folder: Path, config: TrainConfig) -> Split | None:
@@ -72,7 +71,7 @@ def load_val(folder: Path, config: TrainConfig) -> Split | None:
         return None
 
     def choose(count: int) -> list[int]:
-        return scoring.spread(count, config.validation_views)
+        return scoring.evenly_spaced_indices(count, config.validation_views)
 
     try:
         scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
@@ -95,10 +94,10 @@ def background_warning(config: TrainConfig, scene: Scene) -> str | None:
 
 
 def _render_builtin(config: TrainConfig) -> Path:
-    with tqdm(desc="render bricks", unit="view", disable=not parallel.leads()) as bar:
+    with tqdm(desc="render bricks", unit="view", disable=not processes.is_main_process()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        return sources.ensure_bricks(config.bricks, progress)
+        return sources.ensure_bricks(config.synthetic_scene, progress)

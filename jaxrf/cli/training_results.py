@@ -11,17 +11,18 @@ from jaxrf.data import sources
 from jaxrf.evaluation import images
 from jaxrf.export import videos
 from jaxrf.export.render_options import RenderOptions
-from jaxrf.parallel import devices as parallel
-from jaxrf.training import monitor, runs, summaries
+from jaxrf.parallel import devices, processes
+from jaxrf.training import runs, summaries
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.runs import Run
+from jaxrf.training.timing import seconds_since_start
 
 VIDEO_FILE = "orbit.mp4"
 
 
 def finish(
     run: Run,
-    watcher: monitor.Monitor,
+    watcher: TrainMonitor,
     data: Path,
     events: EventWriter,
     startup: float,
@@ -52,8 +53,8 @@ def finish(
     test = scores.score_images(run, split, events)
     trained = _training_metrics(watcher, num_devices) | scores.score_scales(run, split, test)
     seconds["evaluate"] = time.perf_counter() - started
-    seconds["total"] = watcher.seconds_before + monitor.seconds_since_start()
-    if parallel.leads():
+    seconds["total"] = watcher.seconds_before + seconds_since_start()
+    if processes.is_main_process():
         metrics = scores.make_metrics(run, split, test, seconds, trained, hardware)
         runs.write_metrics(run.folder, metrics)
     size = f"{split.cameras.width}x{split.cameras.height}"
@@ -74,14 +75,14 @@ def tell(events: EventWriter, sentence: str) -> None:
     events.note(sentence)
 
 
-def _training_metrics(watcher: monitor.Monitor, num_devices: int) -> dict[str, Any]:
+def _training_metrics(watcher: TrainMonitor, num_devices: int) -> dict[str, Any]:
     clock = watcher.clock
     train_seconds = max(clock.train, 1e-9)
     return {
         "devices": num_devices,
         "rays_per_second": round(clock.rays / train_seconds, 1),
         "samples_per_second": round(clock.samples / train_seconds, 1),
-        "validations": [validation._asdict() for validation in watcher.history],
+        "validations": [validation._asdict() for validation in watcher.val_history],
     }
 
 
@@ -91,9 +92,9 @@ def _write_row(run: Run, events: EventWriter, score: dict[str, Any]) -> None:
     results = {f"test/{key}": value for key, value in score.items() if key != "per_image"}
     results["speed/train_seconds"] = run.seconds
     summaries.write_row(events, run.config, run.scene.name, results, step)
-    if parallel.leads():
-        mesh = parallel.make_mesh(None)
-        state = parallel.to_local(mesh, (run.state.params, run.state.grid))
+    if processes.is_main_process():
+        mesh = devices.make_mesh(None)
+        state = devices.to_local(mesh, (run.state.params, run.state.grid))
         summaries.write_parameters(events, *state, step)
 
 
@@ -104,7 +105,7 @@ def _render_video(run: Run, events: EventWriter) -> None:
     renderings = videos.render_plan(run, plan, None, "video")
     rgb = np.stack([images.draw_channel(image, "rgb", plan.span) for _, image in renderings])
     path = run.folder / VIDEO_FILE
-    if parallel.leads():
+    if processes.is_main_process():
         images.write_mp4(path, rgb, videos.FPS)
     events.video("video/orbit", rgb, videos.FPS, int(run.state.step))
     tell(events, f"Video: {path}")

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxrf.core.checks import require_port
+from jaxrf.training.state import background_color
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +32,13 @@ def run(options: ViewOptions) -> int:
     """Shows a run in browsers until Ctrl-C; returns the exit code."""
     from jaxrf.cli import run_folder, viewing
     from jaxrf.core.jax_setup import set_up_jax
-    from jaxrf.training import train
     from jaxrf.viewer.server import Viewer
 
     source = run_folder.find_run(options.run)
     run = run_folder.open_run_or_file(source, options.step)
     set_up_jax(run.config.matmul_precision)
     folder = run_folder.folder_beside(source, run_folder.VIEWS)
-    background = train.background_color(run.config)
+    background = background_color(run.config)
     images = viewing.load_training_images(run)
     viewer = Viewer(source.name, run.scene, folder, options.host, options.port, background, images)
     try:

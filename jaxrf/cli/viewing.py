@@ -8,10 +8,13 @@ from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import interactive
-from jaxrf.parallel import devices as parallel
-from jaxrf.training import monitor, runs, train
+from jaxrf.parallel import processes
+from jaxrf.training import scene_metadata
 from jaxrf.training.config import TrainConfig
-from jaxrf.training.runs import Run, SceneMetadata
+from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata
+from jaxrf.training.signals import catch_signals
+from jaxrf.training.state import background_color
 from jaxrf.viewer.server import Viewer
 
 POLL_SECONDS = 0.2
@@ -24,7 +27,7 @@ def open_viewer(
 
     Returns None without --view, and in every process but the first.
     """
-    if not config.view or not parallel.leads():
+    if not config.view or not processes.is_main_process():
         return None
     viewer = Viewer(
         run_dir.name,
@@ -32,7 +35,7 @@ def open_viewer(
         run_dir / VIEWS,
         config.viewer.host,
         config.viewer.port,
-        train.background_color(config),
+        background_color(config),
         scene.splits["train"],
         trains=True,
     )
@@ -44,7 +47,7 @@ def show_until_interrupt(viewer: Viewer, run: Run) -> None:
     """Shows a trained run until Ctrl-C."""
     viewer.show(make_interactive_renderer(run), f"{int(run.state.step)} steps, done")
     print(f"Open {viewer.address} in a browser; Ctrl-C ends it.", flush=True)
-    with monitor.catch_signals() as caught:
+    with catch_signals() as caught:
         while not caught:
             time.sleep(POLL_SECONDS)
 
@@ -55,10 +58,10 @@ def make_interactive_renderer(run: Run) -> interactive.InteractiveRenderer:
     return interactive.make_interactive_renderer(
         run.config,
         run.stage,
-        state.shown,
+        state.eval_params,
         state.grid,
-        runs.near_far_fn(run.scene, state.grid),
-        train.background_color(run.config),
+        scene_metadata.near_far_fn(run.scene, state.grid),
+        background_color(run.config),
     )
 
 

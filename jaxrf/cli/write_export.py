@@ -55,7 +55,7 @@ def write_page(run: Run, output: Path) -> None:
 def write_ternary(run: Run, output: Path, form: ternary.Format) -> None:
     """Writes the packed weights of a BitNeRF."""
     ternary.write_ternary(run, output, form)
-    packed, plain = output.stat().st_size, 4 * ternary.count_weights(run.state.shown)
+    packed, plain = output.stat().st_size, 4 * ternary.count_weights(run.state.eval_params)
     print(
         f"Written to {output}: {packed / 1e3:.1f} kB; the weights alone take {plain / 1e3:.1f} kB "
         f"as float32, {plain / packed:.1f} times as much. Render it with: jaxrf render {output}"

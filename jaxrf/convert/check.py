@@ -28,11 +28,11 @@ from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.fields.nerf import NeRF
 from jaxrf.fields.tensorf import TensoRF
 from jaxrf.models import methods
-from jaxrf.models.methods import Stage
+from jaxrf.models.base import StageSpec
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training import train
 from jaxrf.training.config import BitNeRFConfig, EncodedMLPConfig, SampledConfig, TrainConfig
+from jaxrf.training.state import background_color
 
 NUM_POINTS = 1 << 17
 POINTS_PER_CHUNK, RAYS_PER_CHUNK = 8192, 1024
@@ -293,7 +293,7 @@ def _render(converted: Converted, cameras: Cameras, double: bool) -> dict[str, n
     stage, grid = init_stage(converted, config, DEFAULT_AABB)
     params, grid, cameras = (_cast(tree, double) for tree in (converted.params, grid, cameras))
     near_far = (converted.near, converted.far)
-    background = train.background_color(config).astype(np.float64 if double else np.float32)
+    background = background_color(config).astype(np.float64 if double else np.float32)
     render = scoring.make_render_fn(config, stage, params, grid, near_far, background)
     rendering = render(cameras, 0)
     image = {"rgb": rendering.rgb, "opacity": rendering.opacity, "depth": rendering.depth}
@@ -305,14 +305,14 @@ def _render(converted: Converted, cameras: Cameras, double: bool) -> dict[str, n
 
 def _sample_weights(
     config: TrainConfig,
-    stage: Stage,
+    stage: StageSpec,
     params: Any,
     grid: OccupancyGrid,
     cameras: Cameras,
     near_far: tuple[float, float],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns weights (height, width, n) and edges (height, width, n + 1) of the last network."""
-    cameras = apply_ray_convention(cameras, config.field.convention)
+    cameras = apply_ray_convention(cameras, config.ray_convention)
     image_of_rays = jax.jit(image_rays)(cameras, jnp.asarray(0), *near_far)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), image_of_rays)
     dtype = jnp.asarray(grid.aabb).dtype

@@ -6,7 +6,7 @@ from jaxrf.training.config import RayConvention
 
 # NeRF, nerf-pytorch, nerfmlp, jaxnerf: rays pass the pixels' corners; near and far are depths along
 # the camera's axis.
-NERF = RayConvention(pixel_centre=0.0, range_along="axis")
+NERF = RayConvention(pixel_center=0.0, range_along="axis")
 # NeRF-experiments: interval lengths are depths, too, as directions are not of unit length.
 NERF_EXPERIMENTS = dataclasses.replace(NERF, lengths_along="axis")
 # Its own training included each sample's absorption in the transmittance.

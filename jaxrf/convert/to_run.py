@@ -10,11 +10,13 @@ from jaxtyping import Float
 
 from jaxrf.convert.networks import Converted
 from jaxrf.data.scene import Scene
-from jaxrf.models.methods import Stage
+from jaxrf.models.base import StageSpec
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training import runs, train, transitions
+from jaxrf.training import transitions
 from jaxrf.training.config import TensoRFConfig, TrainConfig
-from jaxrf.training.runs import Run, SceneMetadata
+from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata
+from jaxrf.training.state import init_state
 
 # The checksum of training images that are not available.
 UNKNOWN_CHECKSUM = -1
@@ -46,19 +48,19 @@ def to_run(
     if scene is not None:
         config = transitions.resolve_config(config, scene)
     stage, grid = init_stage(converted, config, DEFAULT_AABB if scene is None else scene.aabb)
-    state = train.init_state(config, stage, grid)
+    state = init_state(config, stage, grid)
     params = jax.tree.map(jnp.asarray, converted.params)
     average = None if state.average is None else params
     state = dataclasses.replace(state, params=params, average=average)
     metadata = default_scene_metadata(converted, name)
     if scene is not None and data is not None:
-        metadata = runs.scene_metadata(scene, data)
+        metadata = SceneMetadata.from_scene(scene, data)
     return Run(folder, config, metadata, stage, state, 0.0)
 
 
 def init_stage(
     converted: Converted, config: TrainConfig, aabb: Float[np.ndarray, "2 3"]
-) -> tuple[Stage, OccupancyGrid]:
+) -> tuple[StageSpec, OccupancyGrid]:
     """Returns the stage and the occupancy grid: the file's, or a full grid in the box `aabb`."""
     file_grid = converted.grid
     if file_grid is None or not isinstance(config.field, TensoRFConfig):
@@ -66,7 +68,9 @@ def init_stage(
         stage = transitions.first_stage(config, aabb)
         return stage, transitions.init_grid(config.field, stage, aabb)
     x, y, z = file_grid.occupied.shape
-    stage = Stage(file_grid.resolution, (x, y, z), config.batch_rays, 1, pruned=file_grid.pruned)
+    stage = StageSpec(
+        file_grid.resolution, (x, y, z), config.batch_rays, 1, pruned=file_grid.pruned
+    )
     stage = transitions.set_budgets(config, stage, file_grid.aabb)
     grid = OccupancyGrid(jnp.asarray(file_grid.occupied), jnp.asarray(file_grid.aabb))
     return stage, transitions.watch_grid(config.field, stage, grid)

@@ -45,7 +45,7 @@ def write_file(run: Run, path: Path, program: Program) -> tuple[str, ...]:
         raise InputError(
             f"Writing for {program} needs PyTorch, which is not installed: pip install torch."
         ) from error
-    if program == "nerf-pytorch" and run.config.field.convention.pixel_centre != 0.0:
+    if program == "nerf-pytorch" and run.config.ray_convention.pixel_center != 0.0:
         return (
             "nerf-pytorch's rays pass the pixels' corners: its images are shifted by half a pixel.",
         )
@@ -54,7 +54,7 @@ def write_file(run: Run, path: Path, program: Program) -> tuple[str, ...]:
 
 def _wrong_field(run: Run, program: Program, kind: str) -> InputError:
     return InputError(
-        f"The run {run.folder} is of the field {run.config.field.kind}, which {program} does not "
+        f"The run {run.folder} is of the field {run.config.field.name}, which {program} does not "
         f"have: name a run of a {kind}."
     )
 
@@ -77,7 +77,7 @@ def _check_options(run: Run, program: Program, required: dict[str, Any]) -> None
 
 def _check_bounded(run: Run, program: Program) -> None:
     """InputError if a run's space is contracted."""
-    if run.config.field.contract:
+    if run.config.model.contract:
         raise InputError(
             f"The run {run.folder} fills contracted space, which {program} does not have: train "
             "one with --field.contract False."
@@ -114,7 +114,7 @@ def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
         names[network]: nerf_pytorch.to_state_dict(
             from_params(params, field.skip), bool(field.num_fine_samples)
         )
-        for network, params in run.state.shown.items()
+        for network, params in run.state.eval_params.items()
     }
     count = sum(len(state) for state in states.values())
     # The state of an Adam whose moments start from zero.
@@ -139,7 +139,7 @@ def _to_tensorf(run: Run) -> dict[str, Any]:
     _check_bounded(run, "tensorf")
     grid = run.state.grid
     checkpoint = tensorf.to_checkpoint(
-        run.state.shown,
+        run.state.eval_params,
         field,
         np.asarray(grid.aabb),
         run.stage.resolution,
@@ -175,7 +175,7 @@ def _to_nerfstudio(run: Run) -> dict[str, Any]:
             f"The run {run.folder} contracts space around another box than -1 to 1, which "
             "nerfstudio does not have: train without --field.contract."
         )
-    params = run.state.shown
+    params = run.state.eval_params
     field_params = params["fine"] if "fine" in params else params["coarse"]
     step, num_images = int(run.state.step), run.scene.train_views
     return nerfstudio.to_checkpoint(field_params, field, aabb, step, num_images)

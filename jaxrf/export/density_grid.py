@@ -15,7 +15,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.export.progress import ProgressFn, no_progress
 from jaxrf.fields.base import Params
 from jaxrf.models import methods
-from jaxrf.models.methods import Stage
+from jaxrf.models.base import StageSpec
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import FieldConfig
@@ -123,7 +123,7 @@ def _make_density_fn(run: Run) -> Callable[[Float[Array, "m 3"]], Float[Array, "
     stage, _ = methods.eval_stage(run.config.field, run.stage, grid, crop_to_occupied=False)
     radius = jnp.asarray(CONE_RADIUS_PER_PIXEL * measure_pixel_width(run))
     return functools.partial(
-        _evaluate_density, run.config.field, stage, run.state.shown, grid, radius
+        _evaluate_density, run.config.field, stage, run.state.eval_params, grid, radius
     )
 
 
@@ -148,7 +148,7 @@ def _lookup_occupancy(grid: OccupancyGrid, positions: Float[Array, "m 3"]) -> Bo
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _evaluate_density(
     config: FieldConfig,
-    stage: Stage,
+    stage: StageSpec,
     params: Params,
     grid: OccupancyGrid,
     radius: Float[Array, ""],

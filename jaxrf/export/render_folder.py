@@ -22,8 +22,9 @@ from jaxrf.evaluation.channels import Channel
 from jaxrf.export.render_plan import RenderPlan, plan_render
 from jaxrf.parallel import processes
 from jaxrf.rendering.image import HostRendering
-from jaxrf.training import runs, train
+from jaxrf.training import runs
 from jaxrf.training.runs import Run
+from jaxrf.training.state import background_color
 
 # Default frames per second of a video.
 FPS = 24.0
@@ -147,7 +148,7 @@ def _render_missing_frames(
     missing = [i for i in range(count) if not all(frame_path(i, *file).exists() for file in files)]
     if len(missing) < count:
         print(f"Resuming in {folder}, which has {count - len(missing)} of {count} frames.")
-    background = train.background_color(run.config)
+    background = background_color(run.config)
     for index, rendering in render_frames(run, plan, options.supersample, "render", missing):
         target_rgb = None
         if plan.split is not None:

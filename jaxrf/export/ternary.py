@@ -21,14 +21,14 @@ from jaxrf.core.errors import BROKEN_ARRAYS, InputError
 from jaxrf.fields.base import Params
 from jaxrf.fields.bitnerf import quantise_weights
 from jaxrf.models import methods
-from jaxrf.models.methods import Stage
+from jaxrf.models.base import StageSpec
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import config as configs
 from jaxrf.training import runs
 from jaxrf.training.config import BitNeRFConfig, TrainConfig
 from jaxrf.training.runs import Run
-from jaxrf.training.train import TrainState
+from jaxrf.training.state import TrainState
 
 TernaryFormat = Literal["ternary-2bit", "ternary-1.6bit"]
 
@@ -142,7 +142,7 @@ def write_ternary(run: Run, path: Path, format_name: TernaryFormat) -> None:
       InputError: the weights are not ternary, or the file cannot be written.
     """
     check_ternary(run)
-    layers = _layers(run.state.shown)
+    layers = _layers(run.state.eval_params)
     trits, scales = quantize_layers(layers)
     meta = {
         "format": format_name,
@@ -240,7 +240,7 @@ def _unpack_layers(
 
 def _make_grid(
     config: TrainConfig,
-    stage: Stage,
+    stage: StageSpec,
     bits: UInt8[np.ndarray, "bytes"],
     boxes: dict[str, Any],
 ) -> OccupancyGrid:

@@ -18,7 +18,7 @@ from jaxrf.evaluation.scoring import spread
 from jaxrf.export.progress import ProgressFn, no_progress
 from jaxrf.fields.base import Params
 from jaxrf.models import methods
-from jaxrf.models.methods import Stage
+from jaxrf.models.base import StageSpec
 from jaxrf.rendering.image import HostRendering, render_image
 from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
@@ -69,7 +69,7 @@ def render_training_views(
     cameras = cams.pinhole_cameras(poses, scene.width, scene.height, scene.focal)
     width = min(max_width, scene.width)
     cameras = cams.resize_cameras(cameras, width, max(width * scene.height // scene.width, 1))
-    cameras = cams.apply_ray_convention(cameras, run.config.field.convention)
+    cameras = cams.apply_ray_convention(cameras, run.config.ray_convention)
     render = make_render_rays(run)
     views = []
     for index in progress(range(len(poses)), "views"):
@@ -86,7 +86,7 @@ def make_render_rays(run: Run) -> Callable[[Rays], HostRendering]:
 
     def render_chunks(rays: Rays) -> Rendering:
         static = (config.field, stage, config.render_samples)
-        return _render_chunks(*static, run.state.shown, grid, rays, jnp.asarray(aabb))
+        return _render_chunks(*static, run.state.eval_params, grid, rays, jnp.asarray(aabb))
 
     return lambda rays: render_image(render_chunks, rays, methods.rays_at_once(config))
 
@@ -94,7 +94,7 @@ def make_render_rays(run: Run) -> Callable[[Rays], HostRendering]:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _render_chunks(
     config: FieldConfig,
-    stage: Stage,
+    stage: StageSpec,
     samples: int,
     params: Params,
     grid: OccupancyGrid,

@@ -22,9 +22,10 @@ from jaxrf.core.errors import InputError
 from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantize_layers
 from jaxrf.fields.bitnerf import LEAST_SCALE
 from jaxrf.models import methods
-from jaxrf.training import runs, train
+from jaxrf.training import runs, scene_metadata
 from jaxrf.training.config import BitNeRFConfig, RayConvention
 from jaxrf.training.runs import Run
+from jaxrf.training.state import background_color
 
 
 def write_page(run: Run, path: Path) -> int:
@@ -44,7 +45,7 @@ def write_page(run: Run, path: Path) -> int:
         **_describe_run(run),
         "buffers": [[name, len(buffer)] for name, buffer in buffers.items()],
     }
-    background = np.rint(255.0 * train.background_color(run.config)).astype(int)
+    background = np.rint(255.0 * background_color(run.config)).astype(int)
     page = importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     placeholders = {
         "NAME": html.escape(run.scene.name),
@@ -91,7 +92,7 @@ def _layer_names(field: BitNeRFConfig) -> list[str]:
 def _list_layers(run: Run) -> list[dict[str, Array]]:
     """Kernels and biases of the layers in the order of the page."""
     assert isinstance(run.config.field, BitNeRFConfig)
-    network = run.state.shown["fine"]["params"]
+    network = run.state.eval_params["fine"]["params"]
     return [network[name] for name in _layer_names(run.config.field)]
 
 
@@ -161,7 +162,7 @@ def _describe_marching(run: Run) -> dict[str, Any]:
         "max_steps": math.ceil(diagonal / step_size) + 1,
         "transmittance_threshold": field.convention.stop,
         "color_threshold": field.color_threshold,
-        "background": train.background_color(run.config).astype(float).tolist(),
+        "background": background_color(run.config).astype(float).tolist(),
     }
 
 
@@ -176,7 +177,7 @@ def _describe_first_view(run: Run) -> dict[str, Any]:
         "far": scene.far,
         "focus": list(scene.focus),
         "radius": scene.radius,
-        "camera_distance_range": list(runs.camera_distance_range(scene)),
+        "camera_distance_range": list(scene_metadata.camera_distance_range(scene)),
         # Half the image height at distance 1.
         "slope": 0.5 * scene.height / scene.focal,
         "azimuth": math.atan2(y, x),

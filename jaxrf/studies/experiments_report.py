@@ -10,9 +10,10 @@ from jaxrf.data import sources
 from jaxrf.evaluation import images, scoring
 from jaxrf.export import ternary
 from jaxrf.studies.options import ExperimentsOptions
-from jaxrf.training import runs, train
+from jaxrf.training import runs
 from jaxrf.training.config import BitNeRFConfig
 from jaxrf.training.runs import Run
+from jaxrf.training.state import background_color
 
 # Bits of a packed ternary weight: five weights fit into a byte.
 TRIT_BITS = 1.6
@@ -74,14 +75,14 @@ def format_table(trained: dict[str, Run]) -> str:
 def count_bits(run: Run) -> float:
     """Returns the mean bits per weight; ternary weights of a BitNeRF's trunk count as packed."""
     ternary_bits = plain_bits = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(run.state.shown):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(run.state.eval_params):
         names = [getattr(part, "key", "") for part in path]
         in_trunk = any(name.startswith("trunk_") for name in names) and names[-1] == "kernel"
         if isinstance(run.config.field, BitNeRFConfig) and in_trunk:
             ternary_bits += TRIT_BITS * leaf.size
         else:
             plain_bits += 32.0 * leaf.size
-    return (ternary_bits + plain_bits) / ternary.count_weights(run.state.shown)
+    return (ternary_bits + plain_bits) / ternary.count_weights(run.state.eval_params)
 
 
 def draw_views(trained: dict[str, Run]) -> bytes:
@@ -92,7 +93,7 @@ def draw_views(trained: dict[str, Run]) -> bytes:
     first = next(iter(trained.values()))
     folder = sources.find_data(Path(first.scene.data))
     split = sources.load_scene(folder, ["test"], first.config.downscale).splits["test"]
-    background = train.background_color(first.config)
+    background = background_color(first.config)
     scored = {}
     for name, run in trained.items():
         set_up_jax(run.config.matmul_precision)
@@ -105,7 +106,7 @@ def draw_views(trained: dict[str, Run]) -> bytes:
         name: [
             view.truth,
             np.clip(view.rendering.rgb, 0.0, 1.0),
-            images.depth_picture(
+            images.colorize_depth(
                 view.rendering.median_depth, view.rendering.opacity, float(near), float(far)
             ),
         ]

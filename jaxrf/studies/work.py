@@ -3,7 +3,7 @@
 import dataclasses
 from typing import assert_never
 
-from jaxrf.models.methods import Stage
+from jaxrf.models.base import StageSpec
 from jaxrf.studies.roofline import ROW_CHANNELS, Roofline
 from jaxrf.training.config import (
     BitNeRFConfig,
@@ -39,7 +39,7 @@ class Work:
         )
 
 
-def count_work(config: FieldConfig, stage: Stage) -> Work:
+def count_work(config: FieldConfig, stage: StageSpec) -> Work:
     """Counts the work of one sample in training, dense layers three times: value and gradients.
 
     A user's own field counts as zero: its layers are not known.

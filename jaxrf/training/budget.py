@@ -41,17 +41,17 @@ def should_fit_steps(
       growing: whether stage transitions are still to come.
       past_half_time: whether half of the time is over that was left at the last fit.
     """
-    if len(config.knots) == schedule.MOST_KNOTS:
+    if len(config.schedule_knots) == schedule.MAX_KNOTS:
         return False
-    is_first = not config.knots
+    is_first = not config.schedule_knots
     min_seconds = min(0.7, 0.03 * seconds_left) if is_first else min(2.0, 0.1 * seconds_left)
     if not timer.is_reliable(min_seconds):
         return False
     # While stages change, the speed of the last one is unknown: wait for it unless time runs out.
     if not is_first and growing and not past_half_time:
         return False
-    if len(config.knots) > 1 and not growing and not past_half_time:
-        halfway = 0.5 * (1.0 + config.knots[-1].progress)
+    if len(config.schedule_knots) > 1 and not growing and not past_half_time:
+        halfway = 0.5 * (1.0 + config.schedule_knots[-1].progress)
         return schedule.progress_at(config, step) >= halfway
     return True
 
@@ -97,7 +97,7 @@ def count_remaining(config: TrainConfig, step: int, interval: float) -> int:
 
 def passed_multiple(config: TrainConfig, step: int, steps: int, interval: float) -> bool:
     """Whether the last `steps` steps passed a multiple of a fraction of training, not its end."""
-    if interval <= 0 or step >= config.steps:
+    if interval <= 0 or step >= config.num_steps:
         return False
     after, before = (schedule.progress_at(config, s) / interval for s in (step, step - steps))
     return math.floor(after) > math.floor(before)

@@ -10,26 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from jaxrf.cameras.base import Cameras
 from jaxrf.core.errors import InputError
 from jaxrf.core.machine import Machine
+from jaxrf.core.progress import ProgressBar
 from jaxrf.data.scene import Split
 from jaxrf.evaluation import images, scoring
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
-from jaxrf.models import methods
-from jaxrf.models.methods import Stage
+from jaxrf.models.base import StageSpec
 from jaxrf.parallel import devices, processes
 from jaxrf.training import budget, optim, runs, scene_metadata, schedule, summaries, transitions
-from jaxrf.training import config as configs
 from jaxrf.training.config import TrainConfig
+from jaxrf.training.config_json import to_json
 from jaxrf.training.live_viewer import VIEWED_DISPATCH_SECONDS, LiveViewer, wait_for_viewer
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata
+from jaxrf.training.schedule import make_train_schedule
+from jaxrf.training.state import Metrics, TrainState, background_color
 from jaxrf.training.timing import StepTimer, TrainClock, seconds_since_start
-from jaxrf.training.train import Metrics, TrainState, background_color, make_train_schedule
 
 # Frames per second of videos of the training. They have a quarter of the frames of the final video.
 VIDEO_FPS = 6.0
@@ -47,7 +47,7 @@ class Validation(NamedTuple):
 
 
 class TrainMonitor:
-    """The callback of `train.fit` that logs, validates, saves and keeps to the time budget.
+    """The callback of `loop.fit` that logs, validates, saves and keeps to the time budget.
 
     Attributes:
       config: the configuration, as fitted to the budget.
@@ -96,13 +96,12 @@ class TrainMonitor:
         self.deadline = deadline
         self.clock = TrainClock()
         self.seconds_before = seconds_before
-        self._schedules = optim.make_schedules(config.optimizer, make_train_schedule(config))
-        self._bar = tqdm(
-            total=config.steps,
+        self._schedules = optim.make_lr_schedules(config.optimizer, make_train_schedule(config))
+        self._bar = ProgressBar(
+            config.num_steps,
+            "train",
+            "step",
             initial=start_step,
-            unit="step",
-            desc="train",
-            leave=True,
             disable=not processes.is_main_process(),
         )
         self._step = start_step
@@ -136,7 +135,7 @@ class TrainMonitor:
                 f"{seconds_since_start():.1f} s; give more seconds."
             )
 
-    def on_stage(self, stage: Stage, state: TrainState, pixels: int, seconds: float) -> None:
+    def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
         """Counts the seconds of compilation and logs a description of the stage."""
         late = self.deadline is not None and time.time() > self.deadline
         self._check_started_in_time(processes.broadcast_from_main(late))
@@ -145,12 +144,15 @@ class TrainMonitor:
         self.clock.compile += seconds
         self.clock.train += now - self._last_time - seconds
         self._last_time = now
-        grid = transitions.describe_grid(self.config.field, stage, state.grid)
+        grid = self.config.model.describe_grid(stage, state.grid)
         if grid:
-            rays = f"{stage.rays} rays a step, {stage.supersample**2} a pixel, from {pixels} pixels"
+            rays = f"{stage.num_rays} rays a step, {stage.supersample**2} a pixel"
+            rays = f"{rays}, from {pixels} pixels"
             self._log_line(f"step {self._step}: {grid}; {rays}")
 
-    def on_dispatch(self, state: TrainState, stage: Stage, metrics: Metrics, steps: int) -> bool:
+    def on_dispatch(
+        self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int
+    ) -> bool:
         """Logs scalars; validates, renders a video and saves if it is time.
 
         Returns:
@@ -173,34 +175,40 @@ class TrainMonitor:
         if save:
             self.save(stage, state)
         if self.viewer is not None and not stop:
-            self._sync_viewer(self.viewer, stage, state, f"Step {step} of {self.config.steps}")
+            self._sync_viewer(self.viewer, stage, state, f"Step {step} of {self.config.num_steps}")
         self._last_time = time.perf_counter()
         return stop
 
     def _log_dispatch(
-        self, state: TrainState, stage: Stage, metrics: Metrics, steps: int, elapsed: float
+        self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int, elapsed: float
     ) -> None:
         """Updates the clock and the progress bar, and logs the scalars of a dispatch."""
         step = int(state.step)
         self.clock.train += elapsed
         self._timer.update(steps, elapsed)
-        rays = steps * stage.rays * (1.0 - float(metrics.dropped))
+        rays = steps * stage.num_rays * (1.0 - float(metrics.overflowed))
         self.clock.rays += rays
-        self.clock.samples += steps * float(metrics.samples)
+        self.clock.samples += steps * float(metrics.num_samples)
         if not self.clock.first_step:
             self.clock.first_step = seconds_since_start()
-            self._param_groups = frozenset(jax.tree.leaves(methods.label_params(state.params)))
-            self.events.text("config", configs.to_json(self.config), step)
+            self._param_groups = frozenset(
+                jax.tree.leaves(self.config.model.param_groups(stage.field, state.params))
+            )
+            self.events.text("config", to_json(self.config), step)
         rate = rays / elapsed
-        if not metrics.kept:
+        if not metrics.finite_fraction:
             # The updates of all steps were skipped, so there is no loss to report.
             metrics = metrics._replace(loss=jnp.asarray(np.nan), mse=jnp.asarray(np.nan))
-        psnr = -10.0 * math.log10(max(float(metrics.mse), 1e-12)) if metrics.kept else math.nan
+        psnr = (
+            -10.0 * math.log10(max(float(metrics.mse), 1e-12))
+            if metrics.finite_fraction
+            else math.nan
+        )
         self._bar.update(steps)
         self._step = step
         summary = f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
-        self._bar.set_postfix_str(summary)
-        self.events.note(f"step {step} of {self.config.steps}: {summary}")
+        self._bar.set_postfix(summary)
+        self.events.note(f"step {step} of {self.config.num_steps}: {summary}")
         scalars = summaries.dispatch_scalars(metrics, steps, elapsed, self._param_groups)
         rates = {f"learning_rate/{g}": float(self._schedules[g](step)) for g in self._param_groups}
         scalars |= {"train/psnr": psnr, "speed/rays_per_second": rate, **rates}
@@ -211,16 +219,20 @@ class TrainMonitor:
         viewed = self.viewer is not None and self.viewer.has_clients()
         return VIEWED_DISPATCH_SECONDS if viewed else 1.0
 
-    def _sync_viewer(self, viewer: LiveViewer, stage: Stage, state: TrainState, text: str) -> None:
+    def _sync_viewer(
+        self, viewer: LiveViewer, stage: StageSpec, state: TrainState, text: str
+    ) -> None:
         """Offers the state to the viewer; waits while it is paused or its camera moves."""
         if self.val_history:
             text += f", validation PSNR {self.val_history[-1].psnr:.2f} dB"
         viewer.follow(lambda: self._make_interactive_renderer(stage, state), text)
         wait_for_viewer(viewer, self.caught_signals)
 
-    def _make_interactive_renderer(self, stage: Stage, state: TrainState) -> InteractiveRenderer:
+    def _make_interactive_renderer(
+        self, stage: StageSpec, state: TrainState
+    ) -> InteractiveRenderer:
         # Copies, as the next step donates the arrays of the state.
-        arrays = devices.to_host(self.mesh, (state.shown, state.grid))
+        arrays = devices.to_host(self.mesh, (state.eval_params, state.grid))
         params, grid = jax.tree.map(lambda x: jnp.array(x, copy=True), arrays)
         return make_interactive_renderer(
             self.config,
@@ -245,7 +257,7 @@ class TrainMonitor:
         num_steps, reason = fit
         fitted = schedule.rescale_schedule(config, step, num_steps)
         self._timer = StepTimer(warm=True)
-        self.on_change(fitted, step, reason)
+        self.on_config_change(fitted, step, reason)
         return fitted
 
     def _fit_num_steps(
@@ -262,7 +274,7 @@ class TrainMonitor:
         self._half_time = time.time() + 0.5 * seconds_left
         num_transitions = 0
         if growing:
-            coming = (growth.step > step for growth in transitions.plan_transitions(config))
+            coming = (t.step > step for t in transitions.plan_transitions(config))
             num_transitions = sum(coming)
         num_steps, seconds_per_step = budget.fit_num_steps(
             step,
@@ -270,7 +282,7 @@ class TrainMonitor:
             seconds_left,
             growing,
             num_transitions,
-            is_first=not config.knots,
+            is_first=not config.schedule_knots,
             evaluation_seconds=self._remaining_evaluation_seconds(config, step),
         )
         milliseconds = seconds_per_step * 1e3
@@ -289,14 +301,14 @@ class TrainMonitor:
             seconds += budget.count_remaining(config, step, config.video.every) * duration
         return seconds
 
-    def on_change(self, config: TrainConfig, step: int, reason: str) -> None:
+    def on_config_change(self, config: TrainConfig, step: int, reason: str) -> None:
         """Stores a configuration that changed during training and logs the reason."""
         self.config = config
-        self._schedules = optim.make_schedules(config.optimizer, make_train_schedule(config))
+        self._schedules = optim.make_lr_schedules(config.optimizer, make_train_schedule(config))
         if processes.is_main_process():
             runs.write_config(self.folder, config)
-        self.events.text("config", configs.to_json(config), step)
-        self._bar.total = config.steps
+        self.events.text("config", to_json(config), step)
+        self._bar.total = config.num_steps
         self._log_line(f"step {step}: {reason}")
 
     def _log_line(self, line: str) -> None:
@@ -305,7 +317,7 @@ class TrainMonitor:
             self._bar.write(f"  {line}")
         self.events.note(line)
 
-    def save(self, stage: Stage, state: TrainState) -> None:
+    def save(self, stage: StageSpec, state: TrainState) -> None:
         """Saves a checkpoint unless there is one of this step."""
         step = int(state.step)
         if step == self._saved_step:
@@ -340,11 +352,11 @@ class TrainMonitor:
             return False
         return budget.passed_multiple(self.config, step, steps, interval)
 
-    def _make_render_fn(self, stage: Stage, state: TrainState) -> scoring.RenderFn:
+    def _make_render_fn(self, stage: StageSpec, state: TrainState) -> scoring.RenderFn:
         return scoring.make_render_fn(
             self.config,
             stage,
-            state.shown,
+            state.eval_params,
             state.grid,
             (self.scene.near, self.scene.far),
             background_color(self.config),
@@ -352,7 +364,7 @@ class TrainMonitor:
             mesh=self.mesh,
         )
 
-    def _validate(self, stage: Stage, state: TrainState, step: int) -> None:
+    def _validate(self, stage: StageSpec, state: TrainState, step: int) -> None:
         """Renders and scores the validation views and logs the results."""
         assert self.val is not None
         validation_started = time.perf_counter()
@@ -374,14 +386,14 @@ class TrainMonitor:
         self.events.scalars({"val/psnr": summary["psnr"], "val/ssim": summary["ssim"]}, step)
         summaries.write_view(self.events, "val", views[0], step)
         summaries.write_rays(self.events, "val", views[0], step)
-        self._write_parameters(state, step)
+        self._write_parameters(stage, state, step)
         self._log_line(
             f"step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(views)} views"
         )
         elapsed = self._count_as_evaluation(validation_started)
         self._slowest_validation = max(self._slowest_validation, elapsed)
 
-    def _write_video_event(self, stage: Stage, state: TrainState, step: int) -> None:
+    def _write_video_event(self, stage: StageSpec, state: TrainState, step: int) -> None:
         """Renders a small video for TensorBoard."""
         assert self.video_cameras_fn is not None
         started = time.perf_counter()
@@ -394,12 +406,13 @@ class TrainMonitor:
         self._log_line(f"step {step}: rendered a video of {len(frames)} frames in {elapsed:.1f} s")
         self._video_seconds, self._slowest_video = elapsed, max(self._slowest_video, elapsed)
 
-    def _write_parameters(self, state: TrainState, step: int) -> None:
+    def _write_parameters(self, stage: StageSpec, state: TrainState, step: int) -> None:
         if processes.is_main_process():
             params, grid = state.params, state.grid
             if self.mesh is not None:
                 params, grid = devices.to_local(self.mesh, (params, grid))
-            summaries.write_parameters(self.events, params, grid, step)
+            groups = self.config.model.param_groups(stage.field, params)
+            summaries.write_parameters(self.events, params, groups, grid, step)
 
     def _count_as_evaluation(self, started: float) -> float:
         """Counts the seconds since `started` as evaluation, not as training; returns them.

@@ -5,22 +5,22 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxrf import fields, models
 from jaxrf.evaluation import images
 from jaxrf.evaluation.scoring import ViewMetrics
 from jaxrf.fields.base import Params
-from jaxrf.models import methods
-from jaxrf.sampling.occupancy import FADING, DensityEmaGrid, OccupancyGrid, WeightTrackedGrid
-from jaxrf.training.config import FieldConfig, TrainConfig
+from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter, Hyperparameters
 
 # Values of a histogram at most; of more, evenly spaced ones are taken.
@@ -33,27 +33,35 @@ GAP = 8
 # Error at which its color map ends.
 MAX_ERROR = 0.25
 # Options that are not hyperparameters: paths, devices, outputs.
-EXCLUDED_OPTIONS = {"data", "run_dir", "resume", "knots", "coordinator", "processes", "process_id"}
+EXCLUDED_OPTIONS = {
+    "data",
+    "run_dir",
+    "resume",
+    "schedule_knots",
+    "coordinator",
+    "processes",
+    "process_id",
+}
 EXCLUDED_OPTIONS |= {"lpips", "video", "view", "viewer", "keep_checkpoints", "checkpoint_seconds"}
 # Columns that a table of runs displays first; TensorBoard begins with five.
-LEADING_COLUMNS = ("batch_rays", "dataset", "field.kind", "seed", "steps")
+LEADING_COLUMNS = ("batch_rays", "dataset", "field.type", "seed", "num_steps")
 
 
 def dispatch_scalars(
     metrics: Any, steps: int, seconds: float, groups: Collection[str]
 ) -> dict[str, float]:
-    """Scalars of a dispatch by tag, from the `train.Metrics` of its steps.
+    """Scalars of a dispatch by tag, from the `state.Metrics` of its steps.
 
-    `groups` are the parameter groups, "grid" or "network", whose gradient norms are included.
+    `groups` are the parameter groups, "grid" or "mlp", whose gradient norms are included.
     """
-    norms = {"grid": metrics.grid_grad_norm, "network": metrics.mlp_grad_norm}
+    norms = {"grid": metrics.grid_grad_norm, "mlp": metrics.mlp_grad_norm}
     return {
         "train/loss": float(metrics.loss),
         "train/grad_norm": float(metrics.grad_norm),
         "train/opacity": float(metrics.opacity),
-        "train/dropped_rays": float(metrics.dropped),
-        "speed/samples_per_second": steps * float(metrics.samples) / seconds,
-        **{f"train/gradient_norm_{group}": float(norms[group]) for group in groups},
+        "train/dropped_rays": float(metrics.overflowed),
+        "speed/samples_per_second": steps * float(metrics.num_samples) / seconds,
+        **{f"train/grad_norm_{group}": float(norms[group]) for group in groups},
     }
 
 
@@ -70,26 +78,28 @@ def write_rays(events: EventWriter, split: str, view: ViewMetrics, step: int) ->
     events.histogram(f"{split}/depth", depth, step)
 
 
-def write_parameters(events: EventWriter, params: Params, grid: OccupancyGrid, step: int) -> None:
+def write_parameters(
+    events: EventWriter, params: Params, groups: Params, grid: OccupancyGrid, step: int
+) -> None:
     """Writes histograms of the parameters, by group and path, and of the occupancy grid's cells.
 
-    The arrays must be on a device of this process.
+    The arrays must be on a device of this process. `groups` holds the optimizer group of each.
     """
-    for tag, values in collect_parameters(params).items():
+    for tag, values in collect_parameters(params, groups).items():
         events.histogram(f"parameters/{tag}", values, step)
     if (cells := collect_cells(grid)) is not None:
         events.histogram("parameters/occupancy", cells, step)
 
 
-def collect_parameters(params: Params) -> dict[str, Float[np.ndarray, "n"]]:
+def collect_parameters(params: Params, groups: Params) -> dict[str, Float[np.ndarray, "n"]]:
     """At most `MAX_VALUES` values of each array by `group/path`, where biases join weights."""
-    labels = jax.tree.leaves(methods.label_params(params))
+    labels = jax.tree.leaves(groups)
     values: dict[str, list[np.ndarray]] = {}
     for (path, leaf), group in zip(
         jax.tree_util.tree_flatten_with_path(params)[0], labels, strict=True
     ):
-        keys = [str(key) for key in (getattr(part, "key", None) for part in path) if key]
-        names = [key for key in keys if key not in ("params", "kernel", "bias")]
+        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        names = [part for part in parts if part not in ("params", "kernel", "bias")]
         values.setdefault("/".join([group, *names]), []).append(subsample(np.asarray(leaf)))
     return {tag: np.concatenate(leaves) for tag, leaves in values.items()}
 
@@ -100,15 +110,8 @@ def collect_cells(grid: OccupancyGrid) -> Float[np.ndarray, "n"] | None:
     The weight of a cell is the largest that a ray gave it, decayed since. The optical depth is that
     of one step.
     """
-    if isinstance(grid, WeightTrackedGrid):
-        # Equals `occupancy.decayed_max_weights`, in numpy, so that nothing is compiled.
-        steps_ago = float(grid.clock) - 1.0 - subsample(np.asarray(grid.memory))
-        cells = np.exp(math.log(FADING) * steps_ago)
-    elif isinstance(grid, DensityEmaGrid):
-        cells = subsample(np.asarray(grid.optical))
-    else:
-        return None
-    return cells[cells > 1e-4]
+    cells = grid.cell_values(subsample)
+    return None if cells is None else cells[cells > 1e-4]
 
 
 def subsample(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "n"]:
@@ -125,8 +128,8 @@ def draw_sheet(view: ViewMetrics, step: int) -> UInt8[np.ndarray, "h w 3"]:
     panels = {
         "truth": view.truth,
         "rendering": np.clip(rendering.rgb, 0.0, 1.0),
-        f"error, 0 to {MAX_ERROR:g}": images.error_picture(rendering.rgb, view.truth, MAX_ERROR),
-        f"depth, {low:.2f} to {high:.2f}": images.depth_picture(
+        f"error, 0 to {MAX_ERROR:g}": images.colorize_error(rendering.rgb, view.truth, MAX_ERROR),
+        f"depth, {low:.2f} to {high:.2f}": images.colorize_depth(
             rendering.median_depth, rendering.opacity, low, high
         ),
         "opacity, 0 to 1": np.repeat(rendering.opacity[..., None], 3, axis=-1),
@@ -156,34 +159,40 @@ def write_row(
 ) -> None:
     """Writes the row of a finished run in TensorBoard's table of hyperparameters."""
     values = flatten_config(config, dataset)
-    # Columns of all fields, as the table may hold runs of others.
-    configs = [dataclasses.replace(config, field=kind()) for kind in get_args(FieldConfig)]
+    # Columns of all fields and models, as the table may hold runs of others.
     columns: Hyperparameters = {}
-    for other in configs:
-        columns |= flatten_config(other, dataset)
+    for name in fields.FIELDS:
+        columns |= flatten_part("field.", getattr(fields, name)())
+    for name in models.MODELS:
+        columns |= flatten_part("model.", getattr(models, name)())
     events.hyperparameters(values, results, step, columns | values, LEADING_COLUMNS)
 
 
 def flatten_config(config: TrainConfig, dataset: str) -> Hyperparameters:
     """Hyperparameters by dotted name, without those that are None."""
+    parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     flat: Hyperparameters = {"dataset": dataset}
-
-    def add(prefix: str, part: Mapping[str, Any]) -> None:
-        for name, value in part.items():
-            match value:
-                case None:
-                    pass
-                case dict():
-                    add(f"{prefix}{name}.", value)
-                case bool() | str():
-                    flat[prefix + name] = value
-                case int() | float():
-                    flat[prefix + name] = float(value)
-                case Path():
-                    flat[prefix + name] = str(value)
-                case _:
-                    flat[prefix + name] = " ".join(str(v) for v in value)
-
-    options = dataclasses.asdict(config)
-    add("", {name: value for name, value in options.items() if name not in EXCLUDED_OPTIONS})
+    flat |= {"field.type": config.field.name, "model.type": config.model.name}
+    for name, part in parts.items():
+        if name not in EXCLUDED_OPTIONS:
+            flat |= flatten_part(name, part)
     return flat
+
+
+def flatten_part(name: str, value: Any) -> Hyperparameters:
+    """The numbers of an option by dotted name."""
+    if dataclasses.is_dataclass(value):
+        prefix = name if name.endswith(".") else f"{name}."
+        flat: Hyperparameters = {}
+        for part in dataclasses.fields(value):
+            flat |= flatten_part(prefix + part.name, getattr(value, part.name))
+        return flat
+    if value is None:
+        return {}
+    if isinstance(value, bool | str):
+        return {name: value}
+    if isinstance(value, int | float):
+        return {name: float(value)}
+    if isinstance(value, Path):
+        return {name: str(value)}
+    return {name: " ".join(str(element) for element in value)}

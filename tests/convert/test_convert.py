@@ -34,6 +34,7 @@ from jaxrf.convert.networks import Converted
 from jaxrf.core.errors import InputError
 from jaxrf.training import runs
 from jaxrf.training.config import BitNeRFConfig, NeRFConfig, make_preset
+from jaxrf.training.scene_metadata import SceneMetadata
 
 NUM_POINTS = 4096
 DEFAULT_OPTIONS = FormatOptions()
@@ -146,7 +147,7 @@ def test_converted_run_is_scored_rendered_and_fine_tuned(
     assert json.loads((run / "converted.json").read_text())["format"] == "nerf-pytorch"
     config = runs.read_config(run)
     assert isinstance(config.field, NeRFConfig)
-    assert config.field.convention.pixel_centre == 0.0
+    assert config.ray_convention.pixel_center == 0.0
     assert cli.main(["eval", str(run), "--every", "2"]) == 0
     before = json.loads((run / "metrics.json").read_text())
     assert math.isfinite(before["test"]["psnr"]) and before["steps"] == 0
@@ -215,7 +216,7 @@ def test_convert_check_prints_a_table_and_exits_with_its_verdict(
     assert not (tmp_path / "runs").exists()
 
     def convert_wrongly(content: Content, options: FormatOptions) -> Converted:
-        return change_ray_convention(pixel_centre=0.5)(original_convert(content, options))
+        return change_ray_convention(pixel_center=0.5)(original_convert(content, options))
 
     original_convert = formats.convert
     monkeypatch.setattr(formats, "convert", convert_wrongly)
@@ -360,7 +361,7 @@ def test_write_file_names_all_options_to_train_with(tmp_path: Path) -> None:
     for program, preset in presets.items():
         small = dataclasses.replace(make_preset(preset), background="white")
         stage, state = first_state(small)
-        scene = runs.scene_metadata(make_scene(), tmp_path)
+        scene = SceneMetadata.from_scene(make_scene(), tmp_path)
         run = runs.Run(tmp_path, small, scene, stage, state, 0.0)
         with pytest.raises(InputError, match="train one with --field") as error:
             write.write_file(run, tmp_path / "x", program)  # type: ignore[arg-type]

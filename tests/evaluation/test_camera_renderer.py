@@ -19,7 +19,7 @@ BACKGROUND = np.array([0.9, 0.5, 0.1], np.float32)
 
 def make(config: Any, **options: Any) -> CameraRenderer:
     stage, state = first_state(config)
-    arguments = (config, stage, state.shown, state.grid, (2.0, 6.0), BACKGROUND)
+    arguments = (config, stage, state.eval_params, state.grid, (2.0, 6.0), BACKGROUND)
     return make_camera_renderer(*arguments, **options)
 
 

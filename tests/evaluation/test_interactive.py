@@ -37,7 +37,7 @@ BACKGROUND = np.array([0.9, 0.5, 0.1], np.float32)
 def make(config: TrainConfig, supersample: int = 1) -> tuple[InteractiveRenderer, scoring.RenderFn]:
     stage, state = first_state(config)
     stage = dataclasses.replace(stage, supersample=supersample)
-    field = (config, stage, state.shown, state.grid, (2.0, 6.0), BACKGROUND)
+    field = (config, stage, state.eval_params, state.grid, (2.0, 6.0), BACKGROUND)
     return make_interactive_renderer(*field), scoring.make_render_fn(*field)
 
 
@@ -154,7 +154,7 @@ def test_renderers_accept_near_and_far_of_each_camera(times: float) -> None:
     pose = np.array(camera.T_world_camera)
     pose[:, :3, 3] *= times
     camera = dataclasses.replace(camera, T_world_camera=pose, focal=camera.focal * times)
-    field = (config, stage, state.shown, state.grid)
+    field = (config, stage, state.eval_params, state.grid)
     moved = 4.0 * (times - 1.0)
     near_far = (max(2.0 + moved, 0.0), 6.0 + moved)
     per_camera, constant, training = (

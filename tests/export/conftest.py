@@ -4,8 +4,8 @@ import pytest
 from ball_run import make_ball_run
 from scenes import first_state, make_scene, tiny_nerf, write_scene
 
-from jaxrf.training import runs
 from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +20,5 @@ def untrained_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("untrained")
     config = tiny_nerf()
     stage, state = first_state(config)
-    scene = runs.scene_metadata(make_scene(), write_scene(folder / "ball"))
+    scene = SceneMetadata.from_scene(make_scene(), write_scene(folder / "ball"))
     return Run(folder / "run", config, scene, stage, state, 0.0)

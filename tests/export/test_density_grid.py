@@ -55,7 +55,7 @@ def test_sample_density_of_contracted_space_covers_the_scene_box() -> None:
     box = find_occupied_box(run.state.grid)
     np.testing.assert_allclose(box, bounds)
     density = methods.make_density(
-        run.config.field, run.stage, run.state.shown, run.state.grid, 0.01
+        run.config.field, run.stage, run.state.eval_params, run.state.grid, 0.01
     )
     densities = sample_density(run, 4)
     position = densities.origin + densities.spacing * np.array([[2, 2, 3]])

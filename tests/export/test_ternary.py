@@ -177,11 +177,11 @@ def test_read_ternary_restores_everything_but_the_training_poses(
     assert (read.config, read.scene, read.stage) == (run.config, scene, run.stage)
     assert (int(read.state.step), read.seconds) == (7, 2.5)
     assert differing_leaves(read.state.grid, run.state.grid) == []
-    assert set(read.state.shown) == {"coarse", "fine"}
-    for name, network in run.state.shown.items():
-        assert set(read.state.shown[name]["params"]) == set(network["params"])
+    assert set(read.state.eval_params) == {"coarse", "fine"}
+    for name, network in run.state.eval_params.items():
+        assert set(read.state.eval_params[name]["params"]) == set(network["params"])
         for layer, values in network["params"].items():
-            actual = read.state.shown[name]["params"][layer]
+            actual = read.state.eval_params[name]["params"][layer]
             trits, scale = jax.jit(quantise_weights)(values["kernel"])
             np.testing.assert_array_equal(actual["kernel"], trits)
             np.testing.assert_array_equal(actual["scale"], scale)
@@ -189,10 +189,12 @@ def test_read_ternary_restores_everything_but_the_training_poses(
 
 
 def test_write_ternary_packs_four_or_five_weights_per_byte(run: runs.Run, tmp_path: Path) -> None:
-    layers = [layer for network in run.state.shown.values() for layer in network["params"].values()]
+    layers = [
+        layer for network in run.state.eval_params.values() for layer in network["params"].values()
+    ]
     kernels = sum(layer["kernel"].size for layer in layers)
     biases = sum(layer["bias"].size for layer in layers)
-    assert ternary.count_weights(run.state.shown) == kernels + biases
+    assert ternary.count_weights(run.state.eval_params) == kernels + biases
     for format_name, digits in (("ternary-2bit", 4), ("ternary-1.6bit", 5)):
         path = tmp_path / format_name
         write_ternary(run, path, format_name)
@@ -244,14 +246,14 @@ def test_read_ternary_refuses_a_truncated_file(
 
 def test_read_ternary_detects_damaged_bytes_that_matter(written: Path, tmp_path: Path) -> None:
     content, path = bytearray(written.read_bytes()), tmp_path / "ball.npz"
-    expected = read_ternary(written).state.shown
+    expected = read_ternary(written).state.eval_params
     detected = 0
     for index in np.random.default_rng(0).choice(len(content), 40, replace=False):
         damaged = content.copy()
         damaged[index] ^= 0x55
         path.write_bytes(damaged)
         try:
-            assert differing_leaves(read_ternary(path).state.shown, expected) == []
+            assert differing_leaves(read_ternary(path).state.eval_params, expected) == []
         except InputError:
             detected += 1
     assert detected >= 20
@@ -342,7 +344,7 @@ def test_export_reports_the_size_of_a_file_that_render_reads(
     file = folder / "ternary-1.6bit.npz"
     output = capsys.readouterr().out
     assert f"{file.stat().st_size / 1e3:.1f} kB" in output
-    assert f"{4 * ternary.count_weights(run.state.shown) / 1e3:.1f} kB" in output
+    assert f"{4 * ternary.count_weights(run.state.eval_params) / 1e3:.1f} kB" in output
     small = ["--frames", "1", "--size", "16", "--channels", "rgb"]
     assert cli.main(["render", str(file), *small]) == 0
     assert cli.main(["render", str(folder), *small]) == 0

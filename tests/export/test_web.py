@@ -19,6 +19,7 @@ from jaxrf.export.web import write_page
 from jaxrf.sampling import occupancy
 from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
+from jaxrf.training.scene_metadata import SceneMetadata
 
 MARCHING = {"sampler": "occupancy", "occupancy_resolution": 8, "max_steps": 24}
 
@@ -31,7 +32,7 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
         lambda x: jnp.asarray(rng.normal(0.0, 0.4, x.shape), x.dtype), state.params
     )
     grid = state.grid
-    if config.field.kind == "bitnerf":
+    if config.field.name == "bitnerf":
         occupied = rng.random(stage.cells) < 0.7
         occupied[:2] = False
         grid = dataclasses.replace(grid, occupied=jnp.asarray(occupied))
@@ -39,7 +40,7 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
     state = dataclasses.replace(
         state, params=params, average=None, grid=grid, step=jnp.asarray(7, jnp.int32)
     )
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     scene = dataclasses.replace(scene, name="ball </script>")
     return runs.Run(Path("runs/ball"), config, scene, stage, state, 2.5)
 
@@ -67,7 +68,7 @@ def test_write_page_is_complete_and_self_contained(tmp_path: Path) -> None:
     run = make_run(tiny_bitnerf(**MARCHING))
     size = write_page(run, tmp_path / "ball.html")
     text = (tmp_path / "ball.html").read_text(encoding="utf-8")
-    kernels = [layer["kernel"].size for layer in run.state.shown["fine"]["params"].values()]
+    kernels = [layer["kernel"].size for layer in run.state.eval_params["fine"]["params"].values()]
     assert size == -(-sum(kernels) // 5)
     # All placeholders are replaced, nothing is fetched, and a name does not end the script.
     assert not re.search(r"@[A-Z]+@", text)

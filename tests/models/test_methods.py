@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxrf.models.methods import Stage
 from scenes import (
     BOX,
     LONG,
@@ -40,6 +39,7 @@ from jaxrf.fields import tensorf, voxels
 from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
+from jaxrf.models.base import StageSpec
 from jaxrf.rendering.packed import render_packed
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid, WeightTrackedGrid
@@ -71,7 +71,7 @@ def some_rays(count: int = 512) -> Rays:
     return batches.make_batch(pixels, jax.random.key(1), count, (2.0, 6.0), "white")[0]
 
 
-def ball_params(stage: Stage, params: Params, aabb: np.ndarray = BOX) -> Params:
+def ball_params(stage: StageSpec, params: Params, aabb: np.ndarray = BOX) -> Params:
     """Factors whose raw density is a bump in the middle: x^2 + y^2 + z^2 is a sum of products."""
 
     def bump(size: int, axis: int) -> jax.Array:
@@ -90,7 +90,7 @@ def ball_params(stage: Stage, params: Params, aabb: np.ndarray = BOX) -> Params:
     return {**params, "density": {"planes": tuple(planes), "lines": tuple(lines)}}
 
 
-def roomy(stage: Stage) -> Stage:
+def roomy(stage: StageSpec) -> StageSpec:
     """The stage with budgets that surely suffice for some thousand rays."""
     colors = stage.color_budget and 1 << 16
     return dataclasses.replace(
@@ -99,7 +99,7 @@ def roomy(stage: Stage) -> Stage:
 
 
 def render_training_views(
-    config: TrainConfig, stage: Stage, params: Params, grid: OccupancyGrid
+    config: TrainConfig, stage: StageSpec, params: Params, grid: OccupancyGrid
 ) -> WeightTrackedGrid:
     """The grid after all training rays have been through it a few times."""
     rays = some_rays(2048)
@@ -113,7 +113,7 @@ def render_training_views(
 
 
 def render_view(
-    config: TrainConfig, stage: Stage, params: Params, grid: OccupancyGrid
+    config: TrainConfig, stage: StageSpec, params: Params, grid: OccupancyGrid
 ) -> np.ndarray:
     rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
@@ -293,7 +293,7 @@ def test_rays_past_a_budget_are_dropped_and_the_others_are_as_with_ample_ones(
 
 
 def first_cells(
-    config: TrainConfig, stage: Stage, grid: OccupancyGrid, rays: Rays, key: jax.Array
+    config: TrainConfig, stage: StageSpec, grid: OccupancyGrid, rays: Rays, key: jax.Array
 ) -> tuple[set[int], int]:
     """Flat indices of the cells in which rays take their first sample; how many samples in all."""
     offset = np.asarray(jax.random.uniform(key, rays.near.shape), np.float64)
@@ -447,11 +447,11 @@ def test_what_training_alone_needs_makes_no_other_program_to_render(make: Any) -
 def test_step_length_is_so_many_voxels() -> None:
     box = np.array([[0.0, 0.0, 0.0], [2.0, 2.0, 4.0]], np.float32)
     field = TensoRFConfig(step_ratio=0.25)
-    stage = Stage((3, 5, 11), (1, 1, 1), 1, 1)
+    stage = StageSpec((3, 5, 11), (1, 1, 1), 1, 1)
     wanted = 0.25 * np.mean([1.0, 0.5, 0.4])
     assert float(methods.step_length(field, stage, box)) == pytest.approx(wanted)
     # Voxels have their values at corners, of which there is one more than voxels along each axis.
-    cubes, stage = VoxelsConfig(step_ratio=0.5), Stage((8, 8, 8), (8, 8, 8), 1, 1)
+    cubes, stage = VoxelsConfig(step_ratio=0.5), StageSpec((8, 8, 8), (8, 8, 8), 1, 1)
     assert float(methods.step_length(cubes, stage, 2 * BOX)) == pytest.approx(0.5 * 6.0 / 8)
 
 
@@ -999,7 +999,7 @@ def test_a_field_whose_features_are_not_counted_has_no_appearances(tmp_path: Pat
     )
     field = CustomConfig(source=f"{tmp_path / 'bare.py'}:Bare", appearance_dim=2)
     with pytest.raises(InputError, match="Bare has no feature_dim"):
-        methods.init_params(field, Stage((1, 1, 1), (1, 1, 1), 1, 1), jax.random.key(0))
+        methods.init_params(field, StageSpec((1, 1, 1), (1, 1, 1), 1, 1), jax.random.key(0))
 
 
 def test_at_first_every_cell_is_probed_at_once() -> None:
@@ -1019,7 +1019,7 @@ def test_at_first_every_cell_is_probed_at_once() -> None:
 
 
 def nerf_slowly(
-    config: TrainConfig, stage: Stage, params: Params, rays: Rays, near: float, far: float
+    config: TrainConfig, stage: StageSpec, params: Params, rays: Rays, near: float, far: float
 ) -> np.ndarray:
     """Pixels of a NeRF as its original code computes them, without jitter, in float64."""
     field, sampled = methods.make_field(config.field, stage), config.field

@@ -400,7 +400,7 @@ def test_replan_fits_steps_early_and_again_after_the_last_transition(
     run.dispatch(4, 0.4, growing=True)
     growths = len(transitions.plan_transitions(tiny_voxels(steps=200)))
     left = 0.96 * (100.0 - 5.8 - 1.5 * growths) - 0.3
-    assert run.config.steps == 9 + int(left / 0.1) and len(run.config.knots) == 1
+    assert run.config.num_steps == 9 + int(left / 0.1) and len(run.config.knots) == 1
     assert runs.read_config(tmp_path) == run.config
 
     run.dispatch(30, 3.0, growing=True)
@@ -411,12 +411,12 @@ def test_replan_fits_steps_early_and_again_after_the_last_transition(
     assert len(run.config.knots) == 1
     run.dispatch(10, 2.1, growing=False)
     left = 0.96 * (1100.0 - run.now) - 0.3
-    assert run.config.steps == 60 + int(left / 0.2) and len(run.config.knots) == 2
+    assert run.config.num_steps == 60 + int(left / 0.2) and len(run.config.knots) == 2
     assert runs.read_config(tmp_path) == run.config
     # From then on a step takes half as long, which the fits at 1/2 and 3/4 of the
     # remaining progress take into account.
     fitted_at = []
-    while run.step + 10 < run.config.steps:
+    while run.step + 10 < run.config.num_steps:
         fitted = run.config
         run.dispatch(10, 1.0, growing=False)
         if run.config is not fitted:
@@ -440,7 +440,7 @@ def test_replan_fits_steps_before_the_last_transition_once_half_of_the_time_is_o
     while len(run.config.knots) == 1:
         run.dispatch(1, 3.0, growing=True)
     assert 1050.0 <= run.now <= 1055.0
-    assert run.config.steps - run.step < 1100.0 - run.now
+    assert run.config.num_steps - run.step < 1100.0 - run.now
 
 
 def test_replan_leaves_time_for_validations(
@@ -455,7 +455,7 @@ def test_replan_leaves_time_for_validations(
         run.begin_stage()
         run.dispatch(1, 1.0, growing=False)
         run.dispatch(9, 1.0, growing=False)
-        runs_of.append(run.config.steps)
+        runs_of.append(run.config.num_steps)
     assert runs_of[0] - runs_of[1] == pytest.approx(0.96 * 9 * 2.0 * 9, abs=2)
 
 
@@ -509,8 +509,8 @@ def test_replan_makes_up_for_time_between_stages_with_fewer_steps(
     lost = {251: 8.0, 501: 11.5}  # compilation, which no step shows
     run.begin_stage()
     run.dispatch(1, 2.0, growing=False)
-    while run.step < run.config.steps:
-        run.dispatch(min(25, run.config.steps - run.step), 0.1, growing=False)
+    while run.step < run.config.num_steps:
+        run.dispatch(min(25, run.config.num_steps - run.step), 0.1, growing=False)
         if run.step in lost:
             run.now += lost[run.step]
             run.begin_stage()
@@ -566,7 +566,7 @@ def test_replan_leaves_one_step_when_almost_no_time_is_left(
     for _ in range(3):
         run.dispatch(1, 1.0, growing=False)
     run.monitored.monitor.deadline -= 1.0
-    assert run.config.steps == run.config.knots[0].step + 1
+    assert run.config.num_steps == run.config.knots[0].step + 1
 
 
 @pytest.mark.parametrize("pace", [0.03, 0.2, 1.0])
@@ -578,13 +578,13 @@ def test_replan_ends_training_just_before_the_deadline_although_the_speed_change
     run = Budgeted(start_monitor, monkeypatch, 120.0)
     run.begin_stage()
     grown = False
-    while run.step < run.config.steps:
+    while run.step < run.config.num_steps:
         growth = schedule.step_at(run.config, 0.2)
         if not grown and run.step == growth:
             grown, pace = True, pace * slower
             run.now += 1.0
             run.begin_stage()
-        end = run.config.steps if grown else growth
+        end = run.config.num_steps if grown else growth
         steps = min(max(int(1.0 / pace), 1), 25, end - run.step)
         run.dispatch(steps, steps * pace, growing=not grown)
     # `dispatch` asserts that nothing was cut off.

@@ -45,11 +45,11 @@ def test_draw_sheet_enlarges_each_image_by_an_integer_factor(
     rendering = view.rendering
     hit = rendering.median_depth[rendering.opacity > 0.5]
     low, high = float(hit.min()), float(hit.max())
-    depth = images.depth_picture(rendering.median_depth, rendering.opacity, low, high)
+    depth = images.colorize_depth(rendering.median_depth, rendering.opacity, low, high)
     expected = {
         (0, 0): view.truth,
         (0, 1): rendering.rgb,
-        (0, 2): images.error_picture(rendering.rgb, view.truth, 0.25),
+        (0, 2): images.colorize_error(rendering.rgb, view.truth, 0.25),
         (1, 0): depth,
         (1, 1): np.repeat(rendering.opacity[..., None], 3, axis=-1),
     }

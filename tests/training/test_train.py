@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxrf.models.methods import Stage
 from jaxrf.training.train import DivergedError, Metrics, PixelDataset, TrainState
 from scenes import (
     Recorder,
@@ -42,6 +41,7 @@ from jaxrf.evaluation.scoring import make_render_fn
 from jaxrf.fields import tensorf
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
+from jaxrf.models.base import StageSpec
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid
 from jaxrf.training import (
@@ -54,9 +54,6 @@ from jaxrf.training import (
 )
 from jaxrf.training import (
     schedule as progress,
-)
-from jaxrf.training import (
-    transitions as stages,
 )
 from jaxrf.training.config import LossConfig, OptimizerConfig, TrainConfig
 from jaxrf.training.scene_metadata import SceneMetadata
@@ -95,8 +92,8 @@ def restarting(**changes: Any) -> TrainConfig:
 
 
 def through_disk(
-    folder: Path, config: TrainConfig, stage: Stage, state: TrainState
-) -> tuple[Stage, TrainState]:
+    folder: Path, config: TrainConfig, stage: StageSpec, state: TrainState
+) -> tuple[StageSpec, TrainState]:
     """What is there after a checkpoint has been written and read again."""
     manager = runs.open_checkpoints(folder, config)
     runs.save(manager, SceneMetadata.from_scene(make_scene(), folder), stage, state, 1.0, None)
@@ -219,7 +216,7 @@ def test_a_run_that_is_done_is_left_alone() -> None:
 @pytest.mark.slow
 def test_a_new_plan_moves_the_growths_to_come_and_the_end() -> None:
     config = tiny_voxels(steps_per_dispatch=1)
-    assert [growth.step for growth in stages.plan_transitions(config)] == [6, 12, 18]
+    assert [growth.step for growth in transitions.plan_transitions(config)] == [6, 12, 18]
     # After 8 of 24 steps 32 are left for the remaining two thirds.
     recorder = Recorder(plans={8: 40})
     stage, state = train.fit(config, make_scene(), recorder)
@@ -245,7 +242,7 @@ def test_a_growth_that_is_due_when_the_plan_changes_still_comes(steps: int) -> N
     recorder = Recorder(plans={11: 12 + (steps - 14) // 13})
     train.fit(config, make_scene(), recorder)
     assert recorder.config is not None
-    wanted = [growth.step for growth in stages.plan_transitions(recorder.config)]
+    wanted = [growth.step for growth in transitions.plan_transitions(recorder.config)]
     assert [step for step, _, _ in recorder.stages] == [0, *wanted]
 
 
@@ -361,10 +358,10 @@ def test_stages_of_voxels_keep_their_shapes_and_their_order() -> None:
 def test_no_stage_is_compiled_twice_and_hardly_one_in_vain(
     monkeypatch: pytest.MonkeyPatch, make: Any
 ) -> None:
-    compiled: list[Stage] = []
+    compiled: list[StageSpec] = []
     compile_step = train.compile_step
 
-    def note(config: TrainConfig, stage: Stage, *rest: Any) -> Any:
+    def note(config: TrainConfig, stage: StageSpec, *rest: Any) -> Any:
         compiled.append(stage)
         return compile_step(config, stage, *rest)
 
@@ -388,11 +385,11 @@ def test_the_shapes_of_a_state_are_foreseen(make: Any, pruned: bool) -> None:
     stage = dataclasses.replace(stage, pruned=pruned)
     foreseen = 0
     for growth in (
-        stages.StageTransition(9, True, None, 1),
-        stages.StageTransition(9, False, 12**3, 2),
-        stages.StageTransition(9, True, 12**3, 1),
+        transitions.StageTransition(9, True, None, 1),
+        transitions.StageTransition(9, False, 12**3, 2),
+        transitions.StageTransition(9, True, 12**3, 1),
     ):
-        ahead = stages.predict_next_stage(config, stage, growth, state.grid)
+        ahead = transitions.predict_next_stage(config, stage, growth, state.grid)
         new_stage, new_state = train.transition_stage(config, stage, state, growth)
         if ahead is None or ahead != new_stage:
             continue
@@ -410,7 +407,7 @@ def test_a_stage_that_takes_too_long_to_compile_is_not_entered(
     """What is left then can be rendered and resumed: the state is that from before the growth."""
     compile_step, known = train.compile_step, threading.Event()
 
-    def compile_late(config: TrainConfig, stage: Stage, *rest: Any) -> Any:
+    def compile_late(config: TrainConfig, stage: StageSpec, *rest: Any) -> Any:
         if stage.resolution != first.resolution:
             assert known.wait(60)
         return compile_step(config, stage, *rest)
@@ -421,12 +418,12 @@ def test_a_stage_that_takes_too_long_to_compile_is_not_entered(
 
     monkeypatch.setattr(train, "compile_step", compile_late)
     config = tiny_voxels()
-    first = stages.first_stage(config, make_scene().aabb, 1)
+    first = transitions.first_stage(config, make_scene().aabb, 1)
     try:
         stage, state = train.fit(config, make_scene(), Impatient())
     finally:
         known.set()
-    grows = next(g.step for g in stages.plan_transitions(config) if g.voxels)
+    grows = next(g.step for g in transitions.plan_transitions(config) if g.voxels)
     assert int(state.step) == grows and stage.resolution == first.resolution
     whole = train.fit(config, make_scene(), Recorder())
     again = train.fit(config, make_scene(), Recorder(), (stage, state))
@@ -511,7 +508,7 @@ def test_when_hardly_any_memory_is_free_what_needs_least_is_tried(scarce: list[i
     scarce += [1000]
     config = tiny_voxels(batch_rays=256, batch_samples=1 << 11)
     stage, _ = train.fit(config, make_scene(), Recorder(stop_at=1))
-    assert stages.MIN_RAYS <= stage.rays < 2 * stages.MIN_RAYS
+    assert transitions.MIN_RAYS <= stage.rays < 2 * transitions.MIN_RAYS
 
 
 @pytest.mark.slow
@@ -641,7 +638,7 @@ def test_the_moments_of_the_optimiser_grow_with_the_grid() -> None:
     state = dataclasses.replace(
         state, opt_state=optim.map_moments(lambda _: moved, state.opt_state)
     )
-    growth = stages.StageTransition(12, False, 12**3, 1)
+    growth = transitions.StageTransition(12, False, 12**3, 1)
     new_stage, new_state = train.transition_stage(config, stage, state, growth)
     assert new_stage.resolution == (12, 12, 12)
     boxes = state.grid.aabb, new_state.grid.aabb
@@ -1041,7 +1038,7 @@ def test_training_learns_the_ball(config: TrainConfig) -> None:
     scene = make_scene()
     stage, state = train.fit(config, scene, Recorder())
     white = np.ones(3, np.float32)
-    render = make_render_fn(config, stage, state.shown, state.grid, RANGE, white)
+    render = make_render_fn(config, stage, state.eval_params, state.grid, RANGE, white)
     split = scene.splits["test"]
     truths = [composite(image, white) for image in split.images]
     mean = np.mean(composite(scene.splits["train"].images, white), axis=(0, 1, 2))
@@ -1094,11 +1091,11 @@ def test_the_average_of_the_parameters_follows_them_and_is_shown() -> None:
         )
         for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-        assert state.shown is state.average
+        assert state.eval_params is state.average
     assert differing_leaves(states[-1].average, states[-1].params) != []
     # It changes nothing else.
     plain, _ = run_steps(tiny_hashgrid(), 4)
-    assert plain[-1].average is None and plain[-1].shown is plain[-1].params
+    assert plain[-1].average is None and plain[-1].eval_params is plain[-1].params
     assert differing_leaves(plain[-1].params, states[-1].params) == []
     assert differing_leaves(plain[-1].grid, states[-1].grid) == []
 
@@ -1108,7 +1105,7 @@ def test_the_average_grows_with_the_grid() -> None:
     stage, state = first_state(config)
     other = jax.tree.map(lambda x: 2.0 * x + 1.0, state.params)
     state = dataclasses.replace(state, average=other)
-    growth = stages.StageTransition(12, False, 12**3, 1)
+    growth = transitions.StageTransition(12, False, 12**3, 1)
     _, new = train.transition_stage(config, stage, state, growth)
     wanted = tensorf.resample(other, (12, 12, 12), state.grid.aabb, new.grid.aabb)
     for a, b in zip(jax.tree.leaves(new.average), jax.tree.leaves(wanted), strict=True):
@@ -1230,7 +1227,7 @@ def schedule_counts(state: TrainState) -> list[int]:
 def test_at_a_restart_moments_are_forgotten_and_schedules_go_on() -> None:
     config = restarting()
     stage, state = train.fit(config, make_scene(), Recorder(12))
-    growth = stages.StageTransition(12, True, 12**3, 1)
+    growth = transitions.StageTransition(12, True, 12**3, 1)
     _, new = train.transition_stage(config, stage, state, growth)
     (adam,) = (
         node
@@ -1265,7 +1262,7 @@ def test_after_a_restart_rates_are_as_at_the_start() -> None:
         # The norm is clipped, which Adam does not see but for its epsilon.
         for leaf in jax.tree.leaves(updates["density"]):
             np.testing.assert_allclose(leaf, -wanted, rtol=1e-3)
-    assert stages.last_lr_reset(config, 13) == 0.5
+    assert transitions.last_lr_reset(config, 13) == 0.5
 
 
 def test_no_pixel_is_left_out_by_cells_that_come_and_go() -> None:
@@ -1366,7 +1363,7 @@ def test_a_pixel_of_a_smaller_picture_counts_by_its_area() -> None:
 def test_pictures_become_larger_when_their_time_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = ((0.0, 4), (2.0, 3), (0.5, 1))
     config = tiny_nerf(steps=8, steps_per_dispatch=1, train_scale_schedule=schedule)
-    config = stages.resolve_config(config, make_scene())
+    config = transitions.resolve_config(config, make_scene())
     assert config.train_scale_schedule == ((0, 4), (0.25, 3), (0.5, 1))
     drawn: list[int] = []
     really = batches.make_batch
@@ -1401,7 +1398,7 @@ def test_appearances_take_up_how_pictures_were_exposed() -> None:
     for dim in (0, 4):
         config = tiny_hashgrid(steps=300)
         field = dataclasses.replace(config.field, appearance_dim=dim, num_sh_bands=1)
-        config = stages.resolve_config(dataclasses.replace(config, field=field), exposed)
+        config = transitions.resolve_config(dataclasses.replace(config, field=field), exposed)
         recorder = Recorder()
         _, state = train.fit(config, exposed, recorder)
         assert ("appearance" in state.params) == (dim > 0)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxrf.models.methods import Stage
 from scenes import (
     BOX,
     LONG,
@@ -30,6 +29,7 @@ from jaxrf.data.scene import composite
 from jaxrf.fields.base import Params
 from jaxrf.fields.voxels import VoxelGrid
 from jaxrf.models import methods
+from jaxrf.models.base import StageSpec
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import DensityEmaGrid, OccupancyGrid, WeightTrackedGrid
 from jaxrf.training import config as configs
@@ -189,7 +189,7 @@ def test_first_stage_of_a_nerf_has_no_grid() -> None:
 
 
 def values_at(
-    config: TrainConfig, stage: Stage, params: Params, grid: OccupancyGrid, positions: jax.Array
+    config: TrainConfig, stage: StageSpec, params: Params, grid: OccupancyGrid, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Density and features of the field."""
     fns = methods.bind(methods.make_field(config.field, stage), params, grid)
@@ -308,7 +308,7 @@ def test_a_stage_is_foreseen_as_it_comes_or_not_at_all(
 
 
 def test_shapes_stay_unless_the_field_or_its_grid_changes() -> None:
-    stage = Stage((8, 8, 8), (8, 8, 8), 64, 1, table_rows=5, table_cells=4)
+    stage = StageSpec((8, 8, 8), (8, 8, 8), 64, 1, table_rows=5, table_cells=4)
     for change in (
         {"resolution": (8, 8, 9)},
         {"cells": (8, 9, 8)},
@@ -316,7 +316,7 @@ def test_shapes_stay_unless_the_field_or_its_grid_changes() -> None:
         {"table_cells": 5},
     ):
         assert not transitions.same_shapes(stage, dataclasses.replace(stage, **change))
-    other = Stage((8, 8, 8), (8, 8, 8), 32, 2, 2, 3, 7, 8, 9, 10, 1.5, True, 5, 4)
+    other = StageSpec((8, 8, 8), (8, 8, 8), 32, 2, 2, 3, 7, 8, 9, 10, 1.5, True, 5, 4)
     assert transitions.same_shapes(stage, stage) and transitions.same_shapes(stage, other)
 
 

@@ -14,4 +14,6 @@ def renderer() -> InteractiveRenderer:
     """A renderer of an untrained NeRF on white."""
     config = tiny_nerf()
     stage, state = first_state(config)
-    return make_interactive_renderer(config, stage, state.shown, state.grid, (2.0, 6.0), BACKGROUND)
+    return make_interactive_renderer(
+        config, stage, state.eval_params, state.grid, (2.0, 6.0), BACKGROUND
+    )

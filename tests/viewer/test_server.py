@@ -24,6 +24,7 @@ from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation.interactive import InteractiveRenderer
 from jaxrf.training import runs
+from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.viewer.camera_path import encode_camera_path
 from jaxrf.viewer.client import BrowserClient
 from jaxrf.viewer.crop_panel import NO_CROP
@@ -38,7 +39,7 @@ BACKGROUND = np.ones(3, np.float32)
 
 @pytest.fixture
 def viewer(tmp_path: Path) -> Iterator[Viewer]:
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     split = make_scene().splits["train"]
     viewer = Viewer("ball", scene, tmp_path, "127.0.0.1", 8431, BACKGROUND, split, training=True)
     yield viewer
@@ -129,7 +130,7 @@ def test_training_cameras_have_their_positions(viewer: Viewer) -> None:
 
 
 def test_ndc_scene_has_no_crop_and_starts_at_the_origin(tmp_path: Path) -> None:
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     scene = dataclasses.replace(scene, ndc=(0.5, 0.5, 1.0))
     viewer = Viewer("ball", scene, tmp_path, "127.0.0.1", 8432, BACKGROUND)
     try:
@@ -147,7 +148,7 @@ def test_view_refuses_invalid_ports(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_viewer_refuses_addresses_of_other_machines(tmp_path: Path) -> None:
-    scene = runs.scene_metadata(make_scene(), Path("/data/ball"))
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     with pytest.raises(InputError, match=r"cannot listen at 192\.0\.2\.1 .*--host"):
         Viewer("ball", scene, tmp_path, "192.0.2.1", 8433, BACKGROUND)
 
