@@ -48,12 +48,13 @@ def run(options: ConvertOptions) -> int:
     Returns the exit code: 1 if the comparison found a difference.
     """
     from jaxrf.cli import write_conversion
-    from jaxrf.convert import files, formats
+    from jaxrf.convert import formats
+    from jaxrf.convert.files.read import read_file
     from jaxrf.core.jax_setup import set_up_jax
     from jaxrf.data import sources
 
     set_up_jax("highest")
-    content = files.read_file(options.file)
+    content = read_file(options.file)
     format_options = formats.FormatOptions(
         options.legacy_order, options.inclusive, options.bounded, options.density_factor
     )

@@ -42,37 +42,33 @@ class DataFetchOptions:
 
 def run_info(options: DataInfoOptions) -> int:
     """Prints a description of a data set and draws its cameras; returns the exit code."""
-    from jaxrf.data import report, sources
+    from jaxrf.data import page, plots, report, sources
     from jaxrf.training import runs
 
     path = sources.find_data(options.data)
     splits = [split for split in ("train", "val", "test") if sources.has_split(path, split)]
     scene = sources.load_scene(path, splits, options.downscale, skip_missing=options.skip_missing)
     print(f"{path}: {sources.describe_scene(path, scene)}")
-    lines, warnings = report.describe_scene(scene), report.find_warnings(scene)
+    lines, warnings = report.dataset_report(scene), report.find_warnings(scene)
     print("\n".join(f"  {line}" for line in lines))
     print("Looks wrong:" if warnings else "Nothing looks wrong.")
     for sentence in warnings:
         print(f"  {sentence}")
     runs.make_writable(options.output, "--output")
-    (options.output / "cameras.png").write_bytes(report.draw_scene(scene))
-    runs.write_text(options.output / "cameras.html", report.write_page(scene, lines, warnings))
+    (options.output / "cameras.png").write_bytes(plots.draw_scene(scene))
+    runs.write_text(options.output / "cameras.html", page.write_page(scene, lines, warnings))
     print(f"Drawn: {options.output / 'cameras.png'} and cameras.html (turn it in a browser)")
     return 0
 
 
 def run_fetch(options: DataFetchOptions) -> int:
     """Downloads a data set; returns the exit code."""
-    from tqdm import tqdm
-
+    from jaxrf.core.progress import ProgressBar
     from jaxrf.data import fetch
 
-    with tqdm(unit="B", unit_scale=True, desc=options.name) as bar:
-
-        def show(done: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        path, digest = fetch.fetch(options.name, options.output, options.url, options.sha256, show)
+    with ProgressBar(None, options.name, "B", unit_scale=True) as bar:
+        path, digest = fetch.fetch(
+            options.name, options.output, options.url, options.sha256, bar.update_to
+        )
     print(f"Downloaded to {path}; SHA-256 of the file: {digest}.")
     return 0

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxrf.core import memory
 from jaxrf.core.environment import describe_versions
+from jaxrf.core.progress import progress
 from jaxrf.data.scene import Split, downscale_split
 from jaxrf.evaluation import lpips, scoring
 from jaxrf.training import runs, summaries
@@ -43,7 +43,7 @@ def score_images(
     views = scoring.score_split(render, split, background, indices, weights)
     logged = [indices[i] for i in scoring.evenly_spaced_indices(len(indices), LOGGED_VIEWS)]
     scored = []
-    for item in tqdm(views, total=len(indices), desc=f"{split.name} views", unit="view"):
+    for item in progress(views, f"{split.name} views", "view", total=len(indices)):
         if events and item.view in logged:
             summaries.write_view(events, split.name, item, int(run.state.step))
             if item.view == logged[0]:

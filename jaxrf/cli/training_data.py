@@ -4,9 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from jaxrf.core.errors import MissingSplitError
+from jaxrf.core.progress import ProgressBar
 from jaxrf.data import sources
 from jaxrf.data.scene import Scene, Split, find_background
 from jaxrf.data.sources import DataSource
@@ -94,10 +93,6 @@ def background_warning(config: TrainConfig, scene: Scene) -> str | None:
 
 
 def _render_builtin(config: TrainConfig) -> Path:
-    with tqdm(desc="render bricks", unit="view", disable=not processes.is_main_process()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return sources.ensure_bricks(config.synthetic_scene, progress)
+    is_silent = not processes.is_main_process()
+    with ProgressBar(None, "render bricks", "view", disable=is_silent) as bar:
+        return sources.ensure_bricks(config.synthetic_scene, bar.update_to)

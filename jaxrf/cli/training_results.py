@@ -9,11 +9,12 @@ import numpy as np
 from jaxrf.cli import scores
 from jaxrf.data import sources
 from jaxrf.evaluation import images
-from jaxrf.export import videos
+from jaxrf.export import render_folder, render_plan
 from jaxrf.export.render_options import RenderOptions
 from jaxrf.parallel import devices, processes
 from jaxrf.training import runs, summaries
 from jaxrf.training.logs import EventWriter
+from jaxrf.training.monitor import TrainMonitor
 from jaxrf.training.runs import Run
 from jaxrf.training.timing import seconds_since_start
 
@@ -94,18 +95,19 @@ def _write_row(run: Run, events: EventWriter, score: dict[str, Any]) -> None:
     summaries.write_row(events, run.config, run.scene.name, results, step)
     if processes.is_main_process():
         mesh = devices.make_mesh(None)
-        state = devices.to_local(mesh, (run.state.params, run.state.grid))
-        summaries.write_parameters(events, *state, step)
+        params, grid = devices.to_local(mesh, (run.state.params, run.state.grid))
+        groups = run.config.model.param_groups(run.stage.field, params)
+        summaries.write_parameters(events, params, groups, grid, step)
 
 
 def _render_video(run: Run, events: EventWriter) -> None:
     """Renders the orbit; every process renders its part, the first one writes."""
     video = run.config.video
-    plan = videos.plan_render(run, RenderOptions(frames=video.frames, size=video.size))
-    renderings = videos.render_plan(run, plan, None, "video")
-    rgb = np.stack([images.draw_channel(image, "rgb", plan.span) for _, image in renderings])
+    plan = render_plan.plan_render(run, RenderOptions(frames=video.frames, size=video.size))
+    renderings = render_folder.render_frames(run, plan, None, "video")
+    rgb = np.stack([images.draw_channel(image, "rgb", plan.depth_range) for _, image in renderings])
     path = run.folder / VIDEO_FILE
     if processes.is_main_process():
-        images.write_mp4(path, rgb, videos.FPS)
-    events.video("video/orbit", rgb, videos.FPS, int(run.state.step))
+        images.write_mp4(path, rgb, render_folder.FPS)
+    events.video("video/orbit", rgb, render_folder.FPS, int(run.state.step))
     tell(events, f"Video: {path}")

@@ -37,7 +37,7 @@ def open_viewer(
         config.viewer.port,
         background_color(config),
         scene.splits["train"],
-        trains=True,
+        training=True,
     )
     print(f"Open {viewer.address} in a browser to watch it.")
     return viewer

@@ -2,21 +2,21 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from jaxrf.cameras import base as cams
 from jaxrf.cli.convert import ConvertOptions
 from jaxrf.cli.run_folder import CONVERTED_FILE
-from jaxrf.convert import check, files, formats
-from jaxrf.convert import runs as converted_runs
+from jaxrf.convert import check, formats
+from jaxrf.convert.files.arrays import describe
+from jaxrf.convert.files.read import Content
 from jaxrf.convert.networks import Converted
+from jaxrf.convert.to_run import to_run
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Scene
 from jaxrf.export import ternary
 from jaxrf.training import runs
 
 
-def convert(content: files.Content, format_options: formats.FormatOptions, file: Path) -> Converted:
+def convert(content: Content, format_options: formats.FormatOptions, file: Path) -> Converted:
     """Converts the content of a file and prints its format and notes.
 
     Raises:
@@ -25,9 +25,9 @@ def convert(content: files.Content, format_options: formats.FormatOptions, file:
     try:
         converted = formats.convert(content, format_options)
     except InputError:
-        print(files.describe(content))
+        print(describe(content))
         raise
-    print(f"{file}: {converted.form}, {ternary.count_weights(converted.params):,} weights.")
+    print(f"{file}: {converted.format}, {ternary.count_weights(converted.params):,} weights.")
     for note in converted.notes:
         print(note)
     return converted
@@ -50,12 +50,12 @@ def comparison_cameras(scene: Scene | None, size: int) -> cams.Cameras:
             "leave out --data."
         )
     height = max(size * cameras.height // cameras.width, 1)
-    return cams.resize_cameras(cams.index_cameras(cameras, np.array([0])), size, height)
+    return cams.resize_cameras(cameras[0], size, height)
 
 
 def compare(
     converted: Converted,
-    content: files.Content,
+    content: Content,
     format_options: formats.FormatOptions,
     cameras: cams.Cameras,
 ) -> bool:
@@ -65,14 +65,16 @@ def compare(
     """
     rows = []
     for double, name in ((False, "float32"), (True, "float64")):
-        point_rows = check.check_points(converted, content, format_options, check.POINTS, double)
-        print(f"Raw outputs at {check.POINTS:,} points, {name}:")
+        point_rows = check.check_points(
+            converted, content, format_options, check.NUM_POINTS, double
+        )
+        print(f"Raw outputs at {check.NUM_POINTS:,} points, {name}:")
         print(check.format_rows(point_rows))
         rows += point_rows
-    single = check.check_pictures(converted, content, format_options, cameras, double=False)
+    single = check.check_images(converted, content, format_options, cameras, double=False)
     print(f"A picture of {cameras.width}x{cameras.height}, float32:")
     print(check.format_rows(single))
-    exact = check.check_pictures(converted, content, format_options, cameras, double=True)
+    exact = check.check_images(converted, content, format_options, cameras, double=True)
     print("The same in float64, to exclude rounding errors:")
     print(check.format_rows(exact))
     same = check.passes([*rows, *single, *exact])
@@ -90,12 +92,14 @@ def write_run(
     """
     name = options.file.stem
     run_dir = options.run_dir or runs.name_run(converted.config, name)
-    run = converted_runs.make_run(
-        converted, name, run_dir, scene, data, options.downscale, options.steps
-    )
+    run = to_run(converted, name, run_dir, scene, data, options.downscale, options.steps)
     runs.create_folder(run_dir)
     runs.write_config(run_dir, run.config)
-    source = {"file": str(options.file.absolute()), "form": converted.form, "step": converted.step}
+    source = {
+        "file": str(options.file.absolute()),
+        "format": converted.formatat,
+        "step": converted.step,
+    }
     runs.write_text(run_dir / CONVERTED_FILE, runs.to_text(source))
     manager = runs.open_checkpoints(run_dir, run.config)
     try:

@@ -1,14 +1,14 @@
 """Exports of a run by format; each writes a file and prints what is in it."""
 
-from collections.abc import Iterable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from jaxrf.cameras import transforms
 from jaxrf.cli.export import ExportOptions
 from jaxrf.convert import write
-from jaxrf.export import geometry, models, ternary, web
+from jaxrf.core.progress import progress
+from jaxrf.export import geometry_files, ternary, web
+from jaxrf.export.mesh import extract_mesh, transform_mesh
+from jaxrf.export.points import extract_points, transform_points
 from jaxrf.training import runs
 from jaxrf.training.runs import Run
 
@@ -16,26 +16,26 @@ from jaxrf.training.runs import Run
 def write_geometry(run: Run, options: ExportOptions, output: Path) -> None:
     """Writes a run's surface as a mesh or as points."""
     # Extraction takes minutes: check first that the output can be written.
-    models.check_suffix(output)
+    geometry_files.check_suffix(output)
     runs.make_writable(output.absolute().parent, "--output")
-    frame = transforms.identity_frame()
+    frame = transforms.identity_transform()
     if options.frame == "data":
-        frame = transforms.invert_frame(transforms.unpack_frame(run.scene.frame))
+        frame = transforms.invert_transform(transforms.unpack_transform(run.scene.frame))
     if options.format == "mesh":
-        mesh = geometry.make_mesh(
+        mesh = extract_mesh(
             run,
             options.resolution,
             options.level,
             1.0 if options.largest else options.fragments,
             options.views,
             options.keep_hidden,
-            track=show_progress,
+            progress=progress,
         )
-        models.write_mesh(output, geometry.transform_mesh(frame, mesh))
+        geometry_files.write_mesh(output, transform_mesh(frame, mesh))
         size = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces"
     else:
-        points = geometry.make_points(run, options.points, options.views, track=show_progress)
-        models.write_points(output, geometry.transform_points(frame, points))
+        points = extract_points(run, options.points, options.views, progress=progress)
+        geometry_files.write_points(output, transform_points(frame, points))
         size = f"{len(points.positions):,} points"
     print(
         f"Written to {output}: {output.stat().st_size / 1e6:.1f} MB; {size}, in the coordinates of "
@@ -52,9 +52,9 @@ def write_page(run: Run, output: Path) -> None:
     )
 
 
-def write_ternary(run: Run, output: Path, form: ternary.Format) -> None:
+def write_ternary(run: Run, output: Path, format_name: ternary.TernaryFormat) -> None:
     """Writes the packed weights of a BitNeRF."""
-    ternary.write_ternary(run, output, form)
+    ternary.write_ternary(run, output, format_name)
     packed, plain = output.stat().st_size, 4 * ternary.count_weights(run.state.eval_params)
     print(
         f"Written to {output}: {packed / 1e3:.1f} kB; the weights alone take {plain / 1e3:.1f} kB "
@@ -68,9 +68,3 @@ def write_weights(run: Run, output: Path, program: write.Program) -> None:
     print(f"Written to {output}: {output.stat().st_size / 1e3:.1f} kB.")
     for note in notes:
         print(note)
-
-
-def show_progress(items: Iterable[int], title: str) -> Iterable[int]:
-    """Shows a progress bar while items are taken."""
-    bar: Iterable[int] = tqdm(items, desc=title)
-    return bar

@@ -24,14 +24,11 @@ from jaxrf.convert.to_run import DEFAULT_AABB, init_stage
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.evaluation import scoring
-from jaxrf.fields.hashgrid import HashGrid
-from jaxrf.fields.nerf import NeRF
-from jaxrf.fields.tensorf import TensoRF
-from jaxrf.models import methods
 from jaxrf.models.base import StageSpec
+from jaxrf.models.hierarchical import HierarchicalModel
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training.config import BitNeRFConfig, EncodedMLPConfig, SampledConfig, TrainConfig
+from jaxrf.training.config import TrainConfig
 from jaxrf.training.state import background_color
 
 NUM_POINTS = 1 << 17
@@ -141,7 +138,7 @@ def check_points(
     """
     programs = import_programs()
     networks = programs.make_networks(converted.format, content, options, double)
-    is_judged = double or not isinstance(converted.config.field, BitNeRFConfig)
+    is_judged = double or not converted.config.field.quantizes_activations()
     rows = []
     with jax.enable_x64(double):
         points, directions = _random_points(converted, num_points, double)
@@ -178,17 +175,16 @@ def _raw_outputs(
 ) -> list[tuple[str, dict[str, np.ndarray]]]:
     """Returns (name, outputs by stage) of each network, the coarse one first."""
     stage, grid = init_stage(converted, converted.config, DEFAULT_AABB)
-    field = methods.make_field(converted.config.field, stage)
-    assert isinstance(field, NeRF | TensoRF | HashGrid)
-    evaluate = jax.jit(field.debug_outputs)
+    evaluate, aabb = jax.jit(stage.field.debug_outputs), _cast(grid.aabb, double)
     named_outputs = []
     for name, field_params in _list_field_params(converted):
-        params = _cast(field_params, double) | {"aabb": _cast(grid.aabb, double)}
+        params = _cast(field_params, double)
         chunks = [
             evaluate(
                 params,
                 points[start : start + POINTS_PER_CHUNK],
                 directions[start : start + POINTS_PER_CHUNK],
+                aabb,
             )
             for start in range(0, len(points), POINTS_PER_CHUNK)
         ]
@@ -202,9 +198,9 @@ def _raw_outputs(
 
 def _list_field_params(converted: Converted) -> list[tuple[str, Any]]:
     """Returns (name, parameters) of each network, the coarse one first."""
-    if isinstance(converted.config.field, SampledConfig):
-        return list(converted.params.items())
-    return [("field", converted.params)]
+    params = converted.params
+    coarse = [] if params.coarse is None else [("coarse", params.coarse)]
+    return [*coarse, ("fine" if coarse else "field", params.field)]
 
 
 def default_camera(size: int) -> Cameras:
@@ -265,10 +261,7 @@ def check_images(
 def _amplifies_rounding(converted: Converted) -> bool:
     """Whether rounding shows in a float32 image: high frequencies, or 8-bit activations."""
     field = converted.config.field
-    if not isinstance(field, EncodedMLPConfig):
-        return False
-    max_frequency = field.frequency * 2.0 ** (field.num_position_frequencies - 1)
-    return isinstance(field, BitNeRFConfig) or max_frequency > MAX_JUDGED_FREQUENCY
+    return field.quantizes_activations() or field.max_frequency() > MAX_JUDGED_FREQUENCY
 
 
 def _cast(tree: Any, double: bool) -> Any:
@@ -297,7 +290,7 @@ def _render(converted: Converted, cameras: Cameras, double: bool) -> dict[str, n
     render = scoring.make_render_fn(config, stage, params, grid, near_far, background)
     rendering = render(cameras, 0)
     image = {"rgb": rendering.rgb, "opacity": rendering.opacity, "depth": rendering.depth}
-    if methods.marches(config.field):
+    if config.model.samples_per_ray() is None:
         return image
     weights, edges = _sample_weights(config, stage, params, grid, cameras, near_far)
     return image | {"weights": weights, "edges": edges}
@@ -315,13 +308,14 @@ def _sample_weights(
     cameras = apply_ray_convention(cameras, config.ray_convention)
     image_of_rays = jax.jit(image_rays)(cameras, jnp.asarray(0), *near_far)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), image_of_rays)
-    dtype = jnp.asarray(grid.aabb).dtype
+    dtype, model = jnp.asarray(grid.aabb).dtype, config.model
+    assert isinstance(model, HierarchicalModel)
 
     @jax.jit
     def render_chunk(chunk: Rays) -> tuple[Array, Array]:
         background = jnp.zeros((*chunk.near.shape, 3), dtype)
-        levels = methods.render_hierarchical(
-            config.field, stage, params, grid, None, chunk, background
+        levels = model.render_levels(
+            stage, params, grid, None, chunk, background, config.ray_convention
         )
         distances = occupancy.to_ray_distances(grid, levels[-1].tdist, chunk.origins)
         return levels[-1].weights, distances

@@ -1,5 +1,6 @@
 """Detects the program that wrote a file by its content, never by its name, and converts it."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,12 +16,11 @@ from jaxrf.convert import (
     nerfstudio,
     tensorf,
 )
-from jaxrf.convert.files.arrays import check_finite, list_leaves
+from jaxrf.convert.files.arrays import check_finite
 from jaxrf.convert.files.read import Content
-from jaxrf.convert.networks import Converted
+from jaxrf.convert.networks import Converted, list_arrays
 from jaxrf.convert.to_run import DEFAULT_AABB, init_stage
 from jaxrf.core.errors import InputError
-from jaxrf.models import methods
 
 
 class FormatOptions(NamedTuple):
@@ -108,7 +108,7 @@ def _try_converter(
     try:
         converted = converter(content, options)
         if converted is not None:
-            check_finite(dict(list_leaves(converted.params)), content.path)
+            check_finite(list_arrays(converted.params), content.path)
             _check_shapes(converted, content)
         return converted
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -122,16 +122,18 @@ def _try_converter(
 def _check_shapes(converted: Converted, content: Content) -> None:
     """InputError unless the parameters are those of the configured field."""
     field = converted.config.field
-    depths = (getattr(field, name, 0) for name in ("layers", "density_layers", "color_layers"))
+    numbers = dataclasses.asdict(field)
+    depths = (numbers.get(name, 0) for name in ("layers", "density_layers", "color_layers"))
     if (depth := max(depths)) > MAX_LAYERS:
         raise InputError(
             f"{content.path} has a network of {depth} layers, more than any field: name another "
             "file."
         )
     stage, _ = init_stage(converted, converted.config, DEFAULT_AABB)
-    initial = jax.eval_shape(lambda: methods.init_params(field, stage, jax.random.key(0)))
-    expected_shapes = {name: leaf.shape for name, leaf in list_leaves(initial)}
-    file_shapes = {name: np.shape(leaf) for name, leaf in list_leaves(converted.params)}
+    model = converted.config.model
+    initial = jax.eval_shape(lambda: model.init_params(stage.field, jax.random.key(0)))
+    expected_shapes = {name: leaf.shape for name, leaf in list_arrays(initial).items()}
+    file_shapes = {name: np.shape(leaf) for name, leaf in list_arrays(converted.params).items()}
     for name in sorted(expected_shapes | file_shapes):
         if expected_shapes.get(name) != file_shapes.get(name):
             raise InputError(

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxrf import presets
 from jaxrf.convert.files.arrays import read_number, read_step
 from jaxrf.convert.files.read import Content
 from jaxrf.convert.networks import (
@@ -26,13 +27,15 @@ from jaxrf.convert.networks import (
     to_mlp_params,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.core.grids import grow_scales, place_hash_levels
-from jaxrf.training import config as configs
-from jaxrf.training.config import HashGridConfig, TrainConfig
+from jaxrf.core.hash_grids import hash_level_scales, plan_scaled_hash_levels
+from jaxrf.fields.hashgrid import HashGrid
+from jaxrf.models.base import ModelParams
+from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.training.config import TrainConfig
 
-HashLayout = Literal["hashed", "centred"]
+HashLayout = Literal["all_hashed", "tcnn"]
 FORMATS = TORCH, TCNN = "nerfstudio (torch)", "nerfstudio (tiny-cuda-nn)"
-HASH_LAYOUTS: dict[str, HashLayout] = {TORCH: "hashed", TCNN: "centred"}
+HASH_LAYOUTS: dict[str, HashLayout] = {TORCH: "all_hashed", TCNN: "tcnn"}
 # The box that contraction leaves unchanged.
 CONTRACTED_AABB = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
 # The Condon-Shortley sign of the harmonics of bands 0 to 3, which the PyTorch code leaves out.
@@ -154,7 +157,7 @@ def convert(content: Content, contract: bool, density_factor: float = 1.0) -> Co
             "transformation.",
             f"Space is taken to be {'contracted, unless --bounded' if contract else 'bounded'}.",
         ),
-        grid=ConvertedGrid(grid_aabb, np.ones((1, 1, 1), bool), (1, 1, 1)),
+        grid=ConvertedGrid(grid_aabb),
     )
 
 
@@ -163,11 +166,11 @@ def make_config(
 ) -> TrainConfig:
     """Returns the configuration that renders such weights."""
     sizes = weights.sizes
-    field = HashGridConfig(
-        levels=sizes.num_levels,
-        channels=sizes.features_per_level,
-        coarsest=BASE_RESOLUTION,
-        finest=sizes.max_resolution,
+    field = HashGrid(
+        num_levels=sizes.num_levels,
+        features_per_level=sizes.features_per_level,
+        base_resolution=BASE_RESOLUTION,
+        max_resolution=sizes.max_resolution,
         log2_hashmap_size=sizes.log2_hashmap_size,
         width=sizes.width,
         density_layers=len(weights.density_layers) - 1,
@@ -175,32 +178,30 @@ def make_config(
         feature_dim=weights.density_layers[-1].kernel.shape[1] - 1,
         density_shift=0.0,
         density_scale=density_factor,
-        rule=HASH_LAYOUTS[file_format],
+        hash_layout=HASH_LAYOUTS[file_format],
         bias=True,
         normalize_dirs_01=file_format == TORCH,
-        sampler="hierarchical",
-        num_coarse_samples=NUM_SAMPLES,
-        num_fine_samples=0,
-        contract=contract,
     )
-    preset = configs.hashgrid_ngp()
-    return dataclasses.replace(preset, field=field, supersample=1, background="black")
+    model = HierarchicalModel(num_coarse_samples=NUM_SAMPLES, num_fine_samples=0, contract=contract)
+    return dataclasses.replace(
+        presets.hashgrid_ngp(), field=field, model=model, supersample=1, background="black"
+    )
 
 
-def make_model_params(weights: FieldWeights) -> dict[str, Any]:
+def make_model_params(weights: FieldWeights) -> ModelParams:
     """Returns the parameters of a model of one hash field."""
     field_params = {
         "table": float32(weights.table),
         "density_mlp": to_mlp_params(weights.density_layers),
         "color_mlp": to_mlp_params(weights.color_layers),
     }
-    return {"coarse": field_params}
+    return ModelParams(field_params)
 
 
 def count_rows(sizes: FieldSizes, layout: HashLayout) -> int:
     """Returns the number of rows of all levels of a table."""
-    scales = grow_scales(sizes.num_levels, BASE_RESOLUTION, sizes.max_resolution, layout)
-    return place_hash_levels(scales, 1 << sizes.log2_hashmap_size, layout).starts[-1]
+    scales = hash_level_scales(sizes.num_levels, BASE_RESOLUTION, sizes.max_resolution, layout)
+    return plan_scaled_hash_levels(scales, 1 << sizes.log2_hashmap_size, layout).starts[-1]
 
 
 def mean_appearance(arrays: Arrays) -> Float[np.ndarray, "k"]:
@@ -366,7 +367,7 @@ def split_layers(
 
 def to_checkpoint(
     params: Mapping[str, Any],
-    field: HashGridConfig,
+    field: HashGrid,
     aabb: Float[np.ndarray, "2 3"],
     step: int,
     num_images: int,

@@ -4,12 +4,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxrf import presets
 from jaxrf.cameras.ray_convention import RayConvention
-from jaxrf.training import config as configs
-from jaxrf.training.config import BitNeRFConfig, NeRFConfig, TrainConfig
+from jaxrf.fields.bitnerf import BitNeRF
+from jaxrf.fields.nerf import NeRF
+from jaxrf.models.base import ModelParams
+from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.training.config import TrainConfig
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -45,15 +50,11 @@ class ConvertedGrid(NamedTuple):
     """The grid of a file.
 
     aabb: its box.
-    occupied: False in cells that are known to be empty.
-    resolution: points along the sides of the field's grid.
-    pruned: whether the program has dropped empty cells.
+    occupied: False in cells that are known to be empty; None if the file has no cells.
     """
 
     aabb: Float[np.ndarray, "2 3"]
-    occupied: Bool[np.ndarray, "x y z"]
-    resolution: tuple[int, int, int]
-    pruned: bool = False
+    occupied: Bool[np.ndarray, "x y z"] | None = None
 
 
 class Converted(NamedTuple):
@@ -72,13 +73,19 @@ class Converted(NamedTuple):
 
     format: str
     config: TrainConfig
-    params: dict[str, Any]
+    params: ModelParams
     step: int = 0
     near: float = 2.0
     far: float = 6.0
     notes: tuple[str, ...] = ()
     grid: ConvertedGrid | None = None
     encoding_order: tuple[int, ...] = ()
+
+
+def list_arrays(params: ModelParams) -> dict[str, np.ndarray]:
+    """Returns the arrays of a model's parameters by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def float32(array: Any) -> np.ndarray:
@@ -110,10 +117,10 @@ def find_skip(trunk: Sequence[Linear], encoding_size: int) -> int:
     return len(trunk)
 
 
-def make_model_params(networks: Sequence[Network]) -> dict[str, Any]:
+def make_model_params(networks: Sequence[Network]) -> ModelParams:
     """Returns the parameters of a model of one network, or of a coarse and a fine one."""
-    names = ("coarse", "fine")[: len(networks)]
-    return {name: to_params(network) for name, network in zip(names, networks, strict=True)}
+    params = [to_params(network) for network in networks]
+    return ModelParams(params[-1], coarse=params[0] if len(params) > 1 else None)
 
 
 def to_params(network: Network) -> dict[str, Any]:
@@ -220,19 +227,26 @@ def make_config(
         "frequency": frequency,
         "project": network.projection is not None,
         "activation": "relu",
-        "num_coarse_samples": num_coarse_samples,
-        "num_fine_samples": num_fine_samples,
-        "quadrature": "points",
-        "contract": False,
-        "convention": ray_convention,
     }
-    field: NeRFConfig | BitNeRFConfig = NeRFConfig(**shared)
+    field = NeRF(**shared)
     if ternary:
         norm: dict[str, Any] = {
             "norm_gain": True,
             "norm_epsilon": norm_epsilon,
             "full_precision_io": True,
         }
-        field = BitNeRFConfig(**shared, **norm)
-    preset = configs.nerf_original()
-    return dataclasses.replace(preset, field=field, precrop_fraction=0.0, supersample=1)
+        field = BitNeRF(**shared, **norm)
+    model = HierarchicalModel(
+        num_coarse_samples=num_coarse_samples,
+        num_fine_samples=num_fine_samples,
+        quadrature="points",
+        contract=False,
+    )
+    return dataclasses.replace(
+        presets.nerf_original(),
+        field=field,
+        model=model,
+        ray_convention=ray_convention,
+        precrop_fraction=0.0,
+        supersample=1,
+    )

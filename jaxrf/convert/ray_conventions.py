@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxrf.training.config import RayConvention
+from jaxrf.cameras.ray_convention import RayConvention
 
 # NeRF, nerf-pytorch, nerfmlp, jaxnerf: rays pass the pixels' corners; near and far are depths along
 # the camera's axis.
@@ -14,4 +14,4 @@ NERF_EXPERIMENTS_INCLUSIVE = dataclasses.replace(NERF_EXPERIMENTS, transmittance
 # NeRF-from-scratch and Jiayi Pan's networks: these also see directions that are not of unit length.
 SMALL_NERFS = dataclasses.replace(NERF_EXPERIMENTS, view_directions="axis")
 # TensoRF: samples lie where steps start; rays go on until nothing passes.
-TENSORF = RayConvention(samples_at="start", stop=0.0)
+TENSORF = RayConvention(samples_at="start", transmittance_threshold=0.0)

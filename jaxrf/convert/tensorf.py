@@ -23,11 +23,14 @@ from jaxrf.convert.networks import (
 )
 from jaxrf.convert.row_order import Label, find_permutation
 from jaxrf.core.errors import InputError
-from jaxrf.fields.tensorf import fit_resolution
-from jaxrf.training import config as configs
-from jaxrf.training.config import TensoRFConfig, TrainConfig
+from jaxrf.fields.tensorf import TensoRF, fit_resolution
+from jaxrf.models.base import ModelParams
+from jaxrf.models.packed import PackedModel
+from jaxrf.training.config import TrainConfig
 
 FORMAT = "TensoRF"
+# The numbers of published runs that files do not hold.
+PUBLISHED = TensoRF(reset_lr=True)
 # The range of each number in kwargs.
 LIMITS: dict[str, tuple[float, float]] = {
     "fea_pe": (0, 16),
@@ -84,14 +87,20 @@ def _convert(content: Content, state: Mapping[str, Any], kwargs: Mapping[str, An
             "is damaged."
         )
     activation = str(kwargs["fea2denseAct"])
-    config = make_config(params, numbers, activation, math.prod(resolution), occupied.size)
-    grid = ConvertedGrid(
-        aabb,
-        occupied,
-        (resolution[0], resolution[1], resolution[2]),
-        pruned="alphaMask.mask" in content.tree,
+    x, y, z = resolution
+    config = make_config(params, numbers, activation, (x, y, z), occupied.shape)
+    if "alphaMask.mask" in content.tree:
+        field = dataclasses.replace(config.field, pruned=True)  # type: ignore[call-arg]
+        config = dataclasses.replace(config, field=field)
+    return Converted(
+        FORMAT,
+        config,
+        ModelParams(params),
+        near=near,
+        far=far,
+        notes=notes,
+        grid=ConvertedGrid(aabb, occupied),
     )
-    return Converted(FORMAT, config, params, near=near, far=far, notes=notes, grid=grid)
 
 
 def make_field_params(
@@ -109,8 +118,8 @@ def make_config(
     params: Mapping[str, Any],
     numbers: Mapping[str, float],
     activation: str,
-    num_voxels: int,
-    num_occupancy_cells: int,
+    resolution: tuple[int, int, int],
+    cells: tuple[int, ...],
 ) -> TrainConfig:
     """Returns the configuration that renders a field as TensoRF does.
 
@@ -118,14 +127,13 @@ def make_config(
       params: of the field.
       numbers: of the file's kwargs, by the keys of `LIMITS`.
       activation: of the density.
-      num_voxels: points of the field's grid.
-      num_occupancy_cells: cells of its occupancy grid.
+      resolution: points along the sides of the field's grid.
+      cells: of its occupancy grid.
     """
     layers = from_mlp_params(params["mlp"])
-    preset = configs.tensorf_vm192()
-    base: Any = preset.field
+    num_voxels = math.prod(resolution)
     field = dataclasses.replace(
-        base,
+        PUBLISHED,
         factors="vm" if params["density"]["planes"] else "cp",
         density_components=params["density"]["lines"][0].shape[1],
         feature_components=params["features"]["lines"][0].shape[1],
@@ -138,17 +146,23 @@ def make_config(
         density_scale=numbers["distance_scale"],
         activation=activation,
         step_ratio=numbers["step_ratio"],
-        color_threshold=numbers["rayMarch_weight_thres"],
         prune_threshold=numbers["alphaMask_thres"],
         initial_voxels=num_voxels,
         final_voxels=num_voxels,
-        occupancy_voxels=num_occupancy_cells,
+        occupancy_voxels=math.prod(cells),
         upsample_at=(),
         prune_at=(),
-        contract=False,
-        convention=ray_conventions.TENSORF,
+        resolution=resolution,
+        cells=cells,
     )
-    return dataclasses.replace(preset, field=field, supersample=1)
+    model = PackedModel(
+        max_shaded_fraction=0.5,
+        color_threshold=numbers["rayMarch_weight_thres"],
+        contract=False,
+    )
+    return TrainConfig(
+        field=field, model=model, ray_convention=ray_conventions.TENSORF, supersample=1
+    )
 
 
 def _check_supported(kwargs: Mapping[str, Any], content: Content) -> None:
@@ -335,7 +349,7 @@ def _resample_mask(
 
 def to_checkpoint(
     params: Mapping[str, Any],
-    field: TensoRFConfig,
+    field: TensoRF,
     aabb: Float[np.ndarray, "2 3"],
     resolution: Sequence[int],
     near_far: tuple[float, float],
@@ -347,7 +361,7 @@ def to_checkpoint(
     }
 
 
-def _make_state_dict(params: Mapping[str, Any], field: TensoRFConfig) -> dict[str, np.ndarray]:
+def _make_state_dict(params: Mapping[str, Any], field: TensoRF) -> dict[str, np.ndarray]:
     state: dict[str, np.ndarray] = {}
     for part, name in (("density", "density"), ("features", "app")):
         for index, plane in enumerate(params[part]["planes"]):
@@ -366,7 +380,7 @@ def _make_state_dict(params: Mapping[str, Any], field: TensoRFConfig) -> dict[st
 
 
 def _make_kwargs(
-    field: TensoRFConfig,
+    field: TensoRF,
     aabb: Float[np.ndarray, "2 3"],
     resolution: Sequence[int],
     near_far: tuple[float, float],

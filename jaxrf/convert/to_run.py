@@ -11,9 +11,11 @@ from jaxtyping import Float
 from jaxrf.convert.networks import Converted
 from jaxrf.data.scene import Scene
 from jaxrf.models.base import StageSpec
+from jaxrf.models.packed import PackedModel
 from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.sampling.weight_tracking import track_weights
 from jaxrf.training import transitions
-from jaxrf.training.config import TensoRFConfig, TrainConfig
+from jaxrf.training.config import TrainConfig
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.training.state import init_state
@@ -50,8 +52,8 @@ def to_run(
     stage, grid = init_stage(converted, config, DEFAULT_AABB if scene is None else scene.aabb)
     state = init_state(config, stage, grid)
     params = jax.tree.map(jnp.asarray, converted.params)
-    average = None if state.average is None else params
-    state = dataclasses.replace(state, params=params, average=average)
+    ema_params = None if state.ema_params is None else params
+    state = dataclasses.replace(state, params=params, ema_params=ema_params)
     metadata = default_scene_metadata(converted, name)
     if scene is not None and data is not None:
         metadata = SceneMetadata.from_scene(scene, data)
@@ -62,18 +64,17 @@ def init_stage(
     converted: Converted, config: TrainConfig, aabb: Float[np.ndarray, "2 3"]
 ) -> tuple[StageSpec, OccupancyGrid]:
     """Returns the stage and the occupancy grid: the file's, or a full grid in the box `aabb`."""
-    file_grid = converted.grid
-    if file_grid is None or not isinstance(config.field, TensoRFConfig):
+    file_grid, model = converted.grid, config.model
+    if file_grid is None or file_grid.occupied is None:
         aabb = aabb if file_grid is None else file_grid.aabb
         stage = transitions.first_stage(config, aabb)
-        return stage, transitions.init_grid(config.field, stage, aabb)
+        return stage, transitions.init_grid(config, stage, aabb)
+    assert isinstance(model, PackedModel), "only grids that are marched through have cells"
     x, y, z = file_grid.occupied.shape
-    stage = StageSpec(
-        file_grid.resolution, (x, y, z), config.batch_rays, 1, pruned=file_grid.pruned
-    )
+    stage = StageSpec(config.field, (x, y, z), config.batch_rays, 1)
     stage = transitions.set_budgets(config, stage, file_grid.aabb)
     grid = OccupancyGrid(jnp.asarray(file_grid.occupied), jnp.asarray(file_grid.aabb))
-    return stage, transitions.watch_grid(config.field, stage, grid)
+    return stage, track_weights(grid, model.dilation_cells(stage, file_grid.aabb))
 
 
 def make_finetune_config(
@@ -86,7 +87,9 @@ def make_finetune_config(
         mlp_lr=FINETUNE_LR_MULT * config.optimizer.mlp_lr,
     )
     data = None if data is None else data.absolute()
-    return dataclasses.replace(config, optimizer=optimizer, run_dir=folder, data=data, steps=steps)
+    return dataclasses.replace(
+        config, optimizer=optimizer, run_dir=folder, data=data, num_steps=steps
+    )
 
 
 def default_scene_metadata(converted: Converted, name: str) -> SceneMetadata:

@@ -10,8 +10,10 @@ from jaxrf.convert import nerf_pytorch, nerfstudio, tensorf
 from jaxrf.convert.files.torch_file import write_torch
 from jaxrf.convert.networks import from_params
 from jaxrf.core.errors import InputError
-from jaxrf.training import runs
-from jaxrf.training.config import HashGridConfig, NeRFConfig, TensoRFConfig
+from jaxrf.fields.hashgrid import HashGrid
+from jaxrf.fields.nerf import NeRF
+from jaxrf.fields.tensorf import TensoRF
+from jaxrf.training import runs, summaries
 from jaxrf.training.runs import Run
 
 Program = Literal["nerf-pytorch", "tensorf", "nerfstudio"]
@@ -60,15 +62,18 @@ def _wrong_field(run: Run, program: Program, kind: str) -> InputError:
 
 
 def _check_options(run: Run, program: Program, required: dict[str, Any]) -> None:
-    """InputError that names all options of the field with values that the program does not have."""
-    other = {
-        name: value for name, value in required.items() if getattr(run.config.field, name) != value
+    """InputError that names all options with values that the program does not have.
+
+    `required` holds values by the dotted names of options.
+    """
+    config = run.config
+    flat = summaries.flatten_config(config, run.scene.name) | {
+        "model": config.model.name,
+        "model.shading": "per_ray" if config.model.shades_per_ray(config.field) else "per_sample",
     }
+    other = {name: value for name, value in required.items() if flat.get(name) != value}
     if other:
-        options = " ".join(
-            f"--field.{'no-' * (value is False)}{name.replace('_', '-')}{_option_value(value)}"
-            for name, value in other.items()
-        )
+        options = " ".join(_spell_option(name, value) for name, value in other.items())
         raise InputError(
             f"The field of the run {run.folder} differs from those of {program}: train one with "
             f"{options}."
@@ -80,41 +85,49 @@ def _check_bounded(run: Run, program: Program) -> None:
     if run.config.model.contract:
         raise InputError(
             f"The run {run.folder} fills contracted space, which {program} does not have: train "
-            "one with --field.contract False."
+            "one with --model.contract False."
         )
 
 
-def _option_value(value: Any) -> str:
-    """Returns the text after an option that sets it to a value."""
-    return "" if isinstance(value, bool) else f" {value}"
+def _spell_option(name: str, value: Any) -> str:
+    """Returns the option of a dotted name, and the value that it is to have."""
+    part, _, last = name.rpartition(".")
+    prefix = f"--{part}." if part else "--"
+    option = last.replace("_", "-")
+    if isinstance(value, bool):
+        return f"{prefix}{'' if value else 'no-'}{option}"
+    return f"{prefix}{option} {value}"
 
 
 def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
-    field = run.config.field
-    if not isinstance(field, NeRFConfig):
+    field, params = NeRF.match(run.config.field), run.state.eval_params
+    if field is None:
         raise _wrong_field(run, "nerf-pytorch", "nerf")
     required: dict[str, Any] = {
-        "sampler": "hierarchical",
-        "shading": "per_sample",
-        "quadrature": "points",
-        "activation": "relu",
-        "encoding": "fourier",
-        "frequency": 1.0,
-        "encode_input": True,
-        "project": False,
-        "density_bias": 0.0,
-        "appearance_dim": 0,
-        "skip": 5,
-        "color_width": field.width // 2 if field.use_directions else field.color_width,
+        "model": "hierarchical",
+        "model.shading": "per_sample",
+        "model.quadrature": "points",
+        "model.appearance_dim": 0,
+        "field.activation": "relu",
+        "field.encoding": "fourier",
+        "field.frequency": 1.0,
+        "field.encode_input": True,
+        "field.project": False,
+        "field.density_bias": 0.0,
+        "field.skip": 5,
+        "field.color_width": field.width // 2 if field.use_directions else field.color_width,
     }
     _check_options(run, "nerf-pytorch", required)
     _check_bounded(run, "nerf-pytorch")
-    names = {"coarse": "network_fn_state_dict", "fine": "network_fine_state_dict"}
+    first = params.field if params.coarse is None else params.coarse
+    networks = {"network_fn_state_dict": first}
+    if params.coarse is not None:
+        networks["network_fine_state_dict"] = params.field
     states = {
-        names[network]: nerf_pytorch.to_state_dict(
-            from_params(params, field.skip), bool(field.num_fine_samples)
+        name: nerf_pytorch.to_state_dict(
+            from_params(network, field.skip), params.coarse is not None
         )
-        for network, params in run.state.eval_params.items()
+        for name, network in networks.items()
     }
     count = sum(len(state) for state in states.values())
     # The state of an Adam whose moments start from zero.
@@ -131,18 +144,23 @@ def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
 
 
 def _to_tensorf(run: Run) -> dict[str, Any]:
-    field = run.config.field
-    if not isinstance(field, TensoRFConfig):
+    field = TensoRF.match(run.stage.field)
+    if field is None:
         raise _wrong_field(run, "tensorf", "tensorf")
-    required = {"color": "mlp", "layers": 2, "shading": "per_sample", "appearance_dim": 0}
+    required = {
+        "field.color_head": "mlp",
+        "field.layers": 2,
+        "model.shading": "per_sample",
+        "model.appearance_dim": 0,
+    }
     _check_options(run, "tensorf", required)
     _check_bounded(run, "tensorf")
     grid = run.state.grid
     checkpoint = tensorf.to_checkpoint(
-        run.state.eval_params,
+        run.state.eval_params.field,
         field,
         np.asarray(grid.aabb),
-        run.stage.resolution,
+        field.resolution,
         (run.scene.near, run.scene.far),
     )
     mask = make_alpha_mask(np.asarray(grid.occupied))
@@ -154,18 +172,18 @@ def _to_tensorf(run: Run) -> dict[str, Any]:
 
 
 def _to_nerfstudio(run: Run) -> dict[str, Any]:
-    field = run.config.field
-    if not isinstance(field, HashGridConfig):
+    field = HashGrid.match(run.config.field)
+    if field is None:
         raise _wrong_field(run, "nerfstudio", "hashgrid")
     required: dict[str, Any] = {
-        "shading": "per_sample",
-        "rule": "hashed",
-        "normalize_dirs_01": True,
-        "coarsest": nerfstudio.BASE_RESOLUTION,
-        "num_sh_bands": 4,
-        "density_shift": 0.0,
-        "density_scale": 1.0,
-        "appearance_dim": 0,
+        "model.shading": "per_sample",
+        "model.appearance_dim": 0,
+        "field.hash_layout": "all_hashed",
+        "field.normalize_dirs_01": True,
+        "field.base_resolution": nerfstudio.BASE_RESOLUTION,
+        "field.num_sh_bands": 4,
+        "field.density_shift": 0.0,
+        "field.density_scale": 1.0,
     }
     _check_options(run, "nerfstudio", required)
     grid = run.state.grid
@@ -173,10 +191,9 @@ def _to_nerfstudio(run: Run) -> dict[str, Any]:
     if grid.bounds is not None and not np.array_equal(aabb, nerfstudio.CONTRACTED_AABB):
         raise InputError(
             f"The run {run.folder} contracts space around another box than -1 to 1, which "
-            "nerfstudio does not have: train without --field.contract."
+            "nerfstudio does not have: train without --model.contract."
         )
-    params = run.state.eval_params
-    field_params = params["fine"] if "fine" in params else params["coarse"]
+    field_params = run.state.eval_params.field
     step, num_images = int(run.state.step), run.scene.train_views
     return nerfstudio.to_checkpoint(field_params, field, aabb, step, num_images)
 

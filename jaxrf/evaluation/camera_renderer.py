@@ -15,13 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxrf.cameras.base import (
-    Cameras,
-    SceneRange,
-    apply_ray_convention,
-    pixels_to_rays,
-    resize_cameras,
-)
+from jaxrf.cameras.base import Cameras, apply_ray_convention, pixels_to_rays, resize_cameras
+from jaxrf.cameras.poses import SceneRange
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.rays import Rays
 from jaxrf.models.base import Model, ModelParams, RenderSpec, StageSpec, render_rays
@@ -153,7 +148,8 @@ class CameraRenderer:
         # Width and height are static, but the program must not depend on them.
         camera = dataclasses.replace(camera, width=1, height=1)
         arguments = (camera, (near, far), self.background, self.aabb, crop_aabb)
-        arguments = jax.tree.map(lambda x: np.asarray(x, np.float32), arguments)
+        dtype = jax.dtypes.canonicalize_dtype(np.float64)
+        arguments = jax.tree.map(lambda x: np.asarray(x, dtype), arguments)
         return devices.replicate(self.program.mesh, arguments)
 
 

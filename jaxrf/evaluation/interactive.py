@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras.base import Cameras, SceneRange, resize_cameras
+from jaxrf.cameras.base import Cameras, resize_cameras
+from jaxrf.cameras.poses import SceneRange
 from jaxrf.evaluation.camera_renderer import CameraRenderer, RenderConfig, make_camera_renderer
 from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.rendering.image import HostRendering

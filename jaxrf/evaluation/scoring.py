@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from jaxrf.cameras.base import Cameras, SceneRange
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.poses import SceneRange
 from jaxrf.core import memory
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import lpips, metrics

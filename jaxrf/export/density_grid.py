@@ -13,12 +13,10 @@ from jaxtyping import Array, Bool, Float, Float32
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError
 from jaxrf.export.progress import ProgressFn, no_progress
-from jaxrf.fields.base import Params
-from jaxrf.models import methods
-from jaxrf.models.base import StageSpec
+from jaxrf.fields.base import Field
+from jaxrf.models.base import ModelParams, make_density_fn
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training.config import FieldConfig
 from jaxrf.training.runs import Run
 
 # Positions evaluated in one call.
@@ -120,10 +118,9 @@ def sample_density(run: Run, resolution: int, progress: ProgressFn = no_progress
 def _make_density_fn(run: Run) -> Callable[[Float[Array, "m 3"]], Float[Array, "m"]]:
     """A function of positions that gives the run's density per scene unit."""
     grid = run.state.grid
-    stage, _ = methods.eval_stage(run.config.field, run.stage, grid, crop_to_occupied=False)
     radius = jnp.asarray(CONE_RADIUS_PER_PIXEL * measure_pixel_width(run))
     return functools.partial(
-        _evaluate_density, run.config.field, stage, run.state.eval_params, grid, radius
+        _evaluate_density, run.stage.field, run.state.eval_params, grid, radius
     )
 
 
@@ -145,13 +142,12 @@ def _lookup_occupancy(grid: OccupancyGrid, positions: Float[Array, "m 3"]) -> Bo
     return occupancy.lookup(grid, occupancy.contract_positions(grid, positions))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _evaluate_density(
-    config: FieldConfig,
-    stage: StageSpec,
-    params: Params,
+    field: Field,
+    params: ModelParams,
     grid: OccupancyGrid,
     radius: Float[Array, ""],
     positions: Float[Array, "m 3"],
 ) -> Float[Array, "m"]:
-    return methods.make_density(config, stage, params, grid, radius)(positions)
+    return make_density_fn(field, params, grid, radius)(positions)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras import base as cams
+from jaxrf.cameras.ndc import ndc_to_distance
 from jaxrf.cameras.transforms import SimilarityTransform, transform_positions
 from jaxrf.core.errors import InputError
 from jaxrf.export.progress import ProgressFn, no_progress
@@ -76,9 +77,7 @@ def surface_points(run: Run, view: TrainingView) -> Points:
     if scene.ndc is not None:
         ndc_rays = cams.image_rays(cameras, 0, scene.near, scene.far)
         near_plane = scene.ndc[2]
-        distance = np.asarray(
-            cams.ndc_to_distance(rays, ndc_rays, jnp.asarray(distance), near_plane)
-        )
+        distance = np.asarray(ndc_to_distance(rays, ndc_rays, jnp.asarray(distance), near_plane))
     origins, directions = (np.asarray(x, np.float64) for x in (rays.origins, rays.directions))
     positions = origins + distance[..., None] * directions
     hit = rendering.opacity > 0.5

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths, transforms
 from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.poses import near_far_for_box
 from jaxrf.cli.options import RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
@@ -140,4 +141,4 @@ def _read_cameras(run: Run, path: Path, width: int) -> Cameras:
 
 
 def _find_depth_range(run: Run, cameras: Cameras) -> tuple[float, float]:
-    return cams.near_far_for_box(cameras, visible_aabb(run.state.grid))
+    return near_far_for_box(cameras, visible_aabb(run.state.grid))

@@ -17,16 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
-from jaxrf.core.errors import BROKEN_ARRAYS, InputError
+from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 from jaxrf.fields.base import Params
-from jaxrf.fields.bitnerf import quantise_weights
-from jaxrf.models import methods
+from jaxrf.fields.bitnerf import BitNeRF, quantise_weights
 from jaxrf.models.base import StageSpec
-from jaxrf.sampling import occupancy
+from jaxrf.sampling.density_ema import init_density_ema
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training import config as configs
-from jaxrf.training import runs
-from jaxrf.training.config import BitNeRFConfig, TrainConfig
+from jaxrf.training import config_json, runs
+from jaxrf.training.config import TrainConfig
 from jaxrf.training.runs import Run
 from jaxrf.training.state import TrainState
 
@@ -107,21 +105,21 @@ def quantize_layers(layers: Sequence[dict[str, Any]]) -> tuple[list[np.ndarray],
 
 def check_ternary(run: Run) -> None:
     """Raises InputError unless all weights of a run are ternary."""
-    field = run.config.field
-    if not isinstance(field, BitNeRFConfig):
+    field, model = BitNeRF.match(run.config.field), run.config.model
+    if field is None:
         raise InputError(
-            f"The run {run.folder} has the field {field.kind}, whose weights are not ternary: "
+            f"The run {run.folder} has the field {run.config.field.name}, whose weights are not ternary: "
             "name a run of a bitnerf."
         )
-    if field.sampler == "proposal":
+    if run.state.eval_params.proposals:
         raise InputError(
             f"The run {run.folder} has proposal networks, whose hash grids are not ternary: train "
-            "with --field.sampler occupancy or hierarchical to export it."
+            "with --model packed or hierarchical to export it."
         )
-    if field.appearance_dim:
+    if model.appearance_dim:
         raise InputError(
             f"The run {run.folder} has appearance embeddings, which are not ternary: train with "
-            "--field.appearance-dim 0 to export it."
+            "--model.appearance-dim 0 to export it."
         )
     if field.norm_gain or field.full_precision_io or field.project:
         raise InputError(
@@ -146,10 +144,10 @@ def write_ternary(run: Run, path: Path, format_name: TernaryFormat) -> None:
     trits, scales = quantize_layers(layers)
     meta = {
         "format": format_name,
-        "config": configs.to_json(run.config),
+        "config": config_json.to_json(run.config),
         "step": int(run.state.step),
         # Without the poses of the training images, which would take more space than the weights.
-        **runs.describe(dataclasses.replace(run.scene, poses=()), run.stage, run.seconds),
+        **runs.to_metadata(dataclasses.replace(run.scene, poses=()), run.stage, run.seconds),
     }
     grid = run.state.grid
     boxes: dict[str, Any] = {"aabb": grid.aabb} | (
@@ -184,7 +182,7 @@ def read_ternary(path: Path) -> Run:
         raise InputError(
             f"There is no file {path}: name a file that jaxrf export wrote, or a run's folder."
         ) from error
-    except BROKEN_ARRAYS as error:
+    except NUMPY_LOAD_ERRORS as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(
             f"{path} is damaged, or is no file of jaxrf export ({reason}): export the run again."
@@ -202,13 +200,13 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _parse(path: Path, arrays: dict[str, np.ndarray]) -> Run:
     meta = json.loads(arrays["meta"].tobytes())
-    config = configs.from_json(meta["config"])
-    scene, stage, seconds = runs.parse_metadata(meta)
+    config = config_json.from_json(meta["config"])
+    scene, stage, seconds = runs.parse_metadata(meta, type(config.field))
     boxes: dict[str, Any] = {
         name: jnp.asarray(arrays[name]) for name in ("aabb", "bounds") if name in arrays
     }
     grid = _make_grid(config, stage, arrays["occupied"], boxes)
-    shapes = jax.eval_shape(lambda: methods.init_params(config.field, stage, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: config.model.init_params(stage.field, jax.random.key(0)))
     layers = _unpack_layers(_layers(shapes), arrays, PACKINGS[meta["format"]])
     params = jax.tree.unflatten(jax.tree.structure(shapes, is_leaf=_is_layer), layers)
     state = TrainState(params, None, jnp.asarray(meta["step"], jnp.int32), grid)
@@ -245,9 +243,10 @@ def _make_grid(
     boxes: dict[str, Any],
 ) -> OccupancyGrid:
     """The occupancy grid of packed bits; ValueError if it does not match its stage."""
-    count = math.prod(stage.cells)
+    count = math.prod(stage.grid_resolution)
     if len(bits) != math.ceil(count / 8):
         raise ValueError("its occupancy grid does not match its stage")
-    occupied = np.unpackbits(bits, count=count).astype(bool).reshape(stage.cells)
+    occupied = np.unpackbits(bits, count=count).astype(bool).reshape(stage.grid_resolution)
     grid = OccupancyGrid(jnp.asarray(occupied), **boxes)
-    return occupancy.init_density_ema(grid, stage.reach) if methods.marches(config.field) else grid
+    marches = config.model.samples_per_ray() is None
+    return init_density_ema(grid, stage.dilation_cells) if marches else grid

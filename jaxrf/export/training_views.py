@@ -14,15 +14,12 @@ from jaxrf.cameras import base as cams
 from jaxrf.cameras.base import Cameras
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
-from jaxrf.evaluation.scoring import spread
+from jaxrf.evaluation.scoring import evenly_spaced_indices
 from jaxrf.export.progress import ProgressFn, no_progress
-from jaxrf.fields.base import Params
-from jaxrf.models import methods
-from jaxrf.models.base import StageSpec
+from jaxrf.models.base import ModelParams, RenderSpec, render_rays
 from jaxrf.rendering.image import HostRendering, render_image
 from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training.config import FieldConfig
 from jaxrf.training.runs import Run
 
 # Maximum width of the rendered views, in pixels.
@@ -63,7 +60,7 @@ def render_training_views(
             f"{run.folder} does not hold the poses of its training images, which show where its "
             "surface is visible: convert it again with --data, or export a mesh with --keep-hidden."
         )
-    poses = poses[spread(len(poses), num_views)]
+    poses = poses[evenly_spaced_indices(len(poses), num_views)]
     bottom_rows = np.broadcast_to([[[0.0, 0.0, 0.0, 1.0]]], (len(poses), 1, 4))
     poses = np.concatenate([poses, bottom_rows], axis=1)
     cameras = cams.pinhole_cameras(poses, scene.width, scene.height, scene.focal)
@@ -82,27 +79,26 @@ def render_training_views(
 def make_render_rays(run: Run) -> Callable[[Rays], HostRendering]:
     """A function of rays of any batch shape that renders them in front of black."""
     config, grid = run.config, run.state.grid
-    stage, aabb = methods.eval_stage(config.field, run.stage, grid, crop_to_occupied=True)
+    model, convention, num_samples = config.model, config.ray_convention, config.render_samples
+    stage, aabb = model.eval_stage(run.stage, grid, convention, crop=True)
+    spec = RenderSpec(model, stage, convention, num_samples)
 
     def render_chunks(rays: Rays) -> Rendering:
-        static = (config.field, stage, config.render_samples)
-        return _render_chunks(*static, run.state.eval_params, grid, rays, jnp.asarray(aabb))
+        return _render_chunks(spec, run.state.eval_params, grid, rays, jnp.asarray(aabb))
 
-    return lambda rays: render_image(render_chunks, rays, methods.rays_at_once(config))
+    return lambda rays: render_image(render_chunks, rays, model.rays_per_chunk(num_samples))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=0)
 def _render_chunks(
-    config: FieldConfig,
-    stage: StageSpec,
-    samples: int,
-    params: Params,
+    spec: RenderSpec,
+    params: ModelParams,
     grid: OccupancyGrid,
     rays: Rays,
     aabb: Float[Array, "2 3"],
 ) -> Rendering:
     def render(chunk: Rays) -> Rendering:
-        return methods.render_rays(config, stage, samples, params, grid, chunk, jnp.zeros(3), aabb)
+        return render_rays(spec, params, grid, chunk, jnp.zeros(3), aabb)
 
     return jax.lax.map(render, rays)
 

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import encodings
 from jaxrf.core.errors import InputError
 from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantize_layers
-from jaxrf.fields.bitnerf import LEAST_SCALE
-from jaxrf.models import methods
+from jaxrf.fields.bitnerf import LEAST_SCALE, BitNeRF
+from jaxrf.models.packed import PackedModel
 from jaxrf.training import runs, scene_metadata
-from jaxrf.training.config import BitNeRFConfig, RayConvention
 from jaxrf.training.runs import Run
 from jaxrf.training.state import background_color
 
@@ -64,15 +64,15 @@ def write_page(run: Run, path: Path) -> int:
 def _check_run(run: Run) -> None:
     """Raises InputError if a page would not show the same images as the run."""
     check_ternary(run)
-    field = run.config.field
-    assert isinstance(field, BitNeRFConfig)
+    field, model = _bitnerf(run), run.config.model
     unsupported = {
-        "does not march through an occupancy grid": not methods.marches(field),
+        "does not march through an occupancy grid": model.samples_per_ray() is not None,
         "covers unbounded space": run.state.grid.bounds is not None,
         "is in normalized device coordinates": run.scene.ndc is not None,
         "encodes conical frusta": field.encoding != "fourier",
-        "evaluates colors per ray": field.shading != "per_sample",
-        "follows the ray convention of another program": field.convention != RayConvention(),
+        "evaluates colors per ray": model.shades_per_ray(field),
+        "follows the ray convention of another program": run.config.ray_convention
+        != RayConvention(),
     }
     for reason, holds in unsupported.items():
         if holds:
@@ -82,7 +82,14 @@ def _check_run(run: Run) -> None:
             )
 
 
-def _layer_names(field: BitNeRFConfig) -> list[str]:
+def _bitnerf(run: Run) -> BitNeRF:
+    """The run's field, which `check_ternary` has checked."""
+    field = BitNeRF.match(run.config.field)
+    assert field is not None
+    return field
+
+
+def _layer_names(field: BitNeRF) -> list[str]:
     """The layers in the order of the page."""
     view_layers = ["bottleneck", "view"] if field.use_directions else []
     trunk = [f"trunk_{i}" for i in range(field.layers)]
@@ -91,9 +98,8 @@ def _layer_names(field: BitNeRFConfig) -> list[str]:
 
 def _list_layers(run: Run) -> list[dict[str, Array]]:
     """Kernels and biases of the layers in the order of the page."""
-    assert isinstance(run.config.field, BitNeRFConfig)
-    network = run.state.eval_params["fine"]["params"]
-    return [network[name] for name in _layer_names(run.config.field)]
+    network = run.state.eval_params.field["params"]
+    return [network[name] for name in _layer_names(_bitnerf(run))]
 
 
 def _pack_buffers(run: Run) -> dict[str, bytes]:
@@ -115,8 +121,7 @@ def _describe_run(run: Run) -> dict[str, Any]:
 
 
 def _describe_network(run: Run) -> dict[str, Any]:
-    field = run.config.field
-    assert isinstance(field, BitNeRFConfig)
+    field = _bitnerf(run)
 
     def encoded_size(num_frequencies: int) -> int:
         encoded = encodings.fourier(
@@ -149,10 +154,11 @@ def _describe_network(run: Run) -> dict[str, Any]:
 
 
 def _describe_marching(run: Run) -> dict[str, Any]:
-    field, grid = run.config.field, run.state.grid
-    assert isinstance(field, BitNeRFConfig)
-    stage, occupied_aabb = methods.eval_stage(field, run.stage, grid, crop_to_occupied=True)
-    step_size = float(methods.step_length(field, stage, grid.aabb))
+    config, grid = run.config, run.state.grid
+    model = config.model
+    assert isinstance(model, PackedModel)
+    _, occupied_aabb = model.eval_stage(run.stage, grid, config.ray_convention, crop=True)
+    step_size = float(model.step_size(run.stage.field, grid.aabb))
     diagonal = float(np.linalg.norm(occupied_aabb[1] - occupied_aabb[0]))
     return {
         "aabb": np.asarray(grid.aabb, float).tolist(),
@@ -160,8 +166,8 @@ def _describe_marching(run: Run) -> dict[str, Any]:
         "grid_resolution": list(grid.occupied.shape),
         "step_size": step_size,
         "max_steps": math.ceil(diagonal / step_size) + 1,
-        "transmittance_threshold": field.convention.stop,
-        "color_threshold": field.color_threshold,
+        "transmittance_threshold": config.ray_convention.transmittance_threshold,
+        "color_threshold": model.color_threshold,
         "background": background_color(run.config).astype(float).tolist(),
     }
 

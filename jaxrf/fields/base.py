@@ -132,6 +132,11 @@ class Field:
     default_shading: ClassVar[Literal["per_sample", "per_ray"]] = "per_sample"
     """How its samples are colored unless the model says so."""
 
+    @classmethod
+    def match(cls, field: "Field") -> Self | None:
+        """The field itself if it is of this very class; else None."""
+        return field if type(field) is cls else None
+
     @property
     def name(self) -> str:
         """The name of its class in lower case, as runs and their files have it."""
@@ -172,6 +177,14 @@ class Field:
 
     def needs_intervals(self) -> bool:
         """Whether a sample has to stand for an interval of the ray, not for a point."""
+        return False
+
+    def max_frequency(self) -> float:
+        """The highest frequency of its encodings, per scene unit; 0 if it has none."""
+        return 0.0
+
+    def quantizes_activations(self) -> bool:
+        """Whether activations are rounded to few levels, which amplifies rounding errors."""
         return False
 
     def appearance_channels(self) -> int:

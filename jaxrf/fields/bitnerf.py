@@ -123,3 +123,7 @@ class BitNeRF(NeRF):
         dense: Any = partial(BitDense, **norm, compute=compute)
         full: Any = partial(linear, compute=compute, last=True)
         return self._make_network(dense, full if self.full_precision_io else dense)
+
+    def quantizes_activations(self) -> bool:
+        """To 8 bits."""
+        return True

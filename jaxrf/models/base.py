@@ -94,16 +94,13 @@ class StageSpec:
 
     def per_shard(self) -> "StageSpec":
         """The stage of one microbatch of one shard, with its share of rays and budgets."""
-        budgets = {
-            name: math.ceil(value / self.num_shards)
-            for name, value in (
-                ("block_budget", self.block_budget),
-                ("sample_budget", self.sample_budget),
-                ("color_budget", self.color_budget),
-            )
-        }
-        num_rays = self.num_rays // (self.num_shards * self.num_microbatches)
-        return dataclasses.replace(self, num_rays=num_rays, **budgets)
+        return dataclasses.replace(
+            self,
+            num_rays=self.num_rays // (self.num_shards * self.num_microbatches),
+            block_budget=math.ceil(self.block_budget / self.num_shards),
+            sample_budget=math.ceil(self.sample_budget / self.num_shards),
+            color_budget=math.ceil(self.color_budget / self.num_shards),
+        )
 
 
 class TrainRendering(NamedTuple):
@@ -338,7 +335,7 @@ class Model:
         key: jax.Array,
         tv_decay: Float[Array, ""],
     ) -> Float[Array, ""]:
-        """The field's penalty on the parameters of each of its networks (`Field.regularization`)."""
+        """The field's penalty on the parameters of each network (`Field.regularization`)."""
         networks = [network for network in (params.coarse, params.field) if network is not None]
         terms = [field.regularization(network, grid, key, tv_decay) for network in networks]
         return sum(terms[1:], terms[0])

@@ -111,7 +111,8 @@ class PackedModel(Model):
             return step
         return jnp.linalg.norm(jnp.asarray(aabb[1] - aabb[0])) / self.max_steps
 
-    def _dilation(self, stage: StageSpec, aabb: Float[np.ndarray, "2 3"]) -> float:
+    def dilation_cells(self, stage: StageSpec, aabb: Float[np.ndarray, "2 3"]) -> float:
+        """Half a block of steps, in cells of the stage's grid in this box."""
         step = self.step_size(stage.field, aabb)
         return block_dilation(step, aabb, stage.grid_resolution, bool(self.contract))
 
@@ -122,7 +123,7 @@ class PackedModel(Model):
         bounds: Float[Array, "2 3"] | None,
     ) -> OccupancyGrid:
         """All cells of the box, in the kind of grid that the field uses."""
-        dilation = self._dilation(stage, stage.field.grid_aabb(aabb))
+        dilation = self.dilation_cells(stage, stage.field.grid_aabb(aabb))
         return stage.field.init_grid(aabb, stage.grid_resolution, dilation, bounds)
 
     def set_budgets(
@@ -145,7 +146,7 @@ class PackedModel(Model):
             block_budget=max(blocks_per_sample * batch_samples // STEPS_PER_BLOCK, 1),
             sample_budget=batch_samples,
             color_budget=math.ceil(share * batch_samples) if share < 1.0 else 0,
-            dilation_cells=0.0 if stage.field.prunes_grid else self._dilation(stage, aabb),
+            dilation_cells=0.0 if stage.field.prunes_grid else self.dilation_cells(stage, aabb),
         )
 
     def update_grid(

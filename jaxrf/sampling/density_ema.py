@@ -110,7 +110,7 @@ class DensityEmaGrid(OccupancyGrid):
         first, since = jnp.divmod(self.step, schedule.update_interval)
         phases = jnp.where(self.step < schedule.warmup_steps, UPDATE_PHASES, 1)
         last = first + jnp.where(since == 0, phases, 0)
-        updated = jax.lax.fori_loop(first, last, update, self)
+        updated: Self = jax.lax.fori_loop(first, last, update, self)
         return dataclasses.replace(updated, step=updated.step + 1)
 
     def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> Self:

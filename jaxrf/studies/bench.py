@@ -1,17 +1,16 @@
 """The benchmark: measures the machine, trains every preset, writes a report."""
 
-import dataclasses
 import itertools
 import tempfile
 from pathlib import Path
 
 from jaxrf.core.jax_setup import set_up_jax
 from jaxrf.data import sources
+from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.studies import bench_report, bench_runs, roofline
 from jaxrf.studies.bench_report import RUN_KEY
 from jaxrf.studies.options import BenchOptions
 from jaxrf.training import runs
-from jaxrf.training.config import SyntheticSceneConfig, TrainConfig, make_preset
 
 
 def run(options: BenchOptions) -> int:
@@ -21,7 +20,7 @@ def run(options: BenchOptions) -> int:
     """
     set_up_jax("highest")
     runs.make_writable(options.output, "--output")
-    if sources.find_source(make_config(options, options.presets[0])).folder is None:
+    if sources.find_source(options.data, SyntheticSceneConfig()).folder is None:
         # Rendered now, so that its time does not count for the first run.
         sources.ensure_bricks(SyntheticSceneConfig())
     stem = bench_report.report_stem(options)
@@ -49,8 +48,3 @@ def run(options: BenchOptions) -> int:
             table = bench_report.write_report(stem, rates, results)
     print(f"{table}\nWritten to {stem}.json, .md and .png")
     return 0
-
-
-def make_config(options: BenchOptions, preset: str) -> TrainConfig:
-    """Returns the configuration of a preset; the options that follow its name are ignored."""
-    return dataclasses.replace(make_preset(preset.split()[0]), data=options.data)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrf.export import videos
+from jaxrf.export import render_plan
 from jaxrf.export.render_options import RenderOptions
 from jaxrf.studies.options import BenchOptions
 from jaxrf.studies.processes import run_jaxrf
@@ -50,7 +50,7 @@ def summarize(
     metrics = runs.read_metrics(run_dir)
     run = runs.open_run(run_dir)
     curve = [(v["seconds"], v["psnr"]) for v in metrics["validations"]]
-    ideal_seconds = count_work(run.config.field, run.stage).ideal_seconds(roofline)
+    ideal_seconds = count_work(run.stage).ideal_seconds(roofline)
     seconds = metrics["seconds"]
     return {
         "date": datetime.date.today().isoformat(),
@@ -100,7 +100,7 @@ def time_frame(run: runs.Run, size: int) -> float:
     Compilation is left out.
     """
     render = runs.make_render_fn(run, supersample=1)
-    orbit = videos.path_cameras(run, RenderOptions(frames=4, size=size))
+    orbit = render_plan.path_cameras(run, RenderOptions(frames=4, size=size))
     times = []
     for index in (0, 0, 1, 2, 3):
         started = time.perf_counter()

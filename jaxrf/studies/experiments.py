@@ -9,22 +9,16 @@ import os
 import shutil
 from pathlib import Path
 
+from jaxrf.core.accelerator import expects_accelerator
 from jaxrf.core.errors import InputError
+from jaxrf.presets import preset_name
 from jaxrf.studies.experiments_report import write_report
 from jaxrf.studies.options import ExperimentsOptions
+from jaxrf.studies.presets import STUDY, study_base
 from jaxrf.studies.processes import run_jaxrf
-from jaxrf.training import config as configs
 from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
 
-STUDY = (
-    configs.study_base,
-    configs.study_mixed,
-    configs.study_mixed_large,
-    configs.study_bitnerf,
-    configs.study_parallel,
-    configs.study_bitnerf_parallel,
-)
 # Width of the network and rays per step of the base in a short run, which a CPU can do.
 SHORT_WIDTH, SHORT_RAYS = 64, 512
 
@@ -34,7 +28,7 @@ def run(options: ExperimentsOptions) -> int:
 
     Returns the exit code.
     """
-    presets = {configs.preset_name(preset): preset for preset in STUDY}
+    presets = {preset_name(preset): preset for preset in STUDY}
     chosen = [name for name in presets if not options.only or name in options.only]
     if not chosen:
         raise InputError(
@@ -73,15 +67,22 @@ def train_one(config: TrainConfig, name: str, options: ExperimentsOptions, folde
         arguments.append("--resume")
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        arguments += ["--preset", name, "--seed", str(options.seed), "--steps", str(config.steps)]
+        arguments += [
+            "--preset",
+            name,
+            "--seed",
+            str(options.seed),
+            "--num-steps",
+            str(config.num_steps),
+        ]
         arguments += ["--video.frames", "0", "--validate-every", "0.1"]
         if options.length == "short":
-            rays = SHORT_RAYS * config.batch_rays // configs.study_base().batch_rays
+            rays = SHORT_RAYS * config.batch_rays // study_base().batch_rays
             arguments += ["--field.width", str(SHORT_WIDTH), "--batch-rays", str(rays)]
         if options.data is not None:
             arguments += ["--data", str(options.data)]
     environment = dict(os.environ)
-    if (config.devices or 1) > 1 and not configs.expects_accelerator():
+    if (config.devices or 1) > 1 and not expects_accelerator():
         flag = f"--xla_force_host_platform_device_count={config.devices}"
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flag}".strip()
     run_jaxrf(arguments, environment, f"Training {name}")

@@ -9,9 +9,9 @@ from jaxrf.core.jax_setup import set_up_jax
 from jaxrf.data import sources
 from jaxrf.evaluation import images, scoring
 from jaxrf.export import ternary
+from jaxrf.fields.bitnerf import BitNeRF
 from jaxrf.studies.options import ExperimentsOptions
 from jaxrf.training import runs
-from jaxrf.training.config import BitNeRFConfig
 from jaxrf.training.runs import Run
 from jaxrf.training.state import background_color
 
@@ -78,7 +78,7 @@ def count_bits(run: Run) -> float:
     for path, leaf in jax.tree_util.tree_leaves_with_path(run.state.eval_params):
         names = [getattr(part, "key", "") for part in path]
         in_trunk = any(name.startswith("trunk_") for name in names) and names[-1] == "kernel"
-        if isinstance(run.config.field, BitNeRFConfig) and in_trunk:
+        if BitNeRF.match(run.config.field) is not None and in_trunk:
             ternary_bits += TRIT_BITS * leaf.size
         else:
             plain_bits += 32.0 * leaf.size

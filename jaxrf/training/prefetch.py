@@ -24,12 +24,12 @@ from jaxrf.training.schedule import TrainSchedule, training_key
 
 
 class PrefetchRequest(NamedTuple):
-    """The steps whose pixels are prefetched: `count` pixels each, from the step `first` on."""
+    """The steps whose pixels are prefetched: `num_pixels` each, from the step `first` on."""
 
     config: TrainConfig
     pixels: PixelDataset
     schedule: TrainSchedule
-    count: int
+    num_pixels: int
     first: int
 
     def matches(self, other: "PrefetchRequest") -> bool:
@@ -77,13 +77,15 @@ def prefetch_pixels(request: PrefetchRequest, num_steps: int) -> PrefetchedPixel
 
     Random numbers are computed on the host too, as the device is busy with the steps before.
     """
-    config, pixels, schedule, count, first = request
+    config, pixels, schedule, num_pixels, first = request
     # The program must not depend on the number of steps of the training.
     config = dataclasses.replace(config, num_steps=1, schedule_knots=())
     with jax.default_device(_host_device()):
         sizes = jax.device_get(drop_images(pixels))
         schedule = jax.device_get(schedule)
-        slots, crops = _sample_slots(config, count, num_steps, sizes, schedule, np.int32(first))
+        slots, crops = _sample_slots(
+            config, num_pixels, num_steps, sizes, schedule, np.int32(first)
+        )
         pixel_ids = np.asarray(pixels.pixel_ids)[np.asarray(slots)]
         indices = jax.device_get(_unravel(sizes, pixel_ids, crops))
     rgba = np.zeros((*pixel_ids.shape, 4), np.uint8)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrf.cameras.base import SceneRange, focus_point, shift_near_far
+from jaxrf.cameras.poses import SceneRange, focus_point, shift_near_far
 from jaxrf.cameras.transforms import identity_transform, pack_transform
 from jaxrf.data.scene import Scene
 from jaxrf.sampling.occupancy import OccupancyGrid

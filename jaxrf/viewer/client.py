@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxrf.cameras.base import Cameras, near_far_for_box
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.poses import near_far_for_box
 from jaxrf.evaluation import images
 from jaxrf.evaluation.channels import Channel
-from jaxrf.evaluation.interactive import InteractiveRenderer, Pace, render_progressively
+from jaxrf.evaluation.interactive import FrameTimer, InteractiveRenderer, render_progressively
 from jaxrf.rendering.image import HostRendering
 from jaxrf.viewer.poses import View, fit_camera, ray_distance_to_z_depth, read_view, view_equals
 
@@ -80,7 +81,7 @@ class BrowserClient:
         self._show_statistics = show_statistics
         self.changed, self._closed = threading.Event(), threading.Event()
         self.moved_at = -np.inf
-        self._timer = Pace(MOVING_FRAME_SECONDS)
+        self._timer = FrameTimer(MOVING_FRAME_SECONDS)
         self._frame_times: list[float] = []
         self._last_number = -1
         self._last_view: View | None = None

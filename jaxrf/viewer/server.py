@@ -183,7 +183,7 @@ class Viewer:
             assert self._offered is not None
             renderer, status = self._offered
             view = self._initial_view._replace(aspect=1.0)
-            renderer.paint(fit_camera(view, 8, self._scene.ndc), NO_CROP, lambda: False)
+            renderer.render(fit_camera(view, 8, self._scene.ndc), NO_CROP, lambda: False)
             with self._state_lock:
                 previous = self._state
                 number = previous.number + 1 if previous else 0
@@ -290,7 +290,7 @@ class Viewer:
             raise InputError("There is nothing to render yet: wait for the first image.")
         camera = dataclasses.replace(camera, ndc=self._scene.ndc)
         renderer = state.renderer
-        rendering = renderer.paint(camera, self.crop, stop, renderer.supersample)
+        rendering = renderer.render(camera, self.crop, stop, renderer.supersample)
         if rendering is None:
             return None
         return draw_image(rendering, camera, state, self._channel.value)
