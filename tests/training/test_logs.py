@@ -103,7 +103,7 @@ def test_histogram_counts_finite_values(tmp_path: Path) -> None:
     (event,) = read_histograms(tmp_path, "a/b")
     histogram = event.histogram_value
     assert (event.step, histogram.num) == (7, 5000)
-    assert (histogram.min, found.max) == (values.min(), values.max())
+    assert (histogram.min, histogram.max) == (values.min(), values.max())
     assert histogram.sum == pytest.approx(values.astype(float).sum())
     assert histogram.sum_squares == pytest.approx(np.square(values.astype(float)).sum())
     below = np.cumsum(histogram.bucket)
