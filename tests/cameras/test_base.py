@@ -523,3 +523,33 @@ def test_shift_near_far_follows_a_camera_outside_the_usual_range(
     cameras = make_cameras(poses, 8, 6, 0.7)
     result = shift_near_far(cameras, 1, (2.0, 6.0), focus, (3.5, 4.5))
     assert result == pytest.approx(expected, abs=1e-5)
+
+
+def test_cameras_are_indexed_by_integer_slice_and_array() -> None:
+    rig = fisheye_cameras(2.0)
+    assert rig.distortion is not None
+    count = 3
+    cameras = dataclasses.replace(
+        rig,
+        T_world_camera=np.stack([np.eye(4, dtype=np.float32) * s for s in (1, 2, 3)]),
+        focal=np.arange(6, dtype=np.float32).reshape(3, 2),
+        principal_point=np.arange(6, 12, dtype=np.float32).reshape(3, 2),
+        distortion=np.repeat(rig.distortion, 3, axis=0) * np.array([[1], [2], [3]], np.float32),
+    )
+    single = cameras[count - 1]
+    assert len(single) == 1 and single.width == cameras.width and single.lens == cameras.lens
+    for part, indices in (
+        (single, [count - 1]),
+        (cameras[-1], [count - 1]),
+        (cameras[:1], [0]),
+        (cameras[np.array([0, count - 1])], [0, count - 1]),
+        (dataclasses.replace(cameras, focal=jnp.asarray(cameras.focal))[0], [0]),
+    ):
+        np.testing.assert_array_equal(part.T_world_camera, cameras.T_world_camera[indices])
+        np.testing.assert_array_equal(part.focal, cameras.focal[indices])
+        np.testing.assert_array_equal(part.principal_point, cameras.principal_point[indices])
+        np.testing.assert_array_equal(part.distortion, cameras.distortion[indices])
+    for index in (count, -count - 1):
+        with pytest.raises(IndexError):
+            cameras[index]
+    assert len([*cameras]) == count

@@ -5,9 +5,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scenes import make_scene
 
 from jaxrf.cameras.base import Cameras, make_cameras, project
 from jaxrf.cameras.poses import look_at
+from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Split, composite, downscale_images, downscale_split, find_background
 
 
@@ -148,3 +150,18 @@ def test_find_background_of_captured_scenes_is_none() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 4), dtype=np.uint8)
     images[..., 3] = 255
     assert find_background(images) is None
+
+
+def test_scene_splits_are_properties() -> None:
+    scene = make_scene()
+    assert scene.train is scene.splits["train"]
+    assert scene.val is scene.splits["val"] and scene.test is scene.splits["test"]
+
+
+def test_scene_without_a_split_names_those_it_has() -> None:
+    full = make_scene()
+    scene = dataclasses.replace(full, splits={"train": full.train, "test": full.test})
+    with pytest.raises(InputError, match=r"no split 'val' \(loaded: train, test\): load it"):
+        _ = scene.val
+    with pytest.raises(InputError, match="loaded: none"):
+        _ = dataclasses.replace(full, splits={}).train
