@@ -13,31 +13,10 @@ SOURCES = sorted((ROOT / "jaxrf").rglob("*.py"))
 # Packages that single rooms need and the others do without.
 OPTIONAL = {"torch", "viser"}
 # Words that do not say what an array is.
-VAGUE = frozenset(
-    [
-        "own",
-        "some",
-        "rest",
-        "inner",
-        "whole",
-        "here",
-        "found",
-        "most",
-        "least",
-        "many",
-        "each",
-        "way",
-        "apart",
-        "away",
-        "place",
-        "behind",
-        "seen",
-        "kept",
-        "shown",
-        "wanted",
-        "given",
-    ]
-)
+VAGUE = {
+    *("own", "some", "rest", "inner", "whole", "here", "found", "most", "least", "many", "each"),
+    *("way", "apart", "away", "place", "behind", "seen", "kept", "shown", "wanted", "given"),
+}
 
 
 def module_of(path: Path) -> str:
@@ -49,7 +28,7 @@ def has_examples(path: Path) -> bool:
     return ">>>" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", filter(has_examples, SOURCES), ids=module_of)
+@pytest.mark.parametrize("path", [*filter(has_examples, SOURCES)], ids=module_of)
 def test_examples_in_docstrings_run(path: Path) -> None:
     # Imported by name, so that it is the module whose shapes jaxtyping checks in all tests.
     try:
