@@ -10,7 +10,7 @@ from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 
 ExportFormat = Literal[
-    "ternary2", "ternary16", "web", "nerf-pytorch", "tensorf", "nerfstudio", "mesh", "points"
+    "ternary-2bit", "ternary-1.6bit", "web", "nerf-pytorch", "tensorf", "nerfstudio", "mesh", "points"
 ]
 # Endings of files by format, as the programs that read them name theirs; .npz otherwise.
 SUFFIXES = {
@@ -29,8 +29,8 @@ class ExportOptions:
 
     run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     """Folder of the run. Default: the newest in ./runs."""
-    format: ExportFormat = "ternary2"
-    """ternary2, ternary16: the weights of a bitnerf, in 2 bits each or five to a byte (1.6 bits),
+    format: ExportFormat = "ternary-2bit"
+    """ternary-2bit, ternary-1.6bit: the weights of a bitnerf, in 2 bits each or five to a byte (1.6 bits),
     which `jaxrf render` takes in place of a folder. web: a bitnerf as one page for any browser.
     nerf-pytorch, tensorf, nerfstudio: a checkpoint of that program, of a nerf, a tensorf or a
     hashgrid. mesh: the surface with colors. points: a colored point cloud."""
@@ -83,7 +83,7 @@ def run(options: ExportOptions) -> int:
             write_export.write_geometry(run, options, output)
         case "web":
             write_export.write_page(run, output)
-        case "ternary2" | "ternary16":
+        case "ternary-2bit" | "ternary-1.6bit":
             write_export.write_ternary(run, output, options.format)
         case _:
             write_export.write_weights(run, output, options.format)

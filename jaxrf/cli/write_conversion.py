@@ -97,7 +97,7 @@ def write_run(
     runs.write_config(run_dir, run.config)
     source = {
         "file": str(options.file.absolute()),
-        "format": converted.formatat,
+        "format": converted.format,
         "step": converted.step,
     }
     runs.write_text(run_dir / CONVERTED_FILE, runs.to_text(source))

@@ -379,8 +379,8 @@ def to_checkpoint(
     """
     state: dict[str, Any] = {
         "aabb": float32(aabb),
-        "max_res": np.array(field.finest),
-        "num_levels": np.array(field.levels),
+        "max_res": np.array(field.max_resolution),
+        "num_levels": np.array(field.num_levels),
         "log2_hashmap_size": np.array(field.log2_hashmap_size),
         TABLE_NAMES[0]: float32(np.asarray(params["table"])),
     }

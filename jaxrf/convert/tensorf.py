@@ -117,9 +117,9 @@ def make_field_params(
 def make_config(
     params: Mapping[str, Any],
     numbers: Mapping[str, float],
-    activation: str,
+    activation: Any,
     resolution: tuple[int, int, int],
-    cells: tuple[int, ...],
+    cells: Any,
 ) -> TrainConfig:
     """Returns the configuration that renders a field as TensoRF does.
 
@@ -351,12 +351,15 @@ def to_checkpoint(
     params: Mapping[str, Any],
     field: TensoRF,
     aabb: Float[np.ndarray, "2 3"],
-    resolution: Sequence[int],
     near_far: tuple[float, float],
+    color_threshold: float,
 ) -> dict[str, Any]:
-    """Returns a field as TensoRF's checkpoint of arrays, without an alpha mask."""
+    """Returns a field as TensoRF's checkpoint of arrays, without an alpha mask.
+
+    `color_threshold` is the weight below which samples are not colored.
+    """
     return {
-        "kwargs": _make_kwargs(field, aabb, resolution, near_far),
+        "kwargs": _make_kwargs(field, aabb, near_far, color_threshold),
         "state_dict": _make_state_dict(params, field),
     }
 
@@ -382,20 +385,20 @@ def _make_state_dict(params: Mapping[str, Any], field: TensoRF) -> dict[str, np.
 def _make_kwargs(
     field: TensoRF,
     aabb: Float[np.ndarray, "2 3"],
-    resolution: Sequence[int],
     near_far: tuple[float, float],
+    color_threshold: float,
 ) -> dict[str, Any]:
     num_axes = 1 if field.factors == "cp" else 3
     return {
         "aabb": float32(aabb),
-        "gridSize": [int(n) for n in resolution],
+        "gridSize": list(field.resolution),
         "density_n_comp": [field.density_components] * num_axes,
         "appearance_n_comp": [field.feature_components] * num_axes,
         "app_dim": field.feature_dim,
         "density_shift": field.density_shift,
         "alphaMask_thres": field.prune_threshold,
         "distance_scale": field.density_scale,
-        "rayMarch_weight_thres": field.color_threshold,
+        "rayMarch_weight_thres": color_threshold,
         "fea2denseAct": field.activation,
         "near_far": list(near_far),
         "step_ratio": field.step_ratio,

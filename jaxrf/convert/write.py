@@ -13,6 +13,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.fields.nerf import NeRF
 from jaxrf.fields.tensorf import TensoRF
+from jaxrf.models.packed import PackedModel
 from jaxrf.training import runs, summaries
 from jaxrf.training.runs import Run
 
@@ -144,7 +145,7 @@ def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
 
 
 def _to_tensorf(run: Run) -> dict[str, Any]:
-    field = TensoRF.match(run.stage.field)
+    field, model = TensoRF.match(run.stage.field), run.config.model
     if field is None:
         raise _wrong_field(run, "tensorf", "tensorf")
     required = {
@@ -155,13 +156,14 @@ def _to_tensorf(run: Run) -> dict[str, Any]:
     }
     _check_options(run, "tensorf", required)
     _check_bounded(run, "tensorf")
+    assert isinstance(model, PackedModel), "TensoRF is marched through"
     grid = run.state.grid
     checkpoint = tensorf.to_checkpoint(
         run.state.eval_params.field,
         field,
         np.asarray(grid.aabb),
-        field.resolution,
         (run.scene.near, run.scene.far),
+        model.color_threshold,
     )
     mask = make_alpha_mask(np.asarray(grid.occupied))
     return checkpoint | {

@@ -73,7 +73,7 @@ class DensityEmaGrid(OccupancyGrid):
         """
         if step_size is None:
             step_size = jnp.linalg.norm(self.aabb[1] - self.aabb[0]) / DEFAULT_STEPS
-        updated = update_occupancy(
+        updated: Any = update_occupancy(
             self,
             key,
             lambda positions, radii: density_fn(positions),
@@ -94,7 +94,7 @@ class DensityEmaGrid(OccupancyGrid):
     ) -> Self:
         """The grid after a training step: updated every `update_interval` steps."""
 
-        def update(phase: Array, grid: DensityEmaGrid) -> DensityEmaGrid:
+        def update(phase: Array, grid: Any) -> Any:
             return update_occupancy(
                 grid,
                 jax.random.fold_in(key, phase),

@@ -76,7 +76,8 @@ class StepCompiler:
             return
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, pixels))
         spec = self._make_spec(stage)
-        compile_stage = partial(compile_steps, spec, *shapes, prefetches=self._prefetches)
+        state, pixels = shapes
+        compile_stage = partial(compile_steps, spec, state, pixels, self._prefetches)
         self._futures[stage] = self._pool.submit(compile_stage)
 
     def is_ready(

@@ -132,10 +132,10 @@ class BrowserClient:
         )
         self._last_view, self._last_number = view, state.number
         camera = fit_camera(view, settings.max_size, settings.ndc)
-        self._timer.seconds = settings.moving_frame_seconds
+        self._timer.target_seconds = settings.moving_frame_seconds
         if only_state_changed:
             # Nobody drags the camera, so the first image may take longer and be sharper.
-            self._timer.seconds = NEW_STATE_FRAME_SECONDS
+            self._timer.target_seconds = NEW_STATE_FRAME_SECONDS
         for rendering in render_progressively(
             state.renderer, camera, settings.crop, self._timer, self.changed.is_set
         ):
