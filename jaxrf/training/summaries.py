@@ -1,6 +1,6 @@
 """What TensorBoard shows of a training beside its scalars: pictures, histograms, settings.
 
-`docs/logs.md` lists every tag.
+`docs/howto/logs.md` lists every tag.
 """
 
 import dataclasses

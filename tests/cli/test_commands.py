@@ -245,11 +245,11 @@ def test_every_tag_is_in_the_table_and_the_other_way_round(events: EventAccumula
     written = {tag for kind in ("scalars", "images", "histograms", "tensors")
                for tag in events.Tags()[kind]}  # fmt: skip
     written = {tag.removesuffix("/text_summary") for tag in written}
-    table = (ROOT / "docs/logs.md").read_text()
+    table = (ROOT / "docs/howto/logs.md").read_text()
     tags = re.findall(r"^\| `([^`]+)` \| (?:scalar|image|histogram|text) \|", table, re.MULTILINE)
     patterns = {tag: re.sub(r"GROUP|PATH|NAME|N(?=_)", r"[\\w/.-]+", tag) for tag in tags}
     missing = {tag for tag in written if not any(re.fullmatch(p, tag) for p in patterns.values())}
-    assert not missing, "docs/logs.md lacks them"
+    assert not missing, "docs/howto/logs.md lacks them"
     # What only an accelerator, a backend or weights of LPIPS give, and what takes half a second.
     rare = ("accelerator", "device", "lpips", "cpu_percent")
     never = {
