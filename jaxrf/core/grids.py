@@ -30,7 +30,7 @@ def weighted_gather(
     """Weighted sums of k rows: out[i] = sum_k weights[i, k] table[indices[i, k]].
 
     One gather for each k. Its gradient is a scatter, which on a CPU goes block by block: that is up
-    to 5 times faster than the one scatter that XLA derives (docs/lab/lookups.md). Read as bfloat16, rows
+    to 5 times faster than the one scatter that XLA derives (docs/gather.md). Read as bfloat16, rows
     are half as long; the sums and the gradient are of the table's own type even so.
     """
     rows = _narrow(table, read_as)
