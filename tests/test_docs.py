@@ -96,7 +96,7 @@ PYTHON_PAGES = [page for page in PAGES if "```python" in page.read_text(encoding
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a data set and a run, where the pages' code looks for them."""
-    from test_runs import make_run
+    from training.test_runs import make_run
 
     write_scene(tmp_path / "data" / "nerf_synthetic" / "lego")
     make_run(tmp_path / "runs" / "lego", make=tiny_voxels)
