@@ -1,4 +1,4 @@
-"""What mkdocstrings has to be told about the docstrings and annotations of jaxrf."""
+"""Extension of griffe, so that mkdocstrings shows the shapes and NamedTuples of jaxrf correctly."""
 
 import re
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 import griffe
 
 SHAPED = {"Float", "Int", "Bool", "UInt8", "Int8", "Int32", "UInt32", "Num", "Shaped"}
-# "view, name: which." at the beginning of a line: parts of a NamedTuple.
-PART = re.compile(r"^[a-z_]+(, [a-z_]+)*: ", re.MULTILINE)
+# A line that begins with "name: " or "name, name: " describes fields of a NamedTuple.
+FIELD_LINE = re.compile(r"^[a-z_]+(, [a-z_]+)*: ", re.MULTILINE)
 
 
-class Manners(griffe.Extension):
-    """Shapes stay strings, and the parts of NamedTuples become a list."""
+class JaxrfDocstrings(griffe.Extension):
+    """Keeps shapes as strings, and lists the fields of NamedTuples as attributes."""
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
-        """Puts "Attributes:" before the parts of a NamedTuple."""
-        found = cls.docstring and any(str(base) == "NamedTuple" for base in cls.bases)
-        if not found or "Attributes:" in cls.docstring.value:
+        """Inserts "Attributes:" before the fields of a NamedTuple."""
+        is_documented = cls.docstring and any(str(base) == "NamedTuple" for base in cls.bases)
+        if not is_documented or "Attributes:" in cls.docstring.value:
             return
-        text, first = cls.docstring.value, PART.search(cls.docstring.value)
+        text, first = cls.docstring.value, FIELD_LINE.search(cls.docstring.value)
         if first:
-            parts = text[first.start() :].replace("\n", "\n  ")
-            cls.docstring.value = f"{text[: first.start()]}Attributes:\n  {parts}"
+            fields = text[first.start() :].replace("\n", "\n  ")
+            cls.docstring.value = f"{text[: first.start()]}Attributes:\n  {fields}"
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
-        """Restores the shapes of parameters and results."""
+        """Restores the shapes of parameters and return values."""
         for parameter in func.parameters:
             restore_shapes(parameter.annotation)
         restore_shapes(func.returns)
@@ -35,7 +35,7 @@ class Manners(griffe.Extension):
 
 
 def restore_shapes(annotation: Any) -> None:
-    """Shapes such as "m" that griffe took for names in quotes, as strings again."""
+    """Turns shapes such as "m" back into strings; griffe parses them as forward references."""
     if not isinstance(annotation, griffe.Expr) or isinstance(annotation, griffe.ExprName):
         return
     for part in annotation.iterate(flat=False):

@@ -1,7 +1,7 @@
-"""The documentation: its code runs, its commands parse, its links lead somewhere, its words are so.
+"""The documentation: code runs, commands parse, options exist, links lead somewhere.
 
-A page tells the tests with a comment before a block what stands in for what takes long or is not
-there: `<!-- in tests: old => new | old => new -->`, or `<!-- not run: why -->`.
+A comment before a block tells the tests what to replace in something slow, or not to run it:
+`<!-- in tests: old => new | old => new -->`, or `<!-- not run: why -->`.
 """
 
 import ast
@@ -25,6 +25,7 @@ import pytest
 import yaml
 from scenes import tiny_voxels, write_scene
 
+from jaxrf import fields, models
 from jaxrf.cli import main as cli
 from jaxrf.cli import options as cli_options
 from jaxrf.training.config import TrainConfig
@@ -32,22 +33,23 @@ from jaxrf.training.config import TrainConfig
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
-# What other programs are called with, in our pages.
+# Options of other programs that the pages mention.
 FOREIGN = {"--logdir", "--no-sandbox", "--strict"}
-# Words that stand for something in a command.
+# Placeholders in commands, and values for them.
 STAND_INS = {
     "SECONDS": "60",
     "SEED": "0",
     "PRESET": "voxels-small",
     "HOST:PORT": "host:1234",
-    "FORMAT": "ternary-2bit",
+    "FORMAT": "mesh",
+    "FILE:CLASS": "docs/blobs.py:Blobs",
     "N": "2",
     "I": "0",
     "S": "8",
     "K": "2",
 }
-# What the command line may import in order to parse.
-LIGHT = {"jaxrf", "jaxrf.cli", "jaxrf.cli_options", "jaxrf.config", "jaxrf.errors"}
+# Modules that parsing imports; the others are replaced, so that commands do nothing.
+LIGHT = {"jaxrf", "jaxrf.cli", "jaxrf.cli.options", "jaxrf.training.config", "jaxrf.core.errors"}
 
 
 def name_of(path: Path) -> str:
@@ -68,7 +70,7 @@ FENCE = re.compile(
 )
 
 
-def occupied_blocks(text: str) -> list[Block]:
+def fenced_blocks(text: str) -> list[Block]:
     """The fenced blocks of a page."""
     return [Block(m[3], m[4], m[1] or "") for m in FENCE.finditer(text)]
 
@@ -92,22 +94,22 @@ PYTHON_PAGES = [page for page in PAGES if "```python" in page.read_text(encoding
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a data set and a run in it, where the pages' code finds them."""
-    from test_runs import make_run
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a data set and a run, where the pages' code looks for them."""
+    from training.test_runs import make_run
 
     write_scene(tmp_path / "data" / "nerf_synthetic" / "lego")
     make_run(tmp_path / "runs" / "lego", make=tiny_voxels)
     log = tmp_path / "runs" / "lego" / "log.jsonl"
     log.write_text('{"step": 1, "train/psnr": 20.0}\n', encoding="utf-8")
-    # Where there is a screen, a plot would wait for somebody to close it.
+    # A plot on a screen would wait for somebody to close it.
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def replace_by(code: str, comment: str) -> str:
-    """Code with what a comment `in tests: old => new | ...` asks for."""
+    """Code with the replacements of a comment `in tests: old => new | ...` made."""
     for pair in comment.removeprefix("in tests: ").split(" | "):
         old, new = pair.split(" => ")
         assert code.count(old) == 1, f"{old!r} is {code.count(old)} times in the block"
@@ -116,9 +118,9 @@ def replace_by(code: str, comment: str) -> str:
 
 
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=name_of)
-def test_python_of_the_pages_runs(page: Path, place: Path) -> None:
+def test_python_of_the_pages_runs(page: Path, workspace: Path) -> None:
     names: dict[str, Any] = {}
-    for block in occupied_blocks(page.read_text(encoding="utf-8")):
+    for block in fenced_blocks(page.read_text(encoding="utf-8")):
         if block.language == "python" and not block.comment.startswith("not run"):
             code = replace_by(block.text, block.comment) if block.comment else block.text
             exec(compile(code, name_of(page), "exec"), names)
@@ -133,17 +135,17 @@ def join_lines(block: str) -> list[str]:
 
 
 def find_commands(text: str) -> Iterator[str]:
-    """Command lines of our programs: all in blocks, and in the prose those that have options."""
+    """Command lines of jaxrf: all of them in blocks, and those with options in the prose."""
     lines = [
-        line for b in occupied_blocks(text) if b.language != "python" for line in join_lines(b.text)
+        line for b in fenced_blocks(text) if b.language != "python" for line in join_lines(b.text)
     ]
     prose = prose_of(text)
     lines += re.findall(r"^ {4}(\S.*)$", prose, re.MULTILINE)
-    # In prose a command may go on in the next line.
+    # In prose a command may continue in the next line.
     spans = [re.sub(r"\s*\n\s*", " ", span) for span in re.findall(r"`([^`]+)`", prose)]
     lines += [span for span in spans if " --" in span]
     for line in lines:
-        # Files are listed with more than a space in between.
+        # Listings of files have more than one space after the name.
         match = re.match(
             r"\s*(?:python )?(?:-m )?((?:train_lego\.py|render_360\.py|jaxrf)(?: (?! ).*)?)$", line
         )
@@ -161,12 +163,12 @@ COMMANDS = sorted(
 
 
 def parse_command(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Exit code of a command whose work is left out: it is only parsed."""
+    """Exit code of a command that is only parsed, not run."""
     words = shlex.split(command, comments=True)
     words = [STAND_INS.get(word, word) for word in words]
     program, *arguments = words
     if "--resume" in arguments and program != "jaxrf":
-        # Whatever run that is: its options are those of training.
+        # There is no run to read; its options are those of training.
         arguments.remove("--resume")
     real = builtins.__import__
 
@@ -190,7 +192,7 @@ def parse_command(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def what_runs(module: str) -> list[str]:
     """Names after run_ that the command line imports from a module."""
-    source = (ROOT / "jaxrf" / "cli.py").read_text(encoding="utf-8")
+    source = (ROOT / "jaxrf" / "cli" / "main.py").read_text(encoding="utf-8")
     return re.findall(rf"from {re.escape(module)} import run_(\w+)", source)
 
 
@@ -209,6 +211,7 @@ def test_commands_of_the_pages_parse(
         "train_lego.py --no-such-option 3",
         "train_lego.py --preset none",
         "train_lego.py --preset voxels-small --field.rank 3",
+        "train_lego.py --preset hashgrid-small --model none",
         "render_360.py --frames many",
         "jaxrf eval --split other",
         "jaxrf export --format clay",
@@ -216,12 +219,12 @@ def test_commands_of_the_pages_parse(
         "jaxrf data fetch",
     ],
 )
-def test_a_command_that_is_none_is_noticed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_commands_are_rejected(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_command(command, monkeypatch) != 0
 
 
 def option_names(options: Any, prefix: str = "") -> Iterator[str]:
-    """All options of a dataclass and of those in it, of every kind of field."""
+    """All options of a dataclass and of the dataclasses in it."""
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         name = prefix + field.name.replace("_", "-")
@@ -237,25 +240,32 @@ def option_names(options: Any, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_option_in_the_pages_exists() -> None:
-    known = {"--help", "--preset", *FOREIGN, *option_names(TrainConfig)}
+    known = {"--help", "--preset", "--field", "--model", *FOREIGN, *option_names(TrainConfig)}
+    for field in (getattr(fields, name) for name in fields.__all__):
+        if dataclasses.is_dataclass(field):
+            known |= set(option_names(field, "field."))
+    for model in (getattr(models, name) for name in models.__all__):
+        if dataclasses.is_dataclass(model):
+            known |= set(option_names(model, "model."))
+    known |= {"--field.num-blobs"}  # docs/blobs.py
     for _, options in vars(cli_options).items():
         if dataclasses.is_dataclass(options):
             known |= set(option_names(options))
     for script in ROOT.glob("benchmarks/*.py"):
         text = script.read_text(encoding="utf-8")
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", text))
-    assert {"--field.sampler", "--no-filter-rays", "--counts", "--format"} <= known
+    assert {"--model.max-steps", "--no-filter-rays", "--counts", "--format"} <= known
     for page in PAGES:
         for span in re.findall(r"`([^`]+)`", prose_of(page.read_text(encoding="utf-8"))):
             for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*(?![\w*.])", span):
-                assert option in known, f"{name_of(page)} names {option}, which is no option"
+                assert option in known, f"{name_of(page)} names {option}, which does not exist"
 
 
 # Links and navigation.
 
 
 def make_anchor(heading: str) -> str:
-    """What a heading is linked to by, as GitHub and the site both have it."""
+    """Anchor of a heading, the same on GitHub and on the site."""
     plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
     return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", plain))
 
@@ -271,16 +281,16 @@ def find_links(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    rooms = load_pages_module().find_rooms()
+    packages = load_pages_module().find_packages()
     for link in find_links(page):
         if link.startswith(("http://", "https://")):
             continue
         path, _, anchor = link.partition("#")
         target = page if not path else Path(os.path.normpath(page.parent / path))
         if target.parent == DOCS / "reference":
-            room = target.stem
-            assert room in rooms or room == "index", f"{link} names no room"
-            assert not anchor or anchor in rooms[room], f"{link} names no module of {room}"
+            package = target.stem
+            assert package in packages or package == "index", f"{link} names no package"
+            assert not anchor or anchor in packages[package], f"{link} names no module of {package}"
             continue
         assert target.is_file(), f"{link} leads nowhere"
         if DOCS in page.parents:
@@ -302,28 +312,28 @@ def test_every_page_is_in_the_navigation() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     listed = list(pages_in(module.write_nav(nav)))
     assert len(listed) == len(set(listed))
-    generated = {f"reference/{room}.md" for room in module.find_rooms()} | {"reference/index.md"}
+    generated = {f"reference/{name}.md" for name in module.find_packages()} | {"reference/index.md"}
     written = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     assert set(listed) == generated | written
 
 
-def test_every_module_has_a_place_in_the_reference() -> None:
+def test_every_module_is_in_the_reference() -> None:
     module = load_pages_module()
-    texts = [module.write_room(room, modules) for room, modules in module.find_rooms().items()]
-    shown = set(re.findall(r"^::: (\S+)$", "\n".join(texts), re.MULTILINE))
+    texts = [module.write_package_page(*item) for item in module.find_packages().items()]
+    listed = set(re.findall(r"^::: (\S+)$", "\n".join(texts), re.MULTILINE))
     for path in (ROOT / "jaxrf").rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        assert name in shown | {"jaxrf", "jaxrf.__main__"}, f"{name} is not in the reference"
+        assert name in listed | {"jaxrf", "jaxrf.__main__"}, f"{name} is not in the reference"
         assert name == "jaxrf.__main__" or module.read_summary(name), f"{name} has no docstring"
 
 
-# What the program says.
+# Messages of the program.
 
 
 def find_templates() -> list[re.Pattern[str]]:
-    """Every text in the source with enough words of its own, its gaps standing for anything."""
-    found = []
+    """Patterns of the longer texts in the source; anything matches the gaps of an f-string."""
+    templates = []
     for path in (ROOT / "jaxrf").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             parts: list[str] = []
@@ -333,28 +343,30 @@ def find_templates() -> list[re.Pattern[str]]:
                 parts = [node.value]
             if sum(len(part) for part in parts) >= 12:
                 gaps = ("(.+?)" if part == "" else re.escape(part.strip("\n")) for part in parts)
-                found.append(re.compile("".join(gaps)))
-    return found
+                templates.append(re.compile("".join(gaps)))
+    return templates
 
 
 def quoted_sentences() -> list[str]:
-    """The sentences in boxes of the page on what goes wrong."""
-    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    blocks = [block.text for block in occupied_blocks(text) if block.language == "text"]
+    """The messages in the boxes of the troubleshooting page."""
+    text = (DOCS / "howto" / "troubleshooting.md").read_text(encoding="utf-8")
+    blocks = [block.text for block in fenced_blocks(text) if block.language == "text"]
     paragraphs = [part for block in blocks for part in re.split(r"\n\s*\n", block)]
     return [" ".join(part.split()) for part in paragraphs]
 
 
-def test_what_the_page_quotes_is_what_the_program_says() -> None:
+def test_quoted_messages_are_in_the_source() -> None:
     templates, sentences = find_templates(), quoted_sentences()
     assert len(sentences) > 20
     for sentence in sentences:
-        assert any(t.fullmatch(sentence) for t in templates), f"nothing says: {sentence}"
+        assert any(t.fullmatch(sentence) for t in templates), (
+            f"no text in the source matches: {sentence}"
+        )
     said = "Memory ran out: lower --batch-samples while training"
     assert not any(t.fullmatch(f"{said} or go home.") for t in templates)
 
 
-def test_figures_of_the_fields_are_those_of_the_benchmark() -> None:
+def test_figures_on_the_fields_pages_are_those_of_the_benchmark() -> None:
     measured = json.loads((DOCS / "benchmarks" / "2026-11-22-lego.json").read_text("utf-8"))["runs"]
     rows = 0
     for page in (DOCS / "fields").glob("*.md"):
@@ -384,9 +396,9 @@ def test_the_site_builds(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "reference" / "render" / "index.html").read_text(encoding="utf-8")
+    text = (tmp_path / "reference" / "rendering" / "index.html").read_text(encoding="utf-8")
     assert "compute_weights" in text
-    # Nothing is fetched from elsewhere when a page is read.
+    # Pages load nothing from other servers.
     for page in tmp_path.rglob("*.html"):
         html = page.read_text(encoding="utf-8")
         fetched = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"(https?://[^\"]*)", html)

@@ -1,6 +1,6 @@
 """Images, histograms and hyperparameters of a training for TensorBoard.
 
-`docs/logs.md` lists every tag.
+`docs/howto/logs.md` lists every tag.
 """
 
 import dataclasses
