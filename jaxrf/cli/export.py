@@ -10,7 +10,14 @@ from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 
 ExportFormat = Literal[
-    "ternary-2bit", "ternary-1.6bit", "web", "nerf-pytorch", "tensorf", "nerfstudio", "mesh", "points"
+    "ternary-2bit",
+    "ternary-1.6bit",
+    "web",
+    "nerf-pytorch",
+    "tensorf",
+    "nerfstudio",
+    "mesh",
+    "points",
 ]
 # Endings of files by format, as the programs that read them name theirs; .npz otherwise.
 SUFFIXES = {
