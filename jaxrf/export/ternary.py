@@ -108,8 +108,8 @@ def check_ternary(run: Run) -> None:
     field, model = BitNeRF.match(run.config.field), run.config.model
     if field is None:
         raise InputError(
-            f"The run {run.folder} has the field {run.config.field.name}, whose weights are not ternary: "
-            "name a run of a bitnerf."
+            f"The run {run.folder} has the field {run.config.field.name}, whose weights are not "
+            "ternary: name a run of a bitnerf."
         )
     if run.state.eval_params.proposals:
         raise InputError(
