@@ -28,7 +28,7 @@ ROW_CHANNELS = 8
 
 
 class FieldContext(NamedTuple):
-    """What a field may use beside its parameters, for m positions.
+    """Inputs of a field beside its parameters, for m positions.
 
     radii: (m,) of the pixels' cones at the positions, in the units of the positions.
     aabb: (2, 3) the box that the field fills: the scene's, or that of contracted space.

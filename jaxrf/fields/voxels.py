@@ -329,8 +329,8 @@ class Voxels(base.Field):
         assert self.prune_threshold is not None, "resolve settles the threshold"
         heavy = np.asarray(decayed_max_weights(grid)) > self.prune_threshold
         heavy = heavy[np.asarray(grid.number)].reshape(keep.shape)
-        kept = np.asarray(jax.jit(dilate)(jnp.asarray(heavy & keep))) & keep
-        return kept if kept.any() else keep
+        remaining = np.asarray(jax.jit(dilate)(jnp.asarray(heavy & keep))) & keep
+        return remaining if remaining.any() else keep
 
     def shape_key(self) -> tuple[Any, ...]:
         """Capacity of table and grid."""
@@ -367,8 +367,8 @@ def corner_weights(
 ) -> Float[Array | np.ndarray, "m 8"]:
     """Trilinear weights of the corners of a unit cube, ordered as `CORNERS`; they sum to one."""
     upper = CORNERS.astype(fraction.dtype)[None]
-    place = fraction[:, None, :]
-    return (place * upper + (1.0 - place) * (1.0 - upper)).prod(axis=-1)
+    along = fraction[:, None, :]
+    return (along * upper + (1.0 - along) * (1.0 - upper)).prod(axis=-1)
 
 
 def total_variation(

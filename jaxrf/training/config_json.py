@@ -197,9 +197,9 @@ def _find_class(expected: Any, kind: Any, where: str, field_class: type[Field] |
     if field_class is not None:
         return field_class
     module, _, name = str(kind).partition(":")
-    found = getattr(sys.modules.get(module), name, None)
-    if isinstance(found, type) and issubclass(found, Field):
-        return found
+    loaded = getattr(sys.modules.get(module), name, None)
+    if isinstance(loaded, type) and issubclass(loaded, Field):
+        return loaded
     raise ValueError(
         f"{where}.type is {kind!r}, which is no field of this version; of a field of your own give "
         "the class or an instance (field=)"
