@@ -164,7 +164,7 @@ class LossScale(NamedTuple):
 class LossScaledState(NamedTuple):
     """An optimizer's state, and the scale of the loss whose gradients it gets."""
 
-    inner: Any
+    inner_opt_state: Any
     scale: LossScale
 
 
@@ -178,9 +178,9 @@ def init_loss_scale() -> LossScale:
 
 
 def unscale(opt_state: Any) -> tuple[Any, Float[Array, ""]]:
-    """The optimizer's inner state, and the factor of the loss."""
+    """The inner optimizer's state, and the factor of the loss."""
     if isinstance(opt_state, LossScaledState):
-        return opt_state.inner, opt_state.scale.factor
+        return opt_state.inner_opt_state, opt_state.scale.factor
     return opt_state, jnp.ones(())
 
 
