@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
 import inspect
 import sys
 from collections.abc import Sequence
@@ -23,10 +22,11 @@ from jaxrf.evaluation import scoring
 from jaxrf.evaluation.scoring import RenderFn, score_split, summarize
 from jaxrf.fields.base import Field
 from jaxrf.models.base import ModelParams, StageSpec
+from jaxrf.parallel import devices
 from jaxrf.rendering.image import HostRendering
 from jaxrf.training import loop, runs, transitions
 from jaxrf.training.callbacks import NullCallback, TrainCallback
-from jaxrf.training.config import TrainConfig
+from jaxrf.training.config import COMMAND_ONLY, TrainConfig
 from jaxrf.training.losses import ErrorFn
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
@@ -65,7 +65,7 @@ def fit(
     error_fn: ErrorFn | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
-    **numbers: Any,
+    **overrides: Any,
 ) -> "Result":
     """Trains a field on a scene.
 
@@ -75,13 +75,13 @@ def fit(
       scene: its training split is used.
       callback: called after every dispatch, in place of a progress bar.
       error_fn: error of each pixel's color, (rgb, target_rgb) -> (r,).
-      mesh: the devices to train on; by default the first.
+      mesh: the devices to train on; by default as many as `devices`, or the first alone.
       progress: show a progress bar.
-      **numbers: of the training in place of the preset's, by their names in `TrainConfig`, such as
+      **overrides: attributes of `TrainConfig` to use in place of the preset's, such as
         `num_steps`, `seed`, `batch_rays`, `background` or `model`.
 
     Raises:
-      InputError: if a number cannot be used; it names the option and what to change.
+      InputError: if an override cannot be used; it names the option and what to change.
       DivergedError: if training diverges.
 
     Example:
@@ -90,13 +90,18 @@ def fit(
       8
     """
     config = field if isinstance(field, TrainConfig) else presets.for_field(field)
-    config = transitions.resolve_config(_replace_numbers(config, numbers), scene)
-    if not config.field_source:
-        config = dataclasses.replace(config, field_source=_find_source(config.field))
+    config = transitions.resolve_config(_override(config, overrides), scene)
+    config = dataclasses.replace(
+        config,
+        field_source=config.field_source or _find_source(type(config.field)),
+        downscale=scene.downscale,
+        skip_missing=scene.skip_missing,
+    )
+    mesh = mesh or devices.make_mesh(config.devices or 1)
     if callback is None:
         callback = _ProgressCallback(config, enabled=progress)
     stage, state = loop.fit(config, scene, callback, error_fn=error_fn, mesh=mesh)
-    return Result(config, SceneMetadata.from_scene(scene, None), stage, state)
+    return Result(config, SceneMetadata.from_scene(scene, scene.folder), stage, state)
 
 
 def load(folder: str | Path, *, step: int | None = None, field: Field | None = None) -> "Result":
@@ -116,21 +121,24 @@ def load(folder: str | Path, *, step: int | None = None, field: Field | None = N
     return Result(run.config, run.scene, run.stage, run.state)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Result:
     """A trained field.
 
     Attributes:
-      config: of the training, resolved for the scene.
-      scene: metadata of the scene.
+      config: configuration of the training, resolved for the scene.
+      scene_metadata: the facts about the scene that rendering needs, without its images.
       stage: static shapes at the end of training; `stage.field` is the field with its shapes.
       state: parameters, optimizer state and occupancy grid.
     """
 
     config: TrainConfig
-    scene: SceneMetadata
+    scene_metadata: SceneMetadata
     stage: StageSpec
     state: TrainState
+    _render_fns: dict[int | None, RenderFn] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def field(self) -> Field:
@@ -159,7 +167,16 @@ class Result:
         return self._render_fn(supersample)(cameras, index)
 
     def evaluate(self, split: Split, *, every: int = 1) -> dict[str, Any]:
-        """Mean "psnr" in dB and "ssim" over every K-th image of a split, and those "per_image"."""
+        """Scores renderings of a split against its images.
+
+        Args:
+          split: such as `scene.test`.
+          every: score every K-th image; 1 scores all.
+
+        Returns:
+          "psnr" in dB and "ssim", means over the images, and "per_image", a list with "name",
+          "psnr" and "ssim" of each.
+        """
         indices = range(0, len(split), every)
         views = score_split(self._render_fn(None), split, self._background(), indices)
         return summarize(list(views))
@@ -178,32 +195,30 @@ class Result:
         runs.write_config(path, runs.vendor_user_code(path, self.config))
         manager = runs.open_checkpoints(path, self.config)
         try:
-            runs.save(manager, self.scene, self.stage, self.state, 0.0, None)
+            runs.save(manager, self.scene_metadata, self.stage, self.state, seconds=0.0, psnr=None)
             manager.wait_until_finished()
         finally:
             manager.close()
 
     def to_run(self, folder: str | Path) -> Run:
-        """The result as a run, as exports take it; `folder` only names it."""
-        return Run(Path(folder), self.config, self.scene, self.stage, self.state, 0.0)
+        """The same as a `Run`, which `jaxrf.export` takes; nothing is written to `folder`."""
+        return Run(Path(folder), self.config, self.scene_metadata, self.stage, self.state, 0.0)
 
     def _background(self) -> Float[np.ndarray, "3"]:
         return background_color(self.config)
 
-    @functools.cache  # noqa: B019
     def _render_fn(self, supersample: int | None) -> RenderFn:
-        return scoring.make_render_fn(
-            self.config,
-            self.stage,
-            self.params,
-            self.state.grid,
-            near_far_fn(self.scene, self.state.grid),
-            self._background(),
-            supersample,
-        )
-
-    def __hash__(self) -> int:
-        return id(self)
+        if supersample not in self._render_fns:
+            self._render_fns[supersample] = scoring.make_render_fn(
+                self.config,
+                self.stage,
+                self.params,
+                self.state.grid,
+                near_far_fn(self.scene_metadata, self.state.grid),
+                self._background(),
+                supersample,
+            )
+        return self._render_fns[supersample]
 
 
 class _ProgressCallback(NullCallback):
@@ -225,22 +240,25 @@ class _ProgressCallback(NullCallback):
         return False
 
 
-def _replace_numbers(config: TrainConfig, numbers: dict[str, Any]) -> TrainConfig:
+def _override(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
     names = [f.name for f in dataclasses.fields(config)]
-    for name in numbers:
+    for name in overrides:
+        option = "--" + name.replace("_", "-")
+        if name in COMMAND_ONLY:
+            raise InputError(
+                f"jaxrf.fit does not use {name!r}: leave it out, or train with the command "
+                f"`jaxrf train {option}`."
+            )
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
-            hint = (
-                f"did you mean {close[0]}?" if close else "see jaxrf.training.config.TrainConfig."
-            )
-            raise InputError(f"fit has no number {name!r}: {hint}")
-    return dataclasses.replace(config, **numbers)
+            hint = f"did you mean {close[0]!r}?" if close else "jaxrf.TrainConfig lists them."
+            raise InputError(f"jaxrf.fit has no argument {name!r}: {hint}")
+    return dataclasses.replace(config, **overrides)
 
 
-def _find_source(field: Field) -> str:
+def _find_source(kind: type[Field]) -> str:
     """File and class of a user's field, if it was defined in a module; else an empty text."""
-    kind = type(field)
-    if kind.__name__ in fields.FIELDS or kind.__module__ in ("__main__", "builtins"):
+    if fields.is_builtin(kind) or kind.__module__ in ("__main__", "builtins"):
         return ""
     module = sys.modules.get(kind.__module__)
     path = inspect.getsourcefile(module) if module is not None else None

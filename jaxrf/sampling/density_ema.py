@@ -1,6 +1,6 @@
 """An occupancy grid that follows a density: an exponential moving maximum of it in each cell.
 
-Mueller, Evans, Schied, Keller: Instant neural graphics primitives (SIGGRAPH 2022), appendix C.
+Müller, Evans, Schied, Keller: Instant neural graphics primitives (SIGGRAPH 2022), appendix C.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from jaxrf.sampling.occupancy import (
     DensityFn,
     OccupancyGrid,
     OccupancySchedule,
+    PooledGrid,
     cell_centers,
     contraction_jacobian,
     max_pool_occupancy,
@@ -38,19 +39,17 @@ DEFAULT_STEPS = 1024
 
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
-class DensityEmaGrid(OccupancyGrid):
-    """An occupancy grid to march through, kept by evaluating the density in its cells.
+class DensityEmaGrid(PooledGrid):
+    """An occupancy grid whose cells keep a decayed maximum of the density in them.
 
     Attributes:
-      coarse: made by `max_pool_occupancy`.
       optical_depth_ema: (slots,) per cell, by flat index, the decayed maximum of the optical depth
-        of a step there, a step being as long as it is in the grid; `UNINITIALIZED` before the first
+        of a step there, with the step's length in the grid; `UNINITIALIZED` before the first
         evaluation, `OUTSIDE_FRUSTA` where none is made.
       step: () number of training steps, or of updates.
       radius: () of a pixel's cone at the center of the box, which the density is evaluated for.
     """
 
-    coarse: OccupancyGrid
     optical_depth_ema: Float[Array, "slots"]
     step: Int[Array, ""]
     radius: Float[Array, ""]
@@ -231,7 +230,7 @@ def update_occupancy(
 
     The optical depth of a cell becomes the larger of its former one, times `decay`, and of density
     times step at a random point of the cell. A cell is occupied if that reaches the threshold or
-    the mean, whichever is smaller, or if it was never evaluated (Mueller et al. 2022, appendix C,
+    the mean, whichever is smaller, or if it was never evaluated (Müller et al. 2022, appendix C,
     with the cells taking turns in place of chance).
 
     Args:

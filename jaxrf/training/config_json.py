@@ -61,7 +61,7 @@ def load_field_class(source: str) -> type[Field]:
     if not issubclass(loaded, Field):
         raise InputError(
             f"{name} in {path} is no field: derive it from jaxrf.fields.Field, as in "
-            "docs/your_field.md."
+            "docs/howto/your_field.md."
         )
     return loaded
 
@@ -106,7 +106,7 @@ def _type_name(value: Any) -> str | None:
         return value.name
     if isinstance(value, Field):
         kind = type(value)
-        return value.name if kind.__name__ in fields.FIELDS else _full_name(kind)
+        return value.name if fields.is_builtin(kind) else _full_name(kind)
     return None
 
 

@@ -177,7 +177,7 @@ def init_loss_scale() -> LossScale:
     return LossScale(jnp.asarray(INITIAL_SCALE), jnp.zeros((), jnp.int32))
 
 
-def unscale(opt_state: Any) -> tuple[Any, Float[Array, ""]]:
+def split_loss_scale(opt_state: Any) -> tuple[Any, Float[Array, ""]]:
     """The inner optimizer's state, and the factor of the loss."""
     if isinstance(opt_state, LossScaledState):
         return opt_state.inner_opt_state, opt_state.scale.factor
