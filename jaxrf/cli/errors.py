@@ -37,7 +37,7 @@ def run_and_report(command: Callable[[], int]) -> int:
 def _describe_failure(error: Exception) -> str | None:
     """Returns a sentence for failures of training and of memory, None for bugs."""
     from jaxrf.core import memory
-    from jaxrf.training.train import DivergedError
+    from jaxrf.training.loop import DivergedError
 
     if isinstance(error, DivergedError):
         return str(error)

@@ -65,8 +65,8 @@ def copy_into(folder: Path, source: str) -> str:
     copy = folder.absolute() / Path(path).name
     if copy.exists() and copy.read_bytes() != Path(path).read_bytes():
         raise InputError(
-            f"{folder} already has a {copy.name} that differs from {path}: give the files of a "
-            "field and of a loss different names."
+            f"{folder} already has another {copy.name} than {path}: give the files of a field "
+            "and of a loss different names."
         )
     if Path(path).absolute() != copy:
         shutil.copyfile(path, copy)

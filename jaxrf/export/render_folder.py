@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from jaxrf.cli.options import CHANNELS, Format, RenderOptions
+from jaxrf.export.render_options import DEFAULT_CHANNELS, Format, RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import composite
 from jaxrf.evaluation import images
@@ -111,7 +111,7 @@ def render_into_folder(run: Run, options: RenderOptions, folder: Path, fps: floa
       InputError: a channel or format is not available for these frames.
     """
     plan = plan_render(run, options)
-    channels = options.channels or CHANNELS[plan.split is not None]
+    channels = options.channels or DEFAULT_CHANNELS[plan.split is not None]
     _check_options(channels, plan, options)
     description = describe_frames(run, options)
     runs.make_writable(folder, "--output")

@@ -12,7 +12,7 @@ from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths, transforms
 from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.poses import near_far_for_box
-from jaxrf.cli.options import RenderOptions
+from jaxrf.export.render_options import RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.scene import Split

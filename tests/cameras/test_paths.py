@@ -126,7 +126,7 @@ def test_read_path_inverts_the_dataparser_transform(tmp_path: Path) -> None:
         ({"camera_type": "fisheye"}, "perspective path"),
         ({"render_width": -1}, "render_width"),
         ({"render_height": None}, "render_height"),
-        ({"camera_path": []}, "no list of 1"),
+        ({"camera_path": []}, "not a list of 1"),
         ({"camera_path": [3]}, "not an object"),
         ({"camera_path": [{"camera_to_world": [1.0], "fov": 50}]}, "4 rows of 4"),
         ({"camera_path": [{"camera_to_world": np.eye(4).tolist()}]}, "fov of"),
