@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from occupancy_cases import BOX, CELL, SHAPE, random_grid
+from occupancy_cases import BOX, CELL, SHAPE, random_grid, random_rays
 
 from jaxrf.cameras import contraction
 from jaxrf.cameras.base import image_rays, make_cameras, project
@@ -25,6 +25,7 @@ from jaxrf.sampling.density_ema import (
 from jaxrf.sampling.occupancy import (
     POOLING,
     OccupancyGrid,
+    OccupancySchedule,
     cell_centers,
     cell_index,
     dilate,
@@ -389,3 +390,91 @@ def test_mark_invisible_cells_in_ndc_keeps_all_cells_with_the_ndc_pixel_radius()
     rays = image_rays(cameras, 0, 0.0, 1.0)
     middle = rays.radii[10, 20] * 0.5 * rays.far[10, 20]
     assert float(grid.radius) == pytest.approx(float(middle), rel=0.05)
+
+
+# OccupancyGrid.update and maybe_update
+
+
+@pytest.mark.parametrize("step_size", [None, 0.1])
+def test_update_equals_loop_over_the_evaluated_cells(step_size: float | None) -> None:
+    """A quarter of the cells in turn and all others that are still occupied, as in a slow loop."""
+    values = np.random.default_rng(0).choice([0.0, 0.02, 0.2, 30.0], SLOTS)
+    fn = density_by_cell(jnp.asarray(values, jnp.float32))
+    grid = OccupancyGrid.create(BOX, SHAPE)
+    length = step_size or float(np.linalg.norm(BOX[1] - BOX[0])) / 1024
+    ema, occupied = np.full(SLOTS, -1.0), np.ones(SLOTS, bool)
+    for phase in range(3 * UPDATE_PHASES):
+        before = np.asarray(grid.optical_depth_ema)
+        grid = grid.update(
+            jax.random.key(phase),
+            lambda positions: fn(positions, positions[:, 0]),
+            step_size=step_size,
+            decay=0.8,
+            threshold=0.05,
+        )
+        after = np.asarray(grid.optical_depth_ema)
+        turn = np.arange(SLOTS) % UPDATE_PHASES == phase % UPDATE_PHASES
+        evaluated = after != before
+        assert not np.any(evaluated & ~turn & ~occupied & (np.arange(SLOTS) != SLOTS - 1))
+        for cell in range(SLOTS):
+            if turn[cell] or evaluated[cell]:
+                ema[cell] = max(max(ema[cell], 0.0) * 0.8, values[cell] * length)
+        np.testing.assert_allclose(after, ema, rtol=1e-4)
+        level = min(0.05, float(np.mean(np.maximum(ema, 0.0))))
+        near_level = np.isclose(ema, level, rtol=1e-4)
+        occupied = np.asarray(grid.occupied).ravel()
+        expected = (ema < 0) | (ema >= level)
+        np.testing.assert_array_equal(occupied[~near_level], expected[~near_level])
+        assert int(grid.step) == phase + 1
+    assert 0 < occupied.sum() < SLOTS and np.all(ema >= 0)
+    fine = OccupancyGrid(grid.occupied, grid.aabb)
+    np.testing.assert_array_equal(
+        grid.coarse.occupied, max_pool_occupancy(fine, POOLING, 0.0).occupied
+    )
+
+
+def test_update_under_jit_and_march_skip_empty_space() -> None:
+    box = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
+
+    def density(positions: jax.Array) -> jax.Array:
+        return 500.0 * (jnp.linalg.norm(positions, axis=-1) < 0.5)
+
+    grid = OccupancyGrid.create(box, 12)
+    update_once = jax.jit(lambda grid, key: grid.update(key, density))
+    for number in range(3 * UPDATE_PHASES):
+        grid = update_once(grid, jax.random.key(number))
+    centers = np.linalg.norm(np.asarray(cell_centers((12,) * 3, grid.aabb)), axis=-1)
+    occupied = np.asarray(grid.occupied)
+    half = 0.5 * 3**0.5 / 6
+    assert np.all(occupied[centers < 0.5 - half]) and not np.any(occupied[centers > 0.5 + half])
+    rays = random_rays(30, aims=np.random.default_rng(0).uniform(-1.0, 1.0, (30, 3)))
+    samples = grid.march(rays, 0.05)
+    middles = 0.5 * (samples.t_starts + samples.t_ends)
+    points = (
+        rays.origins[samples.ray_indices] + middles[:, None] * rays.directions[samples.ray_indices]
+    )
+    distance = np.linalg.norm(np.asarray(points), axis=-1)[np.asarray(samples.mask)]
+    assert distance.size > 20 and np.all(distance < 0.5 + 2 * half)
+
+
+@pytest.mark.parametrize("step", [0, 1, 8, 12, 13])
+def test_maybe_update_updates_when_due_and_counts_steps(step: int) -> None:
+    """All cells while warming up, and a quarter of them later, every `update_interval` steps."""
+    schedule = OccupancySchedule(update_interval=4, warmup_steps=10, decay=0.8, threshold=0.01)
+    initial = init_density_ema(random_grid(), 0.0)
+    initial = dataclasses.replace(initial, step=jnp.asarray(step, jnp.int32))
+    values, key = jnp.ones(SLOTS), jax.random.key(1)
+    updated = jax.jit(lambda grid: grid.maybe_update(key, density_by_cell(values), STEP, schedule))(
+        initial
+    )
+    assert int(updated.step) == step + 1
+    expected = initial
+    if step % 4 == 0:
+        for phase in range(step // 4, step // 4 + (UPDATE_PHASES if step < 10 else 1)):
+            expected = update(
+                expected, jax.random.fold_in(key, phase), values, phase, dilation_cells=0.0
+            )
+    np.testing.assert_array_equal(updated.optical_depth_ema, expected.optical_depth_ema)
+    np.testing.assert_array_equal(updated.occupied, expected.occupied)
+    evaluated = np.asarray(updated.optical_depth_ema) >= 0
+    assert evaluated.all() == (step in (0, 8)) and evaluated.any() == (step % 4 == 0)

@@ -10,6 +10,7 @@ import pytest
 from occupancy_cases import BOX, CELL, SHAPE, contracted_case, look_up, random_grid, random_rays
 
 from jaxrf.cameras import contraction
+from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays, clip_to_aabb, points_along
 from jaxrf.sampling.marching import PROBES, MarchConfig, march_to_samples, ray_hits_occupied
 from jaxrf.sampling.occupancy import (
@@ -18,8 +19,10 @@ from jaxrf.sampling.occupancy import (
     contract_positions,
     make_full_grid,
     max_pool_occupancy,
+    to_marched_rays,
     to_ray_distances,
 )
+from jaxrf.sampling.packed import PackedSamples
 
 
 @functools.partial(jax.jit, static_argnames="blocks_per_wave")
@@ -237,3 +240,103 @@ def test_march_to_samples_in_contracted_space_equals_a_dense_march() -> None:
     np.testing.assert_allclose(marched, expected, rtol=1e-4, atol=1e-5)
     # Some lie far behind the box.
     assert np.max(marched[:, 0]) > 10.0 * diagonal
+
+
+# OccupancyGrid.march
+
+
+def random_created(fraction_occupied: float = 0.25) -> OccupancyGrid:
+    created = OccupancyGrid.create(BOX, SHAPE)
+    return dataclasses.replace(created, occupied=random_grid(fraction_occupied).occupied)
+
+
+def assert_samples_are_steps(
+    samples: PackedSamples, expected: list[list[tuple[float, float]]]
+) -> None:
+    """Every step of every ray is a sample, rays in order, and other slots are empty."""
+    used = np.asarray(samples.mask)
+    assert used.sum() == sum(len(steps) for steps in expected)
+    for ray, steps in enumerate(expected):
+        of_ray = used & (np.asarray(samples.ray_indices) == ray)
+        edges = np.stack([samples.t_starts, samples.t_ends], axis=-1)[of_ray]
+        np.testing.assert_allclose(edges, np.reshape(steps, (-1, 2)), atol=1e-5)
+    assert np.all(np.diff(np.asarray(samples.ray_indices)) >= 0)
+    assert not np.any(np.asarray(samples.t_starts)[~used] + np.asarray(samples.t_ends)[~used])
+
+
+# Steps shorter and longer than cells: each is looked up by itself.
+@pytest.mark.parametrize("step", [0.09, 0.15, 0.7, 2.0])
+def test_march_equals_a_dense_march_for_any_step_size(step: float) -> None:
+    grid, rays = random_created(), random_rays(40)
+    samples = grid.march(rays, step)
+    clipped = clip_to_aabb(rays, grid.aabb)
+    assert_samples_are_steps(samples, dense_steps(grid, clipped, np.zeros(40), step))
+    assert samples.mask.sum() > 5
+
+
+def test_march_with_a_key_offsets_each_ray() -> None:
+    grid, rays, key = random_created(), random_rays(40), jax.random.key(3)
+    samples = grid.march(rays, 0.15, key)
+    offset = np.asarray(jax.random.uniform(key, (40,)))
+    assert np.std(offset) > 0.1
+    clipped = clip_to_aabb(rays, grid.aabb)
+    assert_samples_are_steps(samples, dense_steps(grid, clipped, offset, 0.15))
+
+
+@pytest.mark.parametrize("max_samples", [1, 57, 100, 100_000])
+def test_march_drops_the_last_rays_where_samples_do_not_fit(max_samples: int) -> None:
+    grid, rays = random_created(), random_rays(40)
+    clipped = clip_to_aabb(rays, grid.aabb)
+    expected = dense_steps(grid, clipped, np.zeros(40), 0.15)
+    samples = grid.march(rays, 0.15, max_samples=max_samples)
+    assert samples.mask.shape == (max_samples,)
+    used = np.asarray(samples.mask)
+    counts = np.bincount(np.asarray(samples.ray_indices)[used], minlength=40)
+    lengths = np.array([len(steps) for steps in expected])
+    # Some of the first rays with all of their samples, and none of the others.
+    complete = int(np.argmax(counts != lengths)) if np.any(counts != lengths) else 40
+    np.testing.assert_array_equal(counts[:complete], lengths[:complete])
+    assert not np.any(counts[complete:]) and (max_samples < lengths.sum()) == (complete < 40)
+
+
+def test_march_under_jit_needs_max_steps() -> None:
+    grid, rays = random_created(), random_rays(20)
+    with pytest.raises(InputError, match="max_steps is missing: under jit give"):
+        jax.jit(lambda grid, rays: grid.march(rays, 0.15))(grid, rays)
+    jitted = jax.jit(lambda grid, rays: grid.march(rays, 0.15, max_steps=40))(grid, rays)
+    clipped = clip_to_aabb(rays, grid.aabb)
+    assert_samples_are_steps(jitted, dense_steps(grid, clipped, np.zeros(20), 0.15))
+
+
+@pytest.mark.parametrize("step", [0.0, -0.1, float("nan")])
+def test_march_rejects_steps_without_length(step: float) -> None:
+    with pytest.raises(InputError, match=f"step_size is {step}: give a length above 0"):
+        random_created().march(random_rays(3), step)
+
+
+def test_march_in_contracted_space_equals_a_dense_march() -> None:
+    grid, _, _, step, _ = contracted_case(1)
+    rays = dataclasses.replace(random_rays(30), near=jnp.full((30,), 0.05))
+    marched = to_marched_rays(grid, rays)
+    samples = grid.march(rays, step)
+    expected = []
+    for ray in range(30):
+        near, far = float(marched.near[ray]), float(marched.far[ray])
+        edges = np.clip(near + step * np.arange(int((far - near) / step) + 3), near, far)
+        edges = edges[: np.argmax(edges >= far) + 1] if np.any(edges >= far) else edges
+        origins = jnp.broadcast_to(rays.origins[ray], (1, 3))
+        distances = np.asarray(
+            to_ray_distances(grid, jnp.asarray(edges[None], jnp.float32), origins)
+        )[0]
+        middles = 0.5 * (distances[1:] + distances[:-1])
+        positions = (
+            rays.origins[ray][None] + jnp.asarray(middles)[:, None] * rays.directions[ray][None]
+        )
+        occupied = np.asarray(look_up(grid, contract_positions(grid, positions)))
+        expected.append(list(zip(distances[:-1][occupied], distances[1:][occupied], strict=True)))
+    used = np.asarray(samples.mask)
+    assert used.sum() == sum(len(steps) for steps in expected) > 20
+    for ray, steps in enumerate(expected):
+        of_ray = used & (np.asarray(samples.ray_indices) == ray)
+        edges = np.stack([samples.t_starts, samples.t_ends], axis=-1)[of_ray]
+        np.testing.assert_allclose(edges, np.reshape(steps, (-1, 2)), rtol=1e-3, atol=1e-4)

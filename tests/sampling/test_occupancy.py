@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from occupancy_cases import BOX, CELL, SHAPE, contracted_case, look_up, random_grid, random_rays
 
+from jaxrf.core.errors import InputError
 from jaxrf.core.rays import clip_to_aabb
 from jaxrf.sampling.density_ema import (
     init_density_ema,
 )
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
+    OccupancySchedule,
     cell_centers,
     cell_index,
     contract_positions,
@@ -28,6 +30,7 @@ from jaxrf.sampling.occupancy import (
     resample_grid,
     to_marched_rays,
     to_ray_distances,
+    visible_aabb,
 )
 from jaxrf.sampling.weight_tracking import (
     track_weights,
@@ -280,3 +283,56 @@ def test_derived_grids_keep_the_bounds() -> None:
     ):
         np.testing.assert_array_equal(made.bounds, BOX)
     np.testing.assert_array_equal(track_weights(grid, dilation_cells).coarse.bounds, BOX)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "cells"), [(6, (4, 3, 6)), ((2, 3, 4), (2, 3, 4)), (1, (1, 1, 1))]
+)
+def test_create_makes_cells_that_are_all_occupied(
+    resolution: int | tuple[int, int, int], cells: tuple[int, int, int]
+) -> None:
+    grid = OccupancyGrid.create(BOX, resolution)
+    assert grid.occupied.shape == cells and np.all(grid.occupied) and grid.bounds is None
+    np.testing.assert_array_equal(grid.aabb, BOX)
+    assert isinstance(grid, DensityEmaGrid) and np.all(np.asarray(grid.optical_depth_ema) < 0)
+    assert OccupancyGrid.create(np.array([[0.0] * 3, [1.0] * 3])).occupied.shape == (128,) * 3
+
+
+@pytest.mark.parametrize(
+    ("aabb", "resolution", "complaint"),
+    [
+        (BOX[::-1], 8, "aabb is .*: give two corners, the lower one first"),
+        (np.zeros((2, 3)), 8, "give two corners, the lower one first"),
+        (np.zeros((3, 2)), 8, "give two corners, the lower one first"),
+        (np.array([[0.0, 0, 0], [1, 1, np.nan]]), 8, "give two corners, the lower one first"),
+        (BOX, (4, 0, 4), r"resolution is \(4, 0, 4\): give 1 cell or more"),
+    ],
+)
+def test_create_rejects_boxes_and_resolutions_without_cells(
+    aabb: np.ndarray, resolution: int | tuple[int, int, int], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        OccupancyGrid.create(aabb, resolution)
+
+
+@pytest.mark.parametrize("resolution", [0, -3])
+def test_create_rejects_resolutions_below_one(resolution: int) -> None:
+    with pytest.raises(InputError, match=f"resolution is {resolution}: give 1 cell or more"):
+        OccupancyGrid.create(BOX, resolution)
+
+
+def test_update_and_record_of_a_fixed_grid_change_nothing() -> None:
+    grid = random_grid()
+    assert grid.update(jax.random.key(0), lambda x: jnp.ones(x.shape[0])) is grid
+    schedule = OccupancySchedule()
+    updated = grid.maybe_update(jax.random.key(0), lambda x, r: r, jnp.asarray(0.1), schedule)
+    assert updated is grid and grid.record(jnp.zeros((1, 3)), jnp.ones(1)) is grid
+    assert grid.weight_memory is None and grid.with_weight_memory(None) is grid
+    assert grid.cell_values(np.asarray) is None and not grid.follows_density
+
+
+def test_visible_aabb_is_clipped_to_the_bounds_where_space_is_contracted() -> None:
+    grid = random_grid(0.2)
+    np.testing.assert_array_equal(visible_aabb(grid), occupied_aabb(grid))
+    contracted, _, _, _, _ = contracted_case(1, 0.5)
+    np.testing.assert_array_equal(visible_aabb(contracted), BOX)
