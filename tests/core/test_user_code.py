@@ -5,13 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from scenes import make_scene, tiny_nerf
+from scenes import NERF, make_scene, tiny_nerf
 
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
-from jaxrf.fields.base import load_field
-from jaxrf.training import runs, train
-from jaxrf.training.config import CustomConfig, LossConfig, TrainConfig
+from jaxrf.training import loop, losses, runs
+from jaxrf.training.config import LossConfig, TrainConfig
+from jaxrf.training.config_json import make_user_field
 
 LOSS = """
 import jax.numpy as jnp
@@ -23,9 +23,10 @@ def absolute(predicted, truth):
 FIELD = """
 from __future__ import annotations
 import dataclasses
+from jaxrf.fields import Field
 
 @dataclasses.dataclass(frozen=True)
-class Nothing:
+class Nothing(Field):
     size: int = 3
     init = density = features = color = lambda *_: None
 """
@@ -37,8 +38,18 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+def user_config(field: Path, loss: Path) -> TrainConfig:
+    """A training with the field of one file and the loss of another."""
+    source = f"{field}:Nothing"
+    return TrainConfig(
+        field=make_user_field(source),
+        field_source=source,
+        loss=LossConfig(source=f"{loss}:absolute"),
+    )
+
+
 def test_a_dataclass_with_postponed_annotations_is_a_field(tmp_path: Path) -> None:
-    field: Any = load_field(f"{write(tmp_path / 'field.py', FIELD)}:Nothing")
+    field: Any = make_user_field(f"{write(tmp_path / 'field.py', FIELD)}:Nothing")
     assert field.size == 3 and field == type(field)()
 
 
@@ -59,23 +70,24 @@ def test_load_distinguishes_files_of_the_same_name(tmp_path: Path) -> None:
 def test_load_reports_the_line_of_an_error(text: str, complaint: str, tmp_path: Path) -> None:
     path = write(tmp_path / "broken.py", text)
     with pytest.raises(InputError, match=rf"broken\.py cannot be run \({complaint}\)") as caught:
-        user_code.load(f"{path}:x", "--field.source")
+        user_code.load(f"{path}:x", "--field")
     assert "\n" not in str(caught.value)
 
 
 def test_load_rejects_files_that_are_not_python(tmp_path: Path) -> None:
     path = write(tmp_path / "field.txt", "x = 1")
     with pytest.raises(InputError, match=r"must end in \.py"):
-        user_code.load(f"{path}:x", "--field.source")
+        user_code.load(f"{path}:x", "--field")
 
 
 @pytest.mark.slow
 def test_user_loss_is_minimized(tmp_path: Path) -> None:
     source = f"{write(tmp_path / 'loss.py', LOSS)}:absolute"
-    error = train.choose_error(LossConfig(source=source))
-    assert float(error(jnp.ones((1, 3)), jnp.zeros((1, 3)))[0]) == 1.0
-    stage, state = train.fit(tiny_nerf(steps=2, loss=LossConfig(source=source)), make_scene())
-    assert int(state.step) == 2 and stage.rays > 0
+    error_fn = losses.make_error_fn(LossConfig(source=source))
+    assert float(error_fn(jnp.ones((1, 3)), jnp.zeros((1, 3)))[0]) == 1.0
+    config = tiny_nerf(num_steps=2, loss=LossConfig(source=source))
+    stage, state = loop.fit(config, make_scene())
+    assert int(state.step) == 2 and stage.num_rays > 0
 
 
 @pytest.mark.parametrize(
@@ -91,47 +103,41 @@ def test_user_loss_is_minimized(tmp_path: Path) -> None:
 def test_user_loss_must_be_callable_and_scalar(text: str, complaint: str, tmp_path: Path) -> None:
     source = f"{write(tmp_path / 'loss.py', text)}:f"
     with pytest.raises(InputError, match=f"is no loss .*{complaint}"):
-        train.choose_error(LossConfig(source=source))
+        losses.make_error_fn(LossConfig(source=source))
 
 
 def test_run_uses_its_copy_of_user_code(tmp_path: Path) -> None:
     field, loss = (write(tmp_path / name, text) for name, text in (("f.py", FIELD), ("l.py", LOSS)))
-    config = TrainConfig(
-        field=CustomConfig(source=f"{field}:Nothing"), loss=LossConfig(source=f"{loss}:absolute")
-    )
+    config = user_config(field, loss)
     folder = tmp_path / "runs" / "one"
     runs.create_folder(folder)
-    kept = runs.vendor_user_code(folder, config)
-    runs.write_config(folder, kept)
-    assert isinstance(kept.field, CustomConfig)
-    assert kept.field.source == f"{folder / 'f.py'}:Nothing"
+    copied = runs.vendor_user_code(folder, config)
+    runs.write_config(folder, copied)
+    assert copied.field == config.field
+    assert copied.field_source == f"{folder / 'f.py'}:Nothing"
     # Neither a change of the original nor a move of the run matters.
     field.write_text("raise ValueError")
     moved = folder.rename(tmp_path / "moved")
     result = runs.read_config(moved)
-    assert isinstance(result.field, CustomConfig)
-    assert result.field.source == f"{moved / 'f.py'}:Nothing"
+    assert type(result.field).__name__ == "Nothing"
+    assert result.field_source == f"{moved / 'f.py'}:Nothing"
     assert result.loss.source == f"{moved / 'l.py'}:absolute"
-    assert load_field(result.field.source)
-    # Kept once more, as when a run is copied onto itself, nothing is lost.
+    assert make_user_field(result.field_source) == result.field
+    # Copied once more, as when a run is copied onto itself, nothing is lost.
     assert runs.vendor_user_code(moved, result) == result
-    plain = TrainConfig(field=CustomConfig())
+    plain = TrainConfig(field=NERF)
     assert runs.vendor_user_code(moved, plain) == plain
 
 
 def test_copy_into_rejects_a_different_file_of_the_same_name(tmp_path: Path) -> None:
     field = write(tmp_path / "a" / "own.py", FIELD)
     loss = write(tmp_path / "b" / "own.py", LOSS)
-    config = TrainConfig(
-        field=CustomConfig(source=f"{field}:Nothing"), loss=LossConfig(source=f"{loss}:absolute")
-    )
+    config = user_config(field, loss)
     folder = tmp_path / "run"
     runs.create_folder(folder)
     with pytest.raises(InputError, match=r"another own\.py"):
         runs.vendor_user_code(folder, config)
     # One file may well hold both.
     both = write(tmp_path / "c" / "both.py", FIELD + LOSS)
-    config = TrainConfig(
-        field=CustomConfig(source=f"{both}:Nothing"), loss=LossConfig(source=f"{both}:absolute")
-    )
+    config = user_config(both, both)
     assert runs.vendor_user_code(folder, config).loss.source == f"{folder / 'both.py'}:absolute"

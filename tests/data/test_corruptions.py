@@ -31,7 +31,7 @@ from scenes import slow, tiny_nerf, write_scene
 from jaxrf.cameras.base import image_rays
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
-from jaxrf.training import train, transitions
+from jaxrf.training import loop, transitions
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "transforms": write_transforms,
@@ -307,9 +307,9 @@ def test_corrupted_scenes_that_load_can_be_trained_on(name: str, tmp_path: Path)
         what = corrupt(folder, random.Random(f"{name} {number}"))
         try:
             scene = sources.load_scene(folder / inside, ["train"])
-            config = transitions.resolve_config(tiny_nerf(steps=3, background="random"), scene)
-            _, state = train.fit(config, scene)
-        except (InputError, train.DivergedError) as error:
+            config = transitions.resolve_config(tiny_nerf(num_steps=3, background="random"), scene)
+            _, state = loop.fit(config, scene)
+        except (InputError, loop.DivergedError) as error:
             assert "\n" not in str(error), f"{number}, {what}"
             continue
         assert int(state.step) == 3, f"{number}, {what}"

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrf.fields.base import FieldContext
 from jaxrf.fields.bitnerf import (
     LEAST_SCALE,
     BitDense,
+    BitNeRF,
     normalise,
     quantise_activations,
     quantise_weights,
 )
-from jaxrf.fields.nerf import NeRF
 
 # ---------------------------------------------------------------------------------------------
 # The recipe, literally, with its W of shape (out, in)
@@ -32,7 +33,7 @@ def quantise_activations_slowly(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalise_slowly(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised rows, and for each the Jacobian of that: (n, i, i)."""
+    """Normalized rows, and the Jacobian of each: (n, i, i)."""
     square = np.mean(x**2, axis=1) + 1e-6
     root, channels = np.sqrt(square), x.shape[1]
     outer = x[:, :, None] * x[:, None, :] / (channels * square[:, None, None])
@@ -43,8 +44,8 @@ def bit_dense_slowly(
     x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Output, and the gradients of sum(g * output) in input, kernel and bias."""
-    normalised, jacobian = normalise_slowly(x)
-    Xq, s_x = quantise_activations_slowly(normalised)
+    normalized, jacobian = normalise_slowly(x)
+    Xq, s_x = quantise_activations_slowly(normalized)
     Wq, s_w = quantise_weights_slowly(kernel.T)
     y = (Xq @ Wq.T) * s_x * s_w + bias
     dX = (g @ Wq) * s_w
@@ -79,42 +80,42 @@ def random_layer(
 
 
 # ---------------------------------------------------------------------------------------------
-# Quantisation
+# Quantization
 # ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1e-8, 1e-4, 1.0, 1e15])
-def test_quantised_weights_are_those_of_the_recipe(size: float) -> None:
+def test_quantized_weights_equal_the_recipe(size: float) -> None:
     weights = size * random_layer(1, 17, 9)[1]
     ternary, scale = quantise_weights(jnp.asarray(weights))
-    wanted, wanted_scale = quantise_weights_slowly(weights.astype(np.float64))
-    np.testing.assert_array_equal(ternary, wanted)
-    assert float(scale) == pytest.approx(wanted_scale, rel=1e-6)
+    expected, expected_scale = quantise_weights_slowly(weights.astype(np.float64))
+    np.testing.assert_array_equal(ternary, expected)
+    assert float(scale) == pytest.approx(expected_scale, rel=1e-6)
     assert size < 1e-5 or set(np.unique(ternary)) == {-1.0, 0.0, 1.0}
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e-4, 1.0, 1e30])
-def test_quantised_activations_are_those_of_the_recipe(size: float) -> None:
+def test_quantized_activations_equal_the_recipe(size: float) -> None:
     x = size * random_layer(11, 33, 1)[0]
-    whole, scales = quantise_activations(jnp.asarray(x))
-    wanted, wanted_scales = quantise_activations_slowly(x.astype(np.float64))
-    np.testing.assert_array_equal(whole, wanted)
-    np.testing.assert_allclose(scales, wanted_scales, rtol=1e-6)
-    assert size < 1.0 or np.all(np.max(np.abs(whole), axis=1) == 127)
-    error = np.abs(np.asarray(whole) * np.asarray(scales) - x)
+    integers, scales = quantise_activations(jnp.asarray(x))
+    expected, expected_scales = quantise_activations_slowly(x.astype(np.float64))
+    np.testing.assert_array_equal(integers, expected)
+    np.testing.assert_allclose(scales, expected_scales, rtol=1e-6)
+    assert size < 1.0 or np.all(np.max(np.abs(integers), axis=1) == 127)
+    error = np.abs(np.asarray(integers) * np.asarray(scales) - x)
     assert np.all(error <= 0.5001 * np.asarray(scales))
 
 
-def test_what_lies_between_two_whole_numbers_goes_to_the_one_nearer_to_zero() -> None:
-    """However scales are rounded: sums of whole numbers do lie there."""
+def test_quantized_activations_round_halves_toward_zero() -> None:
+    """Whichever way scales are rounded: sums of integers often lie halfway."""
     halves = np.arange(-127, 128)[None] / 2.0
     for scale in np.random.default_rng(0).uniform(0.01, 100.0, 50):
         x = np.float32(scale) * np.concatenate([halves, [[127.0]]], axis=1).astype(np.float32)
-        whole, _ = quantise_activations(jnp.asarray(x))
-        np.testing.assert_array_equal(whole[:, :-1], np.trunc(halves))
+        integers, _ = quantise_activations(jnp.asarray(x))
+        np.testing.assert_array_equal(integers[:, :-1], np.trunc(halves))
 
 
-def test_rounding_is_passed_straight_and_scales_have_no_gradient() -> None:
+def test_quantization_passes_gradients_straight_through_rounding_but_not_scales() -> None:
     x, kernel, _, _ = random_layer(5, 7, 7)
     g = random_layer(5, 7, 7, seed=1)
 
@@ -123,8 +124,8 @@ def test_rounding_is_passed_straight_and_scales_have_no_gradient() -> None:
         return jnp.sum(ternary * scale * g[1])
 
     def of_activations(x: jax.Array) -> jax.Array:
-        whole, scales = quantise_activations(x)
-        return jnp.sum(whole * scales * g[0])
+        integers, scales = quantise_activations(x)
+        return jnp.sum(integers * scales * g[0])
 
     np.testing.assert_allclose(jax.grad(of_weights)(kernel), g[1], rtol=1e-6)
     np.testing.assert_allclose(jax.grad(of_activations)(x), g[0], rtol=1e-6)
@@ -136,14 +137,14 @@ def test_rounding_is_passed_straight_and_scales_have_no_gradient() -> None:
         np.testing.assert_array_equal(scale_gradient, np.zeros_like(value))
 
 
-def test_what_is_ternary_already_is_quantised_to_itself_with_another_scale() -> None:
+def test_quantized_ternary_weights_are_unchanged_but_their_scale_is_not() -> None:
     ternary, scale = quantise_weights(jnp.asarray(random_layer(1, 16, 8)[1]))
     again, other = quantise_weights(ternary * scale)
     np.testing.assert_array_equal(again, ternary)
     assert float(other) < 0.9 * float(scale)
 
 
-def test_normalised_rows_have_a_mean_square_of_one_whatever_their_size() -> None:
+def test_normalized_rows_have_a_mean_square_of_one_for_any_size() -> None:
     x = random_layer(4, 16, 1)[0] * np.array([[1e-2], [1.0], [1e6], [1e18]], np.float32)
     mean_square = np.mean(np.asarray(normalise(jnp.asarray(x))) ** 2, axis=1)
     np.testing.assert_allclose(mean_square, 1.0, rtol=0.02)
@@ -155,36 +156,36 @@ def test_normalised_rows_have_a_mean_square_of_one_whatever_their_size() -> None
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 4), (31, 64, 16), (3, 1, 5), (4, 9, 1), (1, 1, 1)])
-def test_layer_and_its_gradients_are_those_of_the_recipe(shape: tuple[int, int, int]) -> None:
+def test_bit_dense_and_its_gradients_equal_the_recipe(shape: tuple[int, int, int]) -> None:
     layer = random_layer(*shape)
-    found = layer_with_gradients(*(jnp.asarray(value) for value in layer))
-    wanted = bit_dense_slowly(*(value.astype(np.float64) for value in layer))
-    for name, a, b in zip(("y", "dx", "dW", "db"), found, wanted, strict=True):
+    actual = layer_with_gradients(*(jnp.asarray(value) for value in layer))
+    expected = bit_dense_slowly(*(value.astype(np.float64) for value in layer))
+    for name, a, b in zip(("y", "dx", "dW", "db"), actual, expected, strict=True):
         assert a.shape == b.shape
-        # Of one channel the normalisation keeps the sign alone: its gradient cancels to nearly 0.
+        # Normalizing one channel leaves only its sign, so its gradient cancels to nearly 0.
         tolerance = 1e-5 * max(np.max(np.abs(b)), 0.1)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=tolerance, err_msg=name)
 
 
-def test_products_are_sums_of_whole_numbers() -> None:
+def test_bit_dense_products_are_sums_of_integers() -> None:
     """Exact, so that no order of summation and no lower precision changes a bit."""
     x, kernel, bias, _ = random_layer(8, 300, 5)
-    found = apply_layer(jnp.asarray(x), jnp.asarray(kernel), jnp.zeros_like(bias))
-    whole, scales = jax.jit(lambda x: quantise_activations(normalise(x)))(x)
+    actual = apply_layer(jnp.asarray(x), jnp.asarray(kernel), jnp.zeros_like(bias))
+    integers, scales = jax.jit(lambda x: quantise_activations(normalise(x)))(x)
     ternary, scale = jax.jit(quantise_weights)(kernel)
-    sums = np.asarray(found, np.float64) / np.asarray(scales) / float(scale)
+    sums = np.asarray(actual, np.float64) / np.asarray(scales) / float(scale)
     np.testing.assert_allclose(sums, np.round(sums), atol=1e-3)
-    np.testing.assert_array_equal(np.round(sums), np.asarray(whole) @ np.asarray(ternary))
+    np.testing.assert_array_equal(np.round(sums), np.asarray(integers) @ np.asarray(ternary))
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3), (2, 1, 3)])
-def test_any_batch_shape_is_its_rows_one_by_one(batch: tuple[int, ...]) -> None:
+def test_bit_dense_of_any_batch_shape_equals_its_rows_one_by_one(batch: tuple[int, ...]) -> None:
     rows = int(np.prod(batch))
     x, kernel, bias, _ = random_layer(rows, 6, 4)
-    found = apply_layer(jnp.asarray(x).reshape(*batch, 6), jnp.asarray(kernel), jnp.asarray(bias))
-    assert found.shape == (*batch, 4)
-    for row, out in zip(x, np.asarray(found).reshape(rows, 4), strict=True):
-        # A row's scale is its own: what else is in the batch does not matter.
+    actual = apply_layer(jnp.asarray(x).reshape(*batch, 6), jnp.asarray(kernel), jnp.asarray(bias))
+    assert actual.shape == (*batch, 4)
+    for row, out in zip(x, np.asarray(actual).reshape(rows, 4), strict=True):
+        # The scale of a row does not depend on the other rows.
         alone = apply_layer(jnp.asarray(row), jnp.asarray(kernel), jnp.asarray(bias))
         np.testing.assert_allclose(out, alone, rtol=1e-6)
 
@@ -200,21 +201,21 @@ ROWS = {
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("weights", ["zeros", "tiny", "small", "large"])
-def test_extremes_are_finite_and_follow_the_recipe(row: str, weights: str) -> None:
+def test_bit_dense_at_extremes_is_finite_and_equals_the_recipe(row: str, weights: str) -> None:
     x, kernel, bias, g = random_layer(4, 8, 3)
     x, kernel = x * np.float32(ROWS[row]), kernel * np.float32(ROWS[weights])
     layer = x, kernel, bias, g
-    found = layer_with_gradients(*(jnp.asarray(value) for value in layer))
-    assert all(np.all(np.isfinite(leaf)) for leaf in found)
-    wanted = bit_dense_slowly(*(value.astype(np.float64) for value in layer))
-    for a, b in zip(found, wanted, strict=True):
-        # Huge rows cancel in the gradient of their normalisation but for rounding.
+    actual = layer_with_gradients(*(jnp.asarray(value) for value in layer))
+    assert all(np.all(np.isfinite(leaf)) for leaf in actual)
+    expected = bit_dense_slowly(*(value.astype(np.float64) for value in layer))
+    for a, b in zip(actual, expected, strict=True):
+        # The gradient of normalizing huge rows cancels up to rounding.
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(np.max(np.abs(b)), 1e-6))
     if "zeros" in (row, weights):
-        np.testing.assert_array_equal(found[0], np.broadcast_to(bias, (4, 3)))
+        np.testing.assert_array_equal(actual[0], np.broadcast_to(bias, (4, 3)))
 
 
-def test_one_outlier_leaves_the_other_weights_nothing_but_no_nan() -> None:
+def test_bit_dense_with_one_outlier_zeroes_the_other_weights_without_nan() -> None:
     x, kernel, bias, g = random_layer(4, 8, 3)
     kernel[0, 0] = 1e9
     y, *gradients = layer_with_gradients(*(jnp.asarray(v) for v in (x, kernel, bias, g)))
@@ -222,7 +223,7 @@ def test_one_outlier_leaves_the_other_weights_nothing_but_no_nan() -> None:
     assert all(np.all(np.isfinite(leaf)) for leaf in gradients)
 
 
-def test_a_scale_among_the_parameters_is_taken_as_it_is() -> None:
+def test_bit_dense_uses_a_scale_among_the_parameters() -> None:
     x, kernel, bias, _ = (jnp.asarray(value) for value in random_layer(9, 12, 7))
     ternary, scale = quantise_weights(kernel)
     y = apply_layer(x, kernel, bias)
@@ -232,23 +233,23 @@ def test_a_scale_among_the_parameters_is_taken_as_it_is() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# A whole network
+# The network
 # ---------------------------------------------------------------------------------------------
 
-FIELD = NeRF(
+FIELD = BitNeRF(
     layers=2,
     width=8,
     skip=1,
     color_width=6,
     num_position_frequencies=2,
     num_direction_frequencies=1,
-    ternary=True,
 )
 
 
 @jax.jit
 def evaluate(params: Any, positions: jax.Array, directions: jax.Array) -> tuple[Any, Any]:
-    density, latent = FIELD.density(params, positions, positions[:, 0])
+    context = FieldContext(positions[:, 0], jnp.zeros((2, 3)))
+    density, latent = FIELD.density(params, positions, context)
     return density, FIELD.color(params, FIELD.features(params, latent), directions)
 
 
@@ -259,7 +260,7 @@ def random_params(seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
-def test_a_ternary_nerf_has_finite_density_and_color_and_gradients(scale: float) -> None:
+def test_bitnerf_has_finite_density_color_and_gradients(scale: float) -> None:
     rng = np.random.default_rng(1)
     positions = jnp.asarray(rng.uniform(-1, 1, (12, 3)), jnp.float32)
     directions = rng.normal(size=(12, 3))
@@ -279,24 +280,24 @@ def test_a_ternary_nerf_has_finite_density_and_color_and_gradients(scale: float)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
 
 
-def test_a_ternary_nerf_knows_its_weights_only_as_ternary() -> None:
+def test_bitnerf_depends_on_its_ternary_weights_alone() -> None:
     """Weights that move within their third of the range change nothing but their common scale."""
     params = random_params()
     kernel = params["params"]["trunk_1"]["kernel"]
     ternary, scale = quantise_weights(kernel)
-    quantised = params["params"] | {
+    quantized = params["params"] | {
         "trunk_1": params["params"]["trunk_1"] | {"kernel": ternary, "scale": scale}
     }
     positions = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (12, 3)), jnp.float32)
     for a, b in zip(
         evaluate(params, positions, positions),
-        evaluate({"params": quantised}, positions, positions),
+        evaluate({"params": quantized}, positions, positions),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_a_gain_scales_what_is_normalised_channel_by_channel() -> None:
+def test_bit_dense_gain_scales_each_normalized_channel() -> None:
     rng = np.random.default_rng(3)
     x, kernel = (rng.normal(size=size).astype(np.float32) for size in ((6, 5), (5, 4)))
     gain = rng.uniform(0.5, 2.0, 5).astype(np.float32)
@@ -304,8 +305,8 @@ def test_a_gain_scales_what_is_normalised_channel_by_channel() -> None:
     params = layer.init(jax.random.key(0), jnp.asarray(x))["params"]
     np.testing.assert_array_equal(params["gain"], np.ones(5))
     changed = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(4), "gain": jnp.asarray(gain)}
-    found = layer.apply({"params": changed}, jnp.asarray(x))
-    normalised = gain * x / np.sqrt(np.mean(x.astype(np.float64) ** 2, -1, keepdims=True) + 1e-3)
-    whole, rows = quantise_activations_slowly(normalised)
+    actual = layer.apply({"params": changed}, jnp.asarray(x))
+    normalized = gain * x / np.sqrt(np.mean(x.astype(np.float64) ** 2, -1, keepdims=True) + 1e-3)
+    integers, rows = quantise_activations_slowly(normalized)
     ternary, scale = quantise_weights_slowly(kernel.T)
-    np.testing.assert_allclose(found, whole @ ternary.T * rows * scale, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, integers @ ternary.T * rows * scale, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Hash grid: density and colour against a forward pass in numpy, and the clamped exponential."""
+"""Hash grid: density and color against a forward pass in numpy, and the clamped exponential."""
 
 import dataclasses
 import math
@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrf.core import encodings, grids
+from jaxrf.core import encodings, hash_grids
+from jaxrf.fields.base import FieldContext
 from jaxrf.fields.hashgrid import HashGrid, clamped_exp
 
 # Nothing is cubic, so that no two axes can be exchanged unnoticed.
 BOX = np.array([[-1.0, -2.0, 0.5], [1.5, 1.0, 1.7]], np.float32)
 FIELD = HashGrid(
-    levels=3,
-    channels=2,
-    coarsest=3,
-    finest=9,
+    num_levels=3,
+    features_per_level=2,
+    base_resolution=3,
+    max_resolution=9,
     log2_hashmap_size=7,
     width=6,
     density_layers=2,
@@ -31,19 +32,23 @@ FIELD = HashGrid(
 
 
 def random_params(field: HashGrid, seed: int = 0) -> Any:
-    """Parameters of the right shapes out of numpy, together with the box."""
+    """Random parameters out of numpy, of the shapes of fresh ones."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(field.init, jax.random.key(0))
-    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.7, s.shape), s.dtype), shapes)
-    return {**params, "aabb": jnp.asarray(BOX)}
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.7, s.shape), s.dtype), shapes)
 
 
 PARAMS = random_params(FIELD)
 
 
+def context_of(positions: jax.Array, aabb: Any = BOX) -> FieldContext:
+    """Rays without width in a box."""
+    return FieldContext(jnp.zeros_like(positions[:, 0]), jnp.asarray(aabb, positions.dtype))
+
+
 @jax.jit
-def evaluate(params: Any, positions: jax.Array, directions: jax.Array) -> Any:
-    density, latent = FIELD.density(params, positions, jnp.zeros(positions.shape[:1]))
+def evaluate(params: Any, positions: jax.Array, directions: jax.Array, aabb: Any = BOX) -> Any:
+    density, latent = FIELD.density(params, positions, context_of(positions, aabb))
     features = FIELD.features(params, latent)
     return density, features, FIELD.color(params, features, directions)
 
@@ -70,34 +75,36 @@ def evaluate_slowly(
     params: Any, positions: np.ndarray, directions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     unit = (positions - BOX[0]) / (BOX[1] - BOX[0])
-    encoded = grids.sample_hash_grid(params["table"], jnp.asarray(unit), FIELD.plan())
+    encoded = hash_grids.sample_hash_grid(params["table"], jnp.asarray(unit), FIELD.plan())
     out = forward_slowly(params["density_mlp"], np.asarray(encoded, np.float64))
-    seen = np.asarray(encodings.spherical_harmonics(jnp.asarray(directions), 2))
-    raw = forward_slowly(params["color_mlp"], np.concatenate([out[:, 1:], seen], axis=-1))
+    harmonics = np.asarray(encodings.spherical_harmonics(jnp.asarray(directions), 2))
+    raw = forward_slowly(params["color_mlp"], np.concatenate([out[:, 1:], harmonics], axis=-1))
     return 3.0 * np.exp(out[:, 0] - 0.5), out[:, 1:], 1.0 / (1.0 + np.exp(-raw))
 
 
-def test_field_equals_a_forward_pass_in_numpy() -> None:
+def test_hashgrid_equals_a_forward_pass_in_numpy() -> None:
     positions, directions = random_inputs()
-    found = evaluate(PARAMS, jnp.asarray(positions), jnp.asarray(directions))
-    assert [value.shape for value in found] == [(12,), (12, 4), (12, 3)]
-    for value, wanted in zip(found, evaluate_slowly(PARAMS, positions, directions), strict=True):
-        assert np.std(wanted) > 0.01
-        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+    outputs = evaluate(PARAMS, jnp.asarray(positions), jnp.asarray(directions))
+    assert [value.shape for value in outputs] == [(12,), (12, 4), (12, 3)]
+    for value, expected in zip(
+        outputs, evaluate_slowly(PARAMS, positions, directions), strict=True
+    ):
+        assert np.std(expected) > 0.01
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_field_in_float64_equals_the_one_in_float32() -> None:
+def test_hashgrid_in_float64_equals_float32() -> None:
     positions, directions = random_inputs()
     narrow = evaluate(PARAMS, jnp.asarray(positions), jnp.asarray(directions))
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), PARAMS)
         exact = evaluate(wide, *(jnp.asarray(x, jnp.float64) for x in (positions, directions)))
         assert all(value.dtype == jnp.float64 for value in exact)
-    for value, wanted in zip(narrow, exact, strict=True):
-        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+    for value, expected in zip(narrow, exact, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_density_is_zero_outside_the_box_and_not_on_its_faces() -> None:
+def test_density_is_zero_outside_the_box_but_not_on_its_faces() -> None:
     middle, unit_box = BOX.mean(axis=0), np.array([[0.0] * 3, [1.0] * 3], np.float32)
     outside = []
     for axis in range(3):
@@ -107,12 +114,13 @@ def test_density_is_zero_outside_the_box_and_not_on_its_faces() -> None:
                 position[axis] = corner[axis] + sign * distance
                 outside.append(position)
     up = jnp.asarray([[0.0, 0.0, 1.0]])
-    beyond, _, color = evaluate(PARAMS, jnp.asarray(np.stack(outside)), jnp.tile(up, (24, 1)))
-    np.testing.assert_array_equal(beyond, 0.0)
+    outside_density, _, color = evaluate(
+        PARAMS, jnp.asarray(np.stack(outside)), jnp.tile(up, (24, 1))
+    )
+    np.testing.assert_array_equal(outside_density, 0.0)
     assert np.all((np.asarray(color) >= 0) & (np.asarray(color) <= 1))
     faces = np.array([*np.ndindex(2, 2, 2), [0.5, 0.5, 0.0], [1.0, 0.5, 0.5]], np.float32)
-    params = PARAMS | {"aabb": jnp.asarray(unit_box)}
-    on_faces, _, _ = evaluate(params, jnp.asarray(faces), jnp.tile(up, (10, 1)))
+    on_faces, _, _ = evaluate(PARAMS, jnp.asarray(faces), jnp.tile(up, (10, 1)), unit_box)
     assert np.all(np.asarray(on_faces) > 0)
 
 
@@ -120,10 +128,7 @@ def test_density_is_zero_outside_the_box_and_not_on_its_faces() -> None:
 def test_density_and_gradients_are_finite_for_parameters_of_any_size(scale: float) -> None:
     positions, directions = random_inputs()
     positions[:4] = [*BOX, (9.0, 9.0, 9.0), (0.0, 0.0, 1.0)]
-    params = {
-        name: value if name == "aabb" else jax.tree.map(lambda x: x * scale, value)
-        for name, value in PARAMS.items()
-    }
+    params = jax.tree.map(lambda x: x * scale, PARAMS)
 
     @jax.jit
     def total(params: Any, positions: jax.Array, directions: jax.Array) -> Any:
@@ -141,9 +146,9 @@ def test_density_and_gradients_are_finite_for_parameters_of_any_size(scale: floa
         np.testing.assert_array_equal(outside, 0.0)
 
 
-def test_positions_outside_give_the_density_no_gradient() -> None:
+def test_density_outside_the_box_has_no_gradient() -> None:
     outside = jnp.full((1, 3), 50.0)
-    gradients = jax.grad(lambda p: FIELD.density(p, outside, jnp.zeros(1))[0][0])(PARAMS)
+    gradients = jax.grad(lambda p: FIELD.density(p, outside, context_of(outside))[0][0])(PARAMS)
     for leaf in jax.tree.leaves(gradients):
         np.testing.assert_array_equal(leaf, 0.0)
 
@@ -153,24 +158,24 @@ EXTREMES = np.array(
 )
 
 
-def test_clamped_exponential_and_its_slope_at_extremes() -> None:
+def test_clamped_exp_and_its_slope_at_extremes() -> None:
     x = jnp.asarray(EXTREMES, jnp.float32)
-    wanted = [math.exp(min(float(v), 80.0)) for v in x]
-    np.testing.assert_allclose(clamped_exp(x), wanted, rtol=1e-5)
+    expected = [math.exp(min(float(v), 80.0)) for v in x]
+    np.testing.assert_allclose(clamped_exp(x), expected, rtol=1e-5)
     slopes = jax.grad(lambda v: jnp.sum(clamped_exp(v)))(x)
-    wanted = [math.exp(min(max(float(v), -15.0), 15.0)) for v in x]
-    np.testing.assert_allclose(slopes, wanted, rtol=1e-5)
+    expected = [math.exp(min(max(float(v), -15.0), 15.0)) for v in x]
+    np.testing.assert_allclose(slopes, expected, rtol=1e-5)
     assert np.all(np.isfinite(jax.jvp(clamped_exp, (x,), (jnp.ones_like(x),))[1]))
 
 
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
-def test_clamped_exponential_takes_any_batch_shape(batch: tuple[int, ...]) -> None:
+def test_clamped_exp_accepts_any_batch_shape(batch: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).normal(size=batch).astype(np.float32)
     assert clamped_exp(jnp.asarray(x)).shape == batch
     np.testing.assert_allclose(clamped_exp(jnp.asarray(x)), np.exp(x), rtol=1e-6)
 
 
-def test_shapes_and_range_of_fresh_parameters() -> None:
+def test_init_has_the_documented_shapes_and_range() -> None:
     # This kind of key compiles much faster.
     params = jax.jit(FIELD.init)(jax.random.key(1, impl="rbg"))
     table = np.asarray(params["table"])
@@ -188,12 +193,12 @@ def test_shapes_and_range_of_fresh_parameters() -> None:
         "Dense_1": {"kernel": (6, 3)},
     }
     positions, directions = (jnp.asarray(x) for x in random_inputs())
-    density, _, _ = evaluate({**params, "aabb": jnp.asarray(BOX)}, positions, directions)
+    density, _, _ = evaluate(params, positions, directions)
     # Nearly the same everywhere, as the table is nearly zero.
     np.testing.assert_allclose(density, 3.0 * math.exp(-0.5), rtol=1e-2)
 
 
-def test_published_table_has_about_twelve_million_features() -> None:
+def test_default_table_has_about_twelve_million_features() -> None:
     shapes = jax.eval_shape(HashGrid().init, jax.random.key(0))
     rows, side = 0, 16.0
     for _ in range(16):

@@ -11,6 +11,7 @@ import pytest
 
 from jaxrf.core import encodings
 from jaxrf.core.rays import ConicalFrusta
+from jaxrf.fields.base import FieldContext
 from jaxrf.fields.nerf import NeRF
 
 FIELD = NeRF(
@@ -24,7 +25,7 @@ FIELD = NeRF(
 
 
 def random_params(field: NeRF, seed: int = 0) -> Any:
-    """Parameters of the right shapes out of numpy, biases included."""
+    """Random parameters out of numpy, biases included, of the shapes of fresh ones."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(field.init, jax.random.key(0))
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.4, s.shape), s.dtype), shapes)
@@ -33,18 +34,25 @@ def random_params(field: NeRF, seed: int = 0) -> Any:
 PARAMS = random_params(FIELD)
 
 
+def context_of(
+    radii: Any, frusta: ConicalFrusta | None = None, noise: jax.Array | None = None
+) -> FieldContext:
+    """A context of these radii; the box does not matter to a NeRF."""
+    return FieldContext(jnp.asarray(radii), jnp.zeros((2, 3)), frusta, noise=noise)
+
+
 @jax.jit
 def evaluate(params: Any, positions: jax.Array, directions: jax.Array) -> Any:
-    density, latent = FIELD.density(params, positions, positions[:, 0])
+    density, latent = FIELD.density(params, positions, context_of(positions[:, 0]))
     features = FIELD.features(params, latent)
     return density, features, FIELD.color(params, features, directions)
 
 
-def encode_slowly(x: np.ndarray, octaves: int) -> list[float]:
+def encode_slowly(x: np.ndarray, frequencies: int) -> list[float]:
     out = [float(v) for v in x]
-    for octave in range(octaves):
-        out += [math.sin(2**octave * float(v)) for v in x]
-        out += [math.cos(2**octave * float(v)) for v in x]
+    for power in range(frequencies):
+        out += [math.sin(2**power * float(v)) for v in x]
+        out += [math.cos(2**power * float(v)) for v in x]
     return out
 
 
@@ -66,8 +74,8 @@ def forward_slowly(
         hidden = np.maximum(dense(f"trunk_{index}", hidden), 0.0)
     density = math.log1p(math.exp(dense("density_head", hidden)[0] + field.density_bias))
     bottleneck = dense("bottleneck", hidden)
-    seen = np.array(encode_slowly(direction, field.num_direction_frequencies))
-    view = np.maximum(dense("view", np.concatenate([bottleneck, seen])), 0.0)
+    encoded_direction = np.array(encode_slowly(direction, field.num_direction_frequencies))
+    view = np.maximum(dense("view", np.concatenate([bottleneck, encoded_direction])), 0.0)
     return density, bottleneck, 1.0 / (1.0 + np.exp(-dense("rgb_head", view)))
 
 
@@ -78,7 +86,7 @@ def random_inputs(count: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.uniform(-1, 1, (count, 3)).astype(np.float32), directions.astype(np.float32)
 
 
-def test_network_equals_a_forward_pass_in_numpy() -> None:
+def test_nerf_equals_a_forward_pass_in_numpy() -> None:
     positions, directions = random_inputs(12)
     density, features, color = evaluate(PARAMS, jnp.asarray(positions), jnp.asarray(directions))
     assert density.shape == (12,) and features.shape == (12, 10) and color.shape == (12, 3)
@@ -89,7 +97,7 @@ def test_network_equals_a_forward_pass_in_numpy() -> None:
         np.testing.assert_allclose(color[i], slow[2], rtol=1e-4, atol=1e-6)
 
 
-def test_original_network_has_as_many_parameters_as_the_paper_s() -> None:
+def test_default_network_has_as_many_parameters_as_the_original() -> None:
     shapes = jax.eval_shape(NeRF().init, jax.random.key(0))
     # 8 x 256 with one skip, 63 and 27 inputs: the number of the authors' own network.
     assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == 595_844
@@ -101,7 +109,7 @@ def test_original_network_has_as_many_parameters_as_the_paper_s() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
-def test_density_is_never_negative_and_colors_are_in_zero_to_one(scale: float) -> None:
+def test_density_is_not_negative_and_colors_are_in_zero_to_one(scale: float) -> None:
     positions, directions = (jnp.asarray(x) for x in random_inputs(12))
     params = jax.tree.map(lambda x: x * scale, PARAMS)
     density, _, color = evaluate(params, positions * 10.0, directions)
@@ -110,22 +118,22 @@ def test_density_is_never_negative_and_colors_are_in_zero_to_one(scale: float) -
     assert np.all(np.asarray(color) >= 0) and np.all(np.asarray(color) <= 1)
 
 
-def test_density_depends_neither_on_the_direction_nor_on_the_radius() -> None:
+def test_density_does_not_depend_on_direction_or_radius() -> None:
     positions, directions = (jnp.asarray(x) for x in random_inputs(12))
     density, _, color = evaluate(PARAMS, positions, directions)
     turned, _, other_color = evaluate(PARAMS, positions, -directions)
     np.testing.assert_array_equal(density, turned)
     assert np.max(np.abs(color - other_color)) > 1e-3
-    wide, _ = FIELD.density(PARAMS, positions, jnp.full(12, 100.0))
+    wide, _ = FIELD.density(PARAMS, positions, context_of(jnp.full(12, 100.0)))
     np.testing.assert_allclose(wide, density, rtol=1e-5)
 
 
 def test_density_bias_is_added_before_the_softplus() -> None:
     positions = jnp.zeros((1, 3))
-    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     for bias in (0.0, -2.0, 3.0):
         field = dataclasses.replace(FIELD, density_bias=bias)
-        density, _ = field.density(nothing, positions, jnp.zeros(1))
+        density, _ = field.density(zeros, positions, context_of(jnp.zeros(1)))
         assert float(density[0]) == pytest.approx(math.log1p(math.exp(bias)), rel=1e-6)
 
 
@@ -142,7 +150,7 @@ def test_gradients_are_finite(scale: float) -> None:
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
 
 
-def test_fresh_network_lets_light_through_and_has_a_gradient() -> None:
+def test_init_makes_a_translucent_network() -> None:
     # This kind of key compiles much faster.
     params = jax.jit(FIELD.init)(jax.random.key(2, impl="rbg"))
     positions, directions = (jnp.asarray(x) for x in random_inputs(12))
@@ -157,8 +165,8 @@ def test_fresh_network_lets_light_through_and_has_a_gradient() -> None:
 def run_field(
     field: NeRF, params: Any, positions: np.ndarray, directions: np.ndarray, radii: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-    """Density and colour."""
-    density, latent = field.density(params, jnp.asarray(positions), jnp.asarray(radii))
+    """Density and color."""
+    density, latent = field.density(params, jnp.asarray(positions), context_of(radii))
     features = field.features(params, latent)
     return density, field.color(params, features, jnp.asarray(directions))
 
@@ -176,7 +184,7 @@ def raw_slowly(field: NeRF, params: Any, encoded: np.ndarray) -> tuple[float, np
     return float(raw[0]), hidden
 
 
-def test_integrated_encoding_fades_what_is_finer_than_the_cone() -> None:
+def test_integrated_encoding_fades_frequencies_finer_than_the_cone() -> None:
     field = dataclasses.replace(FIELD, encoding="integrated", layers=2)
     params = random_params(field)
     assert params["params"]["trunk_0"]["kernel"].shape == (2 * 3 * 3, 10)
@@ -186,18 +194,18 @@ def test_integrated_encoding_fades_what_is_finer_than_the_cone() -> None:
     assert np.all(np.isfinite(density)) and np.all(np.isfinite(color))
     for i in range(8):
         encoded = []
-        for octave in range(3):
+        for power in range(3):
             # A disc's variance along each axis is a quarter of its radius squared.
-            fade = math.exp(-0.5 * 4**octave * 0.25 * float(radii[i]) ** 2)
+            fade = math.exp(-0.5 * 4**power * 0.25 * float(radii[i]) ** 2)
             for fn in (math.sin, math.cos):
-                encoded += [fade * fn(2**octave * float(x)) for x in positions[i]]
+                encoded += [fade * fn(2**power * float(x)) for x in positions[i]]
         raw, _ = raw_slowly(field, params, np.array(encoded))
         assert float(density[i]) == pytest.approx(math.log1p(math.exp(raw)), rel=1e-4)
 
 
-def test_the_integrated_encoding_sees_how_long_and_wide_a_sample_is() -> None:
+def test_integrated_encoding_uses_the_frusta_of_the_context() -> None:
     field = dataclasses.replace(FIELD, encoding="integrated", layers=2)
-    assert field.uses_gaussians and not FIELD.uses_gaussians
+    assert field.needs_intervals() and not FIELD.needs_intervals()
     params = random_params(field)
     positions, directions = random_inputs(8)
     directions = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
@@ -205,26 +213,26 @@ def test_the_integrated_encoding_sees_how_long_and_wide_a_sample_is() -> None:
     frusta = ConicalFrusta(
         *(jnp.asarray(x, jnp.float32) for x in (directions, np.full(8, 0.1), starts, starts + 0.7))
     )
-    density, _ = field.density(params, jnp.asarray(positions), frusta)
+    density, _ = field.density(params, jnp.asarray(positions), context_of(jnp.zeros(8), frusta))
     mean, variance = encodings.conical_frustum_to_gaussian(jnp.asarray(positions), frusta)
     for i in range(8):
         encoded = []
-        for octave in range(3):
-            fade = np.exp(-0.5 * 4**octave * np.asarray(variance[i], np.float64))
+        for power in range(3):
+            fade = np.exp(-0.5 * 4**power * np.asarray(variance[i], np.float64))
             for fn in (np.sin, np.cos):
-                encoded += [*(fade * fn(2**octave * np.asarray(mean[i], np.float64)))]
+                encoded += [*(fade * fn(2**power * np.asarray(mean[i], np.float64)))]
         raw, _ = raw_slowly(field, params, np.array(encoded))
         assert float(density[i]) == pytest.approx(math.log1p(math.exp(raw)), rel=1e-4)
 
 
-def test_gradients_of_the_integrated_encoding_are_finite_for_any_radius() -> None:
+def test_integrated_encoding_gradients_are_finite_for_any_radius() -> None:
     field = dataclasses.replace(FIELD, encoding="integrated", layers=2)
     params = random_params(field)
     positions, directions = random_inputs(4)
     radii = jnp.asarray([0.0, 1e-20, 1.0, 1e15])
 
     def total(params: Any, positions: jax.Array, radii: jax.Array) -> jax.Array:
-        density, latent = field.density(params, positions, radii)
+        density, latent = field.density(params, positions, context_of(radii))
         color = field.color(params, field.features(params, latent), jnp.asarray(directions))
         return jnp.sum(density) + jnp.sum(color)
 
@@ -232,7 +240,7 @@ def test_gradients_of_the_integrated_encoding_are_finite_for_any_radius() -> Non
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 
-def test_without_directions_colour_is_a_layer_of_the_trunk_alone() -> None:
+def test_color_without_directions_is_a_layer_of_the_trunk() -> None:
     field = dataclasses.replace(FIELD, use_directions=False, layers=2)
     params = random_params(field)
     assert set(params["params"]) == {"trunk_0", "trunk_1", "density_head", "rgb_head"}
@@ -249,42 +257,42 @@ def test_without_directions_colour_is_a_layer_of_the_trunk_alone() -> None:
         np.testing.assert_allclose(color[i], 1.0 / (1.0 + np.exp(-rgb)), atol=1e-5)
 
 
-def test_density_by_relu_is_the_raw_density_where_that_is_positive() -> None:
+def test_relu_density_is_the_positive_part_of_the_raw_density() -> None:
     field = dataclasses.replace(FIELD, activation="relu", layers=2, density_bias=-0.8)
     params = random_params(field)
     positions, _ = random_inputs(40)
-    density, _ = field.density(params, jnp.asarray(positions), jnp.zeros(40))
-    wanted = []
+    density, _ = field.density(params, jnp.asarray(positions), context_of(jnp.zeros(40)))
+    expected = []
     for position in positions:
         encoded = np.array(encode_slowly(position, field.num_position_frequencies))
-        wanted.append(max(raw_slowly(field, params, encoded)[0] - 0.8, 0.0))
-    np.testing.assert_allclose(density, wanted, rtol=1e-4, atol=1e-5)
-    assert 3 < np.sum(np.asarray(wanted) == 0) < 37
+        expected.append(max(raw_slowly(field, params, encoded)[0] - 0.8, 0.0))
+    np.testing.assert_allclose(density, expected, rtol=1e-4, atol=1e-5)
+    assert 3 < np.sum(np.asarray(expected) == 0) < 37
 
 
-def test_noise_is_added_to_the_raw_density_only_where_there_is_some() -> None:
+def test_noise_of_the_context_is_added_to_the_raw_density() -> None:
     field = dataclasses.replace(FIELD, activation="relu", density_noise=0.5, density_bias=100.0)
-    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     positions = jnp.zeros((4000, 3))
 
-    def density_with(params: Any) -> np.ndarray:
-        return np.asarray(field.density(params, positions, jnp.zeros(4000))[0])
+    def density_with(noise: jax.Array | None) -> np.ndarray:
+        context = context_of(jnp.zeros(4000), noise=noise)
+        return np.asarray(field.density(zeros, positions, context)[0])
 
-    np.testing.assert_array_equal(density_with(nothing), 100.0)
+    assert field.noise_std() == 0.5 and FIELD.noise_std() == 0.0
+    np.testing.assert_array_equal(density_with(None), 100.0)
     first, again, other = (
-        density_with(nothing | {"noise": jax.random.normal(jax.random.key(k), (4000,))}) - 100.0
-        for k in (0, 0, 1)
+        density_with(jax.random.normal(jax.random.key(k), (4000,))) - 100.0 for k in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert abs(np.corrcoef(first, other)[0, 1]) < 0.05
     for noise in (first, other):
         assert np.mean(noise) == pytest.approx(0.0, abs=0.03)
         assert np.std(noise) == pytest.approx(0.5, rel=0.05)
-    # Colour is not noisy, and does not mind the numbers.
-    noisy = PARAMS | {"noise": jnp.ones(5)}
-    points, directions = random_inputs(5)
-    latent = field.density(PARAMS, jnp.asarray(points), jnp.zeros(5))[1]
-    np.testing.assert_array_equal(
-        field.color(noisy, field.features(noisy, latent), jnp.asarray(directions)),
-        field.color(PARAMS, field.features(PARAMS, latent), jnp.asarray(directions)),
-    )
+    # Colors have no noise.
+    points, directions = (jnp.asarray(x) for x in random_inputs(5))
+    colors = []
+    for noise in (jnp.ones(5), None):
+        latent = field.density(PARAMS, points, context_of(jnp.zeros(5), noise=noise))[1]
+        colors.append(field.color(PARAMS, field.features(PARAMS, latent), directions))
+    np.testing.assert_array_equal(*colors)

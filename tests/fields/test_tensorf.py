@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxrf.core import encodings
+from jaxrf.fields.base import FieldContext
 from jaxrf.fields.tensorf import (
     TensoRF,
     fit_resolution,
@@ -33,13 +34,13 @@ FIELD = TensoRF(
 )
 
 
-def bind(params: Any, aabb: np.ndarray = BOX) -> Any:
-    """Parameters together with the box, which is not trained."""
-    return {**params, "aabb": jnp.asarray(aabb)}
+def context_of(positions: jax.Array, aabb: Any = BOX) -> FieldContext:
+    """Rays without width in a box."""
+    return FieldContext(jnp.zeros_like(positions[:, 0]), jnp.asarray(aabb, positions.dtype))
 
 
 def random_params(field: TensoRF, seed: int = 0) -> Any:
-    """Parameters of the right shapes out of numpy, which need not be compiled."""
+    """Random parameters out of numpy, of the shapes of fresh ones."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(field.init, jax.random.key(0))
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.5, s.shape), s.dtype), shapes)
@@ -47,7 +48,9 @@ def random_params(field: TensoRF, seed: int = 0) -> Any:
 
 PARAMS = random_params(FIELD)
 _look_up = jax.jit(
-    lambda field, params, positions: field.density(params, positions, positions[:, 0]),
+    lambda field, params, positions, aabb: field.density(
+        params, positions, context_of(positions, aabb)
+    ),
     static_argnums=0,
 )
 features_of = jax.jit(
@@ -64,7 +67,7 @@ def look_up(
     field: TensoRF, params: Any, positions: jax.Array, aabb: np.ndarray = BOX
 ) -> tuple[jax.Array, jax.Array]:
     """Density and latent."""
-    return _look_up(field, bind(params, aabb), positions)
+    return _look_up(field, params, positions, jnp.asarray(aabb))
 
 
 def density_of(
@@ -134,12 +137,12 @@ def test_density_equals_sums_over_all_grid_points() -> None:
         assert float(value) == pytest.approx(density_slowly(FIELD, PARAMS, position), rel=1e-4)
 
 
-def test_density_in_float64_equals_the_slow_sums_much_more_closely() -> None:
+def test_density_in_float64_equals_the_sums_closely() -> None:
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), PARAMS)
         positions = random_positions(10).astype(np.float64)
-        box = jnp.asarray(BOX, jnp.float64)
-        density, _ = FIELD.density({**params, "aabb": box}, jnp.asarray(positions), jnp.zeros(10))
+        context = context_of(jnp.asarray(positions))
+        density, _ = FIELD.density(params, jnp.asarray(positions), context)
         assert density.dtype == jnp.float64
         for value, position in zip(density, positions, strict=True):
             truth = density_slowly(FIELD, PARAMS, position)
@@ -185,7 +188,7 @@ def test_color_equals_a_network_in_numpy() -> None:
         np.testing.assert_allclose(color[i], x, atol=1e-5)
 
 
-def test_density_is_zero_outside_the_box_and_not_on_its_faces() -> None:
+def test_density_is_zero_outside_the_box_but_not_on_its_faces() -> None:
     low, high = BOX
     middle = (low + high) / 2
     outside, faces = [], []
@@ -199,8 +202,8 @@ def test_density_is_zero_outside_the_box_and_not_on_its_faces() -> None:
                 outside.append(face.copy())
     outside.append(np.full(3, np.inf, np.float32))
     inner = [face + 1e-4 * (middle - face) for face in faces]
-    beyond = density_of(FIELD, PARAMS, jnp.asarray(np.stack(outside)))
-    np.testing.assert_array_equal(beyond, 0.0)
+    outside_density = density_of(FIELD, PARAMS, jnp.asarray(np.stack(outside)))
+    np.testing.assert_array_equal(outside_density, 0.0)
     assert np.all(np.asarray(density_of(FIELD, PARAMS, jnp.asarray(np.stack(inner)))) > 0)
     unit_box = np.array([[0.0] * 3, [1.0] * 3], np.float32)
     at_corners = density_of(FIELD, PARAMS, jnp.asarray(unit_box), unit_box)
@@ -208,7 +211,7 @@ def test_density_is_zero_outside_the_box_and_not_on_its_faces() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e3, 1e10])
-def test_density_is_never_negative_and_colors_are_in_zero_to_one(scale: float) -> None:
+def test_density_is_not_negative_and_colors_are_in_zero_to_one(scale: float) -> None:
     params = jax.tree.map(lambda x: x * scale, PARAMS)
     positions = jnp.asarray(random_positions(50))
     density, latent = look_up(FIELD, params, positions)
@@ -222,7 +225,7 @@ def test_gradients_are_finite_inside_on_the_faces_and_outside() -> None:
     positions = jnp.asarray([*BOX, (9.0, 9.0, 9.0), (0.0, 0.0, 1.0)])
 
     def total(params: Any, positions: jax.Array) -> jax.Array:
-        density, latent = FIELD.density(bind(params), positions, jnp.zeros(4))
+        density, latent = FIELD.density(params, positions, context_of(positions))
         color = FIELD.color(params, FIELD.features(params, latent), positions)
         return jnp.sum(density) + jnp.sum(color)
 
@@ -231,16 +234,16 @@ def test_gradients_are_finite_inside_on_the_faces_and_outside() -> None:
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
 
 
-def test_positions_outside_give_the_density_no_gradient() -> None:
+def test_density_outside_the_box_has_no_gradient() -> None:
     outside = jnp.full((1, 3), 50.0)
-    gradients = jax.grad(lambda p: jnp.sum(FIELD.density(bind(p), outside, jnp.zeros(1))[0]))(
+    gradients = jax.grad(lambda p: jnp.sum(FIELD.density(p, outside, context_of(outside))[0]))(
         PARAMS
     )
     for leaf in jax.tree.leaves(gradients):
         np.testing.assert_array_equal(leaf, 0.0)
 
 
-def test_shapes_and_scale_of_fresh_parameters() -> None:
+def test_init_has_the_documented_shapes_and_scale() -> None:
     # This kind of key compiles much faster.
     params = jax.jit(FIELD.init)(jax.random.key(1, impl="rbg"))
     for factors, components in ((params["density"], 2), (params["features"], 3)):
@@ -286,7 +289,7 @@ SHRUNK = np.array([[-0.6, -1.1, 0.7], [1.2, 0.8, 1.5]], np.float32)
 
 @pytest.mark.parametrize("aabb", [BOX, SHRUNK], ids=["same box", "shrunk"])
 @pytest.mark.parametrize("resolution", [(4, 6, 5), (7, 9, 8), (3, 2, 4)])
-def test_resampling_keeps_linear_content_where_both_boxes_are(
+def test_resample_preserves_linear_factors_where_the_boxes_overlap(
     resolution: tuple[int, int, int], aabb: Any
 ) -> None:
     new = dataclasses.replace(FIELD, resolution=resolution)
@@ -310,13 +313,13 @@ def test_resampling_keeps_linear_content_where_both_boxes_are(
     ]
 
 
-def test_resampling_to_the_same_grid_is_the_identity() -> None:
+def test_resample_to_the_same_grid_is_the_identity() -> None:
     same = resample_to(PARAMS, FIELD.resolution)
     assert jax.tree.structure(same) == jax.tree.structure(PARAMS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), same, PARAMS)
 
 
-def test_doubling_the_grid_keeps_random_content_on_the_old_points() -> None:
+def test_resample_to_twice_the_resolution_preserves_old_grid_points() -> None:
     finer = resample_to(PARAMS, (7, 11, 9))
     for old_plane, plane in zip(
         PARAMS["density"]["planes"], finer["density"]["planes"], strict=True
@@ -326,7 +329,7 @@ def test_doubling_the_grid_keeps_random_content_on_the_old_points() -> None:
         np.testing.assert_allclose(line[::2], old_line, atol=1e-5)
 
 
-def test_cropping_to_grid_points_keeps_random_content_exactly() -> None:
+def test_resample_to_a_box_of_grid_points_crops_exactly() -> None:
     # The box of the points 1..3 of 4, 1..4 of 6 and 0..3 of 5.
     low, high = BOX.astype(np.float64)
     first, last, counts = np.array([1, 1, 0]), np.array([3, 4, 3]), np.array([4, 6, 5])
@@ -343,23 +346,23 @@ def test_cropping_to_grid_points_keeps_random_content_exactly() -> None:
         np.testing.assert_allclose(line, old_line[slices[axis]], atol=1e-5)
 
 
-def test_resampling_leaves_the_networks_alone() -> None:
+def test_resample_does_not_change_the_networks() -> None:
     resampled = resample_to(PARAMS, (8, 8, 8), SHRUNK)
     for name in ("basis", "mlp"):
         jax.tree.map(np.testing.assert_array_equal, resampled[name], PARAMS[name])
 
 
-# Resolution and regularisation.
+# Resolution and regularization.
 
 
 @pytest.mark.parametrize("n", [2, 3, 16, 64, 100, 128, 200, 300])
-def test_a_cube_of_n_cubed_voxels_has_n_points_along_each_axis(n: int) -> None:
+def test_fit_resolution_of_n_cubed_voxels_in_a_cube_is_n(n: int) -> None:
     for size in (0.1, 1.0, 2.6, 3.0, 1e3):
         box = np.array([[-size] * 3, [size] * 3], np.float32)
         assert fit_resolution(n**3, box) == (n, n, n)
 
 
-def test_resolution_is_in_proportion_to_the_box() -> None:
+def test_fit_resolution_is_in_proportion_to_the_box() -> None:
     for size, count, resolution in (
         ((1.0, 2.0, 3.0), 6 * 10**3, (10, 20, 30)),
         ((1.0, 1.0, 1e-6), 8, (200, 200, 2)),
@@ -401,9 +404,9 @@ def test_total_variation_of_constant_planes_is_zero() -> None:
     assert float(total_variation(constant)) == 0.0
 
 
-# Three lines, harmonics.
+# CP factors and spherical harmonics.
 
-CP = dataclasses.replace(FIELD, factors="cp", color_by="harmonics", feature_dim=12)
+CP = dataclasses.replace(FIELD, factors="cp", color_head="harmonics", feature_dim=12)
 CP_PARAMS = random_params(CP, 5)
 
 
@@ -418,7 +421,7 @@ def line_products_slowly(field: TensoRF, factors: Any, position: np.ndarray) -> 
     return products
 
 
-def test_parameters_of_three_lines_and_harmonics_have_neither_planes_nor_networks() -> None:
+def test_init_of_cp_with_harmonics_has_no_planes_and_no_network() -> None:
     params = jax.jit(CP.init)(jax.random.key(1, impl="rbg"))
     assert set(params) == {"density", "features", "basis"}
     for factors, components in ((params["density"], 2), (params["features"], 3)):
@@ -429,11 +432,11 @@ def test_parameters_of_three_lines_and_harmonics_have_neither_planes_nor_network
     lines = [np.asarray(line, np.float64) for line in params["density"]["lines"]]
     varies = sum(np.mean(np.diff(line, axis=0) ** 2) for line in lines)
     assert float(total_variation(params["density"])) == pytest.approx(varies, rel=1e-5)
-    wanted = sum(np.mean(np.abs(line)) for line in lines)
-    assert float(l1_norm(params)) == pytest.approx(wanted, rel=1e-5)
+    expected = sum(np.mean(np.abs(line)) for line in lines)
+    assert float(l1_norm(params)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_density_and_features_of_three_lines_equal_sums_over_all_grid_points() -> None:
+def test_cp_density_and_features_equal_sums_over_all_grid_points() -> None:
     positions = random_positions(20)
     positions[:2] = 0.999 * BOX + 0.001 * BOX.mean(axis=0)
     density, latent = look_up(CP, CP_PARAMS, jnp.asarray(positions))
@@ -443,31 +446,31 @@ def test_density_and_features_of_three_lines_equal_sums_over_all_grid_points() -
         raw = np.sum(line_products_slowly(CP, CP_PARAMS["density"], position)) - 1.0
         assert float(value) == pytest.approx(25.0 * math.log1p(math.exp(raw)), rel=1e-4)
         products = line_products_slowly(CP, CP_PARAMS["features"], position)
-        wanted = products @ np.asarray(CP_PARAMS["basis"], np.float64)
-        np.testing.assert_allclose(feature, wanted, atol=1e-5)
+        expected = products @ np.asarray(CP_PARAMS["basis"], np.float64)
+        np.testing.assert_allclose(feature, expected, atol=1e-5)
     outside = density_of(CP, CP_PARAMS, jnp.asarray(2.0 * BOX))
     np.testing.assert_array_equal(outside, 0.0)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 4])
-def test_color_by_harmonics_is_the_sigmoid_of_their_sum(bands: int) -> None:
+def test_harmonics_color_is_the_sigmoid_of_their_sum(bands: int) -> None:
     field = dataclasses.replace(CP, feature_dim=3 * bands**2)
     rng = np.random.default_rng(bands)
     features = rng.normal(size=(7, field.feature_dim)).astype(np.float32)
     directions = rng.normal(size=(7, 3))
     directions[:3] = np.eye(3)
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-    found = field.color({}, jnp.asarray(features), jnp.asarray(directions, jnp.float32))
+    color = field.color({}, jnp.asarray(features), jnp.asarray(directions, jnp.float32))
     basis = np.asarray(encodings.spherical_harmonics(jnp.asarray(directions, jnp.float32), bands))
     for i in range(7):
         for channel in range(3):
-            mine = features[i, channel * bands**2 : (channel + 1) * bands**2]
-            raw = sum(float(a) * float(b) for a, b in zip(mine, basis[i], strict=True))
-            wanted = 1.0 / (1.0 + math.exp(-raw))
-            assert float(found[i, channel]) == pytest.approx(wanted, abs=1e-5)
+            coefficients = features[i, channel * bands**2 : (channel + 1) * bands**2]
+            raw = sum(float(a) * float(b) for a, b in zip(coefficients, basis[i], strict=True))
+            expected = 1.0 / (1.0 + math.exp(-raw))
+            assert float(color[i, channel]) == pytest.approx(expected, abs=1e-5)
     if bands == 1:
         turned = field.color({}, jnp.asarray(features), -jnp.asarray(directions, jnp.float32))
-        np.testing.assert_array_equal(turned, found)
+        np.testing.assert_array_equal(turned, color)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e8])
@@ -494,7 +497,7 @@ def test_resampling_three_lines_keeps_the_values_of_the_common_points() -> None:
 
 
 @pytest.mark.parametrize("params", [PARAMS, CP_PARAMS], ids=["vm", "cp"])
-def test_nonorthogonality_equals_loop(params: Any) -> None:
+def test_ortho_loss_equals_loop(params: Any) -> None:
     total = 0.0
     for factors in (params["density"], params["features"]):
         for line in factors["lines"]:
@@ -507,7 +510,7 @@ def test_nonorthogonality_equals_loop(params: Any) -> None:
     assert float(ortho_loss(params)) == pytest.approx(total, rel=1e-5)
 
 
-def test_nonorthogonality_of_orthogonal_single_and_vanishing_components_is_zero() -> None:
+def test_ortho_loss_of_orthogonal_single_and_zero_components_is_zero() -> None:
     def with_lines(line: np.ndarray) -> Any:
         factors = {"planes": (), "lines": (jnp.asarray(line, jnp.float32),) * 3}
         return {"density": factors, "features": factors}
