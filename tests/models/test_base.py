@@ -471,9 +471,7 @@ def test_appearance_of_a_pyramid_leaves_the_weights_of_its_levels(blend: Any) ->
         num_pyramid_levels=3, num_levels=2, max_resolution=16, log2_hashmap_size=8, width=8,
         color_width=8, blend=blend, feature_dim=4,
     )  # fmt: skip
-    model = PackedModel(
-        appearance_dim=2, num_appearances=6, occupancy_resolution=4, max_steps=16
-    )
+    model = PackedModel(appearance_dim=2, num_appearances=6, occupancy_resolution=4, max_steps=16)
     config = tiny_hashgrid(field=field, model=model)
     stage, state = first_state(config)
     channels = 12 if blend == "results" else 4

@@ -56,7 +56,8 @@ from jaxrf.training.config import TrainConfig
 
 @pytest.mark.parametrize("value", [0, -1])
 @pytest.mark.parametrize(
-    "name", ["max_steps", "max_shaded_fraction", "occupancy_resolution", "occupancy_update_interval"]
+    "name",
+    ["max_steps", "max_shaded_fraction", "occupancy_resolution", "occupancy_update_interval"],
 )
 def test_packed_model_refuses_numbers_that_are_not_positive(name: str, value: int) -> None:
     option = f"--model.{name.replace('_', '-')} is {value}: give a number above 0"
@@ -436,9 +437,7 @@ def test_update_grid_evaluates_cells_at_intervals_in_consecutive_phases() -> Non
         expected = update(grid, jax.random.fold_in(key, phase), phase) if number % 4 == 0 else grid
         after = _update_grid(config.model, stage, params, grid, key)
         assert isinstance(after, DensityEmaGrid) and int(after.step) == number + 1
-        np.testing.assert_allclose(
-            after.optical_depth_ema, expected.optical_depth_ema, rtol=1e-5
-        )
+        np.testing.assert_allclose(after.optical_depth_ema, expected.optical_depth_ema, rtol=1e-5)
         np.testing.assert_array_equal(after.occupied, expected.occupied)
         np.testing.assert_array_equal(after.coarse.occupied, expected.coarse.occupied)
         grid = after
