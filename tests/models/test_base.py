@@ -88,7 +88,7 @@ def test_blended_results_cannot_be_shaded_per_ray(model: Any) -> None:
 
 def test_the_pyramid_s_preset_refuses_blended_results() -> None:
     config = presets.make_preset("pynerf-small")
-    with pytest.raises(InputError, match="add --model.shading per_sample"):
+    with pytest.raises(InputError, match=r"add --model.shading per_sample"):
         dataclasses.replace(config, field=dataclasses.replace(config.field, blend="results"))
 
 

@@ -54,12 +54,17 @@ from jaxrf.training.config import TrainConfig
 # -- numbers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0, -1])
+INTEGERS = ("max_steps", "occupancy_resolution", "occupancy_update_interval")
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["max_steps", "max_shaded_fraction", "occupancy_resolution", "occupancy_update_interval"],
+    ("name", "value"),
+    [
+        *((name, value) for name in INTEGERS for value in (0, -1)),
+        *(("max_shaded_fraction", value) for value in (0.0, -0.5, float("nan"))),
+    ],
 )
-def test_packed_model_refuses_numbers_that_are_not_positive(name: str, value: int) -> None:
+def test_packed_model_refuses_numbers_that_are_not_positive(name: str, value: Any) -> None:
     option = f"--model.{name.replace('_', '-')} is {value}: give a number above 0"
     with pytest.raises(InputError, match=option):
         PackedModel(**{name: value})

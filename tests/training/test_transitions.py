@@ -31,7 +31,6 @@ from jaxrf.sampling.marching import STEPS_PER_BLOCK
 from jaxrf.training import schedule, transitions
 from jaxrf.training.config import TrainConfig
 
-
 # -- plans -------------------------------------------------------------------------------------
 
 
