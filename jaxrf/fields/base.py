@@ -295,6 +295,10 @@ class Field:
         """The field as its training step sees it: equal for stages that share a program."""
         return self
 
+    def for_rendering(self) -> "Field":
+        """The field as images are rendered: equal for stages that share a program to render."""
+        return self
+
     def shape_key(self) -> tuple[Any, ...]:
         """Numbers that the shapes of parameters and grid depend on; equal if shapes stay."""
         return ()

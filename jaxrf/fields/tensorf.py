@@ -388,6 +388,10 @@ class TensoRF(base.Field):
             return self
         return dataclasses.replace(self, pruned=False)
 
+    def for_rendering(self) -> "TensoRF":
+        """Whether cells were pruned does not matter to images."""
+        return dataclasses.replace(self, pruned=False)
+
     def shape_key(self) -> tuple[Any, ...]:
         """Grid points and cells."""
         return self.resolution, self.cells
