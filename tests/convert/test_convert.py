@@ -32,8 +32,10 @@ from jaxrf.convert.files.read import Content, read_file
 from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted
 from jaxrf.core.errors import InputError
+from jaxrf.fields.bitnerf import BitNeRF
+from jaxrf.fields.nerf import NeRF
+from jaxrf.presets import make_preset
 from jaxrf.training import runs
-from jaxrf.training.config import BitNeRFConfig, NeRFConfig, make_preset
 from jaxrf.training.scene_metadata import SceneMetadata
 
 NUM_POINTS = 4096
@@ -77,7 +79,8 @@ def test_check_points_finds_the_raw_outputs_of_the_program(
     exact = check.check_points(converted, content, DEFAULT_OPTIONS, NUM_POINTS, double=True)
     assert check.passes(exact), check.format_rows(exact)
     assert all(row.passed for row in exact[-2:])
-    assert len(rows) == (3 if program == "TensoRF" else 4 * len(converted.params))
+    num_networks = 1 if converted.params.coarse is None else 2
+    assert len(rows) == (3 if program == "TensoRF" else 4 * num_networks)
     assert [row.stage.split()[1] for row in rows[-2:]] == ["density", "color"]
     assert check.passes(rows), check.format_rows(rows)
     for row in exact:
@@ -146,7 +149,7 @@ def test_converted_run_is_scored_rendered_and_fine_tuned(
     assert cli.main(["convert", str(file), *options]) == 0
     assert json.loads((run / "converted.json").read_text())["format"] == "nerf-pytorch"
     config = runs.read_config(run)
-    assert isinstance(config.field, NeRFConfig)
+    assert NeRF.match(config.field) is not None
     assert config.ray_convention.pixel_center == 0.0
     assert cli.main(["eval", str(run), "--every", "2"]) == 0
     before = json.loads((run / "metrics.json").read_text())
@@ -154,7 +157,7 @@ def test_converted_run_is_scored_rendered_and_fine_tuned(
     small = ["--frames", "1", "--size", "8", "--channels", "rgb"]
     assert cli.main(["render", str(run), *small]) == 0
     more = ["--resume", "--run-dir", str(run), "--video.frames", "0"]
-    assert cli.train(more) == 0
+    assert cli.run_command("train", more) == 0
     assert json.loads((run / "metrics.json").read_text())["steps"] == 4
 
 
@@ -168,11 +171,11 @@ def test_converted_run_remembers_its_data_set_or_asks_for_it(
     assert cli.main(["convert", str(file), *half, *shrunk]) == 0
     assert runs.read_config(tmp_path / "half").downscale == 2
     brief = ["--video.frames", "0", "--test-every", "8"]
-    assert cli.train(["--resume", *half, *brief]) == 0
+    assert cli.run_command("train", ["--resume", *half, *brief]) == 0
     capsys.readouterr()
     assert cli.main(["convert", str(file), *none]) == 0
     for command in (
-        lambda: cli.train(["--resume", *none, *brief]),
+        lambda: cli.run_command("train", ["--resume", *none, *brief]),
         lambda: cli.main(["eval", str(tmp_path / "none")]),
     ):
         assert command() == 2
@@ -210,7 +213,7 @@ def test_convert_check_prints_a_table_and_exits_with_its_verdict(
     file = write(tmp_path / "weights.pt")
     assert cli.main(["convert", str(file), "--check", "--size", "8"]) == 0
     output = capsys.readouterr().out
-    for stage in ("coarse encoding", "coarse density", "coarse color", "weights", "rgb", "depth"):
+    for stage in ("field encoding", "field density", "field color", "weights", "rgb", "depth"):
         assert stage in output
     assert "The port is equivalent." in output
     assert not (tmp_path / "runs").exists()
@@ -228,8 +231,8 @@ def test_convert_keeps_a_bitnerf_ternary(tmp_path: Path) -> None:
     _, write = WRITERS["experiments, ternary"]
     converted, _ = convert(write(tmp_path / "weights.pt"))
     field = converted.config.field
-    assert isinstance(field, BitNeRFConfig) and field.full_precision_io and field.norm_gain
-    layers = converted.params["coarse"]["params"]
+    assert isinstance(field, BitNeRF) and field.full_precision_io and field.norm_gain
+    layers = converted.params.field["params"]
     assert {"gain", "kernel", "bias"} == set(layers["trunk_0"])
     assert {"kernel", "bias"} == set(layers["rgb_head"])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from simulated_browser import SimulatedClient
 
-from jaxrf.cameras.base import look_at
+from jaxrf.cameras.poses import look_at
 from jaxrf.evaluation.interactive import InteractiveRenderer
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.viewer.client import FAR_CLIP, BrowserClient, RenderSettings, ViewerState
