@@ -10,7 +10,7 @@ which grid it has.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +135,7 @@ class OccupancyGrid:
         step_size: Float[Array, ""] | float | None = None,
         decay: float = 0.95,
         threshold: float = 0.01,
-    ) -> Self:
+    ) -> "OccupancyGrid":
         """Evaluates the density in some cells, and decides anew which are occupied.
 
         Args:
@@ -159,17 +159,17 @@ class OccupancyGrid:
         density_fn: ConeDensityFn,
         step_size: Float[Array, ""] | float,
         schedule: OccupancySchedule,
-    ) -> Self:
+    ) -> "OccupancyGrid":
         """The grid after a training step: updated if that is due. A fixed grid is unchanged."""
         del key, density_fn, step_size, schedule
         return self
 
-    def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> Self:
+    def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> "OccupancyGrid":
         """Empties the cells that no camera sees, in a `DensityEmaGrid`; others are unchanged."""
         del cameras, dilation_cells
         return self
 
-    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> Self:
+    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> "OccupancyGrid":
         """Records the rendering weights of samples at positions in the scene, if it tracks them."""
         del positions, weights
         return self
@@ -179,7 +179,7 @@ class OccupancyGrid:
         """The recorded weights, if it tracks them; two memories combine by their maximum."""
         return None
 
-    def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> Self:
+    def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> "OccupancyGrid":
         """The grid after a training step with these recorded weights."""
         del memory
         return self

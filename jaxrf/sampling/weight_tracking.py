@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class WeightTrackedGrid(PooledGrid):
         slots, _, _ = cell_index(self, positions)
         return slots
 
-    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> Self:
+    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> "WeightTrackedGrid":
         """Records the rendering weights of samples at positions in the scene."""
         slots = self.slots_of(contract_positions(self, positions))
         return record_weights(self, slots, jax.lax.stop_gradient(weights))
@@ -55,7 +55,7 @@ class WeightTrackedGrid(PooledGrid):
         """`max_weight_log`; two memories combine by their maximum."""
         return self.max_weight_log
 
-    def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> Self:
+    def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> "WeightTrackedGrid":
         """The grid after a training step with these recorded weights."""
         if memory is None:
             return self
