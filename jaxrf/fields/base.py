@@ -6,7 +6,7 @@ explicit parameters. It needs `init`, `density` and `color`; every other method 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxrf.fields.mlp import ComputeType
 from jaxrf.sampling.density_ema import init_density_ema
 from jaxrf.sampling.occupancy import OccupancyGrid, make_full_grid
 
+FieldT = TypeVar("FieldT", bound="Field")
 # A pytree of arrays: nested dicts, tuples and dataclasses.
 Params = Any
 # The optimizer group of a parameter: grids and networks have a learning rate each.
@@ -133,7 +134,7 @@ class Field:
     """How its samples are colored unless the model says so."""
 
     @classmethod
-    def match(cls, field: "Field") -> Self | None:
+    def match(cls: type[FieldT], field: "Field") -> FieldT | None:
         """The field itself if it is of this very class; else None."""
         return field if type(field) is cls else None
 
@@ -217,7 +218,7 @@ class Field:
         del aabb
         return None
 
-    def resolve(self, scene: SceneInfo) -> Self:
+    def resolve(self, scene: SceneInfo) -> "Field":
         """The field with numbers that were left open settled for a scene."""
         del scene
         return self
@@ -227,7 +228,7 @@ class Field:
         del aabb
         return float("inf")
 
-    def begin(self, aabb: Float[np.ndarray, "2 3"]) -> Self:
+    def begin(self, aabb: Float[np.ndarray, "2 3"]) -> "Field":
         """The field with the array shapes of the first stage, in this box."""
         del aabb
         return self
@@ -270,7 +271,7 @@ class Field:
 
     def predict_transition(
         self, transition: StageTransition, grid: OccupancyGrid
-    ) -> tuple[Self, Float[np.ndarray, "2 3"]] | None:
+    ) -> tuple["Field", Float[np.ndarray, "2 3"]] | None:
         """The field and its box after a transition, as far as known before; None if it is not.
 
         Serves to compile ahead of time, and may turn out otherwise.
@@ -290,7 +291,7 @@ class Field:
         del transition
         return False
 
-    def canonical(self) -> Self:
+    def canonical(self) -> "Field":
         """The field as its training step sees it: equal for stages that share a program."""
         return self
 

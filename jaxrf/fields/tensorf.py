@@ -6,7 +6,7 @@ Chen, Xu, Geiger, Yu, Su: TensoRF, tensorial radiance fields (ECCV 2022), sectio
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -277,11 +277,11 @@ class TensoRF(base.Field):
         """Side of a voxel after the last upsampling."""
         return float(np.cbrt(np.prod(aabb[1] - aabb[0]) / self.final_voxels))
 
-    def begin(self, aabb: Float[np.ndarray, "2 3"]) -> Self:
+    def begin(self, aabb: Float[np.ndarray, "2 3"]) -> "TensoRF":
         """The first number of voxels."""
         return self._with_voxels(self.initial_voxels, aabb)
 
-    def _with_voxels(self, count: int, aabb: Float[np.ndarray, "2 3"]) -> Self:
+    def _with_voxels(self, count: int, aabb: Float[np.ndarray, "2 3"]) -> "TensoRF":
         cells = min(count, self.occupancy_voxels)
         return dataclasses.replace(
             self, resolution=fit_resolution(count, aabb), cells=fit_resolution(cells, aabb)
@@ -321,7 +321,7 @@ class TensoRF(base.Field):
 
     def predict_transition(
         self, transition: StageTransition, grid: OccupancyGrid
-    ) -> tuple[Self, Float[np.ndarray, "2 3"]] | None:
+    ) -> tuple["TensoRF", Float[np.ndarray, "2 3"]] | None:
         """Unknown for an upsampling before the first pruning, which shrinks the box."""
         if transition.num_voxels is not None and not self.pruned:
             return None
@@ -329,7 +329,7 @@ class TensoRF(base.Field):
 
     def _reshape(
         self, transition: StageTransition, grid: OccupancyGrid
-    ) -> tuple[Self, Float[np.ndarray, "2 3"]]:
+    ) -> tuple["TensoRF", Float[np.ndarray, "2 3"]]:
         """Field and box after a transition: upsampling shrinks the box to the occupied cells."""
         field = dataclasses.replace(self, pruned=self.pruned or transition.prune)
         if transition.num_voxels is None:
@@ -382,7 +382,7 @@ class TensoRF(base.Field):
         """At upsamplings, if asked for."""
         return self.reset_lr and transition.num_voxels is not None
 
-    def canonical(self) -> Self:
+    def canonical(self) -> "TensoRF":
         """Whether cells were pruned matters to the weight of the L1 norm alone."""
         if self.l1_weight != self.l1_weight_pruned:
             return self

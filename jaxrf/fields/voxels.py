@@ -8,7 +8,7 @@ be composited along the ray and colored once per ray.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -220,7 +220,7 @@ class Voxels(base.Field):
     def _first_voxel(self, aabb: Float[np.ndarray, "2 3"]) -> float:
         return float(np.max(np.diff(aabb, axis=0))) / self.initial_resolution
 
-    def resolve(self, scene: SceneInfo) -> Self:
+    def resolve(self, scene: SceneInfo) -> "Voxels":
         """Settles the subdivisions, the pruning threshold and the steps before pruning."""
         voxel = self._first_voxel(scene.aabb)
         subdivisions = self.num_subdivisions
@@ -240,7 +240,7 @@ class Voxels(base.Field):
             min_steps_before_prune=self.min_steps_before_prune or steps,
         )
 
-    def begin(self, aabb: Float[np.ndarray, "2 3"]) -> Self:
+    def begin(self, aabb: Float[np.ndarray, "2 3"]) -> "Voxels":
         """Capacity for all cells of the first size in the box."""
         shape = count_cells(self.initial_resolution, aabb)
         return dataclasses.replace(

@@ -6,7 +6,7 @@ Mueller, Evans, Schied, Keller: Instant neural graphics primitives (SIGGRAPH 202
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ class DensityEmaGrid(OccupancyGrid):
         step_size: Float[Array, ""] | float | None = None,
         decay: float = 0.95,
         threshold: float = 0.01,
-    ) -> Self:
+    ) -> "DensityEmaGrid":
         """The grid after evaluating a quarter of its cells and as many occupied ones.
 
         See `OccupancyGrid.update` and `update_occupancy`. `density_fn` is asked at positions in the
@@ -91,7 +91,7 @@ class DensityEmaGrid(OccupancyGrid):
         density_fn: ConeDensityFn,
         step_size: Float[Array, ""] | float,
         schedule: OccupancySchedule,
-    ) -> Self:
+    ) -> "DensityEmaGrid":
         """The grid after a training step: updated every `update_interval` steps."""
 
         def update(phase: Array, grid: Any) -> Any:
@@ -110,10 +110,10 @@ class DensityEmaGrid(OccupancyGrid):
         first, since = jnp.divmod(self.step, schedule.update_interval)
         phases = jnp.where(self.step < schedule.warmup_steps, UPDATE_PHASES, 1)
         last = first + jnp.where(since == 0, phases, 0)
-        updated: Self = jax.lax.fori_loop(first, last, update, self)
+        updated: DensityEmaGrid = jax.lax.fori_loop(first, last, update, self)
         return dataclasses.replace(updated, step=updated.step + 1)
 
-    def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> Self:
+    def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> "DensityEmaGrid":
         """The grid without the cells that no camera sees (`mark_invisible_cells`)."""
         return jax.jit(mark_invisible_cells, static_argnums=2)(self, cameras, dilation_cells)
 

@@ -9,7 +9,7 @@ else has to ask which grid it was given.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,7 @@ class OccupancyGrid:
         step_size: Float[Array, ""] | float | None = None,
         decay: float = 0.95,
         threshold: float = 0.01,
-    ) -> Self:
+    ) -> "OccupancyGrid":
         """The grid after looking into some of its cells; a fixed grid stays as it is.
 
         Args:
@@ -151,17 +151,17 @@ class OccupancyGrid:
         density_fn: ConeDensityFn,
         step_size: Float[Array, ""] | float,
         schedule: OccupancySchedule,
-    ) -> Self:
+    ) -> "OccupancyGrid":
         """The grid after a training step: updated if one is due. A fixed grid stays as it is."""
         del key, density_fn, step_size, schedule
         return self
 
-    def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> Self:
+    def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> "OccupancyGrid":
         """The grid without cells that no camera sees, if it can know of new ones later."""
         del cameras, dilation_cells
         return self
 
-    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> Self:
+    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> "OccupancyGrid":
         """The grid after rays gave samples at positions in the scene these weights."""
         del positions, weights
         return self
@@ -171,7 +171,7 @@ class OccupancyGrid:
         """Remembered weights by cell, where there are any; of two the larger counts."""
         return None
 
-    def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> Self:
+    def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> "OccupancyGrid":
         """The grid after a step with these remembered weights."""
         del memory
         return self

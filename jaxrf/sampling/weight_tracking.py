@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class WeightTrackedGrid(OccupancyGrid):
         slots, _, _ = cell_index(self, positions)
         return slots
 
-    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> Self:
+    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> "WeightTrackedGrid":
         """The grid after rays gave samples at positions in the scene these weights."""
         slots = self.slots_of(contract_positions(self, positions))
         return record_weights(self, slots, jax.lax.stop_gradient(weights))
@@ -56,7 +56,7 @@ class WeightTrackedGrid(OccupancyGrid):
         """Remembered weights by cell; of two the larger counts."""
         return self.max_weight_log
 
-    def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> Self:
+    def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> "WeightTrackedGrid":
         """The grid after a step with these remembered weights."""
         if memory is None:
             return self
