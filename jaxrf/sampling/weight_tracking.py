@@ -46,7 +46,9 @@ class WeightTrackedGrid(OccupancyGrid):
         slots, _, _ = cell_index(self, positions)
         return slots
 
-    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> "WeightTrackedGrid":
+    def record(
+        self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]
+    ) -> "WeightTrackedGrid":
         """The grid after rays gave samples at positions in the scene these weights."""
         slots = self.slots_of(contract_positions(self, positions))
         return record_weights(self, slots, jax.lax.stop_gradient(weights))

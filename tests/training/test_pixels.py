@@ -50,9 +50,7 @@ def test_sample_batch_gives_the_colors_and_rays_of_its_pixels(background: str) -
     expected_rays = [image_rays(coded.cameras, i, *NEAR_FAR) for i in range(3)]
     for name in ("origins", "directions", "near", "far", "radii", "camera_index"):
         stack = np.stack([np.asarray(getattr(rays, name)) for rays in expected_rays])
-        np.testing.assert_allclose(
-            getattr(batch.rays, name), stack[image, row, column], atol=1e-6
-        )
+        np.testing.assert_allclose(getattr(batch.rays, name), stack[image, row, column], atol=1e-6)
 
     batch = sample_batch(noise, key, 300, NEAR_FAR, background)
     rgba = np.asarray(noise.images)[image, row, column]
@@ -68,9 +66,7 @@ def test_sample_batch_gives_the_colors_and_rays_of_its_pixels(background: str) -
     else:
         level = {"white": 1.0, "black": 0.0}[background]
         assert np.all(background_rgb == level)
-        np.testing.assert_allclose(
-            batch.target_rgb, composite(rgba, np.full(3, level)), atol=1e-6
-        )
+        np.testing.assert_allclose(batch.target_rgb, composite(rgba, np.full(3, level)), atol=1e-6)
 
 
 def test_sub_rays_pass_the_centers_of_the_parts_of_their_pixel() -> None:

@@ -111,9 +111,7 @@ def test_reset_lr_forgets_the_moments_and_the_schedules_go_on() -> None:
     stage, state = loop.fit(config, make_scene(), Recorder(12))
     transition = StageTransition(12, True, 12**3, 1)
     _, new = transitions.transition_stage(config, stage, state, transition)
-    (adam,) = (
-        node for node in jax.tree.leaves(new.opt_state, is_leaf=is_adam) if is_adam(node)
-    )
+    (adam,) = (node for node in jax.tree.leaves(new.opt_state, is_leaf=is_adam) if is_adam(node))
     assert int(adam.count) == 0
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves((adam.mu, adam.nu)))
     shapes = jax.tree.map(jnp.shape, new.params)
