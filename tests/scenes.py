@@ -420,7 +420,7 @@ class Recorder(NullCallback):
         self.step = 0
 
     def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
-        self.transitions.append((self.step, stage, pixels))
+        self.stages.append((self.step, stage, pixels))
 
     def on_dispatch(
         self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int

@@ -188,11 +188,11 @@ def _find_class(expected: Any, kind: Any, where: str, field_class: type[Field] |
     """The class of a field or a model by the name that `encode` gave it."""
     if expected is Model:
         known = {name.removesuffix("Model").lower(): name for name in models.MODELS}
-        if kind in known:
+        if isinstance(kind, str) and kind in known:
             return getattr(models, known[kind])
         raise ValueError(f"{where}.type is {kind!r}, which is no model of this version")
     known = {name.lower(): name for name in fields.FIELDS}
-    if kind in known:
+    if isinstance(kind, str) and kind in known:
         return getattr(fields, known[kind])
     if field_class is not None:
         return field_class

@@ -104,7 +104,11 @@ def _add_decayed_weights(rate: float, groups: Params) -> optax.GradientTransform
         return optax.identity()
 
     def is_matrix(params: Params) -> Params:
-        return jax.tree.map(lambda leaf, group: group == "mlp" and leaf.ndim > 1, params, groups)
+        # A group may stand for all parameters below it.
+        def mark(group: str, part: Params) -> Params:
+            return jax.tree.map(lambda leaf: group == "mlp" and leaf.ndim > 1, part)
+
+        return jax.tree.map(mark, groups, params)
 
     return optax.add_decayed_weights(rate, mask=is_matrix)
 
