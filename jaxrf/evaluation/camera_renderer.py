@@ -7,7 +7,7 @@ program. Devices take turns with chunks; a chunk is computed alike whichever dev
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ CALL_RAYS, MAX_CALL_CHUNKS = 1 << 18, 64
 CALLS_AHEAD = 2
 
 
+@runtime_checkable
 class RenderConfig(Protocol):
     """The numbers of a configuration that rendering depends on; a `TrainConfig` has them.
 

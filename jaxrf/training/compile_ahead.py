@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxrf.training.transitions import canonical_stage
 STEP_MEMORY_FRACTION = 0.9
 
 
+@runtime_checkable
 class StepFn(Protocol):
     """Compiled `train_steps` of a stage; the state that is passed in is used up."""
 
