@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_program(program: str, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of a script or module; code 99 if it is 0 and jax was imported."""
+    """Exit code, output and errors of a script or module; 99 in place of 0 if it imported jax."""
     how = "run_module" if program == "jaxrf" else "run_path"
     code = (
         "import runpy, sys\n"
@@ -100,7 +100,7 @@ def test_help_lists_every_option_and_imports_jax_for_training_alone(
 ) -> None:
     code, output, errors = run_program(program, *arguments, "--help")
     trains = "train" in (program, *arguments) or program == "train_lego.py"
-    # Fields hold their own configuration, so the help of training may import them, and jax with them.
+    # Fields hold their own configuration, so the help of training may import them and jax.
     assert code in ((0, 99) if trains else (0,)) and errors == ""
     words = set(re.findall(r"[\w.-]+", output))
     assert [name for name in expected if name not in words] == []

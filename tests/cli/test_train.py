@@ -272,9 +272,7 @@ def test_train_scale_schedule_is_parsed_as_pairs() -> None:
         ("proposal", ProposalModel(num_nerf_samples=3)),
     ],
 )
-def test_model_renders_the_field_of_the_preset_with_its_options(
-    name: str, expected: Model
-) -> None:
+def test_model_renders_the_field_of_the_preset_with_its_options(name: str, expected: Model) -> None:
     numbers = {
         "packed": [],
         "hierarchical": ["--model.num-fine-samples", "3"],

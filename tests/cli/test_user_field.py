@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -129,12 +130,12 @@ def test_a_complete_class_is_a_field(tmp_path: Path) -> None:
 
 
 # A few steps of a few blobs.
-TINY_BLOBS = """
+TINY_BLOBS = shlex.split("""
     --num-steps 12 --batch-rays 64 --batch-samples 2048 --render-samples 2048 --field.num-blobs 6
     --model.occupancy-resolution 8 --model.max-steps 32 --model.occupancy-update-interval 4
     --background white --steps-per-dispatch 4 --validate-every 0 --video.frames 0
     --checkpoint-seconds 1e-9 --keep-checkpoints 20
-""".split()
+""")
 
 
 @pytest.fixture(scope="module")
