@@ -284,7 +284,7 @@ class TrainConfig:
             )
         if max(starts, default=0) >= self.num_steps:
             raise InputError(
-                f"--train-scale-schedule goes on to step {max(starts):g}, training only to "
+                f"--train-scale-schedule reaches step {max(starts):g}, but training ends at "
                 f"{self.num_steps}: give earlier steps, or fractions of all steps."
             )
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import tyro
+
 from jaxrf import fields, models
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
@@ -52,7 +54,8 @@ def load_field_class(source: str) -> type[Field]:
       source: path/to/file.py:ClassName.
 
     Raises:
-      InputError: if there is no such file or class, or if it is no field.
+      InputError: if there is no such file or class, or if it is no field that defines the methods
+        without a default.
     """
     loaded = user_code.load(source, "--field")
     path, _, name = source.rpartition(":")
@@ -63,6 +66,12 @@ def load_field_class(source: str) -> type[Field]:
             f"{name} in {path} is no field: derive it from jaxrf.fields.Field, as in "
             "docs/howto/your_field.md."
         )
+    for method in ("init", "density", "color"):
+        if getattr(loaded, method) is getattr(Field, method):
+            raise InputError(
+                f"{name} in {path} is no field, it has no {method!r}: define it, as in "
+                "docs/howto/your_field.md."
+            )
     return loaded
 
 
@@ -98,6 +107,16 @@ def encode(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"cannot write {value!r} as JSON")
+
+
+def option_values(value: Any) -> dict[str, Any]:
+    """The numbers of a dataclass that are options, by name; others are set while training."""
+    hints = typing.get_type_hints(type(value), include_extras=True)
+    return {
+        f.name: getattr(value, f.name)
+        for f in dataclasses.fields(value)
+        if tyro.conf.Suppress not in getattr(hints[f.name], "__metadata__", ())
+    }
 
 
 def _type_name(value: Any) -> str | None:
