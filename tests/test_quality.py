@@ -19,7 +19,7 @@ from jaxrf.data.scene import Scene
 from jaxrf.evaluation import scoring
 from jaxrf.export.mesh import extract_mesh
 from jaxrf.fields.tensorf import TensoRF
-from jaxrf.fields.voxels import VoxelGrid
+from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.models.proposal import ProposalModel
 from jaxrf.training import loop, runs, transitions
 from jaxrf.training.config import TrainConfig

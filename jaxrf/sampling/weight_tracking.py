@@ -45,7 +45,9 @@ class WeightTrackedGrid(PooledGrid):
         slots, _, _ = cell_index(self, positions)
         return slots
 
-    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> "WeightTrackedGrid":
+    def record(
+        self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]
+    ) -> "WeightTrackedGrid":
         """Records the rendering weights of samples at positions in the scene."""
         slots = self.slots_of(contract_positions(self, positions))
         return record_weights(self, slots, jax.lax.stop_gradient(weights))

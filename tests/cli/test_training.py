@@ -329,7 +329,8 @@ def test_the_built_in_scene_trains_to_a_useful_psnr(
     monkeypatch.chdir(tmp_path)
     arguments = (
         "--preset tensorf-small --num-steps 250 --synthetic-scene.size 40 "
-        "--synthetic-scene.train-views 40 --synthetic-scene.test-views 4 --video.frames 0 --validate-every 0 --field.initial-voxels 32768 "
+        "--synthetic-scene.train-views 40 --synthetic-scene.test-views 4 --video.frames 0 "
+        "--validate-every 0 --field.initial-voxels 32768 "
         "--field.final-voxels 110592 --batch-samples 32768"
     )
     assert cli.run_command("train", arguments.split()) == 0

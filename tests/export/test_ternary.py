@@ -21,7 +21,7 @@ from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
 from jaxrf.export import ternary
 from jaxrf.export.ternary import PACKINGS, pack_trits, read_ternary, unpack_trits, write_ternary
-from jaxrf.fields.bitnerf import BitNeRF, quantise_weights
+from jaxrf.fields.bitnerf import BitNeRF, quantize_weights
 from jaxrf.models.base import ModelParams
 from jaxrf.models.packed import PackedModel
 from jaxrf.sampling.density_ema import init_density_ema
@@ -189,7 +189,7 @@ def test_read_ternary_restores_everything_but_the_training_poses(
         assert set(read_network) == set(network)
         for layer, values in network.items():
             actual = read_network[layer]
-            trits, scale = jax.jit(quantise_weights)(values["kernel"])
+            trits, scale = jax.jit(quantize_weights)(values["kernel"])
             np.testing.assert_array_equal(actual["kernel"], trits)
             np.testing.assert_array_equal(actual["scale"], scale)
             np.testing.assert_array_equal(actual["bias"], values["bias"])

@@ -44,7 +44,8 @@ from jaxrf.fields import tensorf, voxels
 from jaxrf.fields.nerf import NeRF
 from jaxrf.fields.pynerf import PyNeRF
 from jaxrf.fields.tensorf import TensoRF
-from jaxrf.fields.voxels import VoxelGrid, Voxels
+from jaxrf.fields.voxel_grid import VoxelGrid
+from jaxrf.fields.voxels import Voxels
 from jaxrf.models import base
 from jaxrf.models.base import Model, ModelParams
 from jaxrf.models.hierarchical import HierarchicalModel
@@ -229,7 +230,9 @@ def test_regularization_of_voxels_estimates_their_variation_in_drawn_cells() -> 
     )
     table = jax.random.normal(jax.random.key(2), state.params.field["table"].shape)
     params = state.params._replace(field=state.params.field | {"table": table})
-    density, features = voxels.total_variation(table, state.grid.rows[1 : int(state.grid.count)])
+    density, features = voxels.total_variation(
+        table, state.grid.corner_rows[1 : int(state.grid.num_cells)]
+    )
     arguments = (params, state.grid, jax.random.key(0), ONE)
     penalty = config.model.regularization(field, *arguments)
     np.testing.assert_allclose(penalty, 2.0 * density + 3.0 * features, rtol=0.03)

@@ -36,10 +36,11 @@ from scenes import (
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays, clip_to_aabb
-from jaxrf.fields import voxels
+from jaxrf.fields import voxel_grid
 from jaxrf.fields.base import FieldContext
 from jaxrf.fields.tensorf import TensoRF
-from jaxrf.fields.voxels import VoxelGrid, Voxels
+from jaxrf.fields.voxel_grid import VoxelGrid
+from jaxrf.fields.voxels import Voxels
 from jaxrf.models.base import ModelParams, StageSpec, close_over_params
 from jaxrf.models.hierarchical import HierarchicalModel
 from jaxrf.models.packed import PackedModel
@@ -188,7 +189,7 @@ def test_render_train_records_the_weights_of_cells_in_which_rays_end(make: Any) 
     assert isinstance(grid, WeightTrackedGrid) and int(grid.step) == 1
     weights = np.asarray(weight_tracking.decayed_max_weights(grid))
     if isinstance(grid, VoxelGrid):
-        weights = weights[np.asarray(grid.number)]
+        weights = weights[np.asarray(grid.cell_ids)]
     assert set(np.flatnonzero(weights > 0.5).tolist()) == expected
     assert 10 < len(expected) < 60
     # A second batch does not erase what the first has recorded.
@@ -351,8 +352,8 @@ def test_images_of_the_box_of_occupied_cells_are_those_of_the_full_box(make: Any
     occupied[1:4, 2:6, 3:7] = True
     if isinstance(state.grid, VoxelGrid):
         assert isinstance(stage.field, Voxels)
-        grid: OccupancyGrid = voxels.subdivide(state.grid, occupied, 1, 4.0).grid
-        grid = voxels.pad_grid(grid, stage.field.table_cells)
+        grid: OccupancyGrid = voxel_grid.subdivide(state.grid, occupied, 1, 4.0).grid
+        grid = voxel_grid.pad_grid(grid, stage.field.table_cells)
     else:
         plain = OccupancyGrid(jnp.asarray(occupied), state.grid.aabb)
         grid = weight_tracking.track_weights(plain, 8.0)

@@ -32,7 +32,7 @@ from jaxrf.core.rays import clip_to_aabb
 from jaxrf.data.scene import composite
 from jaxrf.evaluation import metrics
 from jaxrf.evaluation.scoring import make_render_fn
-from jaxrf.fields.voxels import VoxelGrid
+from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.models.base import StageSpec
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.density_ema import DensityEmaGrid
@@ -321,7 +321,7 @@ def test_stages_of_voxels_keep_their_shapes_and_their_order() -> None:
     assert [s.supersample for _, s, _ in recorder.stages] == [1, 1, 1, 2]
     assert isinstance(state.grid, VoxelGrid)
     last: Any = stage.field
-    assert int(state.grid.occupied.sum()) == int(state.grid.count) - 1 <= last.table_cells - 1
+    assert int(state.grid.occupied.sum()) == int(state.grid.num_cells) - 1 <= last.table_cells - 1
     size = np.diff(np.asarray(state.grid.aabb), axis=0)[0] / 16
     np.testing.assert_allclose(size, 3.0 / 16, rtol=1e-6)
     # Cells in the corners, to which the ball does not reach, are gone.

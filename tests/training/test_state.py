@@ -26,7 +26,7 @@ from jaxrf.training.config import OptimizerConfig, TrainConfig
 from jaxrf.training.state import (
     TrainState,
     background_color,
-    make_optimizer,
+    make_stage_optimizer,
     split_ray_rngs,
     step_rngs,
 )
@@ -129,7 +129,7 @@ def test_reset_lr_begins_with_the_first_learning_rates() -> None:
     config = resetting_tensorf(optimizer=rates, steps_per_dispatch=1)
     stage, state = first_state(config)
     schedule = transitions.schedule_from(config, 13)
-    optimizer = make_optimizer(config, stage, state.params, schedule)
+    optimizer = make_stage_optimizer(config, stage, state.params, schedule)
     grads = jax.tree.map(jnp.ones_like, state.params)
     for step, expected in ((12, 0.5), (18, 0.5 * 0.01 ** (6 / 24))):
         counted = jax.tree.map(

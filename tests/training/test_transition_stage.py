@@ -35,7 +35,8 @@ from scenes import (
 from jaxrf.core.rays import ConicalFrusta
 from jaxrf.fields.base import StageTransition
 from jaxrf.fields.tensorf import TensoRF
-from jaxrf.fields.voxels import VoxelGrid, Voxels
+from jaxrf.fields.voxel_grid import VoxelGrid
+from jaxrf.fields.voxels import Voxels
 from jaxrf.models.base import StageSpec, close_over_params
 from jaxrf.models.packed import PackedModel
 from jaxrf.sampling import occupancy
@@ -326,7 +327,7 @@ def test_voxels_without_weight_are_dropped_but_for_neighbors(subdivide: bool) ->
     stage, state = first_state(config)
     grid = state.grid
     assert isinstance(grid, VoxelGrid) and isinstance(stage.field, Voxels)
-    number = np.asarray(grid.number).reshape(grid.occupied.shape)
+    number = np.asarray(grid.cell_ids).reshape(grid.occupied.shape)
     assert stage.field.prune_threshold is not None
     weights = [0.5, 0.5 * stage.field.prune_threshold]
     weighted = with_weights(state, [number[4, 5, 6], number[1, 1, 1]], weights)
@@ -350,7 +351,7 @@ def test_a_table_that_gets_too_small_is_made_larger() -> None:
     rows, cells = new_stage.field.table_rows, new_stage.field.table_cells
     assert rows >= 17**3 + 1 and cells >= 16**3 + 1
     assert rows % 4096 == 0
-    assert new.grid.rows.shape == (cells, 8)
+    assert new.grid.corner_rows.shape == (cells, 8)
     assert new.params.field["table"].shape == (rows, 4)
 
 
