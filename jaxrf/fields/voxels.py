@@ -182,7 +182,7 @@ class Voxels(base.Field):
         times = len(self.upsample_at)
         return times if self.num_subdivisions is None else min(self.num_subdivisions, times)
 
-    def _side(self) -> int:
+    def _final_resolution(self) -> int:
         """Cells along each side of the grid, most of them unused until the last subdivision."""
         return self.initial_resolution * 2 ** self._subdivisions()
 
