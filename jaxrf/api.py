@@ -104,18 +104,21 @@ def fit(
     return Result(config, SceneMetadata.from_scene(scene, scene.folder), stage, state)
 
 
-def load(folder: str | Path, *, step: int | None = None, field: Field | None = None) -> "Result":
+def load(
+    folder: str | Path, *, step: int | None = None, field: Field | type[Field] | None = None
+) -> "Result":
     """Loads a run that `Result.save` or the command line wrote.
 
     Args:
       folder: of the run.
       step: of a checkpoint; by default the last.
-      field: an instance of the user's class, if it was defined in a notebook that is gone.
+      field: the user's class or an instance of it, if it was defined in a notebook or at a prompt;
+        its numbers are those of the run.
 
     Raises:
       InputError: if there is no such run or checkpoint, or it is of another version.
     """
-    field_class = None if field is None else type(field)
+    field_class = field if field is None or isinstance(field, type) else type(field)
     config = runs.read_config(Path(folder), field_class)
     run = runs.open_run(Path(folder), step, config)
     return Result(run.config, run.scene, run.stage, run.state)
@@ -184,13 +187,15 @@ class Result:
     def save(self, folder: str | Path) -> None:
         """Saves a run that `jaxrf.load` and the command line open.
 
-        A field of the user's is saved with the file that defines it; if it was defined in a
-        notebook, `jaxrf.load` needs an instance of it there.
+        A user's field is saved with the file that defines it. If it was defined in a notebook or at
+        a prompt, `jaxrf.load` needs the class (`field=`), and the command line cannot open the run.
 
         Raises:
           InputError: if the folder exists and is not empty, or cannot be written to.
         """
         path = Path(folder)
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise InputError(f"{path} exists already: save under another name, or remove it.")
         runs.create_folder(path)
         runs.write_config(path, runs.vendor_user_code(path, self.config))
         manager = runs.open_checkpoints(path, self.config)
@@ -250,10 +255,18 @@ def _override(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
                 f"`jaxrf train {option}`."
             )
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "jaxrf.TrainConfig lists them."
-            raise InputError(f"jaxrf.fit has no argument {name!r}: {hint}")
+            raise InputError(f"jaxrf.fit has no argument {name!r}: {_hint(config, name, names)}")
     return dataclasses.replace(config, **overrides)
+
+
+def _hint(config: TrainConfig, name: str, names: list[str]) -> str:
+    """What the user may have meant by an argument that does not exist."""
+    for part in ("field", "model", "optimizer", "loss"):
+        owner = getattr(config, part)
+        if name in [f.name for f in dataclasses.fields(owner)]:
+            return f"give {part}={type(owner).__name__}({name}=...)."
+    close = difflib.get_close_matches(name, [n for n in names if n not in COMMAND_ONLY], n=1)
+    return f"did you mean {close[0]!r}?" if close else "jaxrf.TrainConfig lists them."
 
 
 def _find_source(kind: type[Field]) -> str:

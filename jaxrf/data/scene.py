@@ -37,6 +37,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __repr__(self) -> str:
+        """Its name, and number and size of its images, without the arrays."""
+        height, width = self.images.shape[1:3]
+        return f"Split({self.name!r}, {len(self)} images of {width}x{height})"
+
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
@@ -64,6 +69,15 @@ class Scene:
     folder: Path | None = None
     downscale: int = 1
     skip_missing: bool = False
+
+    def __repr__(self) -> str:
+        """Its name, splits and extent, without the arrays."""
+        splits = ", ".join(repr(split) for split in self.splits.values())
+        low, high = (tuple(float(x) for x in corner.round(3)) for corner in self.aabb)
+        return (
+            f"Scene({self.name!r}, [{splits}], aabb={low} to {high}, near={self.near:.3g}, "
+            f"far={self.far:.3g}, unbounded={self.unbounded})"
+        )
 
     @property
     def train(self) -> Split:

@@ -165,7 +165,7 @@ class Field:
         raise NotImplementedError(f"{type(self).__name__} has no color")
 
     def param_groups(self, params: Params) -> Params:
-        """The optimizer group of each parameter ("grid" or "mlp"), shaped like the parameters."""
+        """The optimizer group, "grid" or "mlp", of each array or of a whole part of the tree."""
         return label_params(params, "mlp")
 
     def noise_std(self) -> float:

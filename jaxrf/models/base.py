@@ -22,6 +22,7 @@ from jaxrf.core.checks import require_non_negative, require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import ConicalFrusta, Rays
 from jaxrf.fields.base import Field, FieldContext, Params, label_params
+from jaxrf.fields.checks import broadcast_groups
 from jaxrf.rendering.volume import RadianceFns, Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid, contract_positions, lookup
 
@@ -317,8 +318,8 @@ class Model:
     def param_groups(self, field: Field, params: ModelParams) -> ModelParams:
         """The optimizer group of each parameter ("grid" or "mlp"), shaped like the parameters."""
         return ModelParams(
-            field=field.param_groups(params.field),
-            coarse=None if params.coarse is None else field.param_groups(params.coarse),
+            field=broadcast_groups(field, params.field),
+            coarse=None if params.coarse is None else broadcast_groups(field, params.coarse),
             proposals=self.proposal_groups(params.proposals),
             appearance=label_params(params.appearance, "mlp"),
         )

@@ -11,6 +11,7 @@ from jaxrf.core.checks import require_non_negative, require_port, require_positi
 from jaxrf.core.errors import InputError
 from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.fields.base import Field
+from jaxrf.fields.checks import check_definition
 from jaxrf.models.base import Model
 from jaxrf.models.packed import PackedModel
 
@@ -247,6 +248,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks the numbers and that they fit together; InputError names the option to change."""
+        check_definition(self.field)
+        if not isinstance(self.model, Model):
+            raise InputError(
+                f"model is {self.model!r}: give an instance, such as jaxrf.models.PackedModel()."
+            )
         require_positive(
             self, "downscale", "num_steps", "batch_samples", "batch_rays", "render_samples",
             "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",

@@ -219,7 +219,9 @@ def _find_class(expected: Any, kind: Any, where: str, field_class: type[Field] |
     loaded = getattr(sys.modules.get(module), name, None)
     if isinstance(loaded, type) and issubclass(loaded, Field):
         return loaded
-    raise ValueError(
-        f"{where}.type is {kind!r}, which is no field of this version; of a field of your own give "
-        "the class or an instance (field=)"
-    )
+    if module == "__main__":
+        raise InputError(
+            f"The field {name} of this run was defined in a notebook or at a prompt: run that "
+            f"code, and load the run there, by jaxrf.load(folder, field={name})."
+        )
+    raise ValueError(f"{where}.type is {kind!r}, which is no field of this version")

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxrf import fields
 from jaxrf.cameras.base import apply_ray_convention
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Scene
 from jaxrf.fields.base import StageTransition
+from jaxrf.fields.checks import check_functions
 from jaxrf.models.base import StageSpec
 from jaxrf.parallel import devices, processes
 from jaxrf.training import schedule, transitions
@@ -155,6 +157,8 @@ class Trainer:
         config, aabb = self.config, self.scene.aabb
         stage = transitions.first_stage(config, aabb, self.mesh.size)
         grid = transitions.init_grid(config, stage, aabb)
+        if not fields.is_builtin(type(stage.field)):
+            check_functions(stage.field, grid, grid.aabb)
         shapes = jax.eval_shape(partial(init_state, config, stage), grid)
         pixels = drop_images(self.all_pixels) if self.prefetches else self.all_pixels
         self.compiler.begin(stage, shapes, pixels)
@@ -286,7 +290,8 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
     if not all(math.isfinite(float(value)) for value in metrics):
         raise DivergedError(
             f"The loss is not a number after step {step}: lower --optimizer.grid-lr and "
-            "--optimizer.mlp-lr, or --optimizer.clip-norm."
+            "--optimizer.mlp-lr, or --optimizer.clip-norm; if the field is your own, check that "
+            "its density and color are finite everywhere."
         )
     if float(metrics.mse) > max(20.0 * best_mse, 0.05):
         raise DivergedError(
@@ -299,5 +304,6 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
         raise DivergedError(
             f"The field is all background after step {step}, although "
             f"{float(metrics.target_alpha):.0%} of the images is not: try another --seed, a lower "
-            "learning rate, or check that the cameras look at the scene's box."
+            "learning rate, or check that the cameras look at the scene's box, and that the "
+            "density of a field of your own is not negative."
         )
