@@ -11,9 +11,7 @@ from occupancy_cases import BOX, CELL, SHAPE, contracted_case, look_up, random_g
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import clip_to_aabb
-from jaxrf.sampling.density_ema import (
-    init_density_ema,
-)
+from jaxrf.sampling.density_ema import DensityEmaGrid, init_density_ema
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
     OccupancySchedule,
@@ -32,9 +30,7 @@ from jaxrf.sampling.occupancy import (
     to_ray_distances,
     visible_aabb,
 )
-from jaxrf.sampling.weight_tracking import (
-    track_weights,
-)
+from jaxrf.sampling.weight_tracking import track_weights
 
 dilated = jax.jit(dilate, static_argnames="cells")
 
