@@ -54,10 +54,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from jaxrf.data import sources
     from jaxrf.parallel import devices
-    from jaxrf.sampling.occupancy import WeightTrackedGrid
-    from jaxrf.training import pixels as batches
-    from jaxrf.training import train, transitions
-    from jaxrf.training.config import make_preset
+    from jaxrf.presets import make_preset
+    from jaxrf.training import pixels as train_pixels
+    from jaxrf.training import schedule, transitions
+    from jaxrf.training.compile_ahead import compile_steps
+    from jaxrf.training.losses import make_error_fn
+    from jaxrf.training.state import Metrics, init_state
+    from jaxrf.training.step import StepSpec
 
     scene = sources.load_scene(arguments.data, ["train"], arguments.downscale)
     config = make_preset(arguments.preset)
@@ -72,18 +75,23 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     config = transitions.resolve_config(config, scene)
     mesh = devices.make_mesh(arguments.devices)
     stage = transitions.first_stage(config, scene.aabb, mesh.size)
-    grid = transitions.init_grid(config.field, stage, scene.aabb)
+    grid = transitions.init_grid(config, stage, scene.aabb)
     state = devices.replicate(mesh, jax.jit(init_state, static_argnums=(0, 1))(config, stage, grid))
-    pixels = batches.to_device(scene.splits["train"], batches.image_scales(config))
+    pixels = train_pixels.to_device(scene.splits["train"], config.image_scales())
     pixels = devices.replicate(mesh, pixels)
-    scene_range = (scene.near, scene.far)
-    run = train.compile_step(config, stage, scene_range, state, pixels, mesh=mesh)
+    near_far = (scene.near, scene.far)
+    spec = StepSpec(config, stage, near_far, make_error_fn(config.loss), mesh)
+    run: Any = compile_steps(spec, state, pixels)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    memory = state.grid.memory.size if isinstance(state.grid, WeightTrackedGrid) else 0
+    memory = 0 if state.grid.weight_memory is None else state.grid.weight_memory.size
     seconds, done = [], 0
     while done < arguments.steps:
         count = 1 if not done else max(arguments.steps // 5, 1)
-        inputs = train.make_train_schedule(config), jnp.asarray(count, jnp.int32)
+        inputs = (
+            schedule.training_key(config),
+            schedule.make_train_schedule(config),
+            jnp.asarray(count, jnp.int32),
+        )
         started = time.perf_counter()
         state, metrics = run(state, pixels, *devices.replicate(mesh, inputs))
         jax.block_until_ready(metrics)
@@ -93,11 +101,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "preset": arguments.preset,
         "devices": mesh.size,
-        "rays": stage.rays,
+        "rays": stage.num_rays,
         "seconds": min(seconds),
         "sent": count_sent(run.as_text()),
         # Gradients, metrics, and the largest weight of each cell.
-        "expected": 4 * (numbers + len(train.Metrics._fields) + memory),
+        "expected": 4 * (numbers + len(Metrics._fields) + memory),
     }
 
 
@@ -114,10 +122,8 @@ def predict() -> None:
     import jax
     import numpy as np
 
-    from jaxrf.fields import tensorf
-    from jaxrf.models import methods
-    from jaxrf.training import transitions
-    from jaxrf.training.config import TensoRFConfig, make_preset
+    from jaxrf.fields.tensorf import TensoRF
+    from jaxrf.presets import make_preset
 
     aabb = np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
     key = jax.random.key(0)
@@ -126,11 +132,11 @@ def predict() -> None:
     print("|---|---|---|" + "---|" * len(counts))
     for preset in PUBLISHED:
         config = make_preset(preset)
-        stage = transitions.first_stage(config, aabb)
-        if isinstance(config.field, TensoRFConfig):
-            finest = tensorf.fit_resolution(config.field.final_voxels, aabb)
-            stage = dataclasses.replace(stage, resolution=finest)
-        shapes = jax.eval_shape(partial(methods.init_params, config.field, stage), key)
+        field = config.field
+        if (tensorf := TensoRF.match(field)) is not None:
+            # The final grid.
+            field = dataclasses.replace(tensorf, initial_voxels=tensorf.final_voxels)
+        shapes = jax.eval_shape(partial(config.model.init_params, field.begin(aabb)), key)
         numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         times = [
             f"{1e3 * 2 * (count - 1) / count * 4 * numbers / bandwidth:.2f} ms"

@@ -18,14 +18,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxrf.export.geometry import Mesh
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from jaxrf.data import bricks
-from jaxrf.export import geometry
+from jaxrf.core.jax_setup import set_up_jax
+from jaxrf.data.bricks.dataset import sequence_pose
+from jaxrf.data.bricks.model import build_model
+from jaxrf.data.bricks.ray_casting import contains
+from jaxrf.data.bricks.rendering import CAMERA_ANGLE_X, render_view
+from jaxrf.export import density_grid
+from jaxrf.export.mesh import Mesh, extract_mesh
 from jaxrf.training import runs
 
 SPACING = 0.004
@@ -33,16 +36,16 @@ SPACING = 0.004
 
 def trace_truth(views: int = 100, size: int = 300) -> np.ndarray:
     """Returns (n, 3) points on the surface that the training cameras of bricks see."""
-    model, hits = bricks.build_model(), []
-    focal = 0.5 * size / np.tan(0.5 * bricks._CAMERA_ANGLE_X)
+    model, hits = build_model(), []
+    focal = 0.5 * size / np.tan(0.5 * CAMERA_ANGLE_X)
     x, y = np.meshgrid(
         (np.arange(size) + 0.5 - size / 2) / focal, -(np.arange(size) + 0.5 - size / 2) / focal
     )
     local = np.stack([x, y, -np.ones_like(x)], axis=-1)
     local /= np.linalg.norm(local, axis=-1, keepdims=True)
     for index in range(views):
-        pose = bricks._pose(index)
-        _, depth = bricks.render_view(model, pose, size, size, supersamples=1)
+        pose = sequence_pose(index)
+        _, depth = render_view(model, pose, size, size, supersamples=1)
         hit = np.isfinite(depth)
         hits.append(
             pose[:3, 3] + depth[hit, None].astype(np.float64) * (local[hit] @ pose[:3, :3].T)
@@ -70,7 +73,7 @@ def compare(mesh: Mesh, truth: np.ndarray, count: int = 300_000) -> dict[str, fl
     _, _, points = spread_points(mesh, count)
     to_truth = cKDTree(truth).query(points)[0]
     to_mesh = cKDTree(points).query(truth[::4])[0]
-    inside = bricks.contains(bricks.build_model(), points)
+    inside = contains(build_model(), points)
     both = np.concatenate([to_truth, np.random.default_rng(0).choice(to_mesh, len(to_truth))])
     return {
         "chamfer": 0.5 * float(to_truth.mean() + to_mesh.mean()),
@@ -155,9 +158,9 @@ def main() -> None:
     if options.run is None:
         sys.exit("name the folder of a run")
     run = runs.open_run(options.run)
-    jax.config.update("jax_default_matmul_precision", run.config.matmul_precision)
+    set_up_jax(run.config.matmul_precision)
     truth = trace_truth()
-    pixel = geometry.measure_pixel(run)
+    pixel = density_grid.measure_pixel_width(run)
     names = ("chamfer", "median", "to truth", "to mesh", "signed")
     print(f"A pixel is {pixel:.4f} units wide in the middle of the scene.")
     print(f"| resolution | level | vertices | voxel | {' | '.join(names)} | chamfer in voxels |")
@@ -165,9 +168,10 @@ def main() -> None:
     floor = float(cKDTree(truth[::2]).query(truth[1::2])[0].mean())
     print(f"| floor | | | | {floor:.4f} | | | | | |", flush=True)
     for resolution in options.resolutions:
-        spacing = geometry.find_spacing(geometry.find_box(run.state.grid), resolution)
+        box = density_grid.find_occupied_box(run.state.grid)
+        spacing = density_grid.find_spacing(box, resolution)
         for level in options.levels:
-            mesh = geometry.make_mesh(run, resolution, level, 0.001, 50, options.keep_hidden)
+            mesh = extract_mesh(run, resolution, level, 0.001, 50, options.keep_hidden)
             distances = compare(mesh, truth)
             cells = " | ".join(f"{distances[name]:.4f}" for name in names)
             print(

@@ -25,7 +25,7 @@ FIELDS = {
     "PyNeRF, 2x2 rays a pixel": ["pynerf-small", "--supersample", "2"],
     "PyNeRF, a table for each head": ["pynerf-small", "--field.tables", "separate"],
     "PyNeRF, blending densities and colors": [
-        "pynerf-small", "--field.blend", "results", "--field.shading", "per_sample",
+        "pynerf-small", "--field.blend", "results", "--model.shading", "per_sample",
     ],
     "PyNeRF, consistency 0.1": ["pynerf-small", "--field.consistency-weight", "0.1"],
     "PyNeRF, consistency 0.001": ["pynerf-small", "--field.consistency-weight", "0.001"],
@@ -40,7 +40,7 @@ def measure(folder: Path, arguments: list[str], split: str) -> dict[str, float]:
     """Returns PSNR at each size and their mean, the number of steps, and peak memory in GiB."""
     command = [sys.executable, "-m", "jaxrf"]
     train = [
-        "train", "--preset", *arguments, "--run-dir", str(folder), "--scales", "4",
+        "train", "--preset", *arguments, "--run-dir", str(folder), "--num-train-scales", "4",
         "--video.frames", "0", "--validate-every", "0",
     ]  # fmt: skip
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder.with_suffix(".cache"))}

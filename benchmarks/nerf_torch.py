@@ -18,10 +18,15 @@ import numpy as np
 import torch
 from random_scene import make_scene
 
-from jaxrf.training import pixels as batches
-from jaxrf.training import train, transitions
-from jaxrf.training.config import NeRFConfig, make_preset
+from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.parallel import devices
+from jaxrf.presets import nerf_original
+from jaxrf.training import schedule, transitions
+from jaxrf.training.compile_ahead import compile_steps
+from jaxrf.training.losses import make_error_fn
+from jaxrf.training.pixels import to_device
 from jaxrf.training.state import init_state
+from jaxrf.training.step import StepSpec
 
 RAYS, SAMPLES = 1024, 64
 
@@ -89,22 +94,24 @@ def make_torch_step() -> Callable[[], object]:
 def make_jax_step() -> Callable[[], object]:
     """Returns a training step of jaxrf, sampling of rays included."""
     config = dataclasses.replace(
-        make_preset("nerf-original"),
-        field=NeRFConfig(num_coarse_samples=SAMPLES, num_fine_samples=0),
+        nerf_original(),
+        model=HierarchicalModel(num_coarse_samples=SAMPLES, num_fine_samples=0),
         batch_rays=RAYS,
     )
     scene = make_scene(views=8, size=64)
     config = transitions.resolve_config(config, scene)
     stage = transitions.first_stage(config, scene.aabb)
-    grid = transitions.init_grid(config.field, stage, scene.aabb)
+    grid = transitions.init_grid(config, stage, scene.aabb)
     state = init_state(config, stage, grid)
-    pixels = batches.to_device(scene.splits["train"])
-    run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
-    schedule, one = train.make_train_schedule(config), jnp.asarray(1, jnp.int32)
+    pixels = to_device(scene.splits["train"], config.image_scales())
+    near_far, mesh = (scene.near, scene.far), devices.make_mesh(1)
+    spec = StepSpec(config, stage, near_far, make_error_fn(config.loss), mesh)
+    run = compile_steps(spec, state, pixels)
+    key, table = schedule.training_key(config), schedule.make_train_schedule(config)
 
     def step() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(run(state, pixels, schedule, one))
+        state, _ = jax.block_until_ready(run(state, pixels, key, table, jnp.asarray(1)))
 
     return step
 

@@ -17,37 +17,43 @@ import jax.numpy as jnp
 import numpy as np
 from random_scene import make_scene
 
-from jaxrf.training import pixels as batches
-from jaxrf.training import train, transitions
-from jaxrf.training.config import (
-    NeRFConfig,
-    TensoRFConfig,
-    TrainConfig,
-    VoxelsConfig,
-    make_preset,
-)
+from jaxrf.fields.nerf import NeRF
+from jaxrf.fields.tensorf import TensoRF
+from jaxrf.fields.voxels import Voxels
+from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.parallel import devices
+from jaxrf.presets import make_preset
+from jaxrf.training import schedule, transitions
+from jaxrf.training.compile_ahead import compile_steps
+from jaxrf.training.config import TrainConfig
+from jaxrf.training.losses import make_error_fn
+from jaxrf.training.pixels import to_device
 from jaxrf.training.state import init_state
+from jaxrf.training.step import StepSpec
 
 FACTORS = (1, 2, 4, 8)
 PRESETS = {"voxels": "voxels-small", "tensorf": "tensorf-small", "nerf": "nerf-small"}
-SMALL_NERF = NeRFConfig(layers=4, width=64, skip=2, color_width=32, num_coarse_samples=16)
+SMALL_NERF = NeRF(layers=4, width=64, skip=2, color_width=32)
+COARSE_SAMPLES = 16
 
 
 def measure(config: TrainConfig, views: int, steps: int) -> tuple[float, float]:
     """Returns the milliseconds of a step and the MiB of the program."""
     scene = make_scene(views, size=64)
     stage = transitions.first_stage(config, scene.aabb)
-    grid = transitions.init_grid(config.field, stage, scene.aabb)
+    grid = transitions.init_grid(config, stage, scene.aabb)
     state = init_state(config, stage, grid)
-    pixels = batches.to_device(scene.splits["train"])
-    run = train.compile_step(config, stage, (scene.near, scene.far), state, pixels)
-    schedule, count = train.make_train_schedule(config), jnp.asarray(steps, jnp.int32)
+    pixels = to_device(scene.splits["train"], config.image_scales())
+    near_far, mesh = (scene.near, scene.far), devices.make_mesh(1)
+    spec = StepSpec(config, stage, near_far, make_error_fn(config.loss), mesh)
+    run: Any = compile_steps(spec, state, pixels)
+    inputs = schedule.training_key(config), schedule.make_train_schedule(config), jnp.asarray(steps)
     times = []
     for _ in range(6):
         started = time.perf_counter()
-        state, _ = jax.block_until_ready(run(state, pixels, schedule, count))
+        state, _ = jax.block_until_ready(run(state, pixels, *inputs))
         times.append((time.perf_counter() - started) / steps)
-    memory: Any = run.memory_analysis()  # type: ignore[attr-defined]
+    memory: Any = run.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     # Donated arguments share memory with results.
     used += memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -64,23 +70,24 @@ def make_config(kind: str, factor: int, grown: str) -> tuple[TrainConfig, int]:
     views *= factor if grown == "views" else 1
     base = make_preset(PRESETS[kind])
     field: Any = base.field
+    model = base.model
     match field:
-        case VoxelsConfig():
+        case Voxels():
             field = dataclasses.replace(field, initial_resolution=side, num_subdivisions=0)
-        case TensoRFConfig():
+        case TensoRF():
             field = dataclasses.replace(
                 field, initial_voxels=side**3, final_voxels=side**3, upsample_at=()
             )
-        case NeRFConfig():
-            coarse = SMALL_NERF.num_coarse_samples * (factor if grown == "samples" else 1)
-            field = dataclasses.replace(
-                SMALL_NERF, num_coarse_samples=coarse, num_fine_samples=coarse
-            )
+        case NeRF():
+            coarse = COARSE_SAMPLES * (factor if grown == "samples" else 1)
+            field = SMALL_NERF
+            model = HierarchicalModel(num_coarse_samples=coarse, num_fine_samples=coarse)
     if grown == "samples" and kind != "nerf":
         field = dataclasses.replace(field, step_ratio=field.step_ratio / factor)
     config = dataclasses.replace(
         base,
         field=field,
+        model=model,
         batch_rays=rays,
         batch_samples=samples,
         microbatch_samples=transitions.CACHED_SAMPLES,

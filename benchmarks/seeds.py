@@ -29,7 +29,7 @@ def train(
         command = [
             sys.executable, "-m", "jaxrf", "train", "--preset", preset, "--run-dir", str(run),
             "--data", str(arguments.data), "--downscale", str(arguments.downscale),
-            "--steps", str(arguments.steps), "--seed", str(seed), "--devices", str(devices),
+            "--num-steps", str(arguments.steps), "--seed", str(seed), "--devices", str(devices),
             "--batch-rays", str(arguments.rays), "--batch-samples", str(64 * arguments.rays),
             "--validate-every", "0.245", "--test-every", "100", "--video.frames", "0",
             "--steps-per-dispatch", "4",

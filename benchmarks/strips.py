@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def train_preset(preset: str, data: Path, folder: Path) -> None:
     """Trains a preset on images of a quarter of the size."""
-    options = f"--preset {preset} --downscale 4 --steps {STEPS[preset]}"
+    options = f"--preset {preset} --downscale 4 --num-steps {STEPS[preset]}"
     scoring_options = ["--validate-every", "0", "--test-every", "200", "--video.frames", "0"]
     command = [sys.executable, str(ROOT / "train_lego.py"), *options.split(), *scoring_options]
     print(f"train_lego.py --data ... {options}", flush=True)

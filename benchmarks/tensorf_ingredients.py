@@ -26,8 +26,8 @@ INGREDIENTS = {
     "pruning by alpha instead of weight": [
         "--field.prune-by", "alpha", "--field.prune-threshold", "1e-4",
     ],
-    "color for all samples": ["--field.max-shaded-fraction", "1"],
-    "color per sample instead of per ray": ["--field.shading", "per_sample"],
+    "color for all samples": ["--model.max-shaded-fraction", "1"],
+    "color per sample instead of per ray": ["--model.shading", "per_sample"],
     "one ray per pixel": ["--supersample", "1"],
     "white background instead of random colors": ["--background", "white"],
     "L1 of the density, 8e-5 and 4e-5": [
@@ -38,7 +38,7 @@ INGREDIENTS = {
     "learning rates and moments reset at upsampling": ["--field.reset-lr"],
     "steps of half a voxel": ["--field.step-ratio", "0.5"],
     "color by harmonics instead of an MLP": [
-        "--field.color", "harmonics", "--field.feature-dim", "27",
+        "--field.color-head", "harmonics", "--field.feature-dim", "27",
     ],
     "three lines instead of planes and lines": [
         "--field.factors", "cp", "--field.density-components", "24",
@@ -68,7 +68,14 @@ def main() -> None:
     parser.add_argument("--steps", default="800")
     parser.add_argument("--only", default="", help="part of an ingredient's name")
     options = parser.parse_args()
-    common = ["--data", options.data, "--downscale", options.downscale, "--steps", options.steps]
+    common = [
+        "--data",
+        options.data,
+        "--downscale",
+        options.downscale,
+        "--num-steps",
+        options.steps,
+    ]
     print("| changed | validation PSNR | training s | memory |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, arguments) in enumerate(INGREDIENTS.items()):

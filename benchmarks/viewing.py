@@ -12,26 +12,28 @@ import time
 from pathlib import Path
 
 import numpy as np
-from jaxrf.export.videos import path_cameras
 from PIL import Image
 
-from jaxrf.cameras.base import index_cameras, near_far_for_box, resize_cameras
+from jaxrf.cameras.base import resize_cameras
+from jaxrf.cameras.poses import near_far_for_box
 from jaxrf.cli.viewing import make_interactive_renderer
 from jaxrf.core.jax_setup import set_up_jax
 from jaxrf.evaluation import images, interactive
 from jaxrf.export.render_options import RenderOptions
-from jaxrf.rendering.volume import HostRendering
+from jaxrf.export.render_plan import path_cameras
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training import runs
-from jaxrf.viewer.server import FLUID_SECONDS, WHOLE
+from jaxrf.viewer.client import MOVING_FRAME_SECONDS
+from jaxrf.viewer.crop_panel import NO_CROP
 
 SIZES = (384, 768)
 
 
-def encode(picture: HostRendering, span: tuple[float, float]) -> bytes:
+def encode(rendering: HostRendering, depth_range: tuple[float, float]) -> bytes:
     """Returns an image as the viewer sends it to a browser."""
     buffer = io.BytesIO()
-    image = Image.fromarray(images.draw_channel(picture, "rgb", span))
+    image = Image.fromarray(images.draw_channel(rendering, "rgb", depth_range))
     image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
@@ -43,29 +45,31 @@ def main() -> None:
     arguments = parser.parse_args()
     set_up_jax("highest")
     run = runs.open_run(arguments.run)
-    paint = make_interactive_renderer(run)
+    renderer = make_interactive_renderer(run)
     orbit = path_cameras(run, RenderOptions(frames=600, size=SIZES[-1]))
-    span = near_far_for_box(orbit, visible_aabb(paint.grid))
-    tiny = resize_cameras(index_cameras(orbit, np.array([0])), 8, 8)
-    paint.paint(tiny, WHOLE, lambda: False)
+    depth_range = near_far_for_box(orbit, visible_aabb(renderer.grid))
+    # Compiles.
+    renderer.render(resize_cameras(orbit[0], 8, 8), NO_CROP, lambda: False)
     print("| full width | width while moving | frames/s | first image | sharp after |")
     print("|---|---|---|---|---|")
     for size in SIZES:
-        pace, widths, times = interactive.Pace(FLUID_SECONDS), [], []
+        timer, widths, times = interactive.FrameTimer(MOVING_FRAME_SECONDS), [], []
         cameras = resize_cameras(orbit, size, size * orbit.height // orbit.width)
         started = time.perf_counter()
         while (now := time.perf_counter()) - started < arguments.seconds:
-            camera = index_cameras(cameras, np.array([len(times) % len(cameras)]))
-            picture = next(
-                interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False)
+            camera = cameras[len(times) % len(cameras)]
+            rendering = next(
+                interactive.render_progressively(renderer, camera, NO_CROP, timer, lambda: False)
             )
-            encode(picture, span)
-            widths.append(picture.opacity.shape[1])
+            encode(rendering, depth_range)
+            widths.append(rendering.opacity.shape[1])
             times.append(time.perf_counter() - now)
-        begun, reached = time.perf_counter(), []
-        for picture in interactive.render_progressively(paint, camera, WHOLE, pace, lambda: False):
-            encode(picture, span)
-            reached.append(time.perf_counter() - begun)
+        started, reached = time.perf_counter(), []
+        for rendering in interactive.render_progressively(
+            renderer, camera, NO_CROP, timer, lambda: False
+        ):
+            encode(rendering, depth_range)
+            reached.append(time.perf_counter() - started)
         moving = int(np.median(widths[5:]))
         print(
             f"| {size} | {moving} | {1.0 / np.mean(times[5:]):.1f} | {reached[0]:.2f} s | "

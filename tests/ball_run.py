@@ -7,21 +7,24 @@ import numpy as np
 import scenes
 from scenes import ball_poses, first_state, make_scene
 
+from jaxrf.models.packed import PackedModel
 from jaxrf.training import runs
-from jaxrf.training.config import CustomConfig, TrainConfig
+from jaxrf.training.config import TrainConfig
+from jaxrf.training.config_json import make_user_field
 from jaxrf.training.scene_metadata import SceneMetadata
 
 FIELD_SOURCE = '''
 import dataclasses
 import jax
 import jax.numpy as jnp
+from jaxrf.fields import Field
 
 @dataclasses.dataclass(frozen=True)
-class Ball:
+class Ball(Field):
     """A ball of radius 0.8 around (0.1, 0, -0.2), colored by its normals."""
     def init(self, key):
         return {"unused": jnp.zeros(1)}
-    def density(self, params, positions, radii):
+    def density(self, params, positions, context):
         offset = positions - jnp.array([[0.1, 0.0, -0.2]])
         return 400.0 * jax.nn.sigmoid((0.8 - jnp.linalg.norm(offset, axis=-1)) / 0.01), offset
     def features(self, params, latent):
@@ -46,10 +49,14 @@ def make_ball_run(folder: Path) -> runs.Run:
     """A run of the ball with cameras above and below it; the field's source goes to a folder."""
     path = folder / "ball.py"
     path.write_text(FIELD_SOURCE)
-    field = CustomConfig(
-        source=f"{path}:Ball", sampler="occupancy", occupancy_resolution=8, max_steps=96
+    source = f"{path}:Ball"
+    config = scenes.tiny_nerf(
+        field=make_user_field(source),
+        field_source=source,
+        model=PackedModel(occupancy_resolution=8, max_steps=96),
+        batch_samples=1 << 11,
     )
-    run = make_run(scenes.tiny_nerf(field=field, batch_samples=1 << 11))
+    run = make_run(config)
     poses = np.concatenate([ball_poses("train", 6), ball_poses("val", 6)])
     poses[6:, :3] *= np.array([[1.0], [1.0], [-1.0]])  # from below
     poses[6:, :3, 0] *= -1.0

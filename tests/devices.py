@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 COUNT = 8
@@ -20,8 +21,6 @@ os.environ["XLA_FLAGS"] = (
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from jaxrf.models.methods import Stage  # noqa: E402
-from jaxrf.training.train import TrainState  # noqa: E402
 from scenes import (  # noqa: E402
     Recorder,
     differing_leaves,
@@ -35,11 +34,13 @@ from scenes import (  # noqa: E402
 )
 
 from jaxrf.evaluation import scoring  # noqa: E402
+from jaxrf.models.base import StageSpec  # noqa: E402
 from jaxrf.parallel import devices  # noqa: E402
-from jaxrf.training import optim, train, transitions  # noqa: E402
-from jaxrf.training import pixels as batches  # noqa: E402
+from jaxrf.training import loop, optim, pixels, schedule, transitions  # noqa: E402
 from jaxrf.training.config import TrainConfig  # noqa: E402
-from jaxrf.training.state import init_state
+from jaxrf.training.losses import make_error_fn  # noqa: E402
+from jaxrf.training.state import TrainState, init_state  # noqa: E402
+from jaxrf.training.step import StepSpec, train_steps  # noqa: E402
 
 KINDS: dict[str, Callable[..., TrainConfig]] = {
     "nerf": tiny_nerf,
@@ -57,9 +58,12 @@ def make_config(kind: str, **changes: Any) -> TrainConfig:
     return dataclasses.replace(KINDS[kind](), **batch | changes)
 
 
-def train_on(config: TrainConfig, num_devices: int, steps: int | None) -> tuple[Stage, TrainState]:
+def train_on(
+    config: TrainConfig, num_devices: int, steps: int | None
+) -> tuple[StageSpec, TrainState]:
+    """Stage and state after training on some of the devices, until a step."""
     mesh = devices.make_mesh(num_devices)
-    stage, state = train.fit(config, make_scene(), Recorder(steps), mesh=mesh)
+    stage, state = loop.fit(config, make_scene(), Recorder(steps), mesh=mesh)
     return stage, jax.device_get(state)
 
 
@@ -75,7 +79,8 @@ def first_moment(state: TrainState) -> np.ndarray:
 
 def compare(kind: str, counts: Sequence[int]) -> dict[str, Any]:
     """Differences of the first gradient, and with shards of the final bits and of an image."""
-    config, differences = make_config(kind), {"gradient": {}, "bits": {}, "image": {}}
+    config = make_config(kind)
+    differences: dict[str, Any] = {"gradient": {}, "bits": {}, "image": {}}
     first = first_moment(train_on(config, 1, 1)[1])
     ordered = make_config(kind, shards=COUNT)
     stage, state = train_on(ordered, 1, None)
@@ -109,20 +114,24 @@ def as_doubles(tree: Any) -> Any:
 def follow(kind: str, counts: Sequence[int], steps: int = 200) -> dict[str, Any]:
     """Relative differences of parameters after many steps of one stage in float64."""
     scene, ends = make_scene(), {}
-    config = make_config(kind, steps=2 * steps)
-    scene_range = (scene.near, scene.far)
+    config = make_config(kind, num_steps=2 * steps)
+    near_far = (scene.near, scene.far)
     for num_devices in (1, *counts):
         mesh = devices.make_mesh(num_devices)
         stage = transitions.first_stage(config, scene.aabb, num_devices)
-        grid = transitions.init_grid(config.field, stage, scene.aabb)
+        grid = transitions.init_grid(config, stage, scene.aabb)
         state = as_doubles(init_state(config, stage, grid))
-        pixels = as_doubles(batches.to_device(scene.splits["train"]))
-        state, pixels, course = devices.replicate(
-            mesh, (state, pixels, as_doubles(train.make_train_schedule(config)))
+        dataset = as_doubles(pixels.to_device(scene.splits["train"]))
+        inputs = (
+            state,
+            dataset,
+            schedule.training_key(config),
+            as_doubles(schedule.make_train_schedule(config)),
         )
-        step = jax.jit(train.make_train_step(config, stage, scene_range, mesh=mesh))
-        end, metrics = step(state, pixels, course, np.int32(steps))
-        assert metrics.dropped == 0.0 and end.step == steps
+        spec = StepSpec(config, stage, near_far, make_error_fn(config.loss), mesh)
+        run = jax.jit(partial(train_steps, spec))
+        end, metrics = run(*devices.replicate(mesh, inputs), np.int32(steps))
+        assert metrics.overflowed == 0.0 and end.step == steps
         leaves = jax.tree.leaves(jax.device_get(end.params))
         assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float64)}
         ends[num_devices] = np.concatenate([np.ravel(leaf) for leaf in leaves])

@@ -18,6 +18,7 @@ from jaxrf.convert import check, formats
 from jaxrf.convert.files.read import Content, read_file
 from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted
+from jaxrf.fields.base import Params
 
 NUM_POINTS = 4096
 CAMERA = check.default_camera(12)
@@ -25,22 +26,35 @@ CAMERA = check.default_camera(12)
 Change = Callable[[Converted], Converted]
 
 
+def replace_field_params(converted: Converted, field_params: Params) -> Converted:
+    params = converted.params._replace(field=field_params)
+    return converted._replace(params=params)
+
+
 def change_layer(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    """Returns a change of a kernel of the last network."""
+    """Returns a change of a kernel of the fine network."""
 
     def apply(converted: Converted) -> Converted:
-        last = list(converted.params)[-1]
-        layers = dict(converted.params[last]["params"])
+        layers = dict(converted.params.field["params"])
         layers[name] = layers[name] | {"kernel": change(layers[name]["kernel"])}
-        return converted._replace(params=converted.params | {last: {"params": layers}})
+        return replace_field_params(converted, {"params": layers})
 
     return apply
 
 
 def change_field(**changes: Any) -> Change:
     def apply(converted: Converted) -> Converted:
-        field = dataclasses.replace(converted.config.field, **changes)  # type: ignore[type-var]
+        field = dataclasses.replace(converted.config.field, **changes)
         config = dataclasses.replace(converted.config, field=field)
+        return converted._replace(config=config)
+
+    return apply
+
+
+def change_model(**changes: Any) -> Change:
+    def apply(converted: Converted) -> Converted:
+        model = dataclasses.replace(converted.config.model, **changes)
+        config = dataclasses.replace(converted.config, model=model)
         return converted._replace(config=config)
 
     return apply
@@ -49,7 +63,8 @@ def change_field(**changes: Any) -> Change:
 def change_ray_convention(**changes: Any) -> Change:
     def apply(converted: Converted) -> Converted:
         convention = dataclasses.replace(converted.config.ray_convention, **changes)
-        return change_field(convention=convention)(converted)
+        config = dataclasses.replace(converted.config, ray_convention=convention)
+        return converted._replace(config=config)
 
     return apply
 
@@ -75,25 +90,26 @@ MISTAKES: dict[str, Change] = {
     "a factor pi": change_field(frequency=math.pi),
     "directions before features": change_layer("view", lambda k: np.concatenate([k[24:], k[:24]])),
     "coarse for fine": lambda c: c._replace(
-        params={"coarse": c.params["fine"], "fine": c.params["coarse"]}
+        params=c.params._replace(field=c.params.coarse, coarse=c.params.field)
     ),
     "half a pixel off": change_ray_convention(pixel_center=0.5),
     "near and far along rays": change_ray_convention(range_along="ray"),
     "lengths along the axis": change_ray_convention(lengths_along="axis"),
     "directions of another length": change_ray_convention(view_directions="axis"),
     "inclusive transmittance": change_ray_convention(transmittance="inclusive"),
-    "intervals for points": change_field(quadrature="intervals"),
-    "fewer samples": change_field(num_fine_samples=127),
+    "intervals for points": change_model(quadrature="intervals"),
+    "fewer samples": change_model(num_fine_samples=127),
 }
 
 
 def change_factor(part: str, kind: str, index: int, change: Any) -> Change:
     def apply(converted: Converted) -> Converted:
-        factors = dict(converted.params[part])
+        field_params = converted.params.field
+        factors = dict(field_params[part])
         changed = list(factors[kind])
         changed[index] = change(changed[index])
         factors[kind] = tuple(changed)
-        return converted._replace(params=converted.params | {part: factors})
+        return replace_field_params(converted, field_params | {part: factors})
 
     return apply
 
@@ -109,9 +125,10 @@ def change_mask(change: Callable[[np.ndarray], np.ndarray]) -> Change:
 
 def change_mlp(change: Callable[[np.ndarray], np.ndarray]) -> Change:
     def apply(converted: Converted) -> Converted:
-        layers = dict(converted.params["mlp"]["params"])
+        field_params = converted.params.field
+        layers = dict(field_params["mlp"]["params"])
         layers["Dense_0"] = layers["Dense_0"] | {"kernel": change(layers["Dense_0"]["kernel"])}
-        return converted._replace(params=converted.params | {"mlp": {"params": layers}})
+        return replace_field_params(converted, field_params | {"mlp": {"params": layers}})
 
     return apply
 
@@ -120,14 +137,16 @@ TENSORF_MISTAKES: dict[str, Change] = {
     "a plane upside down": change_factor("density", "planes", 0, lambda p: p[::-1]),
     "a line reversed": change_factor("features", "lines", 1, lambda line: line[::-1]),
     "components shuffled": change_factor("density", "lines", 2, lambda line: line[:, ::-1]),
-    "the basis by rows": lambda c: c._replace(params=c.params | {"basis": c.params["basis"][::-1]}),
+    "the basis by rows": lambda c: replace_field_params(
+        c, c.params.field | {"basis": c.params.field["basis"][::-1]}
+    ),
     "sines before cosines": change_mlp(swap((5, 10), (6, 11))),
     "another shift": change_field(density_shift=-2.9),
     "another scale": change_field(density_scale=24.0),
     "another step": change_field(step_ratio=0.49),
-    "another threshold": change_field(color_threshold=1e-2),
+    "another threshold": change_model(color_threshold=1e-2),
     "samples in the middle": change_ray_convention(samples_at="middle"),
-    "rays that stop early": change_ray_convention(stop=0.5),
+    "rays that stop early": change_ray_convention(transmittance_threshold=0.5),
     "half a pixel off": change_ray_convention(pixel_center=0.0),
     "no mask": change_mask(np.ones_like),
     "a mask of other axes": change_mask(lambda occupied: occupied[::-1, :, ::-1] & occupied),

@@ -49,8 +49,9 @@ LONG = np.array([[-1.5, -1.0, -0.5], [1.5, 1.2, 1.0]], np.float32)
 
 # As `tiny_tensorf`, for the command line, but pruned by weight.
 TINY = shlex.split("""
-    --preset tensorf-small --num-steps 24 --batch-rays 128 --batch-samples 4096 --render-samples 8192
-    --steps-per-dispatch 4 --video.frames 3 --video.size 17 --validation-views 2
+    --preset tensorf-small --num-steps 24 --batch-rays 128 --batch-samples 4096
+    --render-samples 8192 --steps-per-dispatch 4
+    --video.frames 3 --video.size 17 --validation-views 2
     --field.density-components 2 --field.feature-components 2 --field.feature-dim 4
     --field.width 8 --field.initial-voxels 512 --field.final-voxels 1728
     --field.occupancy-voxels 1728 --field.prune-at 0.25 0.5 --field.upsample-at 0.5
@@ -420,7 +421,7 @@ class Recorder(NullCallback):
         self.step = 0
 
     def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
-        self.transitions.append((self.step, stage, pixels))
+        self.stages.append((self.step, stage, pixels))
 
     def on_dispatch(
         self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int

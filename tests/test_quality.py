@@ -1,4 +1,4 @@
-"""What comes out of training, measured against the exact geometry of the built-in scene."""
+"""Trained fields, measured against the exact geometry of the built-in scene."""
 
 import dataclasses
 import functools
@@ -8,22 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scenes import Recorder, make_surroundings
+from scenes import Recorder, change, make_surroundings
 
 from benchmarks.geometry import compare, trace_truth
+from jaxrf import presets
 from jaxrf.cli import main as cli
 from jaxrf.data import sources
 from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.data.scene import Scene
 from jaxrf.evaluation import scoring
 from jaxrf.export.mesh import extract_mesh
-from jaxrf.fields.voxels import VoxelGrid
-from jaxrf.models import methods
-from jaxrf.training import config, runs, train, transitions
-from jaxrf.training.config import TensoRFConfig
+from jaxrf.fields.tensorf import TensoRF
+from jaxrf.fields.voxel_grid import VoxelGrid
+from jaxrf.models.proposal import ProposalModel
+from jaxrf.training import loop, runs, transitions
+from jaxrf.training.config import TrainConfig
 from jaxrf.training.state import background_color
 
-# What is trained for several tests is trained once.
+# A run that several tests need is trained once.
 pytestmark = [pytest.mark.as_used, pytest.mark.xdist_group("quality")]
 
 
@@ -58,7 +60,7 @@ def run_on_bricks(
 
 
 @pytest.mark.slow
-def test_bricks_are_learnt(run_on_bricks: tuple[runs.Run, Path]) -> None:
+def test_presets_learn_bricks(run_on_bricks: tuple[runs.Run, Path]) -> None:
     run, data = run_on_bricks
     split = sources.load_scene(data, ["test"]).splits["test"]
     background = background_color(run.config)
@@ -69,55 +71,55 @@ def test_bricks_are_learnt(run_on_bricks: tuple[runs.Run, Path]) -> None:
 
 def voxel_length(run: runs.Run) -> float:
     """Length of a voxel of a run, in scene units."""
-    if isinstance(run.config.field, TensoRFConfig):
+    field = run.stage.field
+    if isinstance(field, TensoRF):
         # `step_ratio` voxels make a step.
-        step = methods.step_length(run.config.field, run.stage, run.state.grid.aabb)
-        return float(step) / run.config.field.step_ratio
+        return float(field.step_size(run.state.grid.aabb)) / field.step_ratio
     assert isinstance(run.state.grid, VoxelGrid)
-    return float(run.state.grid.aabb[1, 0] - run.state.grid.aabb[0, 0]) / run.stage.resolution[0]
+    side = float(run.state.grid.aabb[1, 0] - run.state.grid.aabb[0, 0])
+    return side / run.stage.grid_resolution[0]
 
 
 @pytest.mark.slow
-def test_depth_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path]) -> None:
+def test_median_depth_of_bricks_is_exact_to_a_voxel(run_on_bricks: tuple[runs.Run, Path]) -> None:
     run, data = run_on_bricks
     split = sources.load_scene(data, ["test"]).splits["test"]
     assert split.depth is not None
     render = runs.make_render_fn(run)
     errors, missed = [], []
     for index in range(len(split)):
-        picture = render(split.cameras, index)
+        rendering = render(split.cameras, index)
         exact = split.depth[index]
         solid = np.isfinite(exact)
-        errors.append(np.abs(picture.median_depth - exact)[solid & (picture.opacity > 0.5)])
-        missed.append((picture.opacity < 0.5)[solid])
+        errors.append(np.abs(rendering.median_depth - exact)[solid & (rendering.opacity > 0.5)])
+        missed.append((rendering.opacity < 0.5)[solid])
     assert np.median(np.concatenate(errors)) < voxel_length(run)
     assert np.mean(np.concatenate(missed)) < 0.05
 
 
 @pytest.mark.slow
-def test_the_mesh_of_bricks_is_right_to_a_voxel(run_on_bricks: tuple[runs.Run, Path]) -> None:
+def test_mesh_of_bricks_is_exact_to_a_voxel(run_on_bricks: tuple[runs.Run, Path]) -> None:
     run, _ = run_on_bricks
     mesh = extract_mesh(run, 128, 0.3, 0.001, 50)
-    # Of the distance 0.003 is that of the points by which the truth is known.
-    found = compare(mesh, trace_truth(), 100_000)
-    assert found["chamfer"] < 0.75 * voxel_length(run)
-    assert abs(found["signed"]) < 0.25 * voxel_length(run)
+    # 0.003 of the distance comes from the points that sample the exact surface.
+    distances = compare(mesh, trace_truth(), 100_000)
+    assert distances["chamfer"] < 0.75 * voxel_length(run)
+    assert abs(distances["signed"]) < 0.25 * voxel_length(run)
 
 
 @pytest.mark.slow
 def test_nerf_learns_bricks(tmp_path: Path) -> None:
     data = render_bricks(tmp_path, SyntheticSceneConfig(size=100, train_views=60, test_views=8))
     options = f"--preset nerf-small --data {data} --downscale 4 --run-dir {tmp_path / 'run'}"
-    arguments = [*options.split(), "--steps", "300", "--video.frames", "0"]
+    arguments = [*options.split(), "--num-steps", "300", "--video.frames", "0"]
     assert cli.run_command("train", arguments) == 0
     run = runs.open_run(tmp_path / "run")
-    small = config.nerf_small()
-    small = dataclasses.replace(
-        small,
-        field=dataclasses.replace(small.field, contract=False),
+    small = change(
+        presets.nerf_small(),
+        contract=False,
         video=run.config.video,
         supersample=1,
-        steps=300,
+        num_steps=300,
         downscale=4,
         microbatch_samples=transitions.CACHED_SAMPLES,
     )
@@ -129,16 +131,16 @@ def test_nerf_learns_bricks(tmp_path: Path) -> None:
     assert scoring.summarize(scored)["psnr"] > 17.0
 
 
-def render_learnt(
-    settings: config.TrainConfig, scene: Scene, split: str = "test"
+def train_and_score(
+    config: TrainConfig, scene: Scene, split: str = "test"
 ) -> tuple[float, list[scoring.ViewMetrics]]:
-    """Trains, and renders the views of a split: their PSNR and themselves."""
-    settings = transitions.resolve_config(settings, scene)
-    stage, state = train.fit(settings, scene, Recorder())
-    background = background_color(settings)
-    spread = scene.near, scene.far
+    """PSNR and scored views of a split after training."""
+    config = transitions.resolve_config(config, scene)
+    stage, state = loop.fit(config, scene, Recorder())
+    background = background_color(config)
+    near_far = scene.near, scene.far
     render = scoring.make_render_fn(
-        settings, stage, state.eval_params, state.grid, spread, background
+        config, stage, state.eval_params, state.grid, near_far, background
     )
     views = scene.splits[split]
     scored = list(scoring.score_split(render, views, background, list(range(len(views)))))
@@ -147,24 +149,22 @@ def render_learnt(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "changes", "steps", "least", "most"),
+    ("preset", "changes", "steps", "lower", "upper"),
     [
         ("voxels-small", {"density_shift": -8.0}, 300, 22.0, 40.0),
         ("tensorf-small", {}, 300, 25.0, 40.0),
         ("hashgrid-small", {}, 300, 22.0, 40.0),
         ("hashgrid-small", {"contract": False}, 300, 0.0, 19.0),
-        ("hashgrid-small", {"sampler": "proposal"}, 150, 22.0, 40.0),
+        ("hashgrid-small", {"model": ProposalModel(shading="per_ray")}, 150, 22.0, 40.0),
     ],
 )
-def test_a_wall_far_outside_of_the_box_is_learnt_where_space_is_contracted(
-    preset: str, changes: dict[str, Any], steps: int, least: float, most: float
+def test_contracted_space_learns_a_wall_far_outside_of_the_box(
+    preset: str, changes: dict[str, Any], steps: int, lower: float, upper: float
 ) -> None:
-    settings = config.make_preset(preset)
-    field: Any = settings.field
-    field = dataclasses.replace(field, **{"contract": True} | changes)
-    settings = dataclasses.replace(settings, field=field, background="white", steps=steps)
-    psnr, scored = render_learnt(settings, make_surroundings())
-    assert least < psnr < most
+    config = change(presets.make_preset(preset), background="white", num_steps=steps)
+    config = change(config, **{"contract": True} | changes)
+    psnr, scored = train_and_score(config, make_surroundings())
+    assert lower < psnr < upper
     # The wall is 24 to 26 away; the box ends after 4 at most.
     depth = np.median([one.rendering.median_depth[0, 0] for one in scored])
-    assert (depth > 7.0) == field.contract
+    assert (depth > 7.0) == config.model.contract

@@ -37,7 +37,7 @@ class ExportOptions:
     run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     """Folder of the run. Default: the newest in ./runs."""
     format: ExportFormat = "ternary-2bit"
-    """ternary-2bit, ternary-1.6bit: the weights of a bitnerf, in 2 bits each or five to a byte (1.6 bits),
+    """ternary-2bit, ternary-1.6bit: the weights of a bitnerf, in 2 bits each or five to a byte,
     which `jaxrf render` takes in place of a folder. web: a bitnerf as one page for any browser.
     nerf-pytorch, tensorf, nerfstudio: a checkpoint of that program, of a nerf, a tensorf or a
     hashgrid. mesh: the surface with colors. points: a colored point cloud."""

@@ -50,7 +50,7 @@ OPERATIONAL = frozenset(
 
 
 class TrainOptions(NamedTuple):
-    """What to train.
+    """The training that was asked for.
 
     Attributes:
       config: of the training.

@@ -1,6 +1,6 @@
 """Multiresolution hash grids: the layout of their levels in one table, and trilinear look-ups.
 
-Mueller et al.: Instant neural graphics primitives with a multiresolution hash encoding (SIGGRAPH
+Müller et al.: Instant neural graphics primitives with a multiresolution hash encoding (SIGGRAPH
 2022).
 """
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -48,6 +49,9 @@ class Scene:
       near, far: distances along the unit ray between which cameras see the scene.
       unbounded: whether the cameras also see space around the box.
       frame: transform from the coordinates of the files to those of the scene.
+      folder: that it was read from; None if it was made in memory.
+      downscale: factor by which its images were shrunk.
+      skip_missing: whether images that are listed but missing were left out.
     """
 
     name: str
@@ -57,6 +61,9 @@ class Scene:
     far: float
     unbounded: bool = False
     frame: SimilarityTransform = dataclasses.field(default_factory=identity_transform)
+    folder: Path | None = None
+    downscale: int = 1
+    skip_missing: bool = False
 
     @property
     def train(self) -> Split:

@@ -1,5 +1,6 @@
 """Where data sets are searched for, which format a folder has, and loading it with its reader."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -182,7 +183,8 @@ def load_scene(
     Raises:
       InputError: the data set is missing or damaged, or its format is unknown.
     """
-    return detect_format(path).load(path, splits, downscale, choose, skip_missing)
+    scene = detect_format(path).load(path, splits, downscale, choose, skip_missing)
+    return dataclasses.replace(scene, folder=path, downscale=downscale, skip_missing=skip_missing)
 
 
 def has_split(path: Path, split: str) -> bool:

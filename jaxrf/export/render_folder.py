@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from jaxrf.export.render_options import DEFAULT_CHANNELS, Format, RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import composite
 from jaxrf.evaluation import images
 from jaxrf.evaluation.channels import Channel
+from jaxrf.export.render_options import DEFAULT_CHANNELS, Format, RenderOptions
 from jaxrf.export.render_plan import RenderPlan, plan_render
 from jaxrf.parallel import processes
 from jaxrf.rendering.image import HostRendering

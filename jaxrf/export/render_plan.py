@@ -12,10 +12,10 @@ from jaxrf.cameras import base as cams
 from jaxrf.cameras import paths, transforms
 from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.poses import near_far_for_box
-from jaxrf.export.render_options import RenderOptions
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.scene import Split
+from jaxrf.export.render_options import RenderOptions
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.training.runs import Run
 

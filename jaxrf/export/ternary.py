@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int8, UInt8
 
 from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 from jaxrf.fields.base import Params
-from jaxrf.fields.bitnerf import BitNeRF, quantise_weights
+from jaxrf.fields.bitnerf import BitNeRF, quantize_weights
 from jaxrf.models.base import StageSpec
 from jaxrf.sampling.density_ema import init_density_ema
 from jaxrf.sampling.occupancy import OccupancyGrid
@@ -93,7 +93,7 @@ def quantize(kernel: Float[Array, "i o"]) -> tuple[Float[Array, "i o"], Float[Ar
 
     Jitted, because rendering is: the mean that gives the scale is then summed in the same order.
     """
-    return quantise_weights(kernel)
+    return quantize_weights(kernel)
 
 
 def quantize_layers(layers: Sequence[dict[str, Any]]) -> tuple[list[np.ndarray], list[Any]]:
@@ -108,8 +108,8 @@ def check_ternary(run: Run) -> None:
     field, model = BitNeRF.match(run.config.field), run.config.model
     if field is None:
         raise InputError(
-            f"The run {run.folder} has the field {run.config.field.name}, whose weights are not ternary: "
-            "name a run of a bitnerf."
+            f"The run {run.folder} has the field {run.config.field.name}, whose weights are not "
+            "ternary: name a run of a bitnerf."
         )
     if run.state.eval_params.proposals:
         raise InputError(

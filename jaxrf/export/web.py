@@ -21,7 +21,7 @@ from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import encodings
 from jaxrf.core.errors import InputError
 from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantize_layers
-from jaxrf.fields.bitnerf import LEAST_SCALE, BitNeRF
+from jaxrf.fields.bitnerf import MIN_SCALE, BitNeRF
 from jaxrf.models.packed import PackedModel
 from jaxrf.training import runs, scene_metadata
 from jaxrf.training.runs import Run
@@ -148,7 +148,7 @@ def _describe_network(run: Run) -> dict[str, Any]:
         "density_bias": field.density_bias,
         "activation": field.activation,
         "norm_epsilon": field.norm_epsilon,
-        "min_scale": LEAST_SCALE,
+        "min_scale": MIN_SCALE,
         "caption": f"{run.scene.name}: {num_weights:,} ternary weights.",
     }
 

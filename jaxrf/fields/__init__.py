@@ -35,7 +35,15 @@ __all__ = [
     "PyNeRF",
     "TensoRF",
     "Voxels",
+    "is_builtin",
 ]
+
+
+def is_builtin(field_class: type["Field"]) -> bool:
+    """Whether a field's class is one of `FIELDS`, and not a user's of the same name."""
+    return f"{field_class.__module__}.{field_class.__name__}" in {
+        f"{__name__}.{_MODULES[name]}.{name}" for name in FIELDS
+    }
 
 
 def __getattr__(name: str) -> Any:

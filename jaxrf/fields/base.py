@@ -29,7 +29,7 @@ ROW_CHANNELS = 8
 
 
 class FieldContext(NamedTuple):
-    """What a field may use beside its parameters, for m positions.
+    """Inputs of a field beside its parameters, for m positions.
 
     radii: (m,) of the pixels' cones at the positions, in the units of the positions.
     aabb: (2, 3) the box that the field fills: the scene's, or that of contracted space.
@@ -293,6 +293,10 @@ class Field:
 
     def canonical(self) -> "Field":
         """The field as its training step sees it: equal for stages that share a program."""
+        return self
+
+    def for_rendering(self) -> "Field":
+        """The field as images are rendered: equal for stages that share a program to render."""
         return self
 
     def shape_key(self) -> tuple[Any, ...]:

@@ -15,67 +15,68 @@ from jaxtyping import Array, Float
 from jaxrf.fields.mlp import ComputeType, cast_for_compute, linear
 from jaxrf.fields.nerf import NeRF, Network
 
-# Scales are at least this, lest an all-zero row or matrix divide by zero.
-LEAST_SCALE = 1e-5
+# A smaller scale would divide by zero in a row or matrix of zeros.
+MIN_SCALE = 1e-5
 
 
 @jax.custom_jvp
-def _straight_through(quantised: Array, x: Array) -> Array:
-    """The quantised values, with the gradient of what they were made of."""
+def _straight_through(quantized: Array, x: Array) -> Array:
+    """The quantized values, with the gradient of the values they were made of."""
     del x
-    return quantised
+    return quantized
 
 
-# Not x + stop_gradient(quantised - x), which is rounded: whole numbers are to stay whole.
+# Not x + stop_gradient(quantized - x), whose rounding would not keep integers.
 _straight_through.defjvps(None, lambda tangent, *_: tangent)
 
 
-def quantise_weights(
+def quantize_weights(
     weights: Float[Array, "i o"],
 ) -> tuple[Float[Array, "i o"], Float[Array, ""]]:
     """Weights as -1, 0, 1 times a scale, the mean of their absolute values.
 
-    Gradients pass the rounding straight through, and none flows through the scale.
+    Gradients pass straight through the rounding, and none flows through the scale.
     """
     mean = jnp.mean(jnp.abs(jax.lax.stop_gradient(weights)))
-    scale = jnp.maximum(mean, LEAST_SCALE)
+    scale = jnp.maximum(mean, MIN_SCALE)
     ratio = weights / scale
     return _straight_through(jnp.clip(jnp.round(ratio), -1.0, 1.0), ratio), scale
 
 
-def quantise_activations(
+def quantize_activations(
     x: Float[Array, "*batch i"],
 ) -> tuple[Float[Array, "*batch i"], Float[Array, "*batch 1"]]:
-    """Rows as whole numbers from -128 to 127 times a scale of each row, its maximum over 127.
+    """Rows as integers from -128 to 127 times a scale of each row, its maximum over 127.
 
-    What is between two whole numbers goes to the one nearer to zero. Gradients pass the rounding
-    straight through, and none flows through the scales.
+    A value halfway between two integers is rounded towards zero. Gradients pass straight through
+    the rounding, and none flows through the scales.
     """
-    most = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
-    scale = jnp.maximum(most / 127.0, LEAST_SCALE)
+    maximum = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
+    scale = jnp.maximum(maximum / 127.0, MIN_SCALE)
     ratio = x / scale
-    # Sums of whole numbers, which come out of a layer without bias, often lie exactly in between.
-    # Which way these are rounded shall not hang on the last bit of a scale.
-    less = 1.0 - 8.0 * float(jnp.finfo(x.dtype).eps)
-    return _straight_through(jnp.clip(jnp.round(ratio * less), -128.0, 127.0), ratio), scale
+    # Sums of integers, which a layer without bias gives, often lie exactly halfway. The last bit of
+    # a scale must not decide how these are rounded.
+    towards_zero = 1.0 - 8.0 * float(jnp.finfo(x.dtype).eps)
+    rounded = jnp.clip(jnp.round(ratio * towards_zero), -128.0, 127.0)
+    return _straight_through(rounded, ratio), scale
 
 
-def normalise(x: Float[Array, "*batch i"], epsilon: float = 1e-6) -> Float[Array, "*batch i"]:
+def normalize(x: Float[Array, "*batch i"], epsilon: float = 1e-6) -> Float[Array, "*batch i"]:
     """Rows divided by the root of their mean square (RMSNorm without gain)."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 class BitDense(nn.Module):
-    """A linear layer of ternary weights on normalised 8-bit activations.
+    """A linear layer of ternary weights on normalized 8-bit activations.
 
-    y = (Xq Wq) s_x s_w + b. Gradients pass the rounding straight through and see the quantised
+    y = (Xq Wq) s_x s_w + b. Gradients pass straight through the rounding and see the quantized
     operands; none flows through the scales. If the parameters hold a "scale" beside the kernel, the
     kernel is ternary already: the mean of its absolute values would be another scale.
 
     Attributes:
-      features: channels that come out.
-      gain: whether what is normalised is scaled channel by channel, by a learnt gain.
-      epsilon: of the normalisation.
+      features: output channels.
+      gain: whether the normalized input is scaled channel by channel by a learned gain.
+      epsilon: of the normalization.
       compute: type of the operands of the product, which holds them exactly.
     """
 
@@ -92,16 +93,16 @@ class BitDense(nn.Module):
         if self.has_variable("params", "scale"):
             ternary, weight_scale = kernel, self.get_variable("params", "scale")
         else:
-            ternary, weight_scale = quantise_weights(kernel)
-        x = normalise(x, self.epsilon)
+            ternary, weight_scale = quantize_weights(kernel)
+        x = normalize(x, self.epsilon)
         if self.gain:
             gain = self.param("gain", nn.initializers.ones_init(), x.shape[-1:])
             x = x * gain.reshape((1,) * (x.ndim - 1) + (-1,))
-        whole, row_scale = quantise_activations(x)
-        # Sums of whole numbers, which are exact in whatever order and precision they are taken.
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        whole, ternary = (cast_for_compute(part, self.compute) for part in (whole, ternary))
-        sums = jnp.matmul(whole, ternary, preferred_element_type=wide)
+        integers, row_scale = quantize_activations(x)
+        # Sums of integers are exact in whatever order and precision they are taken.
+        accumulated = jnp.promote_types(x.dtype, jnp.float32)
+        integers, ternary = (cast_for_compute(part, self.compute) for part in (integers, ternary))
+        sums = jnp.matmul(integers, ternary, preferred_element_type=accumulated)
         product = sums * row_scale * weight_scale
         return product + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 

@@ -1,6 +1,6 @@
 """Hash grid: a multiresolution table of features and two small networks.
 
-Mueller, Evans, Schied, Keller: Instant neural graphics primitives with a multiresolution hash
+Müller, Evans, Schied, Keller: Instant neural graphics primitives with a multiresolution hash
 encoding (SIGGRAPH 2022).
 """
 

@@ -17,9 +17,9 @@ def cast_for_compute(x: Array, compute: ComputeType) -> Array:
 
 
 def linear(features: int, compute: ComputeType, last: bool = False, **options: Any) -> nn.Dense:
-    """A linear layer whose weights are kept in float32 and read as `compute`.
+    """A linear layer whose weights are stored in float32 and cast to `compute`.
 
-    The `last` layer of a network gives what its sums, which are of float32, are.
+    The `last` layer of a network returns its float32 sums without rounding them.
     """
     if compute == "float32":
         return nn.Dense(features, **options)
@@ -34,8 +34,8 @@ class MLP(nn.Module):
     Attributes:
       width: of every hidden layer.
       layers: number of hidden layers.
-      outputs: channels that come out, without activation.
-      bias: whether layers add one.
+      outputs: output channels, without activation.
+      bias: whether layers have biases.
       compute: type that layers are computed in.
     """
 

@@ -366,8 +366,8 @@ class TensoRF(base.Field):
         """The grid without cells that have too little weight, or too little alpha."""
         if self.prune_by == "weight":
             heavy = decayed_max_weights(grid).reshape(self.cells) > self.prune_threshold
-            kept = jax.jit(dilate)(heavy & grid.occupied) & grid.occupied
-            return dataclasses.replace(grid, occupied=kept) if bool(kept.any()) else grid
+            occupied = jax.jit(dilate)(heavy & grid.occupied) & grid.occupied
+            return dataclasses.replace(grid, occupied=occupied) if bool(occupied.any()) else grid
         # The published threshold is for the density before its factor.
         unscaled = dataclasses.replace(self, density_scale=1.0)
 
@@ -386,6 +386,10 @@ class TensoRF(base.Field):
         """Whether cells were pruned matters to the weight of the L1 norm alone."""
         if self.l1_weight != self.l1_weight_pruned:
             return self
+        return dataclasses.replace(self, pruned=False)
+
+    def for_rendering(self) -> "TensoRF":
+        """Whether cells were pruned does not matter to images."""
         return dataclasses.replace(self, pruned=False)
 
     def shape_key(self) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ be composited along the ray and colored once per ray.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,52 +20,29 @@ from jaxrf.core import encodings
 from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.grids import weighted_gather
-from jaxrf.core.pytree import as_pytree
 from jaxrf.fields import base
 from jaxrf.fields.base import FieldContext, SampleCost, SceneInfo, StageTransition, Transitioned
 from jaxrf.fields.mlp import MLP
+from jaxrf.fields.voxel_grid import (
+    VoxelGrid,
+    corner_weights,
+    find_cells,
+    index_cells,
+    pad_grid,
+    subdivide,
+)
 from jaxrf.sampling.marching import block_dilation
-from jaxrf.sampling.occupancy import OccupancyGrid, cell_index, count_cells, dilate
+from jaxrf.sampling.occupancy import OccupancyGrid, count_cells, dilate
 from jaxrf.sampling.weight_tracking import (
-    WeightTrackedGrid,
     decayed_max_weights,
-    init_weight_memory,
-    track_weights,
 )
 
 Params = dict[str, Any]
 
-# The eight corners of a cell as offsets along x, y, z.
-CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 # Unused rows of the table that are not worth a compilation.
 CAPACITY_SLACK = 300_000
 # Rays that must meet a voxel before it may be dropped for having had no weight.
 MIN_RAYS_PER_VOXEL = 16
-
-
-@as_pytree()
-@dataclasses.dataclass(frozen=True)
-class VoxelGrid(WeightTrackedGrid):
-    """An occupancy grid of cubic cells whose occupied cells are numbered, with rows at corners.
-
-    The arrays are as large as the finest grid needs, however few of their entries are in use, so
-    that pruning and subdividing change no shape. Cell and row 0 stand for none.
-
-    Attributes:
-      occupied, aabb: of the n^3 cells, most of which may lie outside of the scene's box.
-      max_weight_log: (cells,) by number of a cell.
-      number: (n^3,) number of each cell, 0 where it is not occupied.
-      rows: (cells, 8) by number of a cell, the rows of the table at its corners.
-      count: () how many numbers are in use, cell 0 included.
-    """
-
-    number: Int[Array, "n3"]
-    rows: Int[Array, "cells 8"]
-    count: Int[Array, ""]
-
-    def slots_of(self, positions: Float[Array, "m 3"]) -> Int[Array, "m"]:
-        """Number of the cell of each position in the grid."""
-        return find_cells(self, positions)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +72,8 @@ class Voxels(base.Field):
     upsample_at: tuple[float, ...] = (0.1, 0.2)
     """When voxels are divided, the first `num_subdivisions` of these."""
     prune_at: tuple[float, ...] = (0.04, 0.1, 0.2, 0.3)
-    """When cells that no ray gave weight to are dropped, and pixels that see none are left out."""
+    """When cells to which no ray gave weight are pruned. Pixels whose rays then hit no cell are not
+    sampled any more (--filter-rays)."""
     min_steps_before_refine: int = 60
     """Steps before the first of these at least: density takes some to form, however short the
     training is."""
@@ -104,7 +82,7 @@ class Voxels(base.Field):
     met by about 16 rays, which depends on the size of the images."""
     prune_threshold: float | None = None
     """A cell is kept if a ray gave this weight to it or to a cell next to it. Default: 0.05, or
-    0.01 in normalized device coordinates, where surfaces stay foggy for longer."""
+    0.01 in normalized device coordinates, where surfaces take longer to become opaque."""
     step_ratio: float = 1.0
     """Length of a step in voxels."""
     density_tv_weight: float = 0.0
@@ -116,7 +94,7 @@ class Voxels(base.Field):
     table_rows: Annotated[int, tyro.conf.Suppress] = 0
     """Rows of the table, in use or not; set while training."""
     table_cells: Annotated[int, tyro.conf.Suppress] = 0
-    """Numbered cells of the grid, in use or not; set while training."""
+    """Ids of the grid's cells, in use or not; set while training."""
 
     prunes_grid: ClassVar[bool] = True
     default_shading: ClassVar[Literal["per_sample", "per_ray"]] = "per_ray"
@@ -138,7 +116,7 @@ class Voxels(base.Field):
         return MLP(self.width, self.layers, 3, compute=self.compute_dtype)
 
     def init(self, key: jax.Array) -> Params:
-        """An even fog with small random features.
+        """Uniform density, and small random features.
 
         Returns:
           {"table": (rows, 1 + feature_dim) raw density and features, "mlp"}.
@@ -162,9 +140,9 @@ class Voxels(base.Field):
 
         Takes its cells from `context.grid`, a `VoxelGrid`.
         """
-        grid: Any = context.grid
+        grid = cast(VoxelGrid, context.grid)
         cell, fraction = find_cells(grid, positions)
-        values = interpolate(params["table"], grid.rows[cell], fraction)
+        values = interpolate(params["table"], grid.corner_rows[cell], fraction)
         raw = self.density_gain * values[:, 0] + self.density_shift
         density = self.density_scale * jax.nn.softplus(raw)
         return jnp.where(cell > 0, density, 0.0), values[:, 1:]
@@ -192,9 +170,9 @@ class Voxels(base.Field):
         """Total variation within randomly drawn cells."""
         if not (self.density_tv_weight or self.feature_tv_weight):
             return jnp.zeros(())
-        voxel_grid: Any = grid
-        cells = jax.random.randint(key, (self.tv_cells,), 1, voxel_grid.count)
-        density, features = total_variation(params["table"], voxel_grid.rows[cells])
+        voxel_grid = cast(VoxelGrid, grid)
+        cells = jax.random.randint(key, (self.tv_cells,), 1, voxel_grid.num_cells)
+        density, features = total_variation(params["table"], voxel_grid.corner_rows[cells])
         total = self.density_tv_weight * density + self.feature_tv_weight * features
         return tv_decay * total
 
@@ -204,25 +182,25 @@ class Voxels(base.Field):
         times = len(self.upsample_at)
         return times if self.num_subdivisions is None else min(self.num_subdivisions, times)
 
-    def _side(self) -> int:
+    def _final_resolution(self) -> int:
         """Cells along each side of the grid, most of them unused until the last subdivision."""
         return self.initial_resolution * 2 ** self._subdivisions()
 
     def step_size(self, aabb: Float[Array | np.ndarray, "2 3"]) -> Float[Array, ""]:
         """`step_ratio` voxels."""
-        cells = np.array((self._side(),) * 3, np.float32)
+        cells = np.array((self._final_resolution(),) * 3, np.float32)
         return self.step_ratio * jnp.mean((aabb[1] - aabb[0]) / cells)
 
     def min_voxel_size(self, aabb: Float[np.ndarray, "2 3"]) -> float:
         """Side of a voxel after the last subdivision."""
-        return self._first_voxel(aabb) / 2 ** self._subdivisions()
+        return self._initial_voxel_size(aabb) / 2 ** self._subdivisions()
 
-    def _first_voxel(self, aabb: Float[np.ndarray, "2 3"]) -> float:
+    def _initial_voxel_size(self, aabb: Float[np.ndarray, "2 3"]) -> float:
         return float(np.max(np.diff(aabb, axis=0))) / self.initial_resolution
 
     def resolve(self, scene: SceneInfo) -> "Voxels":
         """Settles the subdivisions, the pruning threshold and the steps before pruning."""
-        voxel = self._first_voxel(scene.aabb)
+        voxel = self._initial_voxel_size(scene.aabb)
         subdivisions = self.num_subdivisions
         if subdivisions is None:
             halvings = round(math.log2(max(voxel / scene.pixel_size, 1.0)))
@@ -251,13 +229,13 @@ class Voxels(base.Field):
 
     def grid_aabb(self, aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
         """The box of side^3 cells of the first size from the low corner on."""
-        length = (aabb[1] - aabb[0]).max() / self.initial_resolution * self._side()
+        length = (aabb[1] - aabb[0]).max() / self.initial_resolution * self._final_resolution()
         return np.stack([aabb[0], aabb[0] + length])
 
     def grid_resolution(self, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
         """As many cells as the finest grid needs."""
         del aabb
-        return (self._side(),) * 3
+        return (self._final_resolution(),) * 3
 
     def init_grid(
         self,
@@ -299,20 +277,22 @@ class Voxels(base.Field):
         del params
         if not transition.prune and transition.num_voxels is None:
             return Transitioned(self, grid, base.keep_params)
-        voxel_grid: Any = grid
+        voxel_grid = cast(VoxelGrid, grid)
         keep = np.asarray(voxel_grid.occupied)
         if transition.prune:
             keep = self._cells_with_weight(voxel_grid, keep)
         factor = 1 if transition.num_voxels is None else 2
         box = np.asarray(voxel_grid.aabb)
         contracted = voxel_grid.bounds is not None
-        dilation = block_dilation(self.step_size(box), box, (self._side(),) * 3, contracted)
+        dilation = block_dilation(
+            self.step_size(box), box, (self._final_resolution(),) * 3, contracted
+        )
         subdivided, parents, weights = subdivide(voxel_grid, keep, factor, dilation)
         rows = len(parents)
         field = dataclasses.replace(
             self,
             table_rows=_capacity(rows, self.table_rows),
-            table_cells=_capacity(int(subdivided.count), self.table_cells),
+            table_cells=_capacity(int(subdivided.num_cells), self.table_cells),
         )
         unused = ((0, field.table_rows - rows), (0, 0))
         source, weight = jnp.asarray(np.pad(parents, unused)), jnp.asarray(np.pad(weights, unused))
@@ -327,10 +307,10 @@ class Voxels(base.Field):
     ) -> Bool[np.ndarray, "n n n"]:
         """The occupied cells in or next to which a ray gave enough weight; all if there is none."""
         assert self.prune_threshold is not None, "resolve settles the threshold"
-        heavy = np.asarray(decayed_max_weights(grid)) > self.prune_threshold
-        heavy = heavy[np.asarray(grid.number)].reshape(keep.shape)
-        kept = np.asarray(jax.jit(dilate)(jnp.asarray(heavy & keep))) & keep
-        return kept if kept.any() else keep
+        above_threshold = np.asarray(decayed_max_weights(grid)) > self.prune_threshold
+        above_threshold = above_threshold[np.asarray(grid.cell_ids)].reshape(keep.shape)
+        remaining = np.asarray(jax.jit(dilate)(jnp.asarray(above_threshold & keep))) & keep
+        return remaining if remaining.any() else keep
 
     def shape_key(self) -> tuple[Any, ...]:
         """Capacity of table and grid."""
@@ -347,28 +327,11 @@ class Voxels(base.Field):
         return SampleCost(0.0, 8 * (1 + self.feature_dim) / base.ROW_CHANNELS)
 
 
-def find_cells(
-    grid: VoxelGrid, positions: Float[Array, "m 3"]
-) -> tuple[Int[Array, "m"], Float[Array, "m 3"]]:
-    """Number of the cell that holds each position (0 if none does), and where in it, in [0, 1]."""
-    flat, inside, fraction = cell_index(grid, positions)
-    return jnp.where(inside, grid.number[flat], 0), fraction
-
-
 def interpolate(
     table: Float[Array, "rows c"], corners: Int[Array, "m 8"], fraction: Float[Array, "m 3"]
 ) -> Float[Array, "m c"]:
     """Trilinear mixture of the rows at eight corners, ordered as `CORNERS`."""
     return weighted_gather(table, corners, corner_weights(fraction))
-
-
-def corner_weights(
-    fraction: Float[Array | np.ndarray, "m 3"],
-) -> Float[Array | np.ndarray, "m 8"]:
-    """Trilinear weights of the corners of a unit cube, ordered as `CORNERS`; they sum to one."""
-    upper = CORNERS.astype(fraction.dtype)[None]
-    place = fraction[:, None, :]
-    return (place * upper + (1.0 - place) * (1.0 - upper)).prod(axis=-1)
 
 
 def total_variation(
@@ -384,111 +347,6 @@ def total_variation(
     return channels[0], jnp.sum(channels[1:])
 
 
-def index_cells(
-    occupied: Bool[np.ndarray, "n n n"],
-    aabb: Float[np.ndarray, "2 3"],
-    dilation_cells: float,
-    bounds: Float[Array, "2 3"] | None = None,
-) -> VoxelGrid:
-    """A grid of these cells, its arrays just large enough.
-
-    `dilation_cells` as in `max_pool_occupancy`.
-    """
-    side = occupied.shape[0]
-    cells = np.argwhere(occupied)
-    corners = cells[:, None, :] + CORNERS[None]
-    vertex = np.ravel_multi_index(tuple(np.moveaxis(corners, -1, 0)), (side + 1,) * 3)
-    used = np.zeros((side + 1) ** 3, bool)
-    used[vertex.ravel()] = True
-    row_of = np.cumsum(used, dtype=np.int32)
-    number = np.zeros(side**3, np.int32)
-    number[np.flatnonzero(occupied)] = np.arange(1, len(cells) + 1)
-    box = jnp.asarray(aabb, jnp.float32)
-    plain = OccupancyGrid(jnp.asarray(occupied), box, bounds=bounds)
-    tracked = jax.jit(track_weights, static_argnums=1)(plain, dilation_cells)
-    return VoxelGrid(
-        occupied=tracked.occupied,
-        aabb=tracked.aabb,
-        bounds=tracked.bounds,
-        coarse=tracked.coarse,
-        max_weight_log=init_weight_memory(len(cells) + 1),
-        step=tracked.step,
-        number=jnp.asarray(number),
-        rows=jnp.asarray(np.concatenate([np.zeros((1, 8), np.int32), row_of[vertex]])),
-        count=jnp.asarray(len(cells) + 1, jnp.int32),
-    )
-
-
-def count_rows(grid: VoxelGrid) -> int:
-    """Rows that a grid needs, row 0 included."""
-    return int(grid.rows.max()) + 1
-
-
-class Subdivided(NamedTuple):
-    """A grid made of another one, and its rows as mixtures of the other's.
-
-    grid: the new one, its arrays just large enough.
-    parent_rows: (rows, 8) old rows that each new row is a mixture of.
-    weights: (rows, 8) of these old rows.
-    """
-
-    grid: VoxelGrid
-    parent_rows: Int[np.ndarray, "rows 8"]
-    weights: Float[np.ndarray, "rows 8"]
-
-
-def subdivide(
-    grid: VoxelGrid, keep: Bool[np.ndarray, "n n n"], factor: int, dilation_cells: float
-) -> Subdivided:
-    """Keeps some cells and divides each into factor^3, such that the field in them stays the same.
-
-    The kept cells are moved to the grid's low corner, which leaves most room for later divisions.
-
-    Args:
-      grid: the present one.
-      keep: which of its occupied cells; at least one.
-      factor: 1 only drops cells, 2 halves their size.
-      dilation_cells: as in `max_pool_occupancy`.
-    """
-    side = grid.occupied.shape[0]
-    old_number = np.asarray(grid.number)
-    kept_cells = np.argwhere(keep & np.asarray(grid.occupied))
-    low = kept_cells.min(axis=0)
-    assert (kept_cells.max(axis=0) + 1 - low).max() * factor <= side, (
-        "the grid is too small for its cells"
-    )
-    parts = np.array(list(np.ndindex(factor, factor, factor)))
-    cells = ((kept_cells - low)[:, None] * factor + parts[None]).reshape(-1, 3)
-    occupied = np.zeros((side, side, side), bool)
-    occupied[tuple(cells.T)] = True
-    aabb = np.asarray(grid.aabb, np.float64)
-    size = (aabb[1] - aabb[0]) / side
-    corner = aabb[0] + low * size
-    box = np.stack([corner, corner + side * size / factor])
-    new = index_cells(occupied, box, dilation_cells, grid.bounds)
-
-    cells = np.argwhere(occupied)
-    parent = old_number[np.ravel_multi_index(tuple((cells // factor + low).T), (side,) * 3)]
-    # A row belongs to up to eight cells, all of which give it the same value: take any.
-    owner = np.zeros(count_rows(new), np.int64)
-    corners = np.asarray(new.rows)[1:]
-    owner[corners.ravel()] = np.arange(corners.size)
-    cell, which = np.divmod(owner, 8)
-    fraction = (cells[cell] % factor + CORNERS[which]) / factor
-    weights = np.asarray(corner_weights(fraction.astype(np.float32)))
-    return Subdivided(new, np.asarray(grid.rows)[parent[cell]], weights)
-
-
-def pad_grid(grid: VoxelGrid, cells: int) -> VoxelGrid:
-    """The same grid with room for so many numbered cells; those that do not fit are cut off."""
-    rows = grid.rows[:cells]
-    missing = cells - rows.shape[0]
-    memory = jnp.concatenate([grid.max_weight_log[:cells], init_weight_memory(missing)])
-    return dataclasses.replace(
-        grid, rows=jnp.pad(rows, ((0, missing), (0, 0))), max_weight_log=memory
-    )
-
-
 @jax.jit
 def _interpolate_rows(
     table: Float[Array, "old c"], source: Int[Array, "rows 8"], weight: Float[Array, "rows 8"]
@@ -501,8 +359,8 @@ def _capacity(needed: int, present: int) -> int:
 
     Another shape has to be compiled, and the optimizer updates every row, in use or not.
     """
-    fitting = -(-needed * 5 // 4 // 4096) * 4096
-    return present if needed <= present < fitting + CAPACITY_SLACK else fitting
+    enough = -(-needed * 5 // 4 // 4096) * 4096
+    return present if needed <= present < enough + CAPACITY_SLACK else enough
 
 
 def _steps_before_prune(

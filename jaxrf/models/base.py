@@ -285,7 +285,7 @@ class Model:
         """
         del convention, crop
         bare = StageSpec(
-            field=stage.field,
+            field=stage.field.for_rendering(),
             grid_resolution=stage.grid_resolution,
             num_rays=0,
             supersample=1,

@@ -1,4 +1,4 @@
-"""What models share whose rays all have the same number of samples."""
+"""The base of models whose rays all have the same number of samples."""
 
 import dataclasses
 import math
@@ -65,14 +65,14 @@ class FixedSamplesModel(Model):
         """As many microbatches as keep their samples below `microbatch_samples`."""
         del batch_samples, aabb, bounds
         samples = stage.num_rays // stage.num_shards * (self.samples_per_ray() or 1)
-        wanted = math.ceil(samples / (microbatch_samples or samples))
+        min_parts = math.ceil(samples / (microbatch_samples or samples))
         pixels = stage.num_pixels() // stage.num_shards
-        return dataclasses.replace(stage, num_microbatches=divide_evenly(pixels, wanted))
+        return dataclasses.replace(stage, num_microbatches=divide_evenly(pixels, min_parts))
 
 
-def divide_evenly(pixels: int, wanted: int) -> int:
-    """The fewest parts of equally many pixels, at least `wanted` of them, or one for each pixel."""
-    return next(n for n in range(min(wanted, pixels), pixels + 1) if pixels % n == 0)
+def divide_evenly(pixels: int, min_parts: int) -> int:
+    """The smallest number of equal parts, at least `min_parts`, or one part for each pixel."""
+    return next(n for n in range(min(min_parts, pixels), pixels + 1) if pixels % n == 0)
 
 
 def to_train_rendering(

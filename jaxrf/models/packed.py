@@ -1,12 +1,12 @@
 """The packed model: rays march through an occupancy grid, and the samples of all are packed.
 
-Mueller, Evans, Schied, Keller: Instant neural graphics primitives (SIGGRAPH 2022), appendix C and
+Müller, Evans, Schied, Keller: Instant neural graphics primitives (SIGGRAPH 2022), appendix C and
 E.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ from jaxrf.sampling.marching import (
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
     OccupancySchedule,
+    PooledGrid,
     contract_positions,
     count_cells,
     lookup,
@@ -54,27 +55,32 @@ from jaxrf.sampling.occupancy import (
 )
 from jaxrf.sampling.packed import PackedSamples
 
+# A far distance that no scene reaches, in scene units.
+ENDLESS = 1e9
+
 
 @dataclasses.dataclass(frozen=True)
 class PackedModel(Model):
-    """Steps through the cells of an occupancy grid that may hold anything, packed, one network."""
+    """Ray marching through an occupancy grid, with packed samples (Instant-NGP, nerfacc)."""
 
     max_steps: int = 1024
-    """Steps that reach across the box, for fields whose step is not given in voxels."""
+    """The step length is the box's diagonal divided by this, for fields that set no step length of
+    their own (voxels and TensoRF do: --field.step-ratio)."""
     color_threshold: float = 1e-4
-    """Samples of less weight are not colored, if max-shaded-fraction is below 1."""
+    """Samples of less weight get no color, if max-shaded-fraction is below 1."""
     max_shaded_fraction: float = 1.0
-    """Part of the sample budget that can be colored; 1 colors all samples."""
+    """Fraction of the sample budget that can get a color; 1 evaluates the color of all samples."""
     occupancy_resolution: int = 128
-    """Cells along the longest side of the box; of a field whose cells follow its density, as are
-    the following options."""
+    """Cells of the occupancy grid along the longest side of the box. This and the following options
+    do not concern voxels and TensoRF, whose grids are pruned by weights or alpha instead."""
     occupancy_update_interval: int = 16
-    """Occupancy update interval, in steps."""
+    """Steps between two updates of the occupancy grid."""
     occupancy_warmup_steps: int = 256
     """Steps during which an update evaluates all cells; later it evaluates a quarter of them and as
     many that are occupied."""
     occupancy_decay: float = 0.95
-    """Factor of a cell's optical depth before it is compared with a new one."""
+    """Factor by which a cell's optical depth shrinks in an update, before the maximum with a new
+    one is taken."""
     occupancy_threshold: float = 0.01
     """Optical depth of a step above which a cell is occupied, or the mean, if that is less."""
 
@@ -137,13 +143,14 @@ class PackedModel(Model):
         """Budgets of blocks and samples. Rays that do not fit into one are dropped."""
         del microbatch_samples
         step = self.step_size(stage.field, aabb)
-        # A grid that follows the density is coarser beside its steps, so that blocks hold less.
-        blocks_per_sample = 3 if stage.field.prunes_grid else 6
+        # Steps to look up for each that is kept. A grid that follows the density has cells of
+        # several steps, of which fewer are occupied.
+        steps_per_sample = 3 if stage.field.prunes_grid else 6
         share = self.max_shaded_fraction
         return dataclasses.replace(
             stage,
             max_blocks=max_blocks_per_ray(aabb, step, bounds),
-            block_budget=max(blocks_per_sample * batch_samples // STEPS_PER_BLOCK, 1),
+            block_budget=max(steps_per_sample * batch_samples // STEPS_PER_BLOCK, 1),
             sample_budget=batch_samples,
             color_budget=math.ceil(share * batch_samples) if share < 1.0 else 0,
             dilation_cells=0.0 if stage.field.prunes_grid else self.dilation_cells(stage, aabb),
@@ -202,15 +209,19 @@ class PackedModel(Model):
     ) -> TrainRendering:
         """Renders a training batch from packed samples; see `Model.render_train`."""
         del convention
-        field, march_grid = stage.field, _as_march_grid(grid)
-        budgets = (stage.max_blocks, STEPS_PER_BLOCK, stage.block_budget, stage.sample_budget)
-        samples, num_marched = march_to_samples(
+        field = stage.field
+        samples, num_marched_rays = march_to_samples(
             grid,
-            march_grid.coarse,
+            cast(PooledGrid, grid).coarse,
             to_marched_rays(grid, rays),
             rngs.uniform(key, rays.near.shape),
             self.step_size(field, grid.aabb),
-            MarchConfig(*budgets),
+            MarchConfig(
+                max_blocks=stage.max_blocks,
+                steps_per_block=STEPS_PER_BLOCK,
+                block_budget=stage.block_budget,
+                sample_budget=stage.sample_budget,
+            ),
         )
         noise = draw_packed_noise(key, samples) if field.noise_std() else None
         rendering = render_packed(
@@ -223,11 +234,11 @@ class PackedModel(Model):
             color_threshold=self.color_threshold,
         )
         positions, _ = sample_points(rays, samples)
-        num_complete = jnp.minimum(num_marched, rendering.num_complete_rays)
+        num_complete_rays = jnp.minimum(num_marched_rays, rendering.num_complete_rays)
         return TrainRendering(
             rgb=(rendering.rgb,),
             opacity=rendering.opacity,
-            overflowed=jnp.arange(rays.near.size) >= num_complete,
+            overflowed=jnp.arange(rays.near.size) >= num_complete_rays,
             num_samples=jnp.sum(samples.mask),
             distortion=_distortion(rays, grid, samples, rendering.weights),
             interlevel=None,
@@ -270,7 +281,7 @@ class PackedModel(Model):
             return inside if crop_aabb is None else inside & in_aabb(positions, crop_aabb)
 
         samples_per_wave = max(3 * num_samples // 8, STEPS_PER_BLOCK)
-        coarse = _as_march_grid(grid).coarse
+        coarse = cast(PooledGrid, grid).coarse
         return march_and_render(
             fns._replace(density=density_at_border) if at_start else fns,
             marched,
@@ -292,11 +303,6 @@ class PackedModel(Model):
         )
 
 
-def _as_march_grid(grid: OccupancyGrid) -> Any:
-    """The grid, which holds a pooled one to look blocks up in."""
-    return grid
-
-
 def _march_within(rays: Rays, grid: OccupancyGrid, aabb: Float[Array, "2 3"] | None) -> Rays:
     """Rays as they are marched: clipped to the box to render, or in contracted space."""
     if grid.bounds is None and aabb is not None:
@@ -307,11 +313,12 @@ def _march_within(rays: Rays, grid: OccupancyGrid, aabb: Float[Array, "2 3"] | N
 def _march_from_start(
     rays: Rays, grid: OccupancyGrid, aabb: Float[Array, "2 3"] | None, step: Float[Array, ""]
 ) -> Rays:
-    """Rays whose steps have their middles where the steps of `_march_within` start.
+    """Rays as `_march_within` clips them, shifted by half a step towards the camera.
 
-    Where a ray enters the box is then a sample, and steps that begin in the box go on to its end.
+    The middle of a step is then where the step of the other program starts: its first sample is
+    the point where the ray enters the box.
     """
-    endless = dataclasses.replace(rays, far=jnp.full_like(rays.far, 1e9))
+    endless = dataclasses.replace(rays, far=jnp.full_like(rays.far, ENDLESS))
     marched = _march_within(endless, grid, aabb)
     hit = marched.far > marched.near
     near, far = marched.near - 0.5 * step, marched.far + 0.5 * step

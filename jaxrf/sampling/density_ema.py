@@ -1,6 +1,6 @@
 """An occupancy grid that follows a density: an exponential moving maximum of it in each cell.
 
-Mueller, Evans, Schied, Keller: Instant neural graphics primitives (SIGGRAPH 2022), appendix C.
+Müller, Evans, Schied, Keller: Instant neural graphics primitives (SIGGRAPH 2022), appendix C.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from jaxrf.sampling.occupancy import (
     DensityFn,
     OccupancyGrid,
     OccupancySchedule,
+    PooledGrid,
     cell_centers,
     contraction_jacobian,
     max_pool_occupancy,
@@ -31,26 +32,24 @@ from jaxrf.sampling.occupancy import (
 # Updates after which every cell was evaluated.
 UPDATE_PHASES = 4
 # Optical depths of cells that were never evaluated, and of those outside all camera frusta.
-UNINITIALISED, OUTSIDE_FRUSTA = -1.0, -2.0
+UNINITIALIZED, OUTSIDE_FRUSTA = -1.0, -2.0
 # Default of the length that the optical depth is measured over, in box diagonals.
 DEFAULT_STEPS = 1024
 
 
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
-class DensityEmaGrid(OccupancyGrid):
-    """An occupancy grid to march through, kept by evaluating the density in its cells.
+class DensityEmaGrid(PooledGrid):
+    """An occupancy grid whose cells keep a decayed maximum of the density in them.
 
     Attributes:
-      coarse: made by `max_pool_occupancy`.
       optical_depth_ema: (slots,) per cell, by flat index, the decayed maximum of the optical depth
-        of a step there, a step being as long as it is in the grid; `UNINITIALISED` before the first
+        of a step there, with the step's length in the grid; `UNINITIALIZED` before the first
         evaluation, `OUTSIDE_FRUSTA` where none is made.
       step: () number of training steps, or of updates.
       radius: () of a pixel's cone at the center of the box, which the density is evaluated for.
     """
 
-    coarse: OccupancyGrid
     optical_depth_ema: Float[Array, "slots"]
     step: Int[Array, ""]
     radius: Float[Array, ""]
@@ -131,7 +130,7 @@ def init_density_ema(grid: OccupancyGrid, dilation_cells: float) -> DensityEmaGr
         aabb=grid.aabb,
         bounds=grid.bounds,
         coarse=max_pool_occupancy(grid, POOLING, dilation_cells),
-        optical_depth_ema=jnp.full((grid.occupied.size,), UNINITIALISED),
+        optical_depth_ema=jnp.full((grid.occupied.size,), UNINITIALIZED),
         step=jnp.zeros((), jnp.int32),
         radius=jnp.zeros(()),
     )
@@ -231,7 +230,7 @@ def update_occupancy(
 
     The optical depth of a cell becomes the larger of its former one, times `decay`, and of density
     times step at a random point of the cell. A cell is occupied if that reaches the threshold or
-    the mean, whichever is smaller, or if it was never evaluated (Mueller et al. 2022, appendix C,
+    the mean, whichever is smaller, or if it was never evaluated (Müller et al. 2022, appendix C,
     with the cells taking turns in place of chance).
 
     Args:
@@ -257,15 +256,15 @@ def update_occupancy(
     parts = points.reshape(-1, min(chunk, count), 3), jnp.pad(radii, (0, padding))
     parts = parts[0], parts[1].reshape(parts[0].shape[:2])
     density = jax.lax.map(lambda part: density_fn(*part), parts).ravel()[:count]
-    found = jnp.full((slots,), UNINITIALISED).at[cells].max(density * step_size)
+    depths = jnp.full((slots,), UNINITIALIZED).at[cells].max(density * step_size)
     before = jnp.maximum(grid.optical_depth_ema, 0.0) * decay
-    evaluated = (found >= 0.0) & (grid.optical_depth_ema != OUTSIDE_FRUSTA)
-    ema = jnp.where(evaluated, jnp.maximum(before, found), grid.optical_depth_ema)
+    evaluated = (depths >= 0.0) & (grid.optical_depth_ema != OUTSIDE_FRUSTA)
+    ema = jnp.where(evaluated, jnp.maximum(before, depths), grid.optical_depth_ema)
     # The mean alone would never be exceeded by a field that is the same everywhere.
     level = jnp.minimum(threshold, jnp.mean(jnp.maximum(ema, 0.0)))
     x, y, z = grid.occupied.shape
     lengths = contraction_jacobian(grid, cell_centers((x, y, z), grid.aabb)).ravel()
-    occupied = ((ema == UNINITIALISED) | (ema * lengths >= level)).reshape(x, y, z)
+    occupied = ((ema == UNINITIALIZED) | (ema * lengths >= level)).reshape(x, y, z)
     coarse = max_pool_occupancy(
         dataclasses.replace(grid, occupied=occupied), POOLING, dilation_cells
     )

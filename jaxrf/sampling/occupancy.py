@@ -1,9 +1,10 @@
 """Occupancy grids: the cells of a box that may hold density; the others are never evaluated.
 
-`OccupancyGrid` is a fixed set of cells. Two subclasses keep it up to date while a field is trained:
-`density_ema.DensityEmaGrid` evaluates the density in its cells, `weight_tracking.WeightTrackedGrid`
-remembers which weights rays gave to them. What differs between them are methods, so that nothing
-else has to ask which grid it was given.
+`OccupancyGrid` is a fixed set of cells. Two subclasses follow a field while it is trained:
+`density_ema.DensityEmaGrid` keeps an exponential moving average of the density in its cells and
+decides occupancy from it; `weight_tracking.WeightTrackedGrid` records the rendering weights of the
+samples in its cells, by which a field prunes them. They differ only in methods, so no caller asks
+which grid it has.
 """
 
 import dataclasses
@@ -32,14 +33,16 @@ ConeDensityFn = Callable[[Float[Array, "n 3"], Float[Array, "n"]], Float[Array, 
 
 @dataclasses.dataclass(frozen=True)
 class OccupancySchedule:
-    """When and how an occupancy grid follows the density while training.
+    """When and how a `DensityEmaGrid` is updated while training.
 
     Attributes:
       update_interval: steps between two updates.
       warmup_steps: steps during which an update evaluates all cells; later it evaluates a quarter
         of them and as many occupied ones.
-      decay: factor of a cell's optical depth before it is compared with a new one.
-      threshold: optical depth of a step above which a cell is occupied, or the mean, if smaller.
+      decay: factor by which a cell's optical depth shrinks before the maximum with a new one is
+        taken (`ema_decay` in nerfacc).
+      threshold: optical depth of a step above which a cell is occupied, or the mean, if smaller
+        (`occ_thre` in nerfacc).
       dilation_cells: half a block of steps in cells (`max_pool_occupancy`).
       cone_scales: factors of the radius of the cones that the density is evaluated for.
     """
@@ -55,7 +58,7 @@ class OccupancySchedule:
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
 class OccupancyGrid:
-    """Cells of a box that may be occupied.
+    """The cells of a box, and which of them may be occupied; rays skip the others.
 
     Attributes:
       occupied: (x, y, z) one flag per cell.
@@ -69,13 +72,13 @@ class OccupancyGrid:
     bounds: Float[Array, "2 3"] | None = dataclasses.field(default=None, kw_only=True)
 
     follows_density: ClassVar[bool] = False
-    """Whether cells come and go with the density, so that no pixel may be excluded for good."""
+    """Whether empty cells can become occupied again, so that no pixel may be excluded for good."""
 
     @classmethod
     def create(
         cls, aabb: Float[Array | np.ndarray, "2 3"], resolution: int | tuple[int, int, int] = 128
     ) -> "OccupancyGrid":
-        """A grid that follows a density by `update`, all of whose cells may be occupied at first.
+        """A `DensityEmaGrid`, which `update` keeps; all cells may be occupied at first.
 
         Args:
           aabb: the box in scene units.
@@ -135,7 +138,7 @@ class OccupancyGrid:
         decay: float = 0.95,
         threshold: float = 0.01,
     ) -> "OccupancyGrid":
-        """The grid after looking into some of its cells; a fixed grid stays as it is.
+        """Evaluates the density in some cells, and decides anew which are occupied.
 
         Args:
           key: of the points within cells.
@@ -143,9 +146,14 @@ class OccupancyGrid:
           step_size: length that the optical depth is measured over; by default 1/1024 of the box's
             diagonal.
           decay, threshold: see `OccupancySchedule`.
+
+        Raises:
+          InputError: if the grid is a fixed one.
         """
-        del key, density_fn, step_size, decay, threshold
-        return self
+        raise InputError(
+            f"A {type(self).__name__} does not follow a density: make a grid that does with "
+            "OccupancyGrid.create."
+        )
 
     def maybe_update(
         self,
@@ -154,36 +162,48 @@ class OccupancyGrid:
         step_size: Float[Array, ""] | float,
         schedule: OccupancySchedule,
     ) -> "OccupancyGrid":
-        """The grid after a training step: updated if one is due. A fixed grid stays as it is."""
+        """The grid after a training step: updated if that is due. A fixed grid is unchanged."""
         del key, density_fn, step_size, schedule
         return self
 
     def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> "OccupancyGrid":
-        """The grid without cells that no camera sees, if it can know of new ones later."""
+        """Empties the cells that no camera sees, in a `DensityEmaGrid`; others are unchanged."""
         del cameras, dilation_cells
         return self
 
     def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> "OccupancyGrid":
-        """The grid after rays gave samples at positions in the scene these weights."""
+        """Records the rendering weights of samples at positions in the scene, if it tracks them."""
         del positions, weights
         return self
 
     @property
     def weight_memory(self) -> Float[Array, "slots"] | None:
-        """Remembered weights by cell, where there are any; of two the larger counts."""
+        """The recorded weights, if it tracks them; two memories combine by their maximum."""
         return None
 
     def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> "OccupancyGrid":
-        """The grid after a step with these remembered weights."""
+        """The grid after a training step with these recorded weights."""
         del memory
         return self
 
     def cell_values(
         self, thin_out: Callable[[Any], Float[np.ndarray, "n"]]
     ) -> Float[np.ndarray, "n"] | None:
-        """Weight or optical depth of some cells, for histograms; None if the grid knows neither."""
+        """Weights or optical depths of some cells, for histograms; None if it has neither."""
         del thin_out
         return None
+
+
+@as_pytree()
+@dataclasses.dataclass(frozen=True)
+class PooledGrid(OccupancyGrid):
+    """An occupancy grid with a pooled copy, in which blocks of steps are looked up first.
+
+    Attributes:
+      coarse: the pooled grid (`max_pool_occupancy`).
+    """
+
+    coarse: OccupancyGrid
 
 
 def make_full_grid(

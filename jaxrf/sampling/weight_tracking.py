@@ -1,4 +1,4 @@
-"""An occupancy grid that remembers which weights rays gave to its cells."""
+"""An occupancy grid that records the rendering weights of the samples in its cells."""
 
 import dataclasses
 import math
@@ -14,30 +14,29 @@ from jaxrf.core.pytree import as_pytree
 from jaxrf.sampling.occupancy import (
     POOLING,
     OccupancyGrid,
+    PooledGrid,
     cell_index,
     contract_positions,
     max_pool_occupancy,
 )
 
-# Factor per step of a remembered weight.
+# Factor by which a recorded weight shrinks in each step.
 WEIGHT_DECAY_PER_STEP = 0.97
 
 
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
-class WeightTrackedGrid(OccupancyGrid):
-    """An occupancy grid to march through that remembers the weights of samples in its cells.
+class WeightTrackedGrid(PooledGrid):
+    """An occupancy grid that records the rendering weights of the samples in its cells.
 
     A slot is the flat index of a cell, unless a subclass numbers its cells otherwise.
 
     Attributes:
-      coarse: made by `max_pool_occupancy`.
-      max_weight_log: (slots,) per cell, time and size of its weight in one number: the largest of
-        step + log(weight) / -log(WEIGHT_DECAY_PER_STEP).
+      max_weight_log: (slots,) the largest of step + log(weight) / -log(WEIGHT_DECAY_PER_STEP) for
+        each cell. As a maximum of one number it decays without being touched.
       step: () how often weights were recorded.
     """
 
-    coarse: OccupancyGrid
     max_weight_log: Float[Array, "slots"]
     step: Int[Array, ""]
 
@@ -46,18 +45,20 @@ class WeightTrackedGrid(OccupancyGrid):
         slots, _, _ = cell_index(self, positions)
         return slots
 
-    def record(self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]) -> "WeightTrackedGrid":
-        """The grid after rays gave samples at positions in the scene these weights."""
+    def record(
+        self, positions: Float[Array, "m 3"], weights: Float[Array, "m"]
+    ) -> "WeightTrackedGrid":
+        """Records the rendering weights of samples at positions in the scene."""
         slots = self.slots_of(contract_positions(self, positions))
         return record_weights(self, slots, jax.lax.stop_gradient(weights))
 
     @property
     def weight_memory(self) -> Float[Array, "slots"]:
-        """Remembered weights by cell; of two the larger counts."""
+        """`max_weight_log`; two memories combine by their maximum."""
         return self.max_weight_log
 
     def with_weight_memory(self, memory: Float[Array, "slots"] | None) -> "WeightTrackedGrid":
-        """The grid after a step with these remembered weights."""
+        """The grid after a training step with these recorded weights."""
         if memory is None:
             return self
         return dataclasses.replace(self, max_weight_log=memory, step=self.step + 1)
@@ -91,7 +92,7 @@ def init_weight_memory(slots: int) -> Float[Array, "slots"]:
 
 
 def record_weights(grid: Grid, slots: Int[Array, "m"], weights: Float[Array, "m"]) -> Grid:
-    """The grid after the cells in these slots were given these weights."""
+    """Records these weights for the cells in these slots."""
     now = grid.step.astype(jnp.float32)
     values = now + jnp.log(jnp.maximum(weights, 1e-30)) / -math.log(WEIGHT_DECAY_PER_STEP)
     memory = grid.max_weight_log.at[slots].max(values)

@@ -34,7 +34,7 @@ class BenchOptions:
     """Shrink the images by these whole factors, averaging areas."""
     presets: tuple[str, ...] = ("voxels-small", "tensorf-small", "nerf-small")
     """Presets to train, each in its own process with an empty compilation cache; options of
-    training may follow a name: "nerf-original --field.sampler occupancy"."""
+    training may follow a name: "nerf-original --model packed"."""
     budget: tuple[float, ...] = (60.0,)
     """Seconds from the start of the process for each run; every preset is trained once for each of
     several budgets."""

@@ -58,7 +58,9 @@ def compile_steps(
         arguments.append(PrefetchedPixels(pixel_ids, rgba))
     arguments = devices.replicated_shapes(spec.mesh, arguments)
     options = sums.DETERMINISTIC_COMPILER_OPTIONS if config.shards else None
-    return run.lower(*arguments).compile(options)
+    # Set here, as settings of JAX hold for one thread, and stages compile in another one.
+    with jax.default_matmul_precision(config.matmul_precision):
+        return run.lower(*arguments).compile(options)
 
 
 class StepCompiler:

@@ -16,6 +16,14 @@ from jaxrf.models.packed import PackedModel
 
 Background = Literal["white", "black", "random"]
 
+# Attributes of `TrainConfig` that the command line uses and `loop.fit` does not.
+COMMAND_ONLY = frozenset({
+    "data", "skip_missing", "downscale", "run_dir", "resume", "coordinator", "processes",
+    "process_id", "budget", "validate_every", "validate_apart", "validation_views", "test_every",
+    "lpips", "checkpoint_seconds", "keep_checkpoints", "synthetic_scene", "video", "view",
+    "viewer", "schedule_knots", "field_source",
+})  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
@@ -276,7 +284,7 @@ class TrainConfig:
             )
         if max(starts, default=0) >= self.num_steps:
             raise InputError(
-                f"--train-scale-schedule goes on to step {max(starts):g}, training only to "
+                f"--train-scale-schedule reaches step {max(starts):g}, but training ends at "
                 f"{self.num_steps}: give earlier steps, or fractions of all steps."
             )
 

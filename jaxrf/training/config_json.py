@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import tyro
+
 from jaxrf import fields, models
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
@@ -52,7 +54,8 @@ def load_field_class(source: str) -> type[Field]:
       source: path/to/file.py:ClassName.
 
     Raises:
-      InputError: if there is no such file or class, or if it is no field.
+      InputError: if there is no such file or class, or if it is no field that defines the methods
+        without a default.
     """
     loaded = user_code.load(source, "--field")
     path, _, name = source.rpartition(":")
@@ -61,8 +64,14 @@ def load_field_class(source: str) -> type[Field]:
     if not issubclass(loaded, Field):
         raise InputError(
             f"{name} in {path} is no field: derive it from jaxrf.fields.Field, as in "
-            "docs/your_field.md."
+            "docs/howto/your_field.md."
         )
+    for method in ("init", "density", "color"):
+        if getattr(loaded, method) is getattr(Field, method):
+            raise InputError(
+                f"{name} in {path} is no field, it has no {method!r}: define it, as in "
+                "docs/howto/your_field.md."
+            )
     return loaded
 
 
@@ -100,13 +109,23 @@ def encode(value: Any) -> Any:
     raise TypeError(f"cannot write {value!r} as JSON")
 
 
+def option_values(value: Any) -> dict[str, Any]:
+    """The numbers of a dataclass that are options, by name; others are set while training."""
+    hints = typing.get_type_hints(type(value), include_extras=True)
+    return {
+        f.name: getattr(value, f.name)
+        for f in dataclasses.fields(value)
+        if tyro.conf.Suppress not in getattr(hints[f.name], "__metadata__", ())
+    }
+
+
 def _type_name(value: Any) -> str | None:
     """The name that tells fields and models apart; None for other dataclasses."""
     if isinstance(value, Model):
         return value.name
     if isinstance(value, Field):
         kind = type(value)
-        return value.name if kind.__name__ in fields.FIELDS else _full_name(kind)
+        return value.name if fields.is_builtin(kind) else _full_name(kind)
     return None
 
 
@@ -188,18 +207,18 @@ def _find_class(expected: Any, kind: Any, where: str, field_class: type[Field] |
     """The class of a field or a model by the name that `encode` gave it."""
     if expected is Model:
         known = {name.removesuffix("Model").lower(): name for name in models.MODELS}
-        if kind in known:
+        if isinstance(kind, str) and kind in known:
             return getattr(models, known[kind])
         raise ValueError(f"{where}.type is {kind!r}, which is no model of this version")
     known = {name.lower(): name for name in fields.FIELDS}
-    if kind in known:
+    if isinstance(kind, str) and kind in known:
         return getattr(fields, known[kind])
     if field_class is not None:
         return field_class
     module, _, name = str(kind).partition(":")
-    found = getattr(sys.modules.get(module), name, None)
-    if isinstance(found, type) and issubclass(found, Field):
-        return found
+    loaded = getattr(sys.modules.get(module), name, None)
+    if isinstance(loaded, type) and issubclass(loaded, Field):
+        return loaded
     raise ValueError(
         f"{where}.type is {kind!r}, which is no field of this version; of a field of your own give "
         "the class or an instance (field=)"

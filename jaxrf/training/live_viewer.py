@@ -1,4 +1,4 @@
-"""What a viewer of a training in progress offers, and how training makes way for it."""
+"""The protocol of a viewer of a training in progress, and how training waits for it."""
 
 import time
 from collections.abc import Callable, Sequence

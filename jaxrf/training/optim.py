@@ -104,7 +104,11 @@ def _add_decayed_weights(rate: float, groups: Params) -> optax.GradientTransform
         return optax.identity()
 
     def is_matrix(params: Params) -> Params:
-        return jax.tree.map(lambda leaf, group: group == "mlp" and leaf.ndim > 1, params, groups)
+        # A group may stand for all parameters below it.
+        def mark(group: str, part: Params) -> Params:
+            return jax.tree.map(lambda leaf: group == "mlp" and leaf.ndim > 1, part)
+
+        return jax.tree.map(mark, groups, params)
 
     return optax.add_decayed_weights(rate, mask=is_matrix)
 
@@ -164,7 +168,7 @@ class LossScale(NamedTuple):
 class LossScaledState(NamedTuple):
     """An optimizer's state, and the scale of the loss whose gradients it gets."""
 
-    inner: Any
+    inner_opt_state: Any
     scale: LossScale
 
 
@@ -177,10 +181,10 @@ def init_loss_scale() -> LossScale:
     return LossScale(jnp.asarray(INITIAL_SCALE), jnp.zeros((), jnp.int32))
 
 
-def unscale(opt_state: Any) -> tuple[Any, Float[Array, ""]]:
-    """The optimizer's inner state, and the factor of the loss."""
+def split_loss_scale(opt_state: Any) -> tuple[Any, Float[Array, ""]]:
+    """The inner optimizer's state, and the factor of the loss."""
     if isinstance(opt_state, LossScaledState):
-        return opt_state.inner, opt_state.scale.factor
+        return opt_state.inner_opt_state, opt_state.scale.factor
     return opt_state, jnp.ones(())
 
 

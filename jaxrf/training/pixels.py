@@ -236,7 +236,7 @@ def sample_batch(
     near_far: tuple[float, float],
     background: str,
     supersample: int = 1,
-    region: SamplingRegion = SamplingRegion(),  # noqa: B008
+    region: SamplingRegion = SamplingRegion(),
     prefetched: PrefetchedPixels | None = None,
 ) -> Batch:
     """Random pixels, each as supersample^2 rays through the centers of its equal parts.

@@ -288,6 +288,7 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
                 f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
                 f"{folder / 'checkpoints' / str(step)} to fall back on an earlier one."
             ) from error
+        _check_field(folder, step, stage.field, config.field)
         # Only the shapes of the target matter, which do not depend on the box.
         aabb = np.array([[0.0] * 3, [1.0] * 3], np.float32)
         grid = transitions.init_grid(config, stage, aabb)
@@ -302,6 +303,23 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
     finally:
         manager.close()
     return Run(folder, config, scene, stage, state, seconds)
+
+
+def _check_field(folder: Path, step: int, trained: Field, configured: Field) -> None:
+    """Requires a checkpoint's field to have the numbers of the configuration.
+
+    Raises:
+      InputError: if it has not.
+    """
+    expected = config_json.option_values(configured) | {"type": configured.name}
+    stored = config_json.option_values(trained) | {"type": trained.name}
+    for name, value in expected.items():
+        if stored.get(name) != value:
+            raise InputError(
+                f"The checkpoint of step {step} in {folder / 'checkpoints'} has field.{name} "
+                f"{stored.get(name)}, but {folder / CONFIG_FILE} has {value}: restore that file, "
+                "or train the run anew."
+            )
 
 
 def make_render_fn(run: Run, supersample: int | None = None) -> RenderFn:

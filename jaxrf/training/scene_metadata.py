@@ -56,8 +56,8 @@ class SceneMetadata:
     frame: tuple[float, ...] = pack_transform(identity_transform())
 
     @classmethod
-    def from_scene(cls, scene: Scene, data: Path) -> "SceneMetadata":
-        """The metadata of a scene that was read from the folder `data`."""
+    def from_scene(cls, scene: Scene, data: Path | None) -> "SceneMetadata":
+        """The metadata of a scene that was read from the folder `data`, if from any."""
         split = scene.splits["train"]
         poses = np.asarray(split.cameras.T_world_camera)
         x, y, z = (float(v) for v in focus_point(poses))
@@ -66,7 +66,7 @@ class SceneMetadata:
         spread = np.percentile(np.abs(positions - positions.mean(axis=0)), 90, axis=0)
         return cls(
             name=scene.name,
-            data=str(data.absolute()),
+            data="" if data is None else str(data.absolute()),
             near=scene.near,
             far=scene.far,
             width=split.cameras.width,

@@ -89,7 +89,7 @@ def split_ray_rngs(key: Key[Array, ""], rays: int) -> Key[Array, "rays"]:
     return jax.random.split(jax.random.fold_in(key, 2), rays)
 
 
-def make_optimizer(
+def make_stage_optimizer(
     config: TrainConfig, stage: StageSpec, params: ModelParams, schedule: TrainSchedule
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a training; of the parameters only their groups matter."""
@@ -102,7 +102,7 @@ def init_state(config: TrainConfig, stage: StageSpec, grid: OccupancyGrid) -> Tr
     # Steps fold their own numbers into the same key, which never reach as far.
     key = jax.random.fold_in(training_key(config), np.uint32(2**32 - 1))
     params = config.model.init_params(stage.field, key)
-    optimizer = make_optimizer(config, stage, params, make_train_schedule(config))
+    optimizer = make_stage_optimizer(config, stage, params, make_train_schedule(config))
     opt_state = optimizer.init(params)
     ema_params = params if config.optimizer.ema_decay else None
     if stage.field.compute_dtype == "float16":

@@ -1,4 +1,4 @@
-"""The training step: a pure function of state, pixels, key and schedule, read from the bottom up.
+"""The training step: a pure function of state, pixels, key and schedule.
 
 `train_steps` runs `train_step`, which samples a batch (`pixels.sample_batch`), renders it
 (`Model.render_train`), computes its loss (`losses.total_loss`) and gradients (`compute_grads`), and
@@ -30,38 +30,44 @@ from jaxrf.training.pixels import (
     sampling_region,
 )
 from jaxrf.training.schedule import TrainSchedule
-from jaxrf.training.state import Metrics, TrainState, make_optimizer, split_ray_rngs, step_rngs
+from jaxrf.training.state import (
+    Metrics,
+    TrainState,
+    make_stage_optimizer,
+    split_ray_rngs,
+    step_rngs,
+)
 
 
 class GradAccum(NamedTuple):
-    """Accumulated gradients and metrics of some rays.
+    """Gradients and metrics, summed over the microbatches that were added so far.
 
-    grads: of the mean loss.
-    metrics: of these rays.
-    max_weights: per cell of the occupancy grid, if it remembers weights.
+    grads: sum of the gradients of each microbatch's mean loss.
+    metrics: sum of the metrics.
+    weight_memory: maximum of the occupancy grid's recorded weights, if it records any.
     """
 
     grads: ModelParams
     metrics: Metrics
-    max_weights: Float[Array, "slots"] | None
+    weight_memory: Float[Array, "slots"] | None
 
     def add(self, other: "GradAccum") -> "GradAccum":
-        """The sum of both, and the larger of remembered weights."""
+        """The sum of both, and the maximum of their recorded weights."""
         grads, metrics = jax.tree.map(
             jnp.add, (self.grads, self.metrics), (other.grads, other.metrics)
         )
-        max_weights = jax.tree.map(jnp.maximum, self.max_weights, other.max_weights)
-        return GradAccum(grads, metrics, max_weights)
+        memory = jax.tree.map(jnp.maximum, self.weight_memory, other.weight_memory)
+        return GradAccum(grads, metrics, memory)
 
-    def psum(self) -> "GradAccum":
-        """The sum over all devices, in the quickest order."""
+    def all_reduce(self) -> "GradAccum":
+        """The sum over all devices, in an unspecified order."""
         grads, metrics = jax.lax.psum((self.grads, self.metrics), devices.AXIS)
-        return GradAccum(grads, metrics, jax.lax.pmax(self.max_weights, devices.AXIS))
+        return GradAccum(grads, metrics, jax.lax.pmax(self.weight_memory, devices.AXIS))
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """Static facts about a stage's steps: they decide which program is compiled.
+    """Static (hashable) arguments of the compiled step; each value compiles a program.
 
     Attributes:
       config: of the training.
@@ -94,8 +100,8 @@ def train_steps(
 ) -> tuple[TrainState, Metrics]:
     """The state after `count` steps, and the means of their metrics.
 
-    Any count runs in the same compiled loop, and the key of each step is folded out of its number,
-    so where a training is cut into dispatches changes no bit of the result.
+    The compiled loop takes any count, and the key of each step is `fold_in(rng, step)`, so it
+    changes no bit of the result how many steps each call of the loop (a dispatch) runs.
 
     Args:
       spec: static facts.
@@ -143,7 +149,7 @@ def train_step(
     batch, keys = devices.constrain_replicated(
         spec.mesh, (batch, split_ray_rngs(key, spec.stage.num_rays))
     )
-    _, loss_scale = optim.unscale(state.opt_state)
+    _, loss_scale = optim.split_loss_scale(state.opt_state)
     accum = compute_grads(spec, state.params, state.grid, loss_scale, batch, keys)
     if spec.config.shards is not None:
         # The last addition must not be fused with the update, or it might be rounded otherwise.
@@ -159,7 +165,7 @@ def compute_loss(
     batch: Batch,
     keys: Key[Array, "r"],
 ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, "slots"] | None]]:
-    """The scaled loss of a batch, with its metrics and remembered weights."""
+    """The scaled loss of a batch, with its metrics and recorded weights."""
     config, stage = spec.config, spec.stage.per_shard()
     background = jnp.repeat(batch.background, stage.supersample**2, axis=0)
     rendering = config.model.render_train(
@@ -203,7 +209,7 @@ def compute_grads(
     count = spec.stage.num_shards * spec.stage.num_microbatches
     grads, metrics = jax.tree.map(lambda x: x / count, (total.grads, total.metrics))
     metrics = metrics._replace(num_samples=total.metrics.num_samples)
-    return GradAccum(grads, metrics, total.max_weights)
+    return GradAccum(grads, metrics, total.weight_memory)
 
 
 def _batch_grads(
@@ -226,14 +232,14 @@ def _device_grads(
     rays: tuple[Batch, Key[Array, "r"]],
 ) -> GradAccum:
     """The sum over the microbatches of one device's shards, then over all devices."""
-    zeros = GradAccum(jax.tree.map(jnp.zeros_like, params), Metrics.zeros(), grid.weight_memory)
-    shard_grads = partial(_shard_grads, spec, params, grid, loss_scale, zeros)
+    initial = GradAccum(jax.tree.map(jnp.zeros_like, params), Metrics.zeros(), grid.weight_memory)
+    shard_grads = partial(_shard_grads, spec, params, grid, loss_scale, initial)
     if spec.config.shards is None:
         total: GradAccum = shard_grads(rays)
-        return total.psum() if spec.mesh.size > 1 else total
+        return total.all_reduce() if spec.mesh.size > 1 else total
     count = spec.stage.num_shards // spec.mesh.size
     shards = _split_leading_axis(rays, count)
-    total = sums.pairwise_sum(shard_grads, shards, count, zeros, GradAccum.add)
+    total = sums.pairwise_sum(shard_grads, shards, count, initial, GradAccum.add)
     return sums.recursive_doubling_allreduce(spec.mesh, total, GradAccum.add)
 
 
@@ -242,7 +248,7 @@ def _shard_grads(
     params: ModelParams,
     grid: OccupancyGrid,
     loss_scale: Float[Array, ""],
-    zeros: GradAccum,
+    initial: GradAccum,
     shard: tuple[Batch, Key[Array, "r"]],
 ) -> GradAccum:
     """The sum over the microbatches of a shard, computed one after the other."""
@@ -251,11 +257,11 @@ def _shard_grads(
         return total.add(_batch_grads(spec, params, grid, loss_scale, rays)), None
 
     microbatches = _split_leading_axis(shard, spec.stage.num_microbatches)
-    return jax.lax.scan(add_microbatch, zeros, microbatches)[0]
+    return jax.lax.scan(add_microbatch, initial, microbatches)[0]
 
 
 def _split_leading_axis(tree: Any, parts: int) -> Any:
-    """Arrays in so many parts of equal length."""
+    """Reshapes arrays from (n, ...) to (parts, n / parts, ...)."""
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
 
 
@@ -283,15 +289,15 @@ def apply_updates(
     """The state after an update with these gradients, and the metrics of the step."""
     config, model = spec.config, spec.config.model
     key_penalty, key_grid = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-    opt_state, loss_scale = optim.unscale(state.opt_state)
+    opt_state, loss_scale = optim.split_loss_scale(state.opt_state)
     penalty, penalty_grads = jax.value_and_grad(regularization_loss)(
         state.params, spec, state.grid, key_penalty, progress
     )
     grads = jax.tree.map(lambda g, m: g / loss_scale + m, accum.grads, penalty_grads)
-    optimizer = make_optimizer(config, spec.stage, state.params, schedule)
+    optimizer = make_stage_optimizer(config, spec.stage, state.params, schedule)
     updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    grid = state.grid.with_weight_memory(accum.max_weights)
+    grid = state.grid.with_weight_memory(accum.weight_memory)
     grid = model.update_grid(spec.stage, params, grid, key_grid, config.image_scales())
     ema_params = state.ema_params
     if ema_params is not None:
@@ -313,7 +319,7 @@ def _skip_non_finite(
     state: TrainState, updated: TrainState, metrics: Metrics, grads: ModelParams
 ) -> tuple[TrainState, Metrics]:
     """Skips non-finite updates and adapts the scale of the loss."""
-    opt_state, loss_scale = optim.unscale(state.opt_state)
+    opt_state, loss_scale = optim.split_loss_scale(state.opt_state)
     finite = optim.all_finite(grads)
     # At a scale of 1 the overflow has another cause, which the metrics must show.
     metrics = jax.tree.map(lambda x: jnp.where(finite | (loss_scale == 1.0), x, 0.0), metrics)

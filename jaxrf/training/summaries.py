@@ -92,14 +92,18 @@ def write_parameters(
 
 
 def collect_parameters(params: Params, groups: Params) -> dict[str, Float[np.ndarray, "n"]]:
-    """At most `MAX_VALUES` values of each array by `group/path`, where biases join weights."""
+    """At most `MAX_VALUES` values of each array by `group/path`.
+
+    The weights and biases of a layer share an entry, and so do the arrays of a tuple.
+    """
     labels = jax.tree.leaves(groups)
     values: dict[str, list[np.ndarray]] = {}
     for (path, leaf), group in zip(
         jax.tree_util.tree_flatten_with_path(params)[0], labels, strict=True
     ):
-        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        names = [part for part in parts if part not in ("params", "kernel", "bias")]
+        # Elements of a tuple, such as the three planes, have no names and share a histogram.
+        parts = (getattr(part, "name", getattr(part, "key", None)) for part in path)
+        names = [str(part) for part in parts if part not in (None, "params", "kernel", "bias")]
         values.setdefault("/".join([group, *names]), []).append(subsample(np.asarray(leaf)))
     return {tag: np.concatenate(leaves) for tag, leaves in values.items()}
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.as_used
 
 
 # Long enough to be interrupted before the end, and the same steps in every dispatch.
-LONG = ["--steps", "400", "--steps-per-dispatch", "2", "--validate-every", "0"]
+LONG = ["--num-steps", "400", "--steps-per-dispatch", "2", "--validate-every", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,24 @@
 """Options of training: presets, ranges, contradictions, and what --resume accepts."""
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from programs import error_line
 from scenes import tiny_nerf
 
+from jaxrf import presets
 from jaxrf.cli import main as cli
 from jaxrf.cli.train import parse_training
 from jaxrf.core.errors import InputError
-from jaxrf.training import config, runs
+from jaxrf.fields.nerf import NeRF
+from jaxrf.models.base import Model
+from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.models.packed import PackedModel
+from jaxrf.models.proposal import ProposalModel
+from jaxrf.training import config_json, runs
 from jaxrf.training.config import TrainConfig
 
 
@@ -21,7 +29,7 @@ def test_an_unknown_preset_is_refused_with_a_list_of_presets(
     assert cli.run_command("train", arguments) == 2
     line = error_line(capsys)
     assert "--preset nope" in line
-    assert all(config.preset_name(preset) in line for preset in config.PRESETS)
+    assert all(presets.preset_name(preset) in line for preset in presets.PRESETS)
 
 
 def test_preset_without_a_name_is_one_error_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,9 +38,9 @@ def test_preset_without_a_name_is_one_error_sentence(capsys: pytest.CaptureFixtu
 
 
 NOT_POSITIVE = [
-    "downscale", "steps", "batch-samples", "batch-rays", "render-samples", "steps-per-dispatch",
-    "validation-views", "checkpoint-seconds", "keep-checkpoints", "bricks.size",
-    "bricks.train-views", "bricks.test-views", "video.size",
+    "downscale", "num-steps", "batch-samples", "batch-rays", "render-samples", "steps-per-dispatch",
+    "validation-views", "checkpoint-seconds", "keep-checkpoints", "video.size",
+    "synthetic-scene.size", "synthetic-scene.train-views", "synthetic-scene.test-views",
 ]  # fmt: skip
 
 
@@ -54,7 +62,7 @@ def test_train_refuses_numbers_that_are_not_positive(
         ["--seed", "-1"],
         ["--seed", str(2**32)],
         ["--validate-every", "-0.1"],
-        ["--field.appearance-dim", "-1"],
+        ["--model.appearance-dim", "-1"],
         ["--optimizer.grid-lr", "-0.1"],
         ["--optimizer.mlp-lr", "nan"],
         ["--optimizer.lr-final-mult", "0"],
@@ -65,7 +73,18 @@ def test_train_refuses_numbers_that_are_not_positive(
         ["--budget", "-3"],
         ["--field.density-components", "0", "--preset", "tensorf-small"],
         ["--field.initial-voxels", "0", "--preset", "tensorf-small"],
-        ["--field.num-coarse-samples", "0", "--preset", "nerf-small"],
+        ["--model.num-coarse-samples", "0", "--preset", "nerf-original"],
+        ["--model.num-coarse-samples", "0", "--preset", "nerf-small", "--model", "hierarchical"],
+        ["--model.max-steps", "0", "--preset", "nerf-small"],
+        ["--model.max-shaded-fraction", "0", "--preset", "nerf-small"],
+        ["--model.occupancy-resolution", "0", "--preset", "nerf-small"],
+        ["--model.occupancy-update-interval", "0", "--preset", "nerf-small"],
+        ["--model.num-nerf-samples", "0", "--preset", "nerf-small", "--model", "proposal"],
+        ["--model.proposal-resolutions", "0", "0", "--preset", "nerf-small", "--model", "proposal"],
+        ["--field.num-levels", "0", "--preset", "hashgrid-small"],
+        ["--field.max-resolution", "0", "--preset", "pynerf-small"],
+        ["--field.color-width", "0", "--preset", "nerf-small"],
+        ["--viewer.port", "0"],
     ],
     ids=" ".join,
 )
@@ -78,31 +97,34 @@ def test_options_override_the_preset_in_both_spellings() -> None:
     parsed, preset = parse_training(
         [
             "--preset",
-            "nerf-small",
-            "--steps",
+            "nerf-original",
+            "--num-steps",
             "7",
-            "--field.num-fine-samples",
+            "--field.width",
+            "9",
+            "--model.num-fine-samples",
             "3",
             "--run_dir",
             "x",
         ],
         "train_lego.py",
     )
-    assert preset == "nerf-small"
+    assert preset == "nerf-original"
     expected = dataclasses.replace(
-        config.nerf_small(),
-        steps=7,
+        presets.nerf_original(),
+        num_steps=7,
         run_dir=Path("x"),
-        field=dataclasses.replace(config.nerf_small().field, num_fine_samples=3),
+        field=NeRF(width=9),
+        model=HierarchicalModel(quadrature="points", num_fine_samples=3),
     )
     assert parsed == expected
 
 
 def test_the_default_preset_depends_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    assert parse_training([], "") == (config.tensorf_vm192(), "tensorf-vm192")
+    assert parse_training([], "") == (presets.tensorf_vm192(), "tensorf-vm192")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert parse_training([], "") == (config.voxels_small(), "voxels-small")
+    assert parse_training([], "") == (presets.voxels_small(), "voxels-small")
 
 
 @pytest.fixture
@@ -110,7 +132,7 @@ def stored(tmp_path: Path) -> TrainConfig:
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
     stored = tiny_nerf(run_dir=folder, background="black", seed=4)
-    (folder / runs.CONFIG_FILE).write_text(config.to_json(stored))
+    (folder / runs.CONFIG_FILE).write_text(config_json.to_json(stored))
     return stored
 
 
@@ -128,21 +150,23 @@ def test_resume_takes_the_newest_run(stored: TrainConfig, monkeypatch: pytest.Mo
 
 
 def test_resume_accepts_options_that_equal_the_config(stored: TrainConfig) -> None:
-    arguments = ["--resume", "--run-dir", str(stored.run_dir), "--seed", "4", "--steps", "12"]
+    arguments = ["--resume", "--run-dir", str(stored.run_dir), "--seed", "4", "--num-steps", "12"]
     parsed, _ = parse_training(arguments, "")
-    assert parsed.steps == 12
+    assert parsed.num_steps == 12
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("--steps", "99"),
+        ("--num-steps", "99"),
         ("--seed", "5"),
         ("--background", "white"),
         ("--batch-rays", "65"),
         ("--downscale", "2"),
         ("--matmul-precision", "default"),
         ("--field.width", "25"),
+        ("--model.num-fine-samples", "9"),
+        ("--ray-convention.pixel-center", "0.25"),
         ("--optimizer.mlp-lr", "0.1"),
     ],
 )
@@ -162,10 +186,16 @@ def test_resume_with_processes_needs_a_coordinator(stored: TrainConfig) -> None:
         parse_training(["--resume", "--run-dir", str(stored.run_dir), "--processes", "2"], "prog")
 
 
-def test_resume_refuses_a_preset(stored: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--resume", "--run-dir", str(stored.run_dir), "--preset", "nerf-small"]
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--preset", "nerf-small"), ("--field", "docs/blobs.py:Blobs"), ("--model", "packed")],
+)
+def test_resume_refuses_another_preset_field_or_model(
+    stored: TrainConfig, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    arguments = ["--resume", "--run-dir", str(stored.run_dir), option, value]
     assert cli.run_command("train", arguments) == 2
-    assert "--preset and --resume" in error_line(capsys)
+    assert f"{option} and --resume exclude each other" in error_line(capsys)
 
 
 def test_resume_without_a_run_names_the_folder(
@@ -182,20 +212,42 @@ def test_resume_without_a_run_names_the_folder(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ("--preset pynerf-small --field.blend results", "add --field.shading per_sample"),
+        ("--preset pynerf-small --field.blend results", "add --model.shading per_sample"),
         ("--shards 6", "--shards is 6: give a power of two"),
         ("--devices 0", "--devices is 0"),
-        ("--field.checkpoint-in-chunks 0", "--field.checkpoint-in-chunks is 0"),
+        ("--model.checkpoint-chunks 0", "--model.checkpoint-chunks is 0"),
         ("--coordinator host", "--coordinator is host: give host:port, or auto"),
         ("--processes 2", "add --coordinator host:port"),
         ("--train-scale-schedule 5 2", "ascending steps from 0"),
         ("--train-scale-schedule 0 4 100 2 50 1", "ascending steps from 0"),
         ("--train-scale-schedule 0 0", "a factor of 1 or more"),
-        ("--steps 100 --train-scale-schedule 0 4 100 1", "training ends at 100"),
+        ("--num-steps 100 --train-scale-schedule 0 4 100 1", "training ends at 100"),
         ("--loss.charbonnier-epsilon 0", "--loss.charbonnier-epsilon is 0"),
         ("--loss.huber-delta -1", "--loss.huber-delta is -1"),
-        ("--preset nerf-original --field.num-coarse-samples 2", "points need 3 or more"),
-        ("--preset nerf-original --field.encoding integrated", "--field.quadrature intervals"),
+        ("--preset nerf-original --model.num-coarse-samples 2", "points need 3 or more"),
+        ("--preset nerf-original --field.encoding integrated", "--model.quadrature intervals"),
+        ("--preset nerf-small --model cubes", "choose one of packed, hierarchical, proposal."),
+        ("--preset voxels-small --model hierarchical", "voxels drops cells by what rays see in"),
+        ("--preset tensorf-small --model proposal", "rays see in them: leave --model out."),
+        (
+            "--preset nerf-small --model proposal --model.num-proposal-samples 4 4 4",
+            "--model.num-proposal-samples has 3 numbers: give one for each proposal, and as many",
+        ),
+        ("--ray-convention.transmittance inclusive", "add --model hierarchical."),
+        (
+            "--preset hashgrid-small --model proposal --ray-convention.transmittance inclusive",
+            "add --model hierarchical.",
+        ),
+        (
+            "--preset nerf-original --ray-convention.lengths-along axis",
+            "add --ray-convention.range-along axis.",
+        ),
+        (
+            "--preset tensorf-small --field.color-head harmonics --field.feature-dim 5",
+            "--field.feature-dim is 5: harmonics need one of 3, 12, 27, 48.",
+        ),
+        ("--field.num-subdivisions 3", "--field.num-subdivisions is 3: give 0 to 2, or more"),
+        ("--field docs/blobs.py:Blobs --preset nerf-small", "--field and --preset exclude"),
     ],
 )
 def test_train_refuses_options_that_contradict_each_other(
@@ -210,3 +262,72 @@ def test_train_scale_schedule_is_parsed_as_pairs() -> None:
         ["--train-scale-schedule", *["0", "8", "2000", "4", "0.9", "1"][:4]], "prog"
     )
     assert config.train_scale_schedule == ((0.0, 8), (2000.0, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("packed", PackedModel(occupancy_resolution=64, occupancy_warmup_steps=0, max_steps=192)),
+        ("hierarchical", HierarchicalModel(num_fine_samples=3)),
+        ("proposal", ProposalModel(num_nerf_samples=3)),
+    ],
+)
+def test_model_renders_the_field_of_the_preset_with_its_options(name: str, expected: Model) -> None:
+    numbers = {
+        "packed": [],
+        "hierarchical": ["--model.num-fine-samples", "3"],
+        "proposal": ["--model.num-nerf-samples", "3"],
+    }
+    for spelling in (["--model", name], [f"--model={name}"]):
+        arguments = ["--preset", "nerf-small", *spelling, *numbers[name]]
+        parsed, preset = parse_training(arguments, "prog")
+        assert parsed == dataclasses.replace(presets.nerf_small(), model=expected)
+        assert preset == "nerf-small"
+
+
+def test_model_keeps_the_numbers_that_all_models_have() -> None:
+    shared = ["--model.appearance-dim", "4", "--model.shading", "per_ray"]
+    parsed, _ = parse_training(["--preset", "hashgrid-small", "--model", "hierarchical"], "prog")
+    assert parsed.model == HierarchicalModel(shading="per_ray")
+    parsed, _ = parse_training(["--preset", "nerf-small", "--model", "proposal", *shared], "prog")
+    assert parsed.model == ProposalModel(appearance_dim=4, shading="per_ray")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--preset", "nerf-small", "--model.num-fine-samples", "3"],
+        ["--preset", "nerf-original", "--model.max-steps", "3"],
+        ["--preset", "voxels-small", "--field.density-components", "3"],
+        ["--preset", "nerf-small", "--field.sampler", "hierarchical"],
+    ],
+    ids=" ".join,
+)
+def test_options_of_another_field_or_model_are_unknown(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.run_command("train", arguments)
+    assert end.value.code == 2
+    assert arguments[2].removeprefix("--") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_steps": 0}, "--num-steps is 0: give a number above 0."),
+        ({"seed": 2**32}, "--seed is 4294967296: give a number from 0 to 2^32 - 1."),
+        ({"shards": 6}, "--shards is 6: give a power of two."),
+        ({"validate_every": -0.1}, "--validate-every is -0.1: give 0 or more."),
+        ({"coordinator": "host"}, "--coordinator is host: give host:port, or auto."),
+        ({"process_id": 0}, "add --coordinator host:port."),
+        ({"train_scale_schedule": ((5.0, 2),)}, "--train-scale-schedule is 5 2: give ascending"),
+        (
+            {"num_steps": 100, "train_scale_schedule": ((0.0, 4), (100.0, 1))},
+            "--train-scale-schedule reaches step 100, but training ends at 100: give earlier",
+        ),
+    ],
+)
+def test_train_config_checks_itself_in_python(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        dataclasses.replace(presets.nerf_small(), **changes)

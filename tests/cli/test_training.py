@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams import metadata as hparams
 
 from jaxrf.cameras.base import image_rays
 from jaxrf.cli import main as cli
-from jaxrf.models import methods
+from jaxrf.models.base import RenderSpec, render_rays
 from jaxrf.training import runs, summaries
 
 pytestmark = pytest.mark.as_used
@@ -70,14 +70,13 @@ def test_psnr_is_the_mean_over_views_of_the_clipped_rendering(trained: Path) -> 
     run = runs.open_run(trained)
     split = make_scene().splits["test"]
     expected = []
-    render = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))
+    spec = RenderSpec(run.config.model, run.stage, run.config.ray_convention, 8192)
+    render = jax.jit(render_rays, static_argnums=0)
     for index, rgba in enumerate(split.images):
         rays = jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:]), image_rays(split.cameras, index, 2.0, 6.0)
         )
-        rendering = render(
-            run.config.field, run.stage, 8192, run.state.params, run.state.grid, rays, jnp.ones(3)
-        )
+        rendering = render(spec, run.state.params, run.state.grid, rays, jnp.ones(3))
         rgb = np.clip(np.asarray(rendering.rgb, np.float64).reshape(SIZE, SIZE, 3), 0, 1)
         values = rgba.astype(np.float64) / 255
         truth = values[..., :3] * values[..., 3:] + 1 - values[..., 3:]
@@ -105,8 +104,8 @@ def test_tensorboard_has_every_scalar_at_every_dispatch(
     assert {6, 12} <= set(steps), "dispatches end at growths"
     for tag in (
         "train/loss", "train/psnr", "train/grad_norm", "train/opacity", "train/dropped_rays",
-        "train/gradient_norm_grid", "train/gradient_norm_network",
-        "learning_rate/grid", "learning_rate/network", "speed/rays_per_second",
+        "train/grad_norm_grid", "train/grad_norm_mlp",
+        "learning_rate/grid", "learning_rate/mlp", "speed/rays_per_second",
         "speed/samples_per_second", "machine/memory_gib", "machine/peak_memory_gib",
     ):  # fmt: skip
         scalars = events.Scalars(tag)
@@ -114,7 +113,7 @@ def test_tensorboard_has_every_scalar_at_every_dispatch(
         assert all(np.isfinite(s.value) for s in scalars), tag
         last[tag] = scalars[-1].value
     assert last["learning_rate/grid"] == pytest.approx(0.06 * 0.05, rel=1e-4)
-    assert last["learning_rate/network"] == pytest.approx(4e-3 * 0.05, rel=1e-4)
+    assert last["learning_rate/mlp"] == pytest.approx(4e-3 * 0.05, rel=1e-4)
     assert last["train/grad_norm"] > 0
     assert last["machine/peak_memory_gib"] >= 0.99 * last["machine/memory_gib"] > 0.01
     # 0.34 of 24 steps is 8.16: validations follow the first dispatches past 8.16 and 16.32.
@@ -140,7 +139,7 @@ def test_tensorboard_images_show_truth_and_rendering(
     sheets = [iio.imread(image.encoded_image_string) for image in events.Images(name)]
     assert len(sheets) == (2 if split == "val" else 1)
     # Images are enlarged by repeating pixels, below a caption: take one pixel of each block.
-    factor = math.ceil(summaries.LEAST_WIDTH / SIZE)
+    factor = math.ceil(summaries.MIN_WIDTH / SIZE)
     side = factor * SIZE
     head = (sheets[-1].shape[0] - summaries.GAP) // 2 - side
     first, second = (
@@ -171,11 +170,11 @@ def test_docs_list_exactly_the_tags_that_are_written(events: EventAccumulator) -
     written = {tag for kind in ("scalars", "images", "histograms", "tensors")
                for tag in events.Tags()[kind]}  # fmt: skip
     written = {tag.removesuffix("/text_summary") for tag in written}
-    table = (ROOT / "docs/logs.md").read_text()
+    table = (ROOT / "docs/howto/logs.md").read_text()
     tags = re.findall(r"^\| `([^`]+)` \| (?:scalar|image|histogram|text) \|", table, re.MULTILINE)
     patterns = {tag: re.sub(r"GROUP|PATH|NAME|N(?=_)", r"[\\w/.-]+", tag) for tag in tags}
     missing = {tag for tag in written if not any(re.fullmatch(p, tag) for p in patterns.values())}
-    assert not missing, "docs/logs.md lacks them"
+    assert not missing, "docs/howto/logs.md lacks them"
     # Tags that need an accelerator, a backend, weights of LPIPS, or half a second of training.
     rare = ("accelerator", "device", "lpips", "cpu_percent")
     never = {
@@ -191,8 +190,9 @@ def test_tensorboard_lists_the_hyper_parameters(trained: Path, events: EventAccu
     contents = events.PluginTagToContent("hparams")
     start = hparams.parse_session_start_info_plugin_data(contents[hparams.SESSION_START_INFO_TAG])
     assert start.hparams["dataset"].string_value == "ball"
-    assert start.hparams["steps"].number_value == 24.0
-    assert start.hparams["field.kind"].string_value == "tensorf"
+    assert start.hparams["num_steps"].number_value == 24.0
+    assert start.hparams["field.type"].string_value == "tensorf"
+    assert start.hparams["model.type"].string_value == "packed"
     experiment = hparams.parse_experiment_plugin_data(contents[hparams.EXPERIMENT_TAG])
     metrics = [info.name.tag for info in experiment.metric_infos]
     assert metrics == ["test/psnr", "test/ssim", "speed/train_seconds"]
@@ -202,10 +202,11 @@ def test_tensorboard_lists_the_hyper_parameters(trained: Path, events: EventAccu
     assert trained_for == pytest.approx(seconds["train"] + seconds["compile"], abs=0.01)
     columns = {info.name for info in experiment.hparam_infos}
     assert set(start.hparams) <= columns
-    # Options of other fields are columns of the same table.
+    # Options of other fields and models are columns of the same table.
+    assert {"field.num_pyramid_levels", "model.num_fine_samples"} <= columns
     assert {"field.num_subdivisions", "field.log2_hashmap_size", "field.skip"} & columns
     visible = {info.name for info in experiment.hparam_infos if info.differs}
-    assert visible == set(summaries.LEADING)
+    assert visible == set(summaries.LEADING_COLUMNS)
 
 
 def test_train_log_has_dispatches_validations_and_results(trained: Path) -> None:
@@ -236,7 +237,7 @@ def test_orbit_video_has_all_frames(trained: Path) -> None:
 
 def test_run_folder_has_exactly_the_documented_files(trained: Path) -> None:
     stored = runs.read_config(trained)
-    assert stored.steps == 24 and stored.run_dir == trained
+    assert stored.num_steps == 24 and stored.run_dir == trained
     names = {p.name.split(".")[0] if p.name.startswith("events") else p.name
              for p in trained.iterdir()}  # fmt: skip
     files = {"config.json", "metrics.json", "orbit.mp4", "log.jsonl", "train.log"}
@@ -315,8 +316,8 @@ def test_training_ends_within_its_budget(tmp_path: Path, scene_folder: Path) -> 
         assert seconds["total"] - seconds["evaluate"] < budget + 1.0
     assert seconds["total"] - seconds["evaluate"] > 20.0
     config = runs.read_config(tmp_path / "again")
-    assert config.budget == 25.0 and len(config.knots) >= 2
-    assert 0.9 * config.steps < values["steps"] <= config.steps
+    assert config.budget == 25.0 and len(config.schedule_knots) >= 2
+    assert 0.9 * config.num_steps < values["steps"] <= config.num_steps
 
 
 @pytest.mark.slow
@@ -327,8 +328,9 @@ def test_the_built_in_scene_trains_to_a_useful_psnr(
     monkeypatch.delenv("JAXRF_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     arguments = (
-        "--preset tensorf-small --steps 250 --bricks.size 40 --bricks.train-views 40 "
-        "--bricks.test-views 4 --video.frames 0 --validate-every 0 --field.initial-voxels 32768 "
+        "--preset tensorf-small --num-steps 250 --synthetic-scene.size 40 "
+        "--synthetic-scene.train-views 40 --synthetic-scene.test-views 4 --video.frames 0 "
+        "--validate-every 0 --field.initial-voxels 32768 "
         "--field.final-voxels 110592 --batch-samples 32768"
     )
     assert cli.run_command("train", arguments.split()) == 0

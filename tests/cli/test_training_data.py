@@ -10,13 +10,13 @@ from scenes import make_scene, tiny_nerf, write_scene
 
 from jaxrf.cli import training_data
 from jaxrf.core.errors import InputError
-from jaxrf.training import config as configs
+from jaxrf.presets import make_preset
 
 pytestmark = pytest.mark.as_used
 
 
 def test_load_val_returns_validation_views_if_there_are_any(tmp_path: Path) -> None:
-    config = configs.make_preset("nerf-small")
+    config = make_preset("nerf-small")
     held_out = training_data.load_val(write_llff(tmp_path / "capture"), config)
     assert held_out is not None and held_out.name == "val" and len(held_out) == 1
     folder = write_scene(tmp_path / "ball")

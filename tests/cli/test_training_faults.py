@@ -93,7 +93,7 @@ def test_faulty_data_end_in_one_sentence_before_a_run_is_created(
     run = tmp_path / "run"
     assert (
         cli.run_command(
-            "train", training_arguments(folder, run, "--steps", "1", "--validate-every", "0.5")
+            "train", training_arguments(folder, run, "--num-steps", "1", "--validate-every", "0.5")
         )
         == 2
     )
@@ -162,3 +162,29 @@ def test_a_config_with_an_unknown_key_is_named(
     path.write_text(path.read_text().replace('"batch_rays"', '"batch_arrays"'))
     assert cli.run_command("render", [str(run_copy)]) == 2
     assert_one_sentence(capsys, str(path), "batch_arrays")
+
+
+# The configuration of a run before fields held their own numbers, shortened.
+OLDER_CONFIG = {
+    "field": {"kind": "tensorf", "contract": False, "compute": "float32", "width": 8},
+    "data": None,
+    "steps": 24,
+    "bricks": {"size": 128, "train_views": 100, "test_views": 25},
+    "stream": None,
+}
+
+
+@pytest.mark.parametrize("command", ["resume", "render", "eval", "export", "view"])
+def test_a_run_of_an_older_version_is_refused_in_one_sentence(
+    run_copy: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    path = run_copy / "config.json"
+    path.write_text(json.dumps(OLDER_CONFIG))
+    files = {p: p.read_bytes() for p in run_copy.rglob("*") if p.is_file()}
+    if command == "resume":
+        code = cli.run_command("train", ["--resume", "--run-dir", str(run_copy)])
+    else:
+        code = cli.run_command(command, [str(run_copy)])
+    assert code == 2
+    assert_one_sentence(capsys, str(path), "it is of an older version of jaxrf")
+    assert {p: p.read_bytes() for p in run_copy.rglob("*") if p.is_file()} == files

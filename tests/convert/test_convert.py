@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-import tyro
 from foreign import (
     WRITERS,
     as_tensors,
@@ -32,8 +31,9 @@ from jaxrf.convert.files.read import Content, read_file
 from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted
 from jaxrf.core.errors import InputError
+from jaxrf.fields.bitnerf import BitNeRF
+from jaxrf.fields.nerf import NeRF
 from jaxrf.training import runs
-from jaxrf.training.config import BitNeRFConfig, NeRFConfig, make_preset
 from jaxrf.training.scene_metadata import SceneMetadata
 
 NUM_POINTS = 4096
@@ -77,7 +77,8 @@ def test_check_points_finds_the_raw_outputs_of_the_program(
     exact = check.check_points(converted, content, DEFAULT_OPTIONS, NUM_POINTS, double=True)
     assert check.passes(exact), check.format_rows(exact)
     assert all(row.passed for row in exact[-2:])
-    assert len(rows) == (3 if program == "TensoRF" else 4 * len(converted.params))
+    num_networks = 1 if converted.params.coarse is None else 2
+    assert len(rows) == (3 if program == "TensoRF" else 4 * num_networks)
     assert [row.stage.split()[1] for row in rows[-2:]] == ["density", "color"]
     assert check.passes(rows), check.format_rows(rows)
     for row in exact:
@@ -146,7 +147,7 @@ def test_converted_run_is_scored_rendered_and_fine_tuned(
     assert cli.main(["convert", str(file), *options]) == 0
     assert json.loads((run / "converted.json").read_text())["format"] == "nerf-pytorch"
     config = runs.read_config(run)
-    assert isinstance(config.field, NeRFConfig)
+    assert NeRF.match(config.field) is not None
     assert config.ray_convention.pixel_center == 0.0
     assert cli.main(["eval", str(run), "--every", "2"]) == 0
     before = json.loads((run / "metrics.json").read_text())
@@ -154,7 +155,7 @@ def test_converted_run_is_scored_rendered_and_fine_tuned(
     small = ["--frames", "1", "--size", "8", "--channels", "rgb"]
     assert cli.main(["render", str(run), *small]) == 0
     more = ["--resume", "--run-dir", str(run), "--video.frames", "0"]
-    assert cli.train(more) == 0
+    assert cli.run_command("train", more) == 0
     assert json.loads((run / "metrics.json").read_text())["steps"] == 4
 
 
@@ -168,11 +169,11 @@ def test_converted_run_remembers_its_data_set_or_asks_for_it(
     assert cli.main(["convert", str(file), *half, *shrunk]) == 0
     assert runs.read_config(tmp_path / "half").downscale == 2
     brief = ["--video.frames", "0", "--test-every", "8"]
-    assert cli.train(["--resume", *half, *brief]) == 0
+    assert cli.run_command("train", ["--resume", *half, *brief]) == 0
     capsys.readouterr()
     assert cli.main(["convert", str(file), *none]) == 0
     for command in (
-        lambda: cli.train(["--resume", *none, *brief]),
+        lambda: cli.run_command("train", ["--resume", *none, *brief]),
         lambda: cli.main(["eval", str(tmp_path / "none")]),
     ):
         assert command() == 2
@@ -210,7 +211,7 @@ def test_convert_check_prints_a_table_and_exits_with_its_verdict(
     file = write(tmp_path / "weights.pt")
     assert cli.main(["convert", str(file), "--check", "--size", "8"]) == 0
     output = capsys.readouterr().out
-    for stage in ("coarse encoding", "coarse density", "coarse color", "weights", "rgb", "depth"):
+    for stage in ("field encoding", "field density", "field color", "weights", "rgb", "depth"):
         assert stage in output
     assert "The port is equivalent." in output
     assert not (tmp_path / "runs").exists()
@@ -228,8 +229,8 @@ def test_convert_keeps_a_bitnerf_ternary(tmp_path: Path) -> None:
     _, write = WRITERS["experiments, ternary"]
     converted, _ = convert(write(tmp_path / "weights.pt"))
     field = converted.config.field
-    assert isinstance(field, BitNeRFConfig) and field.full_precision_io and field.norm_gain
-    layers = converted.params["coarse"]["params"]
+    assert isinstance(field, BitNeRF) and field.full_precision_io and field.norm_gain
+    layers = converted.params.field["params"]
     assert {"gain", "kernel", "bias"} == set(layers["trunk_0"])
     assert {"kernel", "bias"} == set(layers["rgb_head"])
 
@@ -356,18 +357,85 @@ def test_write_file_refuses_fields_that_the_program_does_not_have(tmp_path: Path
             write.write_file(run, tmp_path / "x", program)  # type: ignore[arg-type]
 
 
-def test_write_file_names_all_options_to_train_with(tmp_path: Path) -> None:
-    presets = {"tensorf": "tensorf-small", "nerfstudio": "hashgrid-small"}
-    for program, preset in presets.items():
-        small = dataclasses.replace(make_preset(preset), background="white")
-        stage, state = first_state(small)
+# Presets whose fields the programs have, but for some options.
+PRESETS = {"nerf-pytorch": "nerf-small", "tensorf": "tensorf-small", "nerfstudio": "hashgrid-small"}
+
+
+def read_options(message: str) -> list[str]:
+    """Returns the options that an error message tells the user to train with."""
+    match = re.search(r"train one with (--.*)\.\s*$", message)
+    assert match is not None, message
+    return match[1].split()
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("nerf-pytorch", "--model hierarchical --model.quadrature points --field.activation relu"),
+        ("tensorf", "--field.layers 2 --model.shading per_sample"),
+        ("nerfstudio", "--field.hash-layout all_hashed --field.normalize-dirs-01"),
+    ],
+)
+def test_write_file_names_all_options_to_train_with(
+    program: write.Program, expected: str, tmp_path: Path
+) -> None:
+    def untrained_run(options: list[str]) -> runs.Run:
+        arguments = ["--preset", PRESETS[program], "--background", "white", *options]
+        config = cli.parse_command("train", arguments).config
+        # As when training begins in a bounded scene.
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, contract=False)
+        )
+        stage, state = first_state(config)
         scene = SceneMetadata.from_scene(make_scene(), tmp_path)
-        run = runs.Run(tmp_path, small, scene, stage, state, 0.0)
-        with pytest.raises(InputError, match="train one with --field") as error:
-            write.write_file(run, tmp_path / "x", program)  # type: ignore[arg-type]
-        options = re.search(r"with (--.*)\.$", str(error.value))[1].split()  # type: ignore[index]
-        changed = tyro.cli(type(small), default=small, args=options)
-        stage, state = first_state(changed)
-        run = dataclasses.replace(run, config=changed, stage=stage, state=state)
-        write.write_file(run, tmp_path / program, program)  # type: ignore[arg-type]
-        assert (tmp_path / program).stat().st_size > 0
+        return runs.Run(tmp_path, config, scene, stage, state, 0.0)
+
+    with pytest.raises(InputError) as error:
+        write.write_file(untrained_run([]), tmp_path / "x", program)
+    assert not (tmp_path / "x").exists()
+    options = read_options(str(error.value))
+    assert expected in " ".join(options)
+    write.write_file(untrained_run(options), tmp_path / program, program)
+    assert (tmp_path / program).stat().st_size > 0
+
+
+SMALL = {
+    "nerf-pytorch": "--field.width 16 --batch-rays 64 --optimizer.ema-decay 0.5",
+    "tensorf": "--field.initial-voxels 512 --field.final-voxels 512 --field.width 8",
+    "nerfstudio": "--field.num-levels 3 --field.max-resolution 40 --field.log2-hashmap-size 10",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", list(SMALL))
+def test_a_run_trained_with_the_named_options_is_exported(
+    program: write.Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = write_scene(tmp_path / "ball")
+    shared = ["--preset", PRESETS[program], "--data", str(scene), "--num-steps", "4"]
+    shared += ["--video.frames", "0", "--batch-samples", "4096", *SMALL[program].split()]
+
+    def train(name: str, options: list[str]) -> Path:
+        run_dir = tmp_path / name
+        arguments = [*shared, "--run-dir", str(run_dir), *options]
+        assert cli.run_command("train", arguments) == 0, capsys.readouterr().err
+        return run_dir
+
+    def export(run_dir: Path) -> int:
+        output = str(tmp_path / "exported")
+        return cli.main(["export", str(run_dir), "--format", program, "--output", output])
+
+    refused = train("refused", [])
+    capsys.readouterr()
+    assert export(refused) == 2
+    trained = train("trained", read_options(capsys.readouterr().err))
+    assert export(trained) == 0
+    converted, content = convert(tmp_path / "exported")
+    params = runs.open_run(trained).state.eval_params
+    for name in ("field", "coarse"):
+        expected = list_leaves(getattr(params, name))
+        actual = dict(list_leaves(getattr(converted.params, name)))
+        for path, leaf in expected:
+            np.testing.assert_array_equal(actual[path], leaf, err_msg=path)
+    rows = check.check_images(converted, content, DEFAULT_OPTIONS, CAMERA, double=False)
+    assert check.passes(rows), check.format_rows(rows)

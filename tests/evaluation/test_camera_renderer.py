@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scenes import first_state, make_scene, marching_nerf, slow, tiny_nerf, tiny_voxels
 
-from jaxrf.cameras.base import Cameras, image_rays, index_cameras, resize_cameras
+from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.evaluation import camera_renderer
 from jaxrf.evaluation.camera_renderer import CameraRenderer, make_camera_renderer
 from jaxrf.rendering.image import HostRendering
@@ -37,7 +37,7 @@ def test_camera_renderer_renders_all_sizes_and_cameras_with_one_program() -> Non
     renderer = make(tiny_nerf())
     render(renderer, cameras_of(16, 16), 0)
     compiled = camera_renderer._render_chunks._cache_size()
-    one_camera = index_cameras(cameras_of(5, 40), np.array([1]))
+    one_camera = cameras_of(5, 40)[np.array([1])]
     for cameras, index in ((cameras_of(33, 17), 1), (cameras_of(16, 9), 0), (one_camera, 0)):
         image = render(renderer, cameras, index, supersample=2)
         assert image.rgb.shape == (cameras.height, cameras.width, 3)
@@ -75,7 +75,7 @@ def test_camera_renderer_stops_before_the_next_call() -> None:
 @pytest.mark.parametrize("size", [(7, 5), (4, 4)])
 def test_chunk_rays_are_those_of_the_image_and_empty_past_its_end(size: tuple[int, int]) -> None:
     width, height = size
-    cameras = index_cameras(cameras_of(width, height), np.array([1]))
+    cameras = cameras_of(width, height)[np.array([1])]
     expected = jax.tree.map(
         lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), image_rays(cameras, 0, 2.0, 6.0)
     )

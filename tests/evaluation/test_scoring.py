@@ -15,7 +15,7 @@ from jaxrf.data.scene import composite
 from jaxrf.evaluation import camera_renderer, scoring
 from jaxrf.evaluation.camera_renderer import ChunkProgram
 from jaxrf.evaluation.scoring import RenderFn
-from jaxrf.models import methods
+from jaxrf.models.base import RenderSpec, render_rays
 from jaxrf.rendering.volume import Rendering
 from jaxrf.training.config import TrainConfig
 
@@ -34,13 +34,13 @@ def make_render(
         background,
         crop_to_occupied=crop_to_occupied,
     )
-    stage, box = methods.eval_stage(config.field, stage, state.grid, crop_to_occupied)
+    convention = config.ray_convention
+    stage, box = config.model.eval_stage(stage, state.grid, convention, crop_to_occupied)
     rays = image_rays(make_scene().splits["test"].cameras, 0, 2.0, 6.0)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rays)
     arguments = (state.params, state.grid, rays, jnp.asarray(background), jnp.asarray(box))
-    expected = jax.jit(methods.render_rays, static_argnums=(0, 1, 2))(
-        config.field, stage, 1 << 13, *arguments
-    )
+    spec = RenderSpec(config.model, stage, convention, 1 << 13)
+    expected = jax.jit(render_rays, static_argnums=0)(spec, *arguments)
     return render, expected
 
 
@@ -96,8 +96,8 @@ def test_render_fn_halves_the_samples_when_memory_runs_out(
     render_chunks = camera_renderer._render_chunks
 
     def short_of_memory(program: ChunkProgram, *arguments: Any) -> Rendering:
-        tried.append(program.num_samples)
-        if program.num_samples > 1 << 11:
+        tried.append(program.spec.num_samples)
+        if program.spec.num_samples > 1 << 11:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return render_chunks(program, *arguments)
 

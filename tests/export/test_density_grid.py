@@ -11,7 +11,7 @@ from ball_run import CENTER, RADIUS, make_run
 from jaxrf.core.errors import InputError
 from jaxrf.export import density_grid
 from jaxrf.export.density_grid import find_occupied_box, sample_density
-from jaxrf.models import methods
+from jaxrf.models.base import make_density_fn
 from jaxrf.training import runs
 
 
@@ -50,13 +50,11 @@ def test_sample_density_refuses_a_grid_beyond_the_memory(
 
 
 def test_sample_density_of_contracted_space_covers_the_scene_box() -> None:
-    run = make_run(scenes.change_nerf(contract=True))
+    run = make_run(scenes.tiny_nerf(contract=True))
     bounds = np.asarray(run.state.grid.bounds)
     box = find_occupied_box(run.state.grid)
     np.testing.assert_allclose(box, bounds)
-    density = methods.make_density(
-        run.config.field, run.stage, run.state.eval_params, run.state.grid, 0.01
-    )
+    density = make_density_fn(run.stage.field, run.state.eval_params, run.state.grid, 0.01)
     densities = sample_density(run, 4)
     position = densities.origin + densities.spacing * np.array([[2, 2, 3]])
     expected = density(jnp.asarray(position, jnp.float32))

@@ -10,6 +10,7 @@ import scenes
 from ball_run import CENTER, RADIUS, make_run
 
 from jaxrf.cameras.transforms import (
+    SimilarityTransform,
     invert_transform,
     rotate_onto,
     transform_positions,
@@ -125,15 +126,15 @@ FIELDS = {
     "voxels": scenes.tiny_voxels,
     "nerf": scenes.tiny_nerf,
     "integrated": functools.partial(
-        scenes.change_nerf, encoding="integrated", quadrature="intervals"
+        scenes.tiny_nerf, encoding="integrated", quadrature="intervals"
     ),
-    "coarse": functools.partial(scenes.change_nerf, num_fine_samples=0),
+    "coarse": functools.partial(scenes.tiny_nerf, num_fine_samples=0),
     "marching": scenes.marching_nerf,
     "bitnerf": scenes.tiny_bitnerf,
     "hashgrid": scenes.tiny_hashgrid,
     "proposal": scenes.proposing_hashgrid,
     "pynerf": scenes.tiny_pynerf,
-    "contracted": functools.partial(scenes.change_nerf, contract=True),
+    "contracted": functools.partial(scenes.tiny_nerf, contract=True),
 }
 
 
@@ -167,7 +168,7 @@ def test_extract_mesh_without_poses_has_to_keep_hidden_faces(ball: runs.Run) -> 
 
 def test_transform_mesh_by_the_inverse_restores_the_vertices() -> None:
     rotation = rotate_onto(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.0, 1.0]))
-    frame = Frame(0.3, rotation, np.array([1.0, -2.0, 0.5]))
+    frame = SimilarityTransform(0.3, rotation, np.array([1.0, -2.0, 0.5]))
     vertices = np.random.default_rng(0).normal(size=(7, 3))
     moved = Mesh(transform_positions(frame, vertices), np.zeros((1, 3), int))
     restored = transform_mesh(invert_transform(frame), moved)

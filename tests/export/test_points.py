@@ -8,6 +8,7 @@ from ball_run import CENTER, RADIUS
 
 from jaxrf.cameras.base import image_rays, make_cameras
 from jaxrf.cameras.transforms import (
+    SimilarityTransform,
     invert_transform,
     rotate_onto,
     transform_positions,
@@ -77,7 +78,7 @@ def test_estimate_pixel_normals_of_a_plane_is_its_normal() -> None:
 
 def test_transform_points_by_the_inverse_restores_the_cloud() -> None:
     rotation = rotate_onto(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.0, 1.0]))
-    frame = Frame(0.3, rotation, np.array([1.0, -2.0, 0.5]))
+    frame = SimilarityTransform(0.3, rotation, np.array([1.0, -2.0, 0.5]))
     positions, normals = np.random.default_rng(0).normal(size=(2, 7, 3))
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     moved = Points(transform_positions(frame, positions), normals @ rotation.T, normals)

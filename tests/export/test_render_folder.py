@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jaxrf.cli.options import RenderOptions
 from PIL import Image
 
 from jaxrf.core.errors import InputError
@@ -20,6 +19,7 @@ from jaxrf.export.render_folder import (
     render_frames,
     render_into_folder,
 )
+from jaxrf.export.render_options import RenderOptions
 from jaxrf.export.render_plan import plan_render
 from jaxrf.rendering.image import HostRendering
 from jaxrf.training.runs import Run

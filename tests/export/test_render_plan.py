@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jaxrf.cli.options import RenderOptions
 from scenes import SIZE, VIEWS, make_scene
 
 from jaxrf.core.errors import InputError
+from jaxrf.export.render_options import RenderOptions
 from jaxrf.export.render_plan import name_frames, path_cameras, plan_render
 from jaxrf.training.runs import Run
 

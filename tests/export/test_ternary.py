@@ -21,9 +21,12 @@ from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
 from jaxrf.export import ternary
 from jaxrf.export.ternary import PACKINGS, pack_trits, read_ternary, unpack_trits, write_ternary
-from jaxrf.fields.bitnerf import quantise_weights
+from jaxrf.fields.bitnerf import BitNeRF, quantize_weights
+from jaxrf.models.base import ModelParams
+from jaxrf.models.packed import PackedModel
+from jaxrf.sampling.density_ema import init_density_ema
 from jaxrf.training import runs
-from jaxrf.training.config import BitNeRFConfig, OptimizerConfig, TrainConfig
+from jaxrf.training.config import OptimizerConfig, TrainConfig
 from jaxrf.training.scene_metadata import SceneMetadata
 
 
@@ -82,18 +85,13 @@ def test_unpack_trits_refuses_too_few_or_too_many_bytes(
 # Files
 # ---------------------------------------------------------------------------------------------
 
-FIELD = BitNeRFConfig(
+FIELD = BitNeRF(
     layers=2,
     width=24,
     skip=1,
     color_width=16,
     num_position_frequencies=4,
     num_direction_frequencies=1,
-    num_coarse_samples=12,
-    num_fine_samples=8,
-)
-MARCHING = dataclasses.replace(
-    FIELD, sampler="occupancy", layers=1, shading="per_ray", occupancy_resolution=40, max_steps=64
 )
 
 
@@ -109,7 +107,7 @@ def make_run(config: TrainConfig, folder: Path = Path("runs/one")) -> runs.Run:
     state = dataclasses.replace(
         state,
         params=scatter(state.params),
-        average=None if state.average is None else scatter(state.average),
+        ema_params=None if state.ema_params is None else scatter(state.ema_params),
         step=jnp.asarray(7, jnp.int32),
     )
     scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
@@ -118,11 +116,11 @@ def make_run(config: TrainConfig, folder: Path = Path("runs/one")) -> runs.Run:
 
 def empty_random_cells(run: runs.Run) -> runs.Run:
     """The run with an occupancy grid in which only half of the cells of one octant are occupied."""
-    occupied = np.random.default_rng(5).random(run.stage.cells) < 0.5
+    occupied = np.random.default_rng(5).random(run.stage.grid_resolution) < 0.5
     for axis in range(3):
-        np.swapaxes(occupied, 0, axis)[run.stage.cells[axis] // 2 :] = False
+        np.swapaxes(occupied, 0, axis)[run.stage.grid_resolution[axis] // 2 :] = False
     grid = dataclasses.replace(run.state.grid, occupied=jnp.asarray(occupied))
-    grid = ternary.occupancy.init_density_ema(grid, run.stage.reach)
+    grid = init_density_ema(grid, run.stage.dilation_cells)
     return dataclasses.replace(run, state=dataclasses.replace(run.state, grid=grid))
 
 
@@ -130,9 +128,16 @@ def render_test_view(run: runs.Run) -> Any:
     return runs.make_render_fn(run)(make_scene().splits["test"].cameras, 1)
 
 
+def list_networks(run: runs.Run) -> list[dict[str, Any]]:
+    """Returns the layers of the coarse and of the fine network."""
+    params = run.state.eval_params
+    assert isinstance(params, ModelParams) and params.coarse is not None
+    return [params.coarse["params"], params.field["params"]]
+
+
 @pytest.fixture(scope="module")
 def run() -> runs.Run:
-    return make_run(tiny_nerf(field=FIELD, optimizer=OptimizerConfig(average=0.9)))
+    return make_run(tiny_nerf(field=FIELD, optimizer=OptimizerConfig(ema_decay=0.9)))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +162,8 @@ def test_read_ternary_renders_the_images_of_the_run(
 
 
 def test_read_ternary_renders_the_images_of_a_run_on_an_occupancy_grid(tmp_path: Path) -> None:
-    run = empty_random_cells(make_run(tiny_nerf(field=MARCHING)))
+    model = PackedModel(shading="per_ray", occupancy_resolution=40, max_steps=64)
+    run = empty_random_cells(make_run(tiny_nerf(field=FIELD, model=model, layers=1)))
     write_ternary(run, tmp_path / "ball.npz", "ternary-2bit")
     read = read_ternary(tmp_path / "ball.npz")
     assert differing_leaves(read.state.grid, run.state.grid) == []
@@ -177,21 +183,20 @@ def test_read_ternary_restores_everything_but_the_training_poses(
     assert (read.config, read.scene, read.stage) == (run.config, scene, run.stage)
     assert (int(read.state.step), read.seconds) == (7, 2.5)
     assert differing_leaves(read.state.grid, run.state.grid) == []
-    assert set(read.state.eval_params) == {"coarse", "fine"}
-    for name, network in run.state.eval_params.items():
-        assert set(read.state.eval_params[name]["params"]) == set(network["params"])
-        for layer, values in network["params"].items():
-            actual = read.state.eval_params[name]["params"][layer]
-            trits, scale = jax.jit(quantise_weights)(values["kernel"])
+    assert read.state.eval_params.proposals == () and read.state.eval_params.appearance is None
+    networks = zip(list_networks(read), list_networks(run), strict=True)
+    for read_network, network in networks:
+        assert set(read_network) == set(network)
+        for layer, values in network.items():
+            actual = read_network[layer]
+            trits, scale = jax.jit(quantize_weights)(values["kernel"])
             np.testing.assert_array_equal(actual["kernel"], trits)
             np.testing.assert_array_equal(actual["scale"], scale)
             np.testing.assert_array_equal(actual["bias"], values["bias"])
 
 
 def test_write_ternary_packs_four_or_five_weights_per_byte(run: runs.Run, tmp_path: Path) -> None:
-    layers = [
-        layer for network in run.state.eval_params.values() for layer in network["params"].values()
-    ]
+    layers = [layer for network in list_networks(run) for layer in network.values()]
     kernels = sum(layer["kernel"].size for layer in layers)
     biases = sum(layer["bias"].size for layer in layers)
     assert ternary.count_weights(run.state.eval_params) == kernels + biases

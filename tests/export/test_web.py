@@ -16,12 +16,13 @@ from jaxrf.cameras.base import Cameras
 from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
 from jaxrf.export.web import write_page
-from jaxrf.sampling import occupancy
+from jaxrf.models.packed import PackedModel
+from jaxrf.sampling.density_ema import init_density_ema
 from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.scene_metadata import SceneMetadata
 
-MARCHING = {"sampler": "occupancy", "occupancy_resolution": 8, "max_steps": 24}
+MARCHING = {"model": PackedModel(occupancy_resolution=8, max_steps=24)}
 
 
 def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
@@ -33,12 +34,12 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
     )
     grid = state.grid
     if config.field.name == "bitnerf":
-        occupied = rng.random(stage.cells) < 0.7
+        occupied = rng.random(stage.grid_resolution) < 0.7
         occupied[:2] = False
         grid = dataclasses.replace(grid, occupied=jnp.asarray(occupied))
-        grid = occupancy.init_density_ema(grid, stage.reach)
+        grid = init_density_ema(grid, stage.dilation_cells)
     state = dataclasses.replace(
-        state, params=params, average=None, grid=grid, step=jnp.asarray(7, jnp.int32)
+        state, params=params, ema_params=None, grid=grid, step=jnp.asarray(7, jnp.int32)
     )
     scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
     scene = dataclasses.replace(scene, name="ball </script>")
@@ -68,7 +69,7 @@ def test_write_page_is_complete_and_self_contained(tmp_path: Path) -> None:
     run = make_run(tiny_bitnerf(**MARCHING))
     size = write_page(run, tmp_path / "ball.html")
     text = (tmp_path / "ball.html").read_text(encoding="utf-8")
-    kernels = [layer["kernel"].size for layer in run.state.eval_params["fine"]["params"].values()]
+    kernels = [layer["kernel"].size for layer in run.state.eval_params.field["params"].values()]
     assert size == -(-sum(kernels) // 5)
     # All placeholders are replaced, nothing is fetched, and a name does not end the script.
     assert not re.search(r"@[A-Z]+@", text)

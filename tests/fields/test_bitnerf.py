@@ -9,12 +9,12 @@ import pytest
 
 from jaxrf.fields.base import FieldContext
 from jaxrf.fields.bitnerf import (
-    LEAST_SCALE,
+    MIN_SCALE,
     BitDense,
     BitNeRF,
     normalise,
-    quantise_activations,
-    quantise_weights,
+    quantize_activations,
+    quantize_weights,
 )
 
 # ---------------------------------------------------------------------------------------------
@@ -22,13 +22,13 @@ from jaxrf.fields.bitnerf import (
 # ---------------------------------------------------------------------------------------------
 
 
-def quantise_weights_slowly(W: np.ndarray) -> tuple[np.ndarray, float]:
-    scale = max(float(np.mean(np.abs(W))), LEAST_SCALE)
+def quantize_weights_slowly(W: np.ndarray) -> tuple[np.ndarray, float]:
+    scale = max(float(np.mean(np.abs(W))), MIN_SCALE)
     return np.clip(np.round(W / scale), -1, 1), scale
 
 
-def quantise_activations_slowly(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scales = np.maximum(np.max(np.abs(X), axis=1, keepdims=True) / 127, LEAST_SCALE)
+def quantize_activations_slowly(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scales = np.maximum(np.max(np.abs(X), axis=1, keepdims=True) / 127, MIN_SCALE)
     return np.clip(np.round(X / scales), -128, 127), scales
 
 
@@ -45,8 +45,8 @@ def bit_dense_slowly(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Output, and the gradients of sum(g * output) in input, kernel and bias."""
     normalized, jacobian = normalise_slowly(x)
-    Xq, s_x = quantise_activations_slowly(normalized)
-    Wq, s_w = quantise_weights_slowly(kernel.T)
+    Xq, s_x = quantize_activations_slowly(normalized)
+    Wq, s_w = quantize_weights_slowly(kernel.T)
     y = (Xq @ Wq.T) * s_x * s_w + bias
     dX = (g @ Wq) * s_w
     dW = g.T @ (Xq * s_x)
@@ -87,8 +87,8 @@ def random_layer(
 @pytest.mark.parametrize("size", [1e-8, 1e-4, 1.0, 1e15])
 def test_quantized_weights_equal_the_recipe(size: float) -> None:
     weights = size * random_layer(1, 17, 9)[1]
-    ternary, scale = quantise_weights(jnp.asarray(weights))
-    expected, expected_scale = quantise_weights_slowly(weights.astype(np.float64))
+    ternary, scale = quantize_weights(jnp.asarray(weights))
+    expected, expected_scale = quantize_weights_slowly(weights.astype(np.float64))
     np.testing.assert_array_equal(ternary, expected)
     assert float(scale) == pytest.approx(expected_scale, rel=1e-6)
     assert size < 1e-5 or set(np.unique(ternary)) == {-1.0, 0.0, 1.0}
@@ -97,8 +97,8 @@ def test_quantized_weights_equal_the_recipe(size: float) -> None:
 @pytest.mark.parametrize("size", [1e-12, 1e-4, 1.0, 1e30])
 def test_quantized_activations_equal_the_recipe(size: float) -> None:
     x = size * random_layer(11, 33, 1)[0]
-    integers, scales = quantise_activations(jnp.asarray(x))
-    expected, expected_scales = quantise_activations_slowly(x.astype(np.float64))
+    integers, scales = quantize_activations(jnp.asarray(x))
+    expected, expected_scales = quantize_activations_slowly(x.astype(np.float64))
     np.testing.assert_array_equal(integers, expected)
     np.testing.assert_allclose(scales, expected_scales, rtol=1e-6)
     assert size < 1.0 or np.all(np.max(np.abs(integers), axis=1) == 127)
@@ -111,7 +111,7 @@ def test_quantized_activations_round_halves_toward_zero() -> None:
     halves = np.arange(-127, 128)[None] / 2.0
     for scale in np.random.default_rng(0).uniform(0.01, 100.0, 50):
         x = np.float32(scale) * np.concatenate([halves, [[127.0]]], axis=1).astype(np.float32)
-        integers, _ = quantise_activations(jnp.asarray(x))
+        integers, _ = quantize_activations(jnp.asarray(x))
         np.testing.assert_array_equal(integers[:, :-1], np.trunc(halves))
 
 
@@ -120,11 +120,11 @@ def test_quantization_passes_gradients_straight_through_rounding_but_not_scales(
     g = random_layer(5, 7, 7, seed=1)
 
     def of_weights(w: jax.Array) -> jax.Array:
-        ternary, scale = quantise_weights(w)
+        ternary, scale = quantize_weights(w)
         return jnp.sum(ternary * scale * g[1])
 
     def of_activations(x: jax.Array) -> jax.Array:
-        integers, scales = quantise_activations(x)
+        integers, scales = quantize_activations(x)
         return jnp.sum(integers * scales * g[0])
 
     np.testing.assert_allclose(jax.grad(of_weights)(kernel), g[1], rtol=1e-6)
@@ -132,14 +132,14 @@ def test_quantization_passes_gradients_straight_through_rounding_but_not_scales(
     # An outlier is clipped; its gradient is not.
     kernel[2, 3] = 100.0
     np.testing.assert_allclose(jax.grad(of_weights)(kernel), g[1], rtol=1e-6)
-    for function, value in ((quantise_weights, kernel), (quantise_activations, x)):
+    for function, value in ((quantize_weights, kernel), (quantize_activations, x)):
         scale_gradient = jax.grad(lambda v, f=function: jnp.sum(f(v)[1]))(jnp.asarray(value))
         np.testing.assert_array_equal(scale_gradient, np.zeros_like(value))
 
 
 def test_quantized_ternary_weights_are_unchanged_but_their_scale_is_not() -> None:
-    ternary, scale = quantise_weights(jnp.asarray(random_layer(1, 16, 8)[1]))
-    again, other = quantise_weights(ternary * scale)
+    ternary, scale = quantize_weights(jnp.asarray(random_layer(1, 16, 8)[1]))
+    again, other = quantize_weights(ternary * scale)
     np.testing.assert_array_equal(again, ternary)
     assert float(other) < 0.9 * float(scale)
 
@@ -171,8 +171,8 @@ def test_bit_dense_products_are_sums_of_integers() -> None:
     """Exact, so that no order of summation and no lower precision changes a bit."""
     x, kernel, bias, _ = random_layer(8, 300, 5)
     actual = apply_layer(jnp.asarray(x), jnp.asarray(kernel), jnp.zeros_like(bias))
-    integers, scales = jax.jit(lambda x: quantise_activations(normalise(x)))(x)
-    ternary, scale = jax.jit(quantise_weights)(kernel)
+    integers, scales = jax.jit(lambda x: quantize_activations(normalise(x)))(x)
+    ternary, scale = jax.jit(quantize_weights)(kernel)
     sums = np.asarray(actual, np.float64) / np.asarray(scales) / float(scale)
     np.testing.assert_allclose(sums, np.round(sums), atol=1e-3)
     np.testing.assert_array_equal(np.round(sums), np.asarray(integers) @ np.asarray(ternary))
@@ -225,7 +225,7 @@ def test_bit_dense_with_one_outlier_zeroes_the_other_weights_without_nan() -> No
 
 def test_bit_dense_uses_a_scale_among_the_parameters() -> None:
     x, kernel, bias, _ = (jnp.asarray(value) for value in random_layer(9, 12, 7))
-    ternary, scale = quantise_weights(kernel)
+    ternary, scale = quantize_weights(kernel)
     y = apply_layer(x, kernel, bias)
     np.testing.assert_array_equal(apply_layer(x, ternary, bias, scale=scale), y)
     doubled = apply_layer(x, ternary, jnp.zeros_like(bias), scale=2.0 * scale)
@@ -284,7 +284,7 @@ def test_bitnerf_depends_on_its_ternary_weights_alone() -> None:
     """Weights that move within their third of the range change nothing but their common scale."""
     params = random_params()
     kernel = params["params"]["trunk_1"]["kernel"]
-    ternary, scale = quantise_weights(kernel)
+    ternary, scale = quantize_weights(kernel)
     quantized = params["params"] | {
         "trunk_1": params["params"]["trunk_1"] | {"kernel": ternary, "scale": scale}
     }
@@ -307,6 +307,6 @@ def test_bit_dense_gain_scales_each_normalized_channel() -> None:
     changed = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(4), "gain": jnp.asarray(gain)}
     actual = layer.apply({"params": changed}, jnp.asarray(x))
     normalized = gain * x / np.sqrt(np.mean(x.astype(np.float64) ** 2, -1, keepdims=True) + 1e-3)
-    integers, rows = quantise_activations_slowly(normalized)
-    ternary, scale = quantise_weights_slowly(kernel.T)
+    integers, rows = quantize_activations_slowly(normalized)
+    ternary, scale = quantize_weights_slowly(kernel.T)
     np.testing.assert_allclose(actual, integers @ ternary.T * rows * scale, rtol=1e-4, atol=1e-5)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrf.fields import voxels
+from jaxrf.fields import voxel_grid, voxels
 from jaxrf.fields.base import Field, FieldContext
-from jaxrf.fields.voxels import CORNERS, VoxelGrid, Voxels
+from jaxrf.fields.voxel_grid import CORNERS, VoxelGrid
+from jaxrf.fields.voxels import Voxels
 from jaxrf.sampling import weight_tracking
 
 SIDE = 12
@@ -28,12 +29,12 @@ def make_occupied(share: float = 0.2, extent: int = 5, seed: int = 0) -> np.ndar
 
 
 def make_grid(**options: Any) -> VoxelGrid:
-    return voxels.index_cells(make_occupied(**options), BOX, 4.0)
+    return voxel_grid.index_cells(make_occupied(**options), BOX, 4.0)
 
 
 def make_field(grid: VoxelGrid, **options: Any) -> tuple[Voxels, Any]:
     """A field with a random table, and its parameters."""
-    field = Voxels(table_rows=voxels.count_rows(grid), feature_dim=3, width=8, **options)
+    field = Voxels(table_rows=voxel_grid.count_rows(grid), feature_dim=3, width=8, **options)
     params = field.init(jax.random.key(0))
     table = jax.random.normal(jax.random.key(1), params["table"].shape)
     return field, params | {"table": table}
@@ -69,7 +70,7 @@ def test_voxels_have_the_shapes_of_a_field() -> None:
 
 def test_init_is_an_even_thin_fog() -> None:
     grid = make_grid()
-    field = Voxels(table_rows=voxels.count_rows(grid))
+    field = Voxels(table_rows=voxel_grid.count_rows(grid))
     params = field.init(jax.random.key(0))
     density, _ = field.density(
         params, random_positions(np.asarray(grid.occupied), 50), context_of(grid, 50)
@@ -80,24 +81,24 @@ def test_init_is_an_even_thin_fog() -> None:
 def test_index_cells_numbers_each_cell_once_and_shares_corners() -> None:
     occupied = make_occupied()
     grid = make_grid()
-    number, rows = np.asarray(grid.number).reshape(occupied.shape), np.asarray(grid.rows)
+    number, rows = np.asarray(grid.cell_ids).reshape(occupied.shape), np.asarray(grid.corner_rows)
     assert np.array_equal(number > 0, occupied)
     assert sorted(number[occupied]) == list(range(1, occupied.sum() + 1))
-    assert int(grid.count) == occupied.sum() + 1 and not rows[0].any()
+    assert int(grid.num_cells) == occupied.sum() + 1 and not rows[0].any()
     vertex_of_row: dict[int, tuple[int, ...]] = {}
     for cell in np.argwhere(occupied):
         for corner, row in zip(CORNERS, rows[number[tuple(cell)]], strict=True):
             assert row > 0
             assert vertex_of_row.setdefault(row, tuple(cell + corner)) == tuple(cell + corner)
-    assert len(set(vertex_of_row.values())) == len(vertex_of_row) == voxels.count_rows(grid) - 1
+    assert len(set(vertex_of_row.values())) == len(vertex_of_row) == voxel_grid.count_rows(grid) - 1
 
 
 def test_find_cells_equals_loop() -> None:
     grid, occupied = make_grid(), make_occupied()
     rng = np.random.default_rng(1)
     positions = rng.uniform(BOX[0] - 0.5, BOX[1] + 0.5, (500, 3)).astype(np.float32)
-    cell, fraction = voxels.find_cells(grid, jnp.asarray(positions))
-    number = np.asarray(grid.number).reshape(occupied.shape)
+    cell, fraction = voxel_grid.find_cells(grid, jnp.asarray(positions))
+    number = np.asarray(grid.cell_ids).reshape(occupied.shape)
     for position, actual, offset in zip(positions, cell, fraction, strict=True):
         scaled = (position.astype(np.float64) - BOX[0]) / CELL
         cell_of_position = np.floor(scaled).astype(int)
@@ -151,15 +152,15 @@ def test_interpolate_equals_loops() -> None:
 
 def test_interpolate_reproduces_linear_functions() -> None:
     grid, occupied = make_grid(), make_occupied()
-    rows = np.asarray(grid.rows)
-    table = np.zeros((voxels.count_rows(grid), 1), np.float32)
+    rows = np.asarray(grid.corner_rows)
+    table = np.zeros((voxel_grid.count_rows(grid), 1), np.float32)
     slope = np.array([1.0, -2.0, 0.5])
     for number, cell in enumerate(np.argwhere(occupied), start=1):
         for k, corner in enumerate(CORNERS):
             table[rows[number, k], 0] = (BOX[0] + (cell + corner) * CELL) @ slope
     positions = random_positions(occupied, 200)
-    actual, fraction = voxels.find_cells(grid, positions)
-    values = voxels.interpolate(jnp.asarray(table), grid.rows[actual], fraction)
+    actual, fraction = voxel_grid.find_cells(grid, positions)
+    values = voxels.interpolate(jnp.asarray(table), grid.corner_rows[actual], fraction)
     np.testing.assert_allclose(values[:, 0], np.asarray(positions) @ slope, atol=1e-4)
 
 
@@ -180,9 +181,9 @@ def test_subdivide_preserves_the_field(factor: int) -> None:
     keep = occupied & (np.random.default_rng(5).uniform(size=occupied.shape) < 0.7)
     # The kept cells begin at another corner, so that they are moved.
     keep[0] = False
-    subdivided = voxels.subdivide(grid, keep, factor, 4.0)
+    subdivided = voxel_grid.subdivide(grid, keep, factor, 4.0)
     assert int(subdivided.grid.occupied.sum()) == keep.sum() * factor**3
-    rows = voxels.count_rows(subdivided.grid)
+    rows = voxel_grid.count_rows(subdivided.grid)
     assert subdivided.parent_rows.shape == subdivided.weights.shape == (rows, 8)
     np.testing.assert_allclose(subdivided.weights.sum(axis=1), 1.0, atol=1e-6)
     table = jnp.einsum("rk,rkc->rc", subdivided.weights, params["table"][subdivided.parent_rows])
@@ -203,12 +204,12 @@ def test_subdivide_preserves_the_field(factor: int) -> None:
 def test_subdivide_twice_preserves_the_field() -> None:
     occupied = np.zeros((SIDE,) * 3, bool)
     occupied[4:7, 5:8, 2:4] = True
-    grid = voxels.index_cells(occupied, BOX, 4.0)
+    grid = voxel_grid.index_cells(occupied, BOX, 4.0)
     field, params = make_field(grid)
     new, new_grid = params, grid
     for _ in range(2):
         all_cells = np.asarray(new_grid.occupied)
-        subdivided = voxels.subdivide(new_grid, all_cells, 2, 4.0)
+        subdivided = voxel_grid.subdivide(new_grid, all_cells, 2, 4.0)
         table = jnp.einsum("rk,rkc->rc", subdivided.weights, new["table"][subdivided.parent_rows])
         new, new_grid = new | {"table": table}, subdivided.grid
     assert int(new_grid.occupied.sum()) == 18 * 64
@@ -224,10 +225,10 @@ def test_weights_are_recorded_by_cell_number_and_reset_by_subdivide() -> None:
     grid, occupied = make_grid(), make_occupied()
     positions = random_positions(occupied, 25)
     weights = np.random.default_rng(2).uniform(size=25).astype(np.float32)
-    cell, _ = voxels.find_cells(grid, positions)
+    cell, _ = voxel_grid.find_cells(grid, positions)
     noted = weight_tracking.record_weights(grid, cell, jnp.asarray(weights))
     assert isinstance(noted, VoxelGrid)
-    expected = np.zeros(int(grid.count))
+    expected = np.zeros(int(grid.num_cells))
     for c, w in zip(np.asarray(cell), weights, strict=True):
         expected[c] = max(expected[c], w)
     assert np.sum(expected == 0) > 1
@@ -235,7 +236,7 @@ def test_weights_are_recorded_by_cell_number_and_reset_by_subdivide() -> None:
         weight_tracking.decayed_max_weights(noted), expected, rtol=1e-5, atol=1e-12
     )
     # Cells of a subdivided grid have other numbers.
-    subdivided = voxels.subdivide(noted, occupied, 1, 4.0).grid
+    subdivided = voxel_grid.subdivide(noted, occupied, 1, 4.0).grid
     assert subdivided.max_weight_log.shape == (int(subdivided.count),) and int(subdivided.step) == 0
     assert not np.any(weight_tracking.decayed_max_weights(subdivided))
 
@@ -259,17 +260,21 @@ def test_total_variation_equals_loops() -> None:
 
 def test_pad_grid_adds_and_removes_unused_cells() -> None:
     grid = make_grid()
-    cells = grid.rows.shape[0]
+    cells = grid.corner_rows.shape[0]
     numbers = jnp.arange(cells, dtype=jnp.int32)
     grid = weight_tracking.record_weights(grid, numbers, jnp.linspace(0.1, 0.9, cells))
     weights = weight_tracking.decayed_max_weights(grid)
-    large = voxels.pad_grid(grid, cells + 9)
-    assert large.rows.shape == (cells + 9, 8) and large.max_weight_log.shape == (cells + 9,)
-    assert not np.any(large.rows[cells:]) and np.array_equal(large.rows[:cells], grid.rows)
+    large = voxel_grid.pad_grid(grid, cells + 9)
+    assert large.corner_rows.shape == (cells + 9, 8) and large.max_weight_log.shape == (cells + 9,)
+    assert not np.any(large.corner_rows[cells:]) and np.array_equal(
+        large.corner_rows[:cells], grid.corner_rows
+    )
     np.testing.assert_array_equal(weight_tracking.decayed_max_weights(large)[:cells], weights)
     np.testing.assert_array_equal(weight_tracking.decayed_max_weights(large)[cells:], 0.0)
-    again = voxels.pad_grid(large, cells)
-    assert np.array_equal(again.rows, grid.rows) and int(again.count) == int(grid.count)
+    again = voxel_grid.pad_grid(large, cells)
+    assert np.array_equal(again.corner_rows, grid.corner_rows) and int(again.num_cells) == int(
+        grid.num_cells
+    )
     np.testing.assert_array_equal(weight_tracking.decayed_max_weights(again), weights)
 
 
@@ -285,8 +290,8 @@ def test_gradients_are_finite_and_nonzero_only_at_corners_of_sampled_cells(scale
 
     gradient = np.asarray(jax.grad(total)(scale * params["table"]))
     assert np.all(np.isfinite(gradient))
-    cell, _ = voxels.find_cells(grid, positions)
-    touched = np.unique(np.asarray(grid.rows)[np.asarray(cell)])
+    cell, _ = voxel_grid.find_cells(grid, positions)
+    touched = np.unique(np.asarray(grid.corner_rows)[np.asarray(cell)])
     assert not np.any(np.delete(gradient, touched, axis=0))
     if scale == 1.0:
         assert np.all(np.any(gradient[touched] != 0, axis=1))

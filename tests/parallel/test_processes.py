@@ -100,7 +100,7 @@ def test_two_processes_compute_the_bits_of_one(options: list[str], tmp_path: Pat
     data = write_scene(tmp_path / "ball")
     order = ["--shards", "2", *options]
     if options:
-        order += ["--steps", "5", "--batch-rays", "128", "--supersample", "1"]
+        order += ["--num-steps", "5", "--batch-rays", "128", "--supersample", "1"]
         order += ["--batch-samples", "16384"]
     start = start_processes if options in PRESETS else start_under_slurm
     workers = start(data, tmp_path / "two", *order)
@@ -124,7 +124,7 @@ def test_training_resumes_after_one_process_is_lost_and_the_other_ended(
     lost: int, tmp_path: Path
 ) -> None:
     data, run_dir = write_scene(tmp_path / "ball"), tmp_path / "run"
-    workers = start_processes(data, run_dir, "--steps", "100000", "--checkpoint-seconds", "1")
+    workers = start_processes(data, run_dir, "--num-steps", "100000", "--checkpoint-seconds", "1")
     deadline = time.monotonic() + 300
     while not list(run_dir.glob("checkpoints/[0-9]*")) and time.monotonic() < deadline:
         time.sleep(0.5)

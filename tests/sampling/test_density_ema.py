@@ -15,7 +15,7 @@ from jaxrf.cameras import contraction
 from jaxrf.cameras.base import image_rays, make_cameras, project
 from jaxrf.cameras.poses import look_at
 from jaxrf.sampling.density_ema import (
-    UNINITIALISED,
+    UNINITIALIZED,
     UPDATE_PHASES,
     DensityEmaGrid,
     init_density_ema,
@@ -386,7 +386,7 @@ def test_mark_invisible_cells_in_ndc_keeps_all_cells_with_the_ndc_pixel_radius()
     grid = mark_invisible_cells(
         init_density_ema(make_full_grid((4, 4, 4), jnp.asarray(box)), 1.0), cameras, 1.0
     )
-    assert np.all(grid.occupied) and np.all(np.asarray(grid.optical_depth_ema) == UNINITIALISED)
+    assert np.all(grid.occupied) and np.all(np.asarray(grid.optical_depth_ema) == UNINITIALIZED)
     rays = image_rays(cameras, 0, 0.0, 1.0)
     middle = rays.radii[10, 20] * 0.5 * rays.far[10, 20]
     assert float(grid.radius) == pytest.approx(float(middle), rel=0.05)

@@ -20,8 +20,8 @@ def test_bench_refuses_invalid_presets_before_measuring(capsys: pytest.CaptureFi
     assert cli.main(["bench", "--presets", "no-such"]) == 2
     assert "no-such is unknown" in capsys.readouterr().err
     assert cli.main(["bench", "--budget", "-1"]) == 2
-    assert cli.main(["bench", "--presets", "nerf-small --steps -1"]) == 2
-    assert "--steps" in capsys.readouterr().err
+    assert cli.main(["bench", "--presets", "nerf-small --num-steps -1"]) == 2
+    assert "--num-steps is -1" in capsys.readouterr().err
 
 
 def test_bench_resume_skips_runs_of_the_report(

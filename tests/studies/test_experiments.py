@@ -10,31 +10,31 @@ import pytest
 from scenes import write_scene
 
 from jaxrf.core.errors import InputError
-from jaxrf.studies import experiments
+from jaxrf.presets import preset_name
+from jaxrf.studies import experiments, presets
 from jaxrf.studies.options import ExperimentsOptions
-from jaxrf.training import config as configs
 from jaxrf.training.config import TrainConfig
 
 pytestmark = pytest.mark.as_used
 
 
 def study_base() -> TrainConfig:
-    return dataclasses.replace(configs.study_base(), steps=6)
+    return dataclasses.replace(presets.study_base(), num_steps=6)
 
 
 def study_bitnerf_parallel() -> TrainConfig:
-    return dataclasses.replace(configs.study_bitnerf_parallel(), steps=6)
+    return dataclasses.replace(presets.study_bitnerf_parallel(), num_steps=6)
 
 
 def test_study_has_six_experiments_of_equal_epochs() -> None:
-    made = {configs.preset_name(preset): preset() for preset in experiments.STUDY}
+    made = {preset_name(preset): preset() for preset in experiments.STUDY}
     assert len(made) == 6
     # Each trains on every image about fifty times.
-    assert len({config.steps * config.batch_rays for config in made.values()}) == 1
+    assert len({config.num_steps * config.batch_rays for config in made.values()}) == 1
     assert made["study-parallel"] == dataclasses.replace(made["study-base"], devices=2)
     assert made["study-bitnerf-parallel"] == dataclasses.replace(made["study-bitnerf"], devices=2)
     assert made["study-base"].devices == made["study-bitnerf"].devices == 1
-    changed = dataclasses.replace(made["study-base"].field, compute="bfloat16")
+    changed = dataclasses.replace(made["study-base"].field, compute_dtype="bfloat16")
     assert made["study-mixed"] == dataclasses.replace(made["study-base"], field=changed)
 
 

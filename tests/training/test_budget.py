@@ -8,7 +8,7 @@ from scenes import tiny_voxels
 from jaxrf.training import budget, schedule
 from jaxrf.training.timing import StepTimer
 
-CONFIG = tiny_voxels(steps=200, budget=100.0)
+CONFIG = tiny_voxels(num_steps=200, budget=100.0)
 TIMER = StepTimer(steps=20, seconds=4.0, best=0.1, warm=True)
 
 
@@ -82,7 +82,7 @@ def test_should_fit_steps_waits_for_a_reliable_time_and_for_free_knots() -> None
     quick = dataclasses.replace(TIMER, seconds=0.1)
     assert not budget.should_fit_steps(CONFIG, 5, quick, 50.0, False, True)
     full = CONFIG
-    for index in range(schedule.MOST_KNOTS):
+    for index in range(schedule.MAX_KNOTS):
         full = schedule.rescale_schedule(full, 10 * (index + 1), 200)
     assert not budget.should_fit_steps(full, 60, TIMER, 50.0, False, True)
 

@@ -1,316 +1,259 @@
-"""Configurations: presets, and the text that a run keeps of its own."""
+"""The configuration checks itself: every number and combination that cannot be used is named."""
 
 import dataclasses
-import glob
-import importlib.util
-import json
+import math
+import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from scenes import change, tiny_hashgrid, tiny_nerf, tiny_pynerf, tiny_tensorf, tiny_voxels
 
+from jaxrf import presets
+from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.errors import InputError
 from jaxrf.data.bricks.config import SyntheticSceneConfig
-from jaxrf.training import config
-from jaxrf.training.config import NeRFConfig, ScheduleKnot, TensoRFConfig, TrainConfig
+from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.models.packed import PackedModel
+from jaxrf.models.proposal import ProposalModel
+from jaxrf.training.config import (
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+    VideoConfig,
+    ViewerConfig,
+)
 
 
-@pytest.mark.parametrize("preset", config.PRESETS, ids=config.preset_name)
-def test_every_preset_survives_json(preset: Callable[[], TrainConfig]) -> None:
-    original = preset()
-    text = config.to_json(original)
-    again = config.from_json(text)
-    assert again == original
-    assert type(again.field) is type(original.field)
-    assert config.to_json(again) == text
-    assert hash(again) == hash(original)
+def replace_at(config: TrainConfig, path: str, value: Any) -> TrainConfig:
+    """The configuration with another value of the attribute with this dotted name."""
+    name, _, below = path.partition(".")
+    if below:
+        value = replace_at(getattr(config, name), below, value)
+    return dataclasses.replace(config, **{name: value})
 
 
-def test_settings_that_are_not_the_defaults_survive_json() -> None:
-    original = dataclasses.replace(
-        config.tensorf_small(),
-        data=Path("a/b"),
-        run_dir=Path("/c"),
-        resume=True,
-        background="random",
+def in_type_of(config: Any, path: str, value: int) -> int | float:
+    """The value as a float where the attribute with this dotted name is one."""
+    attribute = config
+    for name in path.split("."):
+        attribute = getattr(attribute, name)
+    return float(value) if isinstance(attribute, float) else value
+
+
+def option_of(path: str) -> str:
+    return "--" + path.replace("_", "-")
+
+
+POSITIVE = [
+    "downscale", "num_steps", "batch_samples", "batch_rays", "render_samples",
+    "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
+    "supersample", "budget", "test_every", "microbatch_samples", "devices", "processes", "shards",
+    "num_train_scales", "synthetic_scene.size", "synthetic_scene.train_views",
+    "synthetic_scene.test_views", "video.size", "optimizer.grid_lr", "optimizer.mlp_lr",
+    "optimizer.lr_final_mult", "optimizer.epsilon", "optimizer.clip_norm", "loss.huber_delta",
+    "loss.charbonnier_epsilon", "model.checkpoint_chunks", "model.max_steps",
+    "model.max_shaded_fraction", "model.occupancy_resolution", "model.occupancy_update_interval",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", POSITIVE)
+@pytest.mark.parametrize("value", [0, -3])
+def test_numbers_that_must_be_positive_are_named(path: str, value: int) -> None:
+    config = tiny_voxels(video=VideoConfig(), budget=60.0)
+    number = in_type_of(config, path, value)
+    with pytest.raises(InputError, match=f"^{re.escape(option_of(path))} is {number}: give a"):
+        replace_at(config, path, number)
+
+
+VOXELS = ["width", "feature_dim", "density_scale", "initial_resolution", "step_ratio"]
+TENSORF = [
+    "width", "density_components", "feature_components", "feature_dim", "density_scale",
+    "initial_voxels", "final_voxels", "occupancy_voxels", "step_ratio",
+]  # fmt: skip
+HASHED = ["width", "num_levels", "features_per_level", "base_resolution", "max_resolution"]
+FIELD_NUMBERS = [
+    *((tiny_voxels, name) for name in VOXELS),
+    *((tiny_tensorf, name) for name in TENSORF),
+    *((tiny_hashgrid, name) for name in HASHED),
+    *((tiny_pynerf, name) for name in [*HASHED, "color_width", "num_pyramid_levels"]),
+    *((tiny_nerf, name) for name in ["layers", "width", "color_width"]),
+]
+
+
+@pytest.mark.parametrize(("tiny", "name"), FIELD_NUMBERS)
+@pytest.mark.parametrize("value", [0, -3])
+def test_numbers_of_fields_that_must_be_positive_are_named(
+    tiny: Callable[[], TrainConfig], name: str, value: int
+) -> None:
+    field = tiny().field
+    option, number = re.escape(option_of(f"field.{name}")), in_type_of(field, name, value)
+    with pytest.raises(InputError, match=f"^{option} is {number}: give a number above 0"):
+        dataclasses.replace(field, **{name: number})
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (HierarchicalModel, "num_coarse_samples"),
+        (ProposalModel, "num_nerf_samples"),
+    ],
+)
+@pytest.mark.parametrize("value", [0, -3])
+def test_numbers_of_models_that_must_be_positive_are_named(
+    model: Any, name: str, value: int
+) -> None:
+    with pytest.raises(InputError, match=f"^{option_of(f'model.{name}')} is {value}: give a"):
+        model(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["num_proposal_samples", "proposal_resolutions"])
+def test_every_number_of_a_proposal_must_be_positive(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{option_of(f'model.{name}')} is 0: give a"):
+        ProposalModel(**{name: (16, 0)})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("checkpoint_seconds", math.nan, "--checkpoint-seconds is nan: give a number above 0"),
+        ("video", {"frames": -1}, "--video.frames is -1: give a number above 0"),
+        ("video", {"every": -0.1}, "--video.every is -0.1: give 0 or more"),
+        ("video", {"every": math.nan}, "--video.every is nan: give 0 or more"),
+        ("seed", -1, "--seed is -1: give a number from 0 to 2^32 - 1"),
+        ("seed", 2**32, f"--seed is {2**32}: give a number from 0 to 2^32 - 1"),
+        ("validate_every", -0.1, "--validate-every is -0.1: give 0 or more"),
+        ("model.appearance_dim", -1, "--model.appearance-dim is -1: give 0 or more"),
+        ("optimizer.grid_lr", -0.1, "--optimizer.grid-lr is -0.1"),
+        ("optimizer.mlp_lr", math.nan, "--optimizer.mlp-lr is nan"),
+        ("budget", -3.0, "--budget is -3.0"),
+        ("viewer.port", 0, "--viewer.port is 0: give a number from 1 to 65535"),
+        ("viewer.port", 2**16, "--viewer.port is 65536: give a number from 1 to 65535"),
+        ("shards", 6, "--shards is 6: give a power of two"),
+        ("coordinator", "host", "--coordinator is host: give host:port, or auto"),
+        ("coordinator", "host:port", "--coordinator is host:port: give host:port, or auto"),
+        ("processes", 2, "add --coordinator host:port"),
+        ("process_id", 0, "add --coordinator host:port"),
+        ("train_scale_schedule", ((5.0, 2),), "ascending steps from 0"),
+        ("train_scale_schedule", ((0.0, 4), (100.0, 2), (50.0, 1)), "ascending steps from 0"),
+        ("train_scale_schedule", ((0.0, 4), (0.0, 2)), "ascending steps from 0"),
+        ("train_scale_schedule", ((0.0, 0),), "a factor of 1 or more"),
+        ("train_scale_schedule", ((0.0, 4), (24.0, 1)), " 24: give earlier steps, or fractions"),
+        ("loss.charbonnier_epsilon", 0.0, "--loss.charbonnier-epsilon is 0"),
+        ("loss.huber_delta", -1.0, "--loss.huber-delta is -1"),
+        ("field.num_subdivisions", 2, "--field.num-subdivisions is 2: give 0 to 1"),
+        ("field.num_subdivisions", -1, "--field.num-subdivisions is -1: give 0 to 1"),
+    ],
+)
+def test_numbers_out_of_range_are_named(path: str, value: Any, message: str) -> None:
+    config = tiny_voxels()
+    with pytest.raises(InputError, match=re.escape(message)):
+        if isinstance(value, dict):
+            replace_at(config, path, VideoConfig(**value))
+        else:
+            replace_at(config, path, value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: tiny_pynerf(blend="results", shading="per_ray"),
+            "add --model.shading per_sample",
+        ),
+        (
+            lambda: change(presets.pynerf_small(), blend="results"),
+            "add --model.shading per_sample",
+        ),
+        (
+            lambda: change(presets.nerf_original(), num_coarse_samples=2),
+            "--model.num-coarse-samples is 2: points need 3 or more",
+        ),
+        (
+            lambda: change(presets.nerf_original(), encoding="integrated"),
+            "add --model.quadrature intervals",
+        ),
+        (
+            lambda: tiny_tensorf(color_head="harmonics", feature_dim=13),
+            "--field.feature-dim is 13: harmonics need one of 3, 12, 27, 48",
+        ),
+        (
+            lambda: ProposalModel(num_proposal_samples=()),
+            "--model.num-proposal-samples has 0 numbers",
+        ),
+        (
+            lambda: ProposalModel(num_proposal_samples=(8, 8), proposal_resolutions=(16,)),
+            "--model.num-proposal-samples has 2 numbers",
+        ),
+        (
+            lambda: ProposalModel(interlevel_weight=-1.0),
+            "--model.interlevel-weight is -1.0: give 0 or more",
+        ),
+        (
+            lambda: tiny_tensorf(model=HierarchicalModel()),
+            "--model hierarchical does not march, and tensorf drops cells",
+        ),
+        (
+            lambda: tiny_voxels(model=ProposalModel()),
+            "--model proposal does not march, and voxels drops cells",
+        ),
+    ],
+)
+def test_fields_and_models_that_do_not_fit_together_are_refused(
+    make: Callable[[], Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize("name", ["lengths_along", "view_directions"])
+def test_lengths_along_the_axis_need_a_range_along_the_axis(name: str) -> None:
+    with pytest.raises(InputError, match=r"add --ray-convention\.range-along axis"):
+        tiny_nerf(ray_convention=RayConvention(**{name: "axis"}))
+
+
+@pytest.mark.parametrize("model", [PackedModel(), ProposalModel()])
+@pytest.mark.parametrize(
+    "convention",
+    [
+        RayConvention(range_along="axis", lengths_along="axis"),
+        RayConvention(range_along="axis", view_directions="axis"),
+        RayConvention(transmittance="inclusive"),
+    ],
+)
+def test_conventions_of_samples_need_the_hierarchical_model(
+    model: Any, convention: RayConvention
+) -> None:
+    assert tiny_nerf(ray_convention=convention).ray_convention == convention
+    with pytest.raises(InputError, match="only the hierarchical model knows"):
+        tiny_nerf(model=model, ray_convention=convention)
+
+
+def test_values_that_switch_something_off_are_accepted() -> None:
+    config = tiny_voxels(
+        validate_every=0.0,
+        video=VideoConfig(frames=0, size=0),
         seed=2**32 - 1,
-        bricks=SyntheticSceneConfig(size=7),
-        knots=(ScheduleKnot(3, 1e-3), ScheduleKnot(1000, 0.1 + 0.2)),
-        field=TensoRFConfig(upsample_at=(), shading="per_ray", prune_threshold=1e-300),
+        coordinator="auto",
+        processes=2,
+        process_id=0,
+        shards=8,
+        supersample=None,
+        budget=None,
+        train_scale_schedule=((0.0, 8), (2.0, 4), (0.5 + 2.0, 1)),
+        loss=LossConfig(distortion_weight=0.0),
+        optimizer=OptimizerConfig(warmup=0.0, l2=0.0),
+        viewer=ViewerConfig(port=2**16 - 1),
+        synthetic_scene=SyntheticSceneConfig(size=1),
     )
-    again = config.from_json(config.to_json(original))
-    assert again == original
-    assert isinstance(again.data, Path)
+    assert config.image_scales() == (1, 4, 8)
+    assert tiny_voxels(coordinator="[::1]:1234").coordinator == "[::1]:1234"
 
 
-def test_every_preset_has_a_name_and_is_explained() -> None:
-    names = [config.preset_name(preset) for preset in config.PRESETS]
-    assert names == [
-        "voxels-small",
-        "tensorf-small",
-        "tensorf-cp-small",
-        "tensorf-vm48",
-        "tensorf-vm192",
-        "tensorf-cp384",
-        "hashgrid-small",
-        "hashgrid-ngp",
-        "hashgrid-f4",
-        "pynerf-small",
-        "pynerf-paper",
-        "pynerf-growing",
-        "nerf-small",
-        "nerf-tiny",
-        "nerf-original",
-        "bitnerf-small",
-        "bitnerf-tiny",
-        "study-base",
-        "study-mixed",
-        "study-mixed-large",
-        "study-bitnerf",
-        "study-parallel",
-        "study-bitnerf-parallel",
-        "custom",
-    ]
-    assert all(preset.__doc__ for preset in config.PRESETS)
-    for name, preset in zip(names, config.PRESETS, strict=True):
-        assert config.make_preset(name) == preset()
-
-
-def test_an_unknown_preset_is_an_input_error_with_the_known_names() -> None:
-    for name in ("nope", "tensorf_small", ""):
-        with pytest.raises(InputError, match=r"voxels-small, tensorf-small.*nerf-original"):
-            config.make_preset(name)
-
-
-def change(path: str, value: Any) -> str:
-    """The JSON of a preset with one value changed, named with dots."""
-    tree = json.loads(config.to_json(config.tensorf_small()))
-    *parents, name = path.split(".")
-    node = tree
-    for parent in parents:
-        node = node[parent]
-    node[name] = value
-    return json.dumps(tree)
-
-
-@pytest.mark.parametrize(
-    "path", ["nonsense", "field.nonsense", "optimizer.x", "field.num_coarse_samples"]
-)
-def test_an_unknown_key_is_named(path: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown key '{path.split('.')[-1]}'"):
-        config.from_json(change(path, 1))
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("steps", "1500"),
-        ("steps", 1.5),
-        ("steps", True),
-        ("steps", None),
-        ("resume", 1),
-        ("resume", "yes"),
-        ("background", "green"),
-        ("background", 3),
-        ("background", ["white"]),
-        ("validate_every", "0.1"),
-        ("validate_every", True),
-        ("validate_every", None),
-        ("data", 5),
-        ("data", ["a"]),
-        ("field.upsample_at", 0.5),
-        ("field.upsample_at", ["half"]),
-        ("field.upsample_at", "0.5"),
-        ("field.width", [64]),
-        ("field.shading", "per_pixel"),
-        ("optimizer", 3),
-        ("optimizer", None),
-        ("optimizer.beta1", {}),
-        ("knots", 3),
-        ("knots", [[3, 0.5]]),
-        ("knots", [{"step": 3.5, "progress": 0.5}]),
-        ("knots", [{"step": 3}]),
-        ("field.prune_by", "density"),
-        ("bricks.size", "128"),
-        ("video", []),
-    ],
-)
-def test_a_value_of_the_wrong_type_is_named(path: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"config\.{path}\b"):
-        config.from_json(change(path, value))
-
-
-@pytest.mark.parametrize("kind", ["gaussians", None, 3, ["tensorf"]])
-def test_an_unknown_kind_of_field_is_named(kind: Any) -> None:
-    with pytest.raises(ValueError, match=r"config\.field\.kind"):
-        config.from_json(change("field.kind", kind))
-
-
-@pytest.mark.parametrize("field", [None, 3, "tensorf", []])
-def test_a_field_that_is_no_object_is_named(field: Any) -> None:
-    with pytest.raises(ValueError, match=r"config\.field"):
-        config.from_json(change("field", field))
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"'])
-def test_text_that_is_no_configuration_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError):
-        config.from_json(text)
-
-
-def test_a_configuration_without_a_field_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="field"):
-        config.from_json("{}")
-
-
-def test_whole_numbers_will_do_for_floats_and_keep_their_type() -> None:
-    again = config.from_json(change("checkpoint_seconds", 30))
-    assert isinstance(again.checkpoint_seconds, float) and again.checkpoint_seconds == 30.0
-
-
-def test_the_kind_tells_the_fields_apart() -> None:
-    text = json.dumps({"field": {"kind": "nerf", "layers": 3}})
-    assert config.from_json(text) == TrainConfig(field=NeRFConfig(layers=3))
-
-
-@pytest.mark.parametrize(
-    ("platforms", "expected"),
-    [("cpu", False), ("cuda", True), ("cuda,cpu", True), ("tpu", True), ("cpu,cuda", False)],
-)
-def test_jax_platforms_decides_whether_there_is_an_accelerator(
-    monkeypatch: pytest.MonkeyPatch, platforms: str, expected: bool
-) -> None:
-    monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    assert config.expects_accelerator() is expected
-    assert config.default_preset() == ("tensorf-vm192" if expected else "voxels-small")
-
-
-@pytest.mark.parametrize(
-    ("files", "modules", "visible", "expected"),
-    [
-        ([], [], None, False),
-        (["/dev/nvidia0"], ["jax_cuda12_plugin"], None, True),
-        (["/dev/nvidia0"], ["jax_cuda13_plugin"], "0,1", True),
-        (["/dev/nvidia0"], [], None, False),
-        ([], ["jax_cuda12_plugin"], None, False),
-        (["/dev/nvidia0"], ["jax_cuda12_plugin"], "", False),
-        (["/dev/nvidia0"], ["jax_cuda12_plugin"], "-1", False),
-        (["/dev/nvidia0"], ["libtpu"], None, False),
-        (["/dev/kfd"], ["jax_rocm7_plugin"], None, True),
-        (["/dev/accel0"], ["libtpu"], None, True),
-        (["/dev/accel0"], ["jax_cuda12_plugin"], None, False),
-    ],
-)
-def test_an_accelerator_needs_a_device_and_its_plugin(
-    monkeypatch: pytest.MonkeyPatch,
-    files: list[str],
-    modules: list[str],
-    visible: str | None,
-    expected: bool,
-) -> None:
-    import fnmatch
-
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(glob, "glob", lambda pattern: fnmatch.filter(files, pattern))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in modules else None)
-    assert config.expects_accelerator() is expected
-
-
-def constants(name: str, *paths: str) -> list[Any]:
-    """Numbers of a preset, named with dots."""
-    found = []
-    for path in paths:
-        value: Any = config.make_preset(name)
-        for part in path.split("."):
-            value = getattr(value, part)
-        found.append(value)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("name", "numbers"),
-    [
-        (
-            "tensorf-vm192",
-            {
-                "field.factors": "vm", "field.density_components": 16,
-                "field.feature_components": 48, "field.initial_voxels": 128**3,
-                "field.final_voxels": 300**3, "field.occupancy_voxels": 256**3,
-                "field.prune_by": "alpha", "field.prune_threshold": 1e-4,
-                "field.l1_weight": 8e-5, "field.l1_weight_pruned": 4e-5,
-                "field.reset_lr": True, "field.density_shift": -10.0,
-                "field.density_scale": 25.0, "field.color_threshold": 1e-4,
-                "optimizer.grid_lr": 0.02, "optimizer.mlp_lr": 1e-3,
-                "optimizer.beta2": 0.99, "steps": 30_000, "batch_rays": 4096,
-            },
-        ),
-        ("tensorf-vm48", {"field.density_components": 8, "field.reset_lr": True}),
-        (
-            "tensorf-cp384",
-            {
-                "field.factors": "cp", "field.density_components": 96,
-                "field.feature_components": 288, "field.final_voxels": 500**3,
-                "field.l1_weight": 1e-5, "field.reset_lr": True, "field.init_scale": 0.2,
-            },
-        ),
-        (
-            "hashgrid-ngp",
-            {
-                "field.levels": 16, "field.channels": 2, "field.log2_hashmap_size": 19,
-                "field.coarsest": 16, "field.finest": 4096, "field.max_steps": 1024,
-                "field.occupancy_resolution": 128, "field.occupancy_warmup_steps": 256,
-                "field.occupancy_update_interval": 16, "field.occupancy_threshold": 0.01,
-                "optimizer.grid_lr": 0.01, "optimizer.epsilon": 1e-15, "optimizer.l2": 1e-6,
-                "optimizer.skip_zero_gradients": True, "optimizer.average": 0.95,
-                "loss.error": "huber", "background": "random", "batch_samples": 2**18,
-            },
-        ),
-        ("hashgrid-f4", {"field.levels": 8, "field.channels": 4}),
-        (
-            "pynerf-paper",
-            {
-                "field.heads": 8, "field.factor": 2.0, "field.levels": 16, "field.channels": 4,
-                "field.log2_hashmap_size": 20, "field.tables": "separate", "scales": 4,
-                "batch_rays": 8192, "steps": 50_000,
-            },
-        ),
-        (
-            "pynerf-growing",
-            {
-                "train_scale_schedule": ((0.0, 8), (2000.0, 4), (5000.0, 2), (10_000.0, 1)),
-                "field.consistency_weight": 0.1, "steps": 30_000,
-            },
-        ),
-        (
-            "nerf-original",
-            {
-                "field.layers": 8, "field.width": 256, "field.skip": 5, "field.color_width": 128,
-                "field.num_position_frequencies": 10, "field.num_direction_frequencies": 4,
-                "field.num_coarse_samples": 64, "field.num_fine_samples": 128,
-                "field.quadrature": "points", "optimizer.mlp_lr": 5e-4, "steps": 200_000,
-                "batch_rays": 4096,
-            },
-        ),
-        (
-            "nerf-tiny",
-            {
-                "field.layers": 8, "field.width": 64, "field.skip": 5,
-                "field.num_position_frequencies": 16, "field.use_directions": False,
-                "field.num_coarse_samples": 32, "field.num_fine_samples": 0,
-            },
-        ),
-        (
-            "bitnerf-tiny",
-            {
-                "field.width": 256, "field.num_position_frequencies": 16, "field.use_directions": False,
-                "optimizer.mlp_lr": 5e-5, "optimizer.weight_decay": 0.05,
-            },
-        ),
-    ],
-)  # fmt: skip
-def test_published_presets_have_the_published_numbers(name: str, numbers: dict[str, Any]) -> None:
-    assert constants(name, *numbers) == list(numbers.values())
+def test_image_scales_are_those_of_sizes_and_of_the_schedule() -> None:
+    assert tiny_nerf().image_scales() == (1,)
+    assert tiny_nerf(num_train_scales=4).image_scales() == (1, 2, 4, 8)
+    schedule = ((0.0, 5), (0.5, 2))
+    assert tiny_nerf(train_scale_schedule=schedule).image_scales() == (1, 2, 5)
+    both = tiny_nerf(num_train_scales=2, train_scale_schedule=schedule)
+    assert both.image_scales() == (1, 2, 5)

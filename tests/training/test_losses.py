@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxrf.training.train import choose_error
 
 from jaxrf.training.config import LossConfig
 from jaxrf.training.losses import (
     charbonnier_error,
     huber_error,
+    make_error_fn,
     masked_mean,
     mean_squared_error,
     squared_error,
@@ -94,7 +94,7 @@ def charbonnier_slowly(difference: float, epsilon: float) -> float:
 
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("name", ["squared", "huber", "charbonnier"])
-def test_choose_error_equals_loop_over_channels(name: str, scale: float) -> None:
+def test_make_error_fn_equals_loop_over_channels(name: str, scale: float) -> None:
     slowly = {
         "squared": squared_slowly,
         "huber": partial(huber_slowly, delta=scale),
@@ -103,7 +103,7 @@ def test_choose_error_equals_loop_over_channels(name: str, scale: float) -> None
     rgb, target_rgb = np.random.default_rng(2).uniform(-1, 2, (2, 20, 3)).astype(np.float32)
     target_rgb[0] = rgb[0]
     loss = LossConfig(error=name, huber_delta=scale, charbonnier_epsilon=scale)
-    error = jax.jit(choose_error(loss))(jnp.asarray(rgb), jnp.asarray(target_rgb))
+    error = jax.jit(make_error_fn(loss))(jnp.asarray(rgb), jnp.asarray(target_rgb))
     assert error.shape == (20,)
     expected = [
         sum(slowly(float(rgb[r, c]) - float(target_rgb[r, c])) for c in range(3)) / 3
@@ -117,7 +117,7 @@ DIFFERENCES = np.array([-1e3, -0.5, -0.1001, -0.1, -0.05, 0.0, 0.05, 0.1, 0.1001
 
 def error_gradients(error: str, scale: float) -> np.ndarray:
     """Derivative of the error with respect to one channel at DIFFERENCES."""
-    fn = choose_error(LossConfig(error=error, huber_delta=scale, charbonnier_epsilon=scale))
+    fn = make_error_fn(LossConfig(error=error, huber_delta=scale, charbonnier_epsilon=scale))
     rgb = jnp.asarray(np.stack([DIFFERENCES] * 3, axis=1), jnp.float32)
     gradient = jax.grad(lambda x: jnp.sum(fn(x, jnp.zeros_like(x))))(rgb)
     return 3.0 * np.asarray(gradient)[:, 0]

@@ -11,18 +11,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxrf.training.train import Metrics, TrainState
 from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_voxels
 
 from jaxrf.cameras import base as cams
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import scoring
-from jaxrf.models import methods
+from jaxrf.models.base import StageSpec
 from jaxrf.training import monitor, runs, schedule, transitions
 from jaxrf.training.config import TrainConfig, VideoConfig
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.monitor import TrainMonitor
 from jaxrf.training.scene_metadata import SceneMetadata
+from jaxrf.training.state import Metrics, TrainState
 
 METRICS = Metrics(*(np.float32(x) for x in (0.02, 0.01, 0.3, 0.4, 0.05, 4096, 1.5, 1, 0.9, 1.2)))
 
@@ -71,7 +71,7 @@ class Monitored:
     saved: list[tuple[int, float | None]]
     caught_signals: list[int]
     state: TrainState
-    stage: methods.Stage
+    stage: StageSpec
 
     def dispatch(self, step: int, steps: int) -> bool:
         state = dataclasses.replace(self.state, step=jnp.asarray(step, jnp.int32))
@@ -119,21 +119,21 @@ def start_monitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_on_dispatch_saves_and_stops_at_the_deadline(start_monitor: Any) -> None:
-    config = tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=1e9)
+    config = tiny_nerf(num_steps=100, validate_every=0.0, checkpoint_seconds=1e9)
     early, late = (start_monitor(config, deadline=time.time() + left) for left in (1e6, 0.0))
     assert not early.dispatch(25, 25) and early.saved == []
     assert late.dispatch(25, 25) and late.saved == [(25, None)]
 
 
 def test_clock_does_not_count_dropped_rays(start_monitor: Any) -> None:
-    monitored = start_monitor(tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=1e9))
+    monitored = start_monitor(tiny_nerf(num_steps=100, validate_every=0.0, checkpoint_seconds=1e9))
     monitored.dispatch(10, 10)
-    per_step = monitored.stage.rays * (1.0 - float(METRICS.dropped))
+    per_step = monitored.stage.num_rays * (1.0 - float(METRICS.overflowed))
     assert monitored.monitor.clock.rays == pytest.approx(10 * per_step)
 
 
 def test_on_dispatch_logs_scalars(start_monitor: Any) -> None:
-    monitored = start_monitor(tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=1e9))
+    monitored = start_monitor(tiny_nerf(num_steps=100, validate_every=0.0, checkpoint_seconds=1e9))
     assert not monitored.dispatch(25, 25)
     assert not monitored.dispatch(50, 25)
     assert sorted(monitored.writer.values) == [25, 50]
@@ -144,12 +144,12 @@ def test_on_dispatch_logs_scalars(start_monitor: Any) -> None:
     assert values["train/opacity"] == pytest.approx(0.3)
     assert values["train/dropped_rays"] == pytest.approx(0.05)
     # Decays exponentially to a tenth of 5e-3 at the last step.
-    assert values["learning_rate/network"] == pytest.approx(5e-3 * math.sqrt(0.1), rel=1e-4)
+    assert values["learning_rate/mlp"] == pytest.approx(5e-3 * math.sqrt(0.1), rel=1e-4)
     assert values["speed/rays_per_second"] > 0
     assert values["machine/memory_gib"] > 0.01
     # A NeRF has no grid.
-    assert values["train/gradient_norm_network"] == pytest.approx(1.2)
-    assert not {"train/gradient_norm_grid", "learning_rate/grid"} & set(values)
+    assert values["train/grad_norm_mlp"] == pytest.approx(1.2)
+    assert not {"train/grad_norm_grid", "learning_rate/grid"} & set(values)
     assert monitored.monitor.clock.rays == pytest.approx(50 * 64 * 0.95)
     assert values["speed/samples_per_second"] > 0
     assert monitored.monitor.clock.samples == pytest.approx(50 * 4096.0)
@@ -161,7 +161,9 @@ def test_on_dispatch_logs_scalars(start_monitor: Any) -> None:
 def test_on_dispatch_validates_after_each_interval_but_not_at_the_end(
     start_monitor: Any, every: float, expected: list[int]
 ) -> None:
-    monitored = start_monitor(tiny_nerf(steps=100, validate_every=every, checkpoint_seconds=1e9))
+    monitored = start_monitor(
+        tiny_nerf(num_steps=100, validate_every=every, checkpoint_seconds=1e9)
+    )
     for step in range(10, 101, 10):
         monitored.dispatch(step, 10)
     validated = [step for step, values in monitored.writer.values.items() if "val/psnr" in values]
@@ -175,11 +177,13 @@ def test_on_dispatch_validates_after_each_interval_but_not_at_the_end(
     assert {step for _, step in monitored.writer.histograms} == set(expected)
     if expected:
         tags = {tag for tag, _ in monitored.writer.histograms}
-        assert {"val/opacity", "val/depth", "parameters/network/fine/trunk_0"} <= tags
+        assert {"val/opacity", "val/depth", "parameters/mlp/field/trunk_0"} <= tags
 
 
 def test_validation_scores_all_views(start_monitor: Any) -> None:
-    config = tiny_nerf(steps=100, validate_every=0.5, checkpoint_seconds=1e9, validation_views=1)
+    config = tiny_nerf(
+        num_steps=100, validate_every=0.5, checkpoint_seconds=1e9, validation_views=1
+    )
     monitored = start_monitor(config)
     monitored.dispatch(50, 50)
     white, state = np.ones(3, np.float32), monitored.state
@@ -197,7 +201,7 @@ def test_validation_scores_all_views(start_monitor: Any) -> None:
 
 def test_validation_follows_progress_of_a_rescaled_schedule(start_monitor: Any) -> None:
     # Progress is one half at step 20; the second half takes 180 more steps.
-    config = tiny_nerf(steps=40, validate_every=0.25, checkpoint_seconds=1e9)
+    config = tiny_nerf(num_steps=40, validate_every=0.25, checkpoint_seconds=1e9)
     monitored = start_monitor(schedule.rescale_schedule(config, 20, 200))
     for step in range(10, 201, 10):
         monitored.dispatch(step, 10)
@@ -219,7 +223,7 @@ def test_validation_does_not_count_as_training_time(
         return score(*arguments)
 
     monkeypatch.setattr(scoring, "score_split", score_slowly)
-    monitored = start_monitor(tiny_nerf(steps=100, validate_every=0.25, checkpoint_seconds=1e9))
+    monitored = start_monitor(tiny_nerf(num_steps=100, validate_every=0.25, checkpoint_seconds=1e9))
     for step in (25, 50, 75):
         now += 2.0
         monitored.dispatch(step, 25)
@@ -235,18 +239,20 @@ def test_validation_does_not_count_as_training_time(
 
 def test_on_dispatch_without_validation_views_does_not_validate(start_monitor: Any) -> None:
     monitored = start_monitor(
-        tiny_nerf(steps=100, validate_every=0.1, checkpoint_seconds=1e9), val=False
+        tiny_nerf(num_steps=100, validate_every=0.1, checkpoint_seconds=1e9), val=False
     )
     monitored.dispatch(50, 50)
     assert "val/psnr" not in monitored.writer.values[50]
 
 
 def test_monitor_logs_events_in_words(start_monitor: Any) -> None:
-    monitored = start_monitor(tiny_voxels(steps=100, validate_every=0.5, checkpoint_seconds=1e9))
+    monitored = start_monitor(
+        tiny_voxels(num_steps=100, validate_every=0.5, checkpoint_seconds=1e9)
+    )
     monitored.monitor.on_stage(monitored.stage, monitored.state, 77, 0.0)
     monitored.dispatch(25, 25)
     monitored.dispatch(50, 25)
-    monitored.monitor.on_change(tiny_voxels(steps=90), 50, "90 steps fit")
+    monitored.monitor.on_config_change(tiny_voxels(num_steps=90), 50, "90 steps fit")
     stage, first, second, validation, change = monitored.writer.notes
     assert re.fullmatch(r"step 0: \d+ voxels of .*, 1 a pixel, from 77 pixels", stage)
     assert re.fullmatch(r"step 25 of 100: loss 0\.02000, PSNR 20\.00 dB, [\d.]+k rays/s", first)
@@ -272,7 +278,7 @@ def make_video_cameras_fn(frames: int) -> Any:
 def test_on_dispatch_renders_videos_after_each_interval_but_not_at_the_end(
     start_monitor: Any, every: float, expected: list[int]
 ) -> None:
-    config = tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=1e9)
+    config = tiny_nerf(num_steps=100, validate_every=0.0, checkpoint_seconds=1e9)
     config = dataclasses.replace(config, video=VideoConfig(frames=8, size=9, every=every))
     monitored = start_monitor(config, video_cameras_fn=make_video_cameras_fn(2))
     for step in range(10, 101, 10):
@@ -289,7 +295,7 @@ def test_on_dispatch_skips_a_video_that_may_take_half_of_the_time_left(
     start_monitor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monitored = start_monitor(
-        tiny_nerf(steps=100, checkpoint_seconds=1e9), video_cameras_fn=make_video_cameras_fn(1)
+        tiny_nerf(num_steps=100, checkpoint_seconds=1e9), video_cameras_fn=make_video_cameras_fn(1)
     )
     monitored.monitor.config = dataclasses.replace(
         monitored.monitor.config, validate_every=0.0, video=VideoConfig(every=0.1)
@@ -306,7 +312,7 @@ def test_on_dispatch_saves_after_checkpoint_seconds(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(monitor.time, "perf_counter", lambda: now)
-    monitored = start_monitor(tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=30.0))
+    monitored = start_monitor(tiny_nerf(num_steps=100, validate_every=0.0, checkpoint_seconds=30.0))
     for step, seconds in ((10, 10), (20, 29), (30, 31), (40, 50), (50, 62), (60, 63)):
         now = 1000.0 + seconds
         assert not monitored.dispatch(step, 10)
@@ -314,7 +320,7 @@ def test_on_dispatch_saves_after_checkpoint_seconds(
 
 
 def test_on_dispatch_saves_and_stops_without_validation_after_a_signal(start_monitor: Any) -> None:
-    monitored = start_monitor(tiny_nerf(steps=100, validate_every=0.1, checkpoint_seconds=1e9))
+    monitored = start_monitor(tiny_nerf(num_steps=100, validate_every=0.1, checkpoint_seconds=1e9))
     monitored.caught_signals.append(signal.SIGTERM)
     assert monitored.dispatch(50, 50)
     assert monitored.saved == [(50, None)]
@@ -329,7 +335,7 @@ def test_clock_separates_compiling_and_training(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(monitor.time, "perf_counter", lambda: now)
-    monitored = start_monitor(tiny_nerf(steps=100, validate_every=0.0, checkpoint_seconds=1e9))
+    monitored = start_monitor(tiny_nerf(num_steps=100, validate_every=0.0, checkpoint_seconds=1e9))
     now += 5.0
     monitored.monitor.on_stage(monitored.stage, monitored.state, 100, 4.0)
     now += 2.0
@@ -348,7 +354,7 @@ def test_clock_separates_compiling_and_training(
 
 
 class Budgeted:
-    """A callback on a clock that the test moves, called as by `train.fit`."""
+    """A callback on a clock that the test moves, called as by `loop.fit`."""
 
     def __init__(
         self, start_monitor: Any, monkeypatch: pytest.MonkeyPatch, budget: float | None
@@ -357,7 +363,7 @@ class Budgeted:
         monkeypatch.setattr(monitor.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(monitor.time, "time", lambda: self.now)
         self.config = tiny_voxels(
-            steps=200, validate_every=0.0, checkpoint_seconds=1e9, budget=budget
+            num_steps=200, validate_every=0.0, checkpoint_seconds=1e9, budget=budget
         )
         deadline = None if budget is None else self.now + budget
         self.monitored = start_monitor(self.config, deadline=deadline)
@@ -396,22 +402,22 @@ def test_replan_fits_steps_early_and_again_after_the_last_transition(
     run.begin_stage()
     run.dispatch(1, 5.0, growing=True)  # the first dispatch warms up and is not counted
     run.dispatch(4, 0.4, growing=True)
-    assert run.config.knots == ()
+    assert run.config.schedule_knots == ()
     run.dispatch(4, 0.4, growing=True)
-    growths = len(transitions.plan_transitions(tiny_voxels(steps=200)))
-    left = 0.96 * (100.0 - 5.8 - 1.5 * growths) - 0.3
-    assert run.config.num_steps == 9 + int(left / 0.1) and len(run.config.knots) == 1
+    num_transitions = len(transitions.plan_transitions(tiny_voxels(num_steps=200)))
+    left = 0.96 * (100.0 - 5.8 - 1.5 * num_transitions) - 0.3
+    assert run.config.num_steps == 9 + int(left / 0.1) and len(run.config.schedule_knots) == 1
     assert runs.read_config(tmp_path) == run.config
 
     run.dispatch(30, 3.0, growing=True)
-    assert len(run.config.knots) == 1
+    assert len(run.config.schedule_knots) == 1
     run.begin_stage()
     run.dispatch(1, 1.0, growing=False)
     run.dispatch(10, 1.9, growing=False)
-    assert len(run.config.knots) == 1
+    assert len(run.config.schedule_knots) == 1
     run.dispatch(10, 2.1, growing=False)
     left = 0.96 * (1100.0 - run.now) - 0.3
-    assert run.config.num_steps == 60 + int(left / 0.2) and len(run.config.knots) == 2
+    assert run.config.num_steps == 60 + int(left / 0.2) and len(run.config.schedule_knots) == 2
     assert runs.read_config(tmp_path) == run.config
     # From then on a step takes half as long, which the fits at 1/2 and 3/4 of the
     # remaining progress take into account.
@@ -421,7 +427,7 @@ def test_replan_fits_steps_early_and_again_after_the_last_transition(
         run.dispatch(10, 1.0, growing=False)
         if run.config is not fitted:
             fitted_at.append(schedule.progress_at(fitted, run.step))
-    second, third, fourth = (knot.progress for knot in run.config.knots[1:])
+    second, third, fourth = (knot.progress for knot in run.config.schedule_knots[1:])
     assert fitted_at == [third, fourth]
     assert third == pytest.approx((1.0 + second) / 2, abs=0.03)
     assert fourth == pytest.approx((1.0 + third) / 2, abs=0.03)
@@ -435,9 +441,9 @@ def test_replan_fits_steps_before_the_last_transition_once_half_of_the_time_is_o
     run.begin_stage()
     run.dispatch(1, 1.0, growing=True)
     run.dispatch(10, 1.0, growing=True)
-    assert len(run.config.knots) == 1
+    assert len(run.config.schedule_knots) == 1
     # The machine became much slower: without another fit the transition would never come.
-    while len(run.config.knots) == 1:
+    while len(run.config.schedule_knots) == 1:
         run.dispatch(1, 3.0, growing=True)
     assert 1050.0 <= run.now <= 1055.0
     assert run.config.num_steps - run.step < 1100.0 - run.now
@@ -515,7 +521,7 @@ def test_replan_makes_up_for_time_between_stages_with_fewer_steps(
             run.now += lost[run.step]
             run.begin_stage()
     # `dispatch` asserts that nothing was cut off.
-    assert len(run.config.knots) >= 2 and 20.0 < run.now - 1000.0 <= 25.0
+    assert len(run.config.schedule_knots) >= 2 and 20.0 < run.now - 1000.0 <= 25.0
 
 
 def test_replan_without_a_budget_changes_nothing(
@@ -536,9 +542,9 @@ def test_replan_waits_for_a_second_timed_step(
     run.begin_stage()
     run.dispatch(1, 0.1, growing=False)
     run.dispatch(1, 30.0, growing=False)
-    assert run.config.knots == ()
+    assert run.config.schedule_knots == ()
     run.dispatch(1, 0.1, growing=False)
-    assert len(run.config.knots) == 1
+    assert len(run.config.schedule_knots) == 1
 
 
 def test_replan_ignores_times_of_earlier_stages(
@@ -551,9 +557,9 @@ def test_replan_ignores_times_of_earlier_stages(
     run.begin_stage()
     run.dispatch(1, 20.0, growing=True)
     run.dispatch(2, 0.6, growing=True)
-    assert run.config.knots == ()
+    assert run.config.schedule_knots == ()
     run.dispatch(2, 0.6, growing=True)
-    assert len(run.config.knots) == 1
+    assert len(run.config.schedule_knots) == 1
 
 
 @pytest.mark.parametrize("budget", [3.0, 3.3])
@@ -566,7 +572,7 @@ def test_replan_leaves_one_step_when_almost_no_time_is_left(
     for _ in range(3):
         run.dispatch(1, 1.0, growing=False)
     run.monitored.monitor.deadline -= 1.0
-    assert run.config.num_steps == run.config.knots[0].step + 1
+    assert run.config.num_steps == run.config.schedule_knots[0].step + 1
 
 
 @pytest.mark.parametrize("pace", [0.03, 0.2, 1.0])
@@ -588,7 +594,7 @@ def test_replan_ends_training_just_before_the_deadline_although_the_speed_change
         steps = min(max(int(1.0 / pace), 1), 25, end - run.step)
         run.dispatch(steps, steps * pace, growing=not grown)
     # `dispatch` asserts that nothing was cut off.
-    assert grown and len(run.config.knots) == schedule.MOST_KNOTS
+    assert grown and len(run.config.schedule_knots) == schedule.MAX_KNOTS
     assert 0.85 * 120.0 < run.now - 1000.0 <= 120.0
 
 
@@ -600,7 +606,7 @@ def test_learning_rates_follow_the_rescaled_schedule(
     for _ in range(12):
         run.dispatch(1, 0.1, growing=False)
     run.dispatch(100, 10.0, growing=False)
-    assert run.config.knots
+    assert run.config.schedule_knots
     optimizer = run.config.optimizer
     for step, values in run.monitored.writer.values.items():
         progress = schedule.progress_at(run.config, step)

@@ -13,25 +13,24 @@ import pytest
 from jaxrf.training import optim
 from jaxrf.training.config import OptimizerConfig
 from jaxrf.training.optim import (
-    Course,
+    make_lr_schedule,
+    make_lr_schedules,
     make_optimizer,
-    make_schedule,
-    make_schedules,
     map_moments,
 )
+from jaxrf.training.schedule import TrainSchedule
 
 CONFIG = OptimizerConfig(grid_lr=0.02, mlp_lr=1e-3, lr_final_mult=0.1, warmup=0.0, clip_norm=1e9)
 
 
-def even_course(steps: int, places: int = 4, restart: float = 0.0) -> Course:
-    """The course of a training of so many steps at an even pace, as `progress` tabulates it."""
-    corners = [0.0] + [float(steps)] * (places - 1), [0.0] + [1.0] * (places - 1)
-    return Course(jax.random.key(0), *(jnp.asarray(values) for values in (*corners, restart)))
+def even_schedule(steps: int, knots: int = 4, last_lr_reset: float = 0.0) -> TrainSchedule:
+    """The schedule of a training of so many steps at an even pace."""
+    table = [0.0] + [float(steps)] * (knots - 1), [0.0] + [1.0] * (knots - 1)
+    return TrainSchedule(*(jnp.asarray(values) for values in (*table, last_lr_reset)))
 
 
 # Paced so that 20 of 100 steps, 40 of 300, and then all 240 steps were planned.
-BENT = Course(
-    jax.random.key(0),
+BENT = TrainSchedule(
     jnp.asarray([0.0, 20.0, 40.0, 240.0]),
     jnp.asarray([0.0, 0.2, 0.25, 1.0]),
     jnp.asarray(0.0),
@@ -47,62 +46,67 @@ def bent_progress(step: int) -> float:
 
 
 @pytest.mark.parametrize("step", [0, 1, 37, 50, 100, 150])
-def test_schedule_decays_exponentially_to_the_final_fraction(step: int) -> None:
-    rate = float(make_schedule(CONFIG, 0.02, even_course(100))(step))
+def test_lr_schedule_decays_exponentially_to_lr_final_mult(step: int) -> None:
+    rate = float(make_lr_schedule(CONFIG, 0.02, even_schedule(100))(step))
     assert rate == pytest.approx(0.02 * 0.1 ** (min(step, 100) / 100), rel=1e-5)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.3])
-def test_a_change_of_pace_bends_the_schedule_and_moves_nothing_behind_it(warmup: float) -> None:
+def test_a_change_of_pace_bends_the_lr_schedule_and_changes_no_earlier_rate(warmup: float) -> None:
     config = dataclasses.replace(CONFIG, warmup=warmup)
-    schedule = make_schedule(config, 0.02, BENT)
-    planned = make_schedule(config, 0.02, even_course(100))
+    schedule = make_lr_schedule(config, 0.02, BENT)
+    planned = make_lr_schedule(config, 0.02, even_schedule(100))
     for step in (0, 1, 13, 20, 21, 30, 40, 41, 77, 239, 240, 241, 10**6):
-        done = bent_progress(step)
-        ramp = min(0.01 + 0.99 * done / 0.3, 1.0) if warmup else 1.0
-        assert float(schedule(step)) == pytest.approx(0.02 * 0.1**done * ramp, rel=1e-5)
+        progress = bent_progress(step)
+        ramp = min(0.01 + 0.99 * progress / 0.3, 1.0) if warmup else 1.0
+        assert float(schedule(step)) == pytest.approx(0.02 * 0.1**progress * ramp, rel=1e-5)
         if step <= 20:
             assert float(schedule(step)) == float(planned(step))
 
 
-def test_one_program_serves_every_course() -> None:
-    rate = jax.jit(lambda course, step: make_schedule(CONFIG, 0.02, course)(step))
-    for course in (even_course(100), even_course(7), BENT, even_course(9, restart=0.4)):
-        wanted = make_schedule(CONFIG, 0.02, course)(5)
-        np.testing.assert_allclose(rate(course, jnp.asarray(5)), wanted, rtol=1e-6)
+def test_one_program_serves_every_schedule() -> None:
+    rate = jax.jit(lambda schedule, step: make_lr_schedule(CONFIG, 0.02, schedule)(step))
+    for schedule in (
+        even_schedule(100),
+        even_schedule(7),
+        BENT,
+        even_schedule(9, last_lr_reset=0.4),
+    ):
+        expected = make_lr_schedule(CONFIG, 0.02, schedule)(5)
+        np.testing.assert_allclose(rate(schedule, jnp.asarray(5)), expected, rtol=1e-6)
     assert rate._cache_size() == 1
 
 
 @pytest.mark.parametrize("step", [0, 1, 5, 10, 11, 60, 100])
-def test_warm_up_rises_linearly_from_a_hundredth_without_delaying_the_decay(step: int) -> None:
+def test_warmup_rises_linearly_from_a_hundredth_without_delaying_the_decay(step: int) -> None:
     config = dataclasses.replace(CONFIG, warmup=0.1)
     ramp = min(1.0, 0.01 + 0.99 * step / 10)
     expected = 0.02 * 0.1 ** (step / 100) * ramp
-    assert float(make_schedule(config, 0.02, even_course(100))(step)) == pytest.approx(
+    assert float(make_lr_schedule(config, 0.02, even_schedule(100))(step)) == pytest.approx(
         expected, rel=1e-5
     )
 
 
 def decay_slowly(decay: str, final: float, since: float) -> float:
-    """What is left of the rate a fraction of all steps after the decay began."""
+    """Factor of the peak rate at a fraction of all steps after the decay began."""
     if decay == "exponential":
         return math.exp(math.log(final) * since)
     if decay == "cosine":
         return (1 + final) / 2 + (1 - final) / 2 * math.cos(math.pi * since)
-    rest = 1.0
+    factor = 1.0
     for at in (0.5, 0.75, 0.9):
         if since >= at:
-            rest *= final ** (1 / 3)
-    return rest
+            factor *= final ** (1 / 3)
+    return factor
 
 
 DECAYS = ["exponential", "cosine", "steps"]
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_every_decay_goes_from_the_peak_to_the_final_fraction_by_its_own_law(decay: str) -> None:
-    config = dataclasses.replace(CONFIG, decay=decay)
-    schedule = jax.jit(make_schedule(config, 0.02, even_course(200)))
+def test_each_lr_schedule_goes_from_the_peak_to_lr_final_mult_by_its_law(decay: str) -> None:
+    config = dataclasses.replace(CONFIG, lr_schedule=decay)
+    schedule = jax.jit(make_lr_schedule(config, 0.02, even_schedule(200)))
     for step in (0, 1, 50, 99, 100, 101, 149, 150, 151, 179, 180, 181, 199, 200, 300):
         expected = 0.02 * decay_slowly(decay, 0.1, min(step / 200, 1.0))
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), step
@@ -112,12 +116,14 @@ def test_every_decay_goes_from_the_peak_to_the_final_fraction_by_its_own_law(dec
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("warmup", [0.0, 0.1])
-def test_after_a_restart_the_decay_begins_anew_at_the_same_pace_without_a_warm_up(
+def test_after_a_reset_the_decay_begins_anew_at_the_same_pace_without_warmup(
     decay: str, warmup: float
 ) -> None:
-    config = dataclasses.replace(CONFIG, decay=decay, warmup=warmup)
-    schedule = jax.jit(make_schedule(config, 0.02, even_course(100, restart=0.25)))
-    fresh = jax.jit(make_schedule(dataclasses.replace(config, warmup=0.0), 0.02, even_course(100)))
+    config = dataclasses.replace(CONFIG, lr_schedule=decay, warmup=warmup)
+    schedule = jax.jit(make_lr_schedule(config, 0.02, even_schedule(100, last_lr_reset=0.25)))
+    fresh = jax.jit(
+        make_lr_schedule(dataclasses.replace(config, warmup=0.0), 0.02, even_schedule(100))
+    )
     assert float(schedule(25)) == pytest.approx(0.02, rel=1e-5)
     for step in (25, 26, 50, 74, 76, 99, 100, 200):
         assert float(schedule(step)) == pytest.approx(float(fresh(min(step, 100) - 25)), rel=1e-4)
@@ -125,30 +131,32 @@ def test_after_a_restart_the_decay_begins_anew_at_the_same_pace_without_a_warm_u
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("final", [1e-3, 0.5, 1.0])
-def test_rates_lie_between_the_final_fraction_and_the_peak_and_never_rise(
+def test_rates_lie_between_lr_final_mult_and_the_peak_and_never_rise(
     decay: str, final: float
 ) -> None:
-    config = dataclasses.replace(CONFIG, decay=decay, lr_final_mult=final)
-    rates = jax.jit(lambda course: jax.vmap(make_schedule(config, 1.0, course))(jnp.arange(103)))
-    for restart in (0.0, 0.1, 0.33, 0.999, 1.0):
-        values = np.asarray(rates(even_course(100, restart=restart)))
+    config = dataclasses.replace(CONFIG, lr_schedule=decay, lr_final_mult=final)
+    rates = jax.jit(
+        lambda schedule: jax.vmap(make_lr_schedule(config, 1.0, schedule))(jnp.arange(103))
+    )
+    for reset in (0.0, 0.1, 0.33, 0.999, 1.0):
+        values = np.asarray(rates(even_schedule(100, last_lr_reset=reset)))
         assert np.all(np.diff(values) <= 1e-6)
         assert final * (1 - 1e-5) <= values[-1] and values[0] == pytest.approx(1.0)
-        assert values[math.floor(100 * restart)] == pytest.approx(1.0)
+        assert values[math.floor(100 * reset)] == pytest.approx(1.0)
 
 
-def test_schedules_of_a_run_without_or_with_one_step_are_finite() -> None:
+def test_lr_schedules_of_zero_steps_or_one_are_finite() -> None:
     for steps in (0, 1):
         config = dataclasses.replace(CONFIG, warmup=0.5)
-        for schedule in make_schedules(config, even_course(steps)).values():
+        for schedule in make_lr_schedules(config, even_schedule(steps)).values():
             assert all(0 < float(schedule(step)) <= 0.02 for step in (0, 1))
 
 
-def test_each_group_has_its_own_schedule() -> None:
-    schedules = make_schedules(CONFIG, even_course(100))
-    assert set(schedules) == {"grid", "network"}
+def test_each_group_has_a_schedule() -> None:
+    schedules = make_lr_schedules(CONFIG, even_schedule(100))
+    assert set(schedules) == {"grid", "mlp"}
     assert float(schedules["grid"](0)) == pytest.approx(0.02)
-    assert float(schedules["network"](0)) == pytest.approx(1e-3)
+    assert float(schedules["mlp"](0)) == pytest.approx(1e-3)
 
 
 def adam_slowly(gradients: list[float], rates: list[float], config: OptimizerConfig) -> list[float]:
@@ -165,10 +173,10 @@ def adam_slowly(gradients: list[float], rates: list[float], config: OptimizerCon
     return values
 
 
-def test_steps_equal_adam_with_the_rate_of_each_group() -> None:
+def test_optimizer_steps_equal_adam_with_the_rate_of_each_group() -> None:
     params = {"planes": jnp.zeros(2), "mlp": {"kernel": jnp.zeros((2, 2))}}
-    labels = {"planes": "grid", "mlp": {"kernel": "network"}}
-    optimizer = make_optimizer(CONFIG, even_course(10), labels)
+    groups = {"planes": "grid", "mlp": {"kernel": "mlp"}}
+    optimizer = make_optimizer(CONFIG, even_schedule(10), groups)
     state, gradients = optimizer.init(params), [0.3, -1.2, 0.5, 0.0]
 
     @jax.jit
@@ -186,9 +194,9 @@ def test_steps_equal_adam_with_the_rate_of_each_group() -> None:
         np.testing.assert_allclose(params["mlp"]["kernel"], network[i], rtol=1e-4)
 
 
-def test_labels_may_stand_above_the_leaves() -> None:
+def test_make_optimizer_takes_groups_of_subtrees() -> None:
     params = {"planes": (jnp.zeros(2), jnp.zeros(3)), "mlp": {"kernel": jnp.zeros(2)}}
-    optimizer = make_optimizer(CONFIG, even_course(10), {"planes": "grid", "mlp": "network"})
+    optimizer = make_optimizer(CONFIG, even_schedule(10), {"planes": "grid", "mlp": "mlp"})
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = optimizer.update(ones, optimizer.init(params), params)
     np.testing.assert_allclose(updates["planes"][1], -0.02, rtol=1e-4)
@@ -196,10 +204,10 @@ def test_labels_may_stand_above_the_leaves() -> None:
 
 
 def run_optimizer(
-    config: OptimizerConfig, params: Any, labels: Any, gradients: list[Any]
+    config: OptimizerConfig, params: Any, groups: Any, gradients: list[Any]
 ) -> list[Any]:
     """The parameters after each step."""
-    optimizer = make_optimizer(config, even_course(10), labels)
+    optimizer = make_optimizer(config, even_schedule(10), groups)
 
     @jax.jit
     def update(params: Any, state: Any, gradient: Any) -> Any:
@@ -231,7 +239,7 @@ def skipping_adam_slowly(
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_entries_without_a_gradient_are_left_alone_one_by_one_if_asked(skip: bool) -> None:
+def test_skip_zero_gradients_leaves_out_single_entries(skip: bool) -> None:
     config = dataclasses.replace(CONFIG, skip_zero_gradients=skip)
     columns = [[0.3, 0.0, 0.0, -1.2, 0.5], [0.0, 0.0, 0.7, 0.0, 0.1], [0.0] * 5, [1.0] * 5]
     gradients = [{"table": jnp.asarray(row)} for row in zip(*columns, strict=True)]
@@ -245,7 +253,7 @@ def test_entries_without_a_gradient_are_left_alone_one_by_one_if_asked(skip: boo
     assert (float(after[2]["table"][0]) == float(after[0]["table"][0])) == skip
 
 
-def test_a_gradient_that_is_not_a_number_does_not_go_unnoticed() -> None:
+def test_skip_zero_gradients_passes_nan_on() -> None:
     config = dataclasses.replace(CONFIG, skip_zero_gradients=True)
     gradients = [{"table": jnp.asarray([jnp.nan, 0.0])}]
     (after,) = run_optimizer(config, {"table": jnp.ones(2)}, {"table": "grid"}, gradients)
@@ -253,43 +261,43 @@ def test_a_gradient_that_is_not_a_number_does_not_go_unnoticed() -> None:
 
 
 @pytest.mark.parametrize("above", [False, True])
-def test_weight_decay_shrinks_matrices_of_networks_by_the_rate_and_nothing_else(
+def test_weight_decay_shrinks_only_matrices_of_mlps(
     above: bool,
 ) -> None:
     config = dataclasses.replace(CONFIG, weight_decay=0.3)
     mlp = {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)}
     params = {"planes": (jnp.full((3, 4, 4), 2.0),), "mlp": mlp}
-    labels = {
+    groups = {
         "planes": "grid",
-        "mlp": "network" if above else {"kernel": "network", "bias": "network"},
+        "mlp": "mlp" if above else {"kernel": "mlp", "bias": "mlp"},
     }
-    # A zero gradient: Adam does nothing, which leaves the decay, not divided by any moment.
-    nothing = [jax.tree.map(jnp.zeros_like, params)] * 3
+    # With zero gradients Adam does nothing, so only the decay acts, not divided by any moment.
+    zeros = [jax.tree.map(jnp.zeros_like, params)] * 3
     for skip in (False, True):
         skipping = dataclasses.replace(config, skip_zero_gradients=skip)
         kernel = 2.0
-        for i, after in enumerate(run_optimizer(skipping, params, labels, nothing)):
+        for i, after in enumerate(run_optimizer(skipping, params, groups, zeros)):
             kernel *= 1.0 - 1e-3 * 0.1 ** (i / 10) * 0.3
             np.testing.assert_allclose(after["mlp"]["kernel"], kernel, rtol=1e-6)
             np.testing.assert_array_equal(after["mlp"]["bias"], 2.0)
             np.testing.assert_array_equal(after["planes"][0], 2.0)
 
 
-def test_weight_decay_adds_to_adam_s_step() -> None:
-    gradient, labels = [{"kernel": jnp.full((2, 2), 0.7)}], {"kernel": "network"}
+def test_weight_decay_adds_to_the_step_of_adam() -> None:
+    gradient, groups = [{"kernel": jnp.full((2, 2), 0.7)}], {"kernel": "mlp"}
     params = {"kernel": jnp.full((2, 2), 5.0)}
     config = dataclasses.replace(CONFIG, weight_decay=0.3)
-    (plain,), (decayed,) = (run_optimizer(c, params, labels, gradient) for c in (CONFIG, config))
+    (plain,), (decayed,) = (run_optimizer(c, params, groups, gradient) for c in (CONFIG, config))
     difference = np.asarray(plain["kernel"], np.float64) - np.asarray(decayed["kernel"])
     np.testing.assert_allclose(difference, 1e-3 * 0.3 * 5.0, rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", [0.0, 0.1, 100.0, 1e15])
-def test_gradients_are_clipped_by_their_global_norm(size: float) -> None:
+def test_make_optimizer_clips_gradients_by_their_global_norm(size: float) -> None:
     config = dataclasses.replace(CONFIG, clip_norm=2.0)
-    params = {"grid": jnp.zeros(3), "network": jnp.zeros(4)}
-    optimizer = make_optimizer(config, even_course(10), {"grid": "grid", "network": "network"})
-    gradients = {"grid": jnp.full(3, size), "network": jnp.full(4, -size)}
+    params = {"grid": jnp.zeros(3), "mlp": jnp.zeros(4)}
+    optimizer = make_optimizer(config, even_schedule(10), {"grid": "grid", "mlp": "mlp"})
+    gradients = {"grid": jnp.full(3, size), "mlp": jnp.full(4, -size)}
     updates, state = optimizer.update(gradients, optimizer.init(params), params)
     norm = size * math.sqrt(7)
     clipped = size * min(1.0, 2.0 / norm if norm else 1.0)
@@ -299,14 +307,14 @@ def test_gradients_are_clipped_by_their_global_norm(size: float) -> None:
         if isinstance(node, optax.ScaleByAdamState)
     ]
     np.testing.assert_allclose(adam.mu["grid"], 0.1 * clipped, rtol=1e-4)
-    np.testing.assert_allclose(adam.mu["network"], -0.1 * clipped, rtol=1e-4)
+    np.testing.assert_allclose(adam.mu["mlp"], -0.1 * clipped, rtol=1e-4)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
 
 
-def test_mapped_moments_are_resampled_and_the_counts_stay() -> None:
+def test_map_moments_resamples_moments_and_leaves_counts() -> None:
     params = {"planes": jnp.zeros(2), "kernel": jnp.zeros(3)}
-    labels = {"planes": "grid", "kernel": "network"}
-    optimizer = make_optimizer(CONFIG, even_course(10), labels)
+    groups = {"planes": "grid", "kernel": "mlp"}
+    optimizer = make_optimizer(CONFIG, even_schedule(10), groups)
     state = optimizer.init(params)
     gradients = {"planes": jnp.asarray([1.0, 3.0]), "kernel": jnp.ones(3)}
     for _ in range(3):
@@ -329,23 +337,23 @@ def test_mapped_moments_are_resampled_and_the_counts_stay() -> None:
         for s in (state, grown)
     ]
     assert counts[0] == counts[1] and set(counts[0]) == {3} and len(counts[0]) == 3
-    # The next step is that of an optimiser that always had the finer grid.
+    # The next step is that of an optimizer that always had the finer grid.
     updates, _ = optimizer.update(double(gradients), grown, double(params))
     coarse, _ = optimizer.update(gradients, state, params)
     np.testing.assert_allclose(updates["planes"], np.repeat(coarse["planes"], 2), rtol=1e-5)
     np.testing.assert_allclose(updates["kernel"], coarse["kernel"], rtol=1e-5)
 
 
-def test_l2_joins_the_gradients_of_networks_matrices() -> None:
+def test_l2_adds_matrices_of_mlps_to_their_gradients() -> None:
     config = dataclasses.replace(CONFIG, l2=0.3, beta1=0.9, beta2=0.99, epsilon=1e-8)
     params = {"kernel": jnp.full((2, 2), 5.0), "bias": jnp.full(2, 5.0), "table": jnp.full(2, 5.0)}
-    labels = {"kernel": "network", "bias": "network", "table": "grid"}
+    groups = {"kernel": "mlp", "bias": "mlp", "table": "grid"}
     gradients = [
         {"kernel": jnp.full((2, 2), g), "bias": jnp.zeros(2), "table": jnp.zeros(2)}
         for g in (0.7, -1.1, 0.0)
     ]
     weight, mu, nu = 5.0, 0.0, 0.0
-    for i, after in enumerate(run_optimizer(config, params, labels, gradients)):
+    for i, after in enumerate(run_optimizer(config, params, groups, gradients)):
         gradient = (0.7, -1.1, 0.0)[i] + 0.3 * weight
         mu, nu = 0.9 * mu + 0.1 * gradient, 0.99 * nu + 0.01 * gradient**2
         step = (mu / (1 - 0.9 ** (i + 1))) / (math.sqrt(nu / (1 - 0.99 ** (i + 1))) + 1e-8)
@@ -355,38 +363,38 @@ def test_l2_joins_the_gradients_of_networks_matrices() -> None:
         np.testing.assert_array_equal(after["table"], 5.0)
 
 
-def test_the_scale_of_the_loss_is_halved_by_an_overflow_and_doubled_after_many_good_steps() -> None:
+def test_update_loss_scale_halves_after_an_overflow_and_doubles_after_many_finite_steps() -> None:
     """Against a loop over steps, past both of its bounds."""
-    chance = np.random.default_rng(0)
-    went_well = [*(chance.random(60) > 0.6), *[True] * 12_600, *[False] * 30, *[True] * 501]
-    factor, since = optim.FIRST_SCALE, 0
-    scale, adapt = optim.init_loss_scale(), jax.jit(optim.update_loss_scale)
-    seen = set()
-    for good in went_well:
-        if good:
+    rng = np.random.default_rng(0)
+    steps = [*(rng.random(60) > 0.6), *[True] * 12_600, *[False] * 30, *[True] * 501]
+    factor, since = optim.INITIAL_SCALE, 0
+    scale, update = optim.init_loss_scale(), jax.jit(optim.update_loss_scale)
+    factors = set()
+    for finite in steps:
+        if finite:
             since += 1
             if since == optim.STEPS_TO_DOUBLE:
-                factor, since = min(2.0 * factor, optim.MOST_SCALE), 0
+                factor, since = min(2.0 * factor, optim.MAX_SCALE), 0
         else:
             factor, since = max(factor / 2.0, 1.0), 0
-        scale = adapt(scale, jnp.asarray(good))
+        scale = update(scale, jnp.asarray(finite))
         assert (float(scale.factor), int(scale.since)) == (factor, since)
-        seen.add(factor)
-    assert {1.0, optim.MOST_SCALE} <= seen
+        factors.add(factor)
+    assert {1.0, optim.MAX_SCALE} <= factors
 
 
 @pytest.mark.parametrize(("value", "finite"), [(1e38, True), (np.inf, False), (np.nan, False)])
-def test_one_number_that_is_not_finite_is_found(value: float, finite: bool) -> None:
+def test_all_finite_finds_a_single_number_that_is_not_finite(value: float, finite: bool) -> None:
     tree = {"a": jnp.zeros(3), "b": [jnp.zeros((2, 2)).at[1, 0].set(value)]}
     assert bool(optim.all_finite(tree)) is finite
 
 
-def test_the_norms_of_the_groups_make_the_whole_norm() -> None:
+def test_group_norms_equal_the_norms_of_their_leaves() -> None:
     rng = np.random.default_rng(0)
     grads = {"a": jnp.asarray(rng.normal(size=(3, 4))), "b": [jnp.asarray(rng.normal(size=5))] * 2}
-    labels = {"a": "grid", "b": ["network", "network"]}
-    grid, network = (optim.group_norm(grads, labels, group) for group in optim.GROUPS)
+    groups = {"a": "grid", "b": ["mlp", "mlp"]}
+    grid, mlp = (optim.group_norm(grads, groups, group) for group in optim.GROUPS)
     assert float(grid) == pytest.approx(np.linalg.norm(grads["a"]), rel=1e-5)
-    assert float(network) == pytest.approx(np.sqrt(2) * np.linalg.norm(grads["b"][0]), rel=1e-5)
-    nothing = optim.group_norm(grads, labels, "none")
-    assert float(nothing) == 0.0 and nothing.shape == ()
+    assert float(mlp) == pytest.approx(np.sqrt(2) * np.linalg.norm(grads["b"][0]), rel=1e-5)
+    empty = optim.group_norm(grads, groups, "none")
+    assert float(empty) == 0.0 and empty.shape == ()

@@ -167,13 +167,56 @@ def test_open_run_ignores_an_unfinished_checkpoint(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"steps": 3}', '{"field": {"kind": "nerf"}, "steps": "x"}', "\x00"]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"num_steps": 3}',
+        '{"field": {"type": "nerf"}, "model": {"type": "packed"}, "num_steps": "x"}',
+        '{"field": {"kind": "nerf"}, "steps": "x"}',
+        "\x00",
+    ],
 )
 def test_read_config_names_a_damaged_file(run: Path, text: str) -> None:
     (run / "config.json").write_text(text)
     with pytest.raises(InputError, match=re.escape(str(run / "config.json"))) as caught:
         runs.read_config(run)
     assert "\n" not in str(caught.value)
+
+
+def test_read_config_refuses_a_config_of_an_older_version(run: Path) -> None:
+    path = run / "config.json"
+    older = {"field": {"kind": "nerf", "sampler": "hierarchical", "width": 24}, "steps": 12}
+    path.write_text(json.dumps(older))
+    complaint = re.escape(f"{path} cannot be used (it is of an older version of jaxrf")
+    for open_it in (runs.read_config, runs.open_run):
+        with pytest.raises(InputError, match=complaint) as caught:
+            open_it(run)
+        assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (tiny_nerf, "width", 25),
+        (tiny_nerf, "activation", "relu"),
+        (tiny_tensorf, "prune_threshold", 0.5),
+        (tiny_voxels, "compute_dtype", "bfloat16"),
+    ],
+)
+def test_open_run_rejects_a_config_whose_field_differs_from_that_of_the_checkpoint(
+    tmp_path: Path, make: Any, name: str, value: Any
+) -> None:
+    folder = tmp_path / "run"
+    make_run(folder, (3,), make)
+    content = json.loads((folder / "config.json").read_text())
+    assert content["field"][name] != value
+    content["field"][name] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    complaint = rf"step 3 in {folder / 'checkpoints'} has field\.{name} .*, but .* has {value}: "
+    with pytest.raises(InputError, match=complaint):
+        runs.open_run(folder)
 
 
 def test_read_config_names_a_file_that_is_not_text(run: Path) -> None:

@@ -6,18 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import BOX, tiny_hashgrid, tiny_nerf, tiny_tensorf, tiny_voxels
+from scenes import (
+    BOX,
+    proposing_hashgrid,
+    tiny_hashgrid,
+    tiny_nerf,
+    tiny_tensorf,
+    tiny_voxels,
+)
 
 from jaxrf.evaluation import images
 from jaxrf.evaluation.scoring import ViewMetrics
+from jaxrf.fields.base import label_params
+from jaxrf.models.base import ModelParams
 from jaxrf.rendering.image import HostRendering
-from jaxrf.sampling.occupancy import (
-    DensityEmaGrid,
-    OccupancyGrid,
-    WeightTrackedGrid,
-    decayed_max_weights,
-)
-from jaxrf.training import summaries, train, transitions
+from jaxrf.sampling.density_ema import DensityEmaGrid
+from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.sampling.weight_tracking import WeightTrackedGrid, decayed_max_weights
+from jaxrf.training import summaries, transitions
+from jaxrf.training.config import TrainConfig
 
 
 def make_view_metrics(height: int, width: int) -> ViewMetrics:
@@ -74,20 +81,29 @@ def test_draw_sheet_of_an_empty_view(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "tags"),
     [
-        (tiny_tensorf(), {"grid/density/planes", "grid/features/lines", "network/basis"}),
-        (tiny_voxels(), {"grid/table", "network/mlp/Dense_0", "network/mlp/Dense_1"}),
-        (tiny_nerf(), {"network/fine/trunk_0", "network/coarse/density_head"}),
-        (tiny_hashgrid(), {"grid/fine/table"}),
+        (
+            tiny_tensorf(),
+            {"grid/field/density/planes", "grid/field/features/lines", "mlp/field/basis"},
+        ),
+        (tiny_voxels(), {"grid/field/table", "mlp/field/mlp/Dense_0", "mlp/field/mlp/Dense_1"}),
+        (tiny_nerf(), {"mlp/field/trunk_0", "mlp/coarse/density_head"}),
+        (tiny_hashgrid(), {"grid/field/table"}),
+        (proposing_hashgrid(appearance_dim=2), {"grid/proposals/table", "mlp/appearance/codes"}),
     ],
-    ids=["tensorf", "voxels", "nerf", "hashgrid"],
+    ids=["tensorf", "voxels", "nerf", "hashgrid", "proposals"],
 )
-def test_collect_parameters_names_them_by_group_and_path(config: object, tags: set[str]) -> None:
+def test_collect_parameters_names_them_by_group_and_path(
+    config: TrainConfig, tags: set[str]
+) -> None:
     stage = transitions.first_stage(config, BOX)
-    shapes = jax.eval_shape(lambda: train.init_params(config, stage)[0])
-    params = jax.tree.map(lambda x: jnp.asarray(np.ones(x.shape, x.dtype)), shapes)
-    collected = summaries.collect_parameters(params)
+    shapes = jax.eval_shape(lambda: config.model.init_params(stage.field, jax.random.key(0)))
+    params: ModelParams = jax.tree.map(lambda x: jnp.asarray(np.ones(x.shape, x.dtype)), shapes)
+    groups = config.model.param_groups(stage.field, params)
+    collected = summaries.collect_parameters(params, groups)
     assert tags <= set(collected)
-    assert {tag.split("/")[0] for tag in collected} <= {"grid", "network"}
+    assert {tag.split("/")[0] for tag in collected} <= {"grid", "mlp"}
+    # Elements of tuples, such as the three planes, have no tags of their own.
+    assert not any(part.isdigit() for tag in collected for part in tag.split("/"))
     # Every value is in one of them.
     if all(leaf.size <= summaries.MAX_VALUES for leaf in jax.tree.leaves(params)):
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -96,9 +112,10 @@ def test_collect_parameters_names_them_by_group_and_path(config: object, tags: s
 
 def test_collect_parameters_joins_weights_and_biases_of_a_layer() -> None:
     layer = {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.array([9.0, 8.0])}
-    collected = summaries.collect_parameters({"mlp": {"params": {"Dense_0": layer}}})
-    assert set(collected) == {"network/mlp/Dense_0"}
-    assert sorted(collected["network/mlp/Dense_0"]) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 9.0]
+    params = {"mlp": {"params": {"Dense_0": layer}}}
+    collected = summaries.collect_parameters(params, label_params(params, "mlp"))
+    assert set(collected) == {"mlp/mlp/Dense_0"}
+    assert sorted(collected["mlp/mlp/Dense_0"]) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 9.0]
 
 
 @pytest.mark.parametrize("size", [1, 100, 1 << 14, (1 << 14) + 1, 100_000])
@@ -119,7 +136,13 @@ def test_collect_cells_returns_cells_with_a_weight_or_optical_depth() -> None:
     memory = np.full(24, -1e9, np.float32)
     memory[[5, 17]] = [29.0, 19.0]
     clock = jnp.asarray(30, jnp.int32)
-    watched = WeightTrackedGrid(cells.occupied, cells.aabb, cells, jnp.asarray(memory), clock)
+    watched = WeightTrackedGrid(
+        occupied=cells.occupied,
+        aabb=cells.aabb,
+        coarse=cells,
+        max_weight_log=jnp.asarray(memory),
+        step=clock,
+    )
     cells_of = summaries.collect_cells(watched)
     assert sorted(cells_of) == pytest.approx([0.97**10, 1.0])
     weights = np.asarray(decayed_max_weights(watched))
@@ -128,7 +151,14 @@ def test_collect_cells_returns_cells_with_a_weight_or_optical_depth() -> None:
     optical = np.full(24, -2.0, np.float32)
     optical[[1, 2]] = [0.0, 0.4]
     radius = jnp.asarray(1.0)
-    probed = DensityEmaGrid(cells.occupied, cells.aabb, cells, jnp.asarray(optical), clock, radius)
+    probed = DensityEmaGrid(
+        occupied=cells.occupied,
+        aabb=cells.aabb,
+        coarse=cells,
+        optical_depth_ema=jnp.asarray(optical),
+        step=clock,
+        radius=radius,
+    )
     assert summaries.collect_cells(probed) == pytest.approx([0.4])
     assert summaries.collect_cells(cells) is None
 
@@ -136,11 +166,12 @@ def test_collect_cells_returns_cells_with_a_weight_or_optical_depth() -> None:
 def test_flatten_config_names_options_by_dots_and_leaves_out_none() -> None:
     config = tiny_voxels(seed=7, data=Path("/somewhere"), budget=None)
     flat = summaries.flatten_config(config, "ball")
-    assert flat["dataset"] == "ball" and flat["seed"] == 7.0 and flat["field.kind"] == "voxels"
+    assert flat["dataset"] == "ball" and flat["seed"] == 7.0 and flat["field.type"] == "voxels"
     assert flat["optimizer.grid_lr"] == config.optimizer.grid_lr
     assert flat["field.prune_at"] == " ".join(str(x) for x in config.field.prune_at)
     assert flat["filter_rays"] is config.filter_rays
-    assert flat["field.convention.stop"] == 1e-3
+    assert flat["ray_convention.transmittance_threshold"] == 1e-3
+    assert flat["model.type"] == "packed" and flat["model.max_steps"] == 1024.0
     assert "budget" not in flat
     assert not any(name.split(".")[0] in summaries.EXCLUDED_OPTIONS for name in flat)
     assert all(isinstance(value, bool | float | str) for value in flat.values())

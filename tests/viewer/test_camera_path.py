@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrf.cameras.poses import look_at
-from jaxrf.cameras.transforms import rotate_onto
+from jaxrf.cameras.transforms import SimilarityTransform, rotate_onto
 from jaxrf.viewer.camera_path import (
     MAX_KEYFRAMES,
     CameraPath,
@@ -51,7 +51,7 @@ def test_interpolate_keyframes_of_a_loop_ends_one_step_before_its_start() -> Non
 
 def test_camera_path_file_roundtrip_in_the_coordinates_of_the_data_set(tmp_path: Path) -> None:
     rotation = rotate_onto(np.array([0.1, 0.2, 1.0]), np.array([0.0, 1.0, 0.3]))
-    frame = Frame(0.25, rotation, np.array([0.3, -0.2, 0.1]))
+    frame = SimilarityTransform(0.25, rotation, np.array([0.3, -0.2, 0.1]))
     path = CameraPath(make_keyframes(2), seconds=0.5, fps=20.0)
     cameras = interpolate_keyframes(path, 64, 48)
     file = tmp_path / "camera-path.json"
@@ -70,7 +70,7 @@ def test_camera_path_file_roundtrip_in_the_coordinates_of_the_data_set(tmp_path:
 def test_read_camera_path_limits_keyframes_but_keeps_first_and_last(tmp_path: Path) -> None:
     path = CameraPath(make_keyframes(3), seconds=10.0, fps=24.0)
     cameras = interpolate_keyframes(path, 64, 48)
-    frame = Frame(1.0, np.eye(3), np.zeros(3))
+    frame = SimilarityTransform(1.0, np.eye(3), np.zeros(3))
     file = tmp_path / "long.json"
     file.write_text(encode_camera_path(cameras, 24.0, frame))
     loaded = read_camera_path(file, frame)

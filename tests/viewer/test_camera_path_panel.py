@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from simulated_browser import SimulatedClient
 
-from jaxrf.cameras.base import Cameras, look_at
-from jaxrf.cameras.transforms import Frame
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.poses import look_at
+from jaxrf.cameras.transforms import SimilarityTransform
 from jaxrf.viewer.camera_path_panel import CameraPathPanel
 from jaxrf.viewer.poses import View, from_browser
 
@@ -26,7 +27,7 @@ def panel(tmp_path: Path) -> Iterator[CameraPathPanel]:
     import viser
 
     server = viser.ViserServer(host="127.0.0.1", port=8451, verbose=False)
-    frame = Frame(0.5, np.eye(3), np.array([0.1, 0.2, 0.3]))
+    frame = SimilarityTransform(0.5, np.eye(3), np.array([0.1, 0.2, 0.3]))
     panel = CameraPathPanel(server, tmp_path / "views", frame, render_gray, (32, 16))
     yield panel
     panel.close()

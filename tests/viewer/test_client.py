@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from simulated_browser import SimulatedClient
 
-from jaxrf.cameras.base import look_at
+from jaxrf.cameras.poses import look_at
 from jaxrf.evaluation.interactive import InteractiveRenderer
 from jaxrf.sampling.occupancy import visible_aabb
 from jaxrf.viewer.client import FAR_CLIP, BrowserClient, RenderSettings, ViewerState
@@ -75,7 +75,8 @@ def test_browser_client_renders_a_new_state_of_a_training_once(
 def test_browser_client_reports_errors_and_goes_on(renderer: InteractiveRenderer) -> None:
     client, statistics = SimulatedClient(VIEW), []
     box = visible_aabb(renderer.grid)
-    broken = dataclasses.replace(renderer, scene_range=lambda camera, index: 1 / 0)
+    tiles = dataclasses.replace(renderer.tiles, scene_range=lambda camera, index: 1 / 0)
+    broken = dataclasses.replace(renderer, tiles=tiles)
     states = [ViewerState(broken, box, 0)]
     browser = BrowserClient(client, lambda: states[0], lambda: SETTINGS, statistics.append)
     try:

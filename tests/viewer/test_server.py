@@ -188,7 +188,7 @@ def start(arguments: list[str], log: Path) -> tuple[subprocess.Popen[bytes], str
 def test_browser_shows_a_run_and_rotates_it_with_the_mouse(page: Any, tmp_path: Path) -> None:
     data, run = write_scene(tmp_path / "ball"), tmp_path / "run"
     arguments = [*TINY, "--data", str(data), "--run-dir", str(run), "--video.frames", "0"]
-    assert cli.train(arguments) == 0
+    assert cli.run_command("train", arguments) == 0
     process, address = start(["view", str(run), "--port", "8441"], tmp_path / "log")
     try:
         page.goto(address)
@@ -214,7 +214,9 @@ def test_browser_shows_a_run_and_rotates_it_with_the_mouse(page: Any, tmp_path: 
         page.get_by_text("Render video").click()
         wait_for(lambda: (run / "views/video-1.mp4").exists(), 120.0)
         options = ["--path", str(run / "views/camera-path-1.json"), "--formats", "gif"]
-        assert cli.render([str(run), *options, "--size", "8", "--channels", "rgb"]) == 0
+        assert (
+            cli.run_command("render", [str(run), *options, "--size", "8", "--channels", "rgb"]) == 0
+        )
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, (tmp_path / "log").read_text()
@@ -223,7 +225,7 @@ def test_browser_shows_a_run_and_rotates_it_with_the_mouse(page: Any, tmp_path: 
 @pytest.mark.slow
 def test_browser_changes_channels_crops_and_loads_a_path(page: Any, tmp_path: Path) -> None:
     data, run = write_scene(tmp_path / "ball"), tmp_path / "run"
-    assert cli.train([*TINY, "--data", str(data), "--run-dir", str(run)]) == 0
+    assert cli.run_command("train", [*TINY, "--data", str(data), "--run-dir", str(run)]) == 0
     process, address = start(["view", str(run), "--port", "8443"], tmp_path / "log")
     page.set_viewport_size({"width": 800, "height": 700})
 
@@ -268,7 +270,7 @@ def test_browser_changes_channels_crops_and_loads_a_path(page: Any, tmp_path: Pa
 @pytest.mark.slow
 def test_browser_follows_a_training(page: Any, tmp_path: Path) -> None:
     data, run = write_scene(tmp_path / "ball"), tmp_path / "run"
-    arguments = [*TINY, "--data", str(data), "--run-dir", str(run), "--steps", "100000"]
+    arguments = [*TINY, "--data", str(data), "--run-dir", str(run), "--num-steps", "100000"]
     arguments += ["--optimizer.grid-lr", "0.002", "--view", "--viewer.port", "8442"]
     process, address = start(["train", *arguments], tmp_path / "log")
     try:

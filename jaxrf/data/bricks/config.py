@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jaxrf.core.checks import require_positive
+
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSceneConfig:
@@ -13,3 +15,7 @@ class SyntheticSceneConfig:
     """Number of training images."""
     test_views: int = 25
     """Number of test images."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers; InputError names the one that cannot be used."""
+        require_positive(self, "size", "train_views", "test_views", prefix="synthetic-scene.")

@@ -1,0 +1,267 @@
+"""Training, rendering, saving and loading from Python, in a few calls."""
+
+import dataclasses
+import difflib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from jaxrf import fields, presets
+from jaxrf.cameras.base import Cameras
+from jaxrf.core.errors import InputError
+from jaxrf.core.progress import ProgressBar
+from jaxrf.data import sources
+from jaxrf.data.scene import Scene, Split
+from jaxrf.evaluation import scoring
+from jaxrf.evaluation.scoring import RenderFn, score_split, summarize
+from jaxrf.fields.base import Field
+from jaxrf.models.base import ModelParams, StageSpec
+from jaxrf.parallel import devices
+from jaxrf.rendering.image import HostRendering
+from jaxrf.training import loop, runs, transitions
+from jaxrf.training.callbacks import NullCallback, TrainCallback
+from jaxrf.training.config import COMMAND_ONLY, TrainConfig
+from jaxrf.training.losses import ErrorFn
+from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
+from jaxrf.training.state import Metrics, TrainState, background_color
+
+
+def load_scene(
+    data: str | Path,
+    *,
+    downscale: int = 1,
+    splits: Sequence[Literal["train", "val", "test"]] | None = None,
+    skip_missing: bool = False,
+) -> Scene:
+    """Loads a data set of any layout that jaxrf knows.
+
+    Args:
+      data: folder, or tiny_nerf_data.npz; relative to ".", "./data" or the folder in JAXRF_DATA.
+      downscale: factor by which images are shrunk, averaging areas.
+      splits: to load; by default all that there are.
+      skip_missing: leave out images that the data set lists but that are missing.
+
+    Raises:
+      InputError: if there is no such data set, or it is damaged.
+    """
+    path = sources.find_data(Path(data))
+    known = [name for name in ("train", "val", "test") if sources.has_split(path, name)]
+    names = known if splits is None else list(splits)
+    return sources.load_scene(path, names, downscale, skip_missing=skip_missing)
+
+
+def fit(
+    field: Field | TrainConfig,
+    scene: Scene,
+    *,
+    callback: TrainCallback | None = None,
+    error_fn: ErrorFn | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> "Result":
+    """Trains a field on a scene.
+
+    Args:
+      field: a preset such as `jaxrf.presets.voxels_small()`, or an instance of any field, which is
+        then trained on an occupancy grid with budgets for a CPU (`jaxrf.presets.for_field`).
+      scene: its training split is used.
+      callback: called after every dispatch, in place of a progress bar.
+      error_fn: error of each pixel's color, (rgb, target_rgb) -> (r,).
+      mesh: the devices to train on; by default as many as `devices`, or the first alone.
+      progress: show a progress bar.
+      **overrides: attributes of `TrainConfig` to use in place of the preset's, such as
+        `num_steps`, `seed`, `batch_rays`, `background` or `model`.
+
+    Raises:
+      InputError: if an override cannot be used; it names the option and what to change.
+      DivergedError: if training diverges.
+
+    Example:
+      >>> import jaxrf
+      >>> jaxrf.presets.hashgrid_small().field.num_levels
+      8
+    """
+    config = field if isinstance(field, TrainConfig) else presets.for_field(field)
+    config = transitions.resolve_config(_override(config, overrides), scene)
+    config = dataclasses.replace(
+        config,
+        field_source=config.field_source or _find_source(type(config.field)),
+        downscale=scene.downscale,
+        skip_missing=scene.skip_missing,
+    )
+    mesh = mesh or devices.make_mesh(config.devices or 1)
+    if callback is None:
+        callback = _ProgressCallback(config, enabled=progress)
+    stage, state = loop.fit(config, scene, callback, error_fn=error_fn, mesh=mesh)
+    return Result(config, SceneMetadata.from_scene(scene, scene.folder), stage, state)
+
+
+def load(folder: str | Path, *, step: int | None = None, field: Field | None = None) -> "Result":
+    """Loads a run that `Result.save` or the command line wrote.
+
+    Args:
+      folder: of the run.
+      step: of a checkpoint; by default the last.
+      field: an instance of the user's class, if it was defined in a notebook that is gone.
+
+    Raises:
+      InputError: if there is no such run or checkpoint, or it is of another version.
+    """
+    field_class = None if field is None else type(field)
+    config = runs.read_config(Path(folder), field_class)
+    run = runs.open_run(Path(folder), step, config)
+    return Result(run.config, run.scene, run.stage, run.state)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """A trained field.
+
+    Attributes:
+      config: configuration of the training, resolved for the scene.
+      scene_metadata: the facts about the scene that rendering needs, without its images.
+      stage: static shapes at the end of training; `stage.field` is the field with its shapes.
+      state: parameters, optimizer state and occupancy grid.
+    """
+
+    config: TrainConfig
+    scene_metadata: SceneMetadata
+    stage: StageSpec
+    state: TrainState
+    _render_fns: dict[int | None, RenderFn] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @property
+    def field(self) -> Field:
+        """The field, with the shapes of the last stage."""
+        return self.stage.field
+
+    @property
+    def params(self) -> ModelParams:
+        """The parameters to render with."""
+        return self.state.eval_params
+
+    def render(
+        self, cameras: Cameras, index: int = 0, *, supersample: int | None = None
+    ) -> HostRendering:
+        """Renders the image of a camera, in host memory.
+
+        Args:
+          cameras: such as `scene.test.cameras[0]`.
+          index: of the camera.
+          supersample: rays of a pixel along each axis, averaged; by default as in training.
+
+        Returns:
+          rgb (h, w, 3) in [0, 1], opacity (h, w) in [0, 1], and depth and median_depth (h, w) in
+          scene units along each ray.
+        """
+        return self._render_fn(supersample)(cameras, index)
+
+    def evaluate(self, split: Split, *, every: int = 1) -> dict[str, Any]:
+        """Scores renderings of a split against its images.
+
+        Args:
+          split: such as `scene.test`.
+          every: score every K-th image; 1 scores all.
+
+        Returns:
+          "psnr" in dB and "ssim", means over the images, and "per_image", a list with "name",
+          "psnr" and "ssim" of each.
+        """
+        indices = range(0, len(split), every)
+        views = score_split(self._render_fn(None), split, self._background(), indices)
+        return summarize(list(views))
+
+    def save(self, folder: str | Path) -> None:
+        """Saves a run that `jaxrf.load` and the command line open.
+
+        A field of the user's is saved with the file that defines it; if it was defined in a
+        notebook, `jaxrf.load` needs an instance of it there.
+
+        Raises:
+          InputError: if the folder exists and is not empty, or cannot be written to.
+        """
+        path = Path(folder)
+        runs.create_folder(path)
+        runs.write_config(path, runs.vendor_user_code(path, self.config))
+        manager = runs.open_checkpoints(path, self.config)
+        try:
+            runs.save(manager, self.scene_metadata, self.stage, self.state, seconds=0.0, psnr=None)
+            manager.wait_until_finished()
+        finally:
+            manager.close()
+
+    def to_run(self, folder: str | Path) -> Run:
+        """The same as a `Run`, which `jaxrf.export` takes; nothing is written to `folder`."""
+        return Run(Path(folder), self.config, self.scene_metadata, self.stage, self.state, 0.0)
+
+    def _background(self) -> Float[np.ndarray, "3"]:
+        return background_color(self.config)
+
+    def _render_fn(self, supersample: int | None) -> RenderFn:
+        if supersample not in self._render_fns:
+            self._render_fns[supersample] = scoring.make_render_fn(
+                self.config,
+                self.stage,
+                self.params,
+                self.state.grid,
+                near_far_fn(self.scene_metadata, self.state.grid),
+                self._background(),
+                supersample,
+            )
+        return self._render_fns[supersample]
+
+
+class _ProgressCallback(NullCallback):
+    """Shows a progress bar with the loss and the PSNR of training."""
+
+    def __init__(self, config: TrainConfig, enabled: bool) -> None:
+        self._bar = ProgressBar(config.num_steps, "train", "step", disable=not enabled)
+        self._last_step = config.num_steps
+
+    def on_dispatch(
+        self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int
+    ) -> bool:
+        """Advances the bar."""
+        psnr = -10.0 * np.log10(max(float(metrics.mse), 1e-12))
+        self._bar.set_postfix(f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB")
+        self._bar.update(steps)
+        if int(state.step) >= self._last_step:
+            self._bar.close()
+        return False
+
+
+def _override(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
+    names = [f.name for f in dataclasses.fields(config)]
+    for name in overrides:
+        option = "--" + name.replace("_", "-")
+        if name in COMMAND_ONLY:
+            raise InputError(
+                f"jaxrf.fit does not use {name!r}: leave it out, or train with the command "
+                f"`jaxrf train {option}`."
+            )
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "jaxrf.TrainConfig lists them."
+            raise InputError(f"jaxrf.fit has no argument {name!r}: {hint}")
+    return dataclasses.replace(config, **overrides)
+
+
+def _find_source(kind: type[Field]) -> str:
+    """File and class of a user's field, if it was defined in a module; else an empty text."""
+    if fields.is_builtin(kind) or kind.__module__ in ("__main__", "builtins"):
+        return ""
+    module = sys.modules.get(kind.__module__)
+    path = inspect.getsourcefile(module) if module is not None else None
+    if path is None or not Path(path).is_file() or "." in kind.__qualname__:
+        return ""
+    return f"{path}:{kind.__name__}"

@@ -1,0 +1,516 @@
+"""Models: checks of their numbers, and properties that all of them share."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from renders import (
+    ample,
+    axis_rays,
+    outgoing_rays,
+    random_params,
+    render_batch,
+    render_image,
+    train_rays,
+)
+from scenes import (
+    BOX,
+    change,
+    cp_config,
+    first_state,
+    marching_nerf,
+    mostly_slow,
+    proposing_hashgrid,
+    slow,
+    tiny_bitnerf,
+    tiny_hashgrid,
+    tiny_nerf,
+    tiny_pynerf,
+    tiny_tensorf,
+    tiny_voxels,
+)
+
+from jaxrf import presets
+from jaxrf.cameras import contraction
+from jaxrf.cameras.ray_convention import RayConvention
+from jaxrf.core.errors import InputError
+from jaxrf.core.rays import ConicalFrusta
+from jaxrf.fields import tensorf, voxels
+from jaxrf.fields.nerf import NeRF
+from jaxrf.fields.pynerf import PyNeRF
+from jaxrf.fields.tensorf import TensoRF
+from jaxrf.fields.voxel_grid import VoxelGrid
+from jaxrf.fields.voxels import Voxels
+from jaxrf.models import base
+from jaxrf.models.base import Model, ModelParams
+from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.models.packed import PackedModel
+from jaxrf.models.proposal import ProposalModel
+from jaxrf.training.config import TrainConfig
+from jaxrf.training.config_json import make_user_field
+
+ONE = jnp.ones(())
+
+# -- checks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model", [Model, PackedModel, HierarchicalModel, ProposalModel], ids=lambda m: m.__name__
+)
+@pytest.mark.parametrize(
+    ("numbers", "complaint"),
+    [
+        ({"checkpoint_chunks": 0}, "--model.checkpoint-chunks is 0: give a number above 0"),
+        ({"appearance_dim": -1}, "--model.appearance-dim is -1: give 0 or more"),
+    ],
+)
+def test_models_refuse_numbers_out_of_range(
+    model: Any, numbers: dict[str, int], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        model(**numbers)
+
+
+@pytest.mark.parametrize("model", [PackedModel, HierarchicalModel, ProposalModel])
+def test_blended_results_cannot_be_shaded_per_ray(model: Any) -> None:
+    field, complaint = PyNeRF(blend="results"), "add --model.shading per_sample"
+    with pytest.raises(InputError, match=complaint):
+        model(shading="per_ray").check(field, RayConvention())
+    with pytest.raises(InputError, match=complaint):
+        TrainConfig(field=field, model=model(shading="per_ray"))
+    model(shading="per_sample").check(field, RayConvention())
+    model(shading="per_ray").check(PyNeRF(blend="features"), RayConvention())
+
+
+def test_the_pyramid_s_preset_refuses_blended_results() -> None:
+    config = presets.make_preset("pynerf-small")
+    with pytest.raises(InputError, match=r"add --model.shading per_sample"):
+        dataclasses.replace(config, field=dataclasses.replace(config.field, blend="results"))
+
+
+@pytest.mark.parametrize("model", [PackedModel, HierarchicalModel, ProposalModel])
+@pytest.mark.parametrize("numbers", [{"lengths_along": "axis"}, {"view_directions": "axis"}])
+def test_a_convention_along_the_axis_needs_a_range_along_it(
+    numbers: dict[str, Any], model: Any
+) -> None:
+    with pytest.raises(InputError, match=r"add --ray-convention.range-along axis"):
+        model().check(NeRF(), RayConvention(**numbers))
+    with pytest.raises(InputError, match=r"add --ray-convention.range-along axis"):
+        TrainConfig(field=NeRF(), model=model(), ray_convention=RayConvention(**numbers))
+
+
+@pytest.mark.parametrize("model", [PackedModel, ProposalModel])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"lengths_along": "axis", "range_along": "axis"},
+        {"view_directions": "axis", "range_along": "axis"},
+        {"transmittance": "inclusive"},
+    ],
+)
+def test_only_the_hierarchical_model_knows_other_lengths_directions_and_transmittances(
+    numbers: dict[str, Any], model: Any
+) -> None:
+    convention = RayConvention(**numbers)
+    with pytest.raises(InputError, match="only the hierarchical model knows"):
+        model().check(NeRF(), convention)
+    with pytest.raises(InputError, match="add --model hierarchical"):
+        TrainConfig(field=NeRF(), model=model(), ray_convention=convention)
+    HierarchicalModel().check(NeRF(), convention)
+    TrainConfig(field=NeRF(), model=HierarchicalModel(), ray_convention=convention)
+
+
+@pytest.mark.parametrize("model", [PackedModel(), HierarchicalModel(), ProposalModel()])
+def test_every_model_knows_conventions_of_range_pixel_center_and_threshold(model: Model) -> None:
+    convention = RayConvention(
+        pixel_center=0.0, range_along="axis", samples_at="start", transmittance_threshold=0.1
+    )
+    model.check(NeRF(), convention)
+    assert TrainConfig(field=NeRF(), model=model, ray_convention=convention).model is model
+
+
+# -- parameters --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_tensorf(),
+        tiny_nerf(),
+        tiny_nerf(field=NeRF(width=8), num_fine_samples=0),
+        tiny_voxels(),
+        tiny_hashgrid(),
+        marching_nerf(),
+        proposing_hashgrid(),
+        tiny_hashgrid(
+            field=PyNeRF(
+                num_pyramid_levels=2, num_levels=2, log2_hashmap_size=8, max_resolution=32
+            )
+        ),
+    ],
+    ids=[
+        "tensorf", "nerf", "coarse", "voxels", "hash grid", "marching nerf", "proposals", "pyramid"
+    ],
+)  # fmt: skip
+def test_param_groups_name_a_group_for_every_parameter(config: TrainConfig) -> None:
+    stage, state = first_state(config)
+    groups = config.model.param_groups(stage.field, state.params)
+    assert jax.tree.structure(groups) == jax.tree.structure(state.params)
+    assert set(jax.tree.leaves(groups)) <= {"grid", "mlp"}
+
+
+def test_param_groups_put_factors_and_tables_into_grid_and_all_else_into_mlp() -> None:
+    def groups_of(config: TrainConfig) -> ModelParams:
+        stage, state = first_state(config)
+        return config.model.param_groups(stage.field, state.params)
+
+    factors = groups_of(tiny_tensorf()).field
+    assert set(jax.tree.leaves([factors["density"], factors["features"]])) == {"grid"}
+    assert set(jax.tree.leaves([factors["basis"], factors["mlp"]])) == {"mlp"}
+    assert set(jax.tree.leaves(groups_of(tiny_nerf()))) == {"mlp"}
+    proposals = groups_of(proposing_hashgrid()).proposals
+    assert [p["table"] for p in proposals] == ["grid"]
+    assert set(jax.tree.leaves([p | {"table": "mlp"} for p in proposals])) == {"mlp"}
+
+
+def test_regularization_of_factors_is_the_weighted_sum_of_its_terms() -> None:
+    config = tiny_tensorf()
+    stage, state = first_state(config)
+    assert isinstance(stage.field, TensoRF)
+    field = dataclasses.replace(
+        stage.field,
+        l1_weight=0.5,
+        l1_weight_pruned=0.25,
+        density_tv_weight=2.0,
+        feature_tv_weight=3.0,
+    )
+    params = state.params
+    l1 = tensorf.l1_norm(params.field)
+    variation = 2.0 * tensorf.total_variation(params.field["density"])
+    variation += 3.0 * tensorf.total_variation(params.field["features"])
+    grid_and_key = (state.grid, jax.random.key(0))
+    regularization = config.model.regularization
+    np.testing.assert_allclose(
+        regularization(field, params, *grid_and_key, ONE), 0.5 * l1 + variation, rtol=1e-6
+    )
+    decayed = regularization(field, params, *grid_and_key, jnp.asarray(0.1))
+    np.testing.assert_allclose(decayed, 0.5 * l1 + 0.1 * variation, rtol=1e-6)
+    pruned = dataclasses.replace(field, pruned=True)
+    np.testing.assert_allclose(
+        regularization(pruned, params, *grid_and_key, ONE), 0.25 * l1 + variation, rtol=1e-6
+    )
+    nerf_config = tiny_nerf()
+    nerf_stage, nerf = first_state(nerf_config)
+    penalty = nerf_config.model.regularization(nerf_stage.field, nerf.params, *grid_and_key, ONE)
+    assert float(penalty) == 0.0
+
+
+def test_regularization_of_lines_has_orthogonality_and_variation() -> None:
+    config = cp_config(orthogonality_weight=0.7, l1_weight=0.0, density_tv_weight=3.0)
+    stage, state = first_state(config)
+    arguments = (state.grid, jax.random.key(0), ONE)
+    penalty = config.model.regularization(stage.field, state.params, *arguments)
+    expected = 0.7 * tensorf.ortho_loss(state.params.field)
+    expected += 3.0 * tensorf.total_variation(state.params.field["density"])
+    np.testing.assert_allclose(penalty, expected, rtol=1e-6)
+    assert float(penalty) > 0
+
+
+def test_regularization_of_voxels_estimates_their_variation_in_drawn_cells() -> None:
+    config = tiny_voxels()
+    stage, state = first_state(config)
+    assert isinstance(stage.field, Voxels) and isinstance(state.grid, VoxelGrid)
+    field = dataclasses.replace(
+        stage.field, density_tv_weight=2.0, feature_tv_weight=3.0, tv_cells=4000
+    )
+    table = jax.random.normal(jax.random.key(2), state.params.field["table"].shape)
+    params = state.params._replace(field=state.params.field | {"table": table})
+    density, features = voxels.total_variation(
+        table, state.grid.corner_rows[1 : int(state.grid.num_cells)]
+    )
+    arguments = (params, state.grid, jax.random.key(0), ONE)
+    penalty = config.model.regularization(field, *arguments)
+    np.testing.assert_allclose(penalty, 2.0 * density + 3.0 * features, rtol=0.03)
+    unweighted = dataclasses.replace(field, density_tv_weight=0.0, feature_tv_weight=0.0)
+    assert float(config.model.regularization(unweighted, *arguments)) == 0.0
+
+
+# -- rendering ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [tiny_tensorf, tiny_voxels, tiny_nerf])
+def test_eval_stage_does_not_depend_on_numbers_of_training(make: Any) -> None:
+    config = make()
+    stage, state = first_state(config)
+
+    def eval_stage(stage: base.StageSpec) -> base.StageSpec:
+        return config.model.eval_stage(stage, state.grid, config.ray_convention, crop=False)[0]
+
+    changes: dict[str, Any] = {
+        "num_rays": 7, "supersample": 3, "block_budget": 8, "sample_budget": 9
+    }  # fmt: skip
+    if isinstance(stage.field, TensoRF):
+        changes["field"] = dataclasses.replace(stage.field, pruned=True)
+    assert eval_stage(dataclasses.replace(stage, **changes)) == eval_stage(stage)
+    # Whether features are computed for all samples does matter, for how many does not.
+    stages = [eval_stage(dataclasses.replace(stage, color_budget=n)) for n in (0, 5, 6)]
+    assert stages[0] != stages[1] == stages[2]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [tiny_tensorf(), tiny_nerf(), tiny_voxels(), tiny_hashgrid()],
+    ids=["tensorf", "nerf", "voxels", "hash grid"],
+)
+def test_rays_that_miss_the_box_show_the_background(config: TrainConfig) -> None:
+    stage, state = first_state(config)
+    rays = dataclasses.replace(train_rays(8), origins=jnp.full((8, 3), 50.0))
+    background = jnp.array([0.1, 0.5, 0.7])
+    arguments = (state.params, state.grid, rays, background, state.grid.aabb)
+    rendering = render_image(config, stage, 1 << 12, *arguments)
+    np.testing.assert_allclose(rendering.rgb, np.tile(background, (8, 1)), atol=1e-6)
+    np.testing.assert_allclose(rendering.opacity, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [tiny_nerf, slow(marching_nerf)], ids=["hierarchical", "packed"])
+def test_density_is_noisy_in_training_and_not_in_images(make: Any) -> None:
+    config, rays = make(), train_rays(16)
+    quiet_stage, state = first_state(config)
+    noisy_field = dataclasses.replace(config.field, density_noise=2.0)
+    stages = quiet_stage, dataclasses.replace(quiet_stage, field=noisy_field)
+    batch = (state.params, state.grid, jax.random.key(0), rays, jnp.ones((16, 3)))
+    trained = [render_batch(config, ample(stage), *batch) for stage in stages]
+    for quiet, noisy in zip(trained[0].rgb, trained[1].rgb, strict=True):
+        assert np.max(np.abs(quiet - noisy)) > 1e-3
+    view = (state.params, state.grid, rays, jnp.ones(3), state.grid.aabb)
+    images = [render_image(config, stage, 1 << 12, *view).rgb for stage in stages]
+    np.testing.assert_array_equal(images[0], images[1])
+
+
+EVERY_FIELD = {
+    "tensorf": tiny_tensorf(),
+    "tensorf, per sample": tiny_tensorf(shading="per_sample", max_shaded_fraction=0.5),
+    "cp": cp_config(),
+    "voxels": tiny_voxels(),
+    "nerf": tiny_nerf(),
+    "nerf, points": tiny_nerf(quadrature="points"),
+    "nerf, disparity, relu": tiny_nerf(spacing="disparity", activation="relu"),
+    "nerf, integrated": tiny_nerf(encoding="integrated"),
+    "marching nerf, integrated": marching_nerf(encoding="integrated"),
+    "bitnerf": tiny_bitnerf(),
+    "hash grid": tiny_hashgrid(),
+    "hash grid, bfloat16": tiny_hashgrid(table_dtype="bfloat16"),
+    "proposals": proposing_hashgrid(),
+    "pyramid": tiny_pynerf(),
+    "pyramid, results": tiny_pynerf(blend="results"),
+    "pyramid, separate": tiny_pynerf(tables="separate"),
+}
+
+
+@pytest.mark.parametrize("config", EVERY_FIELD.values(), ids=EVERY_FIELD)
+def test_gradients_of_every_field_and_model_are_finite_at_the_extremes(
+    config: TrainConfig,
+) -> None:
+    stage, state = first_state(config)
+    stage = ample(stage)
+    rays = axis_rays()
+    # Some without length, some that end before the box, the others along an axis, past it or in it.
+    number = np.arange(24)
+    far = np.where(number % 8 == 1, 2.0, np.where(number % 8 == 4, 2.1, 6.0))
+    rays = dataclasses.replace(rays, far=jnp.asarray(far, jnp.float32))
+    background = jnp.ones((24, 3))
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def differentiate(params: ModelParams) -> Any:
+        key = jax.random.key(0)
+        rendering = config.model.render_train(
+            stage, params, state.grid, key, rays, background, config.ray_convention
+        )
+        loss = sum(jnp.sum(rgb) for rgb in rendering.rgb) + jnp.sum(rendering.distortion)
+        if rendering.interlevel is not None:
+            loss += jnp.sum(rendering.interlevel)
+        penalty = config.model.regularization(stage.field, params, state.grid, key, ONE)
+        return loss + penalty, rendering
+
+    for scale in (1.0, 1e3):
+        params = jax.tree.map(lambda x, scale=scale: scale * x, random_params(state.params))
+        grads, rendering = differentiate(params)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+        assert all(np.all(np.isfinite(rgb)) for rgb in rendering.rgb)
+        opacity = np.asarray(rendering.opacity)
+        assert np.all((opacity >= 0) & (opacity < 1.001))
+        if scale == 1.0:
+            assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("config", mostly_slow([*EVERY_FIELD.values()], 5), ids=EVERY_FIELD)
+def test_images_do_not_depend_on_how_rays_are_batched(config: TrainConfig) -> None:
+    stage, state = first_state(config)
+    params, rays = random_params(state.params), train_rays(24)
+    together = render_image(config, stage, 1 << 12, params, state.grid, rays, jnp.ones(3))
+    part = jax.tree.map(lambda x: x[:7], rays)
+    alone = render_image(config, stage, 1 << 12, params, state.grid, part, jnp.ones(3))
+    np.testing.assert_allclose(alone.rgb, together.rgb[:7], atol=2e-5)
+
+
+# -- contracted space and appearances ----------------------------------------------------------
+
+# Every model, and every kind of grid.
+EVERY_MODEL = [slow(tiny_voxels), slow(tiny_tensorf), tiny_nerf, marching_nerf, proposing_hashgrid]
+
+
+def _frusta_of(radii: jax.Array) -> ConicalFrusta:
+    """Parts of cones of which only the radii matter."""
+    ones = jnp.ones_like(radii)
+    return ConicalFrusta(jnp.stack([ones, 0 * ones, 0 * ones], axis=-1), radii, ones, ones)
+
+
+@pytest.mark.parametrize("make", EVERY_MODEL)
+def test_contracted_space_is_rendered_beyond_the_box_and_the_range_of_distances(make: Any) -> None:
+    config = make(contract=True)
+    stage, state = first_state(config)
+    assert np.max(np.abs(state.grid.aabb)) >= 2.99
+    rays = outgoing_rays()
+    params = random_params(state.params)
+    background = jnp.ones((40, 3))
+
+    def total(params: ModelParams) -> Any:
+        rendering = config.model.render_train(
+            ample(stage), params, state.grid, jax.random.key(0), rays, background,
+            config.ray_convention,
+        )  # fmt: skip
+        return jnp.sum(rendering.rgb[-1]) + jnp.sum(rendering.distortion), rendering
+
+    grads, rendering = jax.jit(jax.grad(total, has_aux=True))(params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    # Hardly any of space is empty, and rays have no end.
+    assert np.mean(rendering.opacity > 0.98) > 0.8
+    image = render_image(config, stage, 1 << 12, params, state.grid, rays, jnp.ones(3))
+    assert np.mean(image.opacity > 0.98) > 0.8
+
+
+@pytest.mark.parametrize("make", EVERY_MODEL)
+def test_close_over_params_contracts_positions_and_radii(make: Any) -> None:
+    config = make(contract=True)
+    stage, state = first_state(config)
+    rays, network = outgoing_rays(), random_params(state.params).field
+    distance = jnp.linspace(0.5, 60.0, 7)
+    far = (rays.origins[0][None] + distance[:, None] * rays.directions[:1]).astype(jnp.float32)
+    radii, box = jnp.full((7,), 0.01), jnp.asarray(BOX)
+    fns = base.close_over_params(stage.field, network, state.grid)
+    density = fns.density(far, _frusta_of(radii))[0]
+    bounded = base.close_over_params(
+        stage.field, network, dataclasses.replace(state.grid, bounds=None)
+    )
+    contracted_radii = contraction.contract_radii(radii, far, box)
+    contracted = contraction.contract(far, box)
+    expected = bounded.density(contracted, _frusta_of(contracted_radii))[0]
+    np.testing.assert_allclose(density, expected, rtol=1e-5)
+    assert np.all(np.asarray(density)[-1] > 0)
+
+
+@pytest.mark.parametrize(
+    "make", [slow(tiny_voxels), slow(cp_config), tiny_nerf, slow(tiny_hashgrid)]
+)
+def test_images_look_alike_until_their_codes_differ(make: Any) -> None:
+    plain = make()
+    config = change(plain, appearance_dim=3, num_appearances=6)
+    stage, state = first_state(config)
+    rays, background, key = train_rays(60), jnp.zeros((60, 3)), jax.random.key(0)
+    batch = (state.grid, key, rays, background)
+    assert state.params.appearance is not None
+    assert state.params.appearance.codes.shape == (6, 3)
+    bare = state.params._replace(appearance=None)
+    expected = render_batch(plain, ample(stage), bare, *batch)
+    rendering = render_batch(config, ample(stage), state.params, *batch)
+    np.testing.assert_allclose(rendering.rgb[-1], expected.rgb[-1], atol=1e-6)
+
+    def with_codes(codes: jax.Array) -> ModelParams:
+        assert state.params.appearance is not None
+        return state.params._replace(appearance=state.params.appearance._replace(codes=codes))
+
+    changed = with_codes(jnp.zeros((6, 3)).at[2].set(5.0))
+    rendering = render_batch(config, ample(stage), changed, *batch)
+    others = np.asarray(rays.camera_index) != 2
+    np.testing.assert_allclose(rendering.rgb[-1][others], expected.rgb[-1][others], atol=1e-6)
+    difference = np.abs(np.asarray(rendering.rgb[-1] - expected.rgb[-1]))[~others]
+    assert difference.max() > 1e-4
+    np.testing.assert_allclose(rendering.opacity, expected.opacity, atol=1e-6)
+
+    # Images are rendered with the mean of all codes, whichever camera they are seen from.
+    mean = with_codes(jnp.full((6, 3), 5.0 / 6.0))
+    images = [
+        render_image(config, stage, 1 << 12, params, state.grid, rays, jnp.zeros(3)).rgb
+        for params in (changed, mean)
+    ]
+    np.testing.assert_allclose(images[0], images[1], atol=1e-5)
+
+
+def test_codes_learn_from_rays_of_their_images() -> None:
+    config = tiny_hashgrid(appearance_dim=3, num_appearances=6)
+    stage, state = first_state(config)
+    rays, background = train_rays(60), jnp.zeros((60, 3))
+    rays = dataclasses.replace(rays, camera_index=rays.camera_index % 4)
+
+    def total(params: ModelParams) -> jax.Array:
+        batch = (state.grid, jax.random.key(0), rays, background)
+        rendering = config.model.render_train(stage, params, *batch, config.ray_convention)
+        return jnp.sum(rendering.rgb[0])
+
+    grads = jax.jit(jax.grad(total))(random_params(state.params)).appearance.codes
+    learning = np.any(np.asarray(grads) != 0, axis=-1)
+    np.testing.assert_array_equal(learning, [True] * 4 + [False] * 2)
+
+
+@pytest.mark.parametrize("blend", ["features", "results"])
+def test_appearance_of_a_pyramid_leaves_the_weights_of_its_levels(blend: Any) -> None:
+    field = PyNeRF(
+        num_pyramid_levels=3, num_levels=2, max_resolution=16, log2_hashmap_size=8, width=8,
+        color_width=8, blend=blend, feature_dim=4,
+    )  # fmt: skip
+    model = PackedModel(appearance_dim=2, num_appearances=6, occupancy_resolution=4, max_steps=16)
+    config = tiny_hashgrid(field=field, model=model)
+    stage, state = first_state(config)
+    channels = 12 if blend == "results" else 4
+    assert state.params.appearance is not None
+    assert state.params.appearance.matrix.shape == (2, channels)
+    batch = (state.params, state.grid, jax.random.key(0), train_rays(8), jnp.zeros((8, 3)))
+    assert np.all(np.isfinite(render_batch(config, stage, *batch).rgb[0]))
+
+
+def test_init_params_refuses_appearances_of_a_field_without_their_channels(tmp_path: Path) -> None:
+    (tmp_path / "bare.py").write_text(
+        "import dataclasses\n"
+        "from jaxrf.fields import Field\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Bare(Field):\n"
+        "    init = density = features = color = lambda *_: None\n"
+    )
+    field = make_user_field(f"{tmp_path / 'bare.py'}:Bare")
+    with pytest.raises(InputError, match="Bare has no appearance_channels"):
+        PackedModel(appearance_dim=2).init_params(field, jax.random.key(0))
+
+
+# -- boxes -------------------------------------------------------------------------------------
+
+
+def test_clamp_to_aabb_moves_positions_near_the_border_onto_it_and_no_others() -> None:
+    aabb = jnp.array([[-1.0, -2.0, 0.0], [1.0, 2.0, 3.0]])
+    positions = jnp.array(
+        [[1.000001, 0.5, 3.000001], [1.001, 0.5, 1.0], [0.3, -2.0, 1.0], [0.3, 0, 1]]
+    )
+    on_border = np.asarray(base.clamp_to_aabb(positions, aabb))
+    np.testing.assert_array_equal(on_border[0], [1.0, 0.5, 3.0])
+    np.testing.assert_array_equal(on_border[1:], positions[1:])
+    clamped = np.asarray(base.clamp_to_aabb(positions, aabb, base.AABB_EPS))
+    low, high = np.asarray(aabb)
+    assert np.all((clamped[[0, 2]] > low) & (clamped[[0, 2]] < high))
+    np.testing.assert_allclose(clamped, positions, atol=2e-5)
+    # Beyond rounding, and well inside, positions stay as they are.
+    np.testing.assert_array_equal(clamped[[1, 3]], positions[jnp.array([1, 3])])
