@@ -299,7 +299,6 @@ def test_create_makes_cells_that_are_all_occupied(
     [
         (BOX[::-1], 8, "aabb is .*: give two corners, the lower one first"),
         (np.zeros((2, 3)), 8, "give two corners, the lower one first"),
-        (np.zeros((3, 2)), 8, "give two corners, the lower one first"),
         (np.array([[0.0, 0, 0], [1, 1, np.nan]]), 8, "give two corners, the lower one first"),
         (BOX, (4, 0, 4), r"resolution is \(4, 0, 4\): give 1 cell or more"),
     ],
