@@ -8,11 +8,7 @@ import numpy as np
 
 from jaxrf.cameras import contraction
 from jaxrf.core.rays import Rays
-from jaxrf.sampling.occupancy import (
-    OccupancyGrid,
-    lookup,
-    to_marched_rays,
-)
+from jaxrf.sampling.occupancy import OccupancyGrid, lookup, to_marched_rays
 
 # Cells of 0.5 x 0.25 x 1, all exact in float32.
 BOX = np.array([[-1.0, 0.0, 2.0], [1.0, 1.25, 5.0]], np.float32)

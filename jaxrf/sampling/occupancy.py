@@ -94,10 +94,12 @@ class OccupancyGrid:
 
         box = np.asarray(aabb, np.float32)
         if box.shape != (2, 3) or not np.all(box[1] > box[0]):
-            raise InputError(f"aabb is {aabb}: give two corners, the lower one first.")
-        cells = count_cells(resolution, box) if isinstance(resolution, int) else resolution
-        if min(cells) < 1:
+            corners = box.tolist()
+            raise InputError(f"aabb is {corners}: give two corners, the lower one first.")
+        sides = (resolution,) if isinstance(resolution, int) else resolution
+        if min(sides) < 1:
             raise InputError(f"resolution is {resolution}: give 1 cell or more along each side.")
+        cells = count_cells(resolution, box) if isinstance(resolution, int) else resolution
         return init_density_ema(make_full_grid(cells, jnp.asarray(box)), dilation_cells=0.0)
 
     def march(

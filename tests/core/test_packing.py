@@ -1,4 +1,4 @@
-"""Bits of masks and sums within runs; the packing of samples is tested with the renderer."""
+"""Bits of masks, ranks and packs of samples, and sums within runs."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_rendering import INTERVALS, RAYS, make_mask
 
-from jaxrf.core.packing import find_bit, pack_bits, sum_before
+from jaxrf.core.packing import find_bit, pack, pack_bits, rank_samples, sum_before
 
 summed = jax.jit(sum_before)
 
@@ -135,3 +136,35 @@ def test_sum_before_gradient_composes_with_other_functions() -> None:
             moved[i] += sign * 1e-5
             ends.append(np.dot(np.exp(-sum_before_slowly(moved**2, owner)), factors))
         assert float(gradient[i]) == pytest.approx((ends[1] - ends[0]) / 2e-5, rel=1e-3, abs=1e-5)
+
+
+# Ranking and packing.
+
+
+def test_rank_samples_counts_masked_samples_before_each() -> None:
+    mask = make_mask()
+    rank, before = rank_samples(mask), 0
+    for r in range(RAYS):
+        for i in range(INTERVALS):
+            assert int(rank[r, i]) == before
+            before += int(mask[r, i])
+
+
+@pytest.mark.parametrize("budget", [1, 4, 1000])
+def test_successive_packs_hold_every_masked_sample_once(budget: int) -> None:
+    mask = make_mask()
+    expected = [r * INTERVALS + i for r in range(RAYS) for i in range(INTERVALS) if mask[r, i]]
+    rank, samples = rank_samples(mask), []
+    for start in range(0, len(expected), budget):
+        packed = pack(mask, rank, budget, start)
+        assert packed.sample.shape == packed.valid.shape == (budget,)
+        taken = np.asarray(packed.sample)[np.asarray(packed.valid)]
+        assert np.all(np.asarray(packed.sample)[~np.asarray(packed.valid)] == mask.size)
+        samples += taken.tolist()
+    assert samples == expected
+
+
+def test_pack_of_an_empty_mask_is_empty() -> None:
+    mask = jnp.zeros((3, 4), bool)
+    packed = pack(mask, rank_samples(mask), 5)
+    assert not np.any(np.asarray(packed.valid))

@@ -171,7 +171,7 @@ def grid_leaves(name: str) -> tuple[set[str], set[str]]:
     assert jax.tree.structure(groups) == jax.tree.structure(params)
     names: dict[str, set[str]] = {"grid": set(), "mlp": set()}
     for path, group in jax.tree_util.tree_leaves_with_path(groups):
-        names[group].add(path[0].key if len(path) == 1 else f"{path[0].key}.{path[1].key}")
+        names[group].add(".".join(part.key for part in path[:2] if hasattr(part, "key")))
     return names["grid"], names["mlp"]
 
 
@@ -234,15 +234,14 @@ NOT_POSITIVE: list[tuple[Callable[..., Field], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "name"), NOT_POSITIVE)
-@pytest.mark.parametrize("value", [0, -3, float("nan")])
-def test_fields_reject_numbers_that_are_not_positive(
-    kind: Callable[..., Field], name: str, value: float
-) -> None:
-    option = f"--field.{name.replace('_', '-')}"
-    with pytest.raises(InputError, match=rf"^{option} is {value}: give a number above 0\.$"):
-        kind(**{name: value})
-    with pytest.raises(InputError, match=option):
-        dataclasses.replace(kind(), **{name: value})
+def test_fields_reject_numbers_that_are_not_positive(kind: Callable[..., Field], name: str) -> None:
+    option, number = f"--field.{name.replace('_', '-')}", type(getattr(kind(), name))
+    values = [number(0), number(-3)] + ([float("nan")] if number is float else [])
+    for value in values:
+        with pytest.raises(InputError, match=rf"^{option} is {value}: give a number above 0\.$"):
+            kind(**{name: value})
+        with pytest.raises(InputError, match=option):
+            dataclasses.replace(kind(), **{name: value})
 
 
 @pytest.mark.parametrize("subdivisions", [-1, 3])

@@ -12,7 +12,7 @@ from jaxrf.fields.bitnerf import (
     MIN_SCALE,
     BitDense,
     BitNeRF,
-    normalise,
+    normalize,
     quantize_activations,
     quantize_weights,
 )
@@ -32,7 +32,7 @@ def quantize_activations_slowly(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.round(X / scales), -128, 127), scales
 
 
-def normalise_slowly(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def normalize_slowly(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Normalized rows, and the Jacobian of each: (n, i, i)."""
     square = np.mean(x**2, axis=1) + 1e-6
     root, channels = np.sqrt(square), x.shape[1]
@@ -44,7 +44,7 @@ def bit_dense_slowly(
     x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Output, and the gradients of sum(g * output) in input, kernel and bias."""
-    normalized, jacobian = normalise_slowly(x)
+    normalized, jacobian = normalize_slowly(x)
     Xq, s_x = quantize_activations_slowly(normalized)
     Wq, s_w = quantize_weights_slowly(kernel.T)
     y = (Xq @ Wq.T) * s_x * s_w + bias
@@ -146,7 +146,7 @@ def test_quantized_ternary_weights_are_unchanged_but_their_scale_is_not() -> Non
 
 def test_normalized_rows_have_a_mean_square_of_one_for_any_size() -> None:
     x = random_layer(4, 16, 1)[0] * np.array([[1e-2], [1.0], [1e6], [1e18]], np.float32)
-    mean_square = np.mean(np.asarray(normalise(jnp.asarray(x))) ** 2, axis=1)
+    mean_square = np.mean(np.asarray(normalize(jnp.asarray(x))) ** 2, axis=1)
     np.testing.assert_allclose(mean_square, 1.0, rtol=0.02)
 
 
@@ -171,7 +171,7 @@ def test_bit_dense_products_are_sums_of_integers() -> None:
     """Exact, so that no order of summation and no lower precision changes a bit."""
     x, kernel, bias, _ = random_layer(8, 300, 5)
     actual = apply_layer(jnp.asarray(x), jnp.asarray(kernel), jnp.zeros_like(bias))
-    integers, scales = jax.jit(lambda x: quantize_activations(normalise(x)))(x)
+    integers, scales = jax.jit(lambda x: quantize_activations(normalize(x)))(x)
     ternary, scale = jax.jit(quantize_weights)(kernel)
     sums = np.asarray(actual, np.float64) / np.asarray(scales) / float(scale)
     np.testing.assert_allclose(sums, np.round(sums), atol=1e-3)

@@ -474,12 +474,12 @@ def test_harmonics_color_is_the_sigmoid_of_their_sum(bands: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e8])
-def test_gradients_of_three_lines_and_harmonics_are_finite(scale: float) -> None:
+def test_cp_gradients_are_finite(scale: float) -> None:
     positions = jnp.asarray([*BOX, (9.0, 9.0, 9.0), (0.0, 0.0, 1.0)])
     up = jnp.asarray([[0.0, 0.0, 1.0]] * 4)
 
     def total(params: Any, positions: jax.Array) -> jax.Array:
-        density, latent = CP.density(bind(params), positions, jnp.zeros(4))
+        density, latent = CP.density(params, positions, context_of(positions))
         return jnp.sum(density) + jnp.sum(CP.color(params, CP.features(params, latent), up))
 
     params = jax.tree.map(lambda x: x * scale, CP_PARAMS)
@@ -487,7 +487,7 @@ def test_gradients_of_three_lines_and_harmonics_are_finite(scale: float) -> None
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
 
 
-def test_resampling_three_lines_keeps_the_values_of_the_common_points() -> None:
+def test_resample_of_cp_preserves_common_grid_points() -> None:
     finer = resample_to(CP_PARAMS, (7, 11, 9))
     assert jax.tree.structure(finer) == jax.tree.structure(CP_PARAMS)
     for name in ("density", "features"):

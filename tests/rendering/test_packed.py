@@ -31,7 +31,6 @@ from slow_rendering import (
     render_slowly,
 )
 
-from jaxrf.core.packing import pack, rank_samples
 from jaxrf.core.rays import Rays
 from jaxrf.rendering.packed import (
     PackedRendering,
@@ -374,35 +373,3 @@ def test_gradients_of_packed_rendering_are_finite_at_the_extremes(
             slope = gradient(jnp.asarray([scale]), packed)
             assert np.all(np.isfinite(slope))
             assert scale != 1.0 or (slope[0] != 0) == bool(packed.mask.any())
-
-
-# Ranking and packing (`core.packing`).
-
-
-def test_rank_samples_counts_masked_samples_before_each() -> None:
-    mask = make_mask()
-    rank, before = rank_samples(mask), 0
-    for r in range(RAYS):
-        for i in range(INTERVALS):
-            assert int(rank[r, i]) == before
-            before += int(mask[r, i])
-
-
-@pytest.mark.parametrize("budget", [1, 4, 1000])
-def test_successive_packs_hold_every_masked_sample_once(budget: int) -> None:
-    mask = make_mask()
-    expected = [r * INTERVALS + i for r in range(RAYS) for i in range(INTERVALS) if mask[r, i]]
-    rank, samples = rank_samples(mask), []
-    for start in range(0, len(expected), budget):
-        packed = pack(mask, rank, budget, start)
-        assert packed.sample.shape == packed.valid.shape == (budget,)
-        taken = np.asarray(packed.sample)[np.asarray(packed.valid)]
-        assert np.all(np.asarray(packed.sample)[~np.asarray(packed.valid)] == mask.size)
-        samples += taken.tolist()
-    assert samples == expected
-
-
-def test_pack_of_an_empty_mask_is_empty() -> None:
-    mask = jnp.zeros((3, 4), bool)
-    packed = pack(mask, rank_samples(mask), 5)
-    assert not np.any(np.asarray(packed.valid))

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from occupancy_cases import random_grid
 
-from jaxrf.sampling.occupancy import (
-    POOLING,
-    OccupancyGrid,
-    lookup,
-    max_pool_occupancy,
-)
+from jaxrf.sampling.occupancy import POOLING, OccupancyGrid, lookup, max_pool_occupancy
 from jaxrf.sampling.weight_tracking import (
     WEIGHT_DECAY_PER_STEP,
     WeightTrackedGrid,
