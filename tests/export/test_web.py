@@ -144,5 +144,5 @@ def test_dragging_and_scrolling_moves_the_camera(page: Any, tmp_path: Path) -> N
 def test_export_web_reports_a_missing_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["export", "--run", str(tmp_path / "none"), "--format", "web"]) == 2
+    assert cli.main(["export", str(tmp_path / "none"), "--format", "web"]) == 2
     assert "is not a run" in capsys.readouterr().err
