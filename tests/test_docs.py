@@ -261,7 +261,7 @@ def test_every_option_in_the_pages_exists() -> None:
     assert {"--model.max-steps", "--no-filter-rays", "--counts", "--format"} <= known
     for page in PAGES:
         for span in re.findall(r"`([^`]+)`", prose_of(page.read_text(encoding="utf-8"))):
-            for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*(?![\w*.])", span):
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*(?![\w*.-])", span):
                 assert option in known, f"{name_of(page)} names {option}, which does not exist"
 
 

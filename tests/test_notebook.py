@@ -28,21 +28,21 @@ def run_notebook(folder: Path) -> nbformat.NotebookNode:
 
 def displays_of(notebook: nbformat.NotebookNode, kind: str) -> list[Any]:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    shown = ("display_data", "execute_result")
-    data = [output["data"] for output in outputs if output["output_type"] in shown]
+    kinds = ("display_data", "execute_result")
+    data = [output["data"] for output in outputs if output["output_type"] in kinds]
     return [entry[kind] for entry in data if kind in entry]
 
 
 def pictures_of(notebook: nbformat.NotebookNode, kind: str) -> list[np.ndarray]:
-    found = []
+    pictures = []
     for data in displays_of(notebook, kind):
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-            found.append(np.asarray(image.convert("RGB"), np.float64))
-    return found
+            pictures.append(np.asarray(image.convert("RGB"), np.float64))
+    return pictures
 
 
 @pytest.mark.slow
-def test_notebook_without_a_run_trains_one_and_shows_it_from_all_sides(
+def test_notebook_trains_a_run_if_there_is_none_and_opens_it_the_second_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -57,14 +57,14 @@ def test_notebook_without_a_run_trains_one_and_shows_it_from_all_sides(
     for plot in (loss, quality):
         assert plot.std() > 10.0
     assert view.shape == (200, 600, 3)
-    # The model covers the middle and not the corners, in colour, in depth and in opacity.
-    for third, behind in zip(np.split(view, 3, axis=1), (255, 255, 0), strict=True):
-        assert abs(third[2, 2].mean() - behind) < 20
-        assert abs(third[90:110, 90:110].mean() - behind) > 35
+    # The model covers the center and not the corners, in color, in depth and in opacity.
+    for third, background in zip(np.split(view, 3, axis=1), (255, 255, 0), strict=True):
+        assert abs(third[2, 2].mean() - background) < 20
+        assert abs(third[90:110, 90:110].mean() - background) > 35
     assert paths.std() > 10.0
     sheets = truth.reshape(-1, 64, 4, 64, 3)
-    rendered, wanted = sheets[:, :, 1], sheets[:, :, 0]
-    assert np.abs(rendered - wanted).mean() < 15 < np.abs(wanted - 255).mean()
+    rendered, expected = sheets[:, :, 1], sheets[:, :, 0]
+    assert np.abs(rendered - expected).mean() < 15 < np.abs(expected - 255).mean()
 
     (orbit,) = displays_of(notebook, "image/gif")
     with Image.open(io.BytesIO(base64.b64decode(orbit))) as frames:
@@ -77,7 +77,7 @@ def test_notebook_without_a_run_trains_one_and_shows_it_from_all_sides(
     assert list((tmp_path / "runs").iterdir()) == [tmp_path / "runs/notebook"]
 
 
-def test_notebook_is_committed_with_what_it_shows_and_nothing_of_where_it_was_made() -> None:
+def test_notebook_is_committed_with_its_outputs_and_no_local_paths() -> None:
     notebook = nbformat.read(ROOT / "render.ipynb", as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

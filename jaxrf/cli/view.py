@@ -7,7 +7,6 @@ from typing import Annotated
 import tyro
 
 from jaxrf.core.checks import require_port
-from jaxrf.training.state import background_color
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +31,7 @@ def run(options: ViewOptions) -> int:
     """Shows a run in browsers until Ctrl-C; returns the exit code."""
     from jaxrf.cli import run_folder, viewing
     from jaxrf.core.jax_setup import set_up_jax
+    from jaxrf.training.state import background_color
     from jaxrf.viewer.server import Viewer
 
     source = run_folder.find_run(options.run)

@@ -22,4 +22,4 @@ def test_export_writes_a_mesh_and_refuses_unusable_options(
     assert cli.run_command("export", [*mesh, "--level", "0"]) == 2
     assert "--level is 0: give a number between 0 and 1" in capsys.readouterr().err
     assert cli.run_command("export", [*mesh, "--level", "0.9999"]) == 2
-    assert "Nothing is as opaque" in capsys.readouterr().err
+    assert "No point is as opaque as --level 0.9999" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def test_load_val_returns_validation_views_if_there_are_any(tmp_path: Path) -> N
     folder = write_scene(tmp_path / "ball")
     assert training_data.load_val(folder, dataclasses.replace(config, validate_every=0.0)) is None
     (folder / "transforms_val.json").write_text("{")
-    with pytest.raises(InputError, match=r"transforms_val\.json is not whole JSON"):
+    with pytest.raises(InputError, match=r"transforms_val\.json is not complete JSON"):
         training_data.load_val(folder, config)
     (folder / "transforms_val.json").unlink()
     assert training_data.load_val(folder, config) is None
