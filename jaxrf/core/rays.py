@@ -1,7 +1,7 @@
 """Rays, their cones, points along them, and their intersection with boxes."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -32,6 +32,36 @@ class Rays:
     radii: Float[Array, "*batch"]
     camera_index: Int[Array, "*batch"]
     ray_z_scale: Float[Array, "*batch"] | None = None
+
+    @classmethod
+    def create(
+        cls,
+        origins: Any,
+        directions: Any,
+        near: Any,
+        far: Any,
+        radii: Any = 0.0,
+    ) -> "Rays":
+        """Rays of one camera from arrays or numbers, which are broadcast to one batch shape.
+
+        Args:
+          origins: (..., 3) in scene units.
+          directions: (..., 3) of any length; they are normalized.
+          near, far, radii: (...) as in `Rays`.
+
+        Example:
+          >>> Rays.create([0.0, 0.0, 4.0], [[0.0, 0.0, -1.0]], near=2.0, far=6.0).origins.shape
+          (1, 3)
+        """
+        o, d = (jnp.asarray(x, jnp.float32) for x in (origins, directions))
+        ends = [jnp.asarray(x, jnp.float32) for x in (near, far, radii)]
+        shape = jnp.broadcast_shapes(o.shape[:-1], d.shape[:-1], *(x.shape for x in ends))
+        return cls(
+            jnp.broadcast_to(o, (*shape, 3)),
+            jnp.broadcast_to(d / jnp.linalg.norm(d, axis=-1, keepdims=True), (*shape, 3)),
+            *(jnp.broadcast_to(x, shape) for x in ends),
+            camera_index=jnp.zeros(shape, jnp.int32),
+        )
 
 
 class ConicalFrusta(NamedTuple):

@@ -34,15 +34,7 @@ def render_packed(
 
     Example:
       >>> import jax, numpy as np, jaxrf
-      >>> rays = jaxrf.Rays(
-      ...     origins=np.array([[0.0, 0.0, 4.0]], np.float32),
-      ...     directions=np.array([[0.0, 0.0, -1.0]], np.float32),
-      ...     near=np.array([2.0], np.float32),
-      ...     far=np.array([6.0], np.float32),
-      ...     radii=np.array([1e-3], np.float32),
-      ...     camera_index=np.array([0], np.int32),
-      ... )
-      >>> rays = jax.tree.map(jax.numpy.asarray, rays)
+      >>> rays = jaxrf.Rays.create([0.0, 0.0, 4.0], [[0.0, 0.0, -1.0]], near=2.0, far=6.0)
       >>> grid = jaxrf.OccupancyGrid.create(np.array([[-1.0] * 3, [1.0] * 3]), resolution=8)
       >>> samples = grid.march(rays, step_size=0.1)
       >>> fog = render_packed(
