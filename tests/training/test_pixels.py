@@ -206,10 +206,16 @@ def test_sizes_are_sampled_in_proportion_to_their_pixels_and_weighted_by_area() 
 
 
 def test_train_scale_schedule_enlarges_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = ((0.0, 4), (2.0, 3), (0.5, 1))
-    config = tiny_nerf(num_steps=8, steps_per_dispatch=1, train_scale_schedule=schedule)
-    config = transitions.resolve_config(config, make_scene())
+    # In steps and in fractions of all steps.
+    config, in_fractions = (
+        transitions.resolve_config(
+            tiny_nerf(num_steps=8, steps_per_dispatch=1, train_scale_schedule=schedule),
+            make_scene(),
+        )
+        for schedule in (((0.0, 4), (2.0, 3), (4.0, 1)), ((0.0, 4), (0.25, 3), (0.5, 1)))
+    )
     assert config.train_scale_schedule == ((0, 4), (0.25, 3), (0.5, 1))
+    assert in_fractions == config
     areas: list[int] = []
     unravel = pixels.unravel_pixels
 
