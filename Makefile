@@ -26,7 +26,7 @@ train: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m jaxrf bench $(ARGS)
 
-# Most of the tests' time is compilation, which takes half as long when XLA does not optimise; those
+# Most of the tests' time is compilation, which takes half as long when XLA does not optimize; those
 # that are marked so run what users run.
 QUICK_COMPILING := JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n auto
 

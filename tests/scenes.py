@@ -1,4 +1,4 @@
-"""A tiny scene for the tests of training: a ball coloured by its normals, in seconds' reach."""
+"""A tiny scene for the tests of training: a ball colored by its normals, in seconds' reach."""
 
 import dataclasses
 import functools
@@ -78,8 +78,8 @@ def view_ball(T_world_camera: np.ndarray, size: int = SIZE) -> np.ndarray:
     inside = RADIUS**2 - np.sum(origins**2, axis=-1) + along**2
     hit = inside > 0
     normals = origins + (along - np.sqrt(np.maximum(inside, 0)))[..., None] * directions
-    colours = np.where(hit[..., None], 0.5 + 0.5 * normals / RADIUS, 0.0)
-    blocks = np.concatenate([colours, hit[..., None]], axis=-1).reshape(size, 4, size, 4, 4)
+    colors = np.where(hit[..., None], 0.5 + 0.5 * normals / RADIUS, 0.0)
+    blocks = np.concatenate([colors, hit[..., None]], axis=-1).reshape(size, 4, size, 4, 4)
     total = blocks.sum(axis=(1, 3))
     straight = total[..., :3] / np.maximum(total[..., 3:], 1.0)
     return np.rint(255 * np.concatenate([straight, total[..., 3:] / 16], axis=-1)).astype(np.uint8)

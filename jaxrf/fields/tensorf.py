@@ -423,7 +423,7 @@ def resample(
 
     Serves upsampling (section 4.4) as well as shrinking the box; what of the new box lies outside
     the old one repeats its border. Works on anything shaped like the parameters, such as the
-    moments of an optimiser.
+    moments of an optimizer.
 
     Args:
       params: on the box `old`.

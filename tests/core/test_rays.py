@@ -273,3 +273,15 @@ def test_normalized_distances_of_empty_rays_are_0_with_finite_gradients() -> Non
     gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(rays.near, rays.far, distances)
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
     np.testing.assert_allclose(gradients[2], [[0.0] * 3, [0.5] * 3])
+
+
+def test_create_broadcasts_and_normalizes() -> None:
+    origins = np.array([[0.0, 0, 4], [1, 0, 4], [2, 0, 4]])
+    rays = Rays.create(origins, [0.0, 0.0, -2.0], near=2.0, far=[5.0, 6.0, 7.0], radii=1e-3)
+    np.testing.assert_array_equal(rays.origins, origins)
+    np.testing.assert_array_equal(rays.directions, np.tile([0.0, 0.0, -1.0], (3, 1)))
+    np.testing.assert_array_equal(rays.near, [2.0, 2.0, 2.0])
+    np.testing.assert_array_equal(rays.far, [5.0, 6.0, 7.0])
+    np.testing.assert_allclose(rays.radii, [1e-3] * 3)
+    np.testing.assert_array_equal(rays.camera_index, [0, 0, 0])
+    assert Rays.create(np.zeros((2, 3, 3)), np.ones((3, 3)), 0.0, 1.0).near.shape == (2, 3)

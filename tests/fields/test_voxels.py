@@ -237,7 +237,10 @@ def test_weights_are_recorded_by_cell_number_and_reset_by_subdivide() -> None:
     )
     # Cells of a subdivided grid have other numbers.
     subdivided = voxel_grid.subdivide(noted, occupied, 1, 4.0).grid
-    assert subdivided.max_weight_log.shape == (int(subdivided.num_cells),) and int(subdivided.step) == 0
+    assert (
+        subdivided.max_weight_log.shape == (int(subdivided.num_cells),)
+        and int(subdivided.step) == 0
+    )
     assert not np.any(weight_tracking.decayed_max_weights(subdivided))
 
 

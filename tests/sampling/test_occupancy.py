@@ -316,9 +316,10 @@ def test_create_rejects_resolutions_below_one(resolution: int) -> None:
         OccupancyGrid.create(BOX, resolution)
 
 
-def test_update_and_record_of_a_fixed_grid_change_nothing() -> None:
+def test_a_fixed_grid_refuses_update_and_records_nothing() -> None:
     grid = random_grid()
-    assert grid.update(jax.random.key(0), lambda x: jnp.ones(x.shape[0])) is grid
+    with pytest.raises(InputError, match="does not follow a density: make a grid that does"):
+        grid.update(jax.random.key(0), lambda x: jnp.ones(x.shape[0]))
     schedule = OccupancySchedule()
     updated = grid.maybe_update(jax.random.key(0), lambda x, r: r, jnp.asarray(0.1), schedule)
     assert updated is grid and grid.record(jnp.zeros((1, 3)), jnp.ones(1)) is grid
