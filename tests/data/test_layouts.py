@@ -39,9 +39,9 @@ from jaxrf.data import colmap, colmap_files, llff, sources
 from jaxrf.data.scene import Split, composite
 from jaxrf.data.tiny_nerf import divide_views
 from jaxrf.evaluation.scoring import score_split
-from jaxrf.rendering.volume import Picture
+from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import OccupancyGrid
-from jaxrf.training import pixels as batches
+from jaxrf.training import pixel_filter, pixels
 
 # Of six views in the order of their names the first is held out.
 TRAIN, TEST = list(ORDER[1:]), list(ORDER[:1])
@@ -249,26 +249,26 @@ def test_masks_select_pixels_for_training_and_scoring(tmp_path: Path) -> None:
     small = sources.load_scene(folder, ["train"], 2).splits["train"].masks
     assert small is not None
     for y, x in np.ndindex(8, 8):
-        whole = masks[TRAIN[0], 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].all()
-        assert small[0, y, x] == whole
+        unmasked = masks[TRAIN[0], 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].all()
+        assert small[0, y, x] == unmasked
 
-    pixels = batches.to_device(split, (1, 2))
-    drawn = np.asarray(pixels.drawn)[: int(pixels.total)]
-    everything = np.concatenate([masks[TRAIN].ravel(), small.ravel()])
-    np.testing.assert_array_equal(drawn, np.flatnonzero(everything))
-    assert int(pixels.starts[1]) == masks[TRAIN].sum()
-    # Cells that leave out more leave out what was left out.
+    dataset = pixels.to_device(split, (1, 2))
+    sampled = np.asarray(dataset.pixel_ids)[: int(dataset.total)]
+    all_masks = np.concatenate([masks[TRAIN].ravel(), small.ravel()])
+    np.testing.assert_array_equal(sampled, np.flatnonzero(all_masks))
+    assert int(dataset.starts[1]) == masks[TRAIN].sum()
+    # Filtering by cells adds no masked pixel.
     box = jnp.asarray(scene.aabb)
     grid = OccupancyGrid(jnp.zeros((16, 16, 16), bool).at[8, 8, 8].set(True), box)
-    kept = batches.filter_pixels(pixels, grid, (scene.near, scene.far))
-    rest = np.asarray(kept.drawn)[: int(kept.total)]
-    assert 0 < len(rest) < len(drawn) and set(rest) <= set(drawn)
+    filtered = pixel_filter.filter_pixels(dataset, grid, (scene.near, scene.far))
+    hitting = np.asarray(filtered.pixel_ids)[: int(filtered.total)]
+    assert 0 < len(hitting) < len(sampled) and set(hitting) <= set(sampled)
 
     truth = composite(scene.splits["test"].images, np.ones(3, np.float32))
     wrong = np.where(masks[TEST[0]][..., None], truth[0], 1.0 - truth[0])
-    nothing = np.zeros((16, 16))
+    zeros = np.zeros((16, 16))
     (scored,) = score_split(
-        lambda cameras, index: Picture(wrong, nothing, nothing, nothing),
+        lambda cameras, index: HostRendering(wrong, zeros, zeros, zeros),
         scene.splits["test"], np.ones(3, np.float32), [0],
     )  # fmt: skip
     assert scored.psnr == np.inf and scored.ssim == pytest.approx(1.0)
