@@ -260,7 +260,7 @@ def _override(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
 
 
 def _hint(config: TrainConfig, name: str, names: list[str]) -> str:
-    """What the user may have meant by an argument that does not exist."""
+    """Says where an argument that does not exist may belong."""
     for part in ("field", "model", "optimizer", "loss"):
         owner = getattr(config, part)
         if name in [f.name for f in dataclasses.fields(owner)]:

@@ -123,8 +123,8 @@ def _require_shape(
     shape = getattr(array, "shape", None)
     if shape != (count, *after_m):
         expected = _describe((count, *after_m), count)
-        found = "no array" if shape is None else _describe(shape, count)
-        raise InputError(f"{method} must return {what} of shape {expected}; it returned {found}.")
+        actual = "no array" if shape is None else _describe(shape, count)
+        raise InputError(f"{method} must return {what} of shape {expected}; it returned {actual}.")
 
 
 def _describe(shape: tuple[int, ...], count: int) -> str:
