@@ -1,4 +1,4 @@
-"""Data sets of strangers: whatever is wrong ends in one sentence, soon and in little room."""
+"""Corrupted data sets: loading one ends in a scene or in one sentence, within time and memory."""
 
 import io
 import json
@@ -45,7 +45,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "multiscale": write_multiscale,
 }
 EACH = 60
-# Of those that are loaded, so many are trained on.
+# Number of corrupted sets that are trained on.
 TRAINED = 4
 SECONDS, BYTES = 10.0, 2 << 30
 
@@ -61,7 +61,7 @@ def with_masks(folder: Path) -> Path:
     return folder
 
 
-# What stands in files instead of what ought to.
+# Values that replace those in files.
 HOSTILE: list[Any] = [
     None, True, "", "x", [], {}, [[]], -1, 0, 1, 3, 10**30, 10**400, -(10**30), 1e-300, 1e300,
     1e38, math.nan, math.inf, -math.inf, "NaN", "../../secret/secret.png", "/etc/passwd", "a\0b",
@@ -71,7 +71,7 @@ HOSTILE: list[Any] = [
 
 
 def corrupt_json(path: Path, chance: random.Random) -> None:
-    """One value is another one, is missing, or is there twice."""
+    """Replaces, removes or repeats values."""
     tree = json.loads(path.read_text())
     places: list[tuple[Any, Any]] = []
 
@@ -105,7 +105,7 @@ def corrupt_json(path: Path, chance: random.Random) -> None:
 
 
 def corrupt_array(path: Path, chance: random.Random) -> None:
-    """Another type, shape or size, numbers that are none, or a header that lies."""
+    """Changes type, shape or size, inserts NaN and infinities, or writes a false header."""
     table = np.load(path)
     kind = chance.randrange(7)
     if kind == 0:
@@ -158,7 +158,7 @@ def corrupt_archive(path: Path, chance: random.Random) -> None:
 
 
 def corrupt_image(path: Path, chance: random.Random) -> None:
-    """An image of another kind or size, or one that says it is enormous."""
+    """Writes an image of another kind or size, or one whose header gives an enormous size."""
     kind = chance.randrange(8)
     if kind == 0:
         Image.new("RGB", chance.choice([(1, 1), (15, 16), (17, 16), (300, 2)])).save(path)
@@ -215,7 +215,7 @@ def corrupt_bytes(path: Path, chance: random.Random) -> None:
 
 
 def corrupt(folder: Path, chance: random.Random) -> str:
-    """Something in a data set becomes wrong; says what."""
+    """Corrupts one file of a data set; returns its path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     listings = [p for p in files if p.suffix not in (".png", ".jpg")]
     # Images are many, and much alike.
@@ -295,7 +295,7 @@ def test_corruptions_end_in_one_sentence_or_a_scene(name: str, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_corrupted_scenes_that_load_can_be_trained_on(name: str, tmp_path: Path) -> None:
-    """A few steps on the first corrupted sets that are scenes: they end, or end in a sentence."""
+    """A few steps on the first corrupted sets that load end, or end in one sentence."""
     whole = tmp_path / "whole"
     whole.mkdir()
     inside = WRITERS[name](whole).relative_to(whole)
@@ -320,7 +320,7 @@ def test_corrupted_scenes_that_load_can_be_trained_on(name: str, tmp_path: Path)
 
 
 def check_sane(scene: Any) -> None:
-    """What is loaded can be trained on: finite rays and a box with room in it."""
+    """A loaded scene can be trained on: its rays are finite and its box has a volume."""
     assert np.all(np.isfinite(scene.aabb)) and np.all(scene.aabb[1] > scene.aabb[0])
     assert 0.0 <= scene.near < scene.far < math.inf
     for split in scene.splits.values():
