@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 # Options of other programs that the pages mention.
-FOREIGN = {"--logdir", "--no-sandbox", "--strict"}
+FOREIGN = {"--cov", "--logdir", "--no-sandbox", "--strict"}
 # Placeholders in commands, and values for them.
 STAND_INS = {
     "SECONDS": "60",
