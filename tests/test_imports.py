@@ -97,7 +97,7 @@ def test_torch_stays_a_development_dependency() -> None:
     assert not guilty, f"torch may be imported in jaxrf/convert and in tests only, not in {guilty}"
 
 
-@pytest.mark.parametrize("module", ["jaxrf", "jaxrf.training.config", "jaxrf.cli.main"])
+@pytest.mark.parametrize("module", ["jaxrf", "jaxrf.cli.main"])
 def test_import_without_jax(module: str) -> None:
     run_python(f"import sys, {module}; assert 'jax' not in sys.modules, '{module} imports jax'")
 

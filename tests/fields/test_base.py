@@ -327,10 +327,13 @@ def test_make_user_field_rejects_other_objects_with_a_reason(
         "import dataclasses\nfrom jaxrf.core.checks import require_positive\n"
         "from jaxrf.fields import Field\nnumber = 3\n"
         "class Half:\n    def init(self, key): ...\n    def density(self): ...\n"
-        "class Needy(Field):\n    def __init__(self, size): ...\n"
-        "@dataclasses.dataclass(frozen=True)\nclass Mutable(Field):\n"
+        "class Complete(Field):\n    def init(self, key): ...\n"
+        "    def density(self, params, positions, context): ...\n"
+        "    def color(self, params, features, directions): ...\n"
+        "class Needy(Complete):\n    def __init__(self, size): ...\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Mutable(Complete):\n"
         "    sizes: list = dataclasses.field(default_factory=list)\n"
-        "@dataclasses.dataclass(frozen=True)\nclass Wrong(Field):\n    size: int = 0\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Wrong(Complete):\n    size: int = 0\n"
         "    def __post_init__(self): require_positive(self, 'size', prefix='field.')\n"
     )
     with pytest.raises(InputError, match=complaint):
