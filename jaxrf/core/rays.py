@@ -54,12 +54,17 @@ class Rays:
           (1, 3)
         """
         o, d = (jnp.asarray(x, jnp.float32) for x in (origins, directions))
-        ends = [jnp.asarray(x, jnp.float32) for x in (near, far, radii)]
-        shape = jnp.broadcast_shapes(o.shape[:-1], d.shape[:-1], *(x.shape for x in ends))
+        near, far, radii = (jnp.asarray(x, jnp.float32) for x in (near, far, radii))
+        ends = (near.shape, far.shape, radii.shape)
+        shape = jnp.broadcast_shapes(o.shape[:-1], d.shape[:-1], *ends)
         return cls(
-            jnp.broadcast_to(o, (*shape, 3)),
-            jnp.broadcast_to(d / jnp.linalg.norm(d, axis=-1, keepdims=True), (*shape, 3)),
-            *(jnp.broadcast_to(x, shape) for x in ends),
+            origins=jnp.broadcast_to(o, (*shape, 3)),
+            directions=jnp.broadcast_to(
+                d / jnp.linalg.norm(d, axis=-1, keepdims=True), (*shape, 3)
+            ),
+            near=jnp.broadcast_to(near, shape),
+            far=jnp.broadcast_to(far, shape),
+            radii=jnp.broadcast_to(radii, shape),
             camera_index=jnp.zeros(shape, jnp.int32),
         )
 

@@ -12,9 +12,9 @@ from typing import Any, assert_never
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from jaxrf.core.errors import InputError
+from jaxrf.core.progress import progress
 from jaxrf.data.scene import composite
 from jaxrf.evaluation import images
 from jaxrf.evaluation.channels import Channel
@@ -48,7 +48,8 @@ def render_frames(
     """Renders frames of a plan, by default all, with a progress bar; yields index and rendering."""
     render = runs.make_render_fn(run, supersample)
     indices = range(len(plan.cameras)) if indices is None else indices
-    for index in tqdm(indices, desc=title, unit="frame", disable=not processes.is_main_process()):
+    silent = not processes.is_main_process()
+    for index in progress(indices, title, "frame", disable=silent):
         yield index, render(plan.cameras, index)
 
 
