@@ -133,11 +133,17 @@ def _convolve(
     if width := convolution.pool:
         window, strides = (1, 1, width, width), (1, 1, 2, 2)
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, "VALID")
-    x = jax.lax.conv_general_dilated(
-        x,
-        weights[f"{name}.weight"],
-        (convolution.stride,) * 2,
-        [(convolution.padding,) * 2] * 2,
-        dimension_numbers=("NCHW", "OIHW", "NCHW"),
-    )
+
+    def convolve_image(image: Float[Array, "c h w"]) -> Float[Array, "d y x"]:
+        return jax.lax.conv_general_dilated(
+            image[None],
+            weights[f"{name}.weight"],
+            (convolution.stride,) * 2,
+            [(convolution.padding,) * 2] * 2,
+            dimension_numbers=("NCHW", "OIHW", "NCHW"),
+        )[0]
+
+    # One image after the other: in a batch they may be rounded differently, and equal images would
+    # have a distance.
+    x = jax.lax.map(convolve_image, x)
     return jax.nn.relu(x + weights[f"{name}.bias"].reshape(1, -1, 1, 1))
