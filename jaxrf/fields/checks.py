@@ -60,9 +60,8 @@ def check_functions(
       InputError: if they do not; it names the method, and what it returned.
     """
     name = type(field).__name__
-    for method in ("init", "density", "color"):
-        if getattr(type(field), method) is getattr(Field, method):
-            raise InputError(f"{name} has no {method}: define it ({PAGE}).")
+    for method in missing_methods(type(field)):
+        raise InputError(f"{name} has no {method}: define it ({PAGE}).")
     params = jax.eval_shape(field.init, jax.random.key(0))
     groups = jax.tree.leaves(broadcast_groups(field, params))
     unknown = sorted({str(group) for group in groups} - {"grid", "mlp"})
@@ -97,6 +96,12 @@ def check_functions(
     features = jax.eval_shape(field.features, params, latent)
     color = jax.eval_shape(field.color, params, features, vectors)
     _require_shape(f"{name}.color", "colors", color, (3,), NUM_SAMPLES)
+
+
+def missing_methods(field_class: type[Field]) -> list[str]:
+    """The names of the methods without a default that a field does not define."""
+    required = ("init", "density", "color")
+    return [name for name in required if getattr(field_class, name) is getattr(Field, name)]
 
 
 def broadcast_groups(field: Field, params: Any) -> Any:

@@ -115,10 +115,11 @@ def resample_intervals(
       weights: (..., n) of the intervals, not negative.
       count: number of new intervals.
 
-    >>> tdist, weights = jnp.array([0.0, 1.0, 2.0, 3.0]), jnp.array([0.0, 1.0, 0.0])
-    >>> edges = resample_intervals(None, tdist, weights, 5)
-    >>> [round(edge, 2) for edge in edges.tolist()]
-    [0.0, 1.12, 1.37, 1.63, 1.88, 3.0]
+    Example:
+      >>> tdist, weights = jnp.array([0.0, 1.0, 2.0, 3.0]), jnp.array([0.0, 1.0, 0.0])
+      >>> edges = resample_intervals(None, tdist, weights, 5)
+      >>> [round(edge, 2) for edge in edges.tolist()]
+      [0.0, 1.12, 1.37, 1.63, 1.88, 3.0]
     """
     weights = jax.lax.stop_gradient(weights)
     cdf = integrate_weights(weights, padding=0.01 / weights.shape[-1])

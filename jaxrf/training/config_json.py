@@ -15,6 +15,7 @@ from jaxrf import fields, models
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
 from jaxrf.fields.base import Field
+from jaxrf.fields.checks import missing_methods
 from jaxrf.models.base import Model
 from jaxrf.training.config import TrainConfig
 
@@ -66,12 +67,11 @@ def load_field_class(source: str) -> type[Field]:
             f"{name} in {path} is no field: derive it from jaxrf.fields.Field, as in "
             "docs/howto/your_field.md."
         )
-    for method in ("init", "density", "color"):
-        if getattr(loaded, method) is getattr(Field, method):
-            raise InputError(
-                f"{name} in {path} is no field, it has no {method!r}: define it, as in "
-                "docs/howto/your_field.md."
-            )
+    for method in missing_methods(loaded):
+        raise InputError(
+            f"{name} in {path} is no field, it has no {method!r}: define it, as in "
+            "docs/howto/your_field.md."
+        )
     return loaded
 
 
