@@ -84,7 +84,7 @@ def fit(
       InputError: if an override cannot be used; it names the option and what to change.
       DivergedError: if training diverges.
 
-    Example:
+    Examples:
       >>> import jaxrf
       >>> jaxrf.presets.hashgrid_small().field.num_levels
       8

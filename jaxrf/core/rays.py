@@ -49,7 +49,7 @@ class Rays:
           directions: (..., 3) of any length; they are normalized.
           near, far, radii: (...) as in `Rays`.
 
-        Example:
+        Examples:
           >>> Rays.create([0.0, 0.0, 4.0], [[0.0, 0.0, -1.0]], near=2.0, far=6.0).origins.shape
           (1, 3)
         """

@@ -32,7 +32,7 @@ def render_packed(
       samples: along them, such as of `OccupancyGrid.march`.
       background: (r, 3) colors.
 
-    Example:
+    Examples:
       >>> import jax, numpy as np, jaxrf
       >>> rays = jaxrf.Rays.create([0.0, 0.0, 4.0], [[0.0, 0.0, -1.0]], near=2.0, far=6.0)
       >>> grid = jaxrf.OccupancyGrid.create(np.array([[-1.0] * 3, [1.0] * 3]), resolution=8)

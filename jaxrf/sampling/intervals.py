@@ -115,7 +115,7 @@ def resample_intervals(
       weights: (..., n) of the intervals, not negative.
       count: number of new intervals.
 
-    Example:
+    Examples:
       >>> tdist, weights = jnp.array([0.0, 1.0, 2.0, 3.0]), jnp.array([0.0, 1.0, 0.0])
       >>> edges = resample_intervals(None, tdist, weights, 5)
       >>> [round(edge, 2) for edge in edges.tolist()]

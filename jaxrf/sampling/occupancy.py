@@ -84,7 +84,7 @@ class OccupancyGrid:
           aabb: the box in scene units.
           resolution: cells along each side, or along the longest one (cells are then cubes).
 
-        Example:
+        Examples:
           >>> import numpy as np
           >>> grid = OccupancyGrid.create(np.array([[-1.0, -1, -1], [1, 1, 1]]), resolution=16)
           >>> grid.occupied.shape

@@ -400,7 +400,7 @@ def test_write_file_names_all_options_to_train_with(
 
 
 SMALL = {
-    "nerf-pytorch": "--field.width 16 --batch-rays 64 --optimizer.ema-decay 0.5",
+    "nerf-pytorch": "--field.width 16 --batch-rays 64 --optimizer.ema-decay 0.5 --seed 1",
     "tensorf": "--field.initial-voxels 512 --field.final-voxels 512 --field.width 8",
     "nerfstudio": "--field.num-levels 3 --field.max-resolution 40 --field.log2-hashmap-size 10",
 }
