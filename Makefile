@@ -79,7 +79,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/.created
 	$(WARM_UP)
 	touch $@
 
-$(VENV)/.installed-dev: requirements.txt requirements-dev.txt pyproject.toml | $(VENV)/.created
-	$(INSTALL) --editable '.[dev]'
+$(VENV)/.installed-dev: requirements.txt requirements-dev.txt requirements-photos.txt pyproject.toml | $(VENV)/.created
+	$(INSTALL) --editable '.[dev,photos]'
 	$(WARM_UP)
 	touch $@ $(VENV)/.installed

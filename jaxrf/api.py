@@ -17,6 +17,8 @@ from jaxrf.cameras.base import Cameras
 from jaxrf.core.errors import InputError
 from jaxrf.core.progress import ProgressBar
 from jaxrf.data import sources
+from jaxrf.data.options import LoadOptions
+from jaxrf.data.photos.prepare import PhotoOptions
 from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import scoring
 from jaxrf.evaluation.scoring import RenderFn, score_split, summarize
@@ -36,25 +38,29 @@ from jaxrf.training.state import Metrics, TrainState, background_color
 def load_scene(
     data: str | Path,
     *,
-    downscale: int = 1,
     splits: Sequence[Literal["train", "val", "test"]] | None = None,
-    skip_missing: bool = False,
+    **options: Any,
 ) -> Scene:
     """Loads a data set of any layout that jaxrf knows.
 
     Args:
       data: folder, or tiny_nerf_data.npz; relative to ".", "./data" or the folder in JAXRF_DATA.
-      downscale: factor by which images are shrunk, averaging areas.
       splits: to load; by default all that there are.
-      skip_missing: leave out images that the data set lists but that are missing.
+      **options: attributes of `LoadOptions`: `downscale` shrinks the images by a whole factor,
+        `skip_missing` leaves out images that are listed but missing, `near`, `far`, `box`,
+        `center`, `scale_to`, `axes` and `ndc` place the scene.
 
     Raises:
-      InputError: if there is no such data set, or it is damaged.
+      InputError: if there is no such data set, it is damaged, or there is no such option.
     """
-    path = sources.find_data(Path(data))
-    known = [name for name in ("train", "val", "test") if sources.has_split(path, name)]
-    names = known if splits is None else list(splits)
-    return sources.load_scene(path, names, downscale, skip_missing=skip_missing)
+    known = [option.name for option in dataclasses.fields(LoadOptions)]
+    for name in options:
+        if name not in known:
+            raise InputError(f"load_scene has no option {name}: it has {', '.join(known)}.")
+    chosen = LoadOptions(**options)
+    path = sources.ensure_poses(sources.find_data(Path(data)), PhotoOptions())
+    existing = [name for name in ("train", "val", "test") if sources.has_split(path, name, chosen)]
+    return sources.load_scene(path, existing if splits is None else list(splits), chosen)
 
 
 def fit(
@@ -94,8 +100,7 @@ def fit(
     config = dataclasses.replace(
         config,
         field_source=config.field_source or _find_source(type(config.field)),
-        downscale=scene.downscale,
-        skip_missing=scene.skip_missing,
+        **vars(scene.options),
     )
     mesh = mesh or devices.make_mesh(config.devices or 1)
     if callback is None:

@@ -15,6 +15,7 @@ from jaxrf import presets
 from jaxrf.cli import main as cli
 from jaxrf.data import sources
 from jaxrf.data.bricks.config import SyntheticSceneConfig
+from jaxrf.data.options import LoadOptions
 from jaxrf.data.scene import Scene
 from jaxrf.evaluation import scoring
 from jaxrf.export.mesh import extract_mesh
@@ -124,7 +125,7 @@ def test_nerf_learns_bricks(tmp_path: Path) -> None:
         microbatch_samples=transitions.CACHED_SAMPLES,
     )
     assert dataclasses.replace(run.config, data=None, run_dir=None) == small
-    split = sources.load_scene(data, ["test"], 4).splits["test"]
+    split = sources.load_scene(data, ["test"], LoadOptions(downscale=4)).splits["test"]
     background = background_color(run.config)
     render = runs.make_render_fn(run)
     scored = list(scoring.score_split(render, split, background, list(range(len(split)))))

@@ -15,13 +15,14 @@ from jaxtyping import Array, Float
 
 Lens = Literal["perspective", "fisheye", "fov"]
 # Distortion coefficients, by lens; those that a file leaves out are 0.
-#   perspective: k1 k2 k3 k4 k5 k6 p1 p2 (OpenCV's rational model, of which COLMAP's SIMPLE_RADIAL,
-#     RADIAL, OPENCV and FULL_OPENCV are parts)
+#   perspective: k1 k2 k3 k4 k5 k6 p1 p2 r8 (OpenCV's rational model, of which COLMAP's
+#     SIMPLE_RADIAL, RADIAL, OPENCV and FULL_OPENCV are parts; r8 is the factor of r^8, which
+#     Metashape calls k4)
 #   fisheye: k1 k2 k3 k4 p1 p2 sx1 sy1 (COLMAP's THIN_PRISM_FISHEYE, of which OPENCV_FISHEYE,
 #     SIMPLE_RADIAL_FISHEYE and RADIAL_FISHEYE are parts)
 #   fov: omega (Devernay and Faugeras 2001)
 COEFFICIENTS: dict[Lens, tuple[str, ...]] = {
-    "perspective": ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2"),
+    "perspective": ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "r8"),
     "fisheye": ("k1", "k2", "k3", "k4", "p1", "p2", "sx1", "sy1"),
     "fov": ("omega",),
 }
@@ -39,18 +40,19 @@ def distort(
 
     Args:
       lens: family of the lens.
-      coefficients: in the order of `COEFFICIENTS`.
+      coefficients: in the order of `COEFFICIENTS`; those after the last are 0.
       point: ray points.
       xp: jax.numpy or numpy.
     """
-    k = [coefficients[..., i] for i in range(len(COEFFICIENTS[lens]))]
+    given = coefficients.shape[-1]
+    k = [coefficients[..., i] if i < given else 0.0 for i in range(len(COEFFICIENTS[lens]))]
     x, y = point[..., 0], point[..., 1]
     square = x * x + y * y
     if lens == "fov":
         return point * _fov_factor(square, k[0], xp)[..., None]
     if lens == "perspective":
-        k1, k2, k3, k4, k5, k6, p1, p2 = k
-        radial = 1.0 + square * (k1 + square * (k2 + square * k3))
+        k1, k2, k3, k4, k5, k6, p1, p2, r8 = k
+        radial = 1.0 + square * (k1 + square * (k2 + square * (k3 + square * r8)))
         radial = radial / (1.0 + square * (k4 + square * (k5 + square * k6)))
         prism: tuple[Any, Any] = (0.0, 0.0)
     else:

@@ -16,6 +16,11 @@ from jaxrf.cameras.poses import focus_point
 # The box that `center_and_scale` puts cameras into, and the near and far there by default.
 UNIT_AABB = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
 DEFAULT_NEAR, DEFAULT_FAR = 0.05, 6.0
+# Length of the mean of unit directions below which they have none in common.
+MIN_MEAN_UP = 0.2
+# Smallest eigenvalue of the mean of I - d d^T, which is the variance of the angle between axes,
+# below which the point that axes meet in is noise: 1.8 degrees.
+MIN_AXIS_VARIANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +89,23 @@ def transform_poses(
     return transformed
 
 
+def fit_similarity(
+    source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"]
+) -> SimilarityTransform:
+    """The similarity that moves points nearest to other ones, in the least-squares sense.
+
+    Umeyama: Least-squares estimation of transformation parameters between two point patterns (PAMI
+    1991).
+    """
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    a, b = source - source_mean, target - target_mean
+    left, sizes, right = np.linalg.svd(b.T @ a / len(a))
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(left) * np.linalg.det(right))])
+    rotation = (left * signs) @ right
+    scale = float(sizes @ signs / max(np.mean(np.sum(a**2, axis=-1)), 1e-30))
+    return SimilarityTransform(scale, rotation, target_mean - scale * rotation @ source_mean)
+
+
 def rotate_onto(
     source: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "3 3"]:
@@ -100,10 +122,15 @@ def rotate_onto(
 
 
 def align_up(poses: Float[np.ndarray, "n 4 4"]) -> SimilarityTransform:
-    """Rotation that turns the mean up direction of cameras to +z; the smallest one."""
+    """Rotation that turns the mean up direction of cameras to +z; the smallest one.
+
+    Where the up directions cancel out, as on the parallel tracks of a drone, cameras that look in
+    one direction look down.
+    """
     up = poses[:, :3, 1].mean(axis=0)
-    if np.linalg.norm(up) < 1e-6:
-        # The up directions cancel out: there is no common one.
+    if np.linalg.norm(up) < MIN_MEAN_UP:
+        up = poses[:, :3, 2].mean(axis=0)
+    if np.linalg.norm(up) < MIN_MEAN_UP:
         return identity_transform()
     return SimilarityTransform(1.0, rotate_onto(up, np.array([0.0, 0.0, 1.0])), np.zeros(3))
 
@@ -117,18 +144,29 @@ def looks_forward(poses: Float[np.ndarray, "n 4 4"]) -> bool:
     return bool(np.min(ahead @ (mean / np.linalg.norm(mean))) > 0.5)
 
 
+def axis_variance(poses: Float[np.ndarray, "n 4 4"]) -> float:
+    """Variance of the optical axes across their common direction: 0 if they are parallel.
+
+    The smallest eigenvalue of the mean of I - d d^T, by which `focus_point` is determined.
+    """
+    axes = poses[:, :3, 2].astype(np.float64)
+    moments = np.eye(3) - axes.T @ axes / max(len(axes), 1)
+    return float(np.linalg.eigvalsh(moments)[0])
+
+
 def center_and_scale(poses: Float[np.ndarray, "n 4 4"]) -> SimilarityTransform:
     """For captures all around: upright, centered on the cameras' focus, with cameras within +-1.
 
-    The center is the point nearest to all optical axes if it is in front of at least half of the
-    cameras, else the mean camera position. The largest coordinate of a camera becomes 1.
+    The center is the point nearest to all optical axes if they are not nearly parallel and it is in
+    front of at least half of the cameras, else the mean camera position. The largest coordinate of
+    a camera becomes 1.
     """
     upright = align_up(poses)
     poses = transform_poses(upright, poses)
     positions = poses[:, :3, 3]
     center = focus_point(poses)
     in_front = np.einsum("ni,ni->n", center - positions, -poses[:, :3, 2]) > 0
-    if in_front.mean() < 0.5:
+    if in_front.mean() < 0.5 or axis_variance(poses) < MIN_AXIS_VARIANCE:
         center = positions.mean(axis=0)
     farthest = np.abs(positions - center).max()
     scale = 1.0 / farthest if farthest > 0 else 1.0

@@ -52,6 +52,7 @@ def run(options: ConvertOptions) -> int:
     from jaxrf.convert.files.read import read_file
     from jaxrf.core.jax_setup import set_up_jax
     from jaxrf.data import sources
+    from jaxrf.data.options import LoadOptions
 
     set_up_jax("highest")
     content = read_file(options.file)
@@ -63,7 +64,7 @@ def run(options: ConvertOptions) -> int:
     if options.data is not None:
         folder = sources.find_data(options.data)
         splits = ["train", "test"] if options.check else ["train"]
-        scene = sources.load_scene(folder, splits, options.downscale)
+        scene = sources.load_scene(folder, splits, LoadOptions(downscale=options.downscale))
         if scene.splits["train"].cameras.ndc is not None:
             raise InputError(
                 f"{folder} uses normalized device coordinates, where other programs define view "

@@ -6,24 +6,30 @@ from typing import Annotated
 
 import tyro
 
-from jaxrf.core.checks import require_positive
+from jaxrf.data.options import LoadOptions
+from jaxrf.data.photos.prepare import PhotoOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class DataInfoOptions:
+class DataInfoOptions(LoadOptions):
     """Describe a data set, warn of what looks wrong in it, and draw its cameras."""
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """The data set: a folder, or a tiny_nerf_data.npz."""
-    downscale: int = 1
-    """Shrink the images by this whole factor, averaging areas."""
-    skip_missing: bool = False
-    """Leave out images that the data set names but that do not exist."""
+    photos: PhotoOptions = PhotoOptions()
+    """How poses are found for photos or a video."""
     output: Path = Path("data-info")
     """Folder to write cameras.png and cameras.html to."""
 
-    def __post_init__(self) -> None:
-        require_positive(self, "downscale")
+
+@dataclasses.dataclass(frozen=True)
+class DataPhotosOptions(PhotoOptions):
+    """Find the poses of photos or of a video's frames; an interrupted reconstruction continues."""
+
+    photos: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """A folder of photos, or a video."""
+    output: Path
+    """Folder for the data set in COLMAP's layout: images and sparse/0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +51,13 @@ def run_info(options: DataInfoOptions) -> int:
     from jaxrf.data import page, plots, report, sources
     from jaxrf.training import runs
 
-    path = sources.find_data(options.data)
-    splits = [split for split in ("train", "val", "test") if sources.has_split(path, split)]
-    scene = sources.load_scene(path, splits, options.downscale, skip_missing=options.skip_missing)
+    path = sources.ensure_poses(sources.find_data(options.data), options.photos)
+    names = ("train", "val", "test")
+    splits = [split for split in names if sources.has_split(path, split, options)]
+    scene = sources.load_scene(path, splits, options)
     print(f"{path}: {sources.describe_scene(path, scene)}")
+    for note in scene.notes:
+        print(note)
     lines, warnings = report.dataset_report(scene), report.find_warnings(scene)
     print("\n".join(f"  {line}" for line in lines))
     print("Looks wrong:" if warnings else "Nothing looks wrong.")
@@ -58,6 +67,23 @@ def run_info(options: DataInfoOptions) -> int:
     (options.output / "cameras.png").write_bytes(plots.draw_scene(scene))
     runs.write_text(options.output / "cameras.html", page.write_page(scene, lines, warnings))
     print(f"Drawn: {options.output / 'cameras.png'} and cameras.html (turn it in a browser)")
+    return 0
+
+
+def run_photos(options: DataPhotosOptions) -> int:
+    """Finds the poses of photos and writes them as a data set; returns the exit code."""
+    from jaxrf.core.errors import InputError
+    from jaxrf.data import sources
+    from jaxrf.data.photos import prepare
+    from jaxrf.training import runs
+
+    path = sources.find_data(options.photos)
+    if not prepare.is_photos(path):
+        raise InputError(f"{path} holds no photos and is no video: give one of them.")
+    runs.make_writable(options.output, "--output")
+    report = prepare.prepare_photos(path, options.output, options)
+    print("\n".join(prepare.describe(report)))
+    print(f"Written: {options.output} (train on it with --data {options.output})")
     return 0
 
 

@@ -40,7 +40,7 @@ class EvalOptions:
     """Step of the checkpoint. Default: the last."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "supersample", "every")
+        require_positive(self, "supersample", "every", "downscale")
 
 
 def run(options: EvalOptions) -> int:
@@ -58,16 +58,19 @@ def run(options: EvalOptions) -> int:
     started, startup = time.perf_counter(), seconds_since_start()
     if not (options.data or run.scene.data):
         run_folder.require_images(folder)
-    overrides = {"background": options.background, "lpips": options.lpips}
+    overrides = {
+        "background": options.background,
+        "lpips": options.lpips,
+        "downscale": options.downscale,
+    }
     changes: dict[str, Any] = {name: value for name, value in overrides.items() if value}
     config = dataclasses.replace(run.config, **changes)
     run = dataclasses.replace(run, config=config)
     split = sources.load_scene(
         options.data or Path(run.scene.data),
         [options.split],
-        options.downscale or config.downscale,
+        config,
         scores.every_kth(options.every or config.test_every),
-        config.skip_missing,
     ).splits[options.split]
     score = scores.score_images(run, split, None, options.supersample)
     before = runs.read_metrics(folder)

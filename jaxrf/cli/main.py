@@ -61,6 +61,11 @@ COMMANDS = {
         "jaxrf.cli.data:DataInfoOptions",
         "jaxrf.cli.data:run_info",
     ),
+    "data photos": Command(
+        "find the poses of photos or of a video, for training on them",
+        "jaxrf.cli.data:DataPhotosOptions",
+        "jaxrf.cli.data:run_photos",
+    ),
     "data fetch": Command(
         "download a public data set, such as lego",
         "jaxrf.cli.data:DataFetchOptions",

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from jaxrf.core.errors import MissingSplitError
 from jaxrf.core.progress import ProgressBar
-from jaxrf.data import sources
-from jaxrf.data.scene import Scene, Split, find_background
+from jaxrf.data import report, sources
+from jaxrf.data.scene import Scene, Split, find_split_background
 from jaxrf.data.sources import DataSource
 from jaxrf.evaluation import scoring
 from jaxrf.parallel import processes
@@ -36,7 +36,10 @@ class TrainingData(NamedTuple):
 def locate(source: DataSource, config: TrainConfig) -> Path:
     """Returns the folder of the data set; the built-in scene is rendered if it has to be."""
     if source.folder is not None:
-        return source.folder
+        folder = source.folder
+        # One process finds the poses of photos; the others then only look them up.
+        processes.main_process_first(lambda: sources.ensure_poses(folder, config.photos))
+        return sources.ensure_poses(folder, config.photos, lambda sentence: None)
     # One process renders; the others then only look the folder up.
     processes.main_process_first(lambda: _render_builtin(config))
     return _render_builtin(config)
@@ -49,14 +52,15 @@ def load(folder: Path, source: DataSource, config: TrainConfig) -> TrainingData:
       InputError: the data set is damaged, or its train or test split is missing.
     """
     # The test split is needed last, but a fault in it has to be found first. No image is decoded.
-    skip = config.skip_missing
-    sources.load_scene(folder, ["test"], config.downscale, lambda count: range(0), skip)
-    scene = sources.load_scene(folder, ["train"], config.downscale, skip_missing=skip)
+    sources.load_scene(folder, ["test"], config, lambda count: range(0))
+    scene = sources.load_scene(folder, ["train"], config)
     is_builtin = source.folder is None
     if is_builtin:
         scene = dataclasses.replace(scene, name="bricks")
     else:
         print(f"Found: {sources.describe_scene(folder, scene)}")
+        for note in (*scene.notes, *report.find_warnings(scene)):
+            print(note)
     val = load_val(folder, config)
     return TrainingData(folder, is_builtin, scene, val, SceneMetadata.from_scene(scene, folder))
 
@@ -73,7 +77,7 @@ def load_val(folder: Path, config: TrainConfig) -> Split | None:
         return scoring.evenly_spaced_indices(count, config.validation_views)
 
     try:
-        scene = sources.load_scene(folder, ["val"], config.downscale, choose, config.skip_missing)
+        scene = sources.load_scene(folder, ["val"], config, choose)
     except MissingSplitError:
         return None
     return scene.splits["val"]
@@ -83,7 +87,7 @@ def background_warning(config: TrainConfig, scene: Scene) -> str | None:
     """Returns a warning if opaque images have another color around the object than `config`."""
     if scene.unbounded or scene.splits["train"].cameras.ndc is not None:
         return None
-    color = find_background(scene.splits["train"].images)
+    color = find_split_background(scene.splits["train"])
     if color is None or config.background in (color, "random"):
         return None
     return (

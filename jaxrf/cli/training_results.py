@@ -48,9 +48,7 @@ def finish(
     started = time.perf_counter()
     config = run.config
     choose = scores.every_kth(config.test_every)
-    split = sources.load_scene(
-        data, ["test"], config.downscale, choose, config.skip_missing
-    ).splits["test"]
+    split = sources.load_scene(data, ["test"], config, choose).splits["test"]
     test = scores.score_images(run, split, events)
     trained = _training_metrics(watcher, num_devices) | scores.score_scales(run, split, test)
     seconds["evaluate"] = time.perf_counter() - started
@@ -58,12 +56,11 @@ def finish(
     if processes.is_main_process():
         metrics = scores.make_metrics(run, split, test, seconds, trained, hardware)
         runs.write_metrics(run.folder, metrics)
-    size = f"{split.cameras.width}x{split.cameras.height}"
     tell(
         events,
         f"Test: {scores.describe_score(test)} over {len(test['per_image'])} "
-        f"views of {size} on {scores.background_name(config)}; {seconds['total']:.0f} s since the "
-        f"start. Written to {run.folder / runs.METRICS_FILE}.",
+        f"views of {split.describe_size()} on {scores.background_name(config)}; "
+        f"{seconds['total']:.0f} s since the start. Written to {run.folder / runs.METRICS_FILE}.",
     )
     _write_row(run, events, test)
     if config.video.frames:

@@ -71,9 +71,7 @@ def load_training_images(run: Run) -> Split | None:
     if not run.scene.data or not folder.exists():
         return None
     try:
-        scene = sources.load_scene(
-            folder, ["train"], config.downscale, skip_missing=config.skip_missing
-        )
+        scene = sources.load_scene(folder, ["train"], config)
     except InputError as error:
         print(f"The training pictures are not shown: {error}")
         return None

@@ -1,9 +1,8 @@
 """Settings of JAX that programs make once, at their start."""
 
-import os
-from pathlib import Path
-
 import jax
+
+from jaxrf.core.user_cache import cache_folder
 
 
 def set_up_jax(precision: str) -> None:
@@ -14,6 +13,5 @@ def set_up_jax(precision: str) -> None:
     """
     jax.config.update("jax_default_matmul_precision", precision)
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxrf" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -43,7 +43,18 @@ MODELS = (
     CameraModel("SIMPLE_RADIAL_FISHEYE", 8, "f cx cy k1", "fisheye"),
     CameraModel("RADIAL_FISHEYE", 9, "f cx cy k1 k2", "fisheye"),
     CameraModel("THIN_PRISM_FISHEYE", 10, "fx fy cx cy k1 k2 p1 p2 k3 k4 sx1 sy1", "fisheye"),
+    CameraModel("SIMPLE_FISHEYE", 14, "f cx cy", "fisheye"),
+    CameraModel("FISHEYE", 15, "fx fy cx cy", "fisheye"),
 )
+
+# Models that are named by numbers in newer files, but not read.
+UNREAD_MODELS = {
+    11: "RAD_TAN_THIN_PRISM_FISHEYE",
+    12: "SIMPLE_DIVISION",
+    13: "DIVISION",
+    16: "EUCM",
+    17: "EQUIRECTANGULAR",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +190,25 @@ class _Bytes:
         return following[:end].decode("utf-8")
 
 
+def count_images(folder: Path) -> int:
+    """Number of registered images of a reconstruction; 0 if its file is damaged."""
+    try:
+        if os.path.isfile(folder / "images.bin"):
+            with (folder / "images.bin").open("rb") as file:
+                return int(struct.unpack("<Q", file.read(8))[0])
+        lines = (folder / "images.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, struct.error, UnicodeDecodeError):
+        return 0
+    return sum(1 for line in lines if len(line.split()) >= 10 and not line.startswith("#"))
+
+
+def _refuse_model(number: int, model: object, path: Path) -> InputError:
+    return InputError(
+        f"Camera {number} of {path} has the lens {model}, which is not read: undistort the images "
+        "(colmap image_undistorter), or reconstruct them with the model OPENCV."
+    )
+
+
 def _make_camera(
     number: int, model: CameraModel, width: int, height: int, values: list[float]
 ) -> Camera:
@@ -220,6 +250,8 @@ def _read_cameras_bin(path: Path) -> dict[int, Camera]:
     cameras = {}
     for _ in range(file.take("Q")[0]):
         number, model, width, height = file.take("iiQQ")
+        if model in UNREAD_MODELS:
+            raise _refuse_model(number, UNREAD_MODELS[model], path)
         if model not in models:
             raise ValueError(f"camera {number} is of the unknown model {model}")
         count = len(models[model].parameters.split())
@@ -264,6 +296,8 @@ def _read_cameras_txt(path: Path) -> dict[int, Camera]:
     models, cameras = {model.name: model for model in MODELS}, {}
     for words in (line.split() for line in _read_lines(path) if line.strip()):
         number, width, height = int(words[0]), int(words[2]), int(words[3])
+        if words[1] in UNREAD_MODELS.values():
+            raise _refuse_model(number, words[1], path)
         if words[1] not in models:
             raise ValueError(f"camera {number} is of the unknown model {words[1]}")
         values = [float(word) for word in words[4:]]

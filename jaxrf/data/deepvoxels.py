@@ -11,18 +11,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras.base import pinhole_cameras
 from jaxrf.cameras.poses import check_pose
-from jaxrf.core.errors import InputError, MissingSplitError
-from jaxrf.data.files import check_folder, name_scene
-from jaxrf.data.scene import Scene
-from jaxrf.data.views import (
-    ChooseViews,
-    ViewIndex,
-    box_distance_range,
-    load_split,
-    rescale_to_images,
-)
+from jaxrf.core.errors import InputError
+from jaxrf.data.files import DataFolder, check_folder, natural_key
+from jaxrf.data.frames import ALL, BoxPlace, Frame, Intrinsics, Listing
+from jaxrf.data.nerf_json import FLIP_YZ
+from jaxrf.data.options import LoadOptions
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 INTRINSICS = "intrinsics.txt"
@@ -41,20 +35,16 @@ def find_deepvoxels(folder: Path) -> str | None:
     return next((name for name in names if os.path.isfile(train / name / INTRINSICS)), None)
 
 
-def load_deepvoxels(
-    folder: Path,
-    splits: Sequence[str] = ("train", "val", "test"),
-    downscale: int = 1,
-    choose: ChooseViews = range,
-) -> Scene:
-    """Reads a DeepVoxels scene: an object around the origin, on a background of one color.
+def read_deepvoxels(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:
+    """Lists a DeepVoxels scene: an object around the origin, on a background of one color.
 
     Poses are camera-to-world with x right, y down, z forwards. The box is a cube around the
     barycenter that the file gives; half its side is `BOX_RATIO` times the mean camera distance.
 
     Args:
       folder: holds `train/<name>`, `validation/<name>` and `test/<name>`.
-      splits, downscale, choose: see `blender.load_blender`.
+      splits: to read.
+      options: of reading.
 
     Raises:
       InputError: a file is missing, damaged or not in this format.
@@ -63,23 +53,22 @@ def load_deepvoxels(
     name = find_deepvoxels(folder)
     if name is None:
         raise InputError(f"{folder} has no train/NAME/{INTRINSICS}; give a DeepVoxels scene.")
-    train, center = _read_views(folder, "train", name)
-    poses = np.asarray(train.cameras.T_world_camera)
+    train, center = _read_frames(folder, "train", name, options)
+    poses = np.stack([frame.pose for frame in train])
     half = BOX_RATIO * float(np.linalg.norm(poses[:, :3, 3] - center, axis=-1).mean())
+    others = [s for s in FOLDERS if s != "train" and (folder / FOLDERS[s] / name).is_dir()]
+    frames = {"train": train} if others else {ALL: train}
+    if set(splits) - {"train"}:
+        frames |= {split: _read_frames(folder, split, name, options)[0] for split in others}
     box = np.stack([center - half, center + half])
-    near, far = box_distance_range(train.cameras, box)
-    loaded = {}
-    for split in splits:
-        views = train if split == "train" else _read_views(folder, split, name)[0]
-        loaded[split] = load_split(split, views, downscale, choose)
-    return Scene(name_scene(folder), loaded, box.astype(np.float32), near, far)
+    return Listing(folder, folder / FOLDERS["train"] / name, frames, BoxPlace(box), poses)
 
 
-def _read_views(folder: Path, split: str, name: str) -> tuple[ViewIndex, Float[np.ndarray, "3"]]:
-    """The views of a split, and the barycenter in its file."""
+def _read_frames(
+    folder: Path, split: str, name: str, options: LoadOptions
+) -> tuple[list[Frame], Float[np.ndarray, "3"]]:
+    """The frames of a split, and the barycenter in its file."""
     subfolder = Path(FOLDERS[split], name)
-    if not (folder / subfolder).is_dir():
-        raise MissingSplitError(f"{folder} has no {subfolder}; complete it, or use another split.")
     path = folder / subfolder / INTRINSICS
     rows = _read_rows(path)
     if len(rows) < 5 or len(rows[0]) < 3 or len(rows[1]) != 3 or len(rows[-1]) != 2:
@@ -89,28 +78,31 @@ def _read_views(folder: Path, split: str, name: str) -> tuple[ViewIndex, Float[n
         )
     focal, *center = rows[0][:3]
     height, width = rows[-1]
-    if not (focal > 0 and 1 <= width < 1e5 and 1 <= height < 1e5):
+    if not (0 < focal < 1e7 and 1 <= width < 1e5 and 1 <= height < 1e5):
         raise InputError(f"{path} has an invalid focal length or size; correct it.")
-    names = _list_files(folder / subfolder / "pose", ".txt")
-    images = _list_files(folder / subfolder / "rgb", ".png")
-    if names != images:
+    intrinsics = Intrinsics(
+        focal=(focal, focal), center=(center[0], center[1]), size=(width, height)
+    )
+    stems = _list_stems(folder / subfolder / "pose")
+    images = DataFolder(folder).list_images(subfolder / "rgb")
+    if stems != [image.stem for image in images]:
         raise InputError(
-            f"{folder / subfolder} has {len(names)} poses and {len(images)} images, which must "
+            f"{folder / subfolder} has {len(stems)} poses and {len(images)} images, which must "
             "have the same names; complete it."
         )
-    poses = [_read_pose(folder / subfolder / "pose" / f"{stem}.txt") for stem in names]
-    cameras = pinhole_cameras(
-        np.stack(poses), int(width), int(height), focal, (center[0], center[1])
-    )
-    paths = tuple(subfolder / "rgb" / f"{stem}.png" for stem in names)
-    return rescale_to_images(ViewIndex(folder, path, paths, cameras)), np.array(rows[1])
+    flip = np.eye(4) if options.axes == "opengl" else FLIP_YZ
+    return [
+        Frame(
+            image, path, _read_pose(folder / subfolder / "pose" / f"{stem}.txt") @ flip, intrinsics
+        )
+        for stem, image in zip(stems, images, strict=True)
+    ], np.array(rows[1])
 
 
 def _read_pose(path: Path) -> Float[np.ndarray, "4 4"]:
-    """A pose with OpenGL axes."""
     values = [value for row in _read_rows(path) for value in row]
     rows = [values[4 * i : 4 * i + 4] for i in range(4)] if len(values) == 16 else values
-    return check_pose(rows, str(path), "The pose") @ np.diag([1.0, -1.0, -1.0, 1.0])
+    return check_pose(rows, str(path), "The pose")
 
 
 def _read_rows(path: Path) -> list[list[float]]:
@@ -129,13 +121,13 @@ def _read_rows(path: Path) -> list[list[float]]:
     return [row for row in rows if row]
 
 
-def _list_files(folder: Path, suffix: str) -> list[str]:
-    """Sorted stems of the files in a folder that have a suffix."""
+def _list_stems(folder: Path) -> list[str]:
+    """Stems of the poses in a folder, in natural order."""
     try:
         names = os.listdir(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}); complete it.") from error
-    stems = sorted(name[: -len(suffix)] for name in names if name.lower().endswith(suffix))
+    stems = [n[:-4] for n in names if n.lower().endswith(".txt") and not n.startswith(".")]
     if not stems:
-        raise InputError(f"{folder} has no *{suffix}; complete it.")
-    return stems
+        raise InputError(f"{folder} has no *.txt; complete it.")
+    return sorted(stems, key=natural_key)

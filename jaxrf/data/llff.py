@@ -3,43 +3,23 @@
 Mildenhall et al.: Local light field fusion (SIGGRAPH 2019).
 """
 
-import dataclasses
-import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras.base import Cameras, pinhole_cameras
 from jaxrf.cameras.poses import POSE_TOLERANCE
-from jaxrf.cameras.transforms import (
-    UNIT_AABB,
-    center_and_scale,
-    looks_forward,
-    recenter_poses,
-    transform_poses,
-)
 from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
-from jaxrf.data.files import check_folder, name_scene
-from jaxrf.data.scene import Scene
-from jaxrf.data.views import (
-    ChooseViews,
-    ViewIndex,
-    load_split,
-    rescale_to_images,
-    select_views,
-    split_every_n,
-)
+from jaxrf.data.files import check_folder
+from jaxrf.data.frames import ALL, CapturePlace, Frame, Intrinsics, Listing
+from jaxrf.data.image_folders import choose_factor, list_image_folders
+from jaxrf.data.images import SUFFIXES
+from jaxrf.data.options import LoadOptions
 
 LISTING = "poses_bounds.npy"
-IMAGE_FOLDER = re.compile(r"images(_([1-9]\d*))?")
-SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_VIEWS = 100_000
-# Distance of the near plane of NDC; the nearest object has distance 4/3 (`recenter_poses`).
-NEAR_PLANE = 1.0
 
 
 def is_llff(folder: Path) -> bool:
@@ -47,56 +27,40 @@ def is_llff(folder: Path) -> bool:
     return os.path.isfile(folder / LISTING)
 
 
-def load_llff(
-    folder: Path,
-    splits: Sequence[str] = ("train", "val", "test"),
-    downscale: int = 1,
-    choose: ChooseViews = range,
-) -> Scene:
-    """Reads an LLFF scene; every 8th image, in the order of their names, is held out.
+def read_llff(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:
+    """Lists an LLFF scene; every 8th image, in the order of their names, is held out.
 
-    If all cameras look in about the same direction, the scene is recentered (`recenter_poses`) and
-    rays are in normalized device coordinates. Otherwise it is upright and centered, with cameras
-    within +-1 (`center_and_scale`), and unbounded. For a downscale of K, reads the images of
-    `images_K` if there is such a folder, else downscales those of the largest folder.
+    If all cameras face forward (`placing.faces_forward`), rays are in normalized device
+    coordinates. For a downscale of K, reads the images of `images_K` if there is such a folder,
+    else downscales those of the largest folder.
 
     Args:
       folder: holds `poses_bounds.npy` and `images` or `images_K`.
-      splits, downscale, choose: see `blender.load_blender`.
+      splits: to read.
+      options: of reading.
 
     Raises:
       InputError: a file is missing, damaged or not in this format.
     """
     check_folder(folder)
     poses, hwf, bounds = read_poses_bounds(folder / LISTING)
-    image_folder, factor = _find_images(folder, downscale)
+    factors = list_image_folders(folder)
+    if not factors:
+        raise InputError(f"{folder} has no images, nor images_K; add the images.")
+    image_folder, factor = choose_factor(folder, factors, options.downscale)
     names = _list_images(folder / image_folder, len(poses))
-    height, width, focal = hwf[0]
-    if np.any(np.abs(hwf - hwf[0]) > 1e-3 * hwf[0]):
-        raise InputError(f"{folder / LISTING} mixes sizes or focal lengths; split it by camera.")
-    forward = looks_forward(poses)
-    transform = recenter_poses(poses, float(bounds.min())) if forward else center_and_scale(poses)
-    poses = transform_poses(transform, poses)
-    cameras = pinhole_cameras(poses, int(width), int(height), float(focal))
-    if forward:
-        slopes = 0.5 * np.array([width, height]) / focal
-        cameras = dataclasses.replace(cameras, ndc=(float(slopes[0]), float(slopes[1]), NEAR_PLANE))
-    paths = tuple(Path(image_folder, name) for name in names)
-    views = rescale_to_images(ViewIndex(folder, folder / LISTING, paths, cameras))
-    indices = split_every_n(len(views))
-    bounds = bounds * transform.scale
-    return Scene(
-        name=name_scene(folder),
-        splits={
-            split: load_split(split, select_views(views, indices[split]), factor, choose)
-            for split in splits
-        },
-        aabb=_ndc_aabb(cameras) if forward else np.array(UNIT_AABB, np.float32),
-        near=float(0.9 * bounds.min()),
-        far=float(bounds.max()),
-        unbounded=not forward,
-        frame=transform,
-    )
+    frames = [
+        Frame(
+            Path(image_folder, name),
+            folder / LISTING,
+            pose,
+            Intrinsics(focal=(focal, focal), size=(float(width), float(height))),
+        )
+        for name, pose, (height, width, focal) in zip(names, poses, hwf.tolist(), strict=True)
+    ]
+    nearest = float(bounds.min())
+    place = CapturePlace(0.9 * nearest, float(bounds.max()), nearest)
+    return Listing(folder, folder / LISTING, {ALL: frames}, place, downscale=factor)
 
 
 def read_poses_bounds(
@@ -144,53 +108,16 @@ def read_poses_bounds(
     return poses, hwf, bounds
 
 
-def _find_images(folder: Path, downscale: int) -> tuple[str, int]:
-    """The folder of images to read, and the factor by which to downscale them."""
-    factors = {}
-    for entry in sorted(os.listdir(folder)):
-        match = IMAGE_FOLDER.fullmatch(entry)
-        if match and (folder / entry).is_dir():
-            factors[int(match[2] or 1)] = entry
-    if not factors:
-        raise InputError(f"{folder} has no images, nor images_K; add the images.")
-    if downscale in factors:
-        return factors[downscale], 1
-    smallest = min(factors)
-    if downscale > smallest and downscale % smallest == 0:
-        return factors[smallest], downscale // smallest
-    if downscale == 1:
-        return factors[smallest], 1
-    existing = ", ".join(factors[factor] for factor in sorted(factors))
-    raise InputError(
-        f"Images at 1/{downscale} of {folder} do not exist and cannot be computed (found: "
-        f"{existing}); choose another --downscale."
-    )
-
-
 def _list_images(folder: Path, count: int) -> list[str]:
-    paths = sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES))
-    if len(paths) != count:
+    """Names of the images of a folder, sorted as LLFF sorts them."""
+    names = sorted(
+        name
+        for name in os.listdir(folder)
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    )
+    if len(names) != count:
         raise InputError(
-            f"{folder} has {len(paths)} images and {LISTING} {count} poses; their numbers must be "
+            f"{folder} has {len(names)} images and {LISTING} {count} poses; their numbers must be "
             "equal."
         )
-    return paths
-
-
-def _ndc_aabb(cameras: Cameras) -> Float[np.ndarray, "2 3"]:
-    """Box in NDC around the views of all cameras, from the near plane to infinity."""
-    assert cameras.ndc is not None
-    slopes, plane = np.array(cameras.ndc[:2]), cameras.ndc[2]
-    poses = np.asarray(cameras.T_world_camera, np.float64)
-    corners = np.array([[x, y, -1.0] for x in (-1, 1) for y in (-1, 1)])
-    corners[:, :2] *= slopes
-    directions = np.einsum("nij,kj->nki", poses[:, :3, :3], corners)
-    ahead = np.maximum(-directions[..., 2:], 1e-3)
-    origins = np.broadcast_to(poses[:, None, :3, 3], directions.shape)
-    near = origins + (plane + origins[..., 2:]) / ahead * directions
-    ends = np.concatenate(
-        [near[..., :2] / (slopes * plane), directions[..., :2] / (slopes * ahead)], axis=0
-    ).reshape(-1, 2)
-    low, high = ends.min(axis=0), ends.max(axis=0)
-    assert math.isfinite(low.sum() + high.sum())
-    return np.array([[*low, -1.0], [*high, 1.0]], np.float32)
+    return names

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxrf.cameras.base import pinhole_cameras
 from jaxrf.cameras.poses import check_pose
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.core.json_files import read_json
-from jaxrf.data.blender import BOX, FAR, NEAR
-from jaxrf.data.files import check_file_path, check_folder, name_scene
-from jaxrf.data.scene import Scene
-from jaxrf.data.views import ChooseViews, ViewIndex, load_split, rescale_to_images
+from jaxrf.data.files import DataFolder, check_folder
+from jaxrf.data.frames import ALL, Frame, Intrinsics, Listing, ObjectPlace
+from jaxrf.data.nerf_json import FLIP_YZ
+from jaxrf.data.options import LoadOptions
 
+SPLITS = ("train", "val", "test")
 LISTING = "metadata.json"
 COLUMNS = ("file_path", "cam2world", "width", "height")
 
@@ -29,43 +29,38 @@ def is_multiscale(folder: Path) -> bool:
     return os.path.isfile(folder / LISTING) and not os.path.isfile(folder / "transforms.json")
 
 
-def load_multiscale(
-    folder: Path,
-    splits: Sequence[str] = ("train", "val", "test"),
-    downscale: int = 1,
-    choose: ChooseViews = range,
-) -> Scene:
-    """Reads the images of the largest size, in the box +-1.5 with near 2 and far 6.
+def read_multiscale(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:
+    """Lists the images of the largest size.
 
     The smaller sizes are area means of the largest one, which training can compute itself.
 
     Args:
       folder: holds `metadata.json` and the images that it names.
-      splits, downscale, choose: see `blender.load_blender`.
+      splits: to read.
+      options: of reading.
 
     Raises:
       InputError: a file is missing, damaged or not in this format.
     """
     check_folder(folder)
     listing = folder / LISTING
-    content = read_json(listing, "train, val and test")
-    return Scene(
-        name=name_scene(folder),
-        splits={
-            split: load_split(split, _read_views(folder, content, split), downscale, choose)
-            for split in splits
-        },
-        aabb=np.array(BOX, np.float32),
-        near=NEAR,
-        far=FAR,
-    )
+    content, files = read_json(listing, "train, val and test"), DataFolder(folder)
+    existing = [name for name in SPLITS if isinstance(content.get(name), dict)]
+    if "train" not in existing:
+        raise MissingSplitError(f"{listing} has no object 'train'; use another split.")
+    wanted = [name for name in existing if name == "train" or set(splits) - {"train"}]
+    frames = {
+        split: _read_frames(files, content[split], split, listing, options) for split in wanted
+    }
+    if existing == ["train"]:
+        frames = {ALL: frames["train"]}
+    poses = np.stack([frame.pose for frame in next(iter(frames.values()))])
+    return Listing(folder, listing, frames, ObjectPlace(), poses)
 
 
-def _read_views(folder: Path, content: dict[str, Any], split: str) -> ViewIndex:
-    listing = folder / LISTING
-    table = content.get(split)
-    if not isinstance(table, dict):
-        raise MissingSplitError(f"{listing} has no object {split!r}; use another split.")
+def _read_frames(
+    files: DataFolder, table: dict[str, Any], split: str, listing: Path, options: LoadOptions
+) -> list[Frame]:
     columns = [table.get(name) for name in COLUMNS]
     for name, column in zip(COLUMNS, columns, strict=True):
         if not isinstance(column, list) or len(column) != len(columns[0] or ()) or not column:
@@ -74,24 +69,21 @@ def _read_views(folder: Path, content: dict[str, Any], split: str) -> ViewIndex:
                 "correct it."
             )
     focal = _read_focal(table, len(columns[0] or ()), f"{split} in {listing}")
-    rows = []
-    for index, (path, pose, width, height) in enumerate(zip(*columns, strict=True)):  # type: ignore[arg-type]
+    frames = []
+    for index, (value, matrix, width, height) in enumerate(zip(*columns, strict=True)):  # type: ignore[arg-type]
         where = f"image {index} of {split} in {listing}"
-        size = (width, height)
-        if not all(isinstance(side, float) and 1.0 <= side < 1e5 for side in size):
+        if not all(isinstance(side, float) and 1.0 <= side < 1e5 for side in (width, height)):
             raise InputError(f"{where} has no width and height in pixels; correct them.")
-        rows.append(
-            (check_file_path(path, where), check_pose(pose, where, "cam2world"), size, focal[index])
-        )
-    largest = max(size for _, _, size, _ in rows)
-    rows = [row for row in rows if row[2] == largest]
-    if len({path for path, *_ in rows}) < len(rows):
+        pose = check_pose(matrix, where, "cam2world")
+        if options.axes == "opencv":
+            pose = pose @ FLIP_YZ
+        intrinsics = Intrinsics(focal=(focal[index], focal[index]), size=(width, height))
+        frames.append(Frame(files.find_listed(value, where), listing, pose, intrinsics))
+    largest = max(frame.intrinsics.size or (0.0, 0.0) for frame in frames)
+    frames = [frame for frame in frames if frame.intrinsics.size == largest]
+    if len({frame.path for frame in frames}) < len(frames):
         raise InputError(f"{split} in {listing} names an image twice; list each image once.")
-    width, height = largest
-    poses, lengths = np.stack([pose for _, pose, _, _ in rows]), np.array([f for *_, f in rows])
-    cameras = pinhole_cameras(poses, int(width), int(height), lengths)
-    paths = tuple(Path(path) for path, *_ in rows)
-    return rescale_to_images(ViewIndex(folder, listing, paths, cameras))
+    return frames
 
 
 def _read_focal(table: dict[str, Any], count: int, where: str) -> list[float]:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras
+from jaxrf.data import consistency
 from jaxrf.data.scene import Scene, Split
 
 
@@ -24,7 +25,7 @@ def dataset_report(scene: Scene) -> list[str]:
         focal_range = f"{_format_range(focal[:, 0])} x {_format_range(focal[:, 1])}"
         center_range = f"{_format_range(center[:, 0])}, {_format_range(center[:, 1])}"
         lines.append(
-            f"{name}: {len(split)} images of {cameras.width}x{cameras.height} pixels, "
+            f"{name}: {len(split)} images of {split.describe_size()} pixels, "
             f"{_describe_alpha(split)}; focal length {focal_range} pixels ({angle[0]:.1f} x "
             f"{angle[1]:.1f} degrees), principal point {center_range}, {distortion}"
         )
@@ -56,8 +57,11 @@ def find_warnings(scene: Scene) -> list[str]:
 def _check_scene(scene: Scene) -> Iterator[str]:
     for name, split in scene.splits.items():
         yield from _check_images(name, split)
-        yield from _check_cameras(name, split.cameras)
+        yield from _check_cameras(name, split)
     yield from _check_geometry(scene)
+    better = consistency.find_better_poses(scene)
+    if better is not None:
+        yield better
     for (one, a), (other, b) in itertools.combinations(scene.splits.items(), 2):
         if {one, other} == {"val", "test"}:
             # Many data sets have the same views for both.
@@ -92,10 +96,11 @@ def _check_images(name: str, split: Split) -> Iterator[str]:
         yield f"{len(transparent)} images of {name} are fully transparent ({transparent[0]})."
 
 
-def _check_cameras(name: str, cameras: Cameras) -> Iterator[str]:
+def _check_cameras(name: str, split: Split) -> Iterator[str]:
+    cameras = split.cameras
     focal = np.asarray(cameras.focal, np.float64)
     center = np.asarray(cameras.principal_point, np.float64)
-    size = np.array([cameras.width, cameras.height], np.float64)
+    size = np.array([split.image_size(index) for index in range(len(split))], np.float64)
     offset = np.abs(center / size - 0.5).max(initial=0.0)
     if offset > 0.1:
         yield f"The principal point of {name} is {offset:.0%} of the image off the center."

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from jaxrf.cameras.base import Cameras, resize_cameras
 from jaxrf.cameras.transforms import SimilarityTransform, identity_transform
 from jaxrf.core.errors import MissingSplitError
+from jaxrf.data.options import LoadOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Split:
       depth: (n, h, w) true distance along each pixel center's unit ray in scene units, inf where
         the ray hits nothing; None if the data set has no depth.
       masks: (n, h, w) pixels to train on and to score; None for all of them.
+      sizes: (n, 2) width and height of each image, which is at the top left of its array and masked
+        outside; None if all images fill their arrays.
     """
 
     name: str
@@ -33,14 +36,34 @@ class Split:
     cameras: Cameras
     depth: Float[np.ndarray, "n h w"] | None = None
     masks: Bool[np.ndarray, "n h w"] | None = None
+    sizes: Int[np.ndarray, "n 2"] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __repr__(self) -> str:
         """Its name, and number and size of its images, without the arrays."""
-        height, width = self.images.shape[1:3]
-        return f"Split({self.name!r}, {len(self)} images of {width}x{height})"
+        return f"Split({self.name!r}, {len(self)} images of {self.describe_size()})"
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Width and height of an image."""
+        if self.sizes is None:
+            return self.images.shape[2], self.images.shape[1]
+        width, height = self.sizes[index]
+        return int(width), int(height)
+
+    def crop(self, index: int) -> UInt8[np.ndarray, "h w 4"]:
+        """An image in its own size."""
+        width, height = self.image_size(index)
+        return self.images[index, :height, :width]
+
+    def describe_size(self) -> str:
+        """Width and height of the images, or the range of them, such as "72x96 to 96x72"."""
+        sizes = sorted({self.image_size(index) for index in range(len(self))})
+        if len(sizes) < 2:
+            width, height = sizes[0] if sizes else (self.images.shape[2], self.images.shape[1])
+            return f"{width}x{height}"
+        return f"{sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +78,8 @@ class Scene:
       unbounded: whether the cameras also see space around the box.
       frame: transform from the coordinates of the files to those of the scene.
       folder: that it was read from; None if it was made in memory.
-      downscale: factor by which its images were shrunk.
-      skip_missing: whether images that are listed but missing were left out.
+      options: that it was read with.
+      notes: sentences on what of the data set is not used.
     """
 
     name: str
@@ -67,8 +90,8 @@ class Scene:
     unbounded: bool = False
     frame: SimilarityTransform = dataclasses.field(default_factory=identity_transform)
     folder: Path | None = None
-    downscale: int = 1
-    skip_missing: bool = False
+    options: LoadOptions = dataclasses.field(default_factory=LoadOptions)
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Its name, splits and extent, without the arrays."""
@@ -101,6 +124,18 @@ class Scene:
                 f"The scene {self.name} has no split {name!r} (loaded: {loaded}): load it, too."
             )
         return self.splits[name]
+
+
+def find_split_background(split: Split) -> Literal["white", "black"] | None:
+    """Background color of the images of a split, of one size or several (`find_background`)."""
+    if split.sizes is None:
+        return find_background(split.images)
+    sizes = [split.image_size(index) for index in range(len(split))]
+    colors = {
+        find_background(image[None, :height, :width])
+        for image, (width, height) in zip(split.images, sizes, strict=True)
+    }
+    return colors.pop() if len(colors) == 1 else None
 
 
 def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "black"] | None:
@@ -159,7 +194,10 @@ def downscale_split(split: Split, factor: int) -> Split:
     covered = dataclasses.replace(split.cameras, width=width * factor, height=height * factor)
     cameras = resize_cameras(covered, width, height)
     masks = None if split.masks is None else shrink_masks(split.masks, factor)
-    return dataclasses.replace(split, images=images, cameras=cameras, depth=None, masks=masks)
+    sizes = None if split.sizes is None else split.sizes // factor
+    return dataclasses.replace(
+        split, images=images, cameras=cameras, depth=None, masks=masks, sizes=sizes
+    )
 
 
 def shrink_masks(

@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxrf.core.errors import InputError, MissingSplitError
-from jaxrf.data import blender, colmap, deepvoxels, llff, multiscale, tiny_nerf, transforms
+from jaxrf.data import blender, colmap, deepvoxels, llff, loading, multiscale, tiny_nerf, transforms
 from jaxrf.data.bricks import dataset
 from jaxrf.data.bricks.config import SyntheticSceneConfig
+from jaxrf.data.frames import Listing
+from jaxrf.data.loading import ChooseViews
+from jaxrf.data.options import LoadOptions, load_options
+from jaxrf.data.photos import prepare
+from jaxrf.data.photos.prepare import PhotoOptions
 from jaxrf.data.scene import Scene
-from jaxrf.data.views import ChooseViews
 
 DEFAULT_PATH = Path("nerf_synthetic/lego")
+# Files that stand for the folder in which they are.
+LISTING_FILES = frozenset(
+    {transforms.LISTING, llff.LISTING, multiscale.LISTING}
+    | {f"transforms_{split}.json" for split in ("train", "val", "test")}
+)
 
 
 class DataSource(NamedTuple):
@@ -68,11 +77,14 @@ def find_data(data: Path) -> Path:
     if not data.is_absolute():
         candidates += [root / data for root in search_paths()]
     for folder in candidates:
+        if folder.is_file() and folder.name in LISTING_FILES:
+            return folder.parent
         if folder.exists():
             return folder
     raise InputError(
         f"--data {data} does not exist: give the folder that holds transforms_train.json or "
-        "another list of images, or leave --data out for the built-in scene."
+        "another list of images, a folder of photos or a video, or leave --data out for the "
+        "built-in scene."
     )
 
 
@@ -89,7 +101,29 @@ def ensure_bricks(
     )
 
 
-LoadScene = Callable[[Path, Sequence[str], int, ChooseViews, bool], Scene]
+def ensure_poses(path: Path, options: PhotoOptions, notify: Callable[[str], None] = print) -> Path:
+    """The path of a data set with poses: `path`, or, of photos, a folder in the user's cache.
+
+    Args:
+      path: a data set, a folder of photos or a video.
+      options: of finding poses.
+      notify: called with sentences for the user.
+
+    Raises:
+      InputError: `path` holds neither, or no poses can be found for its photos.
+    """
+    if any(known.matches(path) for known in FORMATS) or not prepare.is_photos(path):
+        return path
+    folder = prepare.cached_folder(path, options)
+    if prepare.read_report(folder) is None:
+        notify(f"{path} has no poses: finding them, in {folder}.")
+    report = prepare.prepare_photos(path, folder, options)
+    for line in prepare.describe(report):
+        notify(line)
+    return folder
+
+
+LoadScene = Callable[[Path, Sequence[str], LoadOptions, ChooseViews], Scene]
 
 
 class Format(NamedTuple):
@@ -98,7 +132,7 @@ class Format(NamedTuple):
     name: for people.
     sentinel_file: file that only this format has.
     matches: whether a path holds a data set in this format.
-    load: (path, splits, downscale, choose, skip_missing) -> scene.
+    load: (path, splits, options, choose) -> scene.
     """
 
     name: str
@@ -107,57 +141,54 @@ class Format(NamedTuple):
     load: LoadScene
 
 
-def _without_skip_missing(
-    load: Callable[[Path, Sequence[str], int, ChooseViews], Scene],
-) -> LoadScene:
-    """A loader that ignores `skip_missing`."""
-    return lambda path, splits, downscale, choose, _: load(path, splits, downscale, choose)
+def _load_by(read: Callable[[Path, Sequence[str], LoadOptions], Listing]) -> LoadScene:
+    """A loader of the data sets that a reader lists."""
+
+    def load(path: Path, splits: Sequence[str], options: LoadOptions, choose: ChooseViews) -> Scene:
+        return loading.load_listing(read(path, splits, options), splits, options, choose)
+
+    return load
 
 
 # Tried in this order: an LLFF folder has a COLMAP model too.
 FORMATS = (
-    Format(
-        "NeRF's tiny example",
-        "*.npz",
-        tiny_nerf.is_tiny_nerf,
-        _without_skip_missing(tiny_nerf.load_tiny_nerf),
-    ),
+    Format("NeRF's tiny example", "*.npz", tiny_nerf.is_tiny_nerf, tiny_nerf.load_tiny_nerf),
     Format(
         "multi-scale Blender",
         multiscale.LISTING,
         multiscale.is_multiscale,
-        _without_skip_missing(multiscale.load_multiscale),
+        _load_by(multiscale.read_multiscale),
     ),
     Format(
         "Blender (NeRF-synthetic)",
         "transforms_train.json",
         blender.is_blender,
-        blender.load_blender,
+        _load_by(blender.read_blender),
     ),
     Format(
         "nerfstudio or instant-ngp",
         transforms.LISTING,
         transforms.is_transforms,
-        transforms.load_transforms,
+        _load_by(transforms.read_transforms),
     ),
-    Format("LLFF", llff.LISTING, llff.is_llff, _without_skip_missing(llff.load_llff)),
+    Format("LLFF", llff.LISTING, llff.is_llff, _load_by(llff.read_llff)),
     Format(
         "COLMAP",
         "sparse/0/images.bin",
-        lambda path: colmap.find_model(path) is not None,
-        colmap.load_colmap,
+        lambda path: bool(colmap.find_models(path)),
+        _load_by(colmap.read_colmap),
     ),
     Format(
         "DeepVoxels",
         f"train/NAME/{deepvoxels.INTRINSICS}",
         lambda path: deepvoxels.find_deepvoxels(path) is not None,
-        _without_skip_missing(deepvoxels.load_deepvoxels),
+        _load_by(deepvoxels.read_deepvoxels),
     ),
 )
 
 
 def detect_format(path: Path) -> Format:
-    """The format of the data set at a path.
+    """The format of the data set at a path, which is a folder or an .npz.
 
     Raises:
       InputError: the path does not exist, or holds no known format.
@@ -168,33 +199,42 @@ def detect_format(path: Path) -> Format:
     if not path.exists():
         raise InputError(f"There is no folder {path}; give the path of a scene's folder.")
     files = ", ".join(f"{known.sentinel_file} ({known.name})" for known in FORMATS)
-    raise InputError(f"{path} holds no data set of a known format: it has none of {files}.")
+    raise InputError(
+        f"{path} holds no data set of a known format: it has no images nor video, and none of "
+        f"{files}."
+    )
 
 
 def load_scene(
     path: Path,
     splits: Sequence[str],
-    downscale: int = 1,
+    options: LoadOptions | None = None,
     choose: ChooseViews = range,
-    skip_missing: bool = False,
 ) -> Scene:
-    """The scene at a path, in any known format; see `blender.load_blender` for the arguments.
+    """The scene at a path, in any known format.
+
+    Args:
+      path: of the data set.
+      splits: to load; files of the others are not read.
+      options: of reading and placing; larger options that include these will do.
+      choose: maps the number of images of a split to the indices of those to decode.
 
     Raises:
       InputError: the data set is missing or damaged, or its format is unknown.
     """
-    scene = detect_format(path).load(path, splits, downscale, choose, skip_missing)
-    return dataclasses.replace(scene, folder=path, downscale=downscale, skip_missing=skip_missing)
+    found = detect_format(path)
+    return found.load(path, splits, load_options(options or LoadOptions()), choose)
 
 
-def has_split(path: Path, split: str) -> bool:
-    """Whether a data set has views of a split.
+def has_split(path: Path, split: str, options: LoadOptions | None = None) -> bool:
+    """Whether a data set has images of a split.
 
     Raises:
-      InputError: the files that list the views are damaged.
+      InputError: the files that list the images are damaged.
     """
+    options = dataclasses.replace(load_options(options or LoadOptions()), skip_missing=True)
     try:
-        load_scene(path, [split], choose=lambda count: range(0), skip_missing=True)
+        load_scene(path, [split], options, choose=lambda count: range(0))
     except MissingSplitError:
         return False
     return True
@@ -204,7 +244,7 @@ def describe_scene(path: Path, scene: Scene) -> str:
     """One line for the user: format, image size, splits and cameras of a loaded scene."""
     split = next(iter(scene.splits.values()))
     cameras = split.cameras
-    parts = [f"{detect_format(path).name} layout", f"{cameras.width}x{cameras.height} pixels"]
+    parts = [f"{detect_format(path).name} layout", f"{split.describe_size()} pixels"]
     counts = ", ".join(f"{len(views)} {name}" for name, views in scene.splits.items())
     parts.append(f"{counts} views")
     if cameras.distortion is not None or cameras.lens != "perspective":

@@ -10,11 +10,14 @@ import numpy as np
 
 from jaxrf.cameras.base import pinhole_cameras
 from jaxrf.cameras.poses import check_pose
+from jaxrf.cameras.transforms import transform_poses
 from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
-from jaxrf.data.blender import BOX, FAR, NEAR
-from jaxrf.data.files import check_downscale
+from jaxrf.data.frames import ObjectPlace
+from jaxrf.data.loading import ChooseViews
+from jaxrf.data.nerf_json import FLIP_YZ
+from jaxrf.data.options import LoadOptions
+from jaxrf.data.placing import place_scene
 from jaxrf.data.scene import Scene, Split, downscale_split
-from jaxrf.data.views import ChooseViews
 
 ARRAYS = ("images", "poses", "focal")
 # The example trains on the first 100 images and displays the next one.
@@ -28,19 +31,15 @@ def is_tiny_nerf(path: Path) -> bool:
 
 
 def load_tiny_nerf(
-    path: Path,
-    splits: Sequence[str] = ("train", "val", "test"),
-    downscale: int = 1,
-    choose: ChooseViews = range,
+    path: Path, splits: Sequence[str], options: LoadOptions, choose: ChooseViews = range
 ) -> Scene:
     """Reads the images and poses of the tiny example: an object on black.
 
-    The box is +-1.5, as for the Blender scene that it was made from. See `divide_views` for the
-    splits.
+    See `divide_views` for the splits.
 
     Args:
       path: of the .npz.
-      splits, downscale, choose: see `blender.load_blender`.
+      splits, options, choose: see `loading.load_listing`.
 
     Raises:
       InputError: the file is missing, damaged or not in this format.
@@ -65,17 +64,37 @@ def load_tiny_nerf(
         check_pose(np.asarray(pose, np.float64).tolist(), str(path), f"poses[{index}]")
         for index, pose in enumerate(poses)
     ]
-    check_downscale(downscale, (width, height), path)
+    factor = options.downscale
+    if factor > min(width, height):
+        raise InputError(
+            f"The downscale factor {factor} is larger than the {width}x{height} pixels of {path}; "
+            "make it smaller."
+        )
+    files_poses = np.stack(rigid)
+    if options.axes == "opencv":
+        files_poses = files_poses @ FLIP_YZ
+    slopes = (0.5 * width / length, 0.5 * height / length)
+    placement = place_scene(ObjectPlace(), files_poses, slopes, options)
+    placed = transform_poses(placement.transform, files_poses)
     indices = divide_views(count)
     loaded = {}
     for split in splits:
         chosen = [indices[split][i] for i in choose(len(indices[split]))]
-        poses = np.array([rigid[i] for i in chosen]).reshape(-1, 4, 4)
-        cameras = pinhole_cameras(poses, width, height, length)
+        cameras = pinhole_cameras(placed[chosen].reshape(-1, 4, 4), width, height, length)
         names = tuple(f"{i:03d}" for i in chosen)
         rgba = _to_rgba(images[chosen], path)
-        loaded[split] = downscale_split(Split(split, names, rgba, cameras), downscale)
-    return Scene(path.stem, loaded, np.array(BOX, np.float32), NEAR, FAR)
+        loaded[split] = downscale_split(Split(split, names, rgba, cameras), factor)
+    return Scene(
+        name=path.stem,
+        splits=loaded,
+        aabb=placement.aabb.astype(np.float32),
+        near=placement.near,
+        far=placement.far,
+        unbounded=placement.unbounded,
+        frame=placement.transform,
+        folder=path,
+        options=options,
+    )
 
 
 def divide_views(count: int) -> dict[str, range]:

@@ -123,7 +123,10 @@ def score_split(
     for index in indices:
         rendering = render(split.cameras, index)
         truth = composite(split.images[index], background)
-        rgb, mask = rendering.rgb, None if split.masks is None else split.masks[index]
+        mask = None if split.masks is None else split.masks[index]
+        if split.sizes is not None:
+            rendering, truth, mask = _crop((rendering, truth, mask), split.image_size(index))
+        rgb = rendering.rgb
         if mask is not None:
             # SSIM and LPIPS need full images, in which masked pixels have no error.
             rgb = np.where(mask[..., None], rgb, truth)
@@ -137,6 +140,12 @@ def score_split(
             ssim=float(_ssim(rgb, truth)),
             lpips=float(_lpips(lpips_weights, rgb, truth)) if lpips_weights else None,
         )
+
+
+def _crop(images: Any, size: tuple[int, int]) -> Any:
+    """The top left of images of a tree, where those that are smaller than others are."""
+    width, height = size
+    return jax.tree.map(lambda image: image[:height, :width], images)
 
 
 def summarize(views: list[ViewMetrics]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def _load_split(run: Run, options: RenderOptions) -> Split:
     def select_images(count: int) -> range:
         return range(0, count, options.every)
 
-    scene = sources.load_scene(data, [name], config.downscale, select_images, config.skip_missing)
+    scene = sources.load_scene(data, [name], config, select_images)
     return scene.splits[name]
 
 

@@ -92,7 +92,7 @@ def draw_views(trained: dict[str, Run]) -> bytes:
     """
     first = next(iter(trained.values()))
     folder = sources.find_data(Path(first.scene.data))
-    split = sources.load_scene(folder, ["test"], first.config.downscale).splits["test"]
+    split = sources.load_scene(folder, ["test"], first.config).splits["test"]
     background = background_color(first.config)
     scored = {}
     for name, run in trained.items():

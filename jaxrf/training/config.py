@@ -10,6 +10,8 @@ from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.checks import require_non_negative, require_port, require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.data.bricks.config import SyntheticSceneConfig
+from jaxrf.data.options import LoadOptions
+from jaxrf.data.photos.prepare import PhotoOptions
 from jaxrf.fields.base import Field
 from jaxrf.fields.checks import check_definition
 from jaxrf.models.base import Model
@@ -18,10 +20,10 @@ from jaxrf.models.packed import PackedModel
 Background = Literal["white", "black", "random"]
 
 # Attributes of `TrainConfig` that the command line uses and `loop.fit` does not.
-COMMAND_ONLY = frozenset({
-    "data", "skip_missing", "downscale", "run_dir", "resume", "coordinator", "processes",
+COMMAND_ONLY = frozenset({field.name for field in dataclasses.fields(LoadOptions)} | {
+    "data", "run_dir", "resume", "coordinator", "processes",
     "process_id", "budget", "validate_every", "validate_apart", "validation_views", "test_every",
-    "lpips", "checkpoint_seconds", "keep_checkpoints", "synthetic_scene", "video", "view",
+    "lpips", "checkpoint_seconds", "keep_checkpoints", "photos", "synthetic_scene", "video", "view",
     "viewer", "schedule_knots", "field_source",
 })  # fmt: skip
 
@@ -132,7 +134,7 @@ class ScheduleKnot:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(LoadOptions):
     """Train a radiance field from images with known cameras."""
 
     field: Field
@@ -141,12 +143,9 @@ class TrainConfig:
     """How rays are sampled and rendered; --preset or --model chooses it."""
     data: Path | None = None
     """Folder with a data set: NeRF-synthetic (Blender), LLFF, nerfstudio or instant-ngp, COLMAP,
-    DeepVoxels, or tiny_nerf_data.npz. Default: ./data/nerf_synthetic/lego or the same under the
+    DeepVoxels, or tiny_nerf_data.npz; or a folder of photos or a video, whose poses are found first
+    (pip install 'jaxrf[photos]'). Default: ./data/nerf_synthetic/lego or the same under the
     folder in JAXRF_DATA, if present, else the built-in scene `bricks`."""
-    skip_missing: bool = False
-    """Leave out images that the data set lists but that are missing."""
-    downscale: int = 1
-    """Shrink the images by this whole factor, averaging areas."""
     background: Background = "white"
     """Color behind transparent pixels. `random` trains with a random color per ray and evaluates on
     white."""
@@ -233,6 +232,8 @@ class TrainConfig:
     """Number of latest checkpoints kept; the best is kept in addition."""
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     """Precision of float32 matrix products on accelerators."""
+    photos: PhotoOptions = PhotoOptions()
+    """How poses are found for photos or a video."""
     synthetic_scene: SyntheticSceneConfig = SyntheticSceneConfig()
     """The built-in scene."""
     video: VideoConfig = VideoConfig()
@@ -248,13 +249,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks the numbers and that they fit together; InputError names the option to change."""
+        super().__post_init__()
         check_definition(self.field)
         if not isinstance(self.model, Model):
             raise InputError(
                 f"model is {self.model!r}: give an instance, such as jaxrf.models.PackedModel()."
             )
         require_positive(
-            self, "downscale", "num_steps", "batch_samples", "batch_rays", "render_samples",
+            self, "num_steps", "batch_samples", "batch_rays", "render_samples",
             "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
             "supersample", "budget", "test_every", "microbatch_samples", "devices", "processes",
             "shards", "num_train_scales",

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.cameras import contraction
-from jaxrf.data.scene import Scene, find_background
+from jaxrf.data.scene import Scene, find_split_background
 from jaxrf.fields.base import SceneInfo, StageTransition
 from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.sampling.marching import STEPS_PER_BLOCK
@@ -37,7 +37,7 @@ def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     """
     cameras = scene.splits["train"].cameras
     if config.background == "random" and not scene.unbounded and cameras.ndc is None:
-        plain = find_background(scene.splits["train"].images)
+        plain = find_split_background(scene.splits["train"])
         config = dataclasses.replace(config, background=plain or "random")
     model = config.model
     if model.contract is None:

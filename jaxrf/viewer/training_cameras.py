@@ -44,7 +44,8 @@ def list_training_cameras(
     indices = range(0, len(split), every)
     stride = max(split.cameras.width // THUMBNAIL_WIDTH, 1)
     thumbnails: list[Thumbnail | None] = [
-        images.to_uint8(composite(split.images[i, ::stride, ::stride], background)) for i in indices
+        images.to_uint8(composite(image[::stride, ::stride], background))
+        for image in (split.crop(index) for index in indices)
     ]
     return list_views(split.cameras, indices), thumbnails
 

@@ -11,6 +11,7 @@ from jaxrf.cameras.transforms import (
     align_up,
     center_and_scale,
     compose_transforms,
+    fit_similarity,
     identity_transform,
     invert_transform,
     looks_forward,
@@ -123,3 +124,15 @@ def test_recenter_poses_faces_forward() -> None:
     np.testing.assert_allclose(ahead / np.linalg.norm(ahead), [0, 0, -1.0], atol=1e-9)
     assert moved[:, :3, 1].mean(axis=0)[1] > 0.9
     assert recenter_poses(moved_away, nearest).scale * nearest == pytest.approx(4 / 3)
+
+
+@given(st.integers(0, 2**16), st.floats(0.01, 100.0))
+def test_fit_similarity_finds_the_similarity_of_moved_points(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(9, 3))
+    rotation = random_rotation(rng)
+    moved = scale * points @ rotation.T + rng.normal(size=3)
+    found = fit_similarity(points, moved)
+    np.testing.assert_allclose(found.scale, scale, rtol=1e-6)
+    np.testing.assert_allclose(found.rotation, rotation, atol=1e-6)
+    np.testing.assert_allclose(transform_positions(found, points), moved, rtol=1e-6, atol=1e-6)

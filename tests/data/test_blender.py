@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from PIL import Image
 from jaxrf.cameras.base import Cameras, image_rays, project
 from jaxrf.cameras.poses import look_at
 from jaxrf.core.errors import InputError
-from jaxrf.data.blender import is_blender, load_blender
+from jaxrf.data.blender import is_blender, read_blender
+from jaxrf.data.loading import ChooseViews, load_listing
+from jaxrf.data.options import LoadOptions
 from jaxrf.data.scene import Scene, Split, composite, downscale_images
 
 ANGLE = 0.7
@@ -26,6 +28,16 @@ JSON = "transforms_train.json"
 # ---------------------------------------------------------------------------------------------
 # Generated sets
 # ---------------------------------------------------------------------------------------------
+
+
+def load_blender(
+    folder: Path,
+    splits: Sequence[str] = ("train", "val", "test"),
+    downscale: int = 1,
+    choose: ChooseViews = range,
+) -> Scene:
+    options = LoadOptions(downscale=downscale)
+    return load_listing(read_blender(folder, splits, options), splits, options, choose)
 
 
 def make_image(
@@ -311,9 +323,6 @@ OUTSIDE_FRUSTA = (
     "image missing",
     "image empty",
     "image a text",
-    "image of another size",
-    "image 16-bit RGB",
-    "image gray",
     "pose NaN",
     "no file_path",
     "frames empty",
@@ -436,8 +445,8 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "file_path absolute": (edit_frame("file_path", "/etc/x"), (FRAME, '"/etc/x"', "inside")),
     "file_path upwards": (edit_frame("file_path", "../r_1"), (FRAME, '"../r_1"', "inside")),
     "file_path upwards later": (
-        edit_frame("file_path", "train/../../house/train/r_1"),
-        (FRAME, '"train/../../house/train/r_1"', "inside"),
+        edit_frame("file_path", "train/../../house/train/x"),
+        (FRAME, '"train/../../house/train/x"', "inside"),
     ),
     "file_path with NUL": (edit_frame("file_path", "train/r\0"), (FRAME, r'"train/r\u0000"')),
     "file_path with newline": (edit_frame("file_path", "train\nr"), (FRAME, r'"train\nr"')),
@@ -448,37 +457,13 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "image missing": (remove("train/r_1.png"), (PICTURE, "missing", JSON)),
     "image a folder": (replace_by_folder("train/r_1.png"), (PICTURE, "cannot be read")),
     "image empty": (write_bytes("train/r_1.png", b""), (PICTURE, "0 bytes")),
-    "image a text": (write_bytes("train/r_1.png", b"no image"), (PICTURE, "not a PNG")),
-    "image a JPEG": (
-        lambda folder: save(folder / "train/r_1.png", make_image(1, channels=3), format="JPEG"),
-        (PICTURE, "not a PNG"),
-    ),
+    "image a text": (write_bytes("train/r_1.png", b"no image"), (PICTURE, "not an image")),
     "image a header": (
         write_bytes("train/r_1.png", png_header(WIDTH, HEIGHT, 8, 6)),
         (PICTURE, "truncated"),
     ),
     "image cut in its data": (truncate("train/r_1.png", 0.7), (PICTURE, "truncated")),
     "image cut in its header": (truncate("train/r_1.png", 0.05), (PICTURE, "truncated")),
-    "image of another size": (
-        replace_image(make_image(1, height=5)),
-        ("{folder}/train/r_0.png", PICTURE, "9x6", "9x5"),
-    ),
-    "image gray": (replace_image(make_image(1), "L"), (PICTURE, "8-bit gray;", "save it as")),
-    "image gray, alpha": (replace_image(make_image(1), "LA"), (PICTURE, "gray-and-alpha")),
-    "image palette": (replace_image(make_image(1), "P"), (PICTURE, "palette", "save it as")),
-    "image 1-bit": (replace_image(make_image(1), "1"), (PICTURE, "1-bit gray")),
-    "image 16-bit gray": (
-        replace_image(np.zeros((HEIGHT, WIDTH), np.uint16)),
-        (PICTURE, "16-bit gray", "8-bit RGB or RGBA"),
-    ),
-    "image 16-bit RGB": (
-        write_bytes("train/r_1.png", png_header(WIDTH, HEIGHT, 16, 2)),
-        (PICTURE, "16-bit RGB;", "8-bit RGB or RGBA"),
-    ),
-    "image 16-bit RGBA": (
-        write_bytes("train/r_1.png", png_header(WIDTH, HEIGHT, 16, 6)),
-        (PICTURE, "16-bit RGBA", "8-bit RGB or RGBA"),
-    ),
     "image a bomb": (
         write_bytes("train/r_1.png", png_header(60_000, 50_000, 8, 6)),
         (PICTURE, "60000x50000", "replace it"),
@@ -632,6 +617,7 @@ def test_lego_alpha_is_straight(lego_scene: Scene) -> None:
 def test_lego_downscale(lego: Path, lego_scene: Scene, tmp_path: Path) -> None:
     transforms = json.loads((lego / JSON).read_text())
     transforms["frames"] = transforms["frames"][:1]
+    (tmp_path / "transforms_test.json").write_text(json.dumps(transforms))
     (tmp_path / JSON).write_text(json.dumps(transforms))
     (tmp_path / "train").symlink_to(lego / "train")  # images may lie behind a link
     small = load_blender(tmp_path, ("train",), 4).splits["train"]

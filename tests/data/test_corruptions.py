@@ -31,6 +31,7 @@ from scenes import slow, tiny_nerf, write_scene
 from jaxrf.cameras.base import image_rays
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
+from jaxrf.data.options import LoadOptions
 from jaxrf.training import loop, transitions
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -273,7 +274,9 @@ def test_corruptions_end_in_one_sentence_or_a_scene(name: str, tmp_path: Path) -
         LISTENING = True
         try:
             scene = sources.load_scene(
-                folder / inside, ["train", "val", "test"], skip_missing=chance.random() < 0.3
+                folder / inside,
+                ["train", "val", "test"],
+                LoadOptions(skip_missing=chance.random() < 0.3),
             )
         except InputError as error:
             text = str(error)

@@ -216,6 +216,6 @@ def test_data_info_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixtur
     ball = write_scene(tmp_path / "ball")
     (ball / "transforms_val.json").unlink()
     assert cli.main(["data", "info", str(ball), "--output", str(tmp_path / "two")]) == 0
-    assert "6 train, 2 test views" in capsys.readouterr().out
+    assert "6 train, 2 val, 2 test views" in capsys.readouterr().out
     assert cli.main(["data", "info", str(tmp_path / "nothing")]) == 2
     assert "does not exist" in capsys.readouterr().err

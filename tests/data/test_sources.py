@@ -10,6 +10,7 @@ from scenes import make_scene, write_scene
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.bricks.config import SyntheticSceneConfig
+from jaxrf.data.options import LoadOptions
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +97,8 @@ def test_load_scene_reads_a_written_scene(tmp_path: Path) -> None:
         np.testing.assert_array_equal(split.images, expected.images)
         np.testing.assert_allclose(split.cameras.T_world_camera, expected.cameras.T_world_camera)
         np.testing.assert_allclose(split.cameras.focal, expected.cameras.focal)
-    small = sources.load_scene(folder, ["test"], 2)
+    small = sources.load_scene(folder, ["test"], LoadOptions(downscale=2))
     assert small.splits["test"].images.shape == (2, 8, 8, 4)
-    some = sources.load_scene(folder, ["train"], 1, lambda count: [count - 2]).splits["train"]
+    some = sources.load_scene(folder, ["train"], choose=lambda count: [count - 2]).splits["train"]
     assert some.names == ("r_4",)
     np.testing.assert_array_equal(some.images[0], make_scene().splits["train"].images[4])

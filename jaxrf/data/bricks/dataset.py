@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import imageio.v3 as iio
 import numpy as np
 from jaxtyping import Float64
 
+from jaxrf.core.user_cache import cache_folder
 from jaxrf.data.bricks.model import build_model
 from jaxrf.data.bricks.rendering import CAMERA_ANGLE_X, render_view
 
@@ -131,7 +131,7 @@ def cached_bricks(
     Raises:
       OSError: the cache cannot be written.
     """
-    cache = _default_cache() if cache is None else Path(cache)
+    cache = cache_folder() if cache is None else Path(cache)
     views = f"{train_views}-{val_views}-{test_views}"
     folder = cache / f"bricks-v{VERSION}-{width}x{height}-{views}"
     if folder.is_dir():
@@ -148,8 +148,3 @@ def cached_bricks(
             f"The built-in scene cannot be written to {folder} ({error.strerror or error}): "
             "set XDG_CACHE_HOME to a folder that you can write to."
         ) from error
-
-
-def _default_cache() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (root if root.is_absolute() else Path.home() / ".cache") / "jaxrf"

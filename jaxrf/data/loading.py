@@ -1,0 +1,267 @@
+"""Makes a scene of a data set's frames: one path for all layouts."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.lenses import COEFFICIENTS
+from jaxrf.cameras.transforms import transform_poses
+from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError, MissingSplitError
+from jaxrf.data import images, selection
+from jaxrf.data.files import DataFolder, image_names, name_scene
+from jaxrf.data.frames import ALL, Frame, Listing
+from jaxrf.data.options import LoadOptions
+from jaxrf.data.placing import Placement, box_distance_range, find_outliers, place_scene
+from jaxrf.data.scene import Scene, Split, downscale_split
+from jaxrf.data.silhouettes import object_aabb
+
+ChooseViews = Callable[[int], Sequence[int]]
+# Relative difference of the aspect ratios of an image and its camera that rounding explains.
+ASPECT_TOLERANCE = 0.01
+
+
+class _Image(NamedTuple):
+    """A frame's image file: its size as it is used, and whether it is turned by its EXIF."""
+
+    width: int
+    height: int
+    upright: bool
+
+
+def load_listing(
+    listing: Listing, splits: Sequence[str], options: LoadOptions, choose: ChooseViews = range
+) -> Scene:
+    """Reads the images of a data set and places its scene.
+
+    Args:
+      listing: of the data set.
+      splits: to load.
+      options: of reading and placing.
+      choose: maps the number of frames of a split to the indices of those to decode. The sizes of
+        the others are checked, too.
+
+    Raises:
+      MissingSplitError: a split has no frames.
+      InputError: an image is missing or damaged, or an option does not fit.
+    """
+    folder = DataFolder(listing.folder)
+    frames, notes = selection.keep_existing(listing, folder, options.skip_missing)
+    frames, outlier_notes = selection.leave_out_outliers(frames, listing)
+    frames, mask_notes = selection.add_masks(frames, folder, options)
+    by_split = selection.split_frames(frames, listing, options)
+    factor = options.downscale if listing.downscale is None else listing.downscale
+    chosen = {
+        name: selection.select_size(by_split.get(name, ()), folder, factor) for name in splits
+    }
+    sizes = {name: _read_sizes(kept, listing) for name, (kept, _) in chosen.items()}
+    if not any(by_split.values()):
+        raise MissingSplitError(
+            f"{listing.path} leaves no image to the split {splits[0]}: give it more images."
+        )
+    poses = listing.poses
+    if poses is None:
+        unique = {id(frame): frame.pose for group in frames.values() for frame in group}
+        poses = np.stack(list(unique.values()))
+    poses = poses[~find_outliers(poses)]
+    slopes = _find_slopes(next(iter(chosen.values()))[0], next(iter(sizes.values())))
+    placement = place_scene(listing.place, poses, slopes, options)
+    loaded = {}
+    for name, (kept, remaining) in chosen.items():
+        cameras = _make_cameras(kept, sizes[name], placement, slopes, listing)
+        loaded[name] = _load_split(name, kept, cameras, sizes[name], listing, remaining, choose)
+    placement = _carve(placement, loaded, poses)
+    unused = selection.find_unlisted(listing, folder) if {"train", ALL} & {*splits} else []
+    return Scene(
+        name=name_scene(listing.folder),
+        splits=loaded,
+        aabb=placement.aabb.astype(np.float32),
+        near=placement.near,
+        far=placement.far,
+        unbounded=placement.unbounded,
+        frame=placement.transform,
+        folder=listing.folder,
+        options=options,
+        notes=(*listing.notes, *notes, *outlier_notes, *mask_notes, *unused),
+    )
+
+
+def _read_sizes(frames: Sequence[Frame], listing: Listing) -> list[_Image]:
+    """The sizes of the images of frames.
+
+    An image is turned as its EXIF orientation says, unless only its stored pixels have the aspect
+    ratio of its camera.
+
+    Raises:
+      InputError: an image is missing or damaged, or has another aspect ratio than its camera.
+    """
+    sizes = []
+    for frame in frames:
+        width, height, sideways = images.read_image_size(listing.folder / frame.path, frame.listing)
+        size, upright = frame.intrinsics.size, True
+        if size is not None:
+            tolerance = max(ASPECT_TOLERANCE, 1.0 / min(width, height))
+            wrong = abs(size[0] * height / (size[1] * width) - 1.0) > tolerance
+            turned = abs(size[0] * width / (size[1] * height) - 1.0) <= tolerance
+            if wrong and sideways and turned:
+                width, height, upright = height, width, False
+            elif wrong:
+                hint = "swap its width and height" if turned else "use the images it was made for"
+                raise InputError(
+                    f"The image {listing.folder / frame.path} is {width}x{height} pixels, "
+                    f"{frame.listing} is for {size[0]:g}x{size[1]:g}, which has another aspect "
+                    f"ratio: {hint}."
+                )
+        sizes.append(_Image(width, height, upright))
+    return sizes
+
+
+def _find_slopes(frames: Sequence[Frame], sizes: Sequence[_Image]) -> tuple[float, float]:
+    """Tangents of half the widest angles of view, across and down."""
+    slopes = [(0.5, 0.5)]
+    for frame, (width, height, _) in zip(frames, sizes, strict=True):
+        fx, fy, _, _ = frame.intrinsics.fit(width, height)
+        slopes.append((0.5 * width / fx, 0.5 * height / fy))
+    across, down = zip(*(slopes[1:] or slopes), strict=True)
+    return max(across), max(down)
+
+
+def _make_cameras(
+    frames: Sequence[Frame],
+    sizes: Sequence[_Image],
+    placement: Placement,
+    slopes: tuple[float, float],
+    listing: Listing,
+) -> Cameras:
+    """Cameras in the scene, all for the largest width and height.
+
+    Raises:
+      InputError: the frames have several lenses.
+    """
+    lenses = sorted({frame.intrinsics.lens for frame in frames})
+    if len(lenses) > 1:
+        raise InputError(
+            f"{listing.path} mixes lenses ({', '.join(lenses)}); split it by camera, or undistort "
+            "the images."
+        )
+    lens = lenses[0] if lenses else "perspective"
+    width = max((size.width for size in sizes), default=1)
+    height = max((size.height for size in sizes), default=1)
+    pinholes = np.array(
+        [f.intrinsics.fit(s.width, s.height) for f, s in zip(frames, sizes, strict=True)]
+    ).reshape(-1, 4)
+    count = len(COEFFICIENTS[lens])
+    distortion = np.zeros((len(frames), count), np.float32)
+    for row, frame in zip(distortion, frames, strict=True):
+        row[: len(frame.intrinsics.distortion)] = frame.intrinsics.distortion
+    poses = np.stack([frame.pose for frame in frames]) if frames else np.zeros((0, 4, 4))
+    ndc = None
+    if placement.near_plane is not None:
+        ndc = (float(slopes[0]), float(slopes[1]), placement.near_plane)
+    return Cameras(
+        T_world_camera=transform_poses(placement.transform, poses).astype(np.float32),
+        focal=pinholes[:, :2].astype(np.float32),
+        principal_point=pinholes[:, 2:].astype(np.float32),
+        width=width,
+        height=height,
+        lens=lens,
+        distortion=distortion if np.any(distortion) else None,
+        ndc=ndc,
+    )
+
+
+def _load_split(
+    name: str,
+    frames: Sequence[Frame],
+    cameras: Cameras,
+    sizes: Sequence[_Image],
+    listing: Listing,
+    factor: int,
+    choose: ChooseViews,
+) -> Split:
+    """Decodes the chosen frames of a split."""
+    if not frames:
+        raise MissingSplitError(
+            f"{listing.path} leaves no image to the split {name}: give it more images."
+        )
+    if factor > min(min(size[:2]) for size in sizes):
+        raise InputError(
+            f"The downscale factor {factor} is larger than the {sizes[0].width}x{sizes[0].height} "
+            f"pixels of {listing.folder / frames[0].path}; make it smaller."
+        )
+    names = image_names([frame.path for frame in frames])
+    chosen = np.asarray(list(choose(len(frames))), np.int64)
+    kept, kept_sizes = [frames[i] for i in chosen], [sizes[i] for i in chosen]
+    width, height = cameras.width, cameras.height
+    paths = [listing.folder / frame.path for frame in kept]
+    upright = [size.upright for size in kept_sizes]
+    pixels = np.array([size[:2] for size in sizes])
+    split = Split(
+        name=name,
+        names=tuple(names[index] for index in chosen),
+        images=images.read_images(paths, width, height, upright),
+        cameras=cameras[chosen],
+        depth=_read_depth(kept, kept_sizes, listing.folder),
+        masks=_read_masks(kept, kept_sizes, (width, height), listing.folder),
+        sizes=pixels[chosen] if np.ptp(pixels, axis=0).any() else None,
+    )
+    return downscale_split(split, factor)
+
+
+def _read_masks(
+    frames: Sequence[Frame], sizes: Sequence[_Image], full: tuple[int, int], folder: Path
+) -> Bool[np.ndarray, "n h w"] | None:
+    """Pixels that are used: those of masks, within the size of each image; None for all."""
+    if all(frame.mask is None for frame in frames) and all(size[:2] == full for size in sizes):
+        return None
+    masks = np.zeros((len(frames), full[1], full[0]), bool)
+    for target, frame, (width, height, upright) in zip(masks, frames, sizes, strict=True):
+        if frame.mask is None:
+            target[:height, :width] = True
+        else:
+            path, inverted = folder / frame.mask.path, frame.mask.inverted
+            target[:height, :width] = images.read_mask(path, (width, height), inverted, upright)
+    return masks
+
+
+def _read_depth(
+    frames: Sequence[Frame], sizes: Sequence[_Image], folder: Path
+) -> Float[np.ndarray, "n h w"] | None:
+    """Depth of all frames; None if one has none, or if their sizes differ."""
+    paths = [folder / frame.depth for frame in frames if frame.depth is not None]
+    if not frames or len(paths) < len(frames) or len({size[:2] for size in sizes}) > 1:
+        return None
+    if not all(path.is_file() for path in paths):
+        return None
+    width, height, _ = sizes[0]
+    depth = np.empty((len(paths), height, width), np.float32)
+    for path, target in zip(paths, depth, strict=True):
+        try:
+            source = np.lib.format.open_memmap(path, mode="r")  # Never unpickles.
+        except NUMPY_LOAD_ERRORS as error:
+            raise InputError(f"{path} is not a complete .npy file; write it again.") from error
+        if source.shape != (height, width) or source.dtype != np.float32:
+            raise InputError(
+                f"{path} is {source.dtype} of shape {source.shape};"
+                f" make it float32 of its image's shape {(height, width)}."
+            )
+        target[...] = source
+    return depth
+
+
+def _carve(
+    placement: Placement, splits: Mapping[str, Split], poses: Float[np.ndarray, "n 4 4"]
+) -> Placement:
+    """The placement with the box of the visual hull, if all training images are transparent."""
+    if not placement.may_carve or "train" not in splits:
+        return placement
+    low, high = placement.aabb
+    box = object_aabb(splits["train"], np.stack([low, high]))
+    if box is None:
+        return placement
+    near, far = box_distance_range(transform_poses(placement.transform, poses), box)
+    return dataclasses.replace(placement, aabb=box, near=near, far=far, unbounded=False)

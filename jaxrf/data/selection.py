@@ -1,0 +1,175 @@
+"""Which of the frames that a data set lists are used, for which split, with which files."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from jaxrf.core.errors import InputError
+from jaxrf.data.files import DataFolder, format_count, format_names, strip_suffix
+from jaxrf.data.frames import ALL, Frame, Listing, Mask
+from jaxrf.data.options import LoadOptions
+from jaxrf.data.placing import find_outliers
+
+# Fewer images determine no depth.
+MIN_TRAIN_FRAMES = 2
+
+Frames = Mapping[str, Sequence[Frame]]
+
+
+def keep_existing(
+    listing: Listing, folder: DataFolder, skip_missing: bool
+) -> tuple[Frames, list[str]]:
+    """Frames without those of missing images, if these may be skipped, and notes on them.
+
+    Raises:
+      InputError: no image of a split exists.
+    """
+    kept, notes = {}, []
+    for name, frames in listing.frames.items():
+        existing = [f for f in frames if folder.find(f.path) is not None]
+        if frames and not existing and (skip_missing or len(frames) > 1):
+            raise InputError(
+                f"None of the images that {frames[0].listing} names exists ({frames[0].path}); "
+                "add them."
+            )
+        kept[name] = existing if skip_missing else list(frames)
+        if skip_missing and len(existing) < len(frames):
+            missing = [f.path.name for f in frames if f not in existing]
+            count = format_count(len(missing), "missing image")
+            notes.append(f"Left out: {count} ({format_names(missing)}).")
+    return kept, notes
+
+
+def leave_out_outliers(frames: Frames, listing: Listing) -> tuple[Frames, list[str]]:
+    """Frames without those whose poses cannot be right, and notes on them."""
+    every = [frame for group in frames.values() for frame in group]
+    if not every:
+        return frames, []
+    outliers = find_outliers(np.stack([frame.pose for frame in every]))
+    if not outliers.any():
+        return frames, []
+    wrong = {id(frame) for frame, is_outlier in zip(every, outliers, strict=True) if is_outlier}
+    names = format_names([frame.path.name for frame in every if id(frame) in wrong])
+    kept = {name: [f for f in group if id(f) not in wrong] for name, group in frames.items()}
+    return kept, [
+        f"Left out: {format_count(len(wrong), 'image')} ({names}), as {listing.path} puts the "
+        "camera far away from all others: correct its pose."
+    ]
+
+
+def split_frames(frames: Frames, listing: Listing, options: LoadOptions) -> dict[str, list[Frame]]:
+    """Frames by split; every 8th of `ALL` is held out for testing, from the first on (LLFF).
+
+    Validation and testing take each other's frames where one has none.
+
+    Raises:
+      InputError: there are too few frames to train on.
+    """
+    splits = {name: list(group) for name, group in frames.items()}
+    whole = splits.pop(ALL, None)
+    if whole is not None:
+        test = whole[:: options.hold_out] if len(whole) > 1 else []
+        train = [f for i, f in enumerate(whole) if i % options.hold_out or not test]
+        splits = {"train": train, "val": test, "test": test}
+        if 0 < len(train) < MIN_TRAIN_FRAMES:
+            count = format_count(len(whole), "image")
+            raise InputError(
+                f"{listing.path} has poses for only {count}, which is too little to learn a "
+                "scene from: give it three or more, or reconstruct it again from images that "
+                "overlap more."
+            )
+    for name, other in (("val", "test"), ("test", "val")):
+        splits[name] = splits.get(name) or splits.get(other, [])
+    return splits
+
+
+def select_size(
+    frames: Sequence[Frame], folder: DataFolder, factor: int
+) -> tuple[list[Frame], int]:
+    """Frames with their files, and the factor by which these are still to be downscaled.
+
+    Takes images of `images_K`, beside `images`, if they are there for all frames.
+    """
+    found = [dataclasses.replace(f, path=folder.find(f.path) or f.path) for f in frames]
+    if factor > 1:
+        smaller = [folder.find(_downscaled_path(frame.path, factor)) for frame in found]
+        paths = [path for path in smaller if path is not None]
+        if paths and len(paths) == len(found):
+            return [
+                dataclasses.replace(frame, path=path, depth=None)
+                for frame, path in zip(found, paths, strict=True)
+            ], 1
+    return found, factor
+
+
+def _downscaled_path(path: Path, factor: int) -> PurePath:
+    parts = list(path.parts)
+    if "images" not in parts[:-1]:
+        return PurePath("\0")
+    index = parts.index("images")
+    parts[index] = f"images_{factor}"
+    return PurePath(*parts)
+
+
+def add_masks(frames: Frames, folder: DataFolder, options: LoadOptions) -> tuple[Frames, list[str]]:
+    """Frames with the masks that lie beside their images by the usual names, and notes on them.
+
+    instant-ngp's `dynamic_mask_NAME.png` beside an image has white where pixels are left out;
+    `masks/NAME.png` or `masks/NAME.SUFFIX.png` (COLMAP) has black.
+    """
+    every = [frame for group in frames.values() for frame in group]
+    listed = sum(frame.mask is not None for frame in every)
+    if not options.masks:
+        cleared = {
+            name: [dataclasses.replace(f, mask=None) for f in group]
+            for name, group in frames.items()
+        }
+        return cleared, [f"Not used: {listed} masks (--no-masks)."] if listed else []
+    result = {
+        name: [dataclasses.replace(f, mask=f.mask or _find_mask(f.path, folder)) for f in group]
+        for name, group in frames.items()
+    }
+    masks = [frame.mask for group in result.values() for frame in group]
+    used = [mask for mask in masks if mask is not None]
+    if not used:
+        return result, []
+    rule = "white" if used[0].inverted else "black"
+    return result, [
+        f"Masks: {len(used)} of {len(masks)} images have one, such as {used[0].path}, whose {rule} "
+        "pixels are not used (--no-masks ignores them)."
+    ]
+
+
+def _find_mask(image: Path, folder: DataFolder) -> Mask | None:
+    bare, parent = strip_suffix(image).name, image.parent
+    dynamic = folder.find(parent / f"dynamic_mask_{bare}.png")
+    if dynamic is not None:
+        return Mask(dynamic, inverted=True)
+    if image.parts[0].startswith("images"):
+        inner = Path(*image.parts[1:])
+        for masks in ("masks", "mask"):
+            for name in (f"{inner}.png", f"{strip_suffix(inner)}.png"):
+                mask = folder.find(Path(masks, name))
+                if mask is not None:
+                    return Mask(mask)
+    return None
+
+
+def find_unlisted(listing: Listing, folder: DataFolder) -> list[str]:
+    """A note on the images beside the listed ones that no file lists."""
+    listed = {folder.find(f.path) or f.path for group in listing.frames.values() for f in group}
+    masks = {folder.find(path.parent / f"dynamic_mask_{path.stem}.png") for path in listed}
+    parents = sorted({path.parent for path in listed})
+    unused = [
+        path
+        for parent in parents
+        for path in folder.list_images(parent)
+        if path not in listed and path not in masks
+    ]
+    if not unused:
+        return []
+    where = listing.folder / unused[0].parent
+    names = format_names([path.name for path in unused])
+    return [f"Not used: {format_count(len(unused), 'image')} in {where} without a pose ({names})."]

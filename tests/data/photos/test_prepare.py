@@ -1,0 +1,94 @@
+"""From photos to a data set: poses close to the true ones, reports, resuming and refusals."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from textured import cast_image, ring_poses
+
+from jaxrf.cameras.transforms import fit_similarity, transform_poses
+from jaxrf.core.errors import InputError
+from jaxrf.data import sources
+from jaxrf.data.colmap_files import read_reconstruction
+from jaxrf.data.photos import prepare, reconstruct
+from jaxrf.data.photos.prepare import PhotoOptions
+
+
+def write_photos(folder: Path, poses: np.ndarray, names: list[str] | None = None) -> None:
+    folder.mkdir(parents=True)
+    for index, pose in enumerate(poses):
+        name = names[index] if names else f"IMG_{index}.jpg"
+        Image.fromarray(cast_image(pose, 400, 300, 330.0)).save(folder / name, quality=95)
+
+
+def test_without_pycolmap_one_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path / "photos", ring_poses(12)[:3])
+    monkeypatch.setitem(__import__("sys").modules, "pycolmap", None)
+    with pytest.raises(InputError, match=r"pip install 'jaxrf\[photos\]'"):
+        sources.ensure_poses(tmp_path / "photos", PhotoOptions(), lambda sentence: None)
+
+
+def test_data_sets_with_poses_and_other_folders_are_left_alone(tmp_path: Path) -> None:
+    assert sources.ensure_poses(tmp_path, PhotoOptions()) == tmp_path
+
+
+def test_descriptions_say_what_was_placed_and_what_to_do() -> None:
+    report = reconstruct.Report(
+        ("a", "b"), {"c": "it is blurred", "d": "it is blurred"}, 2.0, 9, 60.0
+    )
+    first, second, third, fourth = prepare.describe(report)
+    assert first.startswith("Placed: 2 of 4 photos, 9 points, mean reprojection error 2.00")
+    assert second == "Not placed: 2 photos (c, d), as it is blurred."
+    assert "take more between" in third and "--camera-model" in fourth
+
+
+@pytest.mark.slow
+def test_poses_of_photos_are_found(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    poses = ring_poses(28)
+    write_photos(tmp_path / "photos", poses)
+    Image.new("RGB", (400, 300), (90, 90, 90)).save(tmp_path / "photos" / "IMG_99.jpg")
+    report = prepare.prepare_photos(tmp_path / "photos", tmp_path / "set", PhotoOptions())
+    assert len(report.placed) == 28 and report.error < 1.0
+    assert report.unplaced == {"IMG_99.jpg": "it shows too little detail, or is blurred"}
+    assert report.degrees == pytest.approx(2 * np.degrees(np.arctan(200 / 330)), abs=1.5)
+    model = read_reconstruction(tmp_path / "set" / "sparse" / "0")
+    order = [int(image.name[4:-4]) for image in model.images]
+    found = np.stack([image.pose for image in model.images])
+    aligned = transform_poses(fit_similarity(found[:, :3, 3], poses[order][:, :3, 3]), found)
+    degrees, distance = pose_errors(aligned, poses[order])
+    assert degrees.max() < 0.5 and distance.max() < 0.02 * 3.4
+    scene = sources.load_scene(tmp_path / "set", ["train", "test"])
+    assert len(scene.train) + len(scene.test) == 28
+    assert any("IMG_99.jpg" in note for note in scene.notes)
+    # A second time, everything is there.
+    shutil.rmtree(tmp_path / "photos")
+    assert prepare.read_report(tmp_path / "set") == report
+
+
+@pytest.mark.slow
+def test_photos_without_overlap_are_explained(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        noise = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+        noise.resize((320, 240), Image.Resampling.BICUBIC).save(
+            tmp_path / "photos" / f"{index}.jpg", quality=95
+        )
+    with pytest.raises(
+        InputError, match=r"No scene was found in the 4 photos .*overlap too little"
+    ):
+        prepare.prepare_photos(tmp_path / "photos", tmp_path / "set", PhotoOptions())
+
+
+def pose_errors(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Angles in degrees and distances between poses."""
+    turns = found[:, :3, :3] @ true[:, :3, :3].transpose(0, 2, 1)
+    cosine = 0.5 * (np.trace(turns, axis1=1, axis2=2) - 1.0)
+    degrees = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
+    return degrees, np.linalg.norm(found[:, :3, 3] - true[:, :3, 3], axis=-1)
