@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxrf.cameras.base import Cameras, pinhole_cameras
 from jaxrf.cameras.poses import check_pose, focus_point, look_at
@@ -20,6 +20,8 @@ from jaxrf.core.errors import InputError
 from jaxrf.core.json_files import read_json
 
 MAX_FRAMES = 100_000
+# Of more cameras, a tour is made through every k-th.
+MAX_TOUR = 300
 
 
 def orbit_path(
@@ -124,6 +126,102 @@ def interpolate_path(
     path[:, :3, 3] = PchipInterpolator(times, poses[:, :3, 3])(frame_times)
     path[:, :3, :3] = Slerp(times, Rotation.from_matrix(poses[:, :3, :3]))(frame_times).as_matrix()
     return path
+
+
+def tour_path(
+    frames: int, T_world_camera: Float[np.ndarray, "n 4 4"]
+) -> Float[np.ndarray, "frames 4 4"]:
+    """Poses on a smooth path of constant speed through what cameras saw, whatever they went around.
+
+    The cameras are ordered to a short tour. Where it does not come back to its beginning, as on an
+    arc in front of a wall, the path returns as it went. Positions and directions are averaged over
+    neighbors in the tour, so that the path stays among the cameras.
+
+    Args:
+      frames: number of poses; the last is one step before the first.
+      T_world_camera: of the cameras, in any order.
+    """
+    poses = np.asarray(T_world_camera, np.float64)
+    poses = poses[:: 1 + len(poses) // MAX_TOUR]
+    if len(poses) < 3:
+        return np.repeat(poses[:1], frames, axis=0)
+    distance = _tour_distance(poses)
+    order = _shorten_tour(_nearest_tour(distance), distance)
+    steps = distance[order[:-1], order[1:]]
+    if distance[order[-1], order[0]] > 3.0 * np.median(steps):
+        order = np.concatenate([order, order[-2:0:-1]])
+    columns = poses[order][:, :3, 1:4]  # up, back, position
+    smooth = _smooth_loop(columns, sigma=max(len(order) / 30.0, 1.0))
+    dense = np.concatenate([smooth, smooth[:1]])
+    span = max(float(np.ptp(poses[:, :3, 3], axis=0).max()), 1e-9)
+    moved = np.linalg.norm(np.diff(dense[:, :, 2], axis=0), axis=-1) / span
+    turned = np.linalg.norm(np.diff(dense[:, :, 1], axis=0), axis=-1)
+    arc = np.concatenate([[0.0], np.cumsum(moved + 0.5 * turned + 1e-12)])
+    at = np.linspace(0.0, arc[-1], frames, endpoint=False)
+    flat = dense.reshape(len(dense), -1)
+    sampled = np.stack([np.interp(at, arc, column) for column in flat.T], axis=-1)
+    return np.stack([_pose_from_axes(*sample.reshape(3, 3).T) for sample in sampled])
+
+
+def _tour_distance(poses: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, "n n"]:
+    """Distances of positions, in units of their spread, and of viewing directions."""
+    positions, axes = poses[:, :3, 3], poses[:, :3, 2]
+    span = max(float(np.ptp(positions, axis=0).max()), 1e-9)
+    moved = np.linalg.norm(positions[:, None] - positions[None], axis=-1) / span
+    return moved + 0.5 * np.linalg.norm(axes[:, None] - axes[None], axis=-1)
+
+
+def _nearest_tour(distance: Float[np.ndarray, "n n"]) -> Int[np.ndarray, "n"]:
+    """A tour from one of the two farthest cameras that always goes on to the nearest one."""
+    order = [int(np.unravel_index(distance.argmax(), distance.shape)[0])]
+    left = np.ones(len(distance), bool)
+    left[order[0]] = False
+    while left.any():
+        following = int(np.where(left, distance[order[-1]], np.inf).argmin())
+        order.append(following)
+        left[following] = False
+    return np.array(order)
+
+
+def _shorten_tour(
+    order: Int[np.ndarray, "n"], distance: Float[np.ndarray, "n n"]
+) -> Int[np.ndarray, "n"]:
+    """The tour with parts reversed while that shortens it (2-opt; Croes 1958)."""
+    improved = True
+    while improved:
+        improved = False
+        for i in range(len(order) - 2):
+            ends, nexts = order[i + 2 : -1], order[i + 3 :]
+            if len(nexts) == 0:
+                break
+            now = distance[order[i], order[i + 1]] + distance[ends, nexts]
+            then = distance[order[i], ends] + distance[order[i + 1], nexts]
+            gain = now - then
+            best = int(gain.argmax())
+            if gain[best] > 1e-9:
+                j = i + 2 + best
+                order[i + 1 : j + 1] = order[i + 1 : j + 1][::-1]
+                improved = True
+    return order
+
+
+def _smooth_loop(
+    values: Float[np.ndarray, "n *shape"], sigma: float
+) -> Float[np.ndarray, "n *shape"]:
+    """Averages over neighbors in a loop, with a Gaussian of standard deviation `sigma`."""
+    count = len(values)
+    offset = np.arange(count)
+    offset = np.minimum(offset, count - offset)
+    kernel = np.exp(-0.5 * (offset / sigma) ** 2)
+    kernel /= kernel.sum()
+    weights = kernel[(np.arange(count)[:, None] - np.arange(count)[None]) % count]
+    return np.tensordot(weights, values, axes=1)
+
+
+def _pose_from_axes(
+    up: Float[np.ndarray, "3"], back: Float[np.ndarray, "3"], position: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "4 4"]:
+    return look_at(position, position - back, up)
 
 
 class CameraPath(NamedTuple):

@@ -46,9 +46,10 @@ class RenderOptions:
     path: str = "auto"
     """Path of the camera: orbit, ellipse (as wide as the training cameras stand), spiral (twice
     around, rising and sinking; back and forth if all cameras face forward), train (through the
-    training cameras); a .json file of `jaxrf view` or of nerfstudio's viewer, in the coordinates of
-    the data set's files; or the views of a split: test, val or train-views. Default: a spiral if
-    all cameras face forward, else an orbit."""
+    training cameras in their order), tour (smoothly past what the training cameras saw); a .json
+    file of `jaxrf view` or of nerfstudio's viewer, in the coordinates of the data set's files; or
+    the views of a split: test, val or train-views. Default: a spiral if all cameras face forward, a
+    tour of other captures, an orbit of objects."""
     elevation: float = 30.0
     """orbit, spiral: degrees above the horizon."""
     radius: float | None = None

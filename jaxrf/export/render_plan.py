@@ -99,8 +99,11 @@ def path_cameras(run: Run, options: RenderOptions) -> Cameras:
 def _path_poses(run: Run, options: RenderOptions) -> Float[np.ndarray, "n 4 4"]:
     scene, path = run.scene, options.path
     if path == "auto":
-        path = "orbit" if scene.ndc is None else "spiral"
-    if path in ("ellipse", "train") and not scene.poses:
+        # Behind what a capture shows there may be a wall; an orbit would go through it.
+        is_capture = run.state.grid.bounds is not None and len(scene.poses) > 2
+        is_capture = is_capture and options.radius is None
+        path = "spiral" if scene.ndc is not None else "tour" if is_capture else "orbit"
+    if path in ("ellipse", "train", "tour") and not scene.poses:
         raise InputError(
             f"{run.folder} does not hold the poses of its training images, which --path {path} "
             "needs: choose another path."
@@ -117,11 +120,13 @@ def _path_poses(run: Run, options: RenderOptions) -> Float[np.ndarray, "n 4 4"]:
             return paths.spiral_path(options.frames, np.asarray(scene.spread), depth)
         case "ellipse":
             return paths.ellipse_path(options.frames, _training_poses(run))
+        case "tour":
+            return paths.tour_path(options.frames, _training_poses(run))
         case "train":
             return paths.interpolate_path(options.frames, _training_poses(run))
     raise InputError(
-        f"--path {path} is none of orbit, spiral, ellipse, train, train-views, val and test, nor "
-        "a .json file."
+        f"--path {path} is none of orbit, spiral, ellipse, tour, train, train-views, val and test, "
+        "nor a .json file."
     )
 
 

@@ -171,3 +171,45 @@ def test_orbit_path_turns_and_swings() -> None:
     np.testing.assert_allclose(np.diff(azimuths), 4.0 * np.pi / 40)
     # However far it swings, the picture stays upright.
     assert is_rigid(orbit_path(8, 3.0, 1.2, target, swing=2.0))
+
+
+def shuffled_walk(kind: str, count: int, seed: int) -> np.ndarray:
+    """Cameras on a ring, or on an arc in front of a wall, in any order and with noise."""
+    rng = np.random.default_rng(seed)
+    turn = 2 * np.pi if kind == "ring" else 1.5
+    poses = []
+    for angle in rng.permutation(np.linspace(0, turn, count, endpoint=False)):
+        at = np.array([3 * np.cos(angle), 3 * np.sin(angle), 1.0]) + rng.normal(0, 0.05, 3)
+        poses.append(look_at(at, rng.normal(0, 0.05, 3)))
+    return np.stack(poses)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["ring", "arc"])
+def test_a_tour_is_smooth_of_constant_speed_and_stays_among_the_cameras(
+    kind: str, seed: int
+) -> None:
+    poses = shuffled_walk(kind, 50, seed)
+    path = paths.tour_path(90, poses)
+    assert is_rigid(path)
+    positions, axes = path[:, :3, 3], -path[:, :3, 2]
+    low, high = poses[:, :3, 3].min(axis=0), poses[:, :3, 3].max(axis=0)
+    assert np.all(positions > low - 0.05) and np.all(positions < high + 0.05)
+    # The path comes back to its beginning, without a jump.
+    steps = np.linalg.norm(np.diff(np.concatenate([positions, positions[:1]]), axis=0), axis=-1)
+    assert steps.max() < 2.0 * np.median(steps)
+    turns = np.sum(axes * np.roll(axes, 1, axis=0), axis=-1)
+    assert turns.min() > np.cos(np.radians(15))
+    # It looks at what the cameras look at.
+    to_middle = -positions / np.linalg.norm(positions, axis=-1, keepdims=True)
+    assert np.sum(to_middle * axes, axis=-1).min() > 0.95
+    # All of the ring, or of the arc, is passed.
+    angles = np.sort(np.unwrap(np.arctan2(positions[:, 1], positions[:, 0])))
+    assert np.ptp(angles) > (5.5 if kind == "ring" else 1.1)
+
+
+def test_a_tour_of_few_or_equal_cameras_is_finite() -> None:
+    pose = look_at(np.array([1.0, 2.0, 3.0]), np.zeros(3))
+    for count in (1, 2, 3, 7):
+        path = paths.tour_path(5, np.repeat(pose[None], count, axis=0))
+        assert path.shape == (5, 4, 4) and np.all(np.isfinite(path))
