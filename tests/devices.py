@@ -111,7 +111,7 @@ def as_doubles(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, tree)
 
 
-def follow(kind: str, counts: Sequence[int], steps: int = 200) -> dict[str, Any]:
+def follow(kind: str, counts: Sequence[int], steps: int = 100) -> dict[str, Any]:
     """Relative differences of parameters after many steps of one stage in float64."""
     scene, ends = make_scene(), {}
     config = make_config(kind, num_steps=2 * steps)

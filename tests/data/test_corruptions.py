@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 from layouts import (
@@ -26,12 +27,15 @@ from layouts import (
     write_transforms,
 )
 from PIL import Image
-from scenes import slow, tiny_nerf, write_scene
+from scenes import make_scene, slow, tiny_nerf, write_scene
 
 from jaxrf.cameras.base import image_rays
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
+from jaxrf.data.images import read_image_size
 from jaxrf.data.options import LoadOptions
+from jaxrf.data.photos import prepare
+from jaxrf.data.photos.prepare import PhotoOptions
 from jaxrf.training import loop, transitions
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -45,7 +49,8 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "blender": lambda folder: write_scene(folder / "ball"),
     "multiscale": write_multiscale,
 }
-EACH = 60
+# Corrupted sets of each kind; more are tried with JAXRF_CORRUPTIONS=100.
+EACH = int(os.environ.get("JAXRF_CORRUPTIONS", "60"))
 # Number of corrupted sets that are trained on.
 TRAINED = 4
 SECONDS, BYTES = 10.0, 2 << 30
@@ -220,7 +225,7 @@ def corrupt(folder: Path, chance: random.Random) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     listings = [p for p in files if p.suffix not in (".png", ".jpg")]
     # Images are many, and much alike.
-    path = chance.choice(listings if chance.random() < 0.7 else files)
+    path = chance.choice(listings if listings and chance.random() < 0.7 else files)
     kind = chance.random()
     if kind < 0.06:
         path.unlink()
@@ -238,6 +243,50 @@ def corrupt(folder: Path, chance: random.Random) -> str:
         }  # fmt: skip
         by_suffix.get(path.suffix, corrupt_bytes)(path, chance)
     return str(path.relative_to(folder))
+
+
+def write_photos(folder: Path) -> Path:
+    """Photos without poses, in several formats."""
+    for index, name in enumerate(("a.png", "b.jpg", "c.webp", "d.tif", "e.bmp")):
+        image = make_scene().splits["train"].images[index, ..., :3]
+        Image.fromarray(image).save(folder / name)
+    return folder
+
+
+def write_video(folder: Path) -> Path:
+    frames = np.repeat(make_scene().splits["train"].images[..., :3], 2, axis=0)
+    iio.imwrite(folder / "clip.mp4", frames, fps=8, codec="libx264", macro_block_size=1)
+    return folder / "clip.mp4"
+
+
+@pytest.mark.parametrize("write", [write_photos, write_video])
+def test_corrupted_photos_end_in_one_sentence_or_are_gathered(
+    write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reconstruct(folder: Path, names: Any, *_: Any) -> Any:
+        for name in names:
+            assert read_image_size(folder / "images" / name, folder)[:2] != (0, 0)
+        raise InputError("The photos were gathered: this is as far as the test goes.")
+
+    monkeypatch.setattr(prepare.reconstruct, "import_pycolmap", lambda: None)
+    monkeypatch.setattr(prepare.reconstruct, "reconstruct", reconstruct)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    inside = write(whole).relative_to(whole)
+    for number in range(EACH):
+        chance = random.Random(f"{write.__name__} {number}")
+        folder = tmp_path / "set" / "one"
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        shutil.copytree(whole, folder)
+        what = corrupt(folder, chance)
+        try:
+            path = sources.ensure_poses(folder / inside, PhotoOptions(frames=4), lambda _: None)
+            sources.load_scene(path, ["train"])
+        except InputError as error:
+            assert 10 < len(str(error)) < 1500 and "\n" not in str(error), f"{number}, {what}"
+        else:
+            raise AssertionError(f"{number}, {what}: photos without poses were loaded")
 
 
 OPENED: list[str] = []
