@@ -88,6 +88,7 @@ def read_colmap(folder: Path, splits: Sequence[str], options: LoadOptions) -> Li
         {ALL: frames},
         CapturePlace(near, far),
         downscale=factor,
+        stored_pixels=True,
         notes=tuple(notes),
     )
 

@@ -126,6 +126,8 @@ class Listing:
       place: of the scene in the files' coordinates.
       poses: (n, 4, 4) that the scene is placed by; None for those of all frames.
       downscale: factor by which images are still to be shrunk; None for that of the options.
+      stored_pixels: whether the cameras are those of the pixels as they are stored, whatever their
+        EXIF orientation is, as COLMAP's are.
       notes: sentences on what is not used.
     """
 
@@ -135,6 +137,7 @@ class Listing:
     place: Place
     poses: Float[np.ndarray, "n 4 4"] | None = None
     downscale: int | None = None
+    stored_pixels: bool = False
     notes: tuple[str, ...] = ()
 
 

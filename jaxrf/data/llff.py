@@ -12,6 +12,8 @@ from jaxtyping import Float
 
 from jaxrf.cameras.poses import POSE_TOLERANCE
 from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
+from jaxrf.data.colmap import find_models
+from jaxrf.data.colmap_files import read_reconstruction
 from jaxrf.data.files import check_folder
 from jaxrf.data.frames import ALL, CapturePlace, Frame, Intrinsics, Listing
 from jaxrf.data.image_folders import choose_factor, list_image_folders
@@ -48,7 +50,7 @@ def read_llff(folder: Path, splits: Sequence[str], options: LoadOptions) -> List
     if not factors:
         raise InputError(f"{folder} has no images, nor images_K; add the images.")
     image_folder, factor = choose_factor(folder, factors, options.downscale)
-    names = _list_images(folder / image_folder, len(poses))
+    names = _list_images(folder, image_folder, len(poses))
     frames = [
         Frame(
             Path(image_folder, name),
@@ -60,7 +62,9 @@ def read_llff(folder: Path, splits: Sequence[str], options: LoadOptions) -> List
     ]
     nearest = float(bounds.min())
     place = CapturePlace(0.9 * nearest, float(bounds.max()), nearest)
-    return Listing(folder, folder / LISTING, {ALL: frames}, place, downscale=factor)
+    return Listing(
+        folder, folder / LISTING, {ALL: frames}, place, downscale=factor, stored_pixels=True
+    )
 
 
 def read_poses_bounds(
@@ -108,16 +112,25 @@ def read_poses_bounds(
     return poses, hwf, bounds
 
 
-def _list_images(folder: Path, count: int) -> list[str]:
-    """Names of the images of a folder, sorted as LLFF sorts them."""
+def _list_images(folder: Path, image_folder: str, count: int) -> list[str]:
+    """Names of the images that the poses belong to, in LLFF's order.
+
+    LLFF gives poses to the images that COLMAP placed; where there are more images, the model tells
+    which.
+    """
     names = sorted(
         name
-        for name in os.listdir(folder)
+        for name in os.listdir(folder / image_folder)
         if name.lower().endswith(SUFFIXES) and not name.startswith(".")
     )
+    if len(names) > count:
+        for model in find_models(folder):
+            placed = sorted(image.name for image in read_reconstruction(model).images)
+            if len(placed) == count:
+                return placed
     if len(names) != count:
         raise InputError(
-            f"{folder} has {len(names)} images and {LISTING} {count} poses; their numbers must be "
-            "equal."
+            f"{folder / image_folder} has {len(names)} images and {LISTING} {count} poses; their "
+            "numbers must be equal: take the images out that have no pose."
         )
     return names

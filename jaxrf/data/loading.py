@@ -93,31 +93,38 @@ def load_listing(
 def _read_sizes(frames: Sequence[Frame], listing: Listing) -> list[_Image]:
     """The sizes of the images of frames.
 
-    An image is turned as its EXIF orientation says, unless only its stored pixels have the aspect
-    ratio of its camera.
+    An image is turned as its EXIF orientation says, or not where `listing.stored_pixels`, unless
+    only the other way has the aspect ratio of its camera.
 
     Raises:
       InputError: an image is missing or damaged, or has another aspect ratio than its camera.
     """
     sizes = []
     for frame in frames:
-        width, height, sideways = images.read_image_size(listing.folder / frame.path, frame.listing)
-        size, upright = frame.intrinsics.size, True
-        if size is not None:
-            tolerance = max(ASPECT_TOLERANCE, 1.0 / min(width, height))
-            wrong = abs(size[0] * height / (size[1] * width) - 1.0) > tolerance
-            turned = abs(size[0] * width / (size[1] * height) - 1.0) <= tolerance
-            if wrong and sideways and turned:
-                width, height, upright = height, width, False
-            elif wrong:
-                hint = "swap its width and height" if turned else "use the images it was made for"
-                raise InputError(
-                    f"The image {listing.folder / frame.path} is {width}x{height} pixels, "
-                    f"{frame.listing} is for {size[0]:g}x{size[1]:g}, which has another aspect "
-                    f"ratio: {hint}."
-                )
-        sizes.append(_Image(width, height, upright))
+        path = listing.folder / frame.path
+        width, height, sideways = images.read_image_size(path, frame.listing)
+        turned = _Image(width, height, upright=True)
+        stored = _Image(*((height, width) if sideways else (width, height)), upright=False)
+        candidates = (stored, turned) if listing.stored_pixels else (turned, stored)
+        declared = frame.intrinsics.size
+        fitting = [c for c in candidates if declared is None or _fits(c, declared)]
+        if not fitting:
+            assert declared is not None
+            swapped = _fits(candidates[0], (declared[1], declared[0]))
+            hint = "swap its width and height" if swapped else "use the images it was made for"
+            raise InputError(
+                f"The image {path} is {candidates[0].width}x{candidates[0].height} pixels, "
+                f"{frame.listing} is for {declared[0]:g}x{declared[1]:g}, which has another aspect "
+                f"ratio: {hint}."
+            )
+        sizes.append(fitting[0])
     return sizes
+
+
+def _fits(image: _Image, size: tuple[float, float]) -> bool:
+    """Whether an image has an aspect ratio, but for rounding."""
+    tolerance = max(ASPECT_TOLERANCE, 1.0 / min(image.width, image.height))
+    return abs(size[0] * image.height / (size[1] * image.width) - 1.0) <= tolerance
 
 
 def _find_slopes(frames: Sequence[Frame], sizes: Sequence[_Image]) -> tuple[float, float]:

@@ -14,6 +14,8 @@ from jaxrf.data.placing import find_outliers
 
 # Fewer images determine no depth.
 MIN_TRAIN_FRAMES = 2
+# Folders in which programs keep what training does not use.
+UNREAD_FOLDERS = ("depth", "depths", "depth_maps", "normal", "normals")
 
 Frames = Mapping[str, Sequence[Frame]]
 
@@ -158,7 +160,7 @@ def _find_mask(image: Path, folder: DataFolder) -> Mask | None:
 
 
 def find_unlisted(listing: Listing, folder: DataFolder) -> list[str]:
-    """A note on the images beside the listed ones that no file lists."""
+    """Notes on images beside the listed ones that no file lists, and on unread folders."""
     listed = {folder.find(f.path) or f.path for group in listing.frames.values() for f in group}
     masks = {folder.find(path.parent / f"dynamic_mask_{path.stem}.png") for path in listed}
     parents = sorted({path.parent for path in listed})
@@ -168,8 +170,13 @@ def find_unlisted(listing: Listing, folder: DataFolder) -> list[str]:
         for path in folder.list_images(parent)
         if path not in listed and path not in masks
     ]
-    if not unused:
-        return []
-    where = listing.folder / unused[0].parent
-    names = format_names([path.name for path in unused])
-    return [f"Not used: {format_count(len(unused), 'image')} in {where} without a pose ({names})."]
+    notes = []
+    if unused:
+        where = listing.folder / unused[0].parent
+        names = format_names([path.name for path in unused])
+        count = format_count(len(unused), "image")
+        notes.append(f"Not used: {count} in {where} without a pose ({names}).")
+    unread = [name for name in UNREAD_FOLDERS if (listing.folder / name).is_dir()]
+    if unread:
+        notes.append(f"Not used: {', '.join(unread)}, as depth and normals are not trained on.")
+    return notes

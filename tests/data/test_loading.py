@@ -315,3 +315,33 @@ def test_the_listing_itself_stands_for_its_folder(tmp_path: Path) -> None:
                  write_llff(tmp_path / "b") / "poses_bounds.npy",
                  write_scene(tmp_path / "c") / "transforms_train.json"):  # fmt: skip
         assert sources.find_data(path) == path.parent
+
+
+def test_square_photos_are_turned_but_for_colmap_which_ignores_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    for layout, turned in (("transforms", True), ("colmap", False)):
+        folder = LAYOUTS[layout](tmp_path / layout)
+        before = sources.load_scene(folder, ["train"]).train.images
+        for path in (folder / "images").iterdir():
+            with Image.open(path) as image:
+                image.load()
+            image.save(path, exif=exif)
+        after = sources.load_scene(folder, ["train"]).train.images
+        expected = np.rot90(before, -1, axes=(1, 2)) if turned else before
+        np.testing.assert_array_equal(after, expected)
+
+
+def test_poses_of_llff_belong_to_the_images_that_colmap_placed(tmp_path: Path) -> None:
+    folder = write_llff(tmp_path)
+    write_colmap(tmp_path, text=True)
+    save_images(folder / "images", ["p2b"])
+    scene = sources.load_scene(folder, ["train", "test"])
+    assert "p2b" not in {*scene.train.names, *scene.test.names}
+    assert any("(p2b.png)" in note for note in scene.notes)
+
+
+def test_folders_that_are_not_read_are_named(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path)
+    (folder / "depths").mkdir()
+    assert "Not used: depths, as depth" in " ".join(sources.load_scene(folder, ["train"]).notes)
