@@ -111,7 +111,8 @@ def test_sdist_builds_without_the_tree(built: tuple[Path, Path]) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     # setuptools reads both lists of requirements while it builds.
-    needed = {"pyproject.toml", "LICENSE", "README.md", "requirements.txt", "requirements-dev.txt"}
+    needed = {"pyproject.toml", "LICENSE", "README.md", "requirements.txt"}
+    needed |= {"requirements-dev.txt", "requirements-photos.txt"}
     assert needed | {"jaxrf/py.typed", "jaxrf/export/page.html"} <= names
 
 
