@@ -81,7 +81,13 @@ def train_and_score(config: TrainConfig, preset: str) -> int:
     hardware = describe_hardware()
     print(f"Hardware: {hardware}. Preset: {preset} (--preset names another).")
     _check_early(config)
+    started = time.monotonic()
     folder = training_data.locate(source, config)
+    if folder != source.folder and source.folder is not None and config.budget is not None:
+        # What is done once for all trainings on these photos is not part of this one.
+        seconds = round(time.monotonic() - started)
+        print(f"Finding the poses took {seconds} s, which are added to --budget.")
+        config = dataclasses.replace(config, budget=config.budget + seconds)
     if config.resume and config.devices not in (None, jax.device_count()):
         config = _choose_devices(config)
     mesh = devices.make_mesh(config.devices)

@@ -46,6 +46,10 @@ class Validation(NamedTuple):
     psnr: float
 
 
+# Seconds that the state needs to be saved while a compilation that is not waited for goes on.
+SAVE_SECONDS = 2.5
+
+
 class TrainMonitor:
     """The callback of `loop.fit` that logs, validates, saves and keeps to the time budget.
 
@@ -124,7 +128,7 @@ class TrainMonitor:
 
     def should_wait_for_compile(self) -> bool:
         """Whether no signal was caught and the deadline has not passed."""
-        late = self.deadline is not None and time.time() > self.deadline
+        late = self.deadline is not None and time.time() > self.deadline - SAVE_SECONDS
         self._check_started_in_time(late)
         return not late and not self.caught_signals
 
