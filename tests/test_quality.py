@@ -109,6 +109,7 @@ def test_mesh_of_bricks_is_exact_to_a_voxel(run_on_bricks: tuple[runs.Run, Path]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_nerf_learns_bricks(tmp_path: Path) -> None:
     data = render_bricks(tmp_path, SyntheticSceneConfig(size=100, train_views=60, test_views=8))
     options = f"--preset nerf-small --data {data} --downscale 4 --run-dir {tmp_path / 'run'}"
@@ -149,6 +150,7 @@ def train_and_score(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("preset", "changes", "steps", "lower", "upper"),
     [

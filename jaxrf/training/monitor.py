@@ -35,6 +35,10 @@ from jaxrf.training.timing import StepTimer, TrainClock, seconds_since_start
 VIDEO_FPS = 6.0
 
 
+# Seconds that the state needs to be saved while a compilation that is not waited for goes on.
+SAVE_SECONDS = 2.5
+
+
 class Validation(NamedTuple):
     """Mean PSNR of the validation views after a number of steps and seconds.
 
@@ -44,10 +48,6 @@ class Validation(NamedTuple):
     step: int
     seconds: float
     psnr: float
-
-
-# Seconds that the state needs to be saved while a compilation that is not waited for goes on.
-SAVE_SECONDS = 2.5
 
 
 class TrainMonitor:

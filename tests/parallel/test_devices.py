@@ -49,6 +49,7 @@ def test_devices_compute_the_gradient_of_one_device_and_with_shards_its_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_devices_agree_with_one_device_over_many_steps_in_float64(kind: str) -> None:
     errors = run_devices("2,4,8", kind, JAX_ENABLE_X64="1")

@@ -81,6 +81,7 @@ def is_free(port: int) -> bool:
         return s.connect_ex(("localhost", port)) != 0
 
 
+LONG, USUAL = pytest.mark.long, ("voxels-small", "nerf-tiny")
 PRESETS = [
     ["--preset", name]
     for name in (
@@ -95,7 +96,13 @@ PRESETS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], *PRESETS])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        *(preset if preset[1] in USUAL else pytest.param(preset, marks=LONG) for preset in PRESETS),
+    ],
+)
 def test_two_processes_compute_the_bits_of_one(options: list[str], tmp_path: Path) -> None:
     data = write_scene(tmp_path / "ball")
     order = ["--shards", "2", *options]
