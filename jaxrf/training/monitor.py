@@ -114,6 +114,7 @@ class TrainMonitor:
         self._half_time = 0.0
         self._validation_seconds = self._slowest_validation = 0.0
         self._video_seconds = self._slowest_video = 0.0
+        self._slowest_compile = 0.0
         self._machine = Machine()
         self._param_groups: frozenset[str] = frozenset()
         self.val_history: list[Validation] = []
@@ -146,6 +147,7 @@ class TrainMonitor:
         now = time.perf_counter()
         self._timer = StepTimer()
         self.clock.compile += seconds
+        self._slowest_compile = max(self._slowest_compile, seconds)
         self.clock.train += now - self._last_time - seconds
         self._last_time = now
         grid = self.config.model.describe_grid(stage, state.grid)
@@ -349,9 +351,11 @@ class TrainMonitor:
     def _is_evaluation_due(self, step: int, steps: int, interval: float, slowest: float) -> bool:
         """Whether the last steps passed a multiple of the interval and the budget allows for it.
 
-        An evaluation that may take half of the time left is skipped in favor of training.
+        An evaluation that may take half of the time left is skipped in favor of training. The first
+        one compiles a program, which takes about as long as that of a stage.
         """
         deadline = None if self.config.validate_apart else self.deadline
+        slowest = slowest or self._slowest_compile
         if deadline is not None and 2.0 * slowest > deadline - time.time():
             return False
         return budget.passed_multiple(self.config, step, steps, interval)

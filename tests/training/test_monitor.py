@@ -623,3 +623,22 @@ def test_on_stage_rejects_a_budget_that_is_over_at_the_start(
     run.now += 6.0
     with pytest.raises(InputError, match="--budget 5 is too short"):
         run.begin_stage()
+
+
+@pytest.mark.parametrize(("waited", "validates"), [(2.0, True), (12.0, False)])
+def test_on_dispatch_expects_the_first_validation_to_compile_as_long_as_a_stage(
+    waited: float, validates: bool, start_monitor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Budgeted(start_monitor, monkeypatch, 20.0)
+    run.config = run.monitored.monitor.config = dataclasses.replace(run.config, validate_every=0.1)
+    callback, stage, state = run.monitored.monitor, run.monitored.stage, run.monitored.state
+    callback.on_stage(stage, state, 1, waited)
+    make_render_fn, validations = scoring.make_render_fn, []
+
+    def note(*arguments: Any, **named: Any) -> Any:
+        validations.append(run.now)
+        return make_render_fn(*arguments, **named)
+
+    monkeypatch.setattr(scoring, "make_render_fn", note)
+    run.dispatch(30, 1.0, growing=True)
+    assert bool(validations) == validates
