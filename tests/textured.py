@@ -18,6 +18,19 @@ def ring_poses(count: int, radius: float = 3.0, height: float = 1.6) -> np.ndarr
     )
 
 
+def look_up_noise(positions: np.ndarray) -> np.ndarray:
+    """Three random values in [0, 1], smooth between the corners of unit cubes."""
+    grid = np.random.default_rng(0).random((64, 64, 64, 3))
+    low = np.floor(positions).astype(int)
+    share = positions - low
+    total = np.zeros(positions.shape)
+    for corner in np.ndindex(2, 2, 2):
+        weight = np.prod(np.where(np.array(corner), share, 1.0 - share), axis=-1)
+        x, y, z = np.moveaxis((low + np.array(corner)) % 64, -1, 0)
+        total += weight[..., None] * grid[x, y, z]
+    return total
+
+
 def cast_image(pose: np.ndarray, width: int, height: int, focal: float) -> np.ndarray:
     """(height, width, 3) 8-bit image of the scene."""
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
@@ -34,10 +47,10 @@ def cast_image(pose: np.ndarray, width: int, height: int, focal: float) -> np.nd
     distance = np.minimum(ball, floor)
     sky = ~np.isfinite(distance)
     point = origin + np.where(sky, 1.0, distance)[..., None] * direction
-    waves = np.sin(point @ np.array([[9.0, 4, 1], [-5, 8, 3], [2, -3, 11]]).T)
-    waves = waves + np.sin(3.1 * point @ np.array([[3.0, -7, 5], [6, 5, -2], [-4, 9, 3]]).T)
-    fade = np.exp(-0.1 * np.where(sky, 0.0, distance))[..., None]
-    rgb = 0.5 + 0.22 * waves * fade
+    # Finer grains far away would flicker from view to view.
+    fade = np.exp(-0.12 * np.where(sky, 0.0, distance))[..., None]
+    grains = look_up_noise(5.0 * point) + 0.7 * look_up_noise(13.0 * point + 5.0)
+    rgb = 0.5 + 0.6 * (grains - 0.85) * fade
     rgb = np.where(sky[..., None], 0.7, rgb)
     return np.rint(255 * np.clip(rgb, 0, 1)).astype(np.uint8)
 

@@ -34,8 +34,8 @@ def count_mutual(a: Float[np.ndarray, "m 128"], b: Float[np.ndarray, "k 128"]) -
     return int(np.sum(mutual & (cosine.max(axis=1) > MIN_COSINE)))
 
 
-def likeness(features: Sequence[Float[np.ndarray, "m 128"]]) -> Int[np.ndarray, "n n"]:
-    """Number of mutual features of all pairs of images."""
+def likeness(features: Sequence[np.ndarray]) -> Int[np.ndarray, "n n"]:
+    """Number of mutual features of all pairs of images; of each, (m, 128) unit descriptors."""
     count = len(features)
     table = np.zeros((count, count), np.int64)
     for i in range(count):

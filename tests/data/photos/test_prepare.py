@@ -49,11 +49,11 @@ def test_descriptions_say_what_was_placed_and_what_to_do() -> None:
 @pytest.mark.slow
 def test_poses_of_photos_are_found(tmp_path: Path) -> None:
     pytest.importorskip("pycolmap")
-    poses = ring_poses(28)
+    poses = np.concatenate([ring_poses(16), ring_poses(16, radius=2.2, height=2.6)])
     write_photos(tmp_path / "photos", poses)
     Image.new("RGB", (400, 300), (90, 90, 90)).save(tmp_path / "photos" / "IMG_99.jpg")
     report = prepare.prepare_photos(tmp_path / "photos", tmp_path / "set", PhotoOptions())
-    assert len(report.placed) == 28 and report.error < 1.0
+    assert len(report.placed) == 32 and report.error < 1.0
     assert report.unplaced == {"IMG_99.jpg": "it shows too little detail, or is blurred"}
     assert report.degrees == pytest.approx(2 * np.degrees(np.arctan(200 / 330)), abs=1.5)
     model = read_reconstruction(tmp_path / "set" / "sparse" / "0")
@@ -63,7 +63,7 @@ def test_poses_of_photos_are_found(tmp_path: Path) -> None:
     degrees, distance = pose_errors(aligned, poses[order])
     assert degrees.max() < 0.5 and distance.max() < 0.02 * 3.4
     scene = sources.load_scene(tmp_path / "set", ["train", "test"])
-    assert len(scene.train) + len(scene.test) == 28
+    assert len(scene.train) + len(scene.test) == 32
     assert any("IMG_99.jpg" in note for note in scene.notes)
     # A second time, everything is there.
     shutil.rmtree(tmp_path / "photos")
