@@ -303,6 +303,7 @@ def test_a_budget_shorter_than_startup_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_ends_within_its_budget(tmp_path: Path, scene_folder: Path) -> None:
     """Once with an empty compilation cache and once with a warm one, which leaves more steps."""
     for name, budget in (("first", 45.0), ("again", 25.0)):

@@ -55,12 +55,12 @@ def test_bench_resume_skips_runs_of_the_report(
 @pytest.mark.slow
 def test_bench_writes_its_report(tmp_path: Path) -> None:
     data = write_scene(tmp_path / "ball")
-    arguments = ["bench", "--data", str(data), "--budget", "30", "--presets", "voxels-small"]
+    arguments = ["bench", "--data", str(data), "--budget", "60", "--presets", "voxels-small"]
     assert cli.main([*arguments, "--every", "1", "--output", str(tmp_path / "out")]) == 0
     (path,) = (tmp_path / "out").glob("*.json")
     report = json.loads(path.read_text())
     (run,) = report["runs"]
-    assert run["preset"] == "voxels-small" and run["trained_by_seconds"] < 31
+    assert run["preset"] == "voxels-small" and run["trained_by_seconds"] < 61
     assert 0 < run["share_of_roofline"] < 2 and all(report["roofline"].values())
     assert len(run["curve"]) >= 2 and run["frame_seconds"]["400"] > 0
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".md", ".png"}

@@ -212,7 +212,7 @@ def test_browser_shows_a_run_and_rotates_it_with_the_mouse(page: Any, tmp_path: 
         page.get_by_text("Save path").click()
         wait_for(lambda: (run / "views/camera-path-1.json").exists())
         page.get_by_text("Render video").click()
-        wait_for(lambda: (run / "views/video-1.mp4").exists(), 120.0)
+        wait_for(lambda: (run / "views/video-1.mp4").exists(), 400.0)
         options = ["--path", str(run / "views/camera-path-1.json"), "--formats", "gif"]
         assert (
             cli.run_command("render", [str(run), *options, "--size", "8", "--channels", "rgb"]) == 0
