@@ -18,16 +18,25 @@ def ring_poses(count: int, radius: float = 3.0, height: float = 1.6) -> np.ndarr
     )
 
 
+def hash_corners(corners: np.ndarray) -> np.ndarray:
+    """Three values in [0, 1] for integer positions; they do not repeat, as tiles would."""
+    x, y, z = np.moveaxis(corners.astype(np.uint64), -1, 0)
+    with np.errstate(over="ignore"):
+        mixed = x * np.uint64(73856093) ^ y * np.uint64(19349663) ^ z * np.uint64(83492791)
+        for _ in range(2):
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    shifts = (np.uint64(8), np.uint64(24), np.uint64(40))
+    return np.stack([(mixed >> shift) & np.uint64(0xFFFF) for shift in shifts], -1) / 65535.0
+
+
 def look_up_noise(positions: np.ndarray) -> np.ndarray:
     """Three random values in [0, 1], smooth between the corners of unit cubes."""
-    grid = np.random.default_rng(0).random((64, 64, 64, 3))
     low = np.floor(positions).astype(int)
     share = positions - low
     total = np.zeros(positions.shape)
     for corner in np.ndindex(2, 2, 2):
         weight = np.prod(np.where(np.array(corner), share, 1.0 - share), axis=-1)
-        x, y, z = np.moveaxis((low + np.array(corner)) % 64, -1, 0)
-        total += weight[..., None] * grid[x, y, z]
+        total += weight[..., None] * hash_corners(low + np.array(corner))
     return total
 
 
