@@ -44,8 +44,8 @@ def distort(
       point: ray points.
       xp: jax.numpy or numpy.
     """
-    given = coefficients.shape[-1]
-    k = [coefficients[..., i] if i < given else 0.0 for i in range(len(COEFFICIENTS[lens]))]
+    num_given = coefficients.shape[-1]
+    k = [coefficients[..., i] if i < num_given else 0.0 for i in range(len(COEFFICIENTS[lens]))]
     x, y = point[..., 0], point[..., 1]
     square = x * x + y * y
     if lens == "fov":

@@ -11,7 +11,7 @@ import numpy as np
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.core.json_files import read_json
 from jaxrf.data.files import DataFolder, check_folder
-from jaxrf.data.frames import ALL, BoxPlace, CapturePlace, Frame, Listing, ObjectPlace, Place
+from jaxrf.data.frames import ALL, BoxPlace, CapturePlace, Frame, Listing, ObjectPlace, Region
 from jaxrf.data.nerf_json import any_exists, read_frames, read_number, read_unit_cube
 from jaxrf.data.options import LoadOptions
 
@@ -41,7 +41,7 @@ def read_blender(folder: Path, splits: Sequence[str], options: LoadOptions) -> L
     files = DataFolder(folder)
     frames: dict[str, list[Frame]] = {}
     notes = []
-    place: Place = ObjectPlace()
+    region: Region = ObjectPlace()
     for split in SPLITS:
         path = _listing_path(folder, split)
         if split != "train" and not os.path.isfile(path):
@@ -58,7 +58,7 @@ def read_blender(folder: Path, splits: Sequence[str], options: LoadOptions) -> L
             frames.setdefault(split, [])
             continue
         if split == "train":
-            place = _find_place(content, path)
+            region = _find_place(content, path)
         elif not any_exists(listed, files):
             notes.append(
                 f"Not used: the {len(listed)} cameras of {path.name}, as none of their images "
@@ -76,7 +76,7 @@ def read_blender(folder: Path, splits: Sequence[str], options: LoadOptions) -> L
     train = frames.get("train") or frames.get(ALL) or next(iter(frames.values()))
     poses = np.stack([frame.pose for frame in train]) if train else None
     first = next((s for s in splits if os.path.isfile(_listing_path(folder, s))), "train")
-    return Listing(folder, _listing_path(folder, first), frames, place, poses, notes=tuple(notes))
+    return Listing(folder, _listing_path(folder, first), frames, region, poses, notes=tuple(notes))
 
 
 def _listing_path(folder: Path, split: str) -> Path:
@@ -94,8 +94,8 @@ def _read_listing(folder: Path, split: str) -> dict[str, Any]:
     return read_json(path, "camera_angle_x and frames")
 
 
-def _find_place(content: dict[str, Any], path: Path) -> Place:
-    """The place that a file declares by instant-ngp's `aabb_scale`, else that of an object."""
+def _find_place(content: dict[str, Any], path: Path) -> Region:
+    """The region that a file declares by instant-ngp's `aabb_scale`, else that of an object."""
     box = read_unit_cube(content, str(path))
     if box is not None:
         return BoxPlace(box)

@@ -26,10 +26,10 @@ def find_models(folder: Path) -> list[Path]:
     for name in MODEL_FOLDERS:
         parent = folder / name
         try:
-            inner = sorted(os.listdir(parent)) if os.path.isdir(parent) and name != "." else []
+            entries = sorted(os.listdir(parent)) if os.path.isdir(parent) and name != "." else []
         except OSError:
-            inner = []
-        candidates = [parent / entry for entry in inner if entry.isdecimal()] + [parent]
+            entries = []
+        candidates = [parent / entry for entry in entries if entry.isdecimal()] + [parent]
         models = [candidate for candidate in candidates if _is_model(candidate)]
         if models:
             return models

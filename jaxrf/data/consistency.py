@@ -64,8 +64,8 @@ def find_better_poses(scene: Scene) -> str | None:
     if len(split) < 4 or split.cameras.lens == "fisheye" or _look_at_one_point(split.cameras):
         return None
     views = _shrink(split, scene.frame)
-    given = score_poses(views)
-    if given is None or given > GOOD_SCORE:
+    score = score_poses(views)
+    if score is None or score > GOOD_SCORE:
         return None
     inverse = np.linalg.inv(views.poses)
     alternatives = {
@@ -79,9 +79,9 @@ def find_better_poses(scene: Scene) -> str | None:
         for text, poses in alternatives.items()
     }
     best = max(scores, key=lambda text: scores[text])
-    if scores[best] < max(MIN_BEST, given + MIN_GAIN):
+    if scores[best] < max(MIN_BEST, score + MIN_GAIN):
         return None
-    return f"Neighboring images do not fit their poses (correlation {given:.2f}), and {best}."
+    return f"Neighboring images do not fit their poses (correlation {score:.2f}), and {best}."
 
 
 def _look_at_one_point(cameras: Cameras) -> bool:

@@ -59,9 +59,9 @@ class DataFolder:
             return self.find(path) or Path(path)
         names = [name for name in path.parts if name not in ("/", "//", "..", *_drives(path))]
         for start in range(len(names)):
-            found = self.find(PurePath(*names[start:]))
-            if found is not None:
-                return found
+            file = self.find(PurePath(*names[start:]))
+            if file is not None:
+                return file
         raise InputError(f"{described} is not inside the data folder; give a path relative to it.")
 
     def list_images(self, folder: PurePath) -> list[Path]:

@@ -112,7 +112,7 @@ class CapturePlace:
     nearest: float | None = None
 
 
-Place = ObjectPlace | BoxPlace | CapturePlace
+Region = ObjectPlace | BoxPlace | CapturePlace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Listing:
       folder: of the data set.
       path: of the file that lists the images, for messages.
       frames: by split; under `ALL` if some are still to be held out for testing.
-      place: of the scene in the files' coordinates.
+      region: of the scene in the files' coordinates.
       poses: (n, 4, 4) that the scene is placed by; None for those of all frames.
       downscale: factor by which images are still to be shrunk; None for that of the options.
       stored_pixels: whether the cameras are those of the pixels as they are stored, whatever their
@@ -134,7 +134,7 @@ class Listing:
     folder: Path
     path: Path
     frames: Mapping[str, Sequence[Frame]]
-    place: Place
+    region: Region
     poses: Float[np.ndarray, "n 4 4"] | None = None
     downscale: int | None = None
     stored_pixels: bool = False

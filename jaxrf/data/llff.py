@@ -61,9 +61,9 @@ def read_llff(folder: Path, splits: Sequence[str], options: LoadOptions) -> List
         for name, pose, (height, width, focal) in zip(names, poses, hwf.tolist(), strict=True)
     ]
     nearest = float(bounds.min())
-    place = CapturePlace(0.9 * nearest, float(bounds.max()), nearest)
+    region = CapturePlace(0.9 * nearest, float(bounds.max()), nearest)
     return Listing(
-        folder, folder / LISTING, {ALL: frames}, place, downscale=factor, stored_pixels=True
+        folder, folder / LISTING, {ALL: frames}, region, downscale=factor, stored_pixels=True
     )
 
 

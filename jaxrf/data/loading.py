@@ -58,7 +58,7 @@ def load_listing(
     chosen = {
         name: selection.select_size(by_split.get(name, ()), folder, factor) for name in splits
     }
-    sizes = {name: _read_sizes(kept, listing) for name, (kept, _) in chosen.items()}
+    sizes = {name: _read_sizes(usable, listing) for name, (usable, _) in chosen.items()}
     if not any(by_split.values()):
         raise MissingSplitError(
             f"{listing.path} leaves no image to the split {splits[0]}: give it more images."
@@ -69,11 +69,11 @@ def load_listing(
         poses = np.stack(list(unique.values()))
     poses = poses[~find_outliers(poses)]
     slopes = _find_slopes(next(iter(chosen.values()))[0], next(iter(sizes.values())))
-    placement = place_scene(listing.place, poses, slopes, options)
+    placement = place_scene(listing.region, poses, slopes, options)
     loaded = {}
-    for name, (kept, remaining) in chosen.items():
-        cameras = _make_cameras(kept, sizes[name], placement, slopes, listing)
-        loaded[name] = _load_split(name, kept, cameras, sizes[name], listing, remaining, choose)
+    for name, (usable, remaining) in chosen.items():
+        cameras = _make_cameras(usable, sizes[name], placement, slopes, listing)
+        loaded[name] = _load_split(name, usable, cameras, sizes[name], listing, remaining, choose)
     placement = _carve(placement, loaded, poses)
     unused = selection.find_unlisted(listing, folder) if {"train", ALL} & {*splits} else []
     return Scene(
@@ -202,18 +202,18 @@ def _load_split(
         )
     names = image_names([frame.path for frame in frames])
     chosen = np.asarray(list(choose(len(frames))), np.int64)
-    kept, kept_sizes = [frames[i] for i in chosen], [sizes[i] for i in chosen]
+    usable, usable_sizes = [frames[i] for i in chosen], [sizes[i] for i in chosen]
     width, height = cameras.width, cameras.height
-    paths = [listing.folder / frame.path for frame in kept]
-    upright = [size.upright for size in kept_sizes]
+    paths = [listing.folder / frame.path for frame in usable]
+    upright = [size.upright for size in usable_sizes]
     pixels = np.array([size[:2] for size in sizes])
     split = Split(
         name=name,
         names=tuple(names[index] for index in chosen),
         images=images.read_images(paths, width, height, upright),
         cameras=cameras[chosen],
-        depth=_read_depth(kept, kept_sizes, listing.folder),
-        masks=_read_masks(kept, kept_sizes, (width, height), listing.folder),
+        depth=_read_depth(usable, usable_sizes, listing.folder),
+        masks=_read_masks(usable, usable_sizes, (width, height), listing.folder),
         sizes=pixels[chosen] if np.ptp(pixels, axis=0).any() else None,
     )
     return downscale_split(split, factor)

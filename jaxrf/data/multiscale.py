@@ -48,9 +48,9 @@ def read_multiscale(folder: Path, splits: Sequence[str], options: LoadOptions) -
     existing = [name for name in SPLITS if isinstance(content.get(name), dict)]
     if "train" not in existing:
         raise MissingSplitError(f"{listing} has no object 'train'; use another split.")
-    wanted = [name for name in existing if name == "train" or set(splits) - {"train"}]
+    needed = [name for name in existing if name == "train" or set(splits) - {"train"}]
     frames = {
-        split: _read_frames(files, content[split], split, listing, options) for split in wanted
+        split: _read_frames(files, content[split], split, listing, options) for split in needed
     }
     if existing == ["train"]:
         frames = {ALL: frames["train"]}

@@ -41,11 +41,9 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
-        if self.downscale < 1:
-            raise InputError(f"The downscale factor is {self.downscale}; make it 1 or more.")
         if self.hold_out < 2:
             raise InputError(f"--hold-out is {self.hold_out}: give 2 or more.")
-        require_positive(self, "near", "far", "scale_to")
+        require_positive(self, "downscale", "near", "far", "scale_to")
         if self.near is not None and self.far is not None and self.near >= self.far:
             raise InputError(f"--near {self.near} is not below --far {self.far}: correct one.")
         numbers = [*(self.box or ()), *(self.center or ()), self.near, self.far, self.scale_to]

@@ -19,7 +19,7 @@ from jaxrf.cameras.transforms import (
     transform_poses,
     transform_positions,
 )
-from jaxrf.data.frames import BoxPlace, CapturePlace, ObjectPlace, Place
+from jaxrf.data.frames import BoxPlace, CapturePlace, ObjectPlace, Region
 from jaxrf.data.options import LoadOptions
 
 # All objects of NeRF-synthetic fit into this box; its cameras are 4.03 units from the origin.
@@ -75,7 +75,7 @@ def find_outliers(poses: Float[np.ndarray, "n 4 4"]) -> Bool[np.ndarray, "n"]:
 
 
 def place_scene(
-    place: Place,
+    region: Region,
     poses: Float[np.ndarray, "n 4 4"],
     slopes: tuple[float, float],
     options: LoadOptions,
@@ -83,12 +83,12 @@ def place_scene(
     """The placement of a scene, by the rule of its kind and the options that override it.
 
     Args:
-      place: what the data set says of it.
+      region: what the data set says of it.
       poses: camera-to-world, OpenGL axes, in the files' coordinates, without outliers.
       slopes: tangents of half the widest angles of view, across and down.
       options: near, far, box, center, scale_to and ndc are used.
     """
-    placement = _place(place, poses, slopes, options)
+    placement = _place_by_kind(region, poses, slopes, options)
     scale = placement.transform.scale
     if options.box is not None:
         low, high = np.array(options.box[:3]), np.array(options.box[3:])
@@ -107,20 +107,20 @@ def place_scene(
     return placement
 
 
-def _place(
-    place: Place,
+def _place_by_kind(
+    region: Region,
     poses: Float[np.ndarray, "n 4 4"],
     slopes: tuple[float, float],
     options: LoadOptions,
 ) -> Placement:
     is_moved = options.center is not None or options.scale_to is not None
-    match place:
+    match region:
         case CapturePlace():
-            forward = place.nearest is not None and options.box is None and not is_moved
+            forward = region.nearest is not None and options.box is None and not is_moved
             forward = forward and faces_forward(poses, slopes)
             if forward if options.ndc is None else options.ndc:
-                return _place_forward(poses, place, slopes)
-            return _place_capture(poses, place, options)
+                return _place_forward(poses, region, slopes)
+            return _place_capture(poses, region, options)
         case BoxPlace(box):
             transform = _move(identity_transform(), poses, options)
             aabb = np.stack([transform_positions(transform, corner) for corner in box])
@@ -131,24 +131,24 @@ def _place(
 
 
 def _place_forward(
-    poses: Float[np.ndarray, "n 4 4"], place: CapturePlace, slopes: tuple[float, float]
+    poses: Float[np.ndarray, "n 4 4"], region: CapturePlace, slopes: tuple[float, float]
 ) -> Placement:
     """In normalized device coordinates, from the near plane to infinity."""
-    nearest = place.nearest or 2.0 * (place.near or 0.5)
+    nearest = region.nearest or 2.0 * (region.near or 0.5)
     transform = recenter_poses(poses, nearest)
     aabb = _ndc_aabb(transform_poses(transform, poses), slopes)
-    near, far = 0.9 * nearest * transform.scale, (place.far or 10.0 * nearest) * transform.scale
+    near, far = 0.9 * nearest * transform.scale, (region.far or 10.0 * nearest) * transform.scale
     return Placement(transform, aabb, near, far, unbounded=False, near_plane=NEAR_PLANE)
 
 
 def _place_capture(
-    poses: Float[np.ndarray, "n 4 4"], place: CapturePlace, options: LoadOptions
+    poses: Float[np.ndarray, "n 4 4"], region: CapturePlace, options: LoadOptions
 ) -> Placement:
     """Upright and centered, cameras within +-1; a box that is given keeps the files' axes."""
     transform = center_and_scale(poses) if options.box is None else _scale_to_cameras(poses)
     transform = _move(transform, poses, options)
-    near = DEFAULT_NEAR if place.near is None else max(place.near * transform.scale, 1e-3)
-    far = DEFAULT_FAR if place.far is None else place.far * transform.scale
+    near = DEFAULT_NEAR if region.near is None else max(region.near * transform.scale, 1e-3)
+    far = DEFAULT_FAR if region.far is None else region.far * transform.scale
     return Placement(transform, np.array(UNIT_AABB), near, far, unbounded=True, may_carve=True)
 
 

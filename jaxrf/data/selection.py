@@ -28,7 +28,7 @@ def keep_existing(
     Raises:
       InputError: no image of a split exists.
     """
-    kept, notes = {}, []
+    usable, notes = {}, []
     for name, frames in listing.frames.items():
         existing = [f for f in frames if folder.find(f.path) is not None]
         if frames and not existing and (skip_missing or len(frames) > 1):
@@ -36,12 +36,12 @@ def keep_existing(
                 f"None of the images that {frames[0].listing} names exists ({frames[0].path}); "
                 "add them."
             )
-        kept[name] = existing if skip_missing else list(frames)
+        usable[name] = existing if skip_missing else list(frames)
         if skip_missing and len(existing) < len(frames):
             missing = [f.path.name for f in frames if f not in existing]
             count = format_count(len(missing), "missing image")
             notes.append(f"Left out: {count} ({format_names(missing)}).")
-    return kept, notes
+    return usable, notes
 
 
 def leave_out_outliers(frames: Frames, listing: Listing) -> tuple[Frames, list[str]]:
@@ -54,8 +54,8 @@ def leave_out_outliers(frames: Frames, listing: Listing) -> tuple[Frames, list[s
         return frames, []
     wrong = {id(frame) for frame, is_outlier in zip(every, outliers, strict=True) if is_outlier}
     names = format_names([frame.path.name for frame in every if id(frame) in wrong])
-    kept = {name: [f for f in group if id(f) not in wrong] for name, group in frames.items()}
-    return kept, [
+    usable = {name: [f for f in group if id(f) not in wrong] for name, group in frames.items()}
+    return usable, [
         f"Left out: {format_count(len(wrong), 'image')} ({names}), as {listing.path} puts the "
         "camera far away from all others: correct its pose."
     ]
@@ -70,13 +70,13 @@ def split_frames(frames: Frames, listing: Listing, options: LoadOptions) -> dict
       InputError: there are too few frames to train on.
     """
     splits = {name: list(group) for name, group in frames.items()}
-    whole = splits.pop(ALL, None)
-    if whole is not None:
-        test = whole[:: options.hold_out] if len(whole) > 1 else []
-        train = [f for i, f in enumerate(whole) if i % options.hold_out or not test]
+    undivided = splits.pop(ALL, None)
+    if undivided is not None:
+        test = undivided[:: options.hold_out] if len(undivided) > 1 else []
+        train = [f for i, f in enumerate(undivided) if i % options.hold_out or not test]
         splits = {"train": train, "val": test, "test": test}
         if 0 < len(train) < MIN_TRAIN_FRAMES:
-            count = format_count(len(whole), "image")
+            count = format_count(len(undivided), "image")
             raise InputError(
                 f"{listing.path} has poses for only {count}, which is too little to learn a "
                 "scene from: give it three or more, or reconstruct it again from images that "
@@ -94,16 +94,16 @@ def select_size(
 
     Takes images of `images_K`, beside `images`, if they are there for all frames.
     """
-    found = [dataclasses.replace(f, path=folder.find(f.path) or f.path) for f in frames]
+    located = [dataclasses.replace(f, path=folder.find(f.path) or f.path) for f in frames]
     if factor > 1:
-        smaller = [folder.find(_downscaled_path(frame.path, factor)) for frame in found]
+        smaller = [folder.find(_downscaled_path(frame.path, factor)) for frame in located]
         paths = [path for path in smaller if path is not None]
-        if paths and len(paths) == len(found):
+        if paths and len(paths) == len(located):
             return [
                 dataclasses.replace(frame, path=path, depth=None)
-                for frame, path in zip(found, paths, strict=True)
+                for frame, path in zip(located, paths, strict=True)
             ], 1
-    return found, factor
+    return located, factor
 
 
 def _downscaled_path(path: Path, factor: int) -> PurePath:
@@ -150,9 +150,9 @@ def _find_mask(image: Path, folder: DataFolder) -> Mask | None:
     if dynamic is not None:
         return Mask(dynamic, inverted=True)
     if image.parts[0].startswith("images"):
-        inner = Path(*image.parts[1:])
+        name_in_folder = Path(*image.parts[1:])
         for masks in ("masks", "mask"):
-            for name in (f"{inner}.png", f"{strip_suffix(inner)}.png"):
+            for name in (f"{name_in_folder}.png", f"{strip_suffix(name_in_folder)}.png"):
                 mask = folder.find(Path(masks, name))
                 if mask is not None:
                     return Mask(mask)

@@ -222,8 +222,8 @@ def load_scene(
     Raises:
       InputError: the data set is missing or damaged, or its format is unknown.
     """
-    found = detect_format(path)
-    return found.load(path, splits, load_options(options or LoadOptions()), choose)
+    layout = detect_format(path)
+    return layout.load(path, splits, load_options(options or LoadOptions()), choose)
 
 
 def has_split(path: Path, split: str, options: LoadOptions | None = None) -> bool:

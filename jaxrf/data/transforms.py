@@ -42,8 +42,8 @@ def read_transforms(folder: Path, splits: Sequence[str], options: LoadOptions) -
     frames = sorted(read_frames(content, listing, files, options), key=lambda f: f.path)
     box = read_unit_cube(content, str(listing))
     by_split, notes = _split_frames(content, frames, files, listing)
-    place = CapturePlace() if box is None else BoxPlace(box)
-    return Listing(folder, listing, by_split, place, notes=tuple(notes))
+    region = CapturePlace() if box is None else BoxPlace(box)
+    return Listing(folder, listing, by_split, region, notes=tuple(notes))
 
 
 def _split_frames(
