@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.progress import ProgressBar
+from jaxrf.data.images import open_image
 from jaxrf.data.photos import pairs
 
 # Larger images are reduced to this for finding features, which a CPU does in a second or less.
@@ -27,6 +28,7 @@ MIN_PLACED = 3
 # Matches with other images that an image needs to be placed, as COLMAP counts them.
 MIN_MATCHES = 30
 SEED = 0
+EXIF_IFD, EXIF_FOCAL_LENGTH = 0x8769, 0x920A
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ def reconstruct(folder: Path, names: Sequence[str], camera_model: str, in_order:
     chosen = pairs.choose_pairs(table, in_order or pairs.is_in_order(table))
     _match(pycolmap, database, folder, [(names[i], names[j]) for i, j in chosen])
     models = _map(pycolmap, database, folder, len(names))
-    inliers = _count_inliers(pycolmap, database, ids, names)
+    inliers = _count_inliers(pycolmap, database, ids)
     if not models or max(m.num_reg_images() for m in models.values()) < MIN_PLACED:
         raise InputError(_explain_failure(folder, names, features, inliers))
     best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
@@ -126,20 +128,38 @@ def _extract(
     options.sift.max_num_features = MAX_FEATURES
     reader = pycolmap.ImageReaderOptions()
     reader.camera_model = camera_model
+    cameras = _known_cameras(pycolmap, database, images) if database.exists() else {}
     todo = [name for name in names if name not in _known_images(pycolmap, database)]
     with ProgressBar(len(names), "find features", "photo", initial=len(names) - len(todo)) as bar:
-        for start in range(0, len(todo), IMAGES_PER_CALL):
-            batch = todo[start : start + IMAGES_PER_CALL]
+        while todo:
+            # Photos of one size and focal length share a camera, with those found earlier too.
+            key = _camera_key(images / todo[0])
+            batch = [n for n in todo if _camera_key(images / n) == key][:IMAGES_PER_CALL]
+            todo = [name for name in todo if name not in batch]
+            reader.existing_camera_id = cameras.get(key, -1)
             pycolmap.extract_features(
                 str(database),
                 str(images),
                 image_names=batch,
-                camera_mode=pycolmap.CameraMode.AUTO,
+                camera_mode=pycolmap.CameraMode.SINGLE,
                 reader_options=reader,
                 extraction_options=options,
                 device=pycolmap.Device.cpu,
             )
+            cameras = _known_cameras(pycolmap, database, images)
             bar.update(len(batch))
+
+
+def _known_cameras(pycolmap: Any, database: Path, images: Path) -> dict[tuple[Any, ...], int]:
+    """Numbers of the cameras in the database, by `_camera_key`."""
+    with pycolmap.Database.open(str(database)) as opened:
+        return {_camera_key(images / i.name): i.camera_id for i in opened.read_all_images()}
+
+
+def _camera_key(path: Path) -> tuple[Any, ...]:
+    """Size and EXIF focal length of a photo."""
+    with open_image(path) as image:
+        return (*image.size, image.getexif().get_ifd(EXIF_IFD).get(EXIF_FOCAL_LENGTH))
 
 
 def _known_images(pycolmap: Any, database: Path) -> set[str]:
@@ -231,9 +251,7 @@ def _map(pycolmap: Any, database: Path, folder: Path, count: int) -> dict[int, A
     return models
 
 
-def _count_inliers(
-    pycolmap: Any, database: Path, ids: Sequence[int], names: Sequence[str]
-) -> list[int]:
+def _count_inliers(pycolmap: Any, database: Path, ids: Sequence[int]) -> list[int]:
     """The largest number of verified matches that each image has with another one."""
     largest = dict.fromkeys(ids, 0)
     with pycolmap.Database.open(str(database)) as opened:

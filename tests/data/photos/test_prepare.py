@@ -57,6 +57,7 @@ def test_poses_of_photos_are_found(tmp_path: Path) -> None:
     assert report.unplaced == {"IMG_99.jpg": "it shows too little detail, or is blurred"}
     assert report.degrees == pytest.approx(2 * np.degrees(np.arctan(200 / 330)), abs=1.5)
     model = read_reconstruction(tmp_path / "set" / "sparse" / "0")
+    assert len({image.camera for image in model.images}) == 1
     order = [int(image.name[4:-4]) for image in model.images]
     found = np.stack([image.pose for image in model.images])
     aligned = transform_poses(fit_similarity(found[:, :3, 3], poses[order][:, :3, 3]), found)
