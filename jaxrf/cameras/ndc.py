@@ -67,3 +67,23 @@ def ndc_to_distance(
     fraction = distances / jnp.where(ndc.far > 0.0, ndc.far, 1.0)
     start = (plane + rays.origins[..., 2]) / ahead
     return start + plane * fraction / (ahead * jnp.maximum(1.0 - fraction, 1e-6))
+
+
+def distance_to_ndc(
+    rays: Rays, ndc: Rays, distances: Float[Array, "*batch"], plane: float = 1.0
+) -> Float[Array, "*batch"]:
+    """Distances along the rays of `rays_to_ndc`, for distances along the same rays in space.
+
+    The inverse of `ndc_to_distance`: 0 before the near plane.
+
+    Args:
+      rays: in space.
+      ndc: the result of `rays_to_ndc` for them.
+      distances: along `rays`.
+      plane: n, distance of the near plane.
+    """
+    ahead = -rays.directions[..., 2]
+    ahead = jnp.where(ahead > 1e-6, ahead, 1.0)
+    start = (plane + rays.origins[..., 2]) / ahead
+    beyond = ahead * jnp.maximum(distances - start, 0.0)
+    return ndc.far * beyond / (plane + beyond)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jaxrf.core.errors import MissingSplitError
 from jaxrf.core.progress import ProgressBar
 from jaxrf.data import report, sources
+from jaxrf.data.options import load_options
 from jaxrf.data.scene import Scene, Split, find_split_background
 from jaxrf.data.sources import DataSource
 from jaxrf.evaluation import scoring
@@ -53,7 +54,9 @@ def load(folder: Path, source: DataSource, config: TrainConfig) -> TrainingData:
     """
     # The test split is needed last, but a fault in it has to be found first. No image is decoded.
     sources.load_scene(folder, ["test"], config, lambda count: range(0))
-    scene = sources.load_scene(folder, ["train"], config)
+    use_depth = config.depth or config.loss.depth_weight > 0.0
+    options = dataclasses.replace(load_options(config), depth=use_depth)
+    scene = sources.load_scene(folder, ["train"], options)
     is_builtin = source.folder is None
     if is_builtin:
         scene = dataclasses.replace(scene, name="bricks")

@@ -8,13 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxrf.cameras.lenses import COEFFICIENTS
 from jaxrf.core.errors import InputError
-from jaxrf.data.colmap_files import Camera, Reconstruction, count_images, read_reconstruction
+from jaxrf.data.colmap_files import (
+    Camera,
+    Reconstruction,
+    RegisteredImage,
+    count_images,
+    read_reconstruction,
+)
 from jaxrf.data.files import DataFolder, check_folder
 from jaxrf.data.frames import ALL, CapturePlace, Frame, Intrinsics, Listing
 from jaxrf.data.image_folders import find_image_folder
+from jaxrf.data.known_depth import locate_points
 from jaxrf.data.options import LoadOptions
 
 # Folders that hold a model, or several that are named by numbers.
@@ -77,7 +85,11 @@ def read_colmap(folder: Path, splits: Sequence[str], options: LoadOptions) -> Li
     image_folder, factor = find_image_folder(folder, listed, options.downscale)
     frames = [
         Frame(
-            Path(image_folder, name), listing, image.pose, _intrinsics(model.cameras[image.camera])
+            Path(image_folder, name),
+            listing,
+            image.pose,
+            _intrinsics(model.cameras[image.camera]),
+            points=find_points(model, image),
         )
         for name, image in zip(listed, model.images, strict=True)
     ]
@@ -91,6 +103,15 @@ def read_colmap(folder: Path, splits: Sequence[str], options: LoadOptions) -> Li
         stored_pixels=True,
         notes=tuple(notes),
     )
+
+
+def find_points(model: Reconstruction, image: RegisteredImage) -> Float[np.ndarray, "q 3"] | None:
+    """The points that an image shows, as `Frame.points` has them; None if the model has none."""
+    if not len(model.points):
+        return None
+    camera = model.cameras[image.camera]
+    size = (float(camera.width), float(camera.height))
+    return locate_points(image, size, model.point_numbers, model.points)
 
 
 def _is_binary(model: Path) -> bool:

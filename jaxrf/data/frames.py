@@ -65,6 +65,19 @@ class Mask:
 
 
 @dataclasses.dataclass(frozen=True)
+class DepthMap:
+    """The file of a depth map, with depth along the optical axis.
+
+    Attributes:
+      path: relative to the data folder.
+      unit: of its numbers, in the files' units.
+    """
+
+    path: Path
+    unit: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Frame:
     """An image that a data set lists.
 
@@ -74,7 +87,10 @@ class Frame:
       pose: (4, 4) camera-to-world, OpenGL axes, in the files' coordinates.
       intrinsics: of its camera.
       mask: of its pixels.
-      depth: path of its depth, relative to the data folder.
+      depth: path of its true depth, for scoring, relative to the data folder.
+      depth_map: measured depth of its pixels.
+      points: (q, 3) points of a reconstruction that it shows: across and down as fractions of the
+        width and height, and the distance from its camera in the files' units.
     """
 
     path: Path
@@ -83,6 +99,8 @@ class Frame:
     intrinsics: Intrinsics
     mask: Mask | None = None
     depth: Path | None = None
+    depth_map: DepthMap | None = None
+    points: Float[np.ndarray, "q 3"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

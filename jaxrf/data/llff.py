@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from jaxrf.cameras.poses import POSE_TOLERANCE
 from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
-from jaxrf.data.colmap import find_models
+from jaxrf.data.colmap import find_models, find_points
 from jaxrf.data.colmap_files import read_reconstruction
 from jaxrf.data.files import check_folder
 from jaxrf.data.frames import ALL, CapturePlace, Frame, Intrinsics, Listing
@@ -57,8 +57,11 @@ def read_llff(folder: Path, splits: Sequence[str], options: LoadOptions) -> List
             folder / LISTING,
             pose,
             Intrinsics(focal=(focal, focal), size=(float(width), float(height))),
+            points=points,
         )
-        for name, pose, (height, width, focal) in zip(names, poses, hwf.tolist(), strict=True)
+        for name, pose, (height, width, focal), points in zip(
+            names, poses, hwf.tolist(), _find_points(folder, poses), strict=True
+        )
     ]
     nearest = float(bounds.min())
     region = CapturePlace(0.9 * nearest, float(bounds.max()), nearest)
@@ -110,6 +113,21 @@ def read_poses_bounds(
     poses = np.tile(np.eye(4), (len(values), 1, 1))
     poses[:, :3, :3], poses[:, :3, 3] = rotation, position
     return poses, hwf, bounds
+
+
+def _find_points(
+    folder: Path, poses: Float[np.ndarray, "n 4 4"]
+) -> list[Float[np.ndarray, "q 3"] | None]:
+    """Points of the COLMAP model that LLFF's poses were made of, if it is there, by image."""
+    for path in find_models(folder):
+        model = read_reconstruction(path)
+        if len(model.images) != len(poses):
+            continue
+        positions = np.stack([image.pose[:3, 3] for image in model.images])
+        size = np.ptp(positions, axis=0).max()
+        if np.abs(positions - poses[:, :3, 3]).max() <= 1e-3 * size:
+            return [find_points(model, image) for image in model.images]
+    return [None] * len(poses)
 
 
 def _list_images(folder: Path, image_folder: str, count: int) -> list[str]:

@@ -15,6 +15,7 @@ from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError, MissingSplitError
 from jaxrf.data import images, selection
 from jaxrf.data.files import DataFolder, image_names, name_scene
 from jaxrf.data.frames import ALL, Frame, Listing
+from jaxrf.data.known_depth import collect_known_depth, describe_known_depth
 from jaxrf.data.options import LoadOptions
 from jaxrf.data.placing import Placement, box_distance_range, find_outliers, place_scene
 from jaxrf.data.scene import Scene, Split, downscale_split
@@ -73,7 +74,10 @@ def load_listing(
     loaded = {}
     for name, (usable, remaining) in chosen.items():
         cameras = _make_cameras(usable, sizes[name], placement, slopes, listing)
-        loaded[name] = _load_split(name, usable, cameras, sizes[name], listing, remaining, choose)
+        loaded[name] = _load_split(
+            name, usable, cameras, sizes[name], listing, remaining, choose,
+            depth_scale=placement.transform.scale if options.depth and name == "train" else None,
+        )  # fmt: skip
     placement = _carve(placement, loaded, poses)
     unused = selection.find_unlisted(listing, folder) if {"train", ALL} & {*splits} else []
     return Scene(
@@ -86,7 +90,14 @@ def load_listing(
         frame=placement.transform,
         folder=listing.folder,
         options=options,
-        notes=(*listing.notes, *notes, *outlier_notes, *mask_notes, *unused),
+        notes=(
+            *listing.notes,
+            *notes,
+            *outlier_notes,
+            *mask_notes,
+            *describe_known_depth(frames, options.depth),
+            *unused,
+        ),
     )
 
 
@@ -189,8 +200,9 @@ def _load_split(
     listing: Listing,
     factor: int,
     choose: ChooseViews,
+    depth_scale: float | None,
 ) -> Split:
-    """Decodes the chosen frames of a split."""
+    """Decodes the chosen frames of a split, with their known depth if it has a scale."""
     if not frames:
         raise MissingSplitError(
             f"{listing.path} leaves no image to the split {name}: give it more images."
@@ -207,6 +219,11 @@ def _load_split(
     paths = [listing.folder / frame.path for frame in usable]
     upright = [size.upright for size in usable_sizes]
     pixels = np.array([size[:2] for size in sizes])
+    known = None
+    if depth_scale is not None:
+        known = collect_known_depth(
+            usable, [s[:2] for s in usable_sizes], cameras[chosen], depth_scale, listing.folder
+        )
     split = Split(
         name=name,
         names=tuple(names[index] for index in chosen),
@@ -215,6 +232,7 @@ def _load_split(
         depth=_read_depth(usable, usable_sizes, listing.folder),
         masks=_read_masks(usable, usable_sizes, (width, height), listing.folder),
         sizes=pixels[chosen] if np.ptp(pixels, axis=0).any() else None,
+        known_depth=known,
     )
     return downscale_split(split, factor)
 

@@ -13,7 +13,7 @@ from jaxrf.cameras.poses import check_pose
 from jaxrf.core.errors import InputError
 from jaxrf.core.json_files import shorten
 from jaxrf.data.files import DataFolder
-from jaxrf.data.frames import Frame, Intrinsics, Mask, check_focal
+from jaxrf.data.frames import DepthMap, Frame, Intrinsics, Mask, check_focal
 from jaxrf.data.options import LoadOptions
 
 MODELS: dict[str, Lens] = {
@@ -72,8 +72,24 @@ def read_frames(
         if frame.get("mask_path") is not None:
             mask = Mask(folder.find_listed(frame["mask_path"], where, "mask_path"))
         intrinsics = read_intrinsics({**shared, **frame}, where, str(listing))
-        result.append(Frame(path, listing, pose, intrinsics, mask))
+        depth_map = _find_depth_map({**shared, **frame}, where, folder, options)
+        result.append(Frame(path, listing, pose, intrinsics, mask, depth_map=depth_map))
     return result
+
+
+def _find_depth_map(
+    numbers: dict[str, Any], where: str, folder: DataFolder, options: LoadOptions
+) -> DepthMap | None:
+    """The depth map that nerfstudio's depth_file_path or instant-ngp's depth_path names."""
+    for key in ("depth_file_path", "depth_path"):
+        if numbers.get(key) is None:
+            continue
+        unit = read_number(numbers, "integer_depth_scale", where)
+        if unit is not None and not 0.0 < unit < 1e9:
+            raise InputError(f"integer_depth_scale of {where} is {unit:g}; make it above 0.")
+        path = folder.find_listed(numbers[key], where, key)
+        return DepthMap(folder.find(path) or path, unit or options.depth_unit)
+    return None
 
 
 def _add_suffix(folder: DataFolder, path: Path) -> Path:

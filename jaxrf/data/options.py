@@ -22,6 +22,12 @@ class LoadOptions:
     on."""
     masks: bool = True
     """Read the masks of images, whose black pixels are neither trained on nor scored."""
+    depth: bool = False
+    """Read the depth of COLMAP's points and of depth maps, to train on it; --loss.depth-weight
+    reads it, too."""
+    depth_unit: float = 0.001
+    """Unit of the numbers in depth maps, in the unit of the poses: 0.001 for millimeters beside
+    meters. A file with integer_depth_scale says it itself."""
     axes: Literal["opengl", "opencv"] | None = None
     """Axes of the poses, where files may differ: opengl (y up, z backwards) or opencv (y down, z
     forwards). Default: those of the layout."""
@@ -43,7 +49,7 @@ class LoadOptions:
         """Checks the numbers; InputError names the one that cannot be used."""
         if self.hold_out < 2:
             raise InputError(f"--hold-out is {self.hold_out}: give 2 or more.")
-        require_positive(self, "downscale", "near", "far", "scale_to")
+        require_positive(self, "downscale", "near", "far", "scale_to", "depth_unit")
         if self.near is not None and self.far is not None and self.near >= self.far:
             raise InputError(f"--near {self.near} is not below --far {self.far}: correct one.")
         numbers = [*(self.box or ()), *(self.center or ()), self.near, self.far, self.scale_to]

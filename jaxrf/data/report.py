@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras
 from jaxrf.data import consistency
+from jaxrf.data.known_depth import find_wrong_unit
 from jaxrf.data.scene import Scene, Split
 
 
@@ -145,6 +146,9 @@ def _check_geometry(scene: Scene) -> Iterator[str]:
     spread = np.linalg.norm(positions - positions.mean(axis=0), axis=-1).max(initial=0.0)
     if len(positions) > 1 and spread < 1e-3 * max(float(np.linalg.norm(high - low)), 1e-9):
         yield "All cameras are at one position: distances cannot be reconstructed."
+    wrong_unit = find_wrong_unit(split.known_depth, scene) if split.known_depth else None
+    if wrong_unit is not None:
+        yield wrong_unit
 
 
 def _describe_alpha(split: Split) -> str:

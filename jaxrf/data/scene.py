@@ -3,7 +3,7 @@
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -12,6 +12,19 @@ from jaxrf.cameras.base import Cameras, resize_cameras
 from jaxrf.cameras.transforms import SimilarityTransform, identity_transform
 from jaxrf.core.errors import MissingSplitError
 from jaxrf.data.options import LoadOptions
+
+
+class KnownDepth(NamedTuple):
+    """Pixels whose depth is known, from points of a reconstruction or from depth maps.
+
+    image, row, column: (q,) of each pixel.
+    distance: (q,) along the pixel's unit ray, in scene units.
+    """
+
+    image: Int[np.ndarray, "q"]
+    row: Int[np.ndarray, "q"]
+    column: Int[np.ndarray, "q"]
+    distance: Float[np.ndarray, "q"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +41,7 @@ class Split:
       masks: (n, h, w) pixels to train on and to score; None for all of them.
       sizes: (n, 2) width and height of each image, which is at the top left of its array and masked
         outside; None if all images fill their arrays.
+      known_depth: measured depth of some pixels, to train on; None if there is none.
     """
 
     name: str
@@ -37,6 +51,7 @@ class Split:
     depth: Float[np.ndarray, "n h w"] | None = None
     masks: Bool[np.ndarray, "n h w"] | None = None
     sizes: Int[np.ndarray, "n 2"] | None = None
+    known_depth: KnownDepth | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -196,8 +211,25 @@ def downscale_split(split: Split, factor: int) -> Split:
     masks = None if split.masks is None else shrink_masks(split.masks, factor)
     sizes = None if split.sizes is None else split.sizes // factor
     return dataclasses.replace(
-        split, images=images, cameras=cameras, depth=None, masks=masks, sizes=sizes
+        split,
+        images=images,
+        cameras=cameras,
+        depth=None,
+        masks=masks,
+        sizes=sizes,
+        known_depth=_downscale_depth(split.known_depth, factor, (height, width)),
     )
+
+
+def _downscale_depth(
+    known: KnownDepth | None, factor: int, size: tuple[int, int]
+) -> KnownDepth | None:
+    """The larger pixels that the pixels of known depth are in; several may be in one."""
+    if known is None:
+        return None
+    row, column = known.row // factor, known.column // factor
+    inside = (row < size[0]) & (column < size[1])
+    return KnownDepth(known.image[inside], row[inside], column[inside], known.distance[inside])
 
 
 def shrink_masks(

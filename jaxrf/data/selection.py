@@ -176,7 +176,11 @@ def find_unlisted(listing: Listing, folder: DataFolder) -> list[str]:
         names = format_names([path.name for path in unused])
         count = format_count(len(unused), "image")
         notes.append(f"Not used: {count} in {where} without a pose ({names}).")
-    unread = [name for name in UNREAD_FOLDERS if (listing.folder / name).is_dir()]
+    every = [frame for group in listing.frames.values() for frame in group]
+    read = {f.depth_map.path.parts[0] for f in every if f.depth_map is not None}
+    unread = [
+        name for name in UNREAD_FOLDERS if name not in read and (listing.folder / name).is_dir()
+    ]
     if unread:
-        notes.append(f"Not used: {', '.join(unread)}, as depth and normals are not trained on.")
+        notes.append(f"Not used: {', '.join(unread)}, as no file lists what is in it.")
     return notes

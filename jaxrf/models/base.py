@@ -104,6 +104,17 @@ class StageSpec:
         )
 
 
+class DepthTarget(NamedTuple):
+    """Distances at which rays are known to end, in scene units.
+
+    distance: (r,) NaN where it is not known.
+    std: (r,) its standard deviation.
+    """
+
+    distance: Float[Array, "r"]
+    std: Float[Array, "r"]
+
+
 class TrainRendering(NamedTuple):
     """A rendered training batch.
 
@@ -113,6 +124,8 @@ class TrainRendering(NamedTuple):
     num_samples: () samples that the field was evaluated at.
     distortion: (r,) of the last network's weights, distances being 0 at near and 1 at far.
     interlevel: (r,) weighted loss of the proposals; None without any.
+    depth: (r,) loss of the last network's weights where depth is known, 0 elsewhere; None without
+      any such ray.
     grid: the occupancy grid with the weights of these rays.
     """
 
@@ -122,6 +135,7 @@ class TrainRendering(NamedTuple):
     num_samples: Int[Array, ""]
     distortion: Float[Array, "r"]
     interlevel: Float[Array, "r"] | None
+    depth: Float[Array, "r"] | None
     grid: OccupancyGrid
 
 
@@ -170,6 +184,7 @@ class Model:
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
+        depth: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch with random samples; differentiable in the parameters.
 

@@ -13,10 +13,15 @@ from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays, normalize_distances
 from jaxrf.fields.base import Field
-from jaxrf.models.base import Model, StageSpec, TrainRendering
-from jaxrf.rendering.ray_losses import distortion_loss
+from jaxrf.models.base import DepthTarget, Model, StageSpec, TrainRendering
+from jaxrf.rendering.ray_losses import depth_loss, distortion_loss
 from jaxrf.rendering.volume import Rendering
-from jaxrf.sampling.occupancy import OccupancyGrid, make_full_grid, to_marched_rays
+from jaxrf.sampling.occupancy import (
+    OccupancyGrid,
+    make_full_grid,
+    to_marched_rays,
+    to_ray_distances,
+)
 
 
 class SamplingLevel(NamedTuple):
@@ -80,6 +85,7 @@ def to_train_rendering(
     rays: Rays,
     grid: OccupancyGrid,
     num_samples: int,
+    depth: DepthTarget | None,
     interlevel: Float[Array, "r"] | None = None,
 ) -> TrainRendering:
     """A training batch out of the passes of a model's networks, the last being the result."""
@@ -92,5 +98,16 @@ def to_train_rendering(
         num_samples=jnp.asarray(rays.near.size * num_samples, jnp.int32),
         distortion=distortion_loss(last.weights, normalize_distances(marched, last.tdist)),
         interlevel=interlevel,
+        depth=None if depth is None else _depth_loss(depth, last, rays, grid),
         grid=grid,
     )
+
+
+def _depth_loss(
+    depth: DepthTarget, level: SamplingLevel, rays: Rays, grid: OccupancyGrid
+) -> Float[Array, "r"]:
+    """Depth loss of a pass; 0 for rays without a known depth."""
+    known = jnp.isfinite(depth.distance)
+    distance = jnp.where(known, depth.distance, 0.0)
+    edges = to_ray_distances(grid, level.tdist, rays.origins)
+    return jnp.where(known, depth_loss(level.weights, edges, distance, depth.std), 0.0)

@@ -16,7 +16,14 @@ from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.fields.base import Field, Params
-from jaxrf.models.base import ModelParams, StageSpec, TrainRendering, bind_network, draw_noise
+from jaxrf.models.base import (
+    DepthTarget,
+    ModelParams,
+    StageSpec,
+    TrainRendering,
+    bind_network,
+    draw_noise,
+)
 from jaxrf.models.fixed import FixedSamplesModel, SamplingLevel, to_train_rendering
 from jaxrf.rendering.volume import LegacyRenderOptions, Rendering, render_samples
 from jaxrf.sampling import intervals
@@ -78,10 +85,11 @@ class HierarchicalModel(FixedSamplesModel):
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
+        depth: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch with both networks; see `Model.render_train`."""
         levels = self.render_levels(stage, params, grid, key, rays, background, convention)
-        return to_train_rendering(levels, rays, grid, self.samples_per_ray())
+        return to_train_rendering(levels, rays, grid, self.samples_per_ray(), depth)
 
     def render_eval(
         self,

@@ -22,6 +22,7 @@ from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalize_distanc
 from jaxrf.fields.base import Field, FieldContext
 from jaxrf.models.base import (
     AABB_EPS,
+    DepthTarget,
     Model,
     ModelParams,
     StageSpec,
@@ -32,7 +33,7 @@ from jaxrf.models.base import (
 )
 from jaxrf.rendering.march import MarchRenderConfig, march_and_render
 from jaxrf.rendering.packed import render_packed, sample_points
-from jaxrf.rendering.ray_losses import packed_distortion_loss
+from jaxrf.rendering.ray_losses import packed_depth_loss, packed_distortion_loss
 from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.marching import (
     STEPS_PER_BLOCK,
@@ -206,6 +207,7 @@ class PackedModel(Model):
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
+        depth: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch from packed samples; see `Model.render_train`."""
         del convention
@@ -242,6 +244,7 @@ class PackedModel(Model):
             num_samples=jnp.sum(samples.mask),
             distortion=_distortion(rays, grid, samples, rendering.weights),
             interlevel=None,
+            depth=None if depth is None else _depth_loss(depth, samples, rendering.weights),
             grid=grid.record(positions, rendering.weights),
         )
 
@@ -341,6 +344,18 @@ def _distortion(
         near_to_far = to_marched_rays(grid, near_to_far)
     starts, ends = jnp.moveaxis(normalize_distances(near_to_far, edges), -1, 0)
     return packed_distortion_loss(weights, starts, ends, index, rays.near.size)
+
+
+def _depth_loss(
+    depth: DepthTarget, samples: PackedSamples, weights: Float[Array, "m"]
+) -> Float[Array, "r"]:
+    """Depth loss of packed samples; 0 for rays without a known depth."""
+    known = jnp.isfinite(depth.distance)
+    distance = jnp.where(known, depth.distance, 0.0)
+    loss = packed_depth_loss(
+        weights, samples.t_starts, samples.t_ends, samples.ray_indices, distance, depth.std
+    )
+    return jnp.where(known, loss, 0.0)
 
 
 def draw_packed_noise(key: jax.Array, samples: PackedSamples) -> Float[Array, "m"]:

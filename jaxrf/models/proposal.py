@@ -18,6 +18,7 @@ from jaxrf.core.rays import Rays
 from jaxrf.fields.base import Field, Params
 from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.models.base import (
+    DepthTarget,
     ModelParams,
     StageSpec,
     TrainRendering,
@@ -114,6 +115,7 @@ class ProposalModel(FixedSamplesModel):
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
+        depth: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch, with the loss of the proposals; see `Model.render_train`."""
         del convention
@@ -123,7 +125,7 @@ class ProposalModel(FixedSamplesModel):
             for tdist, weights in proposed
         )
         total = self.interlevel_weight * sum(losses, jnp.zeros(rays.near.shape))
-        return to_train_rendering([level], rays, grid, self.samples_per_ray(), total)
+        return to_train_rendering([level], rays, grid, self.samples_per_ray(), depth, total)
 
     def render_eval(
         self,

@@ -3,12 +3,17 @@
 Letters in shapes: r rays, n intervals of a ray, k intervals of a proposal, m packed samples.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrf.core.packing import sum_before
 from jaxrf.core.stepfun import midpoints
+
+# Added to weights before their logarithm, so that its gradient is finite.
+WEIGHT_EPS = 1e-5
 
 
 def opacity_entropy(opacity: Float[Array, "r"]) -> Float[Array, "r"]:
@@ -61,6 +66,58 @@ def packed_distortion_loss(
     within = jnp.square(weights) * (s_ends - s_starts) / 3.0
     terms = 2.0 * weights * (middle * weight_before - moment_before) + within
     return jnp.zeros((num_rays,), terms.dtype).at[ray_indices].add(terms, indices_are_sorted=True)
+
+
+def depth_loss(
+    weights: Float[Array, "*batch n"],
+    tdist: Float[Array, "*batch n_plus_1"],
+    depth: Float[Array, "*batch"],
+    std: Float[Array, "*batch"],
+) -> Float[Array, "*batch"]:
+    """Cross entropy of each ray's weights with a normal distribution around a known depth.
+
+    -sum_i p_i log(w_i + 1e-5), p_i being the probability of interval i (DS-NeRF, eq. 6 and 7,
+    where the density at its middle times its length stands for it).
+
+    Args:
+      weights: (..., n) of the intervals.
+      tdist: (..., n + 1) interval edges, ascending.
+      depth: (...) of the ray's end, in the unit of `tdist`.
+      std: (...) standard deviation of the depth, above 0.
+    """
+    # Edges are not moved by this loss; those at infinity would make the gradient NaN.
+    edges = jax.lax.stop_gradient(tdist)
+    below = _normal_cdf((edges - depth[..., None]) / std[..., None])
+    probability = jnp.diff(below, axis=-1)
+    return -jnp.sum(probability * jnp.log(weights + WEIGHT_EPS), axis=-1)
+
+
+def packed_depth_loss(
+    weights: Float[Array, "m"],
+    t_starts: Float[Array, "m"],
+    t_ends: Float[Array, "m"],
+    ray_indices: Int[Array, "m"],
+    depth: Float[Array, "r"],
+    std: Float[Array, "r"],
+) -> Float[Array, "r"]:
+    """`depth_loss` of rays whose samples are packed.
+
+    Args:
+      weights: (m,) of the samples.
+      t_starts, t_ends: (m,) edges of the samples; equal in unused slots.
+      ray_indices: (m,) ray of each sample, ascending.
+      depth: (r,) of each ray's end.
+      std: (r,) standard deviation of the depth, above 0.
+    """
+    known, width = depth[ray_indices], std[ray_indices]
+    below, above = (_normal_cdf((t - known) / width) for t in (t_starts, t_ends))
+    probability = above - below
+    terms = -probability * jnp.log(weights + WEIGHT_EPS)
+    return jnp.zeros_like(depth).at[ray_indices].add(terms, indices_are_sorted=True)
+
+
+def _normal_cdf(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    return 0.5 * (1.0 + jax.lax.erf(x / math.sqrt(2.0)))
 
 
 def interlevel_loss(

@@ -45,10 +45,22 @@ class LossConfig:
     """Weight of the rays' distortion, which pulls a ray's weights together."""
     entropy_weight: float = 0.0
     """Weight of the opacities' entropy, which pulls them to 0 or 1."""
+    depth_weight: float = 0.0
+    """Weight of the depth of COLMAP's points and of depth maps (DS-NeRF), such as 0.01. 0: not
+    used."""
+    depth_std: float = 0.02
+    """Standard deviation of that depth, as a share of it."""
+    depth_share: float = 0.25
+    """Share of the pixels of a step that are pixels of known depth."""
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
-        require_positive(self, "huber_delta", "charbonnier_epsilon", prefix="loss.")
+        require_positive(
+            self, "huber_delta", "charbonnier_epsilon", "depth_std", "depth_share", prefix="loss."
+        )
+        require_non_negative(self, "depth_weight", prefix="loss.")
+        if self.depth_share > 1.0:
+            raise InputError(f"--loss.depth-share is {self.depth_share}: give 1 or less.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,7 +124,8 @@ class Trainer:
         split = self.scene.splits["train"]
         cameras = apply_ray_convention(split.cameras, self.config.ray_convention)
         split = dataclasses.replace(split, cameras=cameras)
-        return to_device(split, self.config.image_scales(), self.prefetches)
+        use_depth = self.config.loss.depth_weight > 0.0
+        return to_device(split, self.config.image_scales(), self.prefetches, use_depth)
 
     def _step_spec(self, stage: StageSpec) -> StepSpec:
         return StepSpec(self.config, stage, self.near_far, self.error_fn, self.mesh)

@@ -12,10 +12,13 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
-from jaxrf.models.base import TrainRendering
+from jaxrf.models.base import DepthTarget, TrainRendering
 from jaxrf.rendering.ray_losses import opacity_entropy
 from jaxrf.training.config import LossConfig
 from jaxrf.training.pixels import Batch
+
+# Of a depth, in scene units; it must not be 0.
+MIN_DEPTH_STD = 1e-6
 
 # (rgb, target_rgb) -> error of each pixel, not negative.
 ErrorFn = Callable[[Float[Array, "r 3"], Float[Array, "r 3"]], Float[Array, "r"]]
@@ -105,7 +108,19 @@ def total_loss(
     if config.entropy_weight:
         entropy = masked_mean(opacity_entropy(rendering.opacity), ray_mask)
         terms.append(config.entropy_weight * entropy)
+    if rendering.depth is not None and batch.distance is not None:
+        known = ray_mask & jnp.isfinite(batch.distance)
+        terms.append(config.depth_weight * masked_mean(rendering.depth, known))
     return sum(terms, jnp.zeros(()))
+
+
+def depth_target(config: LossConfig, batch: Batch) -> DepthTarget | None:
+    """Known depths of the rays of a batch, with their standard deviations; None if it has none."""
+    if batch.distance is None:
+        return None
+    known = jnp.isfinite(batch.distance)
+    std = jnp.where(known, config.depth_std * batch.distance, 1.0)
+    return DepthTarget(batch.distance, jnp.maximum(std, MIN_DEPTH_STD))
 
 
 def make_error_fn(config: LossConfig) -> ErrorFn:

@@ -14,12 +14,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxrf.cameras.base import Cameras, pixels_to_rays, resize_cameras
+from jaxrf.cameras.ndc import distance_to_ndc
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.data.scene import Split, downscale_images, shrink_masks
 from jaxrf.training.config import TrainConfig
 
 BACKGROUNDS = {"white": 1.0, "black": 0.0, "random": 1.0}
+
+
+class DepthPixels(NamedTuple):
+    """Pixels of the images in full size whose depth is known.
+
+    pixel_ids: (q,) as in `PixelDataset`.
+    distance: (q,) along their rays, in scene units.
+    """
+
+    pixel_ids: Int[Array, "q"]
+    distance: Float[Array, "q"]
 
 
 class PixelDataset(NamedTuple):
@@ -33,6 +45,7 @@ class PixelDataset(NamedTuple):
     smaller_images: the images in the other sizes that are trained on.
     scales: (sizes,) factor by which images of each size are smaller, the first being 1.
     starts: (sizes,) where in `pixel_ids` the pixels of each size begin.
+    depth: pixels to sample in addition, for their depth; None if it is not trained on.
     """
 
     images: UInt8[Array | np.ndarray, "n h w _"]
@@ -42,6 +55,7 @@ class PixelDataset(NamedTuple):
     smaller_images: tuple[UInt8[Array | np.ndarray, "n _ _ _"], ...]
     scales: Int[Array, "sizes"]
     starts: Int[Array, "sizes"]
+    depth: DepthPixels | None = None
 
 
 class PixelIndices(NamedTuple):
@@ -78,6 +92,7 @@ class Batch(NamedTuple):
     background: (p, 3).
     alpha: (p,) of the pixels.
     loss_mult: (p,) area of the pixels, whose mean over the batch is 1.
+    distance: (p * s,) known depth of the rays, NaN where it is not known; None if there is none.
     """
 
     rays: Rays
@@ -85,6 +100,7 @@ class Batch(NamedTuple):
     background: Float[Array, "p 3"]
     alpha: Float[Array, "p"]
     loss_mult: Float[Array, "p"]
+    distance: Float[Array, "r"] | None = None
 
 
 class SamplingRegion(NamedTuple):
@@ -99,7 +115,10 @@ class SamplingRegion(NamedTuple):
 
 
 def to_device(
-    split: Split, scales: Sequence[int] = (1,), keep_images_on_host: bool = False
+    split: Split,
+    scales: Sequence[int] = (1,),
+    keep_images_on_host: bool = False,
+    use_depth: bool = False,
 ) -> PixelDataset:
     """A split's images, every pixel to be sampled from.
 
@@ -107,6 +126,7 @@ def to_device(
       split: of a data set.
       scales: factors by which images are smaller in each size that is trained on, from 1 on.
       keep_images_on_host: leaves the images in host memory, to be prefetched.
+      use_depth: samples pixels of known depth in addition.
 
     Raises:
       InputError: if images are too small or too many, or masks leave nothing.
@@ -143,6 +163,31 @@ def to_device(
         smaller_images=tuple(put(images) for images in smaller),
         scales=jnp.asarray(scales, jnp.int32),
         starts=jnp.asarray(np.cumsum([0, *counts[:-1]]), jnp.int32),
+        depth=_list_depth_pixels(split) if use_depth else None,
+    )
+
+
+def _list_depth_pixels(split: Split) -> DepthPixels:
+    """The pixels of known depth that no mask leaves out.
+
+    Raises:
+      InputError: if there is none.
+    """
+    known = split.known_depth
+    count = 0
+    if known is not None:
+        at = (known.image, known.row, known.column)
+        usable = np.ones(known.row.shape, bool) if split.masks is None else split.masks[at]
+        count = int(usable.sum())
+    if known is None or count == 0:
+        raise InputError(
+            f"--loss.depth-weight is set, and the split {split.name} has no pixel of known depth: "
+            "give a data set with COLMAP's points or depth maps (from Python, load it with "
+            "depth=True), or leave the option out."
+        )
+    ids = np.ravel_multi_index(tuple(n[usable] for n in at), split.images.shape[:3])
+    return DepthPixels(
+        jnp.asarray(ids, jnp.int32), jnp.asarray(known.distance[usable], jnp.float32)
     )
 
 
@@ -193,6 +238,41 @@ def sample_pixel_slots(
     return jax.random.randint(key, (count,), first, last)
 
 
+def replace_by_depth_pixels(
+    pixels: PixelDataset,
+    key: jax.Array,
+    pixel_ids: Int[Array, "p"],
+    share: float,
+    region: SamplingRegion,
+) -> tuple[Int[Array, "p"], Float[Array, "p"]]:
+    """Sampled pixels with a share of them replaced by random pixels of known depth.
+
+    None is replaced while only a crop or smaller images are sampled from.
+
+    Args:
+      pixels: to sample from; has pixels of known depth.
+      key: of the pixels of this step.
+      pixel_ids: (p,) sampled from all pixels.
+      share: of the pixels that are replaced, evenly spread, so that all parts of a step have some.
+      region: of the images.
+
+    Returns:
+      Flat indices of the pixels, and their distances, NaN where they are not known.
+    """
+    assert pixels.depth is not None
+    count = pixel_ids.shape[0]
+    replaced = np.diff(np.floor(share * np.arange(count + 1) + 1e-6)) > 0
+    slots = jax.random.randint(
+        jax.random.fold_in(key, 1), (count,), 0, pixels.depth.pixel_ids.shape[0]
+    )
+    in_full_size = True if region.size is None else region.size == 0
+    use = replaced & (jnp.asarray(region.crop) >= 1.0) & in_full_size
+    return (
+        jnp.where(use, pixels.depth.pixel_ids[slots], pixel_ids),
+        jnp.where(use, pixels.depth.distance[slots], jnp.nan),
+    )
+
+
 def unravel_pixels(
     pixels: PixelDataset, pixel_ids: Int[Array, "p"], crop: float | Float[Array, ""] = 1.0
 ) -> PixelIndices:
@@ -238,6 +318,7 @@ def sample_batch(
     supersample: int = 1,
     region: SamplingRegion = SamplingRegion(),
     prefetched: PrefetchedPixels | None = None,
+    depth_share: float = 0.0,
 ) -> Batch:
     """Random pixels, each as supersample^2 rays through the centers of its equal parts.
 
@@ -250,12 +331,18 @@ def sample_batch(
       supersample: rays of a pixel along each axis.
       region: of the images.
       prefetched: the pixels that this key samples, if the images are on the host.
+      depth_share: share of the pixels whose depth is known, if `pixels` has any such.
     """
     key_pixel, key_background = jax.random.split(key)
     if prefetched is None:
         pixel_ids = pixels.pixel_ids[sample_pixel_slots(pixels, key_pixel, count, region.size)]
     else:
-        pixel_ids = prefetched.pixel_ids
+        pixel_ids = jnp.asarray(prefetched.pixel_ids)
+    distance = None
+    if pixels.depth is not None:
+        pixel_ids, distance = replace_by_depth_pixels(
+            pixels, key_pixel, pixel_ids, depth_share, region
+        )
     indices = unravel_pixels(pixels, pixel_ids, region.crop)
     rgba = _read_colors(pixels, indices) if prefetched is None else prefetched.rgba
     rgba = jnp.asarray(rgba).astype(jnp.float32) / 255.0
@@ -265,12 +352,14 @@ def sample_batch(
         background_rgb = jnp.full((count, 3), BACKGROUNDS[background])
     alpha = rgba[:, 3:]
     area = jnp.square(indices.scale.astype(jnp.float32))
+    rays, distance = _make_rays(pixels, indices, near_far, supersample, distance)
     return Batch(
-        rays=_make_rays(pixels, indices, near_far, supersample),
+        rays=rays,
         target_rgb=rgba[:, :3] * alpha + background_rgb * (1.0 - alpha),
         background=background_rgb,
         alpha=alpha[:, 0],
         loss_mult=area / jnp.mean(area),
+        distance=distance,
     )
 
 
@@ -279,8 +368,9 @@ def _make_rays(
     indices: PixelIndices,
     near_far: tuple[float, float],
     supersample: int,
-) -> Rays:
-    """The sub-rays of pixels: each is the ray of a finer pixel."""
+    distance: Float[Array, "p"] | None,
+) -> tuple[Rays, Float[Array, "r"] | None]:
+    """The sub-rays of pixels, each the ray of a finer pixel, and their known depths."""
     height, width = pixels.images.shape[1:3]
     finer = resize_cameras(pixels.cameras, supersample * width, supersample * height)
     part = jnp.arange(supersample)[None]
@@ -291,4 +381,11 @@ def _make_rays(
     centers = centers * scale[:, None]
     image = jnp.repeat(indices.image, supersample**2)
     rays = pixels_to_rays(finer, image, centers, *near_far)
-    return dataclasses.replace(rays, radii=rays.radii * scale)
+    if distance is not None:
+        distance = jnp.repeat(distance, supersample**2)
+        if finer.ndc is not None:
+            in_space = dataclasses.replace(finer, ndc=None)
+            distance = distance_to_ndc(
+                pixels_to_rays(in_space, image, centers, *near_far), rays, distance, finer.ndc[2]
+            )
+    return dataclasses.replace(rays, radii=rays.radii * scale), distance

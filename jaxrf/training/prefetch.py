@@ -16,6 +16,7 @@ from jaxrf.training.pixels import (
     PixelIndices,
     PrefetchedPixels,
     drop_images,
+    replace_by_depth_pixels,
     sample_pixel_slots,
     sampling_region,
     unravel_pixels,
@@ -83,10 +84,11 @@ def prefetch_pixels(request: PrefetchRequest, num_steps: int) -> PrefetchedPixel
     with jax.default_device(_host_device()):
         sizes = jax.device_get(drop_images(pixels))
         schedule = jax.device_get(schedule)
-        slots, crops = _sample_slots(
+        slots, depth_ids, crops = _sample_slots(
             config, num_pixels, num_steps, sizes, schedule, np.int32(first)
         )
         pixel_ids = np.asarray(pixels.pixel_ids)[np.asarray(slots)]
+        pixel_ids = np.where(np.asarray(depth_ids) < 0, pixel_ids, depth_ids)
         indices = jax.device_get(_unravel(sizes, pixel_ids, crops))
     rgba = np.zeros((*pixel_ids.shape, 4), np.uint8)
     for size, images in enumerate((pixels.images, *pixels.smaller_images)):
@@ -111,16 +113,23 @@ def _sample_slots(
     pixels: PixelDataset,
     schedule: TrainSchedule,
     first: Int[Array, ""],
-) -> tuple[Int[Array, "k p"], Float[Array, "k"]]:
-    """Slots of the pixels of each step, as the step itself would sample them, and its crop."""
+) -> tuple[Int[Array, "k p"], Int[Array, "k p"], Float[Array, "k"]]:
+    """Slots of the pixels of each step, as the step itself would sample them, and its crop.
+
+    In between, the pixels of known depth in place of them, -1 where there is none.
+    """
     key = training_key(config)
 
-    def sample(step: Array) -> tuple[Array, Array]:
+    def sample(step: Array) -> tuple[Array, Array, Array]:
         key_batch, _ = jax.random.split(jax.random.fold_in(key, step))
         key_pixel, _ = jax.random.split(key_batch)
         region = sampling_region(config, schedule.progress_at(step))
         slots = sample_pixel_slots(pixels, key_pixel, count, region.size)
-        return slots, jnp.asarray(region.crop, jnp.float32)
+        depth_ids = jnp.full_like(slots, -1)
+        if pixels.depth is not None:
+            share = config.loss.depth_share
+            depth_ids, _ = replace_by_depth_pixels(pixels, key_pixel, depth_ids, share, region)
+        return slots, depth_ids, jnp.asarray(region.crop, jnp.float32)
 
     return jax.vmap(sample)(first + jnp.arange(num_steps, dtype=jnp.int32))
 

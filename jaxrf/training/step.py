@@ -20,7 +20,13 @@ from jaxrf.parallel import devices, sums
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import optim
 from jaxrf.training.config import TrainConfig
-from jaxrf.training.losses import ErrorFn, mean_over_subrays, mean_squared_error, total_loss
+from jaxrf.training.losses import (
+    ErrorFn,
+    depth_target,
+    mean_over_subrays,
+    mean_squared_error,
+    total_loss,
+)
 from jaxrf.training.optim import LossScaledState
 from jaxrf.training.pixels import (
     Batch,
@@ -144,6 +150,7 @@ def train_step(
         spec.stage.supersample,
         sampling_region(spec.config, progress),
         prefetched,
+        spec.config.loss.depth_share,
     )
     # A key for each ray: it does not matter which rays are computed together.
     batch, keys = devices.constrain_replicated(
@@ -169,7 +176,14 @@ def compute_loss(
     config, stage = spec.config, spec.stage.per_shard()
     background = jnp.repeat(batch.background, stage.supersample**2, axis=0)
     rendering = config.model.render_train(
-        stage, params, grid, keys, batch.rays, background, config.ray_convention
+        stage,
+        params,
+        grid,
+        keys,
+        batch.rays,
+        background,
+        config.ray_convention,
+        depth_target(config.loss, batch),
     )
     loss = total_loss(
         config.loss, spec.error_fn, rendering, batch, stage.supersample, spec.is_one_batch

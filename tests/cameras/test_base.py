@@ -21,7 +21,7 @@ from jaxrf.cameras.base import (
     project,
     resize_cameras,
 )
-from jaxrf.cameras.ndc import ndc_to_distance, rays_to_ndc
+from jaxrf.cameras.ndc import distance_to_ndc, ndc_to_distance, rays_to_ndc
 from jaxrf.cameras.poses import focus_point, look_at, shift_near_far
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.rays import Rays
@@ -383,6 +383,8 @@ def test_rays_to_ndc_pass_the_projections_of_their_points(plane: float) -> None:
         expected = np.stack([project_slowly(point, slopes, plane) for point in points])
         result = ndc.origins + there[:, None] * ndc.directions
         np.testing.assert_allclose(result, expected, atol=2e-4)
+        np.testing.assert_allclose(distance_to_ndc(rays, ndc, distance, plane), there, atol=1e-5)
+    np.testing.assert_array_equal(distance_to_ndc(rays, ndc, jnp.zeros(ndc.far.shape), plane), 0.0)
 
 
 def test_ndc_to_distance_is_monotonic_and_ends_far_away() -> None:

@@ -47,7 +47,7 @@ from jaxrf.fields.tensorf import TensoRF
 from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.fields.voxels import Voxels
 from jaxrf.models import base
-from jaxrf.models.base import Model, ModelParams
+from jaxrf.models.base import DepthTarget, Model, ModelParams
 from jaxrf.models.hierarchical import HierarchicalModel
 from jaxrf.models.packed import PackedModel
 from jaxrf.models.proposal import ProposalModel
@@ -393,6 +393,35 @@ def test_contracted_space_is_rendered_beyond_the_box_and_the_range_of_distances(
     assert np.mean(rendering.opacity > 0.98) > 0.8
     image = render_image(config, stage, 1 << 12, params, state.grid, rays, jnp.ones(3))
     assert np.mean(image.opacity > 0.98) > 0.8
+
+
+@pytest.mark.parametrize("make", EVERY_MODEL)
+@pytest.mark.parametrize("contract", [False, True])
+def test_known_depth_is_learned_where_it_is_known(make: Any, contract: bool) -> None:
+    config = make(contract=contract)
+    stage, state = first_state(config)
+    stage, rays = ample(stage), train_rays(24)
+    known = jnp.arange(24) % 3 > 0
+    params = random_params(state.params)
+
+    def total(params: ModelParams, distance: jax.Array) -> Any:
+        depth = DepthTarget(distance, jnp.full(24, 0.2))
+        rendering = config.model.render_train(
+            stage, params, state.grid, jax.random.key(0), rays, jnp.ones((24, 3)),
+            config.ray_convention, depth,
+        )  # fmt: skip
+        assert rendering.depth is not None
+        return jnp.sum(rendering.depth), rendering.depth
+
+    run = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (loss, depth), grads = run(params, jnp.where(known, 4.0, jnp.nan))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    np.testing.assert_array_equal(np.asarray(depth)[~known], 0.0)
+    assert np.all(np.asarray(depth)[known] > 0.0)
+    # A step against the gradient lowers it.
+    size = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)) ** 0.5
+    moved = jax.tree.map(lambda p, g: p - 0.02 / size * g, params, grads)
+    assert float(run(moved, jnp.where(known, 4.0, jnp.nan))[0][0]) < float(loss)
 
 
 @pytest.mark.parametrize("make", EVERY_MODEL)

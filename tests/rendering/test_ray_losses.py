@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrf.rendering.ray_losses import (
+    depth_loss,
     distortion_loss,
     interlevel_loss,
     opacity_entropy,
+    packed_depth_loss,
     packed_distortion_loss,
 )
 
@@ -327,3 +329,75 @@ def test_interlevel_loss_and_gradient_are_finite_for_any_length_and_weight(
     loss, gradient = interlevel_and_grad(*arguments)
     assert np.isfinite(loss) and float(loss) >= 0 and np.all(np.isfinite(gradient))
     assert np.all(np.asarray(gradient) <= 0)
+
+
+# Depth.
+
+
+def depth_loss_slowly(weights: np.ndarray, tdist: np.ndarray, depth: float, std: float) -> float:
+    """Loop over intervals, whose probabilities are sums over many small parts."""
+    total = 0.0
+    for weight, start, end in zip(weights, tdist[:-1], tdist[1:], strict=True):
+        parts = np.linspace(start, end, 2001)
+        middle = 0.5 * (parts[1:] + parts[:-1])
+        normal = np.exp(-0.5 * ((middle - depth) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+        total -= float(np.sum(normal * np.diff(parts))) * math.log(weight + 1e-5)
+    return total
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_depth_loss_equals_loop(batch: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(7)
+    weights = rng.uniform(0.0, 0.2, (*batch, 6)).astype(np.float32)
+    tdist = np.sort(rng.uniform(1.0, 5.0, (*batch, 7)), axis=-1).astype(np.float32)
+    depth = rng.uniform(1.0, 5.0, batch).astype(np.float32)
+    std = rng.uniform(0.2, 1.0, batch).astype(np.float32)
+    loss = jax.jit(depth_loss)(*map(jnp.asarray, (weights, tdist, depth, std)))
+    expected = [
+        depth_loss_slowly(*arguments)
+        for arguments in zip(
+            weights.reshape(-1, 6), tdist.reshape(-1, 7), depth.ravel(), std.ravel(), strict=True
+        )
+    ]
+    np.testing.assert_allclose(np.ravel(loss), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_depth_loss_equals_that_of_each_ray() -> None:
+    rng = np.random.default_rng(8)
+    tdist = np.sort(rng.uniform(1.0, 5.0, (4, 7)), axis=-1).astype(np.float32)
+    weights = rng.uniform(0.0, 0.2, (4, 6)).astype(np.float32)
+    depth, std = jnp.asarray([2.0, 3.0, 4.0, 2.5]), jnp.asarray([0.3, 0.01, 1.0, 0.2])
+    # Two unused slots, of the last ray.
+    packed = [
+        jnp.asarray(np.append(values, extra), dtype)
+        for values, extra, dtype in (
+            (weights.ravel(), [0, 0], jnp.float32),
+            (tdist[:, :-1].ravel(), [0, 0], jnp.float32),
+            (tdist[:, 1:].ravel(), [0, 0], jnp.float32),
+            (np.repeat(np.arange(4), 6), [3, 3], jnp.int32),
+        )
+    ]
+    loss = jax.jit(packed_depth_loss)(*packed, depth, std)
+    expected = depth_loss(jnp.asarray(weights), jnp.asarray(tdist), depth, std)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_depth_loss_is_least_where_the_weights_are_at_the_depth() -> None:
+    tdist = jnp.linspace(0.0, 10.0, 21)
+    weights = jnp.zeros(20).at[8].set(1.0)  # from 4 to 4.5
+    losses = [
+        float(depth_loss(weights, tdist, jnp.asarray(depth), jnp.asarray(0.1)))
+        for depth in np.linspace(0.5, 9.5, 37)
+    ]
+    assert np.argmin(losses) == 15 and losses[15] < 0.2  # of 4.25
+    assert losses[0] > 5.0
+
+
+def test_depth_loss_has_finite_gradients_at_the_extremes() -> None:
+    tdist = jnp.asarray([0.0, 1.0, 1.0, 2.0, 1e9, jnp.inf])
+    for weights in (jnp.zeros(5), jnp.ones(5), jnp.full(5, 1e-30)):
+        for depth, std in ((1.0, 1e-6), (0.0, 1.0), (1e12, 1.0), (1.5, 1e6)):
+            loss, grads = jax.value_and_grad(depth_loss, argnums=(0, 1))(
+                weights, tdist, jnp.asarray(depth), jnp.asarray(std)
+            )
+            assert np.isfinite(loss) and all(np.all(np.isfinite(grad)) for grad in grads)

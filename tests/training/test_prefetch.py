@@ -16,8 +16,9 @@ from scenes import (
 )
 
 from jaxrf.core import memory
+from jaxrf.data.scene import KnownDepth
 from jaxrf.training import loop, pixels, schedule
-from jaxrf.training.config import TrainConfig
+from jaxrf.training.config import LossConfig, TrainConfig
 from jaxrf.training.prefetch import PixelPrefetcher, PrefetchRequest
 
 
@@ -43,15 +44,34 @@ def test_images_on_the_host_train_to_the_same_bits(config: TrainConfig) -> None:
     assert differing_leaves(results[0][1], results[1][1]) == []
 
 
+def test_pixels_of_known_depth_on_the_host_train_to_the_same_bits() -> None:
+    split = make_scene().train
+    image, row, column = (axis.ravel() for axis in np.indices(split.images.shape[:3]))
+    known = KnownDepth(image, row, column, np.full(image.shape, 3.0, np.float32))
+    known = KnownDepth(*(array[::37] for array in known))
+    scene = dataclasses.replace(
+        make_scene(), splits={"train": dataclasses.replace(split, known_depth=known)}
+    )
+    changes = {"precrop_fraction": 0.5, "steps_per_dispatch": 3}
+    config = tiny_nerf(loss=LossConfig(depth_weight=0.1), **changes)
+    results = [
+        loop.fit(dataclasses.replace(config, keep_images_on_host=on_host), scene)
+        for on_host in (False, True)
+    ]
+    assert differing_leaves(results[0][1], results[1][1]) == []
+    without = loop.fit(tiny_nerf(**changes), scene)
+    assert differing_leaves(results[0][1], without[1]) != []
+
+
 def test_images_stay_on_the_host_if_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = pixels.count_bytes(make_scene().splits["train"], (1, 2))
     assert needed == 8 * 6 * (16 * 16 + 8 * 8)
     requests: list[bool] = []
     to_device = pixels.to_device
 
-    def record(split: Any, scales: Any, keep_images_on_host: bool) -> Any:
+    def record(split: Any, scales: Any, keep_images_on_host: bool, use_depth: bool) -> Any:
         requests.append(keep_images_on_host)
-        return to_device(split, scales, keep_images_on_host)
+        return to_device(split, scales, keep_images_on_host, use_depth)
 
     monkeypatch.setattr(loop, "to_device", record)
     for free in (3 * needed, needed):
