@@ -10,6 +10,7 @@ data set stay in --output.
 """
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from jaxrf.data import sources
 from jaxrf.data.bricks.model import build_model
 from jaxrf.data.bricks.rendering import render_view
 from jaxrf.data.colmap_files import read_reconstruction
-from jaxrf.data.photos.gather import gather_photos
 from jaxrf.data.photos.prepare import PhotoOptions, prepare_photos
 
 
@@ -88,7 +88,8 @@ def main() -> None:
             for name, pose in zip(split.names, cameras, strict=True):
                 (photo,) = (p for p in scene.folder.rglob(f"{name}.*") if p.suffix != ".npy")
                 true[photo.name] = pose
-                gather_photos([photo], source)
+                source.mkdir(parents=True, exist_ok=True)
+                shutil.copy(photo, source)
     started = time.monotonic()
     photos = PhotoOptions(frames=options.frames, camera_model=options.camera_model)
     report = prepare_photos(source, options.output / "set", photos)

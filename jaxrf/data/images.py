@@ -39,6 +39,10 @@ DECODE_ERRORS = (
 MAX_HDR_BYTES = 1 << 30
 
 
+class HeifError(InputError):
+    """An image is HEIF, and the package that reads it is not installed."""
+
+
 class ImageSize(NamedTuple):
     """Size of an image file.
 
@@ -203,13 +207,13 @@ def open_image(path: Path) -> Image.Image:
     """Opens an image; HEIF if the package pillow-heif is installed.
 
     Raises:
-      InputError: it is HEIF, and the package is not installed.
+      HeifError: it is HEIF, and the package is not installed.
     """
     if path.suffix.lower() in HEIF_SUFFIXES:
         try:
             importlib.import_module("pillow_heif").register_heif_opener()
         except ImportError:
-            raise InputError(
+            raise HeifError(
                 f"{path} is HEIF, which needs one more package: pip install pillow-heif, or save "
                 "it as JPEG."
             ) from None

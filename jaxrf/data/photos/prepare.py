@@ -9,8 +9,8 @@ from pathlib import Path
 from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.user_cache import cache_folder
-from jaxrf.data.files import format_names
-from jaxrf.data.photos import gather, reconstruct
+from jaxrf.data.files import format_count, format_names
+from jaxrf.data.photos import gather, reconstruct, video
 
 REPORT = "report.json"
 # Below this share of placed photos, and above this error in pixels, a result is doubtful.
@@ -26,16 +26,19 @@ class PhotoOptions:
     camera_model: str = "OPENCV"
     """COLMAP's model of the lens: SIMPLE_RADIAL, RADIAL, OPENCV, OPENCV_FISHEYE and others."""
 
+    max_size: int = 1600
+    """Larger photos and frames are reduced to this width or height."""
+
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
-        require_positive(self, "frames")
+        require_positive(self, "frames", "max_size")
         if self.frames < reconstruct.MIN_PLACED:
             raise InputError(f"--frames is {self.frames}: give {reconstruct.MIN_PLACED} or more.")
 
 
 def is_photos(path: Path) -> bool:
     """Whether a path is a video, or a folder with images."""
-    return gather.is_video(path) or (path.is_dir() and bool(gather.list_photos(path)))
+    return video.is_video(path) or (path.is_dir() and bool(gather.list_photos(path)))
 
 
 def cached_folder(path: Path, options: PhotoOptions) -> Path:
@@ -66,17 +69,19 @@ def prepare_photos(path: Path, output: Path, options: PhotoOptions) -> reconstru
         return report
     # Checked before hours are spent on other things.
     reconstruct.import_pycolmap()
-    if gather.is_video(path):
-        names = gather.extract_frames(path, output / "images", options.frames)
+    damaged: dict[str, str] = {}
+    if video.is_video(path):
+        names = video.extract_frames(path, output / "images", options.frames, options.max_size)
     else:
-        names = gather.gather_photos(gather.list_photos(path), output / "images")
+        photos = gather.list_photos(path)
+        names, damaged = gather.gather_photos(photos, output, options.max_size)
     if len(names) < reconstruct.MIN_PLACED:
         raise InputError(
             f"{path} has only {len(names)} images: give at least {reconstruct.MIN_PLACED}, and "
             "better 30 or more, from all sides."
         )
-    in_order = gather.is_video(path)
-    report = reconstruct.reconstruct(output, names, options.camera_model, in_order)
+    report = reconstruct.reconstruct(output, names, options.camera_model, video.is_video(path))
+    report = dataclasses.replace(report, unplaced=report.unplaced | damaged)
     text = json.dumps(dataclasses.asdict(report), indent=1)
     partial = output / f".{REPORT}"
     partial.write_text(text, encoding="utf-8")
@@ -105,7 +110,8 @@ def describe(report: reconstruct.Report) -> list[str]:
     for name, reason in report.unplaced.items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        lines.append(f"Not placed: {len(names)} photos ({format_names(names)}), as {reason}.")
+        count = format_count(len(names), "photo")
+        lines.append(f"Not placed: {count} ({format_names(names)}), as {reason}.")
     if len(report.placed) < FEW_PLACED * total:
         lines.append(
             "Many photos are not placed: take more between those that are and those that are not, "

@@ -128,6 +128,10 @@ def _extract(
     options.sift.max_num_features = MAX_FEATURES
     reader = pycolmap.ImageReaderOptions()
     reader.camera_model = camera_model
+    masks = images.with_name("masks")
+    if masks.is_dir():
+        # No features are taken from what moves.
+        reader.mask_path = str(masks)
     cameras = _known_cameras(pycolmap, database, images) if database.exists() else {}
     todo = [name for name in names if name not in _known_images(pycolmap, database)]
     with ProgressBar(len(names), "find features", "photo", initial=len(names) - len(todo)) as bar:
