@@ -89,7 +89,7 @@ def test_a_video_that_was_filmed_upright_is_turned(tmp_path: Path) -> None:
 
 
 def test_frames_at_uneven_times_are_taken_once(tmp_path: Path) -> None:
-    write_video(tmp_path / "clip.mp4", count=12, sharp=1)
+    frames = write_video(tmp_path / "clip.mp4", count=12, sharp=1)
     # The second half is shown four times as long.
     run_ffmpeg(
         *("-i", str(tmp_path / "clip.mp4"), "-vf", "setpts=PTS+gte(N\\,6)*(N-6)*3/12/TB"),
@@ -97,3 +97,6 @@ def test_frames_at_uneven_times_are_taken_once(tmp_path: Path) -> None:
     )
     names = video.extract_frames(tmp_path / "uneven.mp4", tmp_path / "out", 100, MAX_SIZE)
     assert len(names) == 12
+    for index, name in enumerate(names):
+        taken = read_image(tmp_path / "out" / name)[..., :3].astype(int)
+        assert int(np.argmin([np.abs(taken - frame).mean() for frame in frames])) == index
