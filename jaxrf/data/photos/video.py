@@ -14,6 +14,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 JPEG_QUALITY = 95
 # Width to which a frame is reduced before its sharpness is measured.
 SHARPNESS_WIDTH = 480
+# Without it, frames of phones, whose times are not even, would be repeated or dropped.
+EVERY_FRAME_ONCE = ["-fps_mode", "passthrough"]
 
 
 def is_video(path: Path) -> bool:
@@ -106,7 +108,7 @@ def _read_frames(video: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     import imageio_ffmpeg
 
     try:
-        reader = imageio_ffmpeg.read_frames(str(video))
+        reader = imageio_ffmpeg.read_frames(str(video), output_params=EVERY_FRAME_ONCE)
         width, height = next(reader)["size"]
         for data in reader:
             yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
