@@ -42,12 +42,13 @@ test: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(QUICK_COMPILING) --dist loadfile -m "not slow" $(COVERAGE) $(ARGS)
 
-# make test-slow SLOW="slow and not long" leaves out what takes half of the time.
+# make test-slow SLOW="slow and not long" leaves out what takes most of the time. Those that run what
+# users run stay together by file, as some train what the others look at.
 SLOW ?= slow
 
 test-slow: $(VENV)/.installed-dev
-	$(QUICK_COMPILING) --dist loadgroup -m "$(SLOW) and not as_used" $(ARGS)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "$(SLOW) and as_used" $(ARGS)
+	$(QUICK_COMPILING) --dist load -m "$(SLOW) and not as_used" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "$(SLOW) and as_used" $(ARGS)
 
 # Warnings are errors, a link that leads nowhere among them.
 docs: $(VENV)/.installed-dev

@@ -93,5 +93,8 @@ def page() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser, args=FLAGS)
-        yield opened.new_page(viewport={"width": 800, "height": 500})
+        page = opened.new_page(viewport={"width": 800, "height": 500})
+        # Without a graphics card, and beside another test, a page takes its time.
+        page.set_default_timeout(240_000)
+        yield page
         opened.close()

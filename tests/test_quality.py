@@ -26,8 +26,7 @@ from jaxrf.training import loop, runs, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.state import background_color
 
-# A run that several tests need is trained once.
-pytestmark = [pytest.mark.as_used, pytest.mark.xdist_group("quality")]
+pytestmark = pytest.mark.as_used
 
 
 def render_bricks(cache: Path, bricks: SyntheticSceneConfig) -> Path:
@@ -53,7 +52,7 @@ def train_on_bricks(
     return train_preset
 
 
-@pytest.fixture(params=["voxels-small", "tensorf-small"])
+@pytest.fixture(params=["voxels-small", pytest.param("tensorf-small", marks=pytest.mark.long)])
 def run_on_bricks(
     request: pytest.FixtureRequest, train_on_bricks: Callable[[str], tuple[runs.Run, Path]]
 ) -> tuple[runs.Run, Path]:

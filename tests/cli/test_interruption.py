@@ -60,7 +60,9 @@ def assert_resumes_to_the_same_bits(tmp_path: Path, run: Path, uninterrupted: ru
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "stages"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)], ids=["SIGTERM", "SIGINT"]
+    ("number", "stages"),
+    [(signal.SIGTERM, 2), pytest.param(signal.SIGINT, 1, marks=pytest.mark.long)],
+    ids=["SIGTERM", "SIGINT"],
 )
 def test_a_signal_saves_a_run_that_resumes_to_the_same_bits(
     tmp_path: Path,
@@ -86,7 +88,7 @@ def test_a_signal_saves_a_run_that_resumes_to_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_killed_run_resumes_from_its_last_checkpoint(
     tmp_path: Path, scene_folder: Path, uninterrupted: runs.Run, seed: int
 ) -> None:

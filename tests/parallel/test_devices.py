@@ -35,7 +35,10 @@ KINDS = ["nerf", "bitnerf", "tensorf", "voxels", "hashgrid", "pynerf"]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "counts"),
-    [(kind, "2,4,8") for kind in KINDS],
+    [
+        pytest.param(kind, "2,4,8", marks=[] if kind == "hashgrid" else pytest.mark.long)
+        for kind in KINDS
+    ],
 )
 def test_devices_compute_the_gradient_of_one_device_and_with_shards_its_bits(
     kind: str, counts: str

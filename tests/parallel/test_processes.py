@@ -81,7 +81,6 @@ def is_free(port: int) -> bool:
         return s.connect_ex(("localhost", port)) != 0
 
 
-LONG, USUAL = pytest.mark.long, ("voxels-small", "nerf-tiny")
 PRESETS = [
     ["--preset", name]
     for name in (
@@ -100,7 +99,7 @@ PRESETS = [
     "options",
     [
         [],
-        *(preset if preset[1] in USUAL else pytest.param(preset, marks=LONG) for preset in PRESETS),
+        *(pytest.param(preset, marks=pytest.mark.long) for preset in PRESETS),
     ],
 )
 def test_two_processes_compute_the_bits_of_one(options: list[str], tmp_path: Path) -> None:
@@ -126,7 +125,7 @@ def test_two_processes_compute_the_bits_of_one(options: list[str], tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_training_resumes_after_one_process_is_lost_and_the_other_ended(
     lost: int, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_bench_resume_skips_runs_of_the_report(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_bench_writes_its_report(tmp_path: Path) -> None:
     data = write_scene(tmp_path / "ball")
     arguments = ["bench", "--data", str(data), "--budget", "60", "--presets", "voxels-small"]
