@@ -52,7 +52,8 @@ def read_colmap(folder: Path, splits: Sequence[str], options: LoadOptions) -> Li
     """Lists a COLMAP scene; of several models, that of the most images.
 
     Every 8th image, in the order of their names, is held out. Rays begin at half the first
-    percentile of the distances of observed points.
+    percentile of the distances of observed points. If all cameras face forward
+    (`placing.faces_forward`), rays are in normalized device coordinates.
 
     Args:
       folder: holds `images` and `sparse/0`, or another of `MODEL_FOLDERS`.
@@ -93,12 +94,12 @@ def read_colmap(folder: Path, splits: Sequence[str], options: LoadOptions) -> Li
         )
         for name, image in zip(listed, model.images, strict=True)
     ]
-    near, far = _near_and_far(model)
+    near, far, nearest = _find_range(model)
     return Listing(
         folder,
         listing,
         {ALL: frames},
-        CapturePlace(near, far),
+        CapturePlace(near, far, nearest),
         downscale=factor,
         stored_pixels=True,
         notes=tuple(notes),
@@ -130,15 +131,22 @@ def _intrinsics(camera: Camera) -> Intrinsics:
     )
 
 
-def _near_and_far(model: Reconstruction) -> tuple[float | None, float | None]:
-    """Half the 1st and twice the 99th percentile of the distances of points from their cameras."""
-    distances = []
+def _find_range(model: Reconstruction) -> tuple[float | None, float | None, float | None]:
+    """Range of rays, and distance of the nearest content along the optical axis, from points.
+
+    Half the 1st and twice the 99th percentile of the distances of points from their cameras, and
+    the 1st percentile along the axis.
+    """
+    distances, depths = [], []
     for image in model.images:
         observed = np.isin(image.points, model.point_numbers)
         rows = np.searchsorted(model.point_numbers, image.points[observed])
-        distances.append(np.linalg.norm(model.points[rows] - image.pose[:3, 3], axis=-1))
+        to_point = model.points[rows] - image.pose[:3, 3]
+        distances.append(np.linalg.norm(to_point, axis=-1))
+        depths.append(to_point @ -image.pose[:3, 2])
     all_distances = np.concatenate(distances) if distances else np.zeros(0)
     if all_distances.size == 0:
-        return None, None
+        return None, None, None
     near, far = np.percentile(all_distances, [1.0, 99.0])
-    return 0.5 * float(near), 2.0 * float(far)
+    nearest = float(np.percentile(np.concatenate(depths), 1.0))
+    return 0.5 * float(near), 2.0 * float(far), nearest if nearest > 0.0 else None

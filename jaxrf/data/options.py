@@ -43,7 +43,7 @@ class LoadOptions:
     """Scene units from the middle to the farthest camera, along the axis where that is largest."""
     ndc: bool | None = None
     """Whether rays are in normalized device coordinates. Default: where all cameras of an LLFF
-    scene face forward."""
+    or COLMAP scene face forward."""
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""

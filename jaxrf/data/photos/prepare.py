@@ -23,8 +23,9 @@ class PhotoOptions:
 
     frames: int = 100
     """Number of frames of a video: the sharpest of as many equal parts."""
-    camera_model: str = "OPENCV"
-    """COLMAP's model of the lens: SIMPLE_RADIAL, RADIAL, OPENCV, OPENCV_FISHEYE and others."""
+    camera_model: str = reconstruct.ANY_MODEL
+    """COLMAP's model of the lens: OPENCV, OPENCV_FISHEYE and others. auto: the simplest without or
+    with distortion that explains the photos."""
 
     max_size: int = 1600
     """Larger photos and frames are reduced to this width or height."""

@@ -6,6 +6,7 @@ continues with what it had.
 
 import dataclasses
 import importlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ import numpy as np
 from jaxrf.core.errors import InputError
 from jaxrf.core.progress import ProgressBar
 from jaxrf.data.images import open_image
-from jaxrf.data.photos import pairs
+from jaxrf.data.photos import pairs, refine
 
 # Larger images are reduced to this for finding features, which a CPU does in a second or less.
 MAX_FEATURE_SIZE = 1200
 MAX_FEATURES = 4096
+# Where photos show fewer, weaker features are taken, too, and described and matched with more care.
+FEW_FEATURES, WEAK_PEAK = 1000, 0.001
+# Photos whose features are counted first.
+NUM_SAMPLES = 5
+# The lens while photos are placed: with more parameters, few photos do not determine it.
+FIRST_MODEL, ANY_MODEL = "SIMPLE_RADIAL", "auto"
 # Pairs that are matched between two updates of the progress bar.
 PAIRS_PER_CALL = 24
 IMAGES_PER_CALL = 4
@@ -74,7 +81,7 @@ def reconstruct(folder: Path, names: Sequence[str], camera_model: str, in_order:
     Args:
       folder: of the data set; also holds `database.db`.
       names: of the images.
-      camera_model: of COLMAP, such as OPENCV.
+      camera_model: of COLMAP, such as OPENCV; `ANY_MODEL` is the simplest that will do.
       in_order: whether following images are known to overlap, as in a video.
 
     Raises:
@@ -83,26 +90,26 @@ def reconstruct(folder: Path, names: Sequence[str], camera_model: str, in_order:
     pycolmap = import_pycolmap()
     pycolmap.set_random_seed(SEED)
     database = folder / "database.db"
-    _extract(pycolmap, database, folder / "images", names, camera_model)
+    model = FIRST_MODEL if camera_model == ANY_MODEL else camera_model
+    thorough = _count_features(pycolmap, folder, names) < FEW_FEATURES
+    _extract(pycolmap, database, folder / "images", names, model, thorough)
     ids, features = _read_features(pycolmap, database, names)
     table = pairs.likeness(features)
     chosen = pairs.choose_pairs(table, in_order or pairs.is_in_order(table))
-    _match(pycolmap, database, folder, [(names[i], names[j]) for i, j in chosen])
+    _match(pycolmap, database, folder, [(names[i], names[j]) for i, j in chosen], thorough)
     models = _map(pycolmap, database, folder, len(names))
     inliers = _count_inliers(pycolmap, database, ids)
     if not models or max(m.num_reg_images() for m in models.values()) < MIN_PLACED:
         raise InputError(_explain_failure(folder, names, features, inliers))
     best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
+    best = refine.refine(pycolmap, best, camera_model == ANY_MODEL)
     output = folder / "sparse" / "0"
     output.mkdir(parents=True, exist_ok=True)
     best.write_binary(str(output))
     placed = {best.image(number).name for number in best.reg_image_ids()}
     elsewhere = {
-        model.image(number).name
-        for model in models.values()
-        if model is not best
-        for number in model.reg_image_ids()
-    }
+        model.image(number).name for model in models.values() for number in model.reg_image_ids()
+    } - placed
     unplaced = {
         name: _explain(len(features[index]), inliers[index], name in elsewhere)
         for index, name in enumerate(names)
@@ -120,12 +127,19 @@ def reconstruct(folder: Path, names: Sequence[str], camera_model: str, in_order:
 
 
 def _extract(
-    pycolmap: Any, database: Path, images: Path, names: Sequence[str], camera_model: str
+    pycolmap: Any,
+    database: Path,
+    images: Path,
+    names: Sequence[str],
+    camera_model: str,
+    thorough: bool,
 ) -> None:
     """Finds the features of the images that the database does not have yet."""
     options = pycolmap.FeatureExtractionOptions()
     options.max_image_size, options.use_gpu = MAX_FEATURE_SIZE, False
     options.sift.max_num_features = MAX_FEATURES
+    if thorough:
+        options.sift.peak_threshold, options.sift.domain_size_pooling = WEAK_PEAK, True
     reader = pycolmap.ImageReaderOptions()
     reader.camera_model = camera_model
     masks = images.with_name("masks")
@@ -152,6 +166,28 @@ def _extract(
             )
             cameras = _known_cameras(pycolmap, database, images)
             bar.update(len(batch))
+
+
+def _count_features(pycolmap: Any, folder: Path, names: Sequence[str]) -> float:
+    """Median number of features of some of the images."""
+    options = pycolmap.FeatureExtractionOptions()
+    options.max_image_size, options.use_gpu = MAX_FEATURE_SIZE, False
+    options.sift.max_num_features = MAX_FEATURES
+    chosen = np.unique(np.linspace(0, len(names) - 1, NUM_SAMPLES).astype(int))
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        database = Path(scratch, "database.db")
+        pycolmap.extract_features(
+            str(database),
+            str(folder / "images"),
+            image_names=[names[index] for index in chosen],
+            extraction_options=options,
+            device=pycolmap.Device.cpu,
+        )
+        with pycolmap.Database.open(str(database)) as opened:
+            counts = [
+                len(opened.read_keypoints(image.image_id)) for image in opened.read_all_images()
+            ]
+    return float(np.median(counts)) if counts else 0.0
 
 
 def _known_cameras(pycolmap: Any, database: Path, images: Path) -> dict[tuple[Any, ...], int]:
@@ -204,10 +240,16 @@ def _scales(keypoints: np.ndarray) -> np.ndarray:
     return np.asarray(np.hypot(keypoints[:, 2], keypoints[:, 4]))
 
 
-def _match(pycolmap: Any, database: Path, folder: Path, chosen: Sequence[tuple[str, str]]) -> None:
+def _match(
+    pycolmap: Any,
+    database: Path,
+    folder: Path,
+    chosen: Sequence[tuple[str, str]],
+    thorough: bool,
+) -> None:
     """Matches pairs of images; those that the database has already are skipped by COLMAP."""
     options = pycolmap.FeatureMatchingOptions()
-    options.use_gpu = False
+    options.use_gpu, options.guided_matching = False, thorough
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = SEED
     pairing = pycolmap.ImportedPairingOptions()
