@@ -217,3 +217,30 @@ def write_tiny_nerf(path: Path) -> Path:
 
 
 assert np.isclose(ANGLE, 2 * np.arctan(8.0 / float(true_cameras().focal[0, 0])))
+
+
+MILLIMETERS = 1000.0
+
+
+def z_depth(size: int = 16, wall: float = 5.0) -> np.ndarray:
+    """Depth along the axis of a slanted wall, as the first camera sees it."""
+    return wall + np.linspace(0.0, 1.0, size)[None] * np.ones((size, 1))
+
+
+def write_depth_maps(folder: Path, size: int = 16, suffix: str = ".png") -> Path:
+    """Depth maps of a slanted wall, in millimeters, with an unknown corner."""
+    write_transforms(folder, ".png")
+    listing = folder / "transforms.json"
+    content = json.loads(listing.read_text())
+    (folder / "depth").mkdir()
+    depth = z_depth(size)
+    depth[:2, :2] = 0.0
+    for index, frame in enumerate(content["frames"]):
+        path = f"depth/{index}{suffix}"
+        frame["depth_file_path"] = path
+        if suffix == ".npy":
+            np.save(folder / path, (MILLIMETERS * depth).astype(np.float32))
+        else:
+            Image.fromarray((MILLIMETERS * depth).astype(np.uint16)).save(folder / path)
+    listing.write_text(json.dumps(content))
+    return folder

@@ -328,5 +328,6 @@ def _read_images_txt(path: Path) -> list[RegisteredImage]:
 def _read_points_txt(path: Path) -> dict[int, list[float]]:
     points = {}
     for words in (line.split() for line in _read_lines(path) if line.strip()):
-        points[int(words[0])] = [float(word) for word in words[1:4]]
+        number, x, y, z = words[:4]
+        points[int(number)] = [float(x), float(y), float(z)]
     return points

@@ -21,6 +21,7 @@ import pytest
 from layouts import (
     write_colmap,
     write_deepvoxels,
+    write_depth_maps,
     write_llff,
     write_multiscale,
     write_tiny_nerf,
@@ -41,6 +42,7 @@ from jaxrf.training import loop, transitions
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "transforms": write_transforms,
     "masks": lambda folder: with_masks(write_transforms(folder)),
+    "depth": write_depth_maps,
     "llff": write_llff,
     "colmap": write_colmap,
     "colmap in text": lambda folder: write_colmap(folder, text=True),
@@ -325,7 +327,7 @@ def test_corruptions_end_in_one_sentence_or_a_scene(name: str, tmp_path: Path) -
             scene = sources.load_scene(
                 folder / inside,
                 ["train", "val", "test"],
-                LoadOptions(skip_missing=chance.random() < 0.3),
+                LoadOptions(skip_missing=chance.random() < 0.3, depth=chance.random() < 0.5),
             )
         except InputError as error:
             text = str(error)

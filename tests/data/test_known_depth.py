@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import POINTS, write_colmap, write_llff, write_transforms
+from layouts import POINTS, write_colmap, write_depth_maps, write_llff, z_depth
 from PIL import Image
 
 from jaxrf.cameras.base import image_rays
@@ -18,8 +18,6 @@ from jaxrf.data.colmap_files import read_reconstruction
 from jaxrf.data.options import LoadOptions
 from jaxrf.data.scene import KnownDepth, Scene, downscale_split
 
-MILLIMETERS = 1000.0
-
 
 def load(folder: Path, **options: object) -> Scene:
     """The training split, with its known depth."""
@@ -30,30 +28,6 @@ def known_depth(scene: Scene) -> KnownDepth:
     known = scene.train.known_depth
     assert known is not None
     return known
-
-
-def z_depth(size: int = 16, wall: float = 5.0) -> np.ndarray:
-    """Depth along the axis of a slanted wall, as the first camera sees it."""
-    return wall + np.linspace(0.0, 1.0, size)[None] * np.ones((size, 1))
-
-
-def write_depth_maps(folder: Path, size: int = 16, suffix: str = ".png", key: str = "") -> Path:
-    """Depth maps of a slanted wall, in millimeters, with an unknown corner."""
-    write_transforms(folder, ".png")
-    listing = folder / "transforms.json"
-    content = json.loads(listing.read_text())
-    (folder / "depth").mkdir()
-    depth = z_depth(size)
-    depth[:2, :2] = 0.0
-    for index, frame in enumerate(content["frames"]):
-        path = f"depth/{index}{suffix}"
-        frame[key or "depth_file_path"] = path
-        if suffix == ".npy":
-            np.save(folder / path, (MILLIMETERS * depth).astype(np.float32))
-        else:
-            Image.fromarray((MILLIMETERS * depth).astype(np.uint16)).save(folder / path)
-    listing.write_text(json.dumps(content))
-    return folder
 
 
 # Points of COLMAP.
