@@ -105,9 +105,9 @@ def draw_scene(scene: Scene) -> bytes:
         _draw_cameras(axes, scene)
         axes.set(xlabel="x", ylabel="y", zlabel="z", title=title)
         axes.set_aspect("equal")
-        # The plot leaves a third of its place empty.
-        sides_of_box = [np.ptp(getattr(axes, f"get_{axis}lim")()) for axis in "xyz"]
-        axes.set_box_aspect(sides_of_box, zoom=1.3)
+        # By default the plot leaves a third of its place empty.
+        lengths = [np.ptp(getattr(axes, f"get_{axis}lim")()) for axis in "xyz"]
+        axes.set_box_aspect(lengths, zoom=1.3 if elevation == 90.0 else 1.08)
         axes.tick_params(labelsize=7, pad=0)
         for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
             axis.set_major_locator(MaxNLocator(4))

@@ -22,7 +22,7 @@ from jaxrf.data.photos import pairs, refine
 MAX_FEATURE_SIZE = 1200
 MAX_FEATURES = 4096
 # Where photos show fewer, weaker features are taken, too, and described and matched with more care.
-FEW_FEATURES, WEAK_PEAK = 1000, 0.001
+FEW_FEATURES, WEAK_PEAK, MAX_WEAK_FEATURES = 1000, 0.001, 2048
 # Photos whose features are counted first.
 NUM_SAMPLES = 5
 # The lens while photos are placed: with more parameters, few photos do not determine it.
@@ -140,6 +140,7 @@ def _extract(
     options.sift.max_num_features = MAX_FEATURES
     if thorough:
         options.sift.peak_threshold, options.sift.domain_size_pooling = WEAK_PEAK, True
+        options.sift.max_num_features = MAX_WEAK_FEATURES
     reader = pycolmap.ImageReaderOptions()
     reader.camera_model = camera_model
     masks = images.with_name("masks")

@@ -15,6 +15,12 @@ MIN_ANGLE = 1.5
 # A lens with more parameters must lower the loss by this share: what it explains less of is noise,
 # which turns into wrong poses.
 MIN_GAIN = 0.005
+# Distance of a principal point from the middle, as a share of width and height.
+MAX_SHIFT = 0.1
+# Points that a lens is chosen by at most.
+MAX_POINTS = 4000
+# Relative change of the loss at which an adjustment ends.
+ROUGH, EXACT = 1e-5, 1e-6
 
 
 class Lens(NamedTuple):
@@ -41,20 +47,41 @@ def refine(pycolmap: Any, model: Any, chooses_lens: bool) -> Any:
       model: the reconstruction; it is changed.
       chooses_lens: whether the lens may become another; else that of the reconstruction is refined.
     """
-    adjust(pycolmap, model)
-    _leave_out_outliers(pycolmap, model)
-    if not chooses_lens:
-        adjust(pycolmap, model)
-        return model
-    best, best_loss = model, np.inf
+    adjust(pycolmap, model, tolerance=ROUGH)
+    pycolmap.ObservationManager(model).filter_all_points3D(MAX_ERROR, MIN_ANGLE)
+    lens = choose_lens(pycolmap, model) if chooses_lens else None
+    if lens is not None:
+        for camera in model.cameras.values():
+            change_lens(pycolmap, camera, lens.model)
+    adjust(pycolmap, model, lens is not None and lens.moves_center)
+    return model
+
+
+def choose_lens(pycolmap: Any, model: Any) -> Lens:
+    """The simplest of `LENSES` that explains a reconstruction, or a part of its points."""
+    part = pycolmap.Reconstruction(model)
+    numbers = sorted(part.points3D)
+    for number in np.random.default_rng(0).permutation(numbers)[MAX_POINTS:]:
+        part.delete_point3D(int(number))
+    best, best_loss = LENSES[0], np.inf
     for lens in LENSES:
-        candidate = pycolmap.Reconstruction(model)
+        candidate = pycolmap.Reconstruction(part)
         for camera in candidate.cameras.values():
             change_lens(pycolmap, camera, lens.model)
+        # Losses can be compared only where they have converged.
         loss = adjust(pycolmap, candidate, lens.moves_center)
-        if loss < (1.0 - MIN_GAIN) * best_loss:
-            best, best_loss = candidate, loss
+        if loss < (1.0 - MIN_GAIN) * best_loss and _is_centered(candidate):
+            best, best_loss = lens, loss
     return best
+
+
+def _is_centered(model: Any) -> bool:
+    """Whether no principal point moved so far that it rather stands for a wrong rotation."""
+    return all(
+        abs(camera.principal_point_x / camera.width - 0.5) < MAX_SHIFT
+        and abs(camera.principal_point_y / camera.height - 0.5) < MAX_SHIFT
+        for camera in model.cameras.values()
+    )
 
 
 def change_lens(pycolmap: Any, camera: Any, model: str) -> None:
@@ -72,13 +99,15 @@ def _parameter_names(camera: Any) -> list[str]:
     return [name.strip() for name in camera.params_info.split(",")]
 
 
-def adjust(pycolmap: Any, model: Any, moves_center: bool = False) -> float:
+def adjust(
+    pycolmap: Any, model: Any, moves_center: bool = False, tolerance: float = EXACT
+) -> float:
     """Bundle adjustment of a reconstruction with Cauchy's loss; returns the loss."""
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_principal_point, options.print_summary = moves_center, False
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.loss_function_scale = LOSS_SCALE
-    options.ceres.solver_options.function_tolerance = 1e-6
+    options.ceres.solver_options.function_tolerance = tolerance
     config = pycolmap.BundleAdjustmentConfig()
     for number in model.reg_image_ids():
         config.add_image(number)
@@ -86,7 +115,3 @@ def adjust(pycolmap: Any, model: Any, moves_center: bool = False) -> float:
     # `pycolmap.bundle_adjustment` turns its log on again.
     adjuster = pycolmap.create_default_bundle_adjuster(options, config, model)
     return float(adjuster.solve().ceres_summary.final_cost)
-
-
-def _leave_out_outliers(pycolmap: Any, model: Any) -> None:
-    pycolmap.ObservationManager(model).filter_all_points3D(MAX_ERROR, MIN_ANGLE)
