@@ -121,15 +121,17 @@ def write_colmap(
     number: int = 0,
     values: list[float] | None = None,
     text: bool = False,
+    matrices: np.ndarray | None = None,
 ) -> Path:
     """COLMAP's layout, with three points that every view shows at places that mean nothing."""
     cameras = true_cameras()
+    matrices = np.asarray(cameras.T_world_camera if matrices is None else matrices, np.float64)
     save_images(folder / "images", view_names())
     place = folder / "sparse" / "0"
     place.mkdir(parents=True)
     values = values or [float(cameras.focal[0, 0]), 8.0, 8.0]
     size, count = (cameras.width, cameras.height), len(cameras)
-    poses = [_to_colmap(np.asarray(pose, np.float64)) for pose in cameras.T_world_camera]
+    poses = [_to_colmap(pose) for pose in matrices]
     if text:
         numbers = " ".join(map(repr, values))
         (place / "cameras.txt").write_text(f"# id\n7 {model} {size[0]} {size[1]} {numbers}\n")

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrf.core import grids
+from jaxrf.fields.base import ROW_CHANNELS
 
-# Lookups are counted in rows of this many channels.
-ROW_CHANNELS = 8
 # Short measurements report the best time of this many calls.
 NUM_TRIES = 5
 # Rows of the table, positions per lookup, corners per position, and lookups per compiled loop.

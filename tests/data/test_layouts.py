@@ -342,6 +342,19 @@ def test_llff_forward_facing_scene_is_in_ndc(tmp_path: Path) -> None:
     assert scene.frame.scale * 2.5 == pytest.approx(4 / 3)
 
 
+def test_colmap_scene_that_faces_forward_is_in_ndc(tmp_path: Path) -> None:
+    poses = forward_poses()
+    poses[:, 1, 3] -= 6.0
+    scene = sources.load_scene(write_colmap(tmp_path, matrices=poses), ["train"])
+    assert scene.train.cameras.ndc is not None and not scene.unbounded
+    # The nearest of the points is behind the near plane.
+    depths = np.concatenate([(POINTS - pose[:3, 3]) @ -pose[:3, 2] for pose in poses])
+    seen = np.sort(depths.reshape(-1, 3)[:, [0, 1]].ravel())
+    assert scene.frame.scale * np.percentile(seen, 1.0) == pytest.approx(4 / 3, rel=0.02)
+    in_space = sources.load_scene(tmp_path, ["train"], LoadOptions(ndc=False))
+    assert in_space.train.cameras.ndc is None and in_space.unbounded
+
+
 def test_llff_uses_images_of_the_requested_size(tmp_path: Path) -> None:
     folder = write_llff(tmp_path, images="images_4")
     for downscale, size in ((1, 16), (4, 16), (8, 8)):
