@@ -138,7 +138,7 @@ def test_known_depth_is_read_only_where_it_is_asked_for_and_named_otherwise(
     tmp_path: Path,
 ) -> None:
     for folder, word in (
-        (write_depth_maps(tmp_path / "maps"), "8 depth maps"),
+        (write_depth_maps(tmp_path / "maps"), "6 depth maps"),
         (write_colmap(tmp_path / "points"), "points of COLMAP"),
     ):
         scene = sources.load_scene(folder, ["train"])

@@ -344,4 +344,6 @@ def test_poses_of_llff_belong_to_the_images_that_colmap_placed(tmp_path: Path) -
 def test_folders_that_are_not_read_are_named(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path)
     (folder / "depths").mkdir()
-    assert "Not used: depths, as depth" in " ".join(sources.load_scene(folder, ["train"]).notes)
+    assert "Not used: depths, as no file lists" in " ".join(
+        sources.load_scene(folder, ["train"]).notes
+    )
