@@ -62,10 +62,8 @@ def ndc_to_distance(
       distances: along `ndc`.
       plane: n, distance of the near plane.
     """
-    ahead = -rays.directions[..., 2]
-    ahead = jnp.where(ahead > 1e-6, ahead, 1.0)
+    ahead, start = _meet_near_plane(rays, plane)
     fraction = distances / jnp.where(ndc.far > 0.0, ndc.far, 1.0)
-    start = (plane + rays.origins[..., 2]) / ahead
     return start + plane * fraction / (ahead * jnp.maximum(1.0 - fraction, 1e-6))
 
 
@@ -82,8 +80,15 @@ def distance_to_ndc(
       distances: along `rays`.
       plane: n, distance of the near plane.
     """
-    ahead = -rays.directions[..., 2]
-    ahead = jnp.where(ahead > 1e-6, ahead, 1.0)
-    start = (plane + rays.origins[..., 2]) / ahead
+    ahead, start = _meet_near_plane(rays, plane)
     beyond = ahead * jnp.maximum(distances - start, 0.0)
     return ndc.far * beyond / (plane + beyond)
+
+
+def _meet_near_plane(
+    rays: Rays, plane: float
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Cosines of rays with -z (1 for backward rays), and their distances to the near plane."""
+    ahead = -rays.directions[..., 2]
+    ahead = jnp.where(ahead > 1e-6, ahead, 1.0)
+    return ahead, (plane + rays.origins[..., 2]) / ahead

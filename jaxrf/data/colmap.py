@@ -112,7 +112,7 @@ def find_points(model: Reconstruction, image: RegisteredImage) -> Float[np.ndarr
         return None
     camera = model.cameras[image.camera]
     size = (float(camera.width), float(camera.height))
-    return locate_points(image, size, model.point_numbers, model.points)
+    return locate_points(image, size, *model.observe(image))
 
 
 def _is_binary(model: Path) -> bool:
@@ -139,11 +139,9 @@ def _find_range(model: Reconstruction) -> tuple[float | None, float | None, floa
     """
     distances, depths = [], []
     for image in model.images:
-        observed = np.isin(image.points, model.point_numbers)
-        rows = np.searchsorted(model.point_numbers, image.points[observed])
-        to_point = model.points[rows] - image.pose[:3, 3]
-        distances.append(np.linalg.norm(to_point, axis=-1))
-        depths.append(to_point @ -image.pose[:3, 2])
+        to_points, _ = model.observe(image)
+        distances.append(np.linalg.norm(to_points, axis=-1))
+        depths.append(to_points @ -image.pose[:3, 2])
     all_distances = np.concatenate(distances) if distances else np.zeros(0)
     if all_distances.size == 0:
         return None, None, None

@@ -102,6 +102,14 @@ class Reconstruction:
     point_numbers: Int[np.ndarray, "p"]
     points: Float[np.ndarray, "p 3"]
 
+    def observe(
+        self, image: RegisteredImage
+    ) -> tuple[Float[np.ndarray, "k 3"], Float[np.ndarray, "k 2"]]:
+        """Vectors from the position of an image to the points it shows, and their keypoints."""
+        observed = np.isin(image.points, self.point_numbers)
+        rows = np.searchsorted(self.point_numbers, image.points[observed])
+        return self.points[rows] - image.pose[:3, 3], image.keypoints[observed]
+
 
 def read_reconstruction(folder: Path) -> Reconstruction:
     """Reads the cameras, images and, if there are any, points of a reconstruction.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 
 from jaxrf.cameras.base import Cameras, pixels_to_rays
@@ -30,24 +30,21 @@ MAX_UNIT_ERROR = 20.0
 def locate_points(
     image: RegisteredImage,
     size: tuple[float, float],
-    numbers: Int[np.ndarray, "p"],
-    points: Float[np.ndarray, "p 3"],
+    to_points: Float[np.ndarray, "k 3"],
+    keypoints: Float[np.ndarray, "k 2"],
 ) -> Float[np.ndarray, "q 3"]:
     """The points of a reconstruction that an image shows, as `Frame.points` has them.
 
     Args:
-      image: with its keypoints.
+      image: the image.
       size: width and height that the keypoints are in.
-      numbers: (p,) of the points, ascending.
-      points: (p, 3) in the coordinates of the poses.
+      to_points: (k, 3) from the image's position to each point (`Reconstruction.observe`).
+      keypoints: (k, 2) of the points.
     """
-    observed = np.isin(image.points, numbers)
-    to_point = points[np.searchsorted(numbers, image.points[observed])] - image.pose[:3, 3]
     located = np.concatenate(
-        [image.keypoints[observed] / np.array(size), np.linalg.norm(to_point, axis=-1)[:, None]],
-        axis=-1,
+        [keypoints / np.array(size), np.linalg.norm(to_points, axis=-1)[:, None]], axis=-1
     )
-    in_front = to_point @ -image.pose[:3, 2] > 0.0
+    in_front = to_points @ -image.pose[:3, 2] > 0.0
     within = np.all((located[:, :2] >= 0.0) & (located[:, :2] < 1.0), axis=-1)
     return located[in_front & within]
 
