@@ -66,10 +66,10 @@ def cast_image(pose: np.ndarray, width: int, height: int, focal: float) -> np.nd
 
 def textured_scene(count: int = 24, width: int = 64, height: int = 48) -> Scene:
     """A scene of `count` views from all around."""
-    poses = ring_poses(count)
-    rgb = np.stack([cast_image(pose, width, height, 55.0) for pose in poses])
+    poses, focal = ring_poses(count), 55.0 * width / 64
+    rgb = np.stack([cast_image(pose, width, height, focal) for pose in poses])
     images = np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], axis=-1)
     names = tuple(f"{index:03d}" for index in range(count))
-    split = Split("train", names, images, pinhole_cameras(poses, width, height, 55.0))
+    split = Split("train", names, images, pinhole_cameras(poses, width, height, focal))
     box = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
     return Scene("textured", {"train": split}, box, 0.05, 6.0, unbounded=True)

@@ -160,7 +160,7 @@ def pixels_to_rays(
         if cameras.distortion is not None:
             coefficients = jnp.asarray(cameras.distortion)[camera_index]
             offset = lenses.undistort(cameras.lens, coefficients, offset)
-        return lenses.point_to_direction(cameras.lens, offset) * flip
+        return jnp.asarray(lenses.point_to_direction(cameras.lens, offset)) * flip
 
     direction = unit_direction(offset)
     spacing = jnp.ones_like(offset[..., 0])

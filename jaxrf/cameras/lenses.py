@@ -113,17 +113,25 @@ def undistort(
     return jax.lax.fori_loop(0, NEWTON_STEPS, improve, image_point)
 
 
-def point_to_direction(lens: Lens, point: Float[Array, "*batch 2"]) -> Float[Array, "*batch 3"]:
-    """Unit direction of a ray point; x right, y down, z forwards."""
+def point_to_direction(
+    lens: Lens, point: Float[Array | np.ndarray, "*batch 2"], xp: Any = jnp
+) -> Float[Array | np.ndarray, "*batch 3"]:
+    """Unit direction of a ray point; x right, y down, z forwards.
+
+    Args:
+      lens: family of the lens.
+      point: ray points.
+      xp: jax.numpy or numpy.
+    """
     if lens == "perspective" or lens == "fov":
-        ahead = jnp.concatenate([point, jnp.ones_like(point[..., :1])], axis=-1)
-        return ahead / jnp.linalg.norm(ahead, axis=-1, keepdims=True)
-    square = jnp.sum(jnp.square(point), axis=-1, keepdims=True)
+        ahead = xp.concatenate([point, xp.ones_like(point[..., :1])], axis=-1)
+        return ahead / xp.linalg.norm(ahead, axis=-1, keepdims=True)
+    square = xp.sum(xp.square(point), axis=-1, keepdims=True)
     center = square < 1e-12
-    angle = jnp.sqrt(jnp.where(center, 1.0, square))
+    angle = xp.sqrt(xp.where(center, 1.0, square))
     # sin(angle) / angle, whose limit at 0 is 1.
-    ratio = jnp.where(center, 1.0, jnp.sin(angle) / angle)
-    return jnp.concatenate([point * ratio, jnp.where(center, 1.0, jnp.cos(angle))], axis=-1)
+    ratio = xp.where(center, 1.0, xp.sin(angle) / angle)
+    return xp.concatenate([point * ratio, xp.where(center, 1.0, xp.cos(angle))], axis=-1)
 
 
 def direction_to_point(

@@ -60,7 +60,7 @@ def _check_scene(scene: Scene) -> Iterator[str]:
         yield from _check_images(name, split)
         yield from _check_cameras(name, split)
     yield from _check_geometry(scene)
-    better = consistency.find_better_poses(scene)
+    better = consistency.find_better_cameras(scene)
     if better is not None:
         yield better
     for (one, a), (other, b) in itertools.combinations(scene.splits.items(), 2):
