@@ -11,6 +11,7 @@ data set stay in --output.
 
 import argparse
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from jaxrf.cameras.transforms import (
     invert_transform,
     transform_poses,
 )
+from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.bricks.model import build_model
 from jaxrf.data.bricks.rendering import render_view
@@ -45,8 +47,10 @@ def orbit_poses(count: int) -> np.ndarray:
 def write_video(path: Path, poses: np.ndarray, size: int) -> None:
     """Renders views of the built-in scene on gray, as a video."""
     model, frames = build_model(), []
+    # Encoders take even sizes only.
+    width, height = size // 2 * 2, size * 3 // 8 * 2
     for pose in poses:
-        rgba, _ = render_view(model, pose, size, size * 3 // 4)
+        rgba, _ = render_view(model, pose, width, height)
         alpha = rgba[..., 3:] / 255.0
         frames.append(np.rint(rgba[..., :3] * alpha + 190.0 * (1.0 - alpha)).astype(np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,10 @@ def main() -> None:
                 shutil.copy(photo, source)
     started = time.monotonic()
     photos = PhotoOptions(frames=options.frames, camera_model=options.camera_model)
-    report = prepare_photos(source, options.output / "set", photos)
+    try:
+        report = prepare_photos(source, options.output / "set", photos)
+    except InputError as error:
+        sys.exit(str(error))
     minutes = (time.monotonic() - started) / 60.0
     model = read_reconstruction(options.output / "set" / "sparse" / "0")
     found = np.stack([image.pose for image in model.images])

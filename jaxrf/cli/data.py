@@ -1,6 +1,7 @@
 """`jaxrf data info` and `jaxrf data fetch`: describe a data set, download a public one."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -74,16 +75,19 @@ def run_photos(options: DataPhotosOptions) -> int:
     """Finds the poses of photos and writes them as a data set; returns the exit code."""
     from jaxrf.core.errors import InputError
     from jaxrf.data import sources
-    from jaxrf.data.photos import prepare
+    from jaxrf.data.photos import prepare, video
     from jaxrf.training import runs
 
     path = sources.find_data(options.photos)
     if not prepare.is_photos(path):
-        raise InputError(f"{path} holds no photos and is no video: give one of them.")
+        is_photo = path.is_file() and path.suffix.lower() not in video.VIDEO_SUFFIXES
+        what = "is no video: give a video" if is_photo else "holds no photos: give a video"
+        raise InputError(f"{path} {what} or the folder of the photos.")
     runs.make_writable(options.output, "--output")
     report = prepare.prepare_photos(path, options.output, options)
     print("\n".join(prepare.describe(report)))
-    print(f"Written: {options.output} (train on it with --data {options.output})")
+    command = shlex.join(["jaxrf", "train", "--data", str(options.output)])
+    print(f"Written: {options.output} (train on it: {command})")
     return 0
 
 

@@ -146,13 +146,13 @@ def describe_known_depth(frames: Mapping[str, Sequence[Frame]], is_used: bool) -
     points = sum(0 if frame.points is None else len(frame.points) for frame in every)
     kinds = [
         *([format_count(maps, "depth map")] if maps else []),
-        *([f"the points of COLMAP, seen {points} times"] if points else []),
+        *([f"COLMAP's points in {points} pixels"] if points else []),
     ]
     if not kinds:
         return []
     if is_used:
         return [f"Depth: {' and '.join(kinds)}."]
-    return [f"Not used: {' and '.join(kinds)} (--loss.depth-weight 0.01 trains on their depth)."]
+    return [f"Known depth: {' and '.join(kinds)}; --loss.depth-weight 0.01 would train on it."]
 
 
 def find_wrong_unit(known: KnownDepth, scene: Scene) -> str | None:

@@ -13,7 +13,7 @@ from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.data.frames import Listing
 from jaxrf.data.loading import ChooseViews
 from jaxrf.data.options import LoadOptions, load_options
-from jaxrf.data.photos import prepare
+from jaxrf.data.photos import gather, prepare
 from jaxrf.data.photos.prepare import PhotoOptions
 from jaxrf.data.scene import Scene
 
@@ -82,9 +82,9 @@ def find_data(data: Path) -> Path:
         if folder.exists():
             return folder
     raise InputError(
-        f"--data {data} does not exist: give the folder that holds transforms_train.json or "
-        "another list of images, a folder of photos or a video, or leave --data out for the "
-        "built-in scene."
+        f"{data} does not exist: give the folder that holds transforms_train.json or another list "
+        "of images, a folder of photos or a video (training without --data takes the built-in "
+        "scene)."
     )
 
 
@@ -112,7 +112,15 @@ def ensure_poses(path: Path, options: PhotoOptions, notify: Callable[[str], None
     Raises:
       InputError: `path` holds neither, or no poses can be found for its photos.
     """
-    if any(known.matches(path) for known in FORMATS) or not prepare.is_photos(path):
+    if any(known.matches(path) for known in FORMATS):
+        return path
+    if not prepare.is_photos(path):
+        data_sets = gather.find_data_sets(path)
+        if data_sets:
+            raise InputError(
+                f"{path} holds no images itself, but {len(data_sets)} data sets: give one of them, "
+                f"such as {data_sets[0]}."
+            )
         return path
     folder = prepare.cached_folder(path, options)
     if prepare.read_report(folder) is None:

@@ -139,11 +139,11 @@ def test_known_depth_is_read_only_where_it_is_asked_for_and_named_otherwise(
 ) -> None:
     for folder, word in (
         (write_depth_maps(tmp_path / "maps"), "6 depth maps"),
-        (write_colmap(tmp_path / "points"), "points of COLMAP"),
+        (write_colmap(tmp_path / "points"), "COLMAP's points"),
     ):
         scene = sources.load_scene(folder, ["train"])
         assert scene.train.known_depth is None
-        assert [note for note in scene.notes if "Not used" in note and word in note] == [
+        assert [note for note in scene.notes if "would train on it" in note and word in note] == [
             note for note in scene.notes if "--loss.depth-weight" in note
         ]
         assert any(note.startswith("Depth: ") for note in load(folder).notes)

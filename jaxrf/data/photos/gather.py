@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.progress import ProgressBar
-from jaxrf.data import images
+from jaxrf.data import images, llff, multiscale, transforms
 from jaxrf.data.files import natural_key
 from jaxrf.data.photos.video import JPEG_QUALITY, shrink
 
@@ -20,39 +20,62 @@ PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg")
 MASK_FOLDERS = ("masks", "mask")
 DYNAMIC_MASK = "dynamic_mask_"
 MAX_PHOTOS = 5000
+# COLMAP's features do not fit into smaller photos.
+MIN_PHOTO_SIZE = 32
+# Files and folders of data sets that have poses, whose images are no further photos.
+POSE_FILES = frozenset(
+    {transforms.LISTING, llff.LISTING, multiscale.LISTING, "transforms_train.json", "sparse"}
+)
 
 
 class Photos(NamedTuple):
     """Photos that were gathered.
 
     names: of the files, in the order of the photos.
-    damaged: why a photo was left out, by its name.
+    unusable: why a photo was left out, by its name.
     """
 
     names: list[str]
-    damaged: dict[str, str]
+    unusable: dict[str, str]
 
 
 def list_photos(folder: Path) -> list[Path]:
-    """The images in a folder, in natural order, or in its folder `images` if it has none itself.
+    """The images in a folder and in all below it, in natural order.
 
-    Else those in all of its subfolders, as in the folders of several cameras or days. Masks of
-    other programs and hidden files are left out.
+    If it has none itself but a folder `images` or `input`, only those in that one: others beside it
+    hold the same in other sizes, depth or masks. Masks of other programs, hidden files, and data
+    sets with poses below the folder are left out.
     """
-    for candidate in (folder, folder / "images", folder / "input"):
-        photos = _list_folder(candidate)
-        if photos:
-            return photos
+    if not _list_folder(folder):
+        for candidate in (folder / "images", folder / "input"):
+            photos = _list_folder(candidate)
+            if photos:
+                return photos
     photos = []
     for parent, subfolders, _ in os.walk(folder):
         subfolders[:] = sorted(
-            (n for n in subfolders if not n.startswith(".") and n not in MASK_FOLDERS),
-            key=natural_key,
+            (n for n in subfolders if _may_hold_photos(Path(parent, n))), key=natural_key
         )
         photos += _list_folder(Path(parent))
         if len(photos) > MAX_PHOTOS:
             break
     return photos
+
+
+def _may_hold_photos(folder: Path) -> bool:
+    if folder.name.startswith(".") or folder.name in MASK_FOLDERS:
+        return False
+    return not any((folder / name).exists() for name in POSE_FILES)
+
+
+def find_data_sets(folder: Path) -> list[Path]:
+    """Data sets with poses directly below a folder, in natural order."""
+    try:
+        subfolders = [path for path in folder.iterdir() if path.is_dir()]
+    except OSError:
+        return []
+    found = [p for p in subfolders if any((p / name).exists() for name in POSE_FILES)]
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def _list_folder(folder: Path) -> list[Path]:
@@ -105,11 +128,15 @@ def gather_photos(photos: list[Path], output: Path, max_size: int) -> Photos:
         )
     folder = output / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    names, damaged = [], {}
+    names, unusable = [], {}
     failure: InputError | None = None
     with ProgressBar(len(photos), "copy photos", "photo") as bar:
         for photo, name in zip(photos, name_photos(photos), strict=True):
             try:
+                size = images.read_image_size(photo, photo.parent)
+                if min(size.width, size.height) < MIN_PHOTO_SIZE:
+                    unusable[photo.name] = f"smaller than {MIN_PHOTO_SIZE} pixels"
+                    continue
                 if not (folder / name).exists():
                     _copy_mask(photo, output / "masks" / f"{name}.png", max_size)
                     _copy_photo(photo, folder / name, max_size)
@@ -118,11 +145,11 @@ def gather_photos(photos: list[Path], output: Path, max_size: int) -> Photos:
                 # All photos of a phone are HEIF, or none.
                 raise
             except InputError as error:
-                failure, damaged[photo.name] = error, "it is damaged: copy it again"
+                failure, unusable[photo.name] = error, "damaged; copy again"
             bar.update(1)
     if failure is not None and not names:
         raise failure
-    return Photos(names, damaged)
+    return Photos(names, unusable)
 
 
 def _copy_photo(photo: Path, target: Path, max_size: int) -> None:

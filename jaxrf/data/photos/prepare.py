@@ -4,15 +4,21 @@ import dataclasses
 import hashlib
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.user_cache import cache_folder
+from jaxrf.data.colmap_files import MODELS
 from jaxrf.data.files import format_count, format_names
 from jaxrf.data.photos import gather, reconstruct, video
 
 REPORT = "report.json"
+# What a data set is made of: the options and the files with their sizes and times.
+SOURCE = "source.json"
+# COLMAP places nothing in smaller photos.
+MIN_SIZE = 100
 # Below this share of placed photos, and above this error in pixels, a result is doubtful.
 FEW_PLACED, LARGE_ERROR = 0.7, 1.5
 
@@ -32,9 +38,15 @@ class PhotoOptions:
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
-        require_positive(self, "frames", "max_size")
         if self.frames < reconstruct.MIN_PLACED:
             raise InputError(f"--frames is {self.frames}: give {reconstruct.MIN_PLACED} or more.")
+        if self.max_size < MIN_SIZE:
+            raise InputError(f"--max-size is {self.max_size}: give {MIN_SIZE} pixels or more.")
+        known = (reconstruct.ANY_MODEL, *(model.name for model in MODELS))
+        if self.camera_model not in known:
+            raise InputError(
+                f"--camera-model is {self.camera_model}: give one of {', '.join(known)}."
+            )
 
 
 def is_photos(path: Path) -> bool:
@@ -44,18 +56,59 @@ def is_photos(path: Path) -> bool:
 
 def cached_folder(path: Path, options: PhotoOptions) -> Path:
     """The folder in the user's cache for the poses of photos, by names, sizes and options."""
+    described = json.dumps(_describe_source(path, options))
+    digest = hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
+    return cache_folder() / "photos" / f"{path.absolute().stem or 'photos'}-{digest}"
+
+
+def _describe_source(path: Path, options: PhotoOptions) -> dict[str, Any]:
+    """The options, and size and time of each file by its name."""
     files = [path] if path.is_file() else gather.list_photos(path)
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        status = os.stat(file)
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    digest.update(repr(dataclasses.astuple(options)).encode())
-    name = path.absolute().stem or "photos"
-    return cache_folder() / "photos" / f"{name}-{digest.hexdigest()}"
+    root = path.parent if path.is_file() else path
+    status = {file.relative_to(root).as_posix(): os.stat(file) for file in files}
+    return {
+        "options": {field.name: getattr(options, field.name) for field in fields(PhotoOptions)},
+        "files": {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()},
+    }
+
+
+def _continue_with(path: Path, output: Path, options: PhotoOptions) -> None:
+    """Notes in `output` what it is made of; photos may have been added since.
+
+    Raises:
+      InputError: it is made of other photos, or with other options.
+    """
+    source = _describe_source(path, options)
+    try:
+        before = json.loads((output / SOURCE).read_text(encoding="utf-8"))
+        changed = before["options"] != source["options"]
+        lost = [name for name in before["files"] if name not in source["files"]]
+        lost += [n for n, s in source["files"].items() if before["files"].get(n, s) != s]
+    except OSError:
+        if (output / "images").is_dir() or (output / "sparse").is_dir():
+            raise InputError(f"{output} holds another data set: give a new folder.") from None
+        output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(f"{output / SOURCE} is damaged: give a new folder.") from None
+    else:
+        if changed or lost:
+            what = "with other options" if changed else f"of other photos (such as {lost[0]})"
+            raise InputError(f"{output} is made {what}: give a new folder, or remove it.")
+        if len(before["files"]) < len(source["files"]):
+            (output / REPORT).unlink(missing_ok=True)
+    _write_json(output / SOURCE, source)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    partial.replace(path)
 
 
 def prepare_photos(path: Path, output: Path, options: PhotoOptions) -> reconstruct.Report:
     """Writes a data set in COLMAP's layout: `images` and `sparse/0`; continues one that was begun.
+
+    Photos that were added since are placed with the others.
 
     Args:
       path: a folder of photos, or a video.
@@ -63,30 +116,32 @@ def prepare_photos(path: Path, output: Path, options: PhotoOptions) -> reconstru
       options: of the reconstruction.
 
     Raises:
-      InputError: there are too few photos, one is damaged, or no scene is found in them.
+      InputError: there are too few photos, all are damaged, no scene is found in them, or `output`
+        is made of others.
     """
+    _continue_with(path, output, options)
     report = read_report(output)
     if report is not None:
         return report
     # Checked before hours are spent on other things.
     reconstruct.import_pycolmap()
-    damaged: dict[str, str] = {}
+    unusable: dict[str, str] = {}
     if video.is_video(path):
         names = video.extract_frames(path, output / "images", options.frames, options.max_size)
     else:
         photos = gather.list_photos(path)
-        names, damaged = gather.gather_photos(photos, output, options.max_size)
+        names, unusable = gather.gather_photos(photos, output, options.max_size)
     if len(names) < reconstruct.MIN_PLACED:
         raise InputError(
-            f"{path} has only {len(names)} images: give at least {reconstruct.MIN_PLACED}, and "
-            "better 30 or more, from all sides."
+            f"{path} has only {len(names)} images that can be used: give at least "
+            f"{reconstruct.MIN_PLACED}, and better 30 or more, from all sides."
         )
-    report = reconstruct.reconstruct(output, names, options.camera_model, video.is_video(path))
-    report = dataclasses.replace(report, unplaced=report.unplaced | damaged)
-    text = json.dumps(dataclasses.asdict(report), indent=1)
-    partial = output / f".{REPORT}"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(output / REPORT)
+    try:
+        report = reconstruct.reconstruct(output, names, options.camera_model, video.is_video(path))
+    except reconstruct.NoSceneError as error:
+        raise InputError(f"No scene was found in {path}: {error}") from error
+    report = dataclasses.replace(report, unplaced=report.unplaced | unusable)
+    _write_json(output / REPORT, dataclasses.asdict(report))
     return report
 
 
@@ -112,7 +167,7 @@ def describe(report: reconstruct.Report) -> list[str]:
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
         count = format_count(len(names), "photo")
-        lines.append(f"Not placed: {count} ({format_names(names)}), as {reason}.")
+        lines.append(f"Not placed: {count} ({format_names(names)}): {reason}.")
     if len(report.placed) < FEW_PLACED * total:
         lines.append(
             "Many photos are not placed: take more between those that are and those that are not, "

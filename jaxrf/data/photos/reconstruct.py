@@ -34,8 +34,14 @@ IMAGES_PER_CALL = 4
 MIN_PLACED = 3
 # Matches with other images that an image needs to be placed, as COLMAP counts them.
 MIN_MATCHES = 30
+# So few photos fail for being few.
+FEW_PHOTOS = 10
 SEED = 0
 EXIF_IFD, EXIF_FOCAL_LENGTH = 0x8769, 0x920A
+
+
+class NoSceneError(Exception):
+    """Too few photos could be placed; says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +91,8 @@ def reconstruct(folder: Path, names: Sequence[str], camera_model: str, in_order:
       in_order: whether following images are known to overlap, as in a video.
 
     Raises:
-      InputError: pycolmap is missing, or too few images could be placed.
+      InputError: pycolmap is missing.
+      NoSceneError: too few images could be placed.
     """
     pycolmap = import_pycolmap()
     pycolmap.set_random_seed(SEED)
@@ -100,7 +107,7 @@ def reconstruct(folder: Path, names: Sequence[str], camera_model: str, in_order:
     models = _map(pycolmap, database, folder, len(names))
     inliers = _count_inliers(pycolmap, database, ids)
     if not models or max(m.num_reg_images() for m in models.values()) < MIN_PLACED:
-        raise InputError(_explain_failure(folder, names, features, inliers))
+        raise NoSceneError(_explain_failure(names, features, inliers))
     best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
     best = refine.refine(pycolmap, best, camera_model == ANY_MODEL)
     output = folder / "sparse" / "0"
@@ -295,6 +302,7 @@ def _map(pycolmap: Any, database: Path, folder: Path, count: int) -> dict[int, A
             initial_image_pair_callback=advance,
             next_image_callback=advance,
         )
+        bar.update(count - bar.n)
     return models
 
 
@@ -312,29 +320,35 @@ def _count_inliers(pycolmap: Any, database: Path, ids: Sequence[int]) -> list[in
 def _explain(num_features: int, num_matches: int, elsewhere: bool) -> str:
     """Why an image was not placed."""
     if num_features < 50:
-        return "it shows too little detail, or is blurred"
+        return "too little detail, or blurred"
     if elsewhere:
-        return "it belongs to a group of photos that overlaps too little with the others"
+        return "they overlap with each other, but too little with the others; is it another place?"
     if num_matches < MIN_MATCHES:
-        return "it overlaps too little with every other photo"
-    return "its overlap with the others does not fit one rigid scene"
+        return "too little overlap with every other photo"
+    return "the overlap with the others does not fit one rigid scene"
 
 
 def _explain_failure(
-    folder: Path, names: Sequence[str], features: Sequence[np.ndarray], inliers: Sequence[int]
+    names: Sequence[str], features: Sequence[np.ndarray], inliers: Sequence[int]
 ) -> str:
     few = sum(len(f) < 50 for f in features)
     alone = sum(count < MIN_MATCHES for count in inliers)
+    if len(names) < FEW_PHOTOS:
+        return (
+            f"{len(names)} photos are few; take 30 or more, moving by small steps, so that each "
+            "shows at least two thirds of the one before."
+        )
     if few > len(names) // 2:
-        advice = "most show too little detail or are blurred: give sharper photos with more texture"
-    elif alone > len(names) // 2:
-        advice = (
-            "most overlap too little with any other: move by small steps, so that each photo shows "
-            "at least two thirds of the one before"
+        return (
+            f"most of the {len(names)} photos show too little detail or are blurred; take sharper "
+            "ones, of something with more texture."
         )
-    else:
-        advice = (
-            "they were taken from nearly one place, or what they show moved: walk around the "
-            "scene rather than turn the camera, and keep what you photograph still"
+    if alone > len(names) // 2:
+        return (
+            f"most of the {len(names)} photos overlap too little with any other; move by small "
+            "steps, so that each shows at least two thirds of the one before."
         )
-    return f"No scene was found in the {len(names)} photos of {folder}, as {advice}."
+    return (
+        f"the {len(names)} photos were taken from nearly one place, or what they show moved; walk "
+        "around the scene rather than turn the camera, and keep what you photograph still."
+    )

@@ -26,7 +26,7 @@ def test_photos_are_listed_naturally_without_hidden_files_and_masks(tmp_path: Pa
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_copies_are_upright_and_keep_the_focal_length(orientation: int, tmp_path: Path) -> None:
-    rgb = cast_image(ring_poses(3)[0], 40, 30, 35.0)
+    rgb = cast_image(ring_poses(3)[0], 48, 36, 42.0)
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     exif.get_ifd(0x8769)[0x920A] = 4.25  # FocalLength
@@ -54,17 +54,36 @@ def test_damaged_photos_are_left_out_and_named(tmp_path: Path) -> None:
         Image.new("RGB", (64, 64)).save(photo)
     damage(photos[0])
     gathered = gather.gather_photos(photos, tmp_path / "out", MAX_SIZE)
-    assert gathered == (["b.jpg"], {"a.jpg": "it is damaged: copy it again"})
+    assert gathered == (["b.jpg"], {"a.jpg": "damaged; copy again"})
     damage(photos[1])
     with pytest.raises(InputError, match=r"b\.jpg is truncated or broken"):
         gather.gather_photos(photos, tmp_path / "other", MAX_SIZE)
     assert list((tmp_path / "other" / "images").iterdir()) == []
 
 
+def test_photos_of_a_folder_and_those_below_it_are_taken_but_not_data_sets(tmp_path: Path) -> None:
+    names = ("1.jpg", "second round/2.jpg", "masks/1.png", "set/images/3.jpg", "set/sparse/0/a.jpg")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    photos = gather.list_photos(tmp_path)
+    assert [p.relative_to(tmp_path).as_posix() for p in photos] == ["1.jpg", "second round/2.jpg"]
+    assert gather.name_photos(photos) == ["1.jpg", "second_round_2.jpg"]
+    assert gather.find_data_sets(tmp_path) == [tmp_path / "set"]
+
+
+def test_photos_that_are_too_small_are_left_out(tmp_path: Path) -> None:
+    Image.new("RGB", (10, 6)).save(tmp_path / "a.png")
+    assert gather.gather_photos([tmp_path / "a.png"], tmp_path / "out", MAX_SIZE) == (
+        [],
+        {"a.png": "smaller than 32 pixels"},
+    )
+
+
 def test_photos_of_subfolders_have_their_folders_in_their_names(tmp_path: Path) -> None:
     for name in ("left/1 (2).jpg", "left/2.webp", "left/2.png", "right/day 1/1 (2).jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
     photos = gather.list_photos(tmp_path)
     assert gather.name_photos(photos) == [
         "left_1_(2).jpg",
@@ -76,7 +95,7 @@ def test_photos_of_subfolders_have_their_folders_in_their_names(tmp_path: Path) 
     assert sorted(p.name for p in (tmp_path / "out" / "images").iterdir()) == sorted(names)
 
 
-@pytest.mark.parametrize(("size", "expected"), [((80, 60), (40, 30)), ((30, 80), (15, 40))])
+@pytest.mark.parametrize(("size", "expected"), [((80, 64), (40, 32)), ((60, 80), (30, 40))])
 def test_large_photos_and_their_masks_are_reduced(
     size: tuple[int, int], expected: tuple[int, int], tmp_path: Path
 ) -> None:

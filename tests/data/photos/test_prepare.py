@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,13 +38,80 @@ def test_data_sets_with_poses_and_other_folders_are_left_alone(tmp_path: Path) -
 
 
 def test_descriptions_say_what_was_placed_and_what_to_do() -> None:
-    report = reconstruct.Report(
-        ("a", "b"), {"c": "it is blurred", "d": "it is blurred"}, 2.0, 9, 60.0
-    )
+    report = reconstruct.Report(("a", "b"), {"c": "blurred", "d": "blurred"}, 2.0, 9, 60.0)
     first, second, third, fourth = prepare.describe(report)
     assert first.startswith("Placed: 2 of 4 photos, 9 points, mean reprojection error 2.00")
-    assert second == "Not placed: 2 photos (c, d), as it is blurred."
+    assert second == "Not placed: 2 photos (c, d): blurred."
     assert "take more between" in third and "--camera-model" in fourth
+
+
+def fake_reconstruction(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Replaces COLMAP by a list of the names that it is called with."""
+    calls: list[list[str]] = []
+
+    def reconstruct_all(folder: Path, names: list[str], *_: object) -> reconstruct.Report:
+        calls.append(list(names))
+        return reconstruct.Report(tuple(names), {}, 0.5, 9, 60.0)
+
+    monkeypatch.setattr(reconstruct, "reconstruct", reconstruct_all)
+    monkeypatch.setattr(reconstruct, "import_pycolmap", lambda: None)
+    return calls
+
+
+def test_added_photos_are_placed_too_and_other_photos_and_options_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_reconstruction(monkeypatch)
+    photos, output = tmp_path / "photos", tmp_path / "set"
+    write_photos(photos, ring_poses(12)[:4])
+    for _ in range(2):
+        prepare.prepare_photos(photos, output, PhotoOptions())
+    assert [len(names) for names in calls] == [4]
+    shutil.copy(photos / "IMG_0.jpg", photos / "IMG_4.jpg")
+    assert len(prepare.prepare_photos(photos, output, PhotoOptions()).placed) == 5
+    with pytest.raises(InputError, match=r"set is made with other options: give a new folder"):
+        prepare.prepare_photos(photos, output, PhotoOptions(max_size=200))
+    write_photos(tmp_path / "other", ring_poses(12)[:4], ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    with pytest.raises(InputError, match=r"set is made of other photos \(such as IMG_0\.jpg\)"):
+        prepare.prepare_photos(tmp_path / "other", output, PhotoOptions())
+    (tmp_path / "foreign" / "images").mkdir(parents=True)
+    with pytest.raises(InputError, match="foreign holds another data set: give a new folder"):
+        prepare.prepare_photos(photos, tmp_path / "foreign", PhotoOptions())
+    (output / prepare.SOURCE).write_text("[")
+    with pytest.raises(InputError, match=r"source\.json is damaged"):
+        prepare.prepare_photos(photos, output, PhotoOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_size": 10}, "--max-size is 10: give 100 pixels or more"),
+        ({"frames": 2}, "--frames is 2: give 3 or more"),
+        ({"camera_model": "FISHY"}, "--camera-model is FISHY: give one of auto, SIMPLE_PINHOLE"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PhotoOptions(**options)
+
+
+def test_a_folder_of_data_sets_is_named_as_one(tmp_path: Path) -> None:
+    for name in ("lego", "chair"):
+        (tmp_path / name / "train").mkdir(parents=True)
+        (tmp_path / name / "transforms_train.json").write_text("{}")
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "train" / "r_0.png")
+    with pytest.raises(InputError, match=r"no images itself, but 2 data sets: .*such as .*chair"):
+        sources.ensure_poses(tmp_path, PhotoOptions())
+
+
+@pytest.mark.slow
+def test_few_photos_are_said_to_be_few(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    write_photos(tmp_path / "photos", ring_poses(12)[:1])
+    for index in (1, 2):
+        shutil.copy(tmp_path / "photos" / "IMG_0.jpg", tmp_path / "photos" / f"IMG_{index}.jpg")
+    with pytest.raises(InputError, match=r"in .*photos: 3 photos are few; take 30 or more"):
+        prepare.prepare_photos(tmp_path / "photos", tmp_path / "set", PhotoOptions())
 
 
 @pytest.mark.slow
@@ -54,7 +122,7 @@ def test_poses_of_photos_are_found(tmp_path: Path) -> None:
     Image.new("RGB", (400, 300), (90, 90, 90)).save(tmp_path / "photos" / "IMG_99.jpg")
     report = prepare.prepare_photos(tmp_path / "photos", tmp_path / "set", PhotoOptions())
     assert len(report.placed) == 32 and report.error < 1.0
-    assert report.unplaced == {"IMG_99.jpg": "it shows too little detail, or is blurred"}
+    assert report.unplaced == {"IMG_99.jpg": "too little detail, or blurred"}
     assert report.degrees == pytest.approx(2 * np.degrees(np.arctan(200 / 330)), abs=1.5)
     model = read_reconstruction(tmp_path / "set" / "sparse" / "0")
     assert len({image.camera for image in model.images}) == 1
@@ -76,13 +144,13 @@ def test_photos_without_overlap_are_explained(tmp_path: Path) -> None:
     pytest.importorskip("pycolmap")
     (tmp_path / "photos").mkdir()
     rng = np.random.default_rng(0)
-    for index in range(4):
+    for index in range(12):
         noise = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
         noise.resize((320, 240), Image.Resampling.BICUBIC).save(
             tmp_path / "photos" / f"{index}.jpg", quality=95
         )
     with pytest.raises(
-        InputError, match=r"No scene was found in the 4 photos .*overlap too little"
+        InputError, match=r"No scene was found in .*photos: most of the 12 .* overlap too little"
     ):
         prepare.prepare_photos(tmp_path / "photos", tmp_path / "set", PhotoOptions())
 
