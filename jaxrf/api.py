@@ -29,7 +29,7 @@ from jaxrf.rendering.image import HostRendering
 from jaxrf.training import loop, runs, transitions
 from jaxrf.training.callbacks import NullCallback, TrainCallback
 from jaxrf.training.config import COMMAND_ONLY, TrainConfig
-from jaxrf.training.losses import ErrorFn
+from jaxrf.training.losses import RgbLossFn
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
 from jaxrf.training.state import Metrics, TrainState, background_color
@@ -68,7 +68,7 @@ def fit(
     scene: Scene,
     *,
     callback: TrainCallback | None = None,
-    error_fn: ErrorFn | None = None,
+    rgb_loss_fn: RgbLossFn | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
     **overrides: Any,
@@ -80,7 +80,7 @@ def fit(
         then trained on an occupancy grid with budgets for a CPU (`jaxrf.presets.for_field`).
       scene: its training split is used.
       callback: called after every dispatch, in place of a progress bar.
-      error_fn: error of each pixel's color, (rgb, target_rgb) -> (r,).
+      rgb_loss_fn: loss of each pixel's color, (rgb, target_rgb) -> (r,).
       mesh: the devices to train on; by default as many as `devices`, or the first alone.
       progress: show a progress bar.
       **overrides: attributes of `TrainConfig` to use in place of the preset's, such as
@@ -105,7 +105,7 @@ def fit(
     mesh = mesh or devices.make_mesh(config.devices or 1)
     if callback is None:
         callback = _ProgressCallback(config, enabled=progress)
-    stage, state = loop.fit(config, scene, callback, error_fn=error_fn, mesh=mesh)
+    stage, state = loop.fit(config, scene, callback, rgb_loss_fn=rgb_loss_fn, mesh=mesh)
     return Result(config, SceneMetadata.from_scene(scene, scene.folder), stage, state)
 
 

@@ -38,7 +38,7 @@ from jaxrf.models.base import StageSpec  # noqa: E402
 from jaxrf.parallel import devices  # noqa: E402
 from jaxrf.training import loop, optim, pixels, schedule, transitions  # noqa: E402
 from jaxrf.training.config import TrainConfig  # noqa: E402
-from jaxrf.training.losses import make_error_fn  # noqa: E402
+from jaxrf.training.losses import make_rgb_loss_fn  # noqa: E402
 from jaxrf.training.state import TrainState, init_state  # noqa: E402
 from jaxrf.training.step import StepSpec, train_steps  # noqa: E402
 
@@ -128,7 +128,7 @@ def follow(kind: str, counts: Sequence[int], steps: int = 100) -> dict[str, Any]
             schedule.training_key(config),
             as_doubles(schedule.make_train_schedule(config)),
         )
-        spec = StepSpec(config, stage, near_far, make_error_fn(config.loss), mesh)
+        spec = StepSpec(config, stage, near_far, make_rgb_loss_fn(config.loss), mesh)
         run = jax.jit(partial(train_steps, spec))
         end, metrics = run(*devices.replicate(mesh, inputs), np.int32(steps))
         assert metrics.overflowed == 0.0 and end.step == steps

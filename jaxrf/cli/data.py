@@ -1,4 +1,4 @@
-"""`jaxrf data info` and `jaxrf data fetch`: describe a data set, download a public one."""
+"""`jaxrf data info`, `photos` and `fetch`: describe a data set, make one, download one."""
 
 import dataclasses
 from pathlib import Path

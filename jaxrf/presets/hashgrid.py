@@ -57,5 +57,5 @@ def _published(field: HashGrid) -> TrainConfig:
             l2=1e-6,
             ema_decay=0.95,
         ),
-        loss=LossConfig(error="huber"),
+        loss=LossConfig(rgb_loss="huber"),
     )

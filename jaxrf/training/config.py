@@ -32,10 +32,10 @@ COMMAND_ONLY = frozenset({field.name for field in dataclasses.fields(LoadOptions
 class LossConfig:
     """The loss, besides the regularization that belongs to a field."""
 
-    error: Literal["squared", "huber", "charbonnier"] = "squared"
-    """Error of a pixel's color."""
+    rgb_loss: Literal["squared", "huber", "charbonnier"] = "squared"
+    """Loss of a pixel's color."""
     source: str = ""
-    """A function of your own instead, (predicted, target) -> error of each pixel:
+    """A function of your own instead, (rgb, target_rgb) -> loss of each pixel:
     path/to/file.py:function."""
     huber_delta: float = 0.1
     """Difference above which huber is linear."""

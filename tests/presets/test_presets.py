@@ -140,7 +140,7 @@ def numbers_of(name: str, *paths: str) -> list[Any]:
                 "model.occupancy_update_interval": 16, "model.occupancy_threshold": 0.01,
                 "optimizer.grid_lr": 0.01, "optimizer.epsilon": 1e-15, "optimizer.l2": 1e-6,
                 "optimizer.skip_zero_gradients": True, "optimizer.ema_decay": 0.95,
-                "loss.error": "huber", "background": "random", "batch_samples": 2**18,
+                "loss.rgb_loss": "huber", "background": "random", "batch_samples": 2**18,
             },
         ),
         ("hashgrid-f4", {"field.num_levels": 8, "field.features_per_level": 4}),

@@ -363,12 +363,12 @@ def test_appearance_codes_learn_the_exposure_of_images() -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_fit_minimizes_a_custom_error_fn() -> None:
+def test_fit_minimizes_a_custom_rgb_loss_fn() -> None:
     # Every color is right: nothing is learned.
     config = tiny_nerf(num_steps=3)
     recorder = Recorder()
     _, state = loop.fit(
-        config, make_scene(), recorder, error_fn=lambda rgb, _: jnp.sum(0.0 * rgb, axis=-1)
+        config, make_scene(), recorder, rgb_loss_fn=lambda rgb, _: jnp.sum(0.0 * rgb, axis=-1)
     )
     assert float(recorder.metrics[-1].loss) == 0.0 < float(recorder.metrics[-1].mse)
     assert differing_leaves(state.params, first_state(config)[1].params) == []
