@@ -93,8 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments in (["--help"], ["-h"]):
         print(usage(), end="")
         return 0
-    parts = [name for name in COMMANDS if name.split()[:-1] == arguments[:1]]
-    if arguments and parts:
+    parts = [name for name in COMMANDS if arguments and name.split()[:-1] == arguments[:1]]
+    if parts and arguments[1:] in (["--help"], ["-h"]):
+        print(describe_commands(parts), end="")
+        return 0
+    if parts:
         message = f"error: jaxrf {arguments[0]} needs a command:\n{describe_commands(parts)}"
     elif arguments:
         message = f"jaxrf: {arguments[0]!r} is no command.\n{usage()}"

@@ -123,6 +123,16 @@ def test_main_without_a_command_prints_its_usage(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == cli.usage()
 
 
+def test_a_group_of_commands_lists_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [name for name in cli.COMMANDS if name.startswith("data ")]
+    assert len(names) == 3
+    for arguments, code in ([], 2), (["paint"], 2), (["--help"], 0):
+        assert cli.main(["data", *arguments]) == code
+        captured = capsys.readouterr()
+        listed = captured.err if code else captured.out
+        assert all(f"{name} " in listed for name in names) and "jaxrf train" not in listed
+
+
 @pytest.mark.parametrize("command", ["train", "eval", "render", "export"])
 def test_an_unknown_option_ends_with_code_2(
     command: str, capsys: pytest.CaptureFixture[str]
