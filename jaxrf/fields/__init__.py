@@ -1,4 +1,8 @@
-"""Radiance fields: a file each, with its configuration, functions and rules of growth."""
+"""Radiance fields: a class for each, with its configuration, functions and rules of growth.
+
+A field is one file, but for what several share: networks in `mlp`, and `voxel_grid`, the occupancy
+grid of `voxels`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
