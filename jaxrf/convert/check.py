@@ -317,7 +317,7 @@ def _sample_weights(
         levels = model.render_levels(
             stage, params, grid, None, chunk, background, config.ray_convention
         )
-        distances = occupancy.to_ray_distances(grid, levels[-1].tdist, chunk.origins)
+        distances = occupancy.s_to_t(grid, levels[-1].sdist, chunk.origins)
         return levels[-1].weights, distances
 
     chunks = []

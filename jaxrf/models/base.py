@@ -122,9 +122,9 @@ class TrainRendering(NamedTuple):
     opacity: (r,) of the last.
     overflowed: (r,) rays whose samples did not fit into the budgets.
     num_samples: () samples that the field was evaluated at.
-    distortion: (r,) of the last network's weights, distances being 0 at near and 1 at far.
-    interlevel: (r,) weighted loss of the proposals; None without any.
-    depth: (r,) loss of the last network's weights where depth is known, 0 elsewhere; None without
+    distortion_loss: (r,) of the last network's weights, s distances being 0 at near and 1 at far.
+    interlevel_loss: (r,) weighted, of the proposals; None without any.
+    depth_loss: (r,) of the last network's weights where depth is known, 0 elsewhere; None without
       any such ray.
     grid: the occupancy grid with the weights of these rays.
     """
@@ -133,9 +133,9 @@ class TrainRendering(NamedTuple):
     opacity: Float[Array, "r"]
     overflowed: Bool[Array, "r"]
     num_samples: Int[Array, ""]
-    distortion: Float[Array, "r"]
-    interlevel: Float[Array, "r"] | None
-    depth: Float[Array, "r"] | None
+    distortion_loss: Float[Array, "r"]
+    interlevel_loss: Float[Array, "r"] | None
+    depth_loss: Float[Array, "r"] | None
     grid: OccupancyGrid
 
 
@@ -184,7 +184,7 @@ class Model:
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
-        depth: DepthTarget | None = None,
+        depth_target: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch with random samples; differentiable in the parameters.
 

@@ -32,7 +32,7 @@ from jaxrf.models.base import (
     in_aabb,
 )
 from jaxrf.rendering.march import MarchRenderConfig, march_and_render
-from jaxrf.rendering.packed import render_packed, sample_points
+from jaxrf.rendering.packed import render_packed_samples, sample_points
 from jaxrf.rendering.ray_losses import packed_depth_loss, packed_distortion_loss
 from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.marching import (
@@ -51,13 +51,13 @@ from jaxrf.sampling.occupancy import (
     count_cells,
     lookup,
     occupied_aabb,
-    to_marched_rays,
-    to_ray_distances,
+    s_to_t,
+    to_s_rays,
 )
 from jaxrf.sampling.packed import PackedSamples
 
-# A far distance that no scene reaches, in scene units.
-ENDLESS = 1e9
+# Of a ray without an end: a distance that no scene reaches, in scene units.
+UNBOUNDED_FAR = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +207,7 @@ class PackedModel(Model):
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
-        depth: DepthTarget | None = None,
+        depth_target: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch from packed samples; see `Model.render_train`."""
         del convention
@@ -215,7 +215,7 @@ class PackedModel(Model):
         samples, num_marched_rays = march_to_samples(
             grid,
             cast(PooledGrid, grid).coarse,
-            to_marched_rays(grid, rays),
+            to_s_rays(grid, rays),
             rngs.uniform(key, rays.near.shape),
             self.step_size(field, grid.aabb),
             MarchConfig(
@@ -226,7 +226,7 @@ class PackedModel(Model):
             ),
         )
         noise = draw_packed_noise(key, samples) if field.noise_std() else None
-        rendering = render_packed(
+        rendering = render_packed_samples(
             bind_network(self, field, params.field, params, grid, trains=True, noise=noise),
             rays,
             samples,
@@ -242,9 +242,13 @@ class PackedModel(Model):
             opacity=rendering.opacity,
             overflowed=jnp.arange(rays.near.size) >= num_complete_rays,
             num_samples=jnp.sum(samples.mask),
-            distortion=_distortion(rays, grid, samples, rendering.weights),
-            interlevel=None,
-            depth=None if depth is None else _depth_loss(depth, samples, rendering.weights),
+            distortion_loss=_distortion_loss(rays, grid, samples, rendering.weights),
+            interlevel_loss=None,
+            depth_loss=(
+                None
+                if depth_target is None
+                else _depth_loss(depth_target, samples, rendering.weights)
+            ),
             grid=grid.record(positions, rendering.weights),
         )
 
@@ -266,9 +270,9 @@ class PackedModel(Model):
         step = self.step_size(field, grid.aabb)
         at_start = convention.samples_at == "start"
         if at_start:
-            marched = _march_from_start(rays, grid, aabb, step)
+            s_rays = _march_from_start(rays, grid, aabb, step)
         else:
-            marched = _march_within(rays, grid, aabb)
+            s_rays = _march_within(rays, grid, aabb)
         fns = bind_network(
             self, field, params.field, params, grid, trains=False, crop_aabb=crop_aabb
         )
@@ -287,8 +291,8 @@ class PackedModel(Model):
         coarse = cast(PooledGrid, grid).coarse
         return march_and_render(
             fns._replace(density=density_at_border) if at_start else fns,
-            marched,
-            occupied_blocks(coarse, marched, STEPS_PER_BLOCK * step, stage.max_blocks),
+            s_rays,
+            occupied_blocks(coarse, s_rays, STEPS_PER_BLOCK * step, stage.max_blocks),
             step,
             occupied,
             background,
@@ -302,15 +306,15 @@ class PackedModel(Model):
                 color_threshold=self.color_threshold,
                 transmittance_threshold=convention.transmittance_threshold,
             ),
-            to_ray_distances=lambda distances, origins: to_ray_distances(grid, distances, origins),
+            s_to_t=lambda sdist, origins: s_to_t(grid, sdist, origins),
         )
 
 
 def _march_within(rays: Rays, grid: OccupancyGrid, aabb: Float[Array, "2 3"] | None) -> Rays:
-    """Rays as they are marched: clipped to the box to render, or in contracted space."""
+    """Rays with near and far as s distances: clipped to the box to render, or contracted."""
     if grid.bounds is None and aabb is not None:
         return clip_to_aabb(rays, aabb)
-    return to_marched_rays(grid, rays)
+    return to_s_rays(grid, rays)
 
 
 def _march_from_start(
@@ -321,39 +325,39 @@ def _march_from_start(
     The middle of a step is then where the step of the other program starts: its first sample is
     the point where the ray enters the box.
     """
-    endless = dataclasses.replace(rays, far=jnp.full_like(rays.far, ENDLESS))
-    marched = _march_within(endless, grid, aabb)
-    hit = marched.far > marched.near
-    near, far = marched.near - 0.5 * step, marched.far + 0.5 * step
+    unbounded = dataclasses.replace(rays, far=jnp.full_like(rays.far, UNBOUNDED_FAR))
+    s_rays = _march_within(unbounded, grid, aabb)
+    hit = s_rays.far > s_rays.near
+    near, far = s_rays.near - 0.5 * step, s_rays.far + 0.5 * step
     return dataclasses.replace(
-        marched,
-        near=jnp.where(hit, near, marched.near),
-        far=jnp.where(hit, far, marched.far),
+        s_rays,
+        near=jnp.where(hit, near, s_rays.near),
+        far=jnp.where(hit, far, s_rays.far),
     )
 
 
-def _distortion(
+def _distortion_loss(
     rays: Rays, grid: OccupancyGrid, samples: PackedSamples, weights: Float[Array, "m"]
 ) -> Float[Array, "r"]:
-    """Distortion of packed samples, marched distances being 0 at near and 1 at far."""
+    """Distortion of packed samples, s distances being 0 at near and 1 at far."""
     index = samples.ray_indices
     edges = jnp.stack([samples.t_starts, samples.t_ends], axis=-1)
     near_to_far = jax.tree.map(lambda x: x[index], rays)
     if grid.bounds is not None:
         edges = contraction.t_to_s(edges, near_to_far.origins, grid.bounds)
-        near_to_far = to_marched_rays(grid, near_to_far)
+        near_to_far = to_s_rays(grid, near_to_far)
     starts, ends = jnp.moveaxis(normalize_distances(near_to_far, edges), -1, 0)
     return packed_distortion_loss(weights, starts, ends, index, rays.near.size)
 
 
 def _depth_loss(
-    depth: DepthTarget, samples: PackedSamples, weights: Float[Array, "m"]
+    target: DepthTarget, samples: PackedSamples, weights: Float[Array, "m"]
 ) -> Float[Array, "r"]:
     """Depth loss of packed samples; 0 for rays without a known depth."""
-    known = jnp.isfinite(depth.distance)
-    distance = jnp.where(known, depth.distance, 0.0)
+    known = jnp.isfinite(target.distance)
+    distance = jnp.where(known, target.distance, 0.0)
     loss = packed_depth_loss(
-        weights, samples.t_starts, samples.t_ends, samples.ray_indices, distance, depth.std
+        weights, samples.t_starts, samples.t_ends, samples.ray_indices, distance, target.std
     )
     return jnp.where(known, loss, 0.0)
 

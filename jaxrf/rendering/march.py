@@ -25,7 +25,7 @@ from jaxrf.rendering.volume import (
 )
 
 IsOccupied = Callable[[Float[Array, "w s 3"]], Bool[Array, "w s"]]
-ToRayDistances = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w n"]]
+SToTFn = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w n"]]
 
 
 class MarchRenderConfig(NamedTuple):
@@ -62,7 +62,7 @@ class _MarchInputs(NamedTuple):
     num_blocks: int
     step_size: Float[Array, ""] | float
     is_occupied: IsOccupied
-    to_ray_distances: ToRayDistances
+    s_to_t: SToTFn
     config: MarchRenderConfig
 
 
@@ -137,7 +137,7 @@ def march_and_render(
     background: Float[Array, "r 3"],
     miss_depth: Float[Array, "r"],
     config: MarchRenderConfig,
-    to_ray_distances: ToRayDistances | None = None,
+    s_to_t: SToTFn | None = None,
 ) -> Rendering:
     """Renders rays front to back, block by block of steps, until they are opaque.
 
@@ -147,14 +147,14 @@ def march_and_render(
 
     Args:
       fns: the field.
-      rays: batch shape (r,), in marching distances (`occupancy.to_marched_rays`).
+      rays: batch shape (r,), near and far as s distances (`occupancy.to_s_rays`).
       blocks: (r, n) which blocks of each ray, counted from near, may be occupied.
-      step_size: length of a step, in marching distance.
+      step_size: length of a step, an s distance.
       is_occupied: positions (w, s, 3) -> mask (w, s) of positions to evaluate.
       background: (r, 3) color behind each ray.
       miss_depth: (r,) depth of rays that hit nothing.
       config: static shapes and thresholds.
-      to_ray_distances: (marching distances (w, n), origins (w, 3)) -> distances along the rays in
+      s_to_t: (s distances (w, n), origins (w, 3)) -> distances along the rays in
         scene units; by default the identity.
     """
     inputs = _MarchInputs(
@@ -164,7 +164,7 @@ def march_and_render(
         num_blocks=blocks.shape[1],
         step_size=step_size,
         is_occupied=is_occupied,
-        to_ray_distances=to_ray_distances or identity,
+        s_to_t=s_to_t or identity,
         config=config,
     )
     state = jax.lax.while_loop(
@@ -189,7 +189,7 @@ def march_and_render(
 
 
 def identity(distances: Float[Array, "w n"], origins: Float[Array, "w 3"]) -> Float[Array, "w n"]:
-    """The distances themselves: marching distances of space that is not contracted."""
+    """The distances themselves: s distances of space that is not contracted."""
     del origins
     return distances
 
@@ -265,7 +265,7 @@ def _evaluate_blocks(
     near, far = rays.near[ray][:, None], rays.far[ray][:, None]
     step = block[:, None] * steps + jnp.arange(steps + 1, dtype=jnp.int32)[None]
     origins = rays.origins[ray]
-    edges = inputs.to_ray_distances(jnp.minimum(near + inputs.step_size * step, far), origins)
+    edges = inputs.s_to_t(jnp.minimum(near + inputs.step_size * step, far), origins)
     middle = midpoints(edges)
     directions = rays.directions[ray][:, None]
     positions = origins[:, None] + middle[..., None] * directions

@@ -58,7 +58,7 @@ def sample_points(
     return rays.origins[ray] + distance[:, None] * rays.directions[ray], distance
 
 
-def render_packed(
+def render_packed_samples(
     fns: RadianceFns,
     rays: Rays,
     samples: PackedSamples,
@@ -102,7 +102,7 @@ def render_packed(
     ...     features=lambda latent: latent,
     ...     color=lambda features, directions, camera_index: jnp.ones((len(features), 3)),
     ... )
-    >>> rendering = render_packed(white_fog, rays, samples, jnp.zeros((2, 3)))
+    >>> rendering = render_packed_samples(white_fog, rays, samples, jnp.zeros((2, 3)))
     >>> [round(x, 4) for x in rendering.opacity.tolist()]  # 1 - exp(-2), 1 - exp(-1)
     [0.8647, 0.6321]
     """

@@ -230,11 +230,11 @@ def contract_positions(
     return positions if grid.bounds is None else contraction.contract(positions, grid.bounds)
 
 
-def to_marched_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
-    """Rays whose near and far are marched distances, along which steps have equal length.
+def to_s_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
+    """Rays whose near and far are s distances, along which marching steps have equal length.
 
-    They are clipped to the box. Where space is contracted, `to_ray_distances` converts marched
-    distances back, and far is far out.
+    They are clipped to the box. Where space is contracted, s distances are lengths in contracted
+    space, `s_to_t` converts them back, and far is far out.
     """
     if grid.bounds is None:
         return clip_to_aabb(rays, grid.aabb)
@@ -243,13 +243,13 @@ def to_marched_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
     return dataclasses.replace(rays, near=near, far=far)
 
 
-def to_ray_distances(
-    grid: OccupancyGrid, marched: Float[Array, "*batch n"], origins: Float[Array, "*batch 3"]
+def s_to_t(
+    grid: OccupancyGrid, sdist: Float[Array, "*batch n"], origins: Float[Array, "*batch 3"]
 ) -> Float[Array, "*batch n"]:
-    """Distances along rays from these origins at marched distances."""
+    """Distances along rays from these origins at s distances."""
     if grid.bounds is None:
-        return marched
-    return contraction.s_to_t(marched, origins, grid.bounds)
+        return sdist
+    return contraction.s_to_t(sdist, origins, grid.bounds)
 
 
 def contraction_jacobian(

@@ -101,16 +101,16 @@ def total_loss(
         masked_mean(loss_mult * rgb_loss_fn(rgb, batch.target_rgb), pixel_mask) for rgb in pixel_rgb
     ]
     ray_mask = ~rendering.overflowed
-    if rendering.interlevel is not None:
-        terms.append(masked_mean(rendering.interlevel, ray_mask))
+    if rendering.interlevel_loss is not None:
+        terms.append(masked_mean(rendering.interlevel_loss, ray_mask))
     if config.distortion_weight:
-        terms.append(config.distortion_weight * masked_mean(rendering.distortion, ray_mask))
+        terms.append(config.distortion_weight * masked_mean(rendering.distortion_loss, ray_mask))
     if config.entropy_weight:
         entropy = masked_mean(opacity_entropy(rendering.opacity), ray_mask)
         terms.append(config.entropy_weight * entropy)
-    if rendering.depth is not None and batch.distance is not None:
+    if rendering.depth_loss is not None and batch.distance is not None:
         known = ray_mask & jnp.isfinite(batch.distance)
-        terms.append(config.depth_weight * masked_mean(rendering.depth, known))
+        terms.append(config.depth_weight * masked_mean(rendering.depth_loss, known))
     return sum(terms, jnp.zeros(()))
 
 

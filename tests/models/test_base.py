@@ -332,9 +332,9 @@ def test_gradients_of_every_field_and_model_are_finite_at_the_extremes(
         rendering = config.model.render_train(
             stage, params, state.grid, key, rays, background, config.ray_convention
         )
-        loss = sum(jnp.sum(rgb) for rgb in rendering.rgb) + jnp.sum(rendering.distortion)
-        if rendering.interlevel is not None:
-            loss += jnp.sum(rendering.interlevel)
+        loss = sum(jnp.sum(rgb) for rgb in rendering.rgb) + jnp.sum(rendering.distortion_loss)
+        if rendering.interlevel_loss is not None:
+            loss += jnp.sum(rendering.interlevel_loss)
         penalty = config.model.regularization(stage.field, params, state.grid, key, ONE)
         return loss + penalty, rendering
 
@@ -385,7 +385,7 @@ def test_contracted_space_is_rendered_beyond_the_box_and_the_range_of_distances(
             ample(stage), params, state.grid, jax.random.key(0), rays, background,
             config.ray_convention,
         )  # fmt: skip
-        return jnp.sum(rendering.rgb[-1]) + jnp.sum(rendering.distortion), rendering
+        return jnp.sum(rendering.rgb[-1]) + jnp.sum(rendering.distortion_loss), rendering
 
     grads, rendering = jax.jit(jax.grad(total, has_aux=True))(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
@@ -410,8 +410,8 @@ def test_known_depth_is_learned_where_it_is_known(make: Any, contract: bool) -> 
             stage, params, state.grid, jax.random.key(0), rays, jnp.ones((24, 3)),
             config.ray_convention, depth,
         )  # fmt: skip
-        assert rendering.depth is not None
-        return jnp.sum(rendering.depth), rendering.depth
+        assert rendering.depth_loss is not None
+        return jnp.sum(rendering.depth_loss), rendering.depth_loss
 
     run = jax.jit(jax.value_and_grad(total, has_aux=True))
     (loss, depth), grads = run(params, jnp.where(known, 4.0, jnp.nan))

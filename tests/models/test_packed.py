@@ -44,7 +44,7 @@ from jaxrf.fields.voxels import Voxels
 from jaxrf.models.base import ModelParams, StageSpec, close_over_params
 from jaxrf.models.hierarchical import HierarchicalModel
 from jaxrf.models.packed import PackedModel
-from jaxrf.rendering.packed import render_packed
+from jaxrf.rendering.packed import render_packed_samples
 from jaxrf.sampling import density_ema, occupancy, weight_tracking
 from jaxrf.sampling.density_ema import DensityEmaGrid
 from jaxrf.sampling.marching import STEPS_PER_BLOCK, MarchConfig, march_to_samples
@@ -247,8 +247,8 @@ def test_marching_renders_the_same_field_as_many_even_samples(contract: bool) ->
         batch = (key, view[0], jnp.broadcast_to(color, (40, 3)))
         rendering = render_batch(each_config, each_stage, params, grid, *batch)
         np.testing.assert_allclose(rendering.rgb[-1], expected, atol=0.02)
-        assert rendering.distortion.shape == (40,)
-        distortions.append(rendering.distortion)
+        assert rendering.distortion_loss.shape == (40,)
+        distortions.append(rendering.distortion_loss)
     np.testing.assert_allclose(distortions[0], distortions[1], rtol=0.05, atol=1e-3)
 
 
@@ -270,7 +270,7 @@ def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
         MarchConfig(stage.max_blocks, STEPS_PER_BLOCK, 1 << 10, 1 << 10),
     )
     fns = close_over_params(stage.field, params.field, grid)
-    weights = jax.jit(lambda s: render_packed(fns, rays, s, background).weights)(samples)
+    weights = jax.jit(lambda s: render_packed_samples(fns, rays, s, background).weights)(samples)
     for ray in range(12):
         indices = np.flatnonzero(samples.mask & (samples.ray_indices == ray))
         total = 0.0
@@ -283,8 +283,8 @@ def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
             for j, second in enumerate(indices):
                 distance = abs(begin[i] + end[i] - begin[j] - end[j]) / 2.0
                 total += float(weights[first] * weights[second]) * distance
-        assert float(rendering.distortion[ray]) == pytest.approx(total, rel=1e-3, abs=1e-6)
-    assert np.max(rendering.distortion) > 1e-3
+        assert float(rendering.distortion_loss[ray]) == pytest.approx(total, rel=1e-3, abs=1e-6)
+    assert np.max(rendering.distortion_loss) > 1e-3
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e30])
@@ -308,7 +308,7 @@ def test_gradients_through_marching_rays_along_the_axes_are_finite(
     def total(params: ModelParams) -> Any:
         batch = (state.grid, jax.random.key(0), rays, background)
         rendering = config.model.render_train(stage, params, *batch, config.ray_convention)
-        return jnp.sum(rendering.rgb[-1]) + jnp.sum(rendering.distortion), rendering
+        return jnp.sum(rendering.rgb[-1]) + jnp.sum(rendering.distortion_loss), rendering
 
     grads, rendering = jax.jit(jax.grad(total, has_aux=True))(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))

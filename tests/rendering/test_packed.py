@@ -35,14 +35,14 @@ from jaxrf.core.rays import Rays
 from jaxrf.rendering.packed import (
     PackedRendering,
     compute_packed_weights,
-    render_packed,
+    render_packed_samples,
     sample_points,
 )
 from jaxrf.rendering.volume import RadianceFns, Rendering, compute_weights
 from jaxrf.sampling.packed import PackedSamples
 
 render_packed_rays = jax.jit(
-    render_packed, static_argnames=("fns", "per_ray", "color_budget", "color_threshold")
+    render_packed_samples, static_argnames=("fns", "per_ray", "color_budget", "color_threshold")
 )
 
 
@@ -322,7 +322,7 @@ def test_gradients_of_packed_rendering_equal_those_of_dense_rendering(
     def sparse(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
         fns = parametric_fns(params)
         budget = None if threshold is None else AMPLE
-        rendering = render_packed(
+        rendering = render_packed_samples(
             fns, rays, packed, background,
             per_ray=per_ray, color_budget=budget, color_threshold=threshold or 0.0,
         )  # fmt: skip
@@ -357,7 +357,7 @@ def test_gradients_of_packed_rendering_are_finite_at_the_extremes(
 
     def loss(density: jax.Array, packed: PackedSamples) -> jax.Array:
         fns = parametric_fns({"density": density, "features": jnp.ones(4), "color": jnp.ones(3)})
-        rendering = render_packed(
+        rendering = render_packed_samples(
             fns, rays, packed, background,
             per_ray=per_ray, color_budget=color_budget, color_threshold=1e-3,
         )  # fmt: skip

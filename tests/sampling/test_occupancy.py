@@ -26,8 +26,8 @@ from jaxrf.sampling.occupancy import (
     occupied_aabb,
     prune_by_alpha,
     resample_grid,
-    to_marched_rays,
-    to_ray_distances,
+    s_to_t,
+    to_s_rays,
     visible_aabb,
 )
 from jaxrf.sampling.weight_tracking import track_weights
@@ -259,11 +259,11 @@ def test_max_pool_occupancy_covers_all_cells_within_the_dilation(
 def test_to_marched_rays_without_contraction_only_clips() -> None:
     grid, rays = random_grid(), random_rays(30)
     clipped = clip_to_aabb(rays, grid.aabb)
-    marched = to_marched_rays(grid, rays)
+    marched = to_s_rays(grid, rays)
     np.testing.assert_array_equal(marched.near, clipped.near)
     np.testing.assert_array_equal(marched.far, clipped.far)
     distances = jnp.asarray([[1.0, 2.0]])
-    assert to_ray_distances(grid, distances, jnp.zeros((1, 3))) is distances
+    assert s_to_t(grid, distances, jnp.zeros((1, 3))) is distances
     assert contract_positions(grid, rays.origins) is rays.origins
     np.testing.assert_array_equal(contraction_jacobian(grid, jnp.zeros((4, 3))), 1.0)
 

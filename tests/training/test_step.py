@@ -272,7 +272,7 @@ def test_loss_has_the_terms_of_its_configuration() -> None:
     complete = ~np.asarray(rendering.overflowed)
     p = np.clip(np.asarray(rendering.opacity, np.float64), 1e-5, 1 - 1e-5)[complete]
     entropy = np.mean(-p * np.log(p) - (1 - p) * np.log(1 - p))
-    distortion = np.mean(np.asarray(rendering.distortion)[complete])
+    distortion = np.mean(np.asarray(rendering.distortion_loss)[complete])
     assert entropy > 0.01 and distortion > 1e-3
     expected = float(metrics.mse) + 2.0 * distortion + 0.5 * entropy
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-3)
