@@ -157,7 +157,7 @@ def train_and_score(
         ("tensorf-small", {}, 300, 25.0, 40.0),
         ("hashgrid-small", {}, 300, 22.0, 40.0),
         ("hashgrid-small", {"contract": False}, 300, 0.0, 19.0),
-        ("hashgrid-small", {"model": ProposalModel(shading="per_ray")}, 150, 22.0, 40.0),
+        ("hashgrid-small", {"model": ProposalModel(coloring="per_ray")}, 150, 22.0, 40.0),
     ],
 )
 def test_contracted_space_learns_a_wall_far_outside_of_the_box(

@@ -36,7 +36,7 @@ OPERATIONAL = frozenset(
         "steps_per_dispatch",
         "keep_images_on_host",
         "validate_every",
-        "validate_apart",
+        "budget_excludes_validation",
         "validation_views",
         "test_every",
         "lpips",

@@ -156,7 +156,7 @@ def make_config(
         cells=cells,
     )
     model = PackedModel(
-        max_shaded_fraction=0.5,
+        max_colored_fraction=0.5,
         color_threshold=numbers["rayMarch_weight_thres"],
         contract=False,
     )

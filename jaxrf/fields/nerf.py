@@ -181,7 +181,7 @@ class NeRF(base.Field):
         return self.density_noise
 
     def max_frequency(self) -> float:
-        """Of the positions' encoding."""
+        """The highest frequency of the positions' encoding."""
         return self.frequency * 2.0 ** (self.num_position_frequencies - 1)
 
     def needs_intervals(self) -> bool:

@@ -126,13 +126,13 @@ def subdivide(
     """
     side = grid.occupied.shape[0]
     old_ids = np.asarray(grid.cell_ids)
-    kept_cells = np.argwhere(keep & np.asarray(grid.occupied))
-    low = kept_cells.min(axis=0)
-    assert (kept_cells.max(axis=0) + 1 - low).max() * factor <= side, (
+    remaining_cells = np.argwhere(keep & np.asarray(grid.occupied))
+    low = remaining_cells.min(axis=0)
+    assert (remaining_cells.max(axis=0) + 1 - low).max() * factor <= side, (
         "the grid is too small for its cells"
     )
     parts = np.array(list(np.ndindex(factor, factor, factor)))
-    cells = ((kept_cells - low)[:, None] * factor + parts[None]).reshape(-1, 3)
+    cells = ((remaining_cells - low)[:, None] * factor + parts[None]).reshape(-1, 3)
     occupied = np.zeros((side, side, side), bool)
     occupied[tuple(cells.T)] = True
     aabb = np.asarray(grid.aabb, np.float64)

@@ -97,7 +97,7 @@ class Voxels(base.Field):
     """Ids of the grid's cells, in use or not; set while training."""
 
     prunes_grid: ClassVar[bool] = True
-    default_shading: ClassVar[Literal["per_sample", "per_ray"]] = "per_ray"
+    default_coloring: ClassVar[Literal["per_sample", "per_ray"]] = "per_ray"
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""

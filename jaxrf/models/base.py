@@ -152,7 +152,7 @@ class Model:
     geometry. Views are rendered with their mean. 0: none."""
     num_appearances: Annotated[int | None, tyro.conf.Suppress] = None
     """Number of training images; set when training begins."""
-    shading: Literal["per_sample", "per_ray"] | None = None
+    coloring: Literal["per_sample", "per_ray"] | None = None
     """Color every sample, or once per ray from composited features (faster). Default: as the field
     suggests."""
     checkpoint_chunks: int = 1
@@ -263,10 +263,10 @@ class Model:
         Raises:
           InputError: naming the option to change.
         """
-        if self.shades_per_ray(field) and not field.composites_features():
+        if self.colors_per_ray(field) and not field.composites_features():
             raise InputError(
                 "--field.blend is results, which has no features to sum up along a ray: add "
-                "--model.shading per_sample."
+                "--model.coloring per_sample."
             )
         if convention.along_axis() and convention.range_along == "ray":
             raise InputError(
@@ -312,9 +312,9 @@ class Model:
 
     # -- what all models share -----------------------------------------------------------------
 
-    def shades_per_ray(self, field: Field) -> bool:
+    def colors_per_ray(self, field: Field) -> bool:
         """Whether rays are colored once, from composited features."""
-        return (self.shading or field.default_shading) == "per_ray"
+        return (self.coloring or field.default_coloring) == "per_ray"
 
     def init_params(self, field: Field, key: jax.Array) -> ModelParams:
         """Fresh parameters of everything that is trained."""

@@ -140,9 +140,9 @@ class HierarchicalModel(FixedSamplesModel):
                 trains=key is not None, noise=noise, crop_aabb=crop_aabb,
             )  # fmt: skip
             tdist = s_to_t(grid, sdist, rays.origins)
-            per_ray = self.shades_per_ray(field)
+            color_per_ray = self.colors_per_ray(field)
             rendering, weights = render_samples(
-                fns, rays, tdist, background, per_ray=per_ray, legacy=legacy
+                fns, rays, tdist, background, color_per_ray=color_per_ray, legacy=legacy
             )
             return SamplingLevel(rendering, sdist, weights)
 

@@ -6,7 +6,7 @@ E.
 
 import dataclasses
 import math
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,6 @@ from jaxrf.sampling.marching import (
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
     OccupancySchedule,
-    PooledGrid,
     contract_positions,
     count_cells,
     lookup,
@@ -64,12 +63,12 @@ UNBOUNDED_FAR = 1e9
 class PackedModel(Model):
     """Ray marching through an occupancy grid, with packed samples (Instant-NGP, nerfacc)."""
 
-    max_steps: int = 1024
-    """The step length is the box's diagonal divided by this, for fields that set no step length of
-    their own (voxels and TensoRF do: --field.step-ratio)."""
+    steps_per_diagonal: int = 1024
+    """Steps along the box's diagonal, which set the step length of fields that set none themselves
+    (voxels and TensoRF do: --field.step-ratio)."""
     color_threshold: float = 1e-4
-    """Samples of less weight get no color, if max-shaded-fraction is below 1."""
-    max_shaded_fraction: float = 1.0
+    """Samples of less weight get no color, if max-colored-fraction is below 1."""
+    max_colored_fraction: float = 1.0
     """Fraction of the sample budget that can get a color; 1 evaluates the color of all samples."""
     occupancy_resolution: int = 128
     """Cells of the occupancy grid along the longest side of the box. This and the following options
@@ -89,7 +88,7 @@ class PackedModel(Model):
         """Checks the numbers; InputError names the one that cannot be used."""
         super().__post_init__()
         require_positive(
-            self, "max_steps", "max_shaded_fraction", "occupancy_resolution",
+            self, "steps_per_diagonal", "max_colored_fraction", "occupancy_resolution",
             "occupancy_update_interval", prefix="model.",
         )  # fmt: skip
 
@@ -116,7 +115,7 @@ class PackedModel(Model):
         step = field.step_size(aabb)
         if step is not None:
             return step
-        return jnp.linalg.norm(jnp.asarray(aabb[1] - aabb[0])) / self.max_steps
+        return jnp.linalg.norm(jnp.asarray(aabb[1] - aabb[0])) / self.steps_per_diagonal
 
     def dilation_cells(self, stage: StageSpec, aabb: Float[np.ndarray, "2 3"]) -> float:
         """Half a block of steps, in cells of the stage's grid in this box."""
@@ -147,7 +146,7 @@ class PackedModel(Model):
         # Steps to look up for each that is kept. A grid that follows the density has cells of
         # several steps, of which fewer are occupied.
         steps_per_sample = 3 if stage.field.prunes_grid else 6
-        share = self.max_shaded_fraction
+        share = self.max_colored_fraction
         return dataclasses.replace(
             stage,
             max_blocks=max_blocks_per_ray(aabb, step, bounds),
@@ -214,7 +213,7 @@ class PackedModel(Model):
         field = stage.field
         samples, num_marched_rays = march_to_samples(
             grid,
-            cast(PooledGrid, grid).coarse,
+            grid.block_grid,
             to_s_rays(grid, rays),
             rngs.uniform(key, rays.near.shape),
             self.step_size(field, grid.aabb),
@@ -231,7 +230,7 @@ class PackedModel(Model):
             rays,
             samples,
             background,
-            per_ray=self.shades_per_ray(field),
+            color_per_ray=self.colors_per_ray(field),
             color_budget=stage.color_budget or None,
             color_threshold=self.color_threshold,
         )
@@ -288,11 +287,10 @@ class PackedModel(Model):
             return inside if crop_aabb is None else inside & in_aabb(positions, crop_aabb)
 
         samples_per_wave = max(3 * num_samples // 8, STEPS_PER_BLOCK)
-        coarse = cast(PooledGrid, grid).coarse
         return march_and_render(
             fns._replace(density=density_at_border) if at_start else fns,
             s_rays,
-            occupied_blocks(coarse, s_rays, STEPS_PER_BLOCK * step, stage.max_blocks),
+            occupied_blocks(grid.block_grid, s_rays, STEPS_PER_BLOCK * step, stage.max_blocks),
             step,
             occupied,
             background,
@@ -301,7 +299,7 @@ class PackedModel(Model):
                 steps_per_block=STEPS_PER_BLOCK,
                 rays_per_wave=max(num_samples // 8, 1),
                 samples_per_wave=samples_per_wave,
-                per_ray=self.shades_per_ray(field),
+                color_per_ray=self.colors_per_ray(field),
                 color_budget=max(samples_per_wave // 3, 1) if stage.color_budget else None,
                 color_threshold=self.color_threshold,
                 transmittance_threshold=convention.transmittance_threshold,

@@ -98,12 +98,12 @@ class ProposalModel(FixedSamplesModel):
         return ModelParams(field.init(key_field), proposals=tuple(p.init(k) for p, k in proposals))
 
     def proposal_groups(self, proposals: tuple[Params, ...]) -> tuple[Params, ...]:
-        """Their tables are grids."""
+        """Groups of the proposals' parameters: their tables are grids."""
         pairs = zip(self.proposal_fields(), proposals, strict=True)
         return tuple(proposal.param_groups(params) for proposal, params in pairs)
 
     def samples_per_ray(self) -> int:
-        """Those of the proposals and of the field."""
+        """The samples of the proposals and of the field together."""
         return sum(self.num_proposal_samples) + self.num_nerf_samples
 
     def render_train(
@@ -176,6 +176,6 @@ class ProposalModel(FixedSamplesModel):
         )  # fmt: skip
         tdist = s_to_t(grid, sdist, rays.origins)
         rendering, weights = render_samples(
-            fns, rays, tdist, background, per_ray=self.shades_per_ray(field)
+            fns, rays, tdist, background, color_per_ray=self.colors_per_ray(field)
         )
         return SamplingLevel(rendering, sdist, weights), proposed

@@ -16,7 +16,10 @@ def hashgrid_small() -> TrainConfig:
             color_layers=1,
         ),
         model=PackedModel(
-            occupancy_resolution=64, occupancy_warmup_steps=0, max_steps=256, shading="per_ray"
+            occupancy_resolution=64,
+            occupancy_warmup_steps=0,
+            steps_per_diagonal=256,
+            coloring="per_ray",
         ),
         background="random",
         num_steps=4000,

@@ -19,9 +19,9 @@ from jaxrf.rendering.volume import (
     MIN_OPACITY,
     RadianceFns,
     Rendering,
+    color_ray,
     compute_weights,
     find_distance,
-    shade_ray,
 )
 
 IsOccupied = Callable[[Float[Array, "w s 3"]], Bool[Array, "w s"]]
@@ -36,7 +36,7 @@ class MarchRenderConfig(NamedTuple):
       rays_per_wave: rays that advance together by one block each.
       samples_per_wave: maximum number of samples evaluated in a wave, at least `steps_per_block`;
         rays that do not fit wait for a later wave.
-      per_ray: composite features along the ray and color them once, instead of coloring each
+      color_per_ray: composite features along the ray and color them once, instead of coloring each
         sample and compositing colors.
       color_budget: number of samples that get features at once, in as many rounds as needed. None
         gives features to all samples of a wave, whatever their weight.
@@ -47,7 +47,7 @@ class MarchRenderConfig(NamedTuple):
     steps_per_block: int
     rays_per_wave: int
     samples_per_wave: int
-    per_ray: bool = False
+    color_per_ray: bool = False
     color_budget: int | None = None
     color_threshold: float = 0.0
     transmittance_threshold: float = 1e-3
@@ -196,7 +196,7 @@ def identity(distances: Float[Array, "w n"], origins: Float[Array, "w 3"]) -> Fl
 
 def _start_march(inputs: _MarchInputs) -> _MarchState:
     num_rays, num_blocks = len(inputs.block_bits), inputs.num_blocks
-    num_channels = _count_features(inputs.fns) if inputs.config.per_ray else 3
+    num_channels = _count_features(inputs.fns) if inputs.config.color_per_ray else 3
     first = jnp.zeros((num_rays,), jnp.int32)
     return _MarchState(
         block=find_bit(inputs.block_bits, first, num_blocks),
@@ -352,7 +352,7 @@ def _add_features(
 ) -> Float[Array, "r c"]:
     fns, rays = inputs.fns, inputs.rays
     values = fns.features(latent)
-    if not inputs.config.per_ray:
+    if not inputs.config.color_per_ray:
         values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
     values = jnp.concatenate([moments, values], axis=-1)
     return accumulated.at[ray].add(values * weight[:, None])
@@ -383,9 +383,9 @@ def _finish_wave(
     weights, _ = _composite_block(samples, 1.0 - opacity_before)
     median_depth = find_distance(median.half[ray] - opacity_before, weights, samples.edges)
     opacity, color = accumulated[ray, 0], accumulated[ray, 2:]
-    if inputs.config.per_ray:
+    if inputs.config.color_per_ray:
         selected = jax.tree.map(lambda x: x[ray], inputs.rays)
-        color = shade_ray(inputs.fns.color, color, opacity, selected)
+        color = color_ray(inputs.fns.color, color, opacity, selected)
     target = jnp.where(samples.fits, ray, state.waiting.size)
     return _FinishState(
         waiting=state.waiting.at[target].set(False, mode="drop"),

@@ -34,7 +34,7 @@ def train(
         "train", "--preset", *shlex.split(preset),
         "--seed", str(seed), "--run-dir", str(run_dir), "--budget", str(budget),
         "--downscale", str(downscale), "--test-every", str(options.every), "--video.frames", "0",
-        "--validate-every", "0.1", "--validate-apart", "--validation-views", "2",
+        "--validate-every", "0.1", "--budget-excludes-validation", "--validation-views", "2",
     ]  # fmt: skip
     if options.data is not None:
         arguments += ["--data", str(options.data)]

@@ -296,7 +296,7 @@ class TrainMonitor:
 
     def _remaining_evaluation_seconds(self, config: TrainConfig, step: int) -> float:
         """Seconds of validations and videos still to come that count towards the budget."""
-        if config.validate_apart:
+        if config.budget_excludes_validation:
             return 0.0
         seconds = 0.0
         if self.val is not None:
@@ -354,7 +354,7 @@ class TrainMonitor:
         An evaluation that may take half of the time left is skipped in favor of training. The first
         one compiles a program, which takes about as long as that of a stage.
         """
-        deadline = None if self.config.validate_apart else self.deadline
+        deadline = None if self.config.budget_excludes_validation else self.deadline
         slowest = slowest or self._slowest_compile
         if deadline is not None and 2.0 * slowest > deadline - time.time():
             return False
@@ -425,10 +425,10 @@ class TrainMonitor:
     def _count_as_evaluation(self, started: float) -> float:
         """Counts the seconds since `started` as evaluation, not as training; returns them.
 
-        With `config.validate_apart` the deadline moves by them.
+        With `config.budget_excludes_validation` the deadline moves by them.
         """
         elapsed = time.perf_counter() - started
         self.clock.validate += elapsed
-        if self.deadline is not None and self.config.validate_apart:
+        if self.deadline is not None and self.config.budget_excludes_validation:
             self.deadline += elapsed
         return elapsed

@@ -168,7 +168,7 @@ class LossScale(NamedTuple):
 class LossScaledState(NamedTuple):
     """An optimizer's state, and the scale of the loss whose gradients it gets."""
 
-    inner_opt_state: Any
+    base_opt_state: Any
     scale: LossScale
 
 
@@ -184,7 +184,7 @@ def init_loss_scale() -> LossScale:
 def split_loss_scale(opt_state: Any) -> tuple[Any, Float[Array, ""]]:
     """The inner optimizer's state, and the factor of the loss."""
     if isinstance(opt_state, LossScaledState):
-        return opt_state.inner_opt_state, opt_state.scale.factor
+        return opt_state.base_opt_state, opt_state.scale.factor
     return opt_state, jnp.ones(())
 
 

@@ -228,7 +228,7 @@ def predict_next_stages(
 
 
 def same_shapes(stage: StageSpec, other: StageSpec) -> bool:
-    """Whether parameters and occupancy grid have the same shapes in both transitions."""
+    """Whether parameters and occupancy grid have the same shapes in both stages."""
     return (
         stage.grid_resolution == other.grid_resolution
         and stage.field.shape_key() == other.field.shape_key()
@@ -243,7 +243,7 @@ def canonical_stage(stage: StageSpec) -> StageSpec:
 def transition_stage(
     config: TrainConfig, stage: StageSpec, state: TrainState, transition: StageTransition
 ) -> tuple[StageSpec, TrainState]:
-    """StageSpec and state after a transition: parameters and moments on the new grid."""
+    """Stage and state after a transition: parameters and moments on the new grid."""
     changed = stage.field.apply_transition(transition, state.params.field, state.grid)
     stage = dataclasses.replace(
         stage,

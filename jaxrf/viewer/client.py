@@ -22,7 +22,7 @@ MOVING_FRAME_SECONDS = 1.0 / 15.0
 # Frame-time target of an image that shows a new state to a camera at rest, in seconds.
 NEW_STATE_FRAME_SECONDS = 0.4
 # A camera that has not moved for this many seconds is at rest.
-REST_SECONDS = 0.4
+STILL_SECONDS = 0.4
 # The largest depth that can be sent to the browser, in scene units.
 FAR_CLIP = 160.0
 
@@ -98,7 +98,7 @@ class BrowserClient:
 
     def camera_moving(self) -> bool:
         """Whether the camera has moved recently."""
-        return time.monotonic() - self.moved_at < REST_SECONDS
+        return time.monotonic() - self.moved_at < STILL_SECONDS
 
     def _on_camera_update(self, camera: Any) -> None:
         del camera

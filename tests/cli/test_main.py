@@ -69,7 +69,7 @@ CHOICES = ["--preset", "--field", "--model"]
 TRAIN_OPTIONS = [*CHOICES, *option_names(TrainConfig, presets.voxels_small())]
 TENSORF_OPTIONS = option_names(TrainConfig, presets.tensorf_small())
 NERF_OPTIONS = option_names(TrainConfig, presets.nerf_original())
-BLOBS_OPTIONS = ["--field.num-blobs", "--field.initial-size", "--model.max-steps"]
+BLOBS_OPTIONS = ["--field.num-blobs", "--field.initial-size", "--model.steps-per-diagonal"]
 PROPOSAL_OPTIONS = ["--field.width", "--model.num-nerf-samples", "--model.interlevel-weight"]
 
 

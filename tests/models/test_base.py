@@ -77,19 +77,19 @@ def test_models_refuse_numbers_out_of_range(
 
 
 @pytest.mark.parametrize("model", [PackedModel, HierarchicalModel, ProposalModel])
-def test_blended_results_cannot_be_shaded_per_ray(model: Any) -> None:
-    field, complaint = PyNeRF(blend="results"), "add --model.shading per_sample"
+def test_blended_results_cannot_be_colored_per_ray(model: Any) -> None:
+    field, complaint = PyNeRF(blend="results"), "add --model.coloring per_sample"
     with pytest.raises(InputError, match=complaint):
-        model(shading="per_ray").check(field, RayConvention())
+        model(coloring="per_ray").check(field, RayConvention())
     with pytest.raises(InputError, match=complaint):
-        TrainConfig(field=field, model=model(shading="per_ray"))
-    model(shading="per_sample").check(field, RayConvention())
-    model(shading="per_ray").check(PyNeRF(blend="features"), RayConvention())
+        TrainConfig(field=field, model=model(coloring="per_ray"))
+    model(coloring="per_sample").check(field, RayConvention())
+    model(coloring="per_ray").check(PyNeRF(blend="features"), RayConvention())
 
 
 def test_the_pyramid_s_preset_refuses_blended_results() -> None:
     config = presets.make_preset("pynerf-small")
-    with pytest.raises(InputError, match=r"add --model.shading per_sample"):
+    with pytest.raises(InputError, match=r"add --model.coloring per_sample"):
         dataclasses.replace(config, field=dataclasses.replace(config.field, blend="results"))
 
 
@@ -294,7 +294,7 @@ def test_density_is_noisy_in_training_and_not_in_images(make: Any) -> None:
 
 EVERY_FIELD = {
     "tensorf": tiny_tensorf(),
-    "tensorf, per sample": tiny_tensorf(shading="per_sample", max_shaded_fraction=0.5),
+    "tensorf, per sample": tiny_tensorf(coloring="per_sample", max_colored_fraction=0.5),
     "cp": cp_config(),
     "voxels": tiny_voxels(),
     "nerf": tiny_nerf(),
@@ -503,7 +503,9 @@ def test_appearance_of_a_pyramid_leaves_the_weights_of_its_levels(blend: Any) ->
         num_pyramid_levels=3, num_levels=2, max_resolution=16, log2_hashmap_size=8, width=8,
         color_width=8, blend=blend, feature_dim=4,
     )  # fmt: skip
-    model = PackedModel(appearance_dim=2, num_appearances=6, occupancy_resolution=4, max_steps=16)
+    model = PackedModel(
+        appearance_dim=2, num_appearances=6, occupancy_resolution=4, steps_per_diagonal=16
+    )
     config = tiny_hashgrid(field=field, model=model)
     stage, state = first_state(config)
     channels = 12 if blend == "results" else 4

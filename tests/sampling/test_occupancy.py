@@ -11,7 +11,7 @@ from occupancy_cases import BOX, CELL, SHAPE, contracted_case, look_up, random_g
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import clip_to_aabb
-from jaxrf.sampling.density_ema import DensityEmaGrid, init_density_ema
+from jaxrf.sampling.density_tracking import DensityTrackedGrid, track_density
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
     OccupancySchedule,
@@ -274,7 +274,7 @@ def test_derived_grids_keep_the_bounds() -> None:
     for made in (
         max_pool_occupancy(grid, 2, 1.0),
         track_weights(grid, dilation_cells),
-        init_density_ema(grid, dilation_cells),
+        track_density(grid, dilation_cells),
         wider,
     ):
         np.testing.assert_array_equal(made.bounds, BOX)
@@ -290,7 +290,7 @@ def test_create_makes_cells_that_are_all_occupied(
     grid = OccupancyGrid.create(BOX, resolution)
     assert grid.occupied.shape == cells and np.all(grid.occupied) and grid.bounds is None
     np.testing.assert_array_equal(grid.aabb, BOX)
-    assert isinstance(grid, DensityEmaGrid) and np.all(np.asarray(grid.optical_depth_ema) < 0)
+    assert isinstance(grid, DensityTrackedGrid) and np.all(np.asarray(grid.max_optical_depth) < 0)
     assert OccupancyGrid.create(np.array([[0.0] * 3, [1.0] * 3])).occupied.shape == (128,) * 3
 
 

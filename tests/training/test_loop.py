@@ -35,7 +35,7 @@ from jaxrf.evaluation.scoring import make_render_fn
 from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.models.base import StageSpec
 from jaxrf.sampling import occupancy
-from jaxrf.sampling.density_ema import DensityEmaGrid
+from jaxrf.sampling.density_tracking import DensityTrackedGrid
 from jaxrf.training import loop, runs, schedule, transitions
 from jaxrf.training.compile_ahead import StepCompiler
 from jaxrf.training.config import OptimizerConfig, TrainConfig
@@ -531,7 +531,7 @@ def test_training_learns_the_ball(config: TrainConfig) -> None:
     psnr = np.mean([metrics.psnr(render(split.cameras, i).rgb, t) for i, t in enumerate(targets)])
     constant = np.mean([metrics.psnr(np.broadcast_to(mean, t.shape), t) for t in targets])
     assert psnr > constant + 6.0
-    if isinstance(state.grid, DensityEmaGrid):
+    if isinstance(state.grid, DensityTrackedGrid):
         centers = occupancy.cell_centers(stage.grid_resolution, state.grid.aabb)
         distance = np.linalg.norm(centers, axis=-1)
         occupied = np.asarray(state.grid.occupied)

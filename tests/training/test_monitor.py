@@ -470,9 +470,11 @@ def test_validation_apart_from_the_budget_moves_the_deadline(
 ) -> None:
     deadlines = []
     make_render_fn = scoring.make_render_fn
-    for validate_apart in (False, True):
+    for budget_excludes_validation in (False, True):
         run = Budgeted(start_monitor, monkeypatch, 100.0)
-        changed = dataclasses.replace(run.config, validate_every=0.1, validate_apart=validate_apart)
+        changed = dataclasses.replace(
+            run.config, validate_every=0.1, budget_excludes_validation=budget_excludes_validation
+        )
         run.config = run.monitored.monitor.config = changed
 
         def make_slowly(*arguments: Any, run: Budgeted = run, **named: Any) -> Any:
