@@ -41,7 +41,7 @@ def load_scene(
     splits: Sequence[Literal["train", "val", "test"]] | None = None,
     **options: Any,
 ) -> Scene:
-    """Loads a data set of any layout that jaxrf knows.
+    """Loads a data set of any format that jaxrf knows.
 
     Args:
       data: folder, or tiny_nerf_data.npz; relative to ".", "./data" or the folder in JAXRF_DATA.

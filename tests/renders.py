@@ -15,14 +15,7 @@ from jaxrf.core.rays import Rays
 from jaxrf.fields import tensorf
 from jaxrf.fields.base import Params
 from jaxrf.fields.tensorf import TensoRF
-from jaxrf.models.base import (
-    Model,
-    ModelParams,
-    RenderSpec,
-    StageSpec,
-    TrainRendering,
-    render_rays,
-)
+from jaxrf.models.base import Model, ModelParams, RenderSpec, StageSpec, TrainRendering, render_rays
 from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.sampling.weight_tracking import WeightTrackedGrid

@@ -152,7 +152,7 @@ def make_surroundings(size: int = 24, wall: float = 25.0) -> Scene:
 
 
 def write_scene(folder: Path, size: int = SIZE) -> Path:
-    """The scene as a folder in the Blender layout."""
+    """The scene as a folder in the Blender format."""
     for name, split in make_scene(size).splits.items():
         (folder / name).mkdir(parents=True)
         frames = []

@@ -29,7 +29,7 @@ class DataPhotosOptions(PhotoOptions):
     photos: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """A folder of photos, or a video."""
     output: Path
-    """Folder for the data set in COLMAP's layout: images and sparse/0."""
+    """Folder for the data set in COLMAP's format: images and sparse/0."""
 
 
 @dataclasses.dataclass(frozen=True)

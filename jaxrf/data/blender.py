@@ -24,7 +24,7 @@ def is_blender(folder: Path) -> bool:
 
 
 def read_blender(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:
-    """Lists a scene in the layout of NeRF's synthetic data (Mildenhall et al. 2020).
+    """Lists a scene in the format of NeRF's synthetic data (Mildenhall et al. 2020).
 
     The intrinsics are those of `camera_angle_x`, or of the keys that instant-ngp and nerfstudio
     use. A split has depth if each of its images has an `<image>_depth.npy` beside it (float32

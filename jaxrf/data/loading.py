@@ -1,4 +1,4 @@
-"""Makes a scene of a data set's frames: one path for all layouts."""
+"""Makes a scene of a data set's frames: one path for all formats."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -14,7 +14,8 @@ from jaxrf.core import memory
 from jaxrf.core.errors import InputError
 from jaxrf.export.progress import ProgressFn, no_progress
 from jaxrf.fields.base import Field
-from jaxrf.models.base import ModelParams, make_density_fn
+from jaxrf.models.base import ModelParams
+from jaxrf.models.networks import make_density_fn
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.runs import Run

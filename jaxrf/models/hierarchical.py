@@ -16,15 +16,9 @@ from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.fields.base import Field, Params
-from jaxrf.models.base import (
-    DepthTarget,
-    ModelParams,
-    StageSpec,
-    TrainRendering,
-    bind_network,
-    draw_noise,
-)
+from jaxrf.models.base import DepthTarget, ModelParams, StageSpec, TrainRendering
 from jaxrf.models.fixed import FixedSamplesModel, SamplingLevel, to_train_rendering
+from jaxrf.models.networks import bind_network, draw_noise
 from jaxrf.rendering.volume import LegacyRenderOptions, Rendering, render_samples
 from jaxrf.sampling import intervals
 from jaxrf.sampling.occupancy import OccupancyGrid, s_to_t, to_s_rays

@@ -20,17 +20,8 @@ from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalize_distances
 from jaxrf.fields.base import Field, FieldContext
-from jaxrf.models.base import (
-    AABB_EPS,
-    DepthTarget,
-    Model,
-    ModelParams,
-    StageSpec,
-    TrainRendering,
-    bind_network,
-    clamp_to_aabb,
-    in_aabb,
-)
+from jaxrf.models.base import DepthTarget, Model, ModelParams, StageSpec, TrainRendering
+from jaxrf.models.networks import AABB_EPS, bind_network, clamp_to_aabb, in_aabb
 from jaxrf.rendering.march import MarchRenderConfig, march_and_render
 from jaxrf.rendering.packed import render_packed_samples, sample_points
 from jaxrf.rendering.ray_losses import packed_depth_loss, packed_distortion_loss

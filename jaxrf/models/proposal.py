@@ -17,17 +17,9 @@ from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.fields.base import Field, Params
 from jaxrf.fields.hashgrid import HashGrid
-from jaxrf.models.base import (
-    DepthTarget,
-    ModelParams,
-    StageSpec,
-    TrainRendering,
-    bind_network,
-    close_over_params,
-    draw_noise,
-    mask_outside_box,
-)
+from jaxrf.models.base import DepthTarget, ModelParams, StageSpec, TrainRendering
 from jaxrf.models.fixed import FixedSamplesModel, SamplingLevel, to_train_rendering
+from jaxrf.models.networks import bind_network, close_over_params, draw_noise, mask_outside_aabb
 from jaxrf.rendering.ray_losses import interlevel_loss
 from jaxrf.rendering.volume import Rendering, compute_proposal_weights, render_samples
 from jaxrf.sampling import intervals
@@ -165,7 +157,7 @@ class ProposalModel(FixedSamplesModel):
             self.proposal_fields(), params.proposals, next_counts, keys[1:], strict=True
         ):
             tdist = s_to_t(grid, sdist, rays.origins)
-            fns = mask_outside_box(close_over_params(proposal, network, grid), crop_aabb)
+            fns = mask_outside_aabb(close_over_params(proposal, network, grid), crop_aabb)
             weights = compute_proposal_weights(fns, rays, tdist)
             proposed.append((sdist, weights))
             sdist = intervals.resample_intervals(key_draw, sdist, weights, samples)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrf.evaluation.metrics import mean_metrics
 from jaxrf.export import render_plan
 from jaxrf.export.render_options import RenderOptions
 from jaxrf.studies.options import BenchOptions
@@ -61,8 +62,7 @@ def summarize(
         "dataset": metrics["dataset"],
         "resolution": metrics["resolution"],
         "background": metrics["background"],
-        "psnr": metrics["test"]["psnr"],
-        "ssim": metrics["test"]["ssim"],
+        **mean_metrics([metrics["test"]]),
         "views": len(metrics["test"]["per_image"]),
         "steps": metrics["steps"],
         "trained_by_seconds": seconds["total"] - seconds["evaluate"] - seconds["validate"],

@@ -18,6 +18,7 @@ from jaxrf.core.progress import ProgressBar
 from jaxrf.data.scene import Split
 from jaxrf.evaluation import images, scoring
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
+from jaxrf.evaluation.metrics import select_metrics
 from jaxrf.models.base import StageSpec
 from jaxrf.parallel import devices, processes
 from jaxrf.training import budget, optim, runs, scene_metadata, schedule, summaries, transitions
@@ -391,7 +392,8 @@ class TrainMonitor:
         elapsed = time.perf_counter() - validation_started
         seconds = seconds_since_start() - self.clock.validate - elapsed
         self.val_history.append(Validation(step, round(seconds, 2), round(self._val_psnr, 3)))
-        self.events.scalars({"val/psnr": summary["psnr"], "val/ssim": summary["ssim"]}, step)
+        values = {f"val/{metric.name}": summary[metric.name] for metric in select_metrics(summary)}
+        self.events.scalars(values, step)
         summaries.write_view(self.events, "val", views[0], step)
         summaries.write_rays(self.events, "val", views[0], step)
         self._write_parameters(stage, state, step)

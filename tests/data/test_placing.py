@@ -144,7 +144,7 @@ def test_cameras_inside_a_room_make_a_capture_of_it() -> None:
 @pytest.mark.parametrize(
     "place", [ObjectRegion(), CaptureRegion(), BoxRegion(np.array([[-1.0] * 3, [1.0] * 3]))]
 )
-def test_options_override_every_layout(place: ObjectRegion | CaptureRegion | BoxRegion) -> None:
+def test_options_override_every_format(place: ObjectRegion | CaptureRegion | BoxRegion) -> None:
     poses = ring(radius=30.0)
     options = LoadOptions(near=12.0, far=60.0, box=(-5.0, -4.0, -3.0, 5.0, 4.0, 3.0))
     placement = find_placement(place, poses, SLOPES, options)

@@ -12,7 +12,7 @@ from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_tensorf, tiny_
 
 from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.data.scene import composite
-from jaxrf.evaluation import camera_renderer, scoring
+from jaxrf.evaluation import camera_renderer, metrics, scoring
 from jaxrf.evaluation.camera_renderer import ChunkProgram
 from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.models.base import RenderSpec, render_rays
@@ -148,10 +148,10 @@ def test_score_split_composites_the_truth_and_clips_the_rendering() -> None:
     assert [s.name for s in scored] == ["r_1", "r_0"] and [s.view for s in scored] == [1, 0]
     for item, level in zip(scored, (1.0, 0.5), strict=True):  # 1.5 is clipped to 1
         truth = composite(split.images[item.view], background)
-        np.testing.assert_array_equal(item.truth, truth)
+        np.testing.assert_array_equal(item.target_rgb, truth)
         mse = np.mean((truth.astype(np.float64) - level) ** 2)
-        assert item.psnr == pytest.approx(-10 * math.log10(mse), abs=1e-6)
-        assert -1 <= item.ssim < 0.9
+        assert item.scores["psnr"] == pytest.approx(-10 * math.log10(mse), abs=1e-6)
+        assert -1 <= item.scores["ssim"] < 0.9
 
 
 def test_score_split_of_the_truth_gives_infinite_psnr_and_ssim_one() -> None:
@@ -164,15 +164,14 @@ def test_score_split_of_the_truth_gives_infinite_psnr_and_ssim_one() -> None:
         return jax.device_get(Rendering(colors, plain, plain, plain))
 
     (item,) = scoring.score_split(render, split, black, [0])
-    assert item.psnr == math.inf and item.ssim == pytest.approx(1.0, abs=1e-6)
+    assert item.scores["psnr"] == math.inf and item.scores["ssim"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_summarize_averages_metrics_not_errors() -> None:
     split = make_scene().splits["test"]
     scored = list(scoring.score_split(fake_render(0.1), split, np.ones(3, np.float32), [0, 1]))
-    scored = [
-        s._replace(psnr=p, ssim=q) for s, p, q in zip(scored, (20, 30), (0.5, 1), strict=True)
-    ]
+    pairs = zip(scored, (20.0, 30.0), (0.5, 1.0), strict=True)
+    scored = [s._replace(scores={"psnr": p, "ssim": q}) for s, p, q in pairs]
     assert scoring.summarize(scored) == {
         "psnr": 25.0,
         "ssim": 0.75,
@@ -205,11 +204,11 @@ def test_score_split_computes_lpips_only_with_weights(
     black = np.zeros(3, np.float32)
     calls: list[Any] = []
 
-    def distance(weights: Any, rendered: np.ndarray, truth: np.ndarray) -> float:
+    def distance(weights: Any, rgb: np.ndarray, target_rgb: np.ndarray) -> float:
         calls.append(weights)
         return 0.1 * len(calls)
 
-    monkeypatch.setattr(scoring, "_lpips", distance)
+    monkeypatch.setattr(metrics, "_lpips", distance)
     without = scoring.summarize(list(scoring.score_split(fake_render(0.5), split, black, [0, 1])))
     assert calls == [] and "lpips" not in without and "lpips" not in without["per_image"][0]
     weights = {"lin0.model.1.weight": jnp.ones((1, 1, 1, 1))}

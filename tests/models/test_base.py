@@ -432,9 +432,9 @@ def test_close_over_params_contracts_positions_and_radii(make: Any) -> None:
     distance = jnp.linspace(0.5, 60.0, 7)
     far = (rays.origins[0][None] + distance[:, None] * rays.directions[:1]).astype(jnp.float32)
     radii, box = jnp.full((7,), 0.01), jnp.asarray(BOX)
-    fns = base.close_over_params(stage.field, network, state.grid)
+    fns = networks.close_over_params(stage.field, network, state.grid)
     density = fns.density(far, _frusta_of(radii))[0]
-    bounded = base.close_over_params(
+    bounded = networks.close_over_params(
         stage.field, network, dataclasses.replace(state.grid, bounds=None)
     )
     contracted_radii = contraction.contract_radii(radii, far, box)
@@ -536,10 +536,10 @@ def test_clamp_to_aabb_moves_positions_near_the_border_onto_it_and_no_others() -
     positions = jnp.array(
         [[1.000001, 0.5, 3.000001], [1.001, 0.5, 1.0], [0.3, -2.0, 1.0], [0.3, 0, 1]]
     )
-    on_border = np.asarray(base.clamp_to_aabb(positions, aabb))
+    on_border = np.asarray(networks.clamp_to_aabb(positions, aabb))
     np.testing.assert_array_equal(on_border[0], [1.0, 0.5, 3.0])
     np.testing.assert_array_equal(on_border[1:], positions[1:])
-    clamped = np.asarray(base.clamp_to_aabb(positions, aabb, base.AABB_EPS))
+    clamped = np.asarray(networks.clamp_to_aabb(positions, aabb, networks.AABB_EPS))
     low, high = np.asarray(aabb)
     assert np.all((clamped[[0, 2]] > low) & (clamped[[0, 2]] < high))
     np.testing.assert_allclose(clamped, positions, atol=2e-5)

@@ -41,8 +41,9 @@ from jaxrf.fields.base import FieldContext
 from jaxrf.fields.tensorf import TensoRF
 from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.fields.voxels import Voxels
-from jaxrf.models.base import ModelParams, StageSpec, close_over_params
+from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.models.networks import close_over_params
 from jaxrf.models.packed import PackedModel
 from jaxrf.rendering.packed import render_packed_samples
 from jaxrf.sampling import density_tracking, occupancy, weight_tracking

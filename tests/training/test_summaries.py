@@ -36,7 +36,7 @@ def make_view_metrics(height: int, width: int) -> ViewMetrics:
     rendering = HostRendering(
         draw(height, width, 3), draw(height, width), *(2.0 + draw(2, height, width))
     )
-    return ViewMetrics(0, "r_7", rendering, draw(height, width, 3), 31.5, 0.91)
+    return ViewMetrics(0, "r_7", rendering, draw(height, width, 3), {"psnr": 31.5, "ssim": 0.91})
 
 
 @pytest.mark.parametrize(("height", "width", "factor"), [(30, 40, 5), (200, 300, 1), (9, 200, 1)])
@@ -54,9 +54,9 @@ def test_draw_sheet_enlarges_each_image_by_an_integer_factor(
     low, high = float(hit.min()), float(hit.max())
     depth = images.colorize_depth(rendering.median_depth, rendering.opacity, low, high)
     expected = {
-        (0, 0): view.truth,
+        (0, 0): view.target_rgb,
         (0, 1): rendering.rgb,
-        (0, 2): images.colorize_error(rendering.rgb, view.truth, 0.25),
+        (0, 2): images.colorize_error(rendering.rgb, view.target_rgb, 0.25),
         (1, 0): depth,
         (1, 1): np.repeat(rendering.opacity[..., None], 3, axis=-1),
     }
