@@ -7,6 +7,7 @@ program. Devices take turns with chunks; a chunk is computed alike whichever dev
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -215,33 +216,42 @@ def _render_chunks_of_call(
     `pixels` are the index of the first pixel, the number of pixels of the image and its width. The
     result has the batch shape (chunks_per_call, devices, chunk_rays), in the order of pixels.
     """
-    chunk_rays, num_devices = program.chunk_rays, program.mesh.size
-
-    def on_device(*arguments: Any) -> Rendering:
-        params, grid, pixels, camera, near_far, background, aabb, crop_aabb = arguments
-        start, num_pixels, width = pixels
-        device = devices.device_index(program.mesh)
-
-        def render_chunk(index: Int[Array, ""], output: Rendering) -> Rendering:
-            first = start + (index * num_devices + device) * chunk_rays
-            rays = _chunk_rays(camera, near_far, first, num_pixels, width, chunk_rays)
-            # The barriers keep the compiler from fusing a chunk with what surrounds it, which may
-            # round it differently on another number of devices.
-            rays = jax.lax.optimization_barrier(rays)
-            chunk = render_rays(program.spec, params, grid, rays, background, aabb, crop_aabb)
-            chunk = jax.lax.optimization_barrier(chunk)
-            return jax.tree.map(lambda image, part: image.at[index, 0].set(part), output, chunk)
-
-        shape = (program.chunks_per_call, 1, chunk_rays)
-        output = Rendering(jnp.zeros((*shape, 3)), *(jnp.zeros(shape) for _ in range(3)))
-        # A small image needs fewer chunks than a call can render.
-        rays_per_turn = num_devices * chunk_rays
-        turns = (num_pixels - start + rays_per_turn - 1) // rays_per_turn
-        turns = jnp.minimum(turns, program.chunks_per_call)
-        return jax.lax.fori_loop(0, turns, render_chunk, output)
-
+    on_device = partial(_render_chunks_on_device, program)
     run = devices.shard_rays(program.mesh, on_device, (False,) * 8, axis=1, gather_outputs=True)
     return run(params, grid, pixels, camera, near_far, background, aabb, crop_aabb)
+
+
+def _render_chunks_on_device(
+    program: ChunkProgram,
+    params: ModelParams,
+    grid: OccupancyGrid,
+    pixels: tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]],
+    camera: Cameras,
+    near_far: tuple[Float[Array, ""], Float[Array, ""]],
+    *background_and_boxes: Any,
+) -> Rendering:
+    """The chunks that one device renders in a call; see `_render_chunks_of_call`."""
+    chunk_rays, num_devices = program.chunk_rays, program.mesh.size
+    start, num_pixels, width = pixels
+    device = devices.device_index(program.mesh)
+
+    def render_chunk(index: Int[Array, ""], output: Rendering) -> Rendering:
+        first = start + (index * num_devices + device) * chunk_rays
+        rays = _chunk_rays(camera, near_far, first, num_pixels, width, chunk_rays)
+        # The barriers keep the compiler from fusing a chunk with what surrounds it, which may
+        # round it differently on another number of devices.
+        rays = jax.lax.optimization_barrier(rays)
+        chunk = render_rays(program.spec, params, grid, rays, *background_and_boxes)
+        chunk = jax.lax.optimization_barrier(chunk)
+        return jax.tree.map(lambda image, part: image.at[index, 0].set(part), output, chunk)
+
+    shape = (program.chunks_per_call, 1, chunk_rays)
+    output = Rendering(jnp.zeros((*shape, 3)), *(jnp.zeros(shape) for _ in range(3)))
+    # A small image needs fewer chunks than a call can render.
+    rays_per_turn = num_devices * chunk_rays
+    turns = (num_pixels - start + rays_per_turn - 1) // rays_per_turn
+    turns = jnp.minimum(turns, program.chunks_per_call)
+    return jax.lax.fori_loop(0, turns, render_chunk, output)
 
 
 def _chunk_rays(
