@@ -167,10 +167,10 @@ def make_config(
 
 def _check_supported(kwargs: Mapping[str, Any], content: Content) -> None:
     """InputError if the field's shading or activation has no counterpart in jaxrf."""
-    shading = str(kwargs["shadingMode"])
-    if shading not in ("MLP_Fea", "MLP"):
+    shading_mode = str(kwargs["shadingMode"])
+    if shading_mode not in ("MLP_Fea", "MLP"):
         raise InputError(
-            f"shadingMode in {content.path} is {shading}, and jaxrf has TensoRF's MLP_Fea and MLP: "
+            f"shadingMode in {content.path} is {shading_mode}, and jaxrf has TensoRF's MLP_Fea and MLP: "
             "train with one of these."
         )
     if kwargs["fea2denseAct"] not in ("softplus", "relu"):

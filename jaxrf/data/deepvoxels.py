@@ -60,8 +60,8 @@ def read_deepvoxels(folder: Path, splits: Sequence[str], options: LoadOptions) -
     frames = {"train": train} if others else {ALL: train}
     if set(splits) - {"train"}:
         frames |= {split: _read_frames(folder, split, name, options)[0] for split in others}
-    box = np.stack([center - half, center + half])
-    return Listing(folder, folder / FOLDERS["train"] / name, frames, BoxRegion(box), poses)
+    aabb = np.stack([center - half, center + half])
+    return Listing(folder, folder / FOLDERS["train"] / name, frames, BoxRegion(aabb), poses)
 
 
 def _read_frames(

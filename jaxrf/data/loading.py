@@ -285,8 +285,8 @@ def _carve(
     if not placement.may_carve or "train" not in splits:
         return placement
     low, high = placement.aabb
-    box = object_aabb(splits["train"], np.stack([low, high]))
-    if box is None:
+    aabb = object_aabb(splits["train"], np.stack([low, high]))
+    if aabb is None:
         return placement
-    near, far = box_distance_range(transform_poses(placement.transform, poses), box)
-    return dataclasses.replace(placement, aabb=box, near=near, far=far, unbounded=False)
+    near, far = box_distance_range(transform_poses(placement.transform, poses), aabb)
+    return dataclasses.replace(placement, aabb=aabb, near=near, far=far, unbounded=False)

@@ -92,10 +92,10 @@ def find_placement(
     scale = placement.transform.scale
     if options.box is not None:
         low, high = np.array(options.box[:3]), np.array(options.box[3:])
-        box = np.stack([transform_positions(placement.transform, v) for v in (low, high)])
-        near, far = box_distance_range(transform_poses(placement.transform, poses), box)
+        aabb = np.stack([transform_positions(placement.transform, v) for v in (low, high)])
+        near, far = box_distance_range(transform_poses(placement.transform, poses), aabb)
         placement = dataclasses.replace(
-            placement, aabb=box, near=near, far=far, unbounded=False, may_carve=False
+            placement, aabb=aabb, near=near, far=far, unbounded=False, may_carve=False
         )
     if options.near is not None:
         placement = dataclasses.replace(placement, near=options.near * scale)
@@ -247,15 +247,15 @@ def _ndc_aabb(
 
 
 def box_distance_range(
-    poses: Float[np.ndarray, "n 4 4"], box: Float[np.ndarray, "2 3"], min_ratio: float = 0.05
+    poses: Float[np.ndarray, "n 4 4"], aabb: Float[np.ndarray, "2 3"], min_ratio: float = 0.05
 ) -> tuple[float, float]:
     """Smallest and largest distance of a box from cameras.
 
     The smallest one is at least `min_ratio` of the largest one.
     """
     positions = poses[:, :3, 3].astype(np.float64)
-    outside = np.maximum(np.maximum(box[0] - positions, positions - box[1]), 0)
+    outside = np.maximum(np.maximum(aabb[0] - positions, positions - aabb[1]), 0)
     nearest = np.linalg.norm(outside, axis=-1)
-    far_corner = np.maximum(np.abs(positions - box[0]), np.abs(positions - box[1]))
+    far_corner = np.maximum(np.abs(positions - aabb[0]), np.abs(positions - aabb[1]))
     farthest = float(np.linalg.norm(far_corner, axis=-1).max())
     return max(float(nearest.min()), min_ratio * farthest), farthest

@@ -335,10 +335,10 @@ class TensoRF(base.Field):
         if transition.num_voxels is None:
             return field, np.asarray(grid.aabb)
         # All of contracted space is one box, which does not shrink.
-        box = np.asarray(grid.aabb)
+        aabb = np.asarray(grid.aabb)
         if grid.bounds is None:
-            box = occupied_aabb(grid).astype(np.float32)
-        return field._with_voxels(transition.num_voxels, box), box
+            aabb = occupied_aabb(grid).astype(np.float32)
+        return field._with_voxels(transition.num_voxels, aabb), aabb
 
     def apply_transition(
         self, transition: StageTransition, params: Params, grid: OccupancyGrid
@@ -348,17 +348,17 @@ class TensoRF(base.Field):
             return Transitioned(self, grid, base.keep_params)
         pruned = self._prune(params, grid) if transition.prune else grid
         # After the first pruning the box is that of the one before, which is known beforehand.
-        field, box = self._reshape(transition, grid if self.pruned else pruned)
+        field, aabb = self._reshape(transition, grid if self.pruned else pruned)
         if transition.num_voxels is not None:
-            pruned = jax.jit(resample_grid, static_argnums=1)(pruned, field.cells, box)
+            pruned = jax.jit(resample_grid, static_argnums=1)(pruned, field.cells, aabb)
         contracted = grid.bounds is not None
-        dilation = block_dilation(field.step_size(box), box, field.cells, contracted)
+        dilation = block_dilation(field.step_size(aabb), aabb, field.cells, contracted)
         tracked = _track_weights(pruned, dilation)
         if transition.num_voxels is None:
             return Transitioned(field, tracked, base.keep_params)
 
         def carry_over(tree: Params) -> Params:
-            return _resample(tree, field.resolution, grid.aabb, jnp.asarray(box))
+            return _resample(tree, field.resolution, grid.aabb, jnp.asarray(aabb))
 
         return Transitioned(field, tracked, carry_over)
 

@@ -77,8 +77,7 @@ def index_cells(
     row_of = np.cumsum(used, dtype=np.int32)
     cell_ids = np.zeros(side**3, np.int32)
     cell_ids[np.flatnonzero(occupied)] = np.arange(1, len(cells) + 1)
-    box = jnp.asarray(aabb, jnp.float32)
-    plain = OccupancyGrid(jnp.asarray(occupied), box, bounds=bounds)
+    plain = OccupancyGrid(jnp.asarray(occupied), jnp.asarray(aabb, jnp.float32), bounds=bounds)
     tracked = jax.jit(track_weights, static_argnums=1)(plain, dilation_cells)
     return VoxelGrid(
         occupied=tracked.occupied,
@@ -138,8 +137,8 @@ def subdivide(
     aabb = np.asarray(grid.aabb, np.float64)
     size = (aabb[1] - aabb[0]) / side
     corner = aabb[0] + low * size
-    box = np.stack([corner, corner + side * size / factor])
-    new = index_cells(occupied, box, dilation_cells, grid.bounds)
+    new_aabb = np.stack([corner, corner + side * size / factor])
+    new = index_cells(occupied, new_aabb, dilation_cells, grid.bounds)
 
     cells = np.argwhere(occupied)
     parent = old_ids[np.ravel_multi_index(tuple((cells // factor + low).T), (side,) * 3)]

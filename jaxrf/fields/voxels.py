@@ -282,10 +282,10 @@ class Voxels(base.Field):
         if transition.prune:
             keep = self._cells_with_weight(voxel_grid, keep)
         factor = 1 if transition.num_voxels is None else 2
-        box = np.asarray(voxel_grid.aabb)
+        aabb = np.asarray(voxel_grid.aabb)
         contracted = voxel_grid.bounds is not None
         dilation = block_dilation(
-            self.step_size(box), box, (self._final_resolution(),) * 3, contracted
+            self.step_size(aabb), aabb, (self._final_resolution(),) * 3, contracted
         )
         subdivided, parents, weights = subdivide(voxel_grid, keep, factor, dilation)
         rows = len(parents)

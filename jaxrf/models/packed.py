@@ -180,13 +180,13 @@ class PackedModel(Model):
         self, stage: StageSpec, grid: OccupancyGrid, convention: RayConvention, crop: bool
     ) -> tuple[StageSpec, Float[np.ndarray, "2 3"]]:
         """See `Model.eval_stage`."""
-        bare, box = super().eval_stage(stage, grid, convention, crop)
+        bare, aabb = super().eval_stage(stage, grid, convention, crop)
         # Steps that are counted from the box have to begin at the same box.
         if not crop or convention.samples_at == "start" or grid.bounds is not None:
-            return bare, box
+            return bare, aabb
         step = self.step_size(stage.field, grid.aabb)
-        box = occupied_aabb(grid).astype(np.float32)
-        return dataclasses.replace(bare, max_blocks=max_blocks_per_ray(box, step)), box
+        aabb = occupied_aabb(grid).astype(np.float32)
+        return dataclasses.replace(bare, max_blocks=max_blocks_per_ray(aabb, step)), aabb
 
     def render_train(
         self,

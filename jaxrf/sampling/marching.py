@@ -49,8 +49,8 @@ def max_blocks_per_ray(
 ) -> int:
     """Blocks of steps that reach across the box, or to the end of contracted space."""
     diagonals = contraction.MAX_MARCH_DIAGONALS if bounds is not None else 1.0
-    box = aabb if bounds is None else bounds
-    diagonal = float(np.linalg.norm(np.asarray(box[1] - box[0])))
+    low, high = aabb if bounds is None else bounds
+    diagonal = float(np.linalg.norm(np.asarray(high - low)))
     return math.ceil(diagonals * diagonal / float(step_size) / STEPS_PER_BLOCK) + 1
 
 

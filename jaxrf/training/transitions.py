@@ -118,17 +118,17 @@ def schedule_from(config: TrainConfig, step: int = 0) -> schedule.TrainSchedule:
 def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"], devices: int = 1) -> StageSpec:
     """The stage that training on so many devices starts with, in a scene with this box."""
     bounds = aabb if config.model.contract else None
-    box = field_aabb(config, aabb)
-    field = config.field.begin(box)
+    aabb = field_aabb(config, aabb)
+    field = config.field.begin(aabb)
     begins_supersampled = schedule.step_at(config, config.supersample_from) <= 0
     stage = StageSpec(
         field=field,
-        grid_resolution=field.grid_resolution(box) or config.model.grid_resolution(box),
+        grid_resolution=field.grid_resolution(aabb) or config.model.grid_resolution(aabb),
         num_rays=config.batch_rays,
         supersample=(config.supersample or 1) if begins_supersampled else 1,
         num_shards=config.shards or devices,
     )
-    return set_budgets(config, stage, field.grid_aabb(box), bounds)
+    return set_budgets(config, stage, field.grid_aabb(aabb), bounds)
 
 
 def init_grid(

@@ -31,12 +31,12 @@ class ViewerState(NamedTuple):
     """A state of the field that is ready to be rendered.
 
     renderer: of the field.
-    box: (2, 3) bounds of the occupied space, in scene units.
+    aabb: (2, 3) bounds of the occupied space, in scene units.
     number: counts the states, from 0.
     """
 
     renderer: InteractiveRenderer
-    box: Float[np.ndarray, "2 3"]
+    aabb: Float[np.ndarray, "2 3"]
     number: int
 
 
@@ -171,4 +171,4 @@ def draw_image(
     rendering: HostRendering, camera: Cameras, state: ViewerState, channel: Channel
 ) -> UInt8[np.ndarray, "h w 3"]:
     """An image of a channel; the colors of depth span the occupied box."""
-    return images.draw_channel(rendering, channel, near_far_for_box(camera, state.box))
+    return images.draw_channel(rendering, channel, near_far_for_box(camera, state.aabb))
