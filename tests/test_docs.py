@@ -178,7 +178,7 @@ def parse_command(command: str) -> int:
     """Exit code of a command that is only parsed, not run."""
     words = [STAND_INS.get(word, word) for word in shlex.split(command, comments=True)]
     program, *arguments = words
-    if "--resume" in arguments and program != "jaxrf":
+    if "--resume" in arguments and (program != "jaxrf" or arguments[0] == "train"):
         # There is no run to read; its options are those of training.
         arguments.remove("--resume")
     if program == "train_lego.py":

@@ -170,8 +170,8 @@ def _check_supported(kwargs: Mapping[str, Any], content: Content) -> None:
     shading_mode = str(kwargs["shadingMode"])
     if shading_mode not in ("MLP_Fea", "MLP"):
         raise InputError(
-            f"shadingMode in {content.path} is {shading_mode}, and jaxrf has TensoRF's MLP_Fea and MLP: "
-            "train with one of these."
+            f"shadingMode in {content.path} is {shading_mode}, and jaxrf has TensoRF's MLP_Fea and "
+            "MLP: train with one of these."
         )
     if kwargs["fea2denseAct"] not in ("softplus", "relu"):
         raise InputError(

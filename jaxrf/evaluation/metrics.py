@@ -1,7 +1,7 @@
 """Image metrics, and the table of those that images are scored by."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,12 +145,12 @@ def compute_metrics(image: ScoredImage) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def select_metrics(scores: Mapping[str, object]) -> list[Metric]:
+def select_metrics(scores: Mapping[str, Any]) -> list[Metric]:
     """The metrics that scores hold, in the order of the table."""
     return [metric for metric in METRICS if metric.name in scores]
 
 
-def format_metrics(scores: Mapping[str, float]) -> list[str]:
+def format_metrics(scores: Mapping[str, Any]) -> list[str]:
     """The value of each metric that scores hold, for people.
 
     >>> format_metrics({"psnr": 31.234, "ssim": 0.95834})
@@ -159,7 +159,7 @@ def format_metrics(scores: Mapping[str, float]) -> list[str]:
     return [metric.format.format(scores[metric.name]) for metric in select_metrics(scores)]
 
 
-def describe_metrics(scores: Mapping[str, float]) -> list[str]:
+def describe_metrics(scores: Mapping[str, Any]) -> list[str]:
     """The title and value of each metric that scores hold, for people.
 
     >>> describe_metrics({"psnr": 31.234, "ssim": 0.95834})
@@ -169,7 +169,7 @@ def describe_metrics(scores: Mapping[str, float]) -> list[str]:
     return [f"{t} {v}" for t, v in zip(titles, format_metrics(scores), strict=True)]
 
 
-def mean_metrics(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_metrics(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means of the metrics that all of the scores hold, by name."""
     names = [m.name for m in METRICS if all(m.name in score for score in scores)]
     return {name: float(np.mean([score[name] for score in scores])) for name in names}
