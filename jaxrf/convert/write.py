@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from jaxrf.convert import nerf_pytorch, nerfstudio, tensorf
+from jaxrf.convert import nerf_pytorch, nerfstudio, tensorf_checkpoint
 from jaxrf.convert.files.torch_file import write_torch
 from jaxrf.convert.networks import from_params
 from jaxrf.core.errors import InputError
@@ -158,7 +158,7 @@ def _to_tensorf(run: Run) -> dict[str, Any]:
     _check_bounded(run, "tensorf")
     assert isinstance(model, PackedModel), "TensoRF is marched through"
     grid = run.state.grid
-    checkpoint = tensorf.to_checkpoint(
+    checkpoint = tensorf_checkpoint.to_checkpoint(
         run.state.eval_params.field,
         field,
         np.asarray(grid.aabb),

@@ -1,7 +1,7 @@
 """Radiance fields: a class for each, with its configuration, functions and rules of growth.
 
-A field is one file, but for what several share: networks in `mlp`, and `voxel_grid`, the occupancy
-grid of `voxels`.
+A field is one file, with its data structure in another where that stands alone: `voxel_grid` of
+`voxels`, `tensor_factors` of `tensorf`. Networks that several use are in `mlp`.
 """
 
 import importlib

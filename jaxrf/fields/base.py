@@ -307,9 +307,9 @@ class Field:
         """How fine and how full the grid of the present stage is, in words."""
         return f"{float(jnp.mean(grid.occupied * 1.0)):.1%} of the box occupied"
 
-    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+    def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Operations that a sample costs in training, if a fraction of samples is colored."""
-        del shaded_fraction
+        del colored_fraction
         return SampleCost()
 
     def debug_outputs(

@@ -321,9 +321,9 @@ class Voxels(base.Field):
         size = float(grid.aabb[1, 0] - grid.aabb[0, 0]) / grid.occupied.shape[0]
         return f"{int(jnp.sum(grid.occupied))} voxels of {size:.3g}"
 
-    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+    def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Eight rows; the MLP is evaluated once per ray."""
-        del shaded_fraction
+        del colored_fraction
         return SampleCost(0.0, 8 * (1 + self.feature_dim) / base.ROW_CHANNELS)
 
 

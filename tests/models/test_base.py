@@ -36,7 +36,7 @@ from scenes import (
 from jaxrf import presets
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.errors import InputError
-from jaxrf.fields import tensorf, voxels
+from jaxrf.fields import tensor_factors, voxels
 from jaxrf.fields.nerf import NeRF
 from jaxrf.fields.pynerf import PyNeRF
 from jaxrf.fields.tensorf import TensoRF
@@ -186,9 +186,9 @@ def test_regularization_of_factors_is_the_weighted_sum_of_its_terms() -> None:
         feature_tv_weight=3.0,
     )
     params = state.params
-    l1 = tensorf.l1_norm(params.field)
-    variation = 2.0 * tensorf.total_variation(params.field["density"])
-    variation += 3.0 * tensorf.total_variation(params.field["features"])
+    l1 = tensor_factors.l1_norm(params.field)
+    variation = 2.0 * tensor_factors.total_variation(params.field["density"])
+    variation += 3.0 * tensor_factors.total_variation(params.field["features"])
     grid_and_key = (state.grid, jax.random.key(0))
     regularization = config.model.regularization
     np.testing.assert_allclose(
@@ -211,8 +211,8 @@ def test_regularization_of_lines_has_orthogonality_and_variation() -> None:
     stage, state = first_state(config)
     arguments = (state.grid, jax.random.key(0), ONE)
     penalty = config.model.regularization(stage.field, state.params, *arguments)
-    expected = 0.7 * tensorf.ortho_loss(state.params.field)
-    expected += 3.0 * tensorf.total_variation(state.params.field["density"])
+    expected = 0.7 * tensor_factors.ortho_loss(state.params.field)
+    expected += 3.0 * tensor_factors.total_variation(state.params.field["density"])
     np.testing.assert_allclose(penalty, expected, rtol=1e-6)
     assert float(penalty) > 0
 
