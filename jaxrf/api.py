@@ -21,6 +21,7 @@ from jaxrf.data.options import LoadOptions
 from jaxrf.data.photos.prepare import PhotoOptions
 from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.scoring import RenderFn, score_split, summarize
 from jaxrf.fields.base import Field
 from jaxrf.models.base import ModelParams, StageSpec
@@ -220,12 +221,14 @@ class Result:
     def _render_fn(self, supersample: int | None) -> RenderFn:
         if supersample not in self._render_fns:
             self._render_fns[supersample] = scoring.make_render_fn(
-                self.config,
-                self.stage,
-                self.params,
-                self.state.grid,
-                near_far_fn(self.scene_metadata, self.state.grid),
-                self._background(),
+                TrainedField(
+                    self.config,
+                    self.stage,
+                    self.params,
+                    self.state.grid,
+                    near_far_fn(self.scene_metadata, self.state.grid),
+                    self._background(),
+                ),
                 supersample,
             )
         return self._render_fns[supersample]

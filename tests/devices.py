@@ -34,6 +34,7 @@ from scenes import (  # noqa: E402
 )
 
 from jaxrf.evaluation import scoring  # noqa: E402
+from jaxrf.evaluation.camera_renderer import TrainedField  # noqa: E402
 from jaxrf.models.base import StageSpec  # noqa: E402
 from jaxrf.parallel import devices  # noqa: E402
 from jaxrf.training import loop, optim, pixels, schedule, transitions  # noqa: E402
@@ -92,12 +93,9 @@ def compare(kind: str, counts: Sequence[int]) -> dict[str, Any]:
         differences["bits"][str(num_devices)] = list(differing_leaves(again, state))
     images = [
         scoring.make_render_fn(
-            ordered,
-            stage,
-            state.eval_params,
-            state.grid,
-            (2.0, 6.0),
-            np.ones(3, np.float32),
+            TrainedField(
+                ordered, stage, state.eval_params, state.grid, (2.0, 6.0), np.ones(3, np.float32)
+            ),
             mesh=devices.make_mesh(num_devices),
         )(make_scene().splits["test"].cameras, 0)
         for num_devices in (1, counts[-1])

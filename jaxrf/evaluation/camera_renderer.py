@@ -56,6 +56,24 @@ class RenderConfig(Protocol):
     def shards(self) -> int | None: ...
 
 
+class TrainedField(NamedTuple):
+    """A trained field, and what rendering it takes besides a camera.
+
+    Attributes:
+      config, stage, params, grid: of the training. With `config.shards`, the bits of an image do
+        not depend on the number of devices.
+      scene_range: near and far, distances along rays, or a function that computes them.
+      background: (3,) color of rays that hit nothing.
+    """
+
+    config: RenderConfig
+    stage: StageSpec
+    params: ModelParams
+    grid: OccupancyGrid
+    scene_range: SceneRange
+    background: Float[np.ndarray, "3"]
+
+
 class ChunkProgram(NamedTuple):
     """Static arguments of the program that renders chunks.
 
@@ -156,12 +174,7 @@ class CameraRenderer:
 
 
 def make_camera_renderer(
-    config: RenderConfig,
-    stage: StageSpec,
-    params: ModelParams,
-    grid: OccupancyGrid,
-    scene_range: SceneRange,
-    background: Float[np.ndarray, "3"],
+    trained: TrainedField,
     crop_to_occupied: bool = True,
     mesh: Mesh | None = None,
     max_chunk_rays: int | None = None,
@@ -170,9 +183,7 @@ def make_camera_renderer(
     """A renderer of a trained field.
 
     Args:
-      config, stage, params, grid: of the training.
-      scene_range: near and far, distances along rays, or a function that computes them.
-      background: (3,) color of rays that hit nothing.
+      trained: the field.
       crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
         program is recompiled whenever cells were pruned.
       mesh: devices that share the chunks, by default one. All processes of the mesh have to render.
@@ -180,6 +191,7 @@ def make_camera_renderer(
         The bits of an image may then depend on the number of devices despite `config.shards`.
       num_samples: evaluated together at most, in place of `config.render_samples`.
     """
+    config, grid = trained.config, trained.grid
     mesh = mesh or devices.make_mesh(1)
     num_samples = num_samples or config.render_samples
     if jax.default_backend() == "cpu":
@@ -192,12 +204,14 @@ def make_camera_renderer(
     if max_chunk_rays is not None:
         chunk_rays, chunks_per_call = min(max_rays, max_chunk_rays), 1
     convention = config.ray_convention
-    stage, aabb = config.model.eval_stage(stage, grid, convention, crop_to_occupied)
+    stage, aabb = config.model.eval_stage(trained.stage, grid, convention, crop_to_occupied)
     spec = RenderSpec(config.model, stage, convention, num_samples)
     program = ChunkProgram(spec, chunk_rays, chunks_per_call, mesh)
-    params, grid = devices.replicate(mesh, (params, grid))
+    params, grid = devices.replicate(mesh, (trained.params, grid))
     deterministic = bool(config.shards) and max_chunk_rays is None
-    return CameraRenderer(program, deterministic, params, grid, aabb, scene_range, background)
+    return CameraRenderer(
+        program, deterministic, params, grid, aabb, trained.scene_range, trained.background
+    )
 
 
 def _render_chunks_of_call(

@@ -9,15 +9,12 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras
-from jaxrf.cameras.poses import SceneRange
 from jaxrf.core import memory
 from jaxrf.data.scene import Split, composite
 from jaxrf.evaluation import lpips
-from jaxrf.evaluation.camera_renderer import CameraRenderer, RenderConfig, make_camera_renderer
+from jaxrf.evaluation.camera_renderer import CameraRenderer, TrainedField, make_camera_renderer
 from jaxrf.evaluation.metrics import ScoredImage, compute_metrics, mean_metrics
-from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.rendering.image import HostRendering
-from jaxrf.sampling.occupancy import OccupancyGrid
 
 RenderFn = Callable[[Cameras, int], HostRendering]
 
@@ -44,12 +41,7 @@ class ViewMetrics(NamedTuple):
 
 
 def make_render_fn(
-    config: RenderConfig,
-    stage: StageSpec,
-    params: ModelParams,
-    grid: OccupancyGrid,
-    scene_range: SceneRange,
-    background: Float[np.ndarray, "3"],
+    trained: TrainedField,
     supersample: int | None = None,
     crop_to_occupied: bool = True,
     mesh: Mesh | None = None,
@@ -59,31 +51,18 @@ def make_render_fn(
     When memory runs out, the function renders half as many samples at a time, and so on.
 
     Args:
-      config, stage, params, grid: of the training. With `config.shards`, the bits of an image do
-        not depend on the number of devices.
-      scene_range: near and far, distances along rays, or a function that computes them.
-      background: (3,) color of rays that hit nothing.
+      trained: the field.
       supersample: rays of a pixel along each axis, averaged; by default as many as in training.
       crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
         program is recompiled whenever cells were pruned.
       mesh: devices that share the rays, by default one. All processes of the mesh have to render.
     """
-    supersample = supersample or stage.supersample
+    supersample = supersample or trained.stage.supersample
 
     def make_renderer(num_samples: int) -> CameraRenderer:
-        return make_camera_renderer(
-            config,
-            stage,
-            params,
-            grid,
-            scene_range,
-            background,
-            crop_to_occupied,
-            mesh,
-            num_samples=num_samples,
-        )
+        return make_camera_renderer(trained, crop_to_occupied, mesh, num_samples=num_samples)
 
-    renderer = make_renderer(config.render_samples)
+    renderer = make_renderer(trained.config.render_samples)
 
     def render(cameras: Cameras, index: int) -> HostRendering:
         nonlocal renderer

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxrf.cameras.base import Cameras
 from jaxrf.data.scene import Split
 from jaxrf.evaluation import images, scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.metrics import select_metrics
 from jaxrf.parallel import devices, processes
 from jaxrf.training import budget, summaries
@@ -157,12 +158,14 @@ class Evaluator:
 
     def _make_render_fn(self, run: Run) -> scoring.RenderFn:
         return scoring.make_render_fn(
-            run.config,
-            run.stage,
-            run.state.eval_params,
-            run.state.grid,
-            (run.scene.near, run.scene.far),
-            background_color(run.config),
+            TrainedField(
+                run.config,
+                run.stage,
+                run.state.eval_params,
+                run.state.grid,
+                (run.scene.near, run.scene.far),
+                background_color(run.config),
+            ),
             crop_to_occupied=False,
             mesh=self.mesh,
         )

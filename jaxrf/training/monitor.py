@@ -14,6 +14,7 @@ import numpy as np
 from jaxrf.core.errors import InputError
 from jaxrf.core.machine import Machine
 from jaxrf.core.progress import ProgressBar
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
 from jaxrf.models.base import StageSpec
 from jaxrf.parallel import devices, processes
@@ -251,12 +252,14 @@ class TrainMonitor:
         arrays = devices.to_host(self.mesh, (state.eval_params, state.grid))
         params, grid = jax.tree.map(lambda x: jnp.array(x, copy=True), arrays)
         return make_interactive_renderer(
-            self.config,
-            stage,
-            params,
-            grid,
-            scene_metadata.near_far_fn(self.output.scene, grid),
-            background_color(self.config),
+            TrainedField(
+                self.config,
+                stage,
+                params,
+                grid,
+                scene_metadata.near_far_fn(self.output.scene, grid),
+                background_color(self.config),
+            ),
             crop_to_occupied=False,
         )
 

@@ -25,6 +25,7 @@ import numpy as np
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.fields.base import Field
 from jaxrf.models.base import StageSpec
@@ -340,12 +341,14 @@ def make_render_fn(run: Run, supersample: int | None = None) -> RenderFn:
     `supersample` is the number of rays per pixel along each axis, by default as in training.
     """
     return scoring.make_render_fn(
-        run.config,
-        run.stage,
-        run.state.eval_params,
-        run.state.grid,
-        near_far_fn(run.scene, run.state.grid),
-        background_color(run.config),
+        TrainedField(
+            run.config,
+            run.stage,
+            run.state.eval_params,
+            run.state.grid,
+            near_far_fn(run.scene, run.state.grid),
+            background_color(run.config),
+        ),
         supersample,
         mesh=devices.make_mesh(None),
     )

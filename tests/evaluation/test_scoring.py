@@ -13,7 +13,7 @@ from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_tensorf, tiny_
 from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.data.scene import composite
 from jaxrf.evaluation import camera_renderer, metrics, scoring
-from jaxrf.evaluation.camera_renderer import ChunkProgram
+from jaxrf.evaluation.camera_renderer import ChunkProgram, TrainedField
 from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.models.base import RenderSpec, render_rays
 from jaxrf.rendering.volume import Rendering
@@ -26,12 +26,7 @@ def make_render(
     """The render function, and its expected result for the first test view, rendered at once."""
     stage, state = first_state(config)
     render = scoring.make_render_fn(
-        config,
-        stage,
-        state.params,
-        state.grid,
-        (2.0, 6.0),
-        background,
+        TrainedField(config, stage, state.params, state.grid, (2.0, 6.0), background),
         crop_to_occupied=crop_to_occupied,
     )
     convention = config.ray_convention
@@ -51,13 +46,15 @@ def test_render_fn_with_supersampling_averages_a_finer_view() -> None:
     common = (state.params, state.grid, (2.0, 6.0), white)
     cameras = make_scene().splits["test"].cameras
     finer = resize_cameras(cameras, 2 * SIZE, 2 * SIZE)
-    fine = scoring.make_render_fn(config, stage, *common)(finer, 1)
-    averaged = scoring.make_render_fn(config, stage, *common, supersample=2)(cameras, 1)
+    fine = scoring.make_render_fn(TrainedField(config, stage, *common))(finer, 1)
+    averaged = scoring.make_render_fn(TrainedField(config, stage, *common), supersample=2)(
+        cameras, 1
+    )
     assert averaged.rgb.shape == (SIZE, SIZE, 3)
     blocks = fine.rgb.reshape(SIZE, 2, SIZE, 2, 3)
     np.testing.assert_allclose(averaged.rgb, blocks.mean(axis=(1, 3)), atol=1e-6)
     split = dataclasses.replace(stage, supersample=2)
-    same = scoring.make_render_fn(config, split, *common)(cameras, 1)
+    same = scoring.make_render_fn(TrainedField(config, split, *common))(cameras, 1)
     assert np.array_equal(same.rgb, averaged.rgb)
 
 

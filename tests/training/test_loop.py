@@ -31,6 +31,7 @@ from jaxrf.core import memory
 from jaxrf.core.rays import clip_to_aabb
 from jaxrf.data.scene import composite
 from jaxrf.evaluation import metrics
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.scoring import make_render_fn
 from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.models.base import StageSpec
@@ -524,7 +525,9 @@ def test_training_learns_the_ball(config: TrainConfig) -> None:
     scene = make_scene()
     stage, state = loop.fit(config, scene, Recorder())
     white = np.ones(3, np.float32)
-    render = make_render_fn(config, stage, state.eval_params, state.grid, NEAR_FAR, white)
+    render = make_render_fn(
+        TrainedField(config, stage, state.eval_params, state.grid, NEAR_FAR, white)
+    )
     split = scene.splits["test"]
     targets = [composite(image, white) for image in split.images]
     mean = np.mean(composite(scene.splits["train"].images, white), axis=(0, 1, 2))

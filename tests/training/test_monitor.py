@@ -16,6 +16,7 @@ from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_voxels
 from jaxrf.cameras import base as cams
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.models.base import StageSpec
 from jaxrf.training import evaluator, monitor, runs, schedule, transitions
 from jaxrf.training.config import TrainConfig, VideoConfig
@@ -184,7 +185,7 @@ def test_validation_scores_all_views(start_monitor: Any) -> None:
     monitored.dispatch(50, 50)
     white, state = np.ones(3, np.float32), monitored.state
     render = scoring.make_render_fn(
-        config, monitored.stage, state.params, state.grid, (2.0, 6.0), white
+        TrainedField(config, monitored.stage, state.params, state.grid, (2.0, 6.0), white)
     )
     scored = list(scoring.score_split(render, make_scene().splits["val"], white, range(2)))
     expected = scoring.summarize(scored)
