@@ -32,6 +32,7 @@ from scenes import (
 from jaxrf.cameras import contraction
 from jaxrf.core.rays import ConicalFrusta
 from jaxrf.fields.pynerf import PyNeRF
+from jaxrf.models import networks
 from jaxrf.models.base import ModelParams
 from jaxrf.models.packed import PackedModel
 
