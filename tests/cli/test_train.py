@@ -18,7 +18,7 @@ from jaxrf.models.base import Model
 from jaxrf.models.hierarchical import HierarchicalModel
 from jaxrf.models.packed import PackedModel
 from jaxrf.models.proposal import ProposalModel
-from jaxrf.training import config_json, runs
+from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
 
 
@@ -132,7 +132,7 @@ def stored(tmp_path: Path) -> TrainConfig:
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
     stored = tiny_nerf(run_dir=folder, background="black", seed=4)
-    (folder / runs.CONFIG_FILE).write_text(config_json.to_json(stored))
+    runs.write_config(folder, stored)
     return stored
 
 
