@@ -58,7 +58,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from jaxrf.training import pixels as train_pixels
     from jaxrf.training import schedule, transitions
     from jaxrf.training.compile_ahead import compile_steps
-    from jaxrf.training.losses import make_error_fn
+    from jaxrf.training.losses import make_rgb_loss_fn
     from jaxrf.training.state import Metrics, init_state
     from jaxrf.training.step import StepSpec
 
@@ -80,7 +80,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     pixels = train_pixels.to_device(scene.splits["train"], config.image_scales())
     pixels = devices.replicate(mesh, pixels)
     near_far = (scene.near, scene.far)
-    spec = StepSpec(config, stage, near_far, make_error_fn(config.loss), mesh)
+    spec = StepSpec(config, stage, near_far, make_rgb_loss_fn(config.loss), mesh)
     run: Any = compile_steps(spec, state, pixels)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     memory = 0 if state.grid.weight_memory is None else state.grid.weight_memory.size

@@ -25,7 +25,7 @@ FIELDS = {
     "PyNeRF, 2x2 rays a pixel": ["pynerf-small", "--supersample", "2"],
     "PyNeRF, a table for each head": ["pynerf-small", "--field.tables", "separate"],
     "PyNeRF, blending densities and colors": [
-        "pynerf-small", "--field.blend", "results", "--model.shading", "per_sample",
+        "pynerf-small", "--field.blend", "results", "--model.coloring", "per_sample",
     ],
     "PyNeRF, consistency 0.1": ["pynerf-small", "--field.consistency-weight", "0.1"],
     "PyNeRF, consistency 0.001": ["pynerf-small", "--field.consistency-weight", "0.001"],

@@ -23,7 +23,7 @@ from jaxrf.parallel import devices
 from jaxrf.presets import nerf_original
 from jaxrf.training import schedule, transitions
 from jaxrf.training.compile_ahead import compile_steps
-from jaxrf.training.losses import make_error_fn
+from jaxrf.training.losses import make_rgb_loss_fn
 from jaxrf.training.pixels import to_device
 from jaxrf.training.state import init_state
 from jaxrf.training.step import StepSpec
@@ -105,7 +105,7 @@ def make_jax_step() -> Callable[[], object]:
     state = init_state(config, stage, grid)
     pixels = to_device(scene.splits["train"], config.image_scales())
     near_far, mesh = (scene.near, scene.far), devices.make_mesh(1)
-    spec = StepSpec(config, stage, near_far, make_error_fn(config.loss), mesh)
+    spec = StepSpec(config, stage, near_far, make_rgb_loss_fn(config.loss), mesh)
     run = compile_steps(spec, state, pixels)
     key, table = schedule.training_key(config), schedule.make_train_schedule(config)
 

@@ -26,7 +26,7 @@ from jaxrf.presets import make_preset
 from jaxrf.training import schedule, transitions
 from jaxrf.training.compile_ahead import compile_steps
 from jaxrf.training.config import TrainConfig
-from jaxrf.training.losses import make_error_fn
+from jaxrf.training.losses import make_rgb_loss_fn
 from jaxrf.training.pixels import to_device
 from jaxrf.training.state import init_state
 from jaxrf.training.step import StepSpec
@@ -45,7 +45,7 @@ def measure(config: TrainConfig, views: int, steps: int) -> tuple[float, float]:
     state = init_state(config, stage, grid)
     pixels = to_device(scene.splits["train"], config.image_scales())
     near_far, mesh = (scene.near, scene.far), devices.make_mesh(1)
-    spec = StepSpec(config, stage, near_far, make_error_fn(config.loss), mesh)
+    spec = StepSpec(config, stage, near_far, make_rgb_loss_fn(config.loss), mesh)
     run: Any = compile_steps(spec, state, pixels)
     inputs = schedule.training_key(config), schedule.make_train_schedule(config), jnp.asarray(steps)
     times = []

@@ -52,11 +52,11 @@ def draw_strip(folder: Path, view: int, scale: int) -> tuple[Image.Image, float]
     seen = scored.rendering
     hit = seen.median_depth[seen.opacity > 0.5]
     depth = images.colorize_depth(seen.median_depth, seen.opacity, hit.min(), hit.max())
-    error = images.colorize_error(seen.rgb, scored.truth)
-    strip = np.concatenate([scored.truth, seen.rgb, depth, error], axis=1)
+    error = images.colorize_error(seen.rgb, scored.target_rgb)
+    strip = np.concatenate([scored.target_rgb, seen.rgb, depth, error], axis=1)
     image = Image.fromarray(images.to_uint8(strip))
     size = (image.width * scale, image.height * scale)
-    return image.resize(size, Image.Resampling.NEAREST), scored.psnr
+    return image.resize(size, Image.Resampling.NEAREST), scored.scores["psnr"]
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ INGREDIENTS = {
     "pruning by alpha instead of weight": [
         "--field.prune-by", "alpha", "--field.prune-threshold", "1e-4",
     ],
-    "color for all samples": ["--model.max-shaded-fraction", "1"],
-    "color per sample instead of per ray": ["--model.shading", "per_sample"],
+    "color for all samples": ["--model.max-colored-fraction", "1"],
+    "color per sample instead of per ray": ["--model.coloring", "per_sample"],
     "one ray per pixel": ["--supersample", "1"],
     "white background instead of random colors": ["--background", "white"],
     "L1 of the density, 8e-5 and 4e-5": [

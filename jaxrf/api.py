@@ -21,6 +21,7 @@ from jaxrf.data.options import LoadOptions
 from jaxrf.data.photos.prepare import PhotoOptions
 from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.scoring import RenderFn, score_split, summarize
 from jaxrf.fields.base import Field
 from jaxrf.models.base import ModelParams, StageSpec
@@ -29,7 +30,7 @@ from jaxrf.rendering.image import HostRendering
 from jaxrf.training import loop, runs, transitions
 from jaxrf.training.callbacks import NullCallback, TrainCallback
 from jaxrf.training.config import COMMAND_ONLY, TrainConfig
-from jaxrf.training.losses import ErrorFn
+from jaxrf.training.losses import RgbLossFn
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
 from jaxrf.training.state import Metrics, TrainState, background_color
@@ -41,7 +42,7 @@ def load_scene(
     splits: Sequence[Literal["train", "val", "test"]] | None = None,
     **options: Any,
 ) -> Scene:
-    """Loads a data set of any layout that jaxrf knows.
+    """Loads a data set of any format that jaxrf knows.
 
     Args:
       data: folder, or tiny_nerf_data.npz; relative to ".", "./data" or the folder in JAXRF_DATA.
@@ -68,7 +69,7 @@ def fit(
     scene: Scene,
     *,
     callback: TrainCallback | None = None,
-    error_fn: ErrorFn | None = None,
+    rgb_loss_fn: RgbLossFn | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
     **overrides: Any,
@@ -80,7 +81,7 @@ def fit(
         then trained on an occupancy grid with budgets for a CPU (`jaxrf.presets.for_field`).
       scene: its training split is used.
       callback: called after every dispatch, in place of a progress bar.
-      error_fn: error of each pixel's color, (rgb, target_rgb) -> (r,).
+      rgb_loss_fn: loss of each pixel's color, (rgb, target_rgb) -> (r,).
       mesh: the devices to train on; by default as many as `devices`, or the first alone.
       progress: show a progress bar.
       **overrides: attributes of `TrainConfig` to use in place of the preset's, such as
@@ -105,7 +106,7 @@ def fit(
     mesh = mesh or devices.make_mesh(config.devices or 1)
     if callback is None:
         callback = _ProgressCallback(config, enabled=progress)
-    stage, state = loop.fit(config, scene, callback, error_fn=error_fn, mesh=mesh)
+    stage, state = loop.fit(config, scene, callback, rgb_loss_fn=rgb_loss_fn, mesh=mesh)
     return Result(config, SceneMetadata.from_scene(scene, scene.folder), stage, state)
 
 
@@ -220,12 +221,14 @@ class Result:
     def _render_fn(self, supersample: int | None) -> RenderFn:
         if supersample not in self._render_fns:
             self._render_fns[supersample] = scoring.make_render_fn(
-                self.config,
-                self.stage,
-                self.params,
-                self.state.grid,
-                near_far_fn(self.scene_metadata, self.state.grid),
-                self._background(),
+                TrainedField(
+                    self.config,
+                    self.stage,
+                    self.params,
+                    self.state.grid,
+                    near_far_fn(self.scene_metadata, self.state.grid),
+                    self._background(),
+                ),
                 supersample,
             )
         return self._render_fns[supersample]

@@ -53,7 +53,7 @@ def make_ball_run(folder: Path) -> runs.Run:
     config = scenes.tiny_nerf(
         field=make_user_field(source),
         field_source=source,
-        model=PackedModel(occupancy_resolution=8, max_steps=96),
+        model=PackedModel(occupancy_resolution=8, steps_per_diagonal=96),
         batch_samples=1 << 11,
     )
     run = make_run(config)

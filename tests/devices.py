@@ -34,11 +34,12 @@ from scenes import (  # noqa: E402
 )
 
 from jaxrf.evaluation import scoring  # noqa: E402
+from jaxrf.evaluation.camera_renderer import TrainedField  # noqa: E402
 from jaxrf.models.base import StageSpec  # noqa: E402
 from jaxrf.parallel import devices  # noqa: E402
 from jaxrf.training import loop, optim, pixels, schedule, transitions  # noqa: E402
 from jaxrf.training.config import TrainConfig  # noqa: E402
-from jaxrf.training.losses import make_error_fn  # noqa: E402
+from jaxrf.training.losses import make_rgb_loss_fn  # noqa: E402
 from jaxrf.training.state import TrainState, init_state  # noqa: E402
 from jaxrf.training.step import StepSpec, train_steps  # noqa: E402
 
@@ -92,12 +93,9 @@ def compare(kind: str, counts: Sequence[int]) -> dict[str, Any]:
         differences["bits"][str(num_devices)] = list(differing_leaves(again, state))
     images = [
         scoring.make_render_fn(
-            ordered,
-            stage,
-            state.eval_params,
-            state.grid,
-            (2.0, 6.0),
-            np.ones(3, np.float32),
+            TrainedField(
+                ordered, stage, state.eval_params, state.grid, (2.0, 6.0), np.ones(3, np.float32)
+            ),
             mesh=devices.make_mesh(num_devices),
         )(make_scene().splits["test"].cameras, 0)
         for num_devices in (1, counts[-1])
@@ -128,7 +126,7 @@ def follow(kind: str, counts: Sequence[int], steps: int = 100) -> dict[str, Any]
             schedule.training_key(config),
             as_doubles(schedule.make_train_schedule(config)),
         )
-        spec = StepSpec(config, stage, near_far, make_error_fn(config.loss), mesh)
+        spec = StepSpec(config, stage, near_far, make_rgb_loss_fn(config.loss), mesh)
         run = jax.jit(partial(train_steps, spec))
         end, metrics = run(*devices.replicate(mesh, inputs), np.int32(steps))
         assert metrics.overflowed == 0.0 and end.step == steps

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrf.cameras import contraction
 from jaxrf.core.rays import Rays
-from jaxrf.sampling.occupancy import OccupancyGrid, lookup, to_marched_rays
+from jaxrf.sampling.occupancy import OccupancyGrid, lookup, to_s_rays
 
 # Cells of 0.5 x 0.25 x 1, all exact in float32.
 BOX = np.array([[-1.0, 0.0, 2.0], [1.0, 1.25, 5.0]], np.float32)
@@ -60,7 +60,7 @@ def contracted_case(
     step = 0.4 * cell
     return (
         grid,
-        to_marched_rays(grid, rays),
+        to_s_rays(grid, rays),
         offset,
         step,
         contraction.MAX_MARCH_SPEED * 0.5 * 4 * step / cell,

@@ -12,17 +12,10 @@ from scenes import BOX, make_scene
 from jaxrf.cameras.base import image_rays
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.rays import Rays
-from jaxrf.fields import tensorf
+from jaxrf.fields import tensor_factors
 from jaxrf.fields.base import Params
 from jaxrf.fields.tensorf import TensoRF
-from jaxrf.models.base import (
-    Model,
-    ModelParams,
-    RenderSpec,
-    StageSpec,
-    TrainRendering,
-    render_rays,
-)
+from jaxrf.models.base import Model, ModelParams, RenderSpec, StageSpec, TrainRendering, render_rays
 from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.sampling.weight_tracking import WeightTrackedGrid
@@ -149,7 +142,7 @@ def ball_params(stage: StageSpec, params: ModelParams, aabb: np.ndarray = BOX) -
     planes = list(density["planes"])
     lines = list(density["lines"])
     for index, ((across, down), axis) in enumerate(
-        zip(tensorf.PLANE_AXES, tensorf.LINE_AXES, strict=True)
+        zip(tensor_factors.PLANE_AXES, tensor_factors.LINE_AXES, strict=True)
     ):
         plane = bump(resolution[down], down)[:, None] * bump(resolution[across], across)[None]
         planes[index] = planes[index].at[..., 0].set(10.0 * plane)

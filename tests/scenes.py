@@ -152,7 +152,7 @@ def make_surroundings(size: int = 24, wall: float = 25.0) -> Scene:
 
 
 def write_scene(folder: Path, size: int = SIZE) -> Path:
-    """The scene as a folder in the Blender layout."""
+    """The scene as a folder in the Blender format."""
     for name, split in make_scene(size).splits.items():
         (folder / name).mkdir(parents=True)
         frames = []
@@ -184,7 +184,7 @@ def tiny_tensorf(**changes: Any) -> TrainConfig:
             step_ratio=1.0,
             l1_weight=1e-4,
         ),
-        model=PackedModel(shading="per_ray", color_threshold=1e-3, max_shaded_fraction=0.5),
+        model=PackedModel(coloring="per_ray", color_threshold=1e-3, max_colored_fraction=0.5),
         num_steps=24,
         batch_samples=1 << 12,
         batch_rays=128,
@@ -266,7 +266,7 @@ def tiny_hashgrid(**changes: Any) -> TrainConfig:
         ),
         model=PackedModel(
             occupancy_resolution=8,
-            max_steps=32,
+            steps_per_diagonal=32,
             occupancy_update_interval=4,
             occupancy_warmup_steps=0,
         ),
@@ -286,7 +286,7 @@ def marching_nerf(**changes: Any) -> TrainConfig:
     model = PackedModel(
         occupancy_resolution=6,
         occupancy_update_interval=3,
-        max_steps=32,
+        steps_per_diagonal=32,
         occupancy_warmup_steps=0,
     )
     return change(tiny_nerf(model=model, batch_samples=1 << 11), **changes)

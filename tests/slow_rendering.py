@@ -122,7 +122,7 @@ def render_slowly(
     tdist: jax.Array,
     background: jax.Array,
     mask: jax.Array | None = None,
-    per_ray: bool = False,
+    color_per_ray: bool = False,
     color_threshold: float = -1.0,
 ) -> dict[str, np.ndarray]:
     """Renders with loops; intervals outside of the mask have no density."""
@@ -142,10 +142,10 @@ def render_slowly(
         accumulated: Any = 0.0
         for weight, t in zip(weights, midpoints, strict=True):
             value = field_features(np, origin + t * direction)
-            if not per_ray:
+            if not color_per_ray:
                 value = field_color(np, value, direction)
             accumulated = accumulated + weight * value * (weight > color_threshold)
-        if per_ray:
+        if color_per_ray:
             accumulated = field_color(np, accumulated / max(opacity, 1e-3), direction) * opacity
         far = float(rays.far[r])
         out["rgb"].append(accumulated + (1 - opacity) * np.asarray(background[r], np.float64))
@@ -170,7 +170,7 @@ def assert_close_to(
 
 
 # Compiled once, as op-by-op execution would compile every operation by itself.
-render_all_samples = jax.jit(render_samples, static_argnames=("fns", "per_ray"))
+render_all_samples = jax.jit(render_samples, static_argnames=("fns", "color_per_ray"))
 
 
 EMPTY = FNS._replace(density=lambda p, r: (jnp.zeros(p.shape[0]), p))
@@ -206,7 +206,7 @@ def render_densely(
     tdist: jax.Array,
     background: jax.Array,
     mask: jax.Array,
-    per_ray: bool = False,
+    color_per_ray: bool = False,
     color_threshold: float = 0.0,
 ) -> Rendering:
     """Evaluates all samples; multiplies density or color outside of the mask by zero."""
@@ -214,8 +214,8 @@ def render_densely(
     thin = fns._replace(density=lambda p, r: (fns.density(p, r)[0] * weight_mask, p))
     _, weights = render_samples(thin, rays, tdist, background)
     needs_color = jax.lax.stop_gradient(weight_mask * (weights.ravel() > color_threshold))[:, None]
-    if per_ray:
+    if color_per_ray:
         sparse = thin._replace(features=lambda p: fns.features(p) * needs_color)
     else:
         sparse = thin._replace(color=lambda f, d, c: fns.color(f, d, c) * needs_color)
-    return render_samples(sparse, rays, tdist, background, per_ray=per_ray)[0]
+    return render_samples(sparse, rays, tdist, background, color_per_ray=color_per_ray)[0]

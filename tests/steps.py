@@ -13,7 +13,7 @@ from jaxrf.models.base import StageSpec, TrainRendering
 from jaxrf.parallel import devices
 from jaxrf.training import compile_ahead, pixels, schedule, transitions
 from jaxrf.training.config import TrainConfig
-from jaxrf.training.losses import ErrorFn, make_error_fn
+from jaxrf.training.losses import RgbLossFn, make_rgb_loss_fn
 from jaxrf.training.pixels import Batch, PixelDataset
 from jaxrf.training.state import Metrics, TrainState, split_ray_rngs
 from jaxrf.training.step import StepSpec, train_steps
@@ -26,15 +26,17 @@ def train_pixels(scales: Sequence[int] = (1,)) -> PixelDataset:
     return pixels.to_device(make_scene().splits["train"], scales)
 
 
-def make_spec(config: TrainConfig, stage: StageSpec, error_fn: ErrorFn | None = None) -> StepSpec:
+def make_spec(
+    config: TrainConfig, stage: StageSpec, rgb_loss_fn: RgbLossFn | None = None
+) -> StepSpec:
     """Static facts about the steps of a stage on one device."""
-    error_fn = error_fn or make_error_fn(config.loss)
-    return StepSpec(config, stage, NEAR_FAR, error_fn, devices.make_mesh(1))
+    rgb_loss_fn = rgb_loss_fn or make_rgb_loss_fn(config.loss)
+    return StepSpec(config, stage, NEAR_FAR, rgb_loss_fn, devices.make_mesh(1))
 
 
-def jit_steps(config: TrainConfig, stage: StageSpec, error_fn: ErrorFn | None = None) -> Any:
+def jit_steps(config: TrainConfig, stage: StageSpec, rgb_loss_fn: RgbLossFn | None = None) -> Any:
     """`train_steps` of a stage, whose state is not used up."""
-    return jax.jit(partial(train_steps, make_spec(config, stage, error_fn)))
+    return jax.jit(partial(train_steps, make_spec(config, stage, rgb_loss_fn)))
 
 
 def compile_steps(
@@ -69,12 +71,12 @@ def do_steps(
 
 
 def run_steps(
-    config: TrainConfig, steps: int, error_fn: ErrorFn | None = None
+    config: TrainConfig, steps: int, rgb_loss_fn: RgbLossFn | None = None
 ) -> tuple[list[TrainState], list[Metrics]]:
     """The states before and after each of some single steps by one program, and their metrics."""
     stage, state = first_state(config)
     dataset = train_pixels()
-    run = jit_steps(config, stage, error_fn)
+    run = jit_steps(config, stage, rgb_loss_fn)
     states, metrics = [state], []
     for _ in range(steps):
         inputs = step_inputs(config, 1, int(states[-1].step))

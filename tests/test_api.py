@@ -99,7 +99,7 @@ def test_load_scene_loads_the_splits_that_there_are(tmp_path: Path) -> None:
     ("override", "sentence"),
     [
         ({"num_step": 3}, "no argument 'num_step': did you mean 'num_steps'?"),
-        ({"shading": "per_ray"}, "no argument 'shading': give model=PackedModel(shading=...)."),
+        ({"coloring": "per_ray"}, "no argument 'coloring': give model=PackedModel(coloring=...)."),
         ({"grid_lr": 0.1}, "no argument 'grid_lr': give optimizer=OptimizerConfig(grid_lr=...)."),
         ({"budget": 60.0}, "does not use 'budget': leave it out, or train with the command"),
         ({"resume": True}, "does not use 'resume'"),

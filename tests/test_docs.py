@@ -178,7 +178,7 @@ def parse_command(command: str) -> int:
     """Exit code of a command that is only parsed, not run."""
     words = [STAND_INS.get(word, word) for word in shlex.split(command, comments=True)]
     program, *arguments = words
-    if "--resume" in arguments and program != "jaxrf":
+    if "--resume" in arguments and (program != "jaxrf" or arguments[0] == "train"):
         # There is no run to read; its options are those of training.
         arguments.remove("--resume")
     if program == "train_lego.py":
@@ -258,7 +258,7 @@ def test_every_option_in_the_pages_exists() -> None:
     for script in ROOT.glob("benchmarks/*.py"):
         text = script.read_text(encoding="utf-8")
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", text))
-    assert {"--model.max-steps", "--no-filter-rays", "--counts", "--format"} <= known
+    assert {"--model.steps-per-diagonal", "--no-filter-rays", "--counts", "--format"} <= known
     for page in PAGES:
         for span in re.findall(r"`([^`]+)`", prose_of(page.read_text(encoding="utf-8"))):
             for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*(?![\w*.-])", span):

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,17 @@ OPTIONAL = {"torch", "viser"}
 VAGUE = {
     *("own", "some", "rest", "inner", "whole", "here", "found", "most", "least", "many", "each"),
     *("way", "apart", "away", "place", "behind", "seen", "kept", "shown", "wanted", "given"),
+}
+# Names of things that have another one: one word for one thing.
+REPLACED = {
+    "error_fn": "rgb_loss_fn",
+    "marched": "sdist or s_rays",
+    "optical_depth_ema": "max_optical_depth",
+    "shading": "coloring",
+    "shade_ray": "color_ray",
+    "max_shaded_fraction": "max_colored_fraction",
+    "truth": "target_rgb",
+    "validate_apart": "budget_excludes_validation",
 }
 
 
@@ -69,6 +81,11 @@ def names_of(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.name
 
 
+def words_of(name: str) -> set[str]:
+    """The words of a name, in snake case or camel case."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_no_docstring_begins_with_what(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -79,8 +96,21 @@ def test_no_docstring_begins_with_what(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_names_say_what_they_are(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    vague = [f"{n}: {name}" for n, name in names_of(tree) if name.strip("_").lower() in VAGUE]
+    vague = [f"{n}: {name}" for n, name in names_of(tree) if words_of(name) & VAGUE]
     assert not vague, "name the array or value instead"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_no_name_or_option_is_one_that_was_replaced(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    used = {name for _, name in names_of(tree)} & REPLACED.keys()
+    assert not used, "; ".join(f"{name}: say {REPLACED[name]}" for name in sorted(used))
+
+
+def test_words_of_splits_both_kinds_of_names() -> None:
+    assert words_of("_place_byKind2") == {"place", "by", "kind"}
+    assert words_of("BoxPlace") == {"box", "place"} and words_of("REST_SECONDS") & VAGUE
+    assert not words_of("replace_restore") & VAGUE
 
 
 def test_the_checks_of_words_see_every_definition() -> None:

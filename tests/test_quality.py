@@ -18,6 +18,7 @@ from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.data.options import LoadOptions
 from jaxrf.data.scene import Scene
 from jaxrf.evaluation import scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.export.mesh import extract_mesh
 from jaxrf.fields.tensorf import TensoRF
 from jaxrf.fields.voxel_grid import VoxelGrid
@@ -141,7 +142,7 @@ def train_and_score(
     background = background_color(config)
     near_far = scene.near, scene.far
     render = scoring.make_render_fn(
-        config, stage, state.eval_params, state.grid, near_far, background
+        TrainedField(config, stage, state.eval_params, state.grid, near_far, background)
     )
     views = scene.splits[split]
     scored = list(scoring.score_split(render, views, background, list(range(len(views)))))
@@ -157,7 +158,7 @@ def train_and_score(
         ("tensorf-small", {}, 300, 25.0, 40.0),
         ("hashgrid-small", {}, 300, 22.0, 40.0),
         ("hashgrid-small", {"contract": False}, 300, 0.0, 19.0),
-        ("hashgrid-small", {"model": ProposalModel(shading="per_ray")}, 150, 22.0, 40.0),
+        ("hashgrid-small", {"model": ProposalModel(coloring="per_ray")}, 150, 22.0, 40.0),
     ],
 )
 def test_contracted_space_learns_a_wall_far_outside_of_the_box(

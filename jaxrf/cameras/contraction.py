@@ -66,7 +66,7 @@ def contract_radii(
 
 
 def t_to_s(
-    distances: Float[Array, "*batch n"],
+    tdist: Float[Array, "*batch n"],
     origins: Float[Array, "*batch 3"],
     aabb: Float[Array, "2 3"],
 ) -> Float[Array, "*batch n"]:
@@ -77,18 +77,18 @@ def t_to_s(
     2 r exceeds `MAX_MARCH_DIAGONALS` diagonals of the box, s is scaled down to that.
     """
     linear_radius, scale = _ray_warp_params(origins, aabb)
-    beyond = linear_radius * (2.0 - linear_radius / jnp.maximum(distances, linear_radius))
-    return jnp.where(distances > linear_radius, beyond, distances) * scale
+    beyond = linear_radius * (2.0 - linear_radius / jnp.maximum(tdist, linear_radius))
+    return jnp.where(tdist > linear_radius, beyond, tdist) * scale
 
 
 def s_to_t(
-    marched: Float[Array, "*batch n"],
+    sdist: Float[Array, "*batch n"],
     origins: Float[Array, "*batch 3"],
     aabb: Float[Array, "2 3"],
 ) -> Float[Array, "*batch n"]:
     """Inverse of `t_to_s`; at most `far_distance`."""
     linear_radius, scale = _ray_warp_params(origins, aabb)
-    unscaled = marched / scale
+    unscaled = sdist / scale
     inverse = jnp.clip(2.0 - unscaled / linear_radius, 1.0 / MAX_DISTANCE_FACTOR, 1.0)
     return jnp.where(unscaled > linear_radius, linear_radius / inverse, unscaled)
 

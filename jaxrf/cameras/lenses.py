@@ -44,8 +44,11 @@ def distort(
       point: ray points.
       xp: jax.numpy or numpy.
     """
-    num_given = coefficients.shape[-1]
-    k = [coefficients[..., i] if i < num_given else 0.0 for i in range(len(COEFFICIENTS[lens]))]
+    num_coefficients = coefficients.shape[-1]
+    k = [
+        coefficients[..., i] if i < num_coefficients else 0.0
+        for i in range(len(COEFFICIENTS[lens]))
+    ]
     x, y = point[..., 0], point[..., 1]
     square = x * x + y * y
     if lens == "fov":

@@ -71,14 +71,14 @@ def shift_near_far(
     return max(scene_range[0] + shift, 0.0), scene_range[1] + shift
 
 
-def near_far_for_box(cameras: Cameras, box: Float[np.ndarray, "2 3"]) -> tuple[float, float]:
+def near_far_for_box(cameras: Cameras, aabb: Float[np.ndarray, "2 3"]) -> tuple[float, float]:
     """Distances along rays between which cameras can see the contents of a box (2, 3)."""
     if cameras.ndc is not None:
         # Rays reach from the near plane to infinity, a length of 2 in NDC.
         return 0.0, 2.0
-    half = 0.5 * float(np.linalg.norm(np.diff(box, axis=0)))
+    half = 0.5 * float(np.linalg.norm(np.diff(aabb, axis=0)))
     positions = np.asarray(cameras.T_world_camera, np.float64)[:, :3, 3]
-    distances = np.linalg.norm(positions - box.mean(axis=0), axis=-1)
+    distances = np.linalg.norm(positions - aabb.mean(axis=0), axis=-1)
     return max(float(distances.min()) - half, 0.0), float(distances.max()) + half
 
 

@@ -1,4 +1,4 @@
-"""`jaxrf data info` and `jaxrf data fetch`: describe a data set, download a public one."""
+"""`jaxrf data info`, `photos` and `fetch`: describe a data set, make one, download one."""
 
 import dataclasses
 import shlex
@@ -30,7 +30,7 @@ class DataPhotosOptions(PhotoOptions):
     photos: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """A folder of photos, or a video."""
     output: Path
-    """Folder for the data set in COLMAP's layout: images and sparse/0."""
+    """Folder for the data set in COLMAP's format: images and sparse/0."""
 
 
 @dataclasses.dataclass(frozen=True)

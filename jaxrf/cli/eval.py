@@ -84,8 +84,7 @@ def run(options: EvalOptions) -> int:
         runs.METRICS_FILE if options.split == "test" else f"metrics_{options.split}.json"
     )
     runs.write_text(path, runs.to_text(metrics))
-    for image in score["per_image"]:
-        print(f"{image['name']:>12}  PSNR {image['psnr']:6.2f} dB  SSIM {image['ssim']:.4f}")
+    print("\n".join(scores.describe_images(score)))
     print(
         f"{options.split}: {scores.describe_score(score)} over {len(score['per_image'])} views on "
         f"{scores.background_name(config)}. Written to {path}."

@@ -93,8 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments in (["--help"], ["-h"]):
         print(usage(), end="")
         return 0
-    if arguments[:1] == ["data"]:
-        message = "error: jaxrf data has two commands: info PATH and fetch NAME.\n"
+    parts = [name for name in COMMANDS if arguments and name.split()[:-1] == arguments[:1]]
+    if parts and arguments[1:] in (["--help"], ["-h"]):
+        print(describe_commands(parts), end="")
+        return 0
+    if parts:
+        message = f"error: jaxrf {arguments[0]} needs a command:\n{describe_commands(parts)}"
     elif arguments:
         message = f"jaxrf: {arguments[0]!r} is no command.\n{usage()}"
     else:
@@ -148,12 +152,16 @@ def parse_command(name: str, arguments: Sequence[str], prog: str = "") -> Any:
 
 def usage() -> str:
     """Returns the help text of `jaxrf` with every command."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return (
         "usage: jaxrf COMMAND [OPTIONS]   (jaxrf COMMAND --help explains every option)\n\n"
-        "commands:\n" + "\n".join(lines) + "\n"
+        f"commands:\n{describe_commands(list(COMMANDS))}"
     )
+
+
+def describe_commands(names: Sequence[str]) -> str:
+    """Returns a line with name and summary for each of these commands."""
+    width = max(map(len, names))
+    return "".join(f"  {name:{width}}  {COMMANDS[name].summary}\n" for name in names)
 
 
 def _load(path: str) -> Any:

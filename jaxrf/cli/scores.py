@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from jaxrf.core import memory
 from jaxrf.core.environment import describe_versions
 from jaxrf.core.progress import progress
 from jaxrf.data.scene import Split, downscale_split
 from jaxrf.evaluation import lpips, scoring
+from jaxrf.evaluation.metrics import describe_metrics, mean_metrics
 from jaxrf.training import runs, summaries
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
@@ -27,7 +26,7 @@ def score_images(
     supersample: int | None = None,
     use_lpips: bool = True,
 ) -> dict[str, Any]:
-    """Scores all images of a split; returns mean PSNR and SSIM, and both of each image.
+    """Scores all images of a split; returns the means of the metrics, and those of each image.
 
     Args:
       events: receives a few views as TensorBoard images; None writes none.
@@ -49,7 +48,7 @@ def score_images(
             if item.view == logged[0]:
                 summaries.write_rays(events, split.name, item, int(run.state.step))
         # The images of a large split would fill the memory: only the scores are stored.
-        scored.append(item._replace(rendering=None, truth=None))  # type: ignore[arg-type]
+        scored.append(item._replace(rendering=None, target_rgb=None))  # type: ignore[arg-type]
     return scoring.summarize(scored)
 
 
@@ -60,17 +59,20 @@ def score_scales(run: Run, split: Split, full_size_score: dict[str, Any]) -> dic
     4.2).
 
     Returns:
-      "sizes" with factor, PSNR and SSIM of each scale, and "mean_of_sizes" with their means.
+      "sizes" with the factor and the metrics of each scale, and "mean_of_sizes" with their means.
     """
     if run.config.num_train_scales == 1:
         return {}
-    sizes = [{"factor": 1, "psnr": full_size_score["psnr"], "ssim": full_size_score["ssim"]}]
+    scores = {1: full_size_score}
     for halvings in range(1, run.config.num_train_scales):
         smaller = downscale_split(split, 2**halvings)
-        score = score_images(run, smaller, None, use_lpips=False)
-        sizes.append({"factor": 2**halvings, "psnr": score["psnr"], "ssim": score["ssim"]})
-    mean = {key: float(np.mean([size[key] for size in sizes])) for key in ("psnr", "ssim")}
-    text = ", ".join(f"1/{size['factor']}: {size['psnr']:.2f} dB" for size in sizes)
+        scores[2**halvings] = score_images(run, smaller, None, use_lpips=False)
+    mean = mean_metrics(list(scores.values()))
+    sizes = [
+        {"factor": factor, **{name: score[name] for name in mean}}
+        for factor, score in scores.items()
+    ]
+    text = ", ".join(f"1/{factor}: {score['psnr']:.2f} dB" for factor, score in scores.items())
     print(f"PSNR by size {text}; mean {mean['psnr']:.2f} dB.")
     return {"sizes": sizes, "mean_of_sizes": mean}
 
@@ -124,9 +126,15 @@ def make_metrics(
 
 
 def describe_score(score: dict[str, Any]) -> str:
-    """Returns mean PSNR and SSIM, and LPIPS if it was computed, as text."""
-    text = f"PSNR {score['psnr']:.2f} dB, SSIM {score['ssim']:.4f}"
-    return f"{text}, LPIPS {score['lpips']:.4f}" if "lpips" in score else text
+    """Returns the means of the metrics that were computed, as text."""
+    return ", ".join(describe_metrics(score))
+
+
+def describe_images(score: dict[str, Any]) -> list[str]:
+    """Returns a line of text for each image: its name and metrics, in columns."""
+    rows = [(image["name"], *describe_metrics(image)) for image in score["per_image"]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.rjust, row, widths)) for row in rows]
 
 
 def background_name(config: TrainConfig) -> str:

@@ -36,7 +36,7 @@ OPERATIONAL = frozenset(
         "steps_per_dispatch",
         "keep_images_on_host",
         "validate_every",
-        "validate_apart",
+        "budget_excludes_validation",
         "validation_views",
         "test_every",
         "lpips",
@@ -134,7 +134,7 @@ def _choose(preset: str | None, field: str | None, model: str | None) -> tuple[T
 
 def _make_model(name: str, model: Model) -> Model:
     """Another model with its default numbers, and those that all models have."""
-    known = {kind.removesuffix("Model").lower(): kind for kind in models.MODELS}
+    known = models.CLASS_OF_NAME
     if name not in known:
         raise InputError(f"--model {name} is unknown: choose one of {', '.join(known)}.")
     shared = {f.name: getattr(model, f.name) for f in dataclasses.fields(Model)}

@@ -27,8 +27,9 @@ from jaxrf.export.render_options import RenderOptions
 from jaxrf.parallel import devices, processes
 from jaxrf.training import loop, runs, transitions
 from jaxrf.training.config import TrainConfig
+from jaxrf.training.evaluator import Evaluator
 from jaxrf.training.logs import EventWriter
-from jaxrf.training.monitor import TrainMonitor
+from jaxrf.training.monitor import Resumption, RunOutput, TrainMonitor
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.training.signals import catch_signals
@@ -225,18 +226,12 @@ def _fit(
     # Closing waits for every process, so a peer that is gone must abort this one first.
     with processes.abort_on_peer_failure(), catch_signals() as caught:
         watcher = TrainMonitor(
-            start.folder,
             config,
-            data.metadata,
-            events,
-            manager,
-            data.val,
+            RunOutput(start.folder, data.metadata, events, manager),
+            Evaluator(events, data.val, _preview_cameras if config.video.frames else None, mesh),
             caught,
-            start.step,
-            restored.seconds if restored else 0.0,
+            Resumption(start.step, restored.seconds if restored else 0.0),
             None if restored else _deadline(config),
-            mesh,
-            _preview_cameras if config.video.frames else None,
             viewer,
         )
         initial = (restored.stage, restored.state) if restored else None

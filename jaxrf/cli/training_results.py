@@ -80,7 +80,7 @@ def _training_metrics(watcher: TrainMonitor, num_devices: int) -> dict[str, Any]
         "devices": num_devices,
         "rays_per_second": round(clock.rays / train_seconds, 1),
         "samples_per_second": round(clock.samples / train_seconds, 1),
-        "validations": [validation._asdict() for validation in watcher.val_history],
+        "validations": [validation._asdict() for validation in watcher.evaluator.val_history],
     }
 
 

@@ -8,6 +8,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import interactive
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.parallel import processes
 from jaxrf.training import scene_metadata
 from jaxrf.training.config import TrainConfig
@@ -56,12 +57,14 @@ def make_interactive_renderer(run: Run) -> interactive.InteractiveRenderer:
     """Returns a renderer of a run's field for the viewer."""
     state = run.state
     return interactive.make_interactive_renderer(
-        run.config,
-        run.stage,
-        state.eval_params,
-        state.grid,
-        scene_metadata.near_far_fn(run.scene, state.grid),
-        background_color(run.config),
+        TrainedField(
+            run.config,
+            run.stage,
+            state.eval_params,
+            state.grid,
+            scene_metadata.near_far_fn(run.scene, state.grid),
+            background_color(run.config),
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from jaxrf.convert.to_run import DEFAULT_AABB, init_stage
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.evaluation import scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.models.base import StageSpec
 from jaxrf.models.hierarchical import HierarchicalModel
 from jaxrf.sampling import occupancy
@@ -287,7 +288,7 @@ def _render(converted: Converted, cameras: Cameras, double: bool) -> dict[str, n
     params, grid, cameras = (_cast(tree, double) for tree in (converted.params, grid, cameras))
     near_far = (converted.near, converted.far)
     background = background_color(config).astype(np.float64 if double else np.float32)
-    render = scoring.make_render_fn(config, stage, params, grid, near_far, background)
+    render = scoring.make_render_fn(TrainedField(config, stage, params, grid, near_far, background))
     rendering = render(cameras, 0)
     image = {"rgb": rendering.rgb, "opacity": rendering.opacity, "depth": rendering.depth}
     if config.model.samples_per_ray() is None:
@@ -317,7 +318,7 @@ def _sample_weights(
         levels = model.render_levels(
             stage, params, grid, None, chunk, background, config.ray_convention
         )
-        distances = occupancy.to_ray_distances(grid, levels[-1].tdist, chunk.origins)
+        distances = occupancy.s_to_t(grid, levels[-1].sdist, chunk.origins)
         return levels[-1].weights, distances
 
     chunks = []

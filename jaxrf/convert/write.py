@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from jaxrf.convert import nerf_pytorch, nerfstudio, tensorf
+from jaxrf.convert import nerf_pytorch, nerfstudio, tensorf_checkpoint
 from jaxrf.convert.files.torch_file import write_torch
 from jaxrf.convert.networks import from_params
 from jaxrf.core.errors import InputError
@@ -70,7 +70,7 @@ def _check_options(run: Run, program: Program, required: dict[str, Any]) -> None
     config = run.config
     flat = summaries.flatten_config(config, run.scene.name) | {
         "model": config.model.name,
-        "model.shading": "per_ray" if config.model.shades_per_ray(config.field) else "per_sample",
+        "model.coloring": "per_ray" if config.model.colors_per_ray(config.field) else "per_sample",
     }
     other = {name: value for name, value in required.items() if flat.get(name) != value}
     if other:
@@ -106,7 +106,7 @@ def _to_nerf_pytorch(run: Run) -> dict[str, Any]:
         raise _wrong_field(run, "nerf-pytorch", "nerf")
     required: dict[str, Any] = {
         "model": "hierarchical",
-        "model.shading": "per_sample",
+        "model.coloring": "per_sample",
         "model.quadrature": "points",
         "model.appearance_dim": 0,
         "field.activation": "relu",
@@ -151,14 +151,14 @@ def _to_tensorf(run: Run) -> dict[str, Any]:
     required = {
         "field.color_head": "mlp",
         "field.layers": 2,
-        "model.shading": "per_sample",
+        "model.coloring": "per_sample",
         "model.appearance_dim": 0,
     }
     _check_options(run, "tensorf", required)
     _check_bounded(run, "tensorf")
     assert isinstance(model, PackedModel), "TensoRF is marched through"
     grid = run.state.grid
-    checkpoint = tensorf.to_checkpoint(
+    checkpoint = tensorf_checkpoint.to_checkpoint(
         run.state.eval_params.field,
         field,
         np.asarray(grid.aabb),
@@ -178,7 +178,7 @@ def _to_nerfstudio(run: Run) -> dict[str, Any]:
     if field is None:
         raise _wrong_field(run, "nerfstudio", "hashgrid")
     required: dict[str, Any] = {
-        "model.shading": "per_sample",
+        "model.coloring": "per_sample",
         "model.appearance_dim": 0,
         "field.hash_layout": "all_hashed",
         "field.normalize_dirs_01": True,

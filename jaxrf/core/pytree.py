@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -20,26 +21,27 @@ def as_pytree(*static: str) -> Callable[[type[T]], type[T]]:
       static: names of the static fields; the others are children.
     """
 
-    def register(cls: type[T]) -> type[T]:
-        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        children = [name for name in names if name not in static]
+    return partial(_register, static)
 
-        def flatten_with_keys(node: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-            keyed = [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in children]
-            return keyed, tuple(getattr(node, name) for name in static)
 
-        def flatten(node: Any) -> tuple[list[Any], tuple[Any, ...]]:
-            return [getattr(node, name) for name in children], tuple(
-                getattr(node, name) for name in static
-            )
+def _register(static: tuple[str, ...], cls: type[T]) -> type[T]:
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    children = [name for name in names if name not in static]
 
-        def unflatten(meta: tuple[Any, ...], leaves: Any) -> Any:
-            node = object.__new__(cls)
-            for name, value in zip((*children, *static), (*leaves, *meta), strict=True):
-                object.__setattr__(node, name, value)
-            return node
+    def flatten_with_keys(node: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        keyed = [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in children]
+        return keyed, tuple(getattr(node, name) for name in static)
 
-        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-        return cls
+    def flatten(node: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(node, name) for name in children], tuple(
+            getattr(node, name) for name in static
+        )
 
-    return register
+    def unflatten(meta: tuple[Any, ...], leaves: Any) -> Any:
+        node = object.__new__(cls)
+        for name, value in zip((*children, *static), (*leaves, *meta), strict=True):
+            object.__setattr__(node, name, value)
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls

@@ -11,7 +11,7 @@ import numpy as np
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.core.json_files import read_json
 from jaxrf.data.files import DataFolder, check_folder
-from jaxrf.data.frames import ALL, BoxPlace, CapturePlace, Frame, Listing, ObjectPlace, Region
+from jaxrf.data.frames import ALL, BoxRegion, CaptureRegion, Frame, Listing, ObjectRegion, Region
 from jaxrf.data.nerf_json import any_exists, read_frames, read_number, read_unit_cube
 from jaxrf.data.options import LoadOptions
 
@@ -24,7 +24,7 @@ def is_blender(folder: Path) -> bool:
 
 
 def read_blender(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:
-    """Lists a scene in the layout of NeRF's synthetic data (Mildenhall et al. 2020).
+    """Lists a scene in the format of NeRF's synthetic data (Mildenhall et al. 2020).
 
     The intrinsics are those of `camera_angle_x`, or of the keys that instant-ngp and nerfstudio
     use. A split has depth if each of its images has an `<image>_depth.npy` beside it (float32
@@ -41,7 +41,7 @@ def read_blender(folder: Path, splits: Sequence[str], options: LoadOptions) -> L
     files = DataFolder(folder)
     frames: dict[str, list[Frame]] = {}
     notes = []
-    region: Region = ObjectPlace()
+    region: Region = ObjectRegion()
     for split in SPLITS:
         path = _listing_path(folder, split)
         if split != "train" and not os.path.isfile(path):
@@ -58,7 +58,7 @@ def read_blender(folder: Path, splits: Sequence[str], options: LoadOptions) -> L
             frames.setdefault(split, [])
             continue
         if split == "train":
-            region = _find_place(content, path)
+            region = _find_region(content, path)
         elif not any_exists(listed, files):
             notes.append(
                 f"Not used: the {len(listed)} cameras of {path.name}, as none of their images "
@@ -94,13 +94,13 @@ def _read_listing(folder: Path, split: str) -> dict[str, Any]:
     return read_json(path, "camera_angle_x and frames")
 
 
-def _find_place(content: dict[str, Any], path: Path) -> Region:
+def _find_region(content: dict[str, Any], path: Path) -> Region:
     """The region that a file declares by instant-ngp's `aabb_scale`, else that of an object."""
     box = read_unit_cube(content, str(path))
     if box is not None:
-        return BoxPlace(box)
+        return BoxRegion(box)
     aabb_scale = read_number(content, "aabb_scale", str(path))
-    return CapturePlace() if aabb_scale is not None and aabb_scale > 1.0 else ObjectPlace()
+    return CaptureRegion() if aabb_scale is not None and aabb_scale > 1.0 else ObjectRegion()
 
 
 def _add_depth(frame: Frame) -> Frame:

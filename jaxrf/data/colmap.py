@@ -20,7 +20,7 @@ from jaxrf.data.colmap_files import (
     read_reconstruction,
 )
 from jaxrf.data.files import DataFolder, check_folder
-from jaxrf.data.frames import ALL, CapturePlace, Frame, Intrinsics, Listing
+from jaxrf.data.frames import ALL, CaptureRegion, Frame, Intrinsics, Listing
 from jaxrf.data.image_folders import find_image_folder
 from jaxrf.data.known_depth import locate_points
 from jaxrf.data.options import LoadOptions
@@ -99,7 +99,7 @@ def read_colmap(folder: Path, splits: Sequence[str], options: LoadOptions) -> Li
         folder,
         listing,
         {ALL: frames},
-        CapturePlace(near, far, nearest),
+        CaptureRegion(near, far, nearest),
         downscale=factor,
         stored_pixels=True,
         notes=tuple(notes),

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from jaxrf.cameras.poses import check_pose
 from jaxrf.core.errors import InputError
 from jaxrf.data.files import DataFolder, check_folder, natural_key
-from jaxrf.data.frames import ALL, BoxPlace, Frame, Intrinsics, Listing
+from jaxrf.data.frames import ALL, BoxRegion, Frame, Intrinsics, Listing
 from jaxrf.data.nerf_json import FLIP_YZ
 from jaxrf.data.options import LoadOptions
 
@@ -60,8 +60,8 @@ def read_deepvoxels(folder: Path, splits: Sequence[str], options: LoadOptions) -
     frames = {"train": train} if others else {ALL: train}
     if set(splits) - {"train"}:
         frames |= {split: _read_frames(folder, split, name, options)[0] for split in others}
-    box = np.stack([center - half, center + half])
-    return Listing(folder, folder / FOLDERS["train"] / name, frames, BoxPlace(box), poses)
+    aabb = np.stack([center - half, center + half])
+    return Listing(folder, folder / FOLDERS["train"] / name, frames, BoxRegion(aabb), poses)
 
 
 def _read_frames(

@@ -104,19 +104,19 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectPlace:
+class ObjectRegion:
     """An object around the origin, in the units of NeRF's synthetic scenes or in others."""
 
 
 @dataclasses.dataclass(frozen=True)
-class BoxPlace:
+class BoxRegion:
     """Contents of a box in the files' coordinates."""
 
     box: Float[np.ndarray, "2 3"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CapturePlace:
+class CaptureRegion:
     """A capture without bounds.
 
     Attributes:
@@ -130,7 +130,7 @@ class CapturePlace:
     nearest: float | None = None
 
 
-Region = ObjectPlace | BoxPlace | CapturePlace
+Region = ObjectRegion | BoxRegion | CaptureRegion
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 from jaxrf.data.colmap import find_models, find_points
 from jaxrf.data.colmap_files import read_reconstruction
 from jaxrf.data.files import check_folder
-from jaxrf.data.frames import ALL, CapturePlace, Frame, Intrinsics, Listing
+from jaxrf.data.frames import ALL, CaptureRegion, Frame, Intrinsics, Listing
 from jaxrf.data.image_folders import choose_factor, list_image_folders
 from jaxrf.data.images import SUFFIXES
 from jaxrf.data.options import LoadOptions
@@ -64,7 +64,7 @@ def read_llff(folder: Path, splits: Sequence[str], options: LoadOptions) -> List
         )
     ]
     nearest = float(bounds.min())
-    region = CapturePlace(0.9 * nearest, float(bounds.max()), nearest)
+    region = CaptureRegion(0.9 * nearest, float(bounds.max()), nearest)
     return Listing(
         folder, folder / LISTING, {ALL: frames}, region, downscale=factor, stored_pixels=True
     )

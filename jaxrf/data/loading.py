@@ -1,4 +1,4 @@
-"""Makes a scene of a data set's frames: one path for all layouts."""
+"""Makes a scene of a data set's frames: one path for all formats."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from jaxrf.data.files import DataFolder, image_names, name_scene
 from jaxrf.data.frames import ALL, Frame, Listing
 from jaxrf.data.known_depth import collect_known_depth, describe_known_depth
 from jaxrf.data.options import LoadOptions
-from jaxrf.data.placing import Placement, box_distance_range, find_outliers, place_scene
+from jaxrf.data.placing import Placement, box_distance_range, find_outliers, find_placement
 from jaxrf.data.scene import Scene, Split, downscale_split
 from jaxrf.data.silhouettes import object_aabb
 
@@ -70,7 +70,7 @@ def load_listing(
         poses = np.stack(list(unique.values()))
     poses = poses[~find_outliers(poses)]
     slopes = _find_slopes(next(iter(chosen.values()))[0], next(iter(sizes.values())))
-    placement = place_scene(listing.region, poses, slopes, options)
+    placement = find_placement(listing.region, poses, slopes, options)
     loaded = {}
     for name, (usable, remaining) in chosen.items():
         cameras = _make_cameras(usable, sizes[name], placement, slopes, listing)
@@ -285,8 +285,8 @@ def _carve(
     if not placement.may_carve or "train" not in splits:
         return placement
     low, high = placement.aabb
-    box = object_aabb(splits["train"], np.stack([low, high]))
-    if box is None:
+    aabb = object_aabb(splits["train"], np.stack([low, high]))
+    if aabb is None:
         return placement
-    near, far = box_distance_range(transform_poses(placement.transform, poses), box)
-    return dataclasses.replace(placement, aabb=box, near=near, far=far, unbounded=False)
+    near, far = box_distance_range(transform_poses(placement.transform, poses), aabb)
+    return dataclasses.replace(placement, aabb=aabb, near=near, far=far, unbounded=False)

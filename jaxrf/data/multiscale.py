@@ -15,7 +15,7 @@ from jaxrf.cameras.poses import check_pose
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.core.json_files import read_json
 from jaxrf.data.files import DataFolder, check_folder
-from jaxrf.data.frames import ALL, Frame, Intrinsics, Listing, ObjectPlace
+from jaxrf.data.frames import ALL, Frame, Intrinsics, Listing, ObjectRegion
 from jaxrf.data.nerf_json import FLIP_YZ
 from jaxrf.data.options import LoadOptions
 
@@ -55,7 +55,7 @@ def read_multiscale(folder: Path, splits: Sequence[str], options: LoadOptions) -
     if existing == ["train"]:
         frames = {ALL: frames["train"]}
     poses = np.stack([frame.pose for frame in next(iter(frames.values()))])
-    return Listing(folder, listing, frames, ObjectPlace(), poses)
+    return Listing(folder, listing, frames, ObjectRegion(), poses)
 
 
 def _read_frames(

@@ -1,4 +1,4 @@
-"""Options of reading a data set, the same for every layout."""
+"""Options of reading a data set, the same for every format."""
 
 import dataclasses
 from typing import Literal
@@ -30,7 +30,7 @@ class LoadOptions:
     meters. A file with integer_depth_scale says it itself."""
     axes: Literal["opengl", "opencv"] | None = None
     """Axes of the poses, where files may differ: opengl (y up, z backwards) or opencv (y down, z
-    forwards). Default: those of the layout."""
+    forwards). Default: those of the format."""
     near: float | None = None
     """Distance from the cameras at which rays begin. Default: from the cameras or points."""
     far: float | None = None

@@ -19,7 +19,7 @@ from jaxrf.cameras.transforms import (
     transform_poses,
     transform_positions,
 )
-from jaxrf.data.frames import BoxPlace, CapturePlace, ObjectPlace, Region
+from jaxrf.data.frames import BoxRegion, CaptureRegion, ObjectRegion, Region
 from jaxrf.data.options import LoadOptions
 
 # All objects of NeRF-synthetic fit into this box; its cameras are 4.03 units from the origin.
@@ -74,7 +74,7 @@ def find_outliers(poses: Float[np.ndarray, "n 4 4"]) -> Bool[np.ndarray, "n"]:
     return outliers
 
 
-def place_scene(
+def find_placement(
     region: Region,
     poses: Float[np.ndarray, "n 4 4"],
     slopes: tuple[float, float],
@@ -88,14 +88,14 @@ def place_scene(
       slopes: tangents of half the widest angles of view, across and down.
       options: near, far, box, center, scale_to and ndc are used.
     """
-    placement = _place_by_kind(region, poses, slopes, options)
+    placement = _find_by_region(region, poses, slopes, options)
     scale = placement.transform.scale
     if options.box is not None:
         low, high = np.array(options.box[:3]), np.array(options.box[3:])
-        box = np.stack([transform_positions(placement.transform, v) for v in (low, high)])
-        near, far = box_distance_range(transform_poses(placement.transform, poses), box)
+        aabb = np.stack([transform_positions(placement.transform, v) for v in (low, high)])
+        near, far = box_distance_range(transform_poses(placement.transform, poses), aabb)
         placement = dataclasses.replace(
-            placement, aabb=box, near=near, far=far, unbounded=False, may_carve=False
+            placement, aabb=aabb, near=near, far=far, unbounded=False, may_carve=False
         )
     if options.near is not None:
         placement = dataclasses.replace(placement, near=options.near * scale)
@@ -107,7 +107,7 @@ def place_scene(
     return placement
 
 
-def _place_by_kind(
+def _find_by_region(
     region: Region,
     poses: Float[np.ndarray, "n 4 4"],
     slopes: tuple[float, float],
@@ -115,23 +115,23 @@ def _place_by_kind(
 ) -> Placement:
     is_moved = options.center is not None or options.scale_to is not None
     match region:
-        case CapturePlace():
+        case CaptureRegion():
             forward = region.nearest is not None and options.box is None and not is_moved
             forward = forward and faces_forward(poses, slopes)
             if forward if options.ndc is None else options.ndc:
-                return _place_forward(poses, region, slopes)
-            return _place_capture(poses, region, options)
-        case BoxPlace(box):
+                return _find_forward(poses, region, slopes)
+            return _find_captured(poses, region, options)
+        case BoxRegion(box):
             transform = _move(identity_transform(), poses, options)
             aabb = np.stack([transform_positions(transform, corner) for corner in box])
             near, far = box_distance_range(transform_poses(transform, poses), aabb)
             return Placement(transform, aabb, near, far, unbounded=False)
-        case ObjectPlace():
-            return _place_object(poses, slopes, options)
+        case ObjectRegion():
+            return _find_object(poses, slopes, options)
 
 
-def _place_forward(
-    poses: Float[np.ndarray, "n 4 4"], region: CapturePlace, slopes: tuple[float, float]
+def _find_forward(
+    poses: Float[np.ndarray, "n 4 4"], region: CaptureRegion, slopes: tuple[float, float]
 ) -> Placement:
     """In normalized device coordinates, from the near plane to infinity."""
     nearest = region.nearest or 2.0 * (region.near or 0.5)
@@ -141,8 +141,8 @@ def _place_forward(
     return Placement(transform, aabb, near, far, unbounded=False, near_plane=NEAR_PLANE)
 
 
-def _place_capture(
-    poses: Float[np.ndarray, "n 4 4"], region: CapturePlace, options: LoadOptions
+def _find_captured(
+    poses: Float[np.ndarray, "n 4 4"], region: CaptureRegion, options: LoadOptions
 ) -> Placement:
     """Upright and centered, cameras within +-1; a box that is given keeps the files' axes."""
     transform = center_and_scale(poses) if options.box is None else _scale_to_cameras(poses)
@@ -152,7 +152,7 @@ def _place_capture(
     return Placement(transform, np.array(UNIT_AABB), near, far, unbounded=True, may_carve=True)
 
 
-def _place_object(
+def _find_object(
     poses: Float[np.ndarray, "n 4 4"], slopes: tuple[float, float], options: LoadOptions
 ) -> Placement:
     """NeRF's box and range if the cameras are at its distance, else scaled so that they are."""
@@ -166,7 +166,7 @@ def _place_object(
     ahead = np.einsum("ni,ni->n", center - positions, -poses[:, :3, 2]) > 0
     if ahead.mean() < 0.5:
         # The cameras look outwards, as in a room.
-        return _place_capture(poses, CapturePlace(), options)
+        return _find_captured(poses, CaptureRegion(), options)
     from_center = float(np.linalg.norm(positions - center, axis=-1).mean())
     # An object that is modeled off the origin only a little keeps its origin.
     if np.linalg.norm(center) < 0.25 * from_center:
@@ -247,15 +247,15 @@ def _ndc_aabb(
 
 
 def box_distance_range(
-    poses: Float[np.ndarray, "n 4 4"], box: Float[np.ndarray, "2 3"], min_ratio: float = 0.05
+    poses: Float[np.ndarray, "n 4 4"], aabb: Float[np.ndarray, "2 3"], min_ratio: float = 0.05
 ) -> tuple[float, float]:
     """Smallest and largest distance of a box from cameras.
 
     The smallest one is at least `min_ratio` of the largest one.
     """
     positions = poses[:, :3, 3].astype(np.float64)
-    outside = np.maximum(np.maximum(box[0] - positions, positions - box[1]), 0)
+    outside = np.maximum(np.maximum(aabb[0] - positions, positions - aabb[1]), 0)
     nearest = np.linalg.norm(outside, axis=-1)
-    far_corner = np.maximum(np.abs(positions - box[0]), np.abs(positions - box[1]))
+    far_corner = np.maximum(np.abs(positions - aabb[0]), np.abs(positions - aabb[1]))
     farthest = float(np.linalg.norm(far_corner, axis=-1).max())
     return max(float(nearest.min()), min_ratio * farthest), farthest

@@ -7,7 +7,8 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from jaxrf.core.errors import InputError
-from jaxrf.data.files import DataFolder, format_count, format_names, strip_suffix
+from jaxrf.data import masks
+from jaxrf.data.files import DataFolder, format_count, format_names
 from jaxrf.data.frames import ALL, Frame, Listing, Mask
 from jaxrf.data.options import LoadOptions
 from jaxrf.data.placing import find_outliers
@@ -133,42 +134,39 @@ def add_masks(frames: Frames, folder: DataFolder, options: LoadOptions) -> tuple
         name: [dataclasses.replace(f, mask=f.mask or _find_mask(f.path, folder)) for f in group]
         for name, group in frames.items()
     }
-    masks = [frame.mask for group in result.values() for frame in group]
-    used = [mask for mask in masks if mask is not None]
+    by_frame = [frame.mask for group in result.values() for frame in group]
+    used = [mask for mask in by_frame if mask is not None]
     if not used:
         return result, []
     rule = "white" if used[0].inverted else "black"
     return result, [
-        f"Masks: {len(used)} of {len(masks)} images have one, such as {used[0].path}, whose {rule} "
-        "pixels are not used (--no-masks ignores them)."
+        f"Masks: {len(used)} of {len(by_frame)} images have one, such as {used[0].path}, whose "
+        f"{rule} pixels are not used (--no-masks ignores them)."
     ]
 
 
 def _find_mask(image: Path, folder: DataFolder) -> Mask | None:
-    bare, parent = strip_suffix(image).name, image.parent
-    dynamic = folder.find(parent / f"dynamic_mask_{bare}.png")
+    dynamic = folder.find(masks.dynamic_mask(image))
     if dynamic is not None:
         return Mask(dynamic, inverted=True)
     if image.parts[0].startswith("images"):
-        name_in_folder = Path(*image.parts[1:])
-        for masks in ("masks", "mask"):
-            for name in (f"{name_in_folder}.png", f"{strip_suffix(name_in_folder)}.png"):
-                mask = folder.find(Path(masks, name))
-                if mask is not None:
-                    return Mask(mask)
+        for path in masks.masks_in_folders(Path(*image.parts[1:])):
+            mask = folder.find(path)
+            if mask is not None:
+                return Mask(mask)
     return None
 
 
 def find_unlisted(listing: Listing, folder: DataFolder) -> list[str]:
     """Notes on images beside the listed ones that no file lists, and on unread folders."""
     listed = {folder.find(f.path) or f.path for group in listing.frames.values() for f in group}
-    masks = {folder.find(path.parent / f"dynamic_mask_{path.stem}.png") for path in listed}
+    dynamic = {folder.find(masks.dynamic_mask(path)) for path in listed}
     parents = sorted({path.parent for path in listed})
     unused = [
         path
         for parent in parents
         for path in folder.list_images(parent)
-        if path not in listed and path not in masks
+        if path not in listed and path not in dynamic
     ]
     notes = []
     if unused:

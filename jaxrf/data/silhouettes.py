@@ -12,7 +12,7 @@ HULL_CELLS = 48
 MAX_HULL_VIEWS = 50
 
 
-def object_aabb(split: Split, box: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"] | None:
+def object_aabb(split: Split, aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"] | None:
     """Box within `box` of an object that all images show in front of transparency; None without."""
     subset = np.arange(0, len(split), 1 + len(split) // MAX_HULL_VIEWS)
     transparent = split.images[subset, ..., 3] == 0
@@ -21,11 +21,11 @@ def object_aabb(split: Split, box: Float[np.ndarray, "2 3"]) -> Float[np.ndarray
         transparent &= split.masks[subset]
     if len(transparent) < 2 or transparent.mean(axis=(1, 2)).min() < 0.05:
         return None
-    return visual_hull_aabb(~transparent, split.cameras[subset], box)
+    return visual_hull_aabb(~transparent, split.cameras[subset], aabb)
 
 
 def visual_hull_aabb(
-    masks: Bool[np.ndarray, "n h w"], cameras: Cameras, box: Float[np.ndarray, "2 3"]
+    masks: Bool[np.ndarray, "n h w"], cameras: Cameras, aabb: Float[np.ndarray, "2 3"]
 ) -> Float[np.ndarray, "2 3"] | None:
     """Bounding box of the visual hull of masks (Laurentini 1994), with a margin of one cell.
 
@@ -36,11 +36,11 @@ def visual_hull_aabb(
     Args:
       masks: of the images, True where the object is.
       cameras: of the images.
-      box: box that is divided into cells.
+      aabb: box that is divided into cells.
     """
     axes = [np.linspace(0, 1, HULL_CELLS, endpoint=False) + 0.5 / HULL_CELLS] * 3
     unit = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    centers = box[0] + unit * (box[1] - box[0])
+    centers = aabb[0] + unit * (aabb[1] - aabb[0])
     inside, num_images = np.ones(len(centers), bool), np.zeros(len(centers), int)
     height, width = masks.shape[1:]
     for index, mask in enumerate(masks):
@@ -54,5 +54,5 @@ def visual_hull_aabb(
     hull = centers[inside & (num_images >= max(2, (num_images.max() + 1) // 2))]
     if len(hull) == 0:
         return None
-    margin = (box[1] - box[0]) / HULL_CELLS
+    margin = (aabb[1] - aabb[0]) / HULL_CELLS
     return np.stack([hull.min(axis=0) - margin, hull.max(axis=0) + margin])

@@ -230,8 +230,8 @@ def load_scene(
     Raises:
       InputError: the data set is missing or damaged, or its format is unknown.
     """
-    layout = detect_format(path)
-    return layout.load(path, splits, load_options(options or LoadOptions()), choose)
+    known = detect_format(path)
+    return known.load(path, splits, load_options(options or LoadOptions()), choose)
 
 
 def has_split(path: Path, split: str, options: LoadOptions | None = None) -> bool:
@@ -252,7 +252,7 @@ def describe_scene(path: Path, scene: Scene) -> str:
     """One line for the user: format, image size, splits and cameras of a loaded scene."""
     split = next(iter(scene.splits.values()))
     cameras = split.cameras
-    parts = [f"{detect_format(path).name} layout", f"{split.describe_size()} pixels"]
+    parts = [f"{detect_format(path).name} format", f"{split.describe_size()} pixels"]
     counts = ", ".join(f"{len(views)} {name}" for name, views in scene.splits.items())
     parts.append(f"{counts} views")
     if cameras.distortion is not None or cameras.lens != "perspective":

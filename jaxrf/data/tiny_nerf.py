@@ -12,11 +12,11 @@ from jaxrf.cameras.base import pinhole_cameras
 from jaxrf.cameras.poses import check_pose
 from jaxrf.cameras.transforms import transform_poses
 from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
-from jaxrf.data.frames import ObjectPlace
+from jaxrf.data.frames import ObjectRegion
 from jaxrf.data.loading import ChooseViews
 from jaxrf.data.nerf_json import FLIP_YZ
 from jaxrf.data.options import LoadOptions
-from jaxrf.data.placing import place_scene
+from jaxrf.data.placing import find_placement
 from jaxrf.data.scene import Scene, Split, downscale_split
 
 ARRAYS = ("images", "poses", "focal")
@@ -74,7 +74,7 @@ def load_tiny_nerf(
     if options.axes == "opencv":
         files_poses = files_poses @ FLIP_YZ
     slopes = (0.5 * width / length, 0.5 * height / length)
-    placement = place_scene(ObjectPlace(), files_poses, slopes, options)
+    placement = find_placement(ObjectRegion(), files_poses, slopes, options)
     placed = transform_poses(placement.transform, files_poses)
     indices = divide_views(count)
     loaded = {}

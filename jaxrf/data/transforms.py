@@ -8,7 +8,7 @@ from typing import Any
 from jaxrf.core.errors import InputError
 from jaxrf.core.json_files import read_json
 from jaxrf.data.files import DataFolder, check_folder, format_names, strip_suffix
-from jaxrf.data.frames import ALL, BoxPlace, CapturePlace, Frame, Listing
+from jaxrf.data.frames import ALL, BoxRegion, CaptureRegion, Frame, Listing
 from jaxrf.data.nerf_json import read_frames, read_unit_cube
 from jaxrf.data.options import LoadOptions
 
@@ -42,7 +42,7 @@ def read_transforms(folder: Path, splits: Sequence[str], options: LoadOptions) -
     frames = sorted(read_frames(content, listing, files, options), key=lambda f: f.path)
     box = read_unit_cube(content, str(listing))
     by_split, notes = _split_frames(content, frames, files, listing)
-    region = CapturePlace() if box is None else BoxPlace(box)
+    region = CaptureRegion() if box is None else BoxRegion(box)
     return Listing(folder, listing, by_split, region, notes=tuple(notes))
 
 

@@ -7,6 +7,7 @@ program. Devices take turns with chunks; a chunk is computed alike whichever dev
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -53,6 +54,24 @@ class RenderConfig(Protocol):
     def render_samples(self) -> int: ...
     @property
     def shards(self) -> int | None: ...
+
+
+class TrainedField(NamedTuple):
+    """A trained field, and what rendering it takes besides a camera.
+
+    Attributes:
+      config, stage, params, grid: of the training. With `config.shards`, the bits of an image do
+        not depend on the number of devices.
+      scene_range: near and far, distances along rays, or a function that computes them.
+      background: (3,) color of rays that hit nothing.
+    """
+
+    config: RenderConfig
+    stage: StageSpec
+    params: ModelParams
+    grid: OccupancyGrid
+    scene_range: SceneRange
+    background: Float[np.ndarray, "3"]
 
 
 class ChunkProgram(NamedTuple):
@@ -155,12 +174,7 @@ class CameraRenderer:
 
 
 def make_camera_renderer(
-    config: RenderConfig,
-    stage: StageSpec,
-    params: ModelParams,
-    grid: OccupancyGrid,
-    scene_range: SceneRange,
-    background: Float[np.ndarray, "3"],
+    trained: TrainedField,
     crop_to_occupied: bool = True,
     mesh: Mesh | None = None,
     max_chunk_rays: int | None = None,
@@ -169,9 +183,7 @@ def make_camera_renderer(
     """A renderer of a trained field.
 
     Args:
-      config, stage, params, grid: of the training.
-      scene_range: near and far, distances along rays, or a function that computes them.
-      background: (3,) color of rays that hit nothing.
+      trained: the field.
       crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
         program is recompiled whenever cells were pruned.
       mesh: devices that share the chunks, by default one. All processes of the mesh have to render.
@@ -179,6 +191,7 @@ def make_camera_renderer(
         The bits of an image may then depend on the number of devices despite `config.shards`.
       num_samples: evaluated together at most, in place of `config.render_samples`.
     """
+    config, grid = trained.config, trained.grid
     mesh = mesh or devices.make_mesh(1)
     num_samples = num_samples or config.render_samples
     if jax.default_backend() == "cpu":
@@ -191,12 +204,14 @@ def make_camera_renderer(
     if max_chunk_rays is not None:
         chunk_rays, chunks_per_call = min(max_rays, max_chunk_rays), 1
     convention = config.ray_convention
-    stage, aabb = config.model.eval_stage(stage, grid, convention, crop_to_occupied)
+    stage, aabb = config.model.eval_stage(trained.stage, grid, convention, crop_to_occupied)
     spec = RenderSpec(config.model, stage, convention, num_samples)
     program = ChunkProgram(spec, chunk_rays, chunks_per_call, mesh)
-    params, grid = devices.replicate(mesh, (params, grid))
+    params, grid = devices.replicate(mesh, (trained.params, grid))
     deterministic = bool(config.shards) and max_chunk_rays is None
-    return CameraRenderer(program, deterministic, params, grid, aabb, scene_range, background)
+    return CameraRenderer(
+        program, deterministic, params, grid, aabb, trained.scene_range, trained.background
+    )
 
 
 def _render_chunks_of_call(
@@ -215,33 +230,42 @@ def _render_chunks_of_call(
     `pixels` are the index of the first pixel, the number of pixels of the image and its width. The
     result has the batch shape (chunks_per_call, devices, chunk_rays), in the order of pixels.
     """
-    chunk_rays, num_devices = program.chunk_rays, program.mesh.size
-
-    def on_device(*arguments: Any) -> Rendering:
-        params, grid, pixels, camera, near_far, background, aabb, crop_aabb = arguments
-        start, num_pixels, width = pixels
-        device = devices.device_index(program.mesh)
-
-        def render_chunk(index: Int[Array, ""], output: Rendering) -> Rendering:
-            first = start + (index * num_devices + device) * chunk_rays
-            rays = _chunk_rays(camera, near_far, first, num_pixels, width, chunk_rays)
-            # The barriers keep the compiler from fusing a chunk with what surrounds it, which may
-            # round it differently on another number of devices.
-            rays = jax.lax.optimization_barrier(rays)
-            chunk = render_rays(program.spec, params, grid, rays, background, aabb, crop_aabb)
-            chunk = jax.lax.optimization_barrier(chunk)
-            return jax.tree.map(lambda image, part: image.at[index, 0].set(part), output, chunk)
-
-        shape = (program.chunks_per_call, 1, chunk_rays)
-        output = Rendering(jnp.zeros((*shape, 3)), *(jnp.zeros(shape) for _ in range(3)))
-        # A small image needs fewer chunks than a call can render.
-        rays_per_turn = num_devices * chunk_rays
-        turns = (num_pixels - start + rays_per_turn - 1) // rays_per_turn
-        turns = jnp.minimum(turns, program.chunks_per_call)
-        return jax.lax.fori_loop(0, turns, render_chunk, output)
-
+    on_device = partial(_render_chunks_on_device, program)
     run = devices.shard_rays(program.mesh, on_device, (False,) * 8, axis=1, gather_outputs=True)
     return run(params, grid, pixels, camera, near_far, background, aabb, crop_aabb)
+
+
+def _render_chunks_on_device(
+    program: ChunkProgram,
+    params: ModelParams,
+    grid: OccupancyGrid,
+    pixels: tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]],
+    camera: Cameras,
+    near_far: tuple[Float[Array, ""], Float[Array, ""]],
+    *background_and_boxes: Any,
+) -> Rendering:
+    """The chunks that one device renders in a call; see `_render_chunks_of_call`."""
+    chunk_rays, num_devices = program.chunk_rays, program.mesh.size
+    start, num_pixels, width = pixels
+    device = devices.device_index(program.mesh)
+
+    def render_chunk(index: Int[Array, ""], output: Rendering) -> Rendering:
+        first = start + (index * num_devices + device) * chunk_rays
+        rays = _chunk_rays(camera, near_far, first, num_pixels, width, chunk_rays)
+        # The barriers keep the compiler from fusing a chunk with what surrounds it, which may
+        # round it differently on another number of devices.
+        rays = jax.lax.optimization_barrier(rays)
+        chunk = render_rays(program.spec, params, grid, rays, *background_and_boxes)
+        chunk = jax.lax.optimization_barrier(chunk)
+        return jax.tree.map(lambda image, part: image.at[index, 0].set(part), output, chunk)
+
+    shape = (program.chunks_per_call, 1, chunk_rays)
+    output = Rendering(jnp.zeros((*shape, 3)), *(jnp.zeros(shape) for _ in range(3)))
+    # A small image needs fewer chunks than a call can render.
+    rays_per_turn = num_devices * chunk_rays
+    turns = (num_pixels - start + rays_per_turn - 1) // rays_per_turn
+    turns = jnp.minimum(turns, program.chunks_per_call)
+    return jax.lax.fori_loop(0, turns, render_chunk, output)
 
 
 def _chunk_rays(

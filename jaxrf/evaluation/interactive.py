@@ -14,9 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras, resize_cameras
-from jaxrf.cameras.poses import SceneRange
-from jaxrf.evaluation.camera_renderer import CameraRenderer, RenderConfig, make_camera_renderer
-from jaxrf.models.base import ModelParams, StageSpec
+from jaxrf.evaluation.camera_renderer import CameraRenderer, TrainedField, make_camera_renderer
 from jaxrf.rendering.image import HostRendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 
@@ -65,27 +63,12 @@ class InteractiveRenderer:
 
 
 def make_interactive_renderer(
-    config: RenderConfig,
-    stage: StageSpec,
-    params: ModelParams,
-    grid: OccupancyGrid,
-    scene_range: SceneRange,
-    background: Float[np.ndarray, "3"],
-    crop_to_occupied: bool = True,
+    trained: TrainedField, crop_to_occupied: bool = True
 ) -> InteractiveRenderer:
     """An interactive renderer of a field; for the arguments see `scoring.make_render_fn`."""
     tile_rays = CPU_TILE_RAYS if jax.default_backend() == "cpu" else TILE_RAYS
-    tiles = make_camera_renderer(
-        config,
-        stage,
-        params,
-        grid,
-        scene_range,
-        background,
-        crop_to_occupied,
-        max_chunk_rays=tile_rays,
-    )
-    return InteractiveRenderer(tiles, stage.supersample)
+    tiles = make_camera_renderer(trained, crop_to_occupied, max_chunk_rays=tile_rays)
+    return InteractiveRenderer(tiles, trained.stage.supersample)
 
 
 class FrameTimer:

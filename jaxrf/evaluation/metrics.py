@@ -1,9 +1,14 @@
-"""Image metrics: PSNR and SSIM."""
+"""Image metrics, and the table of those that images are scored by."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from jaxrf.evaluation import lpips
 
 
 def psnr(rgb: Float[np.ndarray, "*pixels 3"], target_rgb: Float[np.ndarray, "*pixels 3"]) -> float:
@@ -66,3 +71,105 @@ def _convolve(
         ]
         image = sum(terms, jnp.zeros_like(terms[0]))
     return image
+
+
+_ssim = jax.jit(ssim)
+_lpips = jax.jit(lpips.lpips)
+
+
+class ScoredImage(NamedTuple):
+    """A rendered image and the one to compare it with, as metrics take them.
+
+    Attributes:
+      rgb: (h, w, 3) rendered; equal to the target where the mask is False.
+      target_rgb: (h, w, 3) in [0, 1].
+      mask: (h, w) pixels that count; None for all.
+      lpips_weights: of LPIPS's network, if there are any.
+    """
+
+    rgb: Float[np.ndarray, "h w 3"]
+    target_rgb: Float[np.ndarray, "h w 3"]
+    mask: Bool[np.ndarray, "h w"] | None = None
+    lpips_weights: lpips.Weights | None = None
+
+
+class Metric(NamedTuple):
+    """A metric that images are scored by.
+
+    Attributes:
+      name: key in metrics.json and tag in TensorBoard.
+      title: for people.
+      format: of a value, with its unit.
+      higher_is_better: whether larger values are better.
+      compute: the value of an image; None if it needs weights that are not there.
+    """
+
+    name: str
+    title: str
+    format: str
+    higher_is_better: bool
+    compute: Callable[[ScoredImage], float | None]
+
+    @property
+    def heading(self) -> str:
+        """The title, with an arrow towards better values."""
+        return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
+
+
+def _score_psnr(image: ScoredImage) -> float:
+    if image.mask is None:
+        return psnr(image.rgb, image.target_rgb)
+    return psnr(image.rgb[image.mask], image.target_rgb[image.mask])
+
+
+def _score_ssim(image: ScoredImage) -> float:
+    return float(_ssim(image.rgb, image.target_rgb))
+
+
+def _score_lpips(image: ScoredImage) -> float | None:
+    if not image.lpips_weights:
+        return None
+    return float(_lpips(image.lpips_weights, image.rgb, image.target_rgb))
+
+
+METRICS = (
+    Metric("psnr", "PSNR", "{:.2f} dB", True, _score_psnr),
+    Metric("ssim", "SSIM", "{:.4f}", True, _score_ssim),
+    Metric("lpips", "LPIPS", "{:.4f}", False, _score_lpips),
+)
+
+
+def compute_metrics(image: ScoredImage) -> dict[str, float]:
+    """The values of all metrics of an image by name, without those that lack weights."""
+    values = {metric.name: metric.compute(image) for metric in METRICS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def select_metrics(scores: Mapping[str, Any]) -> list[Metric]:
+    """The metrics that scores hold, in the order of the table."""
+    return [metric for metric in METRICS if metric.name in scores]
+
+
+def format_metrics(scores: Mapping[str, Any]) -> list[str]:
+    """The value of each metric that scores hold, for people.
+
+    >>> format_metrics({"psnr": 31.234, "ssim": 0.95834})
+    ['31.23 dB', '0.9583']
+    """
+    return [metric.format.format(scores[metric.name]) for metric in select_metrics(scores)]
+
+
+def describe_metrics(scores: Mapping[str, Any]) -> list[str]:
+    """The title and value of each metric that scores hold, for people.
+
+    >>> describe_metrics({"psnr": 31.234, "ssim": 0.95834})
+    ['PSNR 31.23 dB', 'SSIM 0.9583']
+    """
+    titles = [metric.title for metric in select_metrics(scores)]
+    return [f"{t} {v}" for t, v in zip(titles, format_metrics(scores), strict=True)]
+
+
+def mean_metrics(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of the metrics that all of the scores hold, by name."""
+    names = [m.name for m in METRICS if all(m.name in score for score in scores)]
+    return {name: float(np.mean([score[name] for score in scores])) for name in names}

@@ -1,4 +1,4 @@
-"""Scores of rendered views: PSNR, SSIM and LPIPS against the images of a split."""
+"""Scores of rendered views against the images of a split, by the metrics of `metrics.METRICS`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,14 +9,12 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras
-from jaxrf.cameras.poses import SceneRange
 from jaxrf.core import memory
 from jaxrf.data.scene import Split, composite
-from jaxrf.evaluation import lpips, metrics
-from jaxrf.evaluation.camera_renderer import CameraRenderer, RenderConfig, make_camera_renderer
-from jaxrf.models.base import ModelParams, StageSpec
+from jaxrf.evaluation import lpips
+from jaxrf.evaluation.camera_renderer import CameraRenderer, TrainedField, make_camera_renderer
+from jaxrf.evaluation.metrics import ScoredImage, compute_metrics, mean_metrics
 from jaxrf.rendering.image import HostRendering
-from jaxrf.sampling.occupancy import OccupancyGrid
 
 RenderFn = Callable[[Cameras, int], HostRendering]
 
@@ -31,27 +29,19 @@ class ViewMetrics(NamedTuple):
       view: index in the split.
       name: of the image.
       rendering: in host memory.
-      truth: (h, w, 3) the image composited over the background.
-      psnr, ssim: of the rendering against the truth.
-      lpips: likewise, or None without weights for it.
+      target_rgb: (h, w, 3) the image composited over the background.
+      scores: of the rendering against it, by the name of each metric that could be computed.
     """
 
     view: int
     name: str
     rendering: HostRendering
-    truth: Float[np.ndarray, "h w 3"]
-    psnr: float
-    ssim: float
-    lpips: float | None = None
+    target_rgb: Float[np.ndarray, "h w 3"]
+    scores: dict[str, float]
 
 
 def make_render_fn(
-    config: RenderConfig,
-    stage: StageSpec,
-    params: ModelParams,
-    grid: OccupancyGrid,
-    scene_range: SceneRange,
-    background: Float[np.ndarray, "3"],
+    trained: TrainedField,
     supersample: int | None = None,
     crop_to_occupied: bool = True,
     mesh: Mesh | None = None,
@@ -61,31 +51,18 @@ def make_render_fn(
     When memory runs out, the function renders half as many samples at a time, and so on.
 
     Args:
-      config, stage, params, grid: of the training. With `config.shards`, the bits of an image do
-        not depend on the number of devices.
-      scene_range: near and far, distances along rays, or a function that computes them.
-      background: (3,) color of rays that hit nothing.
+      trained: the field.
       supersample: rays of a pixel along each axis, averaged; by default as many as in training.
       crop_to_occupied: render the bounding box of occupied cells only. That is faster, but the
         program is recompiled whenever cells were pruned.
       mesh: devices that share the rays, by default one. All processes of the mesh have to render.
     """
-    supersample = supersample or stage.supersample
+    supersample = supersample or trained.stage.supersample
 
     def make_renderer(num_samples: int) -> CameraRenderer:
-        return make_camera_renderer(
-            config,
-            stage,
-            params,
-            grid,
-            scene_range,
-            background,
-            crop_to_occupied,
-            mesh,
-            num_samples=num_samples,
-        )
+        return make_camera_renderer(trained, crop_to_occupied, mesh, num_samples=num_samples)
 
-    renderer = make_renderer(config.render_samples)
+    renderer = make_renderer(trained.config.render_samples)
 
     def render(cameras: Cameras, index: int) -> HostRendering:
         nonlocal renderer
@@ -105,10 +82,6 @@ def make_render_fn(
     return render
 
 
-_ssim = jax.jit(metrics.ssim)
-_lpips = jax.jit(lpips.lpips)
-
-
 def score_split(
     render: RenderFn,
     split: Split,
@@ -122,23 +95,21 @@ def score_split(
     """
     for index in indices:
         rendering = render(split.cameras, index)
-        truth = composite(split.images[index], background)
+        target_rgb = composite(split.images[index], background)
         mask = None if split.masks is None else split.masks[index]
         if split.sizes is not None:
-            rendering, truth, mask = _crop((rendering, truth, mask), split.image_size(index))
+            uncropped = rendering, target_rgb, mask
+            rendering, target_rgb, mask = _crop(uncropped, split.image_size(index))
         rgb = rendering.rgb
         if mask is not None:
             # SSIM and LPIPS need full images, in which masked pixels have no error.
-            rgb = np.where(mask[..., None], rgb, truth)
-        compared = (rgb, truth) if mask is None else (rgb[mask], truth[mask])
+            rgb = np.where(mask[..., None], rgb, target_rgb)
         yield ViewMetrics(
             view=index,
             name=split.names[index],
             rendering=rendering,
-            truth=truth,
-            psnr=metrics.psnr(*compared),
-            ssim=float(_ssim(rgb, truth)),
-            lpips=float(_lpips(lpips_weights, rgb, truth)) if lpips_weights else None,
+            target_rgb=target_rgb,
+            scores=compute_metrics(ScoredImage(rgb, target_rgb, mask, lpips_weights)),
         )
 
 
@@ -151,11 +122,10 @@ def _crop(images: Any, size: tuple[int, int]) -> Any:
 def summarize(views: list[ViewMetrics]) -> dict[str, Any]:
     """Means of the metrics over views, and those of each view, as `metrics.json` holds them.
 
-    LPIPS is included if it was computed of all views.
+    Metrics are included that were computed of all views.
     """
-    keys = ["psnr", "ssim"] + ["lpips"] * all(view.lpips is not None for view in views)
-    means = {key: float(np.mean([getattr(view, key) for view in views])) for key in keys}
-    per_image = [{"name": v.name} | {key: getattr(v, key) for key in keys} for v in views]
+    means = mean_metrics([view.scores for view in views])
+    per_image = [{"name": v.name} | {key: v.scores[key] for key in means} for v in views]
     return {**means, "per_image": per_image}
 
 

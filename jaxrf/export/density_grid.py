@@ -14,7 +14,8 @@ from jaxrf.core import memory
 from jaxrf.core.errors import InputError
 from jaxrf.export.progress import ProgressFn, no_progress
 from jaxrf.fields.base import Field
-from jaxrf.models.base import ModelParams, make_density_fn
+from jaxrf.models.base import ModelParams
+from jaxrf.models.networks import make_density_fn
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.runs import Run
@@ -53,18 +54,18 @@ def find_occupied_box(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
             "No cell of the run's occupancy grid is occupied, so there is no geometry: train the "
             "run longer."
         )
-    box = occupancy.visible_aabb(grid)
-    if np.any(box[1] <= box[0]):
+    aabb = occupancy.visible_aabb(grid)
+    if np.any(aabb[1] <= aabb[0]):
         raise InputError(
             "All occupied cells are outside the scene's box, where no mesh is made: use --format "
             "points."
         )
-    return box
+    return aabb
 
 
-def find_spacing(box: Float[np.ndarray, "2 3"], resolution: int) -> float:
+def find_spacing(aabb: Float[np.ndarray, "2 3"], resolution: int) -> float:
     """Side of a voxel when `resolution` voxels span the longest side of a box."""
-    return float(np.max(box[1] - box[0])) / resolution
+    return float(np.max(aabb[1] - aabb[0])) / resolution
 
 
 def measure_pixel_width(run: Run) -> float:
@@ -90,17 +91,17 @@ def sample_density(run: Run, resolution: int, progress: ProgressFn = no_progress
     Raises:
       InputError: no cell is occupied, or the grid does not fit into memory.
     """
-    box = find_occupied_box(run.state.grid)
-    spacing = find_spacing(box, resolution)
+    aabb = find_occupied_box(run.state.grid)
+    spacing = find_spacing(aabb, resolution)
     # Complete intervals, centered on the box, plus the border.
-    count = np.ceil((box[1] - box[0]) / spacing - 1e-6).astype(int) + 3
+    count = np.ceil((aabb[1] - aabb[0]) / spacing - 1e-6).astype(int) + 3
     num_bytes = np.prod(count, dtype=float) * BYTES_PER_POINT
     if num_bytes > memory.free_bytes():
         raise InputError(
             f"--resolution {resolution} needs a grid of {' x '.join(map(str, count))} points, "
             f"which takes {num_bytes / 2**30:.0f} GiB of memory: use a smaller --resolution."
         )
-    origin = box.mean(axis=0) - 0.5 * spacing * (count - 1)
+    origin = aabb.mean(axis=0) - 0.5 * spacing * (count - 1)
     density_fn = _make_density_fn(run)
     occupied_fn = functools.partial(_lookup_occupancy, run.state.grid)
     density = np.zeros(count, np.float32)

@@ -21,7 +21,7 @@ from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError
 from jaxrf.fields.base import Params
 from jaxrf.fields.bitnerf import BitNeRF, quantize_weights
 from jaxrf.models.base import StageSpec
-from jaxrf.sampling.density_ema import init_density_ema
+from jaxrf.sampling.density_tracking import track_density
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import config_json, runs
 from jaxrf.training.config import TrainConfig
@@ -249,4 +249,4 @@ def _make_grid(
     occupied = np.unpackbits(bits, count=count).astype(bool).reshape(stage.grid_resolution)
     grid = OccupancyGrid(jnp.asarray(occupied), **boxes)
     marches = config.model.samples_per_ray() is None
-    return init_density_ema(grid, stage.dilation_cells) if marches else grid
+    return track_density(grid, stage.dilation_cells) if marches else grid

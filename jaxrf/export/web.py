@@ -70,7 +70,7 @@ def _check_run(run: Run) -> None:
         "covers unbounded space": run.state.grid.bounds is not None,
         "is in normalized device coordinates": run.scene.ndc is not None,
         "encodes conical frusta": field.encoding != "fourier",
-        "evaluates colors per ray": model.shades_per_ray(field),
+        "evaluates colors per ray": model.colors_per_ray(field),
         "follows the ray convention of another program": run.config.ray_convention
         != RayConvention(),
     }

@@ -1,4 +1,8 @@
-"""Radiance fields: a file each, with its configuration, functions and rules of growth."""
+"""Radiance fields: a class for each, with its configuration, functions and rules of growth.
+
+A field is one file, with its data structure in another where that stands alone: `voxel_grid` of
+`voxels`, `tensor_factors` of `tensorf`. Networks that several use are in `mlp`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import ConicalFrusta
 from jaxrf.fields.mlp import ComputeType
-from jaxrf.sampling.density_ema import init_density_ema
+from jaxrf.sampling.density_tracking import track_density
 from jaxrf.sampling.occupancy import OccupancyGrid, make_full_grid
 
 FieldT = TypeVar("FieldT", bound="Field")
@@ -130,7 +130,7 @@ class Field:
     prunes_grid: ClassVar[bool] = False
     """Whether the field itself decides, at its transitions, which cells of its grid are kept. The
     occupancy grid of any other field follows its density."""
-    default_shading: ClassVar[Literal["per_sample", "per_ray"]] = "per_sample"
+    default_coloring: ClassVar[Literal["per_sample", "per_ray"]] = "per_sample"
     """How its samples are colored unless the model says so."""
 
     @classmethod
@@ -258,7 +258,7 @@ class Field:
           bounds: the scene's box where space is contracted.
         """
         full = make_full_grid(resolution, jnp.asarray(aabb), bounds)
-        return jax.jit(init_density_ema, static_argnums=1)(full, dilation_cells)
+        return jax.jit(track_density, static_argnums=1)(full, dilation_cells)
 
     def plan_transitions(self, step_at: Callable[[float], int]) -> list[StageTransition]:
         """Transitions of a training in order; `step_at` converts a fraction of it to a step."""
@@ -307,9 +307,9 @@ class Field:
         """How fine and how full the grid of the present stage is, in words."""
         return f"{float(jnp.mean(grid.occupied * 1.0)):.1%} of the box occupied"
 
-    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+    def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Operations that a sample costs in training, if a fraction of samples is colored."""
-        del shaded_fraction
+        del colored_fraction
         return SampleCost()
 
     def debug_outputs(

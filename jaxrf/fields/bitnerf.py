@@ -126,5 +126,5 @@ class BitNeRF(NeRF):
         return self._make_network(dense, full if self.full_precision_io else dense)
 
     def quantizes_activations(self) -> bool:
-        """To 8 bits."""
+        """True: activations are quantized to 8 bits."""
         return True

@@ -164,9 +164,9 @@ class HashGrid(HashedField):
         """All features."""
         return self.feature_dim
 
-    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+    def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Eight rows a level, and the dense layers three times: the value and both gradients."""
-        del shaded_fraction
+        del colored_fraction
         encoded = self.num_levels * self.features_per_level
         layers = encoded + (self.density_layers - 1) * self.width + 1 + self.feature_dim
         inputs = self.feature_dim + self.num_sh_bands**2

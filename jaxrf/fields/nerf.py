@@ -181,7 +181,7 @@ class NeRF(base.Field):
         return self.density_noise
 
     def max_frequency(self) -> float:
-        """Of the positions' encoding."""
+        """The highest frequency of the positions' encoding."""
         return self.frequency * 2.0 ** (self.num_position_frequencies - 1)
 
     def needs_intervals(self) -> bool:
@@ -192,9 +192,9 @@ class NeRF(base.Field):
         """All features."""
         return self.width
 
-    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+    def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Dense layers, three times: the value and both gradients."""
-        del shaded_fraction
+        del colored_fraction
         position, direction = (
             3 + 6 * n for n in (self.num_position_frequencies, self.num_direction_frequencies)
         )

@@ -245,9 +245,9 @@ class PyNeRF(HashedField):
         unit = jax.random.uniform(key, (self.consistency_points, 3))
         return self.consistency_weight * level_consistency_loss(self, params, unit)
 
-    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+    def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Rows of the tables, and the dense layers three times: the value and both gradients."""
-        del shaded_fraction
+        del colored_fraction
         tables = min(self.num_pyramid_levels, 2) if self.tables == "separate" else 1
         encoded = self.num_levels * self.features_per_level
         heads = self.num_pyramid_levels * self.width * (encoded + 1 + self.feature_dim)

@@ -20,6 +20,15 @@ from jaxrf.core.errors import InputError
 from jaxrf.fields import base
 from jaxrf.fields.base import FieldContext, SampleCost, StageTransition, Transitioned
 from jaxrf.fields.mlp import MLP
+from jaxrf.fields.tensor_factors import (
+    LINE_AXES,
+    PLANE_AXES,
+    fit_resolution,
+    l1_norm,
+    ortho_loss,
+    resample,
+    total_variation,
+)
 from jaxrf.sampling.marching import block_dilation
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
@@ -32,10 +41,6 @@ from jaxrf.sampling.occupancy import (
 from jaxrf.sampling.weight_tracking import WeightTrackedGrid, decayed_max_weights, track_weights
 
 Params = dict[str, Any]
-
-# A plane spans two axes (across, down), its line the third.
-PLANE_AXES = ((0, 1), (0, 2), (1, 2))
-LINE_AXES = (2, 1, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,10 +340,10 @@ class TensoRF(base.Field):
         if transition.num_voxels is None:
             return field, np.asarray(grid.aabb)
         # All of contracted space is one box, which does not shrink.
-        box = np.asarray(grid.aabb)
+        aabb = np.asarray(grid.aabb)
         if grid.bounds is None:
-            box = occupied_aabb(grid).astype(np.float32)
-        return field._with_voxels(transition.num_voxels, box), box
+            aabb = occupied_aabb(grid).astype(np.float32)
+        return field._with_voxels(transition.num_voxels, aabb), aabb
 
     def apply_transition(
         self, transition: StageTransition, params: Params, grid: OccupancyGrid
@@ -348,17 +353,17 @@ class TensoRF(base.Field):
             return Transitioned(self, grid, base.keep_params)
         pruned = self._prune(params, grid) if transition.prune else grid
         # After the first pruning the box is that of the one before, which is known beforehand.
-        field, box = self._reshape(transition, grid if self.pruned else pruned)
+        field, aabb = self._reshape(transition, grid if self.pruned else pruned)
         if transition.num_voxels is not None:
-            pruned = jax.jit(resample_grid, static_argnums=1)(pruned, field.cells, box)
+            pruned = jax.jit(resample_grid, static_argnums=1)(pruned, field.cells, aabb)
         contracted = grid.bounds is not None
-        dilation = block_dilation(field.step_size(box), box, field.cells, contracted)
+        dilation = block_dilation(field.step_size(aabb), aabb, field.cells, contracted)
         tracked = _track_weights(pruned, dilation)
         if transition.num_voxels is None:
             return Transitioned(field, tracked, base.keep_params)
 
         def carry_over(tree: Params) -> Params:
-            return _resample(tree, field.resolution, grid.aabb, jnp.asarray(box))
+            return _resample(tree, field.resolution, grid.aabb, jnp.asarray(aabb))
 
         return Transitioned(field, tracked, carry_over)
 
@@ -401,104 +406,14 @@ class TensoRF(base.Field):
         share = float(jnp.mean(grid.occupied * 1.0))
         return f"grid {'x'.join(str(n) for n in self.resolution)}, {share:.1%} occupied"
 
-    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+    def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Rows of planes and lines, and the basis matrix."""
-        channels = self.density_components + shaded_fraction * self.feature_components
+        channels = self.density_components + colored_fraction * self.feature_components
         planes = 3 if self.factors == "vm" else 0
         rows = (4 * planes + 2 * 3) * channels / base.ROW_CHANNELS
         products = max(planes, 1) * self.feature_components
-        return SampleCost(3.0 * 2 * products * self.feature_dim * shaded_fraction, rows)
+        return SampleCost(3.0 * 2 * products * self.feature_dim * colored_fraction, rows)
 
 
 _track_weights = jax.jit(track_weights, static_argnums=1)
-
-
-def resample(
-    params: Params,
-    resolution: tuple[int, int, int],
-    old: Float[Array, "2 3"],
-    new: Float[Array, "2 3"],
-) -> Params:
-    """Parameters on the grid points of another box, by linear interpolation.
-
-    Serves upsampling (section 4.4) as well as shrinking the box; what of the new box lies outside
-    the old one repeats its border. Works on anything shaped like the parameters, such as the
-    moments of an optimizer.
-
-    Args:
-      params: on the box `old`.
-      resolution: grid points along x, y, z from now on.
-      old, new: the boxes.
-    """
-    start, stop = (new - old[:1]) / (old[1:] - old[:1])
-
-    def resample_factors(factors: dict[str, tuple[Array, ...]]) -> dict[str, tuple[Array, ...]]:
-        return {
-            "planes": tuple(
-                grids.resample_plane(
-                    plane,
-                    (resolution[down], resolution[across]),
-                    (start[down], start[across]),
-                    (stop[down], stop[across]),
-                )
-                # Without planes there are none to go on.
-                for plane, (across, down) in zip(factors["planes"], PLANE_AXES, strict=False)
-            ),
-            "lines": tuple(
-                grids.resample_line(line, resolution[axis], start[axis], stop[axis])
-                for line, axis in zip(factors["lines"], LINE_AXES, strict=True)
-            ),
-        }
-
-    return {
-        **params,
-        "density": resample_factors(params["density"]),
-        "features": resample_factors(params["features"]),
-    }
-
-
 _resample = jax.jit(resample, static_argnums=1)
-
-
-def fit_resolution(voxels: int, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
-    """Grid points along x, y, z such that about `voxels` cubic voxels fill the box."""
-    size = [float(s) for s in np.asarray(aabb[1], np.float64) - aabb[0]]
-    voxel = (size[0] * size[1] * size[2] / voxels) ** (1.0 / 3.0)
-    # Rounded up only past the rounding error, or a cube of n^3 voxels would get n + 1 points.
-    x, y, z = (max(2, math.ceil(s / voxel - 1e-6)) for s in size)
-    return x, y, z
-
-
-def l1_norm(params: Params) -> Float[Array, ""]:
-    """Mean absolute value of the density's factors, summed over planes and lines (section 4.3)."""
-    leaves = jax.tree.leaves(params["density"])
-    return sum((jnp.mean(jnp.abs(leaf)) for leaf in leaves), jnp.zeros(()))
-
-
-def total_variation(factors: dict[str, tuple[Array, ...]]) -> Float[Array, ""]:
-    """Mean squared difference of neighbouring entries, summed over planes, both ways.
-
-    Over lines where there are no planes (the authors' code, section "TV loss").
-    """
-
-    def variation(entries: Array, axis: int) -> Array:
-        return jnp.mean(jnp.square(jnp.diff(entries, axis=axis)))
-
-    along = [(plane, axis) for plane in factors["planes"] for axis in (0, 1)]
-    along = along or [(line, 0) for line in factors["lines"]]
-    return sum((variation(*entries) for entries in along), jnp.zeros(()))
-
-
-def ortho_loss(params: Params) -> Float[Array, ""]:
-    """Mean absolute inner product of different components' lines, summed over all lines.
-
-    Zero if the components along each axis are orthogonal (the authors' code, "Ortho weight").
-    """
-
-    def mean_product(line: Array) -> Array:
-        count = line.shape[1]
-        products = jnp.abs(line.T @ line) * (1.0 - jnp.eye(count, dtype=line.dtype))
-        return jnp.sum(products) / max(count * (count - 1), 1)
-
-    lines = [*params["density"]["lines"], *params["features"]["lines"]]
-    return sum((mean_product(line) for line in lines), jnp.zeros(()))

@@ -77,8 +77,7 @@ def index_cells(
     row_of = np.cumsum(used, dtype=np.int32)
     cell_ids = np.zeros(side**3, np.int32)
     cell_ids[np.flatnonzero(occupied)] = np.arange(1, len(cells) + 1)
-    box = jnp.asarray(aabb, jnp.float32)
-    plain = OccupancyGrid(jnp.asarray(occupied), box, bounds=bounds)
+    plain = OccupancyGrid(jnp.asarray(occupied), jnp.asarray(aabb, jnp.float32), bounds=bounds)
     tracked = jax.jit(track_weights, static_argnums=1)(plain, dilation_cells)
     return VoxelGrid(
         occupied=tracked.occupied,
@@ -126,20 +125,20 @@ def subdivide(
     """
     side = grid.occupied.shape[0]
     old_ids = np.asarray(grid.cell_ids)
-    kept_cells = np.argwhere(keep & np.asarray(grid.occupied))
-    low = kept_cells.min(axis=0)
-    assert (kept_cells.max(axis=0) + 1 - low).max() * factor <= side, (
+    remaining_cells = np.argwhere(keep & np.asarray(grid.occupied))
+    low = remaining_cells.min(axis=0)
+    assert (remaining_cells.max(axis=0) + 1 - low).max() * factor <= side, (
         "the grid is too small for its cells"
     )
     parts = np.array(list(np.ndindex(factor, factor, factor)))
-    cells = ((kept_cells - low)[:, None] * factor + parts[None]).reshape(-1, 3)
+    cells = ((remaining_cells - low)[:, None] * factor + parts[None]).reshape(-1, 3)
     occupied = np.zeros((side, side, side), bool)
     occupied[tuple(cells.T)] = True
     aabb = np.asarray(grid.aabb, np.float64)
     size = (aabb[1] - aabb[0]) / side
     corner = aabb[0] + low * size
-    box = np.stack([corner, corner + side * size / factor])
-    new = index_cells(occupied, box, dilation_cells, grid.bounds)
+    new_aabb = np.stack([corner, corner + side * size / factor])
+    new = index_cells(occupied, new_aabb, dilation_cells, grid.bounds)
 
     cells = np.argwhere(occupied)
     parent = old_ids[np.ravel_multi_index(tuple((cells // factor + low).T), (side,) * 3)]

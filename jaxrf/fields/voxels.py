@@ -97,7 +97,7 @@ class Voxels(base.Field):
     """Ids of the grid's cells, in use or not; set while training."""
 
     prunes_grid: ClassVar[bool] = True
-    default_shading: ClassVar[Literal["per_sample", "per_ray"]] = "per_ray"
+    default_coloring: ClassVar[Literal["per_sample", "per_ray"]] = "per_ray"
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
@@ -282,10 +282,10 @@ class Voxels(base.Field):
         if transition.prune:
             keep = self._cells_with_weight(voxel_grid, keep)
         factor = 1 if transition.num_voxels is None else 2
-        box = np.asarray(voxel_grid.aabb)
+        aabb = np.asarray(voxel_grid.aabb)
         contracted = voxel_grid.bounds is not None
         dilation = block_dilation(
-            self.step_size(box), box, (self._final_resolution(),) * 3, contracted
+            self.step_size(aabb), aabb, (self._final_resolution(),) * 3, contracted
         )
         subdivided, parents, weights = subdivide(voxel_grid, keep, factor, dilation)
         rows = len(parents)
@@ -321,9 +321,9 @@ class Voxels(base.Field):
         size = float(grid.aabb[1, 0] - grid.aabb[0, 0]) / grid.occupied.shape[0]
         return f"{int(jnp.sum(grid.occupied))} voxels of {size:.3g}"
 
-    def sample_cost(self, shaded_fraction: float = 1.0) -> SampleCost:
+    def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Eight rows; the MLP is evaluated once per ray."""
-        del shaded_fraction
+        del colored_fraction
         return SampleCost(0.0, 8 * (1 + self.feature_dim) / base.ROW_CHANNELS)
 
 

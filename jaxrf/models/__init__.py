@@ -18,6 +18,8 @@ _MODULES = {
     "ProposalModel": "proposal",
 }
 MODELS = ("PackedModel", "HierarchicalModel", "ProposalModel")
+# Class by the name that `--model` and runs have, `Model.name`.
+CLASS_OF_NAME = {name.removesuffix("Model").lower(): name for name in MODELS}
 
 __all__ = [
     "MODELS",

@@ -6,8 +6,7 @@ differentiable; `render_eval` renders images. Letters in shapes: r rays, m sampl
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +14,14 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrf.cameras import contraction
 from jaxrf.cameras.ray_convention import RayConvention
-from jaxrf.core import rngs
 from jaxrf.core.checks import require_non_negative, require_positive
 from jaxrf.core.errors import InputError
-from jaxrf.core.rays import ConicalFrusta, Rays
-from jaxrf.fields.base import Field, FieldContext, Params, label_params
+from jaxrf.core.rays import Rays
+from jaxrf.fields.base import Field, Params, label_params
 from jaxrf.fields.checks import broadcast_groups
-from jaxrf.rendering.volume import RadianceFns, Rendering
-from jaxrf.sampling.occupancy import OccupancyGrid, contract_positions, lookup
-
-# Share of a box's size within which a point counts as on its border, whatever rounding says.
-AABB_EPS = 3e-6
-
-# The offset that is added to features of samples seen from cameras.
-AppearanceFn = Callable[[Int[Array, "m"]], Float[Array, "_ k"]]
+from jaxrf.rendering.volume import Rendering
+from jaxrf.sampling.occupancy import OccupancyGrid
 
 
 class Appearance(NamedTuple):
@@ -122,9 +113,9 @@ class TrainRendering(NamedTuple):
     opacity: (r,) of the last.
     overflowed: (r,) rays whose samples did not fit into the budgets.
     num_samples: () samples that the field was evaluated at.
-    distortion: (r,) of the last network's weights, distances being 0 at near and 1 at far.
-    interlevel: (r,) weighted loss of the proposals; None without any.
-    depth: (r,) loss of the last network's weights where depth is known, 0 elsewhere; None without
+    distortion_loss: (r,) of the last network's weights, s distances being 0 at near and 1 at far.
+    interlevel_loss: (r,) weighted, of the proposals; None without any.
+    depth_loss: (r,) of the last network's weights where depth is known, 0 elsewhere; None without
       any such ray.
     grid: the occupancy grid with the weights of these rays.
     """
@@ -133,9 +124,9 @@ class TrainRendering(NamedTuple):
     opacity: Float[Array, "r"]
     overflowed: Bool[Array, "r"]
     num_samples: Int[Array, ""]
-    distortion: Float[Array, "r"]
-    interlevel: Float[Array, "r"] | None
-    depth: Float[Array, "r"] | None
+    distortion_loss: Float[Array, "r"]
+    interlevel_loss: Float[Array, "r"] | None
+    depth_loss: Float[Array, "r"] | None
     grid: OccupancyGrid
 
 
@@ -152,7 +143,7 @@ class Model:
     geometry. Views are rendered with their mean. 0: none."""
     num_appearances: Annotated[int | None, tyro.conf.Suppress] = None
     """Number of training images; set when training begins."""
-    shading: Literal["per_sample", "per_ray"] | None = None
+    coloring: Literal["per_sample", "per_ray"] | None = None
     """Color every sample, or once per ray from composited features (faster). Default: as the field
     suggests."""
     checkpoint_chunks: int = 1
@@ -184,7 +175,7 @@ class Model:
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
-        depth: DepthTarget | None = None,
+        depth_target: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch with random samples; differentiable in the parameters.
 
@@ -263,10 +254,10 @@ class Model:
         Raises:
           InputError: naming the option to change.
         """
-        if self.shades_per_ray(field) and not field.composites_features():
+        if self.colors_per_ray(field) and not field.composites_features():
             raise InputError(
                 "--field.blend is results, which has no features to sum up along a ray: add "
-                "--model.shading per_sample."
+                "--model.coloring per_sample."
             )
         if convention.along_axis() and convention.range_along == "ray":
             raise InputError(
@@ -312,9 +303,9 @@ class Model:
 
     # -- what all models share -----------------------------------------------------------------
 
-    def shades_per_ray(self, field: Field) -> bool:
+    def colors_per_ray(self, field: Field) -> bool:
         """Whether rays are colored once, from composited features."""
-        return (self.shading or field.default_shading) == "per_ray"
+        return (self.coloring or field.default_coloring) == "per_ray"
 
     def init_params(self, field: Field, key: jax.Array) -> ModelParams:
         """Fresh parameters of everything that is trained."""
@@ -360,178 +351,6 @@ class Model:
         """Rays rendered together, such that their samples fit into memory."""
         samples = self.samples_per_ray()
         return num_samples if samples is None else max(64, num_samples // samples)
-
-
-def close_over_params(
-    field: Field,
-    params: Params,
-    grid: OccupancyGrid,
-    noise: Float[Array, "m"] | None = None,
-    appearance_fn: AppearanceFn | None = None,
-    chunks: int = 1,
-) -> RadianceFns:
-    """A field with its parameters as callables for the renderer.
-
-    With a grid of contracted space the field is one of that space, though its density is one per
-    length in the scene.
-
-    Args:
-      field: with the shapes of the stage.
-      params: of one network.
-      grid: gives the box, and cells to fields that use them.
-      noise: standard normal numbers for the samples that densities are asked for at.
-      appearance_fn: gives the offset of features by the camera that they are seen from.
-      chunks: in which samples are computed (`checkpoint_in_chunks`).
-    """
-
-    def density(positions: Array, frusta: ConicalFrusta, noise: Array | None) -> tuple[Array, Any]:
-        if grid.bounds is None:
-            context = FieldContext(frusta.radii, grid.aabb, frusta, grid, noise)
-            return field.density(params, positions, context)
-        # Bent cones have no simple form: there a sample is as long as it is wide.
-        radii = contraction.contract_radii(frusta.radii, positions, grid.bounds)
-        positions = contraction.contract(positions, grid.bounds)
-        context = FieldContext(radii, grid.aabb, None, grid, noise)
-        return field.density(params, positions, context)
-
-    def color(features: Array, directions: Array, camera_index: Array) -> Array:
-        if appearance_fn is not None:
-            offset = appearance_fn(camera_index)
-            features = features.astype(offset.dtype).at[:, : offset.shape[-1]].add(offset)
-        return field.color(params, features, directions)
-
-    def features(latent: Any) -> Array:
-        return field.features(params, latent)
-
-    chunked_density = checkpoint_in_chunks(density, chunks)
-    return RadianceFns(
-        lambda positions, frusta: chunked_density(positions, frusta, noise),
-        checkpoint_in_chunks(features, chunks),
-        checkpoint_in_chunks(color, chunks),
-    )
-
-
-def checkpoint_in_chunks(fn: Callable[..., Any], chunks: int) -> Callable[..., Any]:
-    """A function of arrays that begin with samples, computed in chunks, and again for a gradient.
-
-    Intermediate results are not stored for the gradient but computed again, a chunk at a time
-    (Chen et al. 2016, "Training deep nets with sublinear memory cost"). With one chunk it is the
-    function itself.
-    """
-    if chunks == 1:
-        return fn
-
-    def apply(*arguments: Any) -> Any:
-        count = jax.tree.leaves(arguments)[0].shape[0]
-        size = -(-count // chunks)
-
-        def split(x: Array) -> Array:
-            padding = ((0, chunks * size - count), *((0, 0),) * (x.ndim - 1))
-            return jnp.pad(x, padding, mode="edge").reshape(chunks, size, *x.shape[1:])
-
-        checkpointed = jax.checkpoint(lambda chunk: fn(*chunk))
-        results = jax.lax.map(checkpointed, jax.tree.map(split, arguments))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], results)
-
-    return apply
-
-
-def make_appearance_fn(appearance: Appearance | None, mean: bool) -> AppearanceFn | None:
-    """The offset that images add to features: each its own, or the mean of all; None if none.
-
-    A linear map of a code for each image (Martin-Brualla et al. 2021, section 4.1, whose network
-    takes the code itself).
-    """
-    if appearance is None:
-        return None
-    codes, matrix = appearance
-    if mean:
-        average = jnp.mean(codes, axis=0, keepdims=True) @ matrix
-        return lambda camera_index: average
-    return lambda camera_index: codes[camera_index] @ matrix
-
-
-def bind_network(
-    model: Model,
-    field: Field,
-    network: Params,
-    params: ModelParams,
-    grid: OccupancyGrid,
-    *,
-    trains: bool,
-    noise: Float[Array, "m"] | None = None,
-    crop_aabb: Float[Array, "2 3"] | None = None,
-) -> RadianceFns:
-    """One of a model's networks for the renderer, with each image's appearance, or with their mean.
-
-    Density outside of `crop_aabb` is left out.
-    """
-    appearance_fn = make_appearance_fn(params.appearance, mean=not trains)
-    chunks = model.checkpoint_chunks if trains else 1
-    fns = close_over_params(field, network, grid, noise, appearance_fn, chunks)
-    return mask_outside_box(fns, crop_aabb)
-
-
-def mask_outside_box(fns: RadianceFns, box: Float[Array, "2 3"] | None) -> RadianceFns:
-    """A field without its density outside of a box (2, 3) in the scene; None leaves it as it is."""
-    if box is None:
-        return fns
-
-    def density(positions: Array, frusta: ConicalFrusta) -> tuple[Array, Any]:
-        unmasked, latent = fns.density(positions, frusta)
-        return jnp.where(in_aabb(positions, box), unmasked, 0.0), latent
-
-    return fns._replace(density=density)
-
-
-def clamp_to_aabb(
-    positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"], depth: float = 0.0
-) -> Float[Array, "*batch 3"]:
-    """Moves positions that rounding may have put just outside of a box onto its border.
-
-    Or inside it, by a share `depth` of the box's size. Other positions stay as they are.
-    """
-    low, high = (side.reshape((1,) * (positions.ndim - 1) + (3,)) for side in aabb)
-    margin = AABB_EPS * (high - low)
-    close = jnp.all((positions >= low - margin) & (positions <= high + margin), axis=-1)
-    inwards = depth * (high - low)
-    clamped = jnp.clip(positions, low + inwards, high - inwards)
-    return jnp.where(close[..., None], clamped, positions)
-
-
-def in_aabb(positions: Float[Array, "*batch 3"], box: Float[Array, "2 3"]) -> Bool[Array, "*batch"]:
-    """Whether positions are in a box, its border included."""
-    low, high = (side.reshape((1,) * (positions.ndim - 1) + (3,)) for side in box)
-    return jnp.all((positions >= low) & (positions <= high), axis=-1)
-
-
-def draw_noise(
-    field: Field, key: jax.Array | None, rays: int, samples: int
-) -> Float[Array, "m"] | None:
-    """Standard normal numbers for the samples of rays, if the field wants any."""
-    if key is None or not field.noise_std():
-        return None
-    # The same key serves to place samples.
-    return rngs.normal(rngs.fold_in(key, 1), (rays, samples)).ravel()
-
-
-def make_density_fn(
-    field: Field, params: ModelParams, grid: OccupancyGrid, radius: Float[Array, ""] | float
-) -> Callable[[Float[Array, "m 3"]], Float[Array, "m"]]:
-    """Density per scene unit at positions in the scene, 0 where the grid is not occupied.
-
-    A position stands for the part of a cone of this radius that is about as long as wide.
-    """
-    fns = close_over_params(field, params.field, grid)
-
-    def density(positions: Array) -> Array:
-        one = jnp.ones_like(positions[:, 0])
-        upwards = jnp.broadcast_to(jnp.array([[0.0, 0.0, 1.0]], positions.dtype), positions.shape)
-        frusta = ConicalFrusta(upwards, radius * one, one - radius, one + radius)
-        unmasked, _ = fns.density(positions, frusta)
-        return jnp.where(lookup(grid, contract_positions(grid, positions)), unmasked, 0.0)
-
-    return density
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
     make_full_grid,
-    to_marched_rays,
-    to_ray_distances,
+    s_to_t,
+    to_s_rays,
 )
 
 
@@ -28,12 +28,12 @@ class SamplingLevel(NamedTuple):
     """A network's pass over the rays.
 
     rendering: of its samples.
-    tdist: (r, n + 1) edges of its intervals, in marched distances.
+    sdist: (r, n + 1) edges of its intervals, s distances (`occupancy.to_s_rays`).
     weights: (r, n) of the intervals.
     """
 
     rendering: Rendering
-    tdist: Float[Array, "r n_plus_1"]
+    sdist: Float[Array, "r n_plus_1"]
     weights: Float[Array, "r n"]
 
 
@@ -85,29 +85,29 @@ def to_train_rendering(
     rays: Rays,
     grid: OccupancyGrid,
     num_samples: int,
-    depth: DepthTarget | None,
-    interlevel: Float[Array, "r"] | None = None,
+    depth_target: DepthTarget | None,
+    interlevel_loss: Float[Array, "r"] | None = None,
 ) -> TrainRendering:
     """A training batch out of the passes of a model's networks, the last being the result."""
     last = levels[-1]
-    marched = rays if grid.bounds is None else to_marched_rays(grid, rays)
+    s_rays = rays if grid.bounds is None else to_s_rays(grid, rays)
     return TrainRendering(
         rgb=tuple(level.rendering.rgb for level in levels),
         opacity=last.rendering.opacity,
         overflowed=jnp.zeros(rays.near.shape, bool),
         num_samples=jnp.asarray(rays.near.size * num_samples, jnp.int32),
-        distortion=distortion_loss(last.weights, normalize_distances(marched, last.tdist)),
-        interlevel=interlevel,
-        depth=None if depth is None else _depth_loss(depth, last, rays, grid),
+        distortion_loss=distortion_loss(last.weights, normalize_distances(s_rays, last.sdist)),
+        interlevel_loss=interlevel_loss,
+        depth_loss=None if depth_target is None else _depth_loss(depth_target, last, rays, grid),
         grid=grid,
     )
 
 
 def _depth_loss(
-    depth: DepthTarget, level: SamplingLevel, rays: Rays, grid: OccupancyGrid
+    target: DepthTarget, level: SamplingLevel, rays: Rays, grid: OccupancyGrid
 ) -> Float[Array, "r"]:
     """Depth loss of a pass; 0 for rays without a known depth."""
-    known = jnp.isfinite(depth.distance)
-    distance = jnp.where(known, depth.distance, 0.0)
-    edges = to_ray_distances(grid, level.tdist, rays.origins)
-    return jnp.where(known, depth_loss(level.weights, edges, distance, depth.std), 0.0)
+    known = jnp.isfinite(target.distance)
+    distance = jnp.where(known, target.distance, 0.0)
+    tdist = s_to_t(grid, level.sdist, rays.origins)
+    return jnp.where(known, depth_loss(level.weights, tdist, distance, target.std), 0.0)

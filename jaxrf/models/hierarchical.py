@@ -16,18 +16,12 @@ from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.fields.base import Field, Params
-from jaxrf.models.base import (
-    DepthTarget,
-    ModelParams,
-    StageSpec,
-    TrainRendering,
-    bind_network,
-    draw_noise,
-)
+from jaxrf.models.base import DepthTarget, ModelParams, StageSpec, TrainRendering
 from jaxrf.models.fixed import FixedSamplesModel, SamplingLevel, to_train_rendering
+from jaxrf.models.networks import bind_network, draw_noise
 from jaxrf.rendering.volume import LegacyRenderOptions, Rendering, render_samples
 from jaxrf.sampling import intervals
-from jaxrf.sampling.occupancy import OccupancyGrid, to_marched_rays, to_ray_distances
+from jaxrf.sampling.occupancy import OccupancyGrid, s_to_t, to_s_rays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +79,11 @@ class HierarchicalModel(FixedSamplesModel):
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
-        depth: DepthTarget | None = None,
+        depth_target: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch with both networks; see `Model.render_train`."""
         levels = self.render_levels(stage, params, grid, key, rays, background, convention)
-        return to_train_rendering(levels, rays, grid, self.samples_per_ray(), depth)
+        return to_train_rendering(levels, rays, grid, self.samples_per_ray(), depth_target)
 
     def render_eval(
         self,
@@ -130,42 +124,42 @@ class HierarchicalModel(FixedSamplesModel):
         key_coarse, key_fine = (None if key is None else rngs.fold_in(key, n) for n in (2, 3))
         points = self.quadrature == "points"
         # The original code samples the whole ray.
-        marched = rays if points and grid.bounds is None else to_marched_rays(grid, rays)
+        s_rays = rays if points and grid.bounds is None else to_s_rays(grid, rays)
         legacy = _to_legacy_options(convention, rays, left_endpoint=points)
 
-        def render(network: Params, tdist: Array, key: jax.Array | None) -> SamplingLevel:
-            noise = draw_noise(field, key, *tdist[:, 1:].shape)
+        def render(network: Params, sdist: Array, key: jax.Array | None) -> SamplingLevel:
+            noise = draw_noise(field, key, *sdist[:, 1:].shape)
             fns = bind_network(
                 self, field, network, params, grid,
                 trains=key is not None, noise=noise, crop_aabb=crop_aabb,
             )  # fmt: skip
-            edges = to_ray_distances(grid, tdist, rays.origins)
-            per_ray = self.shades_per_ray(field)
+            tdist = s_to_t(grid, sdist, rays.origins)
+            color_per_ray = self.colors_per_ray(field)
             rendering, weights = render_samples(
-                fns, rays, edges, background, per_ray=per_ray, legacy=legacy
+                fns, rays, tdist, background, color_per_ray=color_per_ray, legacy=legacy
             )
-            return SamplingLevel(rendering, tdist, weights)
+            return SamplingLevel(rendering, sdist, weights)
 
-        first = (key_coarse, marched, self.num_coarse_samples, self.spacing)
+        first = (key_coarse, s_rays, self.num_coarse_samples, self.spacing)
         if points:
-            tdist = _append_end(marched, intervals.stratified_legacy(*first))
+            sdist = _append_end(s_rays, intervals.stratified_legacy(*first))
         else:
-            tdist = intervals.stratified(*first)
-        coarse = render(params.field if params.coarse is None else params.coarse, tdist, key_coarse)
+            sdist = intervals.stratified(*first)
+        coarse = render(params.field if params.coarse is None else params.coarse, sdist, key_coarse)
         if not self.num_fine_samples:
             return [coarse]
         drawn = (coarse.weights, self.num_fine_samples)
         if points:
-            fine = intervals.hierarchical_legacy(key_fine, tdist[:, :-1], *drawn)
-            tdist = _append_end(marched, fine)
+            fine = intervals.hierarchical_legacy(key_fine, sdist[:, :-1], *drawn)
+            sdist = _append_end(s_rays, fine)
         else:
-            tdist = intervals.hierarchical_sample(key_fine, tdist, *drawn)
-        return [coarse, render(params.field, tdist, key_fine)]
+            sdist = intervals.hierarchical_sample(key_fine, sdist, *drawn)
+        return [coarse, render(params.field, sdist, key_fine)]
 
 
-def _append_end(marched: Rays, points: Float[Array, "r n"]) -> Float[Array, "r n_plus_1"]:
+def _append_end(s_rays: Rays, points: Float[Array, "r n"]) -> Float[Array, "r n_plus_1"]:
     """Points and the end of the last one's interval."""
-    end = jnp.maximum(marched.far[:, None], points[:, -1:])
+    end = jnp.maximum(s_rays.far[:, None], points[:, -1:])
     return jnp.concatenate([points, end], axis=-1)
 
 

@@ -6,7 +6,7 @@ E.
 
 import dataclasses
 import math
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +20,10 @@ from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalize_distances
 from jaxrf.fields.base import Field, FieldContext
-from jaxrf.models.base import (
-    AABB_EPS,
-    DepthTarget,
-    Model,
-    ModelParams,
-    StageSpec,
-    TrainRendering,
-    bind_network,
-    clamp_to_aabb,
-    in_aabb,
-)
+from jaxrf.models.base import DepthTarget, Model, ModelParams, StageSpec, TrainRendering
+from jaxrf.models.networks import AABB_EPS, bind_network, clamp_to_aabb, in_aabb
 from jaxrf.rendering.march import MarchRenderConfig, march_and_render
-from jaxrf.rendering.packed import render_packed, sample_points
+from jaxrf.rendering.packed import render_packed_samples, sample_points
 from jaxrf.rendering.ray_losses import packed_depth_loss, packed_distortion_loss
 from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.marching import (
@@ -46,30 +37,29 @@ from jaxrf.sampling.marching import (
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
     OccupancySchedule,
-    PooledGrid,
     contract_positions,
     count_cells,
     lookup,
     occupied_aabb,
-    to_marched_rays,
-    to_ray_distances,
+    s_to_t,
+    to_s_rays,
 )
 from jaxrf.sampling.packed import PackedSamples
 
-# A far distance that no scene reaches, in scene units.
-ENDLESS = 1e9
+# Of a ray without an end: a distance that no scene reaches, in scene units.
+UNBOUNDED_FAR = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedModel(Model):
     """Ray marching through an occupancy grid, with packed samples (Instant-NGP, nerfacc)."""
 
-    max_steps: int = 1024
-    """The step length is the box's diagonal divided by this, for fields that set no step length of
-    their own (voxels and TensoRF do: --field.step-ratio)."""
+    steps_per_diagonal: int = 1024
+    """Steps along the box's diagonal, which set the step length of fields that set none themselves
+    (voxels and TensoRF do: --field.step-ratio)."""
     color_threshold: float = 1e-4
-    """Samples of less weight get no color, if max-shaded-fraction is below 1."""
-    max_shaded_fraction: float = 1.0
+    """Samples of less weight get no color, if max-colored-fraction is below 1."""
+    max_colored_fraction: float = 1.0
     """Fraction of the sample budget that can get a color; 1 evaluates the color of all samples."""
     occupancy_resolution: int = 128
     """Cells of the occupancy grid along the longest side of the box. This and the following options
@@ -89,7 +79,7 @@ class PackedModel(Model):
         """Checks the numbers; InputError names the one that cannot be used."""
         super().__post_init__()
         require_positive(
-            self, "max_steps", "max_shaded_fraction", "occupancy_resolution",
+            self, "steps_per_diagonal", "max_colored_fraction", "occupancy_resolution",
             "occupancy_update_interval", prefix="model.",
         )  # fmt: skip
 
@@ -116,7 +106,7 @@ class PackedModel(Model):
         step = field.step_size(aabb)
         if step is not None:
             return step
-        return jnp.linalg.norm(jnp.asarray(aabb[1] - aabb[0])) / self.max_steps
+        return jnp.linalg.norm(jnp.asarray(aabb[1] - aabb[0])) / self.steps_per_diagonal
 
     def dilation_cells(self, stage: StageSpec, aabb: Float[np.ndarray, "2 3"]) -> float:
         """Half a block of steps, in cells of the stage's grid in this box."""
@@ -147,7 +137,7 @@ class PackedModel(Model):
         # Steps to look up for each that is kept. A grid that follows the density has cells of
         # several steps, of which fewer are occupied.
         steps_per_sample = 3 if stage.field.prunes_grid else 6
-        share = self.max_shaded_fraction
+        share = self.max_colored_fraction
         return dataclasses.replace(
             stage,
             max_blocks=max_blocks_per_ray(aabb, step, bounds),
@@ -190,13 +180,13 @@ class PackedModel(Model):
         self, stage: StageSpec, grid: OccupancyGrid, convention: RayConvention, crop: bool
     ) -> tuple[StageSpec, Float[np.ndarray, "2 3"]]:
         """See `Model.eval_stage`."""
-        bare, box = super().eval_stage(stage, grid, convention, crop)
+        bare, aabb = super().eval_stage(stage, grid, convention, crop)
         # Steps that are counted from the box have to begin at the same box.
         if not crop or convention.samples_at == "start" or grid.bounds is not None:
-            return bare, box
+            return bare, aabb
         step = self.step_size(stage.field, grid.aabb)
-        box = occupied_aabb(grid).astype(np.float32)
-        return dataclasses.replace(bare, max_blocks=max_blocks_per_ray(box, step)), box
+        aabb = occupied_aabb(grid).astype(np.float32)
+        return dataclasses.replace(bare, max_blocks=max_blocks_per_ray(aabb, step)), aabb
 
     def render_train(
         self,
@@ -207,15 +197,15 @@ class PackedModel(Model):
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
-        depth: DepthTarget | None = None,
+        depth_target: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch from packed samples; see `Model.render_train`."""
         del convention
         field = stage.field
         samples, num_marched_rays = march_to_samples(
             grid,
-            cast(PooledGrid, grid).coarse,
-            to_marched_rays(grid, rays),
+            grid.block_grid,
+            to_s_rays(grid, rays),
             rngs.uniform(key, rays.near.shape),
             self.step_size(field, grid.aabb),
             MarchConfig(
@@ -226,12 +216,12 @@ class PackedModel(Model):
             ),
         )
         noise = draw_packed_noise(key, samples) if field.noise_std() else None
-        rendering = render_packed(
+        rendering = render_packed_samples(
             bind_network(self, field, params.field, params, grid, trains=True, noise=noise),
             rays,
             samples,
             background,
-            per_ray=self.shades_per_ray(field),
+            color_per_ray=self.colors_per_ray(field),
             color_budget=stage.color_budget or None,
             color_threshold=self.color_threshold,
         )
@@ -242,9 +232,13 @@ class PackedModel(Model):
             opacity=rendering.opacity,
             overflowed=jnp.arange(rays.near.size) >= num_complete_rays,
             num_samples=jnp.sum(samples.mask),
-            distortion=_distortion(rays, grid, samples, rendering.weights),
-            interlevel=None,
-            depth=None if depth is None else _depth_loss(depth, samples, rendering.weights),
+            distortion_loss=_distortion_loss(rays, grid, samples, rendering.weights),
+            interlevel_loss=None,
+            depth_loss=(
+                None
+                if depth_target is None
+                else _depth_loss(depth_target, samples, rendering.weights)
+            ),
             grid=grid.record(positions, rendering.weights),
         )
 
@@ -266,9 +260,9 @@ class PackedModel(Model):
         step = self.step_size(field, grid.aabb)
         at_start = convention.samples_at == "start"
         if at_start:
-            marched = _march_from_start(rays, grid, aabb, step)
+            s_rays = _march_from_start(rays, grid, aabb, step)
         else:
-            marched = _march_within(rays, grid, aabb)
+            s_rays = _march_within(rays, grid, aabb)
         fns = bind_network(
             self, field, params.field, params, grid, trains=False, crop_aabb=crop_aabb
         )
@@ -284,11 +278,10 @@ class PackedModel(Model):
             return inside if crop_aabb is None else inside & in_aabb(positions, crop_aabb)
 
         samples_per_wave = max(3 * num_samples // 8, STEPS_PER_BLOCK)
-        coarse = cast(PooledGrid, grid).coarse
         return march_and_render(
             fns._replace(density=density_at_border) if at_start else fns,
-            marched,
-            occupied_blocks(coarse, marched, STEPS_PER_BLOCK * step, stage.max_blocks),
+            s_rays,
+            occupied_blocks(grid.block_grid, s_rays, STEPS_PER_BLOCK * step, stage.max_blocks),
             step,
             occupied,
             background,
@@ -297,20 +290,20 @@ class PackedModel(Model):
                 steps_per_block=STEPS_PER_BLOCK,
                 rays_per_wave=max(num_samples // 8, 1),
                 samples_per_wave=samples_per_wave,
-                per_ray=self.shades_per_ray(field),
+                color_per_ray=self.colors_per_ray(field),
                 color_budget=max(samples_per_wave // 3, 1) if stage.color_budget else None,
                 color_threshold=self.color_threshold,
                 transmittance_threshold=convention.transmittance_threshold,
             ),
-            to_ray_distances=lambda distances, origins: to_ray_distances(grid, distances, origins),
+            s_to_t=lambda sdist, origins: s_to_t(grid, sdist, origins),
         )
 
 
 def _march_within(rays: Rays, grid: OccupancyGrid, aabb: Float[Array, "2 3"] | None) -> Rays:
-    """Rays as they are marched: clipped to the box to render, or in contracted space."""
+    """Rays with near and far as s distances: clipped to the box to render, or contracted."""
     if grid.bounds is None and aabb is not None:
         return clip_to_aabb(rays, aabb)
-    return to_marched_rays(grid, rays)
+    return to_s_rays(grid, rays)
 
 
 def _march_from_start(
@@ -321,39 +314,39 @@ def _march_from_start(
     The middle of a step is then where the step of the other program starts: its first sample is
     the point where the ray enters the box.
     """
-    endless = dataclasses.replace(rays, far=jnp.full_like(rays.far, ENDLESS))
-    marched = _march_within(endless, grid, aabb)
-    hit = marched.far > marched.near
-    near, far = marched.near - 0.5 * step, marched.far + 0.5 * step
+    unbounded = dataclasses.replace(rays, far=jnp.full_like(rays.far, UNBOUNDED_FAR))
+    s_rays = _march_within(unbounded, grid, aabb)
+    hit = s_rays.far > s_rays.near
+    near, far = s_rays.near - 0.5 * step, s_rays.far + 0.5 * step
     return dataclasses.replace(
-        marched,
-        near=jnp.where(hit, near, marched.near),
-        far=jnp.where(hit, far, marched.far),
+        s_rays,
+        near=jnp.where(hit, near, s_rays.near),
+        far=jnp.where(hit, far, s_rays.far),
     )
 
 
-def _distortion(
+def _distortion_loss(
     rays: Rays, grid: OccupancyGrid, samples: PackedSamples, weights: Float[Array, "m"]
 ) -> Float[Array, "r"]:
-    """Distortion of packed samples, marched distances being 0 at near and 1 at far."""
+    """Distortion of packed samples, s distances being 0 at near and 1 at far."""
     index = samples.ray_indices
     edges = jnp.stack([samples.t_starts, samples.t_ends], axis=-1)
     near_to_far = jax.tree.map(lambda x: x[index], rays)
     if grid.bounds is not None:
         edges = contraction.t_to_s(edges, near_to_far.origins, grid.bounds)
-        near_to_far = to_marched_rays(grid, near_to_far)
+        near_to_far = to_s_rays(grid, near_to_far)
     starts, ends = jnp.moveaxis(normalize_distances(near_to_far, edges), -1, 0)
     return packed_distortion_loss(weights, starts, ends, index, rays.near.size)
 
 
 def _depth_loss(
-    depth: DepthTarget, samples: PackedSamples, weights: Float[Array, "m"]
+    target: DepthTarget, samples: PackedSamples, weights: Float[Array, "m"]
 ) -> Float[Array, "r"]:
     """Depth loss of packed samples; 0 for rays without a known depth."""
-    known = jnp.isfinite(depth.distance)
-    distance = jnp.where(known, depth.distance, 0.0)
+    known = jnp.isfinite(target.distance)
+    distance = jnp.where(known, target.distance, 0.0)
     loss = packed_depth_loss(
-        weights, samples.t_starts, samples.t_ends, samples.ray_indices, distance, depth.std
+        weights, samples.t_starts, samples.t_ends, samples.ray_indices, distance, target.std
     )
     return jnp.where(known, loss, 0.0)
 

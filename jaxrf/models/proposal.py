@@ -17,29 +17,21 @@ from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.fields.base import Field, Params
 from jaxrf.fields.hashgrid import HashGrid
-from jaxrf.models.base import (
-    DepthTarget,
-    ModelParams,
-    StageSpec,
-    TrainRendering,
-    bind_network,
-    close_over_params,
-    draw_noise,
-    mask_outside_box,
-)
+from jaxrf.models.base import DepthTarget, ModelParams, StageSpec, TrainRendering
 from jaxrf.models.fixed import FixedSamplesModel, SamplingLevel, to_train_rendering
+from jaxrf.models.networks import bind_network, close_over_params, draw_noise, mask_outside_aabb
 from jaxrf.rendering.ray_losses import interlevel_loss
 from jaxrf.rendering.volume import Rendering, compute_proposal_weights, render_samples
 from jaxrf.sampling import intervals
-from jaxrf.sampling.occupancy import OccupancyGrid, to_marched_rays, to_ray_distances
+from jaxrf.sampling.occupancy import OccupancyGrid, s_to_t, to_s_rays
 
-# Edges and weights of one proposal's intervals, in marched distances.
+# Edges of one proposal's intervals, s distances, and their weights.
 Proposed = tuple[Float[Array, "r k_plus_1"], Float[Array, "r k"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class ProposalModel(FixedSamplesModel):
-    """Samples where small hash grids propose them, which learn from the field."""
+    """Samples each ray where proposal networks predict density."""
 
     num_proposal_samples: tuple[int, ...] = (128, 64)
     """Samples of each proposal."""
@@ -98,12 +90,12 @@ class ProposalModel(FixedSamplesModel):
         return ModelParams(field.init(key_field), proposals=tuple(p.init(k) for p, k in proposals))
 
     def proposal_groups(self, proposals: tuple[Params, ...]) -> tuple[Params, ...]:
-        """Their tables are grids."""
+        """Groups of the proposals' parameters: their tables are grids."""
         pairs = zip(self.proposal_fields(), proposals, strict=True)
         return tuple(proposal.param_groups(params) for proposal, params in pairs)
 
     def samples_per_ray(self) -> int:
-        """Those of the proposals and of the field."""
+        """The samples of the proposals and of the field together."""
         return sum(self.num_proposal_samples) + self.num_nerf_samples
 
     def render_train(
@@ -115,17 +107,17 @@ class ProposalModel(FixedSamplesModel):
         rays: Rays,
         background: Float[Array, "r 3"],
         convention: RayConvention,
-        depth: DepthTarget | None = None,
+        depth_target: DepthTarget | None = None,
     ) -> TrainRendering:
         """Renders a training batch, with the loss of the proposals; see `Model.render_train`."""
         del convention
         level, proposed = self._render(stage, params, grid, key, rays, background, None)
         losses = (
-            interlevel_loss(level.tdist, level.weights, tdist, weights)
-            for tdist, weights in proposed
+            interlevel_loss(level.sdist, level.weights, sdist, weights)
+            for sdist, weights in proposed
         )
         total = self.interlevel_weight * sum(losses, jnp.zeros(rays.near.shape))
-        return to_train_rendering([level], rays, grid, self.samples_per_ray(), depth, total)
+        return to_train_rendering([level], rays, grid, self.samples_per_ray(), depth_target, total)
 
     def render_eval(
         self,
@@ -157,25 +149,25 @@ class ProposalModel(FixedSamplesModel):
         """The field's pass over the rays, and the proposals that led to its samples."""
         field, count = stage.field, len(self.num_proposal_samples)
         keys = [None if key is None else rngs.fold_in(key, 2 + i) for i in range(1 + count)]
-        marched = to_marched_rays(grid, rays)
-        tdist = intervals.stratified(keys[0], marched, self.num_proposal_samples[0], self.spacing)
+        s_rays = to_s_rays(grid, rays)
+        sdist = intervals.stratified(keys[0], s_rays, self.num_proposal_samples[0], self.spacing)
         proposed: list[Proposed] = []
         next_counts = (*self.num_proposal_samples[1:], self.num_nerf_samples)
         for proposal, network, samples, key_draw in zip(
             self.proposal_fields(), params.proposals, next_counts, keys[1:], strict=True
         ):
-            edges = to_ray_distances(grid, tdist, rays.origins)
-            fns = mask_outside_box(close_over_params(proposal, network, grid), crop_aabb)
-            weights = compute_proposal_weights(fns, rays, edges)
-            proposed.append((tdist, weights))
-            tdist = intervals.resample_intervals(key_draw, tdist, weights, samples)
-        noise = draw_noise(field, keys[-1], *tdist[:, 1:].shape)
+            tdist = s_to_t(grid, sdist, rays.origins)
+            fns = mask_outside_aabb(close_over_params(proposal, network, grid), crop_aabb)
+            weights = compute_proposal_weights(fns, rays, tdist)
+            proposed.append((sdist, weights))
+            sdist = intervals.resample_intervals(key_draw, sdist, weights, samples)
+        noise = draw_noise(field, keys[-1], *sdist[:, 1:].shape)
         fns = bind_network(
             self, field, params.field, params, grid,
             trains=key is not None, noise=noise, crop_aabb=crop_aabb,
         )  # fmt: skip
-        edges = to_ray_distances(grid, tdist, rays.origins)
+        tdist = s_to_t(grid, sdist, rays.origins)
         rendering, weights = render_samples(
-            fns, rays, edges, background, per_ray=self.shades_per_ray(field)
+            fns, rays, tdist, background, color_per_ray=self.colors_per_ray(field)
         )
-        return SamplingLevel(rendering, tdist, weights), proposed
+        return SamplingLevel(rendering, sdist, weights), proposed

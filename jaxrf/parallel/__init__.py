@@ -1,1 +1,1 @@
-"""Computation on several devices and processes: meshes, agreement, ordered sums."""
+"""Computation on several devices and processes: device meshes, broadcasts, ordered sums."""

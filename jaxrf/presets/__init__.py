@@ -46,7 +46,7 @@ def for_field(field: Field) -> TrainConfig:
     """Any field on an occupancy grid, with budgets for a CPU: a start for one of your own."""
     small = hashgrid_small()
     return dataclasses.replace(
-        small, field=field, model=dataclasses.replace(small.model, shading=None)
+        small, field=field, model=dataclasses.replace(small.model, coloring=None)
     )
 
 

@@ -16,7 +16,10 @@ def hashgrid_small() -> TrainConfig:
             color_layers=1,
         ),
         model=PackedModel(
-            occupancy_resolution=64, occupancy_warmup_steps=0, max_steps=256, shading="per_ray"
+            occupancy_resolution=64,
+            occupancy_warmup_steps=0,
+            steps_per_diagonal=256,
+            coloring="per_ray",
         ),
         background="random",
         num_steps=4000,
@@ -57,5 +60,5 @@ def _published(field: HashGrid) -> TrainConfig:
             l2=1e-6,
             ema_decay=0.95,
         ),
-        loss=LossConfig(error="huber"),
+        loss=LossConfig(rgb_loss="huber"),
     )

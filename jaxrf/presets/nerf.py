@@ -33,7 +33,9 @@ def nerf_small() -> TrainConfig:
     """A small NeRF (4 layers of 64) on an occupancy grid, for a CPU."""
     return TrainConfig(
         field=NeRF(**SMALL),
-        model=PackedModel(occupancy_resolution=64, occupancy_warmup_steps=0, max_steps=192),
+        model=PackedModel(
+            occupancy_resolution=64, occupancy_warmup_steps=0, steps_per_diagonal=192
+        ),
         background="random",
         num_steps=4000,
         batch_samples=1 << 14,

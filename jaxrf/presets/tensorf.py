@@ -33,7 +33,7 @@ def tensorf_small() -> TrainConfig:
     """
     return TrainConfig(
         field=SMALL,
-        model=PackedModel(shading="per_ray", color_threshold=1e-3, max_shaded_fraction=0.5),
+        model=PackedModel(coloring="per_ray", color_threshold=1e-3, max_colored_fraction=0.5),
         background="random",
         num_steps=1500,
         supersample_from=0.35,
@@ -79,4 +79,4 @@ def tensorf_cp384() -> TrainConfig:
 
 def _published(field: TensoRF) -> TrainConfig:
     field = dataclasses.replace(field, occupancy_voxels=256**3, reset_lr=True)
-    return TrainConfig(field=field, model=PackedModel(max_shaded_fraction=0.5))
+    return TrainConfig(field=field, model=PackedModel(max_colored_fraction=0.5))

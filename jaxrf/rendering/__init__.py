@@ -1,1 +1,4 @@
-"""Volume rendering: fields, given as callables, to colors, opacities and depths of rays."""
+"""Volume rendering of fields, given as callables: colors, opacities and depths of rays.
+
+Also the losses on the weights of rays, and whole images in constant memory.
+"""

@@ -55,4 +55,4 @@ def render_packed(
         return color_fn(features, directions)
 
     fns = RadianceFns(density, lambda latent: latent, color)
-    return packed.render_packed(fns, rays, samples, jnp.asarray(background))
+    return packed.render_packed_samples(fns, rays, samples, jnp.asarray(background))

@@ -19,13 +19,13 @@ from jaxrf.rendering.volume import (
     MIN_OPACITY,
     RadianceFns,
     Rendering,
+    color_ray,
     compute_weights,
     find_distance,
-    shade_ray,
 )
 
 IsOccupied = Callable[[Float[Array, "w s 3"]], Bool[Array, "w s"]]
-ToRayDistances = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w n"]]
+SToTFn = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w n"]]
 
 
 class MarchRenderConfig(NamedTuple):
@@ -36,7 +36,7 @@ class MarchRenderConfig(NamedTuple):
       rays_per_wave: rays that advance together by one block each.
       samples_per_wave: maximum number of samples evaluated in a wave, at least `steps_per_block`;
         rays that do not fit wait for a later wave.
-      per_ray: composite features along the ray and color them once, instead of coloring each
+      color_per_ray: composite features along the ray and color them once, instead of coloring each
         sample and compositing colors.
       color_budget: number of samples that get features at once, in as many rounds as needed. None
         gives features to all samples of a wave, whatever their weight.
@@ -47,7 +47,7 @@ class MarchRenderConfig(NamedTuple):
     steps_per_block: int
     rays_per_wave: int
     samples_per_wave: int
-    per_ray: bool = False
+    color_per_ray: bool = False
     color_budget: int | None = None
     color_threshold: float = 0.0
     transmittance_threshold: float = 1e-3
@@ -62,7 +62,7 @@ class _MarchInputs(NamedTuple):
     num_blocks: int
     step_size: Float[Array, ""] | float
     is_occupied: IsOccupied
-    to_ray_distances: ToRayDistances
+    s_to_t: SToTFn
     config: MarchRenderConfig
 
 
@@ -137,7 +137,7 @@ def march_and_render(
     background: Float[Array, "r 3"],
     miss_depth: Float[Array, "r"],
     config: MarchRenderConfig,
-    to_ray_distances: ToRayDistances | None = None,
+    s_to_t: SToTFn | None = None,
 ) -> Rendering:
     """Renders rays front to back, block by block of steps, until they are opaque.
 
@@ -147,14 +147,14 @@ def march_and_render(
 
     Args:
       fns: the field.
-      rays: batch shape (r,), in marching distances (`occupancy.to_marched_rays`).
+      rays: batch shape (r,), near and far as s distances (`occupancy.to_s_rays`).
       blocks: (r, n) which blocks of each ray, counted from near, may be occupied.
-      step_size: length of a step, in marching distance.
+      step_size: length of a step, an s distance.
       is_occupied: positions (w, s, 3) -> mask (w, s) of positions to evaluate.
       background: (r, 3) color behind each ray.
       miss_depth: (r,) depth of rays that hit nothing.
       config: static shapes and thresholds.
-      to_ray_distances: (marching distances (w, n), origins (w, 3)) -> distances along the rays in
+      s_to_t: (s distances (w, n), origins (w, 3)) -> distances along the rays in
         scene units; by default the identity.
     """
     inputs = _MarchInputs(
@@ -164,7 +164,7 @@ def march_and_render(
         num_blocks=blocks.shape[1],
         step_size=step_size,
         is_occupied=is_occupied,
-        to_ray_distances=to_ray_distances or identity,
+        s_to_t=s_to_t or identity,
         config=config,
     )
     state = jax.lax.while_loop(
@@ -189,14 +189,14 @@ def march_and_render(
 
 
 def identity(distances: Float[Array, "w n"], origins: Float[Array, "w 3"]) -> Float[Array, "w n"]:
-    """The distances themselves: marching distances of space that is not contracted."""
+    """The distances themselves: s distances of space that is not contracted."""
     del origins
     return distances
 
 
 def _start_march(inputs: _MarchInputs) -> _MarchState:
     num_rays, num_blocks = len(inputs.block_bits), inputs.num_blocks
-    num_channels = _count_features(inputs.fns) if inputs.config.per_ray else 3
+    num_channels = _count_features(inputs.fns) if inputs.config.color_per_ray else 3
     first = jnp.zeros((num_rays,), jnp.int32)
     return _MarchState(
         block=find_bit(inputs.block_bits, first, num_blocks),
@@ -265,7 +265,7 @@ def _evaluate_blocks(
     near, far = rays.near[ray][:, None], rays.far[ray][:, None]
     step = block[:, None] * steps + jnp.arange(steps + 1, dtype=jnp.int32)[None]
     origins = rays.origins[ray]
-    edges = inputs.to_ray_distances(jnp.minimum(near + inputs.step_size * step, far), origins)
+    edges = inputs.s_to_t(jnp.minimum(near + inputs.step_size * step, far), origins)
     middle = midpoints(edges)
     directions = rays.directions[ray][:, None]
     positions = origins[:, None] + middle[..., None] * directions
@@ -352,7 +352,7 @@ def _add_features(
 ) -> Float[Array, "r c"]:
     fns, rays = inputs.fns, inputs.rays
     values = fns.features(latent)
-    if not inputs.config.per_ray:
+    if not inputs.config.color_per_ray:
         values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
     values = jnp.concatenate([moments, values], axis=-1)
     return accumulated.at[ray].add(values * weight[:, None])
@@ -383,9 +383,9 @@ def _finish_wave(
     weights, _ = _composite_block(samples, 1.0 - opacity_before)
     median_depth = find_distance(median.half[ray] - opacity_before, weights, samples.edges)
     opacity, color = accumulated[ray, 0], accumulated[ray, 2:]
-    if inputs.config.per_ray:
+    if inputs.config.color_per_ray:
         selected = jax.tree.map(lambda x: x[ray], inputs.rays)
-        color = shade_ray(inputs.fns.color, color, opacity, selected)
+        color = color_ray(inputs.fns.color, color, opacity, selected)
     target = jnp.where(samples.fits, ray, state.waiting.size)
     return _FinishState(
         waiting=state.waiting.at[target].set(False, mode="drop"),

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxrf.core.packing import pack, rank_samples, sum_before
 from jaxrf.core.rays import ConicalFrusta, Rays
-from jaxrf.rendering.volume import RadianceFns, optical_depth, shade_ray
+from jaxrf.rendering.volume import RadianceFns, color_ray, optical_depth
 from jaxrf.sampling.packed import PackedSamples
 
 
@@ -58,13 +58,13 @@ def sample_points(
     return rays.origins[ray] + distance[:, None] * rays.directions[ray], distance
 
 
-def render_packed(
+def render_packed_samples(
     fns: RadianceFns,
     rays: Rays,
     samples: PackedSamples,
     background: Float[Array, "r 3"],
     *,
-    per_ray: bool = False,
+    color_per_ray: bool = False,
     color_budget: int | None = None,
     color_threshold: float = 0.0,
 ) -> PackedRendering:
@@ -75,7 +75,7 @@ def render_packed(
       rays: batch shape (r,).
       samples: m packed samples along the rays.
       background: (r, 3) color behind each ray.
-      per_ray: composite features along the ray and color them once, instead of coloring each
+      color_per_ray: composite features along the ray and color them once, instead of coloring each
         sample and compositing colors.
       color_budget: maximum number of samples that get features. None gives them to all samples,
         for fields whose features cost little once the density is known.
@@ -102,7 +102,7 @@ def render_packed(
     ...     features=lambda latent: latent,
     ...     color=lambda features, directions, camera_index: jnp.ones((len(features), 3)),
     ... )
-    >>> rendering = render_packed(white_fog, rays, samples, jnp.zeros((2, 3)))
+    >>> rendering = render_packed_samples(white_fog, rays, samples, jnp.zeros((2, 3)))
     >>> [round(x, 4) for x in rendering.opacity.tolist()]  # 1 - exp(-2), 1 - exp(-1)
     [0.8647, 0.6321]
     """
@@ -119,14 +119,14 @@ def render_packed(
             samples, weights, latent, num_rays, color_budget, color_threshold
         )
     values = fns.features(latent)
-    if not per_ray:
+    if not color_per_ray:
         values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
     # Features in half precision are accumulated in the precision of the weights.
     dtype = jnp.promote_types(values.dtype, weights.dtype)
     rgb = jnp.zeros((num_rays, values.shape[-1]), dtype)
     rgb = rgb.at[ray].add(values * color_weights[:, None], indices_are_sorted=True)
-    if per_ray:
-        rgb = shade_ray(fns.color, rgb, opacity, rays)
+    if color_per_ray:
+        rgb = color_ray(fns.color, rgb, opacity, rays)
     rgb = rgb + (1.0 - opacity)[:, None] * background
     return PackedRendering(rgb, opacity, weights, num_complete_rays)
 

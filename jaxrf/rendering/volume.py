@@ -166,7 +166,7 @@ def find_distance(
     return (start + fraction * (stop - start))[..., 0]
 
 
-def shade_ray(
+def color_ray(
     color_fn: ColorFn,
     accumulated: Float[Array, "r c"],
     opacity: Float[Array, "r"],
@@ -190,7 +190,7 @@ def render_samples(
     tdist: Float[Array, "r n_plus_1"],
     background: Float[Array, "r 3"],
     *,
-    per_ray: bool = False,
+    color_per_ray: bool = False,
     legacy: LegacyRenderOptions | None = None,
 ) -> tuple[Rendering, Float[Array, "r n"]]:
     """Renders rays by evaluating the field in every interval; differentiable.
@@ -201,7 +201,7 @@ def render_samples(
       tdist: (r, n + 1) interval edges, distances along the rays in scene units, ascending. The
         field is evaluated at the middle of each interval.
       background: (r, 3) color behind each ray.
-      per_ray: composite features along the ray and color them once, instead of coloring each
+      color_per_ray: composite features along the ray and color them once, instead of coloring each
         sample and compositing colors.
       legacy: ray conventions of other programs; None for this library's.
 
@@ -229,7 +229,7 @@ def render_samples(
     ((1, 3), (1, 8))
     """
     legacy = LegacyRenderOptions() if legacy is None else legacy
-    distances, edges, frusta = _place_samples(rays, tdist, legacy.left_endpoint)
+    distances, edges, frusta = _evaluation_points(rays, tdist, legacy.left_endpoint)
     num_rays, num_intervals = distances.shape
     density, latent = fns.density(points_along(rays, distances).reshape(-1, 3), frusta)
     if legacy.length_unit is not None:
@@ -242,16 +242,16 @@ def render_samples(
     weights, _ = compute_weights(density, edges, legacy.legacy_transmittance)
     opacity = jnp.sum(weights, axis=-1)
     values = fns.features(latent)
-    if not per_ray:
+    if not color_per_ray:
         shape = (num_rays, num_intervals)
         sample_directions = jnp.broadcast_to(directions[:, None], (*shape, 3)).reshape(-1, 3)
         cameras = jnp.broadcast_to(rays.camera_index[:, None], shape).ravel()
         values = fns.color(values, sample_directions, cameras)
     values = values.reshape(num_rays, num_intervals, -1)
     accumulated = jnp.sum(weights[..., None] * values, axis=1)
-    if per_ray:
+    if color_per_ray:
         view = dataclasses.replace(rays, directions=directions)
-        accumulated = shade_ray(fns.color, accumulated, opacity, view)
+        accumulated = color_ray(fns.color, accumulated, opacity, view)
     rendering = Rendering(
         rgb=accumulated + (1.0 - opacity)[:, None] * background,
         opacity=opacity,
@@ -261,7 +261,7 @@ def render_samples(
     return rendering, weights
 
 
-def _place_samples(
+def _evaluation_points(
     rays: Rays, tdist: Float[Array, "r n_plus_1"], left_endpoint: bool
 ) -> tuple[Float[Array, "r n"], Float[Array, "r n_plus_1"], ConicalFrusta]:
     """Distances at which intervals are evaluated, their edges, and the cones they stand for."""

@@ -16,8 +16,8 @@ from jaxrf.sampling.occupancy import (
     OccupancyGrid,
     contract_positions,
     lookup,
-    to_marched_rays,
-    to_ray_distances,
+    s_to_t,
+    to_s_rays,
 )
 from jaxrf.sampling.packed import PackedSamples
 
@@ -49,8 +49,8 @@ def max_blocks_per_ray(
 ) -> int:
     """Blocks of steps that reach across the box, or to the end of contracted space."""
     diagonals = contraction.MAX_MARCH_DIAGONALS if bounds is not None else 1.0
-    box = aabb if bounds is None else bounds
-    diagonal = float(np.linalg.norm(np.asarray(box[1] - box[0])))
+    low, high = aabb if bounds is None else bounds
+    diagonal = float(np.linalg.norm(np.asarray(high - low)))
     return math.ceil(diagonals * diagonal / float(step_size) / STEPS_PER_BLOCK) + 1
 
 
@@ -77,8 +77,8 @@ def occupied_blocks(
 
     Args:
       coarse: made by `max_pool_occupancy` with a dilation of half a block.
-      rays: batch shape (r,), made by `to_marched_rays`.
-      length: of a block, in scene units.
+      rays: batch shape (r,), made by `to_s_rays`.
+      length: of a block, an s distance.
       count: number of blocks.
       begin: (r,) where the first block begins; near by default.
     """
@@ -87,7 +87,7 @@ def occupied_blocks(
     start = begin[:, None] + length * jnp.arange(count, dtype=near.dtype)[None]
     # Clipped to the box, or the middle of a block that sticks out would miss what is inside.
     start, stop = jnp.maximum(start, near), jnp.minimum(start + length, far)
-    middle = to_ray_distances(coarse, 0.5 * (start + stop), rays.origins)
+    middle = s_to_t(coarse, 0.5 * (start + stop), rays.origins)
     return (stop > start) & lookup(coarse, contract_positions(coarse, points_along(rays, middle)))
 
 
@@ -104,10 +104,10 @@ def march_to_samples(
     Args:
       grid: a step is a sample if its middle lies in an occupied cell.
       coarse: made by `max_pool_occupancy` with a dilation of half a block of steps.
-      rays: batch shape (r,), made by `to_marched_rays`.
+      rays: batch shape (r,), made by `to_s_rays`.
       offset: (r,) in [0, 1); each ray's first step begins so many steps before its near, and is
         clamped to it.
-      step_size: in scene units.
+      step_size: an s distance.
       march: shapes and budgets.
 
     Returns:
@@ -116,36 +116,37 @@ def march_to_samples(
     """
     steps = march.steps_per_block
     near = rays.near - offset * step_size
-    mask = occupied_blocks(coarse, rays, steps * step_size, march.max_blocks, near)
-    rank = rank_samples(mask)
-    block = pack(mask, rank, march.block_budget)
-    complete = _first_overflow(mask, rank, march.block_budget)
-    index = jnp.minimum(block.sample, mask.size - 1)
-    ray, number = index // march.max_blocks, index % march.max_blocks
+    block_mask = occupied_blocks(coarse, rays, steps * step_size, march.max_blocks, near)
+    block_rank = rank_samples(block_mask)
+    blocks = pack(block_mask, block_rank, march.block_budget)
+    block_index = jnp.minimum(blocks.sample, block_mask.size - 1)
+    ray, block_of_ray = block_index // march.max_blocks, block_index % march.max_blocks
 
-    count = number[:, None] * steps + jnp.arange(steps, dtype=jnp.int32)[None]
-    starts = near[ray][:, None] + step_size * count
+    step_of_ray = block_of_ray[:, None] * steps + jnp.arange(steps, dtype=jnp.int32)[None]
+    starts = near[ray][:, None] + step_size * step_of_ray
     low, high = rays.near[ray][:, None], rays.far[ray][:, None]
     stops = jnp.clip(starts + step_size, low, high)
     starts = jnp.clip(starts, low, high)
     origins = rays.origins[ray]
-    starts, stops = (to_ray_distances(grid, edges, origins) for edges in (starts, stops))
+    starts, stops = (s_to_t(grid, edges, origins) for edges in (starts, stops))
     middle = 0.5 * (starts + stops)
     positions = origins[:, None] + middle[..., None] * rays.directions[ray][:, None]
     occupied = lookup(grid, contract_positions(grid, positions))
-    inside = block.valid[:, None] & (stops > starts) & occupied
-    rank = rank_samples(inside)
-    sample = pack(inside, rank, march.sample_budget)
-    overflow = _first_overflow(inside, rank, march.sample_budget)
-    complete = jnp.minimum(complete, jnp.append(ray, rays.near.size)[overflow])
-    index = jnp.minimum(sample.sample, inside.size - 1)
-    last = rays.near.size - 1
+    step_mask = blocks.valid[:, None] & (stops > starts) & occupied
+    step_rank = rank_samples(step_mask)
+    samples = pack(step_mask, step_rank, march.sample_budget)
+    step_index = jnp.minimum(samples.sample, step_mask.size - 1)
+
+    overflowed_ray = _first_overflow(block_mask, block_rank, march.block_budget)
+    overflowed_block = _first_overflow(step_mask, step_rank, march.sample_budget)
+    num_rays = rays.near.size
+    num_complete_rays = jnp.minimum(overflowed_ray, jnp.append(ray, num_rays)[overflowed_block])
     return PackedSamples(
-        t_starts=jnp.where(sample.valid, starts.ravel()[index], 0.0),
-        t_ends=jnp.where(sample.valid, stops.ravel()[index], 0.0),
-        ray_indices=jnp.where(sample.valid, ray[index // steps], last),
-        mask=sample.valid,
-    ), complete
+        t_starts=jnp.where(samples.valid, starts.ravel()[step_index], 0.0),
+        t_ends=jnp.where(samples.valid, stops.ravel()[step_index], 0.0),
+        ray_indices=jnp.where(samples.valid, ray[step_index // steps], num_rays - 1),
+        mask=samples.valid,
+    ), num_complete_rays
 
 
 def march_all_steps(
@@ -167,13 +168,13 @@ def march_all_steps(
             )
         step = jnp.asarray(step_size)
         max_steps = STEPS_PER_BLOCK * max_blocks_per_ray(np.asarray(grid.aabb), step, grid.bounds)
-    marched = to_marched_rays(grid, rays)
+    s_rays = to_s_rays(grid, rays)
     count = rays.near.shape[0]
     offset = jnp.zeros((count,)) if key is None else jax.random.uniform(key, (count,))
     budget = count * max_steps if max_samples is None else max_samples
     config = MarchConfig(max_steps, 1, budget, budget)
-    samples, complete = march_to_samples(grid, grid, marched, offset, step_size, config)
-    used = samples.mask & (samples.ray_indices < complete)
+    samples, num_complete_rays = march_to_samples(grid, grid, s_rays, offset, step_size, config)
+    used = samples.mask & (samples.ray_indices < num_complete_rays)
     return samples._replace(
         t_starts=jnp.where(used, samples.t_starts, 0.0),
         t_ends=jnp.where(used, samples.t_ends, 0.0),

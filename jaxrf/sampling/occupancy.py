@@ -1,10 +1,10 @@
 """Occupancy grids: the cells of a box that may hold density; the others are never evaluated.
 
 `OccupancyGrid` is a fixed set of cells. Two subclasses follow a field while it is trained:
-`density_ema.DensityEmaGrid` keeps an exponential moving average of the density in its cells and
+`density_tracking.DensityTrackedGrid` keeps a decayed maximum of the density in its cells and
 decides occupancy from it; `weight_tracking.WeightTrackedGrid` records the rendering weights of the
-samples in its cells, by which a field prunes them. They differ only in methods, so no caller asks
-which grid it has.
+samples in its cells, by which a field prunes them. Both have a pooled copy, in which whole blocks
+of steps are looked up first.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ ConeDensityFn = Callable[[Float[Array, "n 3"], Float[Array, "n"]], Float[Array, 
 
 @dataclasses.dataclass(frozen=True)
 class OccupancySchedule:
-    """When and how a `DensityEmaGrid` is updated while training.
+    """When and how a `DensityTrackedGrid` is updated while training.
 
     Attributes:
       update_interval: steps between two updates.
@@ -63,8 +63,8 @@ class OccupancyGrid:
     Attributes:
       occupied: (x, y, z) one flag per cell.
       aabb: (2, 3) the box that the cells tile, in scene units.
-      bounds: (2, 3) the scene's box where space around it is contracted; the cells then tile
-        contracted space.
+      bounds: (2, 3) the scene's box where space around it is contracted; `aabb` is then the box of
+        contracted space, which is twice as large.
     """
 
     occupied: Bool[Array, "x y z"]
@@ -78,7 +78,7 @@ class OccupancyGrid:
     def create(
         cls, aabb: Float[Array | np.ndarray, "2 3"], resolution: int | tuple[int, int, int] = 128
     ) -> "OccupancyGrid":
-        """A `DensityEmaGrid`, which `update` keeps; all cells may be occupied at first.
+        """A `DensityTrackedGrid`, which `update` keeps; all cells may be occupied at first.
 
         Args:
           aabb: the box in scene units.
@@ -90,17 +90,28 @@ class OccupancyGrid:
           >>> grid.occupied.shape
           (16, 16, 16)
         """
-        from jaxrf.sampling.density_ema import init_density_ema
+        from jaxrf.sampling.density_tracking import track_density
 
-        box = np.asarray(aabb, np.float32)
-        if box.shape != (2, 3) or not np.all(box[1] > box[0]):
-            corners = box.tolist()
-            raise InputError(f"aabb is {corners}: give two corners, the lower one first.")
+        corners = np.asarray(aabb, np.float32)
+        if corners.shape != (2, 3) or not np.all(corners[1] > corners[0]):
+            raise InputError(f"aabb is {corners.tolist()}: give two corners, the lower one first.")
         sides = (resolution,) if isinstance(resolution, int) else resolution
         if min(sides) < 1:
             raise InputError(f"resolution is {resolution}: give 1 cell or more along each side.")
-        cells = count_cells(resolution, box) if isinstance(resolution, int) else resolution
-        return init_density_ema(make_full_grid(cells, jnp.asarray(box)), dilation_cells=0.0)
+        cells = count_cells(resolution, corners) if isinstance(resolution, int) else resolution
+        return track_density(make_full_grid(cells, jnp.asarray(corners)), dilation_cells=0.0)
+
+    @property
+    def block_grid(self) -> "OccupancyGrid":
+        """The grid in which blocks of steps are looked up.
+
+        Raises:
+          InputError: if this grid has no pooled copy.
+        """
+        raise InputError(
+            f"A {type(self).__name__} has no pooled copy to look up blocks of steps in: make one "
+            "that has with track_density or track_weights."
+        )
 
     def march(
         self,
@@ -167,7 +178,7 @@ class OccupancyGrid:
         return self
 
     def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> "OccupancyGrid":
-        """Empties the cells that no camera sees, in a `DensityEmaGrid`; others are unchanged."""
+        """Empties the cells that no camera sees, if it tracks the density."""
         del cameras, dilation_cells
         return self
 
@@ -205,6 +216,11 @@ class PooledGrid(OccupancyGrid):
 
     coarse: OccupancyGrid
 
+    @property
+    def block_grid(self) -> OccupancyGrid:
+        """The pooled copy."""
+        return self.coarse
+
 
 def make_full_grid(
     resolution: tuple[int, int, int],
@@ -230,11 +246,11 @@ def contract_positions(
     return positions if grid.bounds is None else contraction.contract(positions, grid.bounds)
 
 
-def to_marched_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
-    """Rays whose near and far are marched distances, along which steps have equal length.
+def to_s_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
+    """Rays whose near and far are s distances, along which marching steps have equal length.
 
-    They are clipped to the box. Where space is contracted, `to_ray_distances` converts marched
-    distances back, and far is far out.
+    They are clipped to the box. Where space is contracted, s distances are lengths in contracted
+    space, `s_to_t` converts them back, and far is far out.
     """
     if grid.bounds is None:
         return clip_to_aabb(rays, grid.aabb)
@@ -243,13 +259,13 @@ def to_marched_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
     return dataclasses.replace(rays, near=near, far=far)
 
 
-def to_ray_distances(
-    grid: OccupancyGrid, marched: Float[Array, "*batch n"], origins: Float[Array, "*batch 3"]
+def s_to_t(
+    grid: OccupancyGrid, sdist: Float[Array, "*batch n"], origins: Float[Array, "*batch 3"]
 ) -> Float[Array, "*batch n"]:
-    """Distances along rays from these origins at marched distances."""
+    """Distances along rays from these origins at s distances."""
     if grid.bounds is None:
-        return marched
-    return contraction.s_to_t(marched, origins, grid.bounds)
+        return sdist
+    return contraction.s_to_t(sdist, origins, grid.bounds)
 
 
 def contraction_jacobian(
@@ -363,8 +379,8 @@ def occupied_aabb(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
 
 def visible_aabb(grid: OccupancyGrid) -> Float[np.ndarray, "2 3"]:
     """The box of all occupied cells; where space is contracted, of those in the scene's box."""
-    box = occupied_aabb(grid)
-    return box if grid.bounds is None else np.clip(box, *np.asarray(grid.bounds))
+    aabb = occupied_aabb(grid)
+    return aabb if grid.bounds is None else np.clip(aabb, *np.asarray(grid.bounds))
 
 
 def resample_grid(

@@ -9,6 +9,7 @@ from typing import Any
 from jaxrf.core import environment
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
+from jaxrf.evaluation.metrics import format_metrics, select_metrics
 from jaxrf.studies.bench_runs import FRAME_SIZES, LEVELS
 from jaxrf.studies.options import BenchOptions
 from jaxrf.studies.roofline import Roofline
@@ -87,6 +88,7 @@ def write_report(stem: Path, roofline: Roofline, results: list[dict[str, Any]]) 
 def format_report(report: dict[str, Any]) -> str:
     """Returns a report as Markdown."""
     roofline, results, versions = report["roofline"], report["runs"], report["versions"]
+    headings = ", ".join(metric.heading for metric in select_metrics(results[0]))
     dates = sorted({run["date"] for run in results})
     lines = [
         f"# Benchmark of {' to '.join(dates[:1] + dates[1:][-1:])}",
@@ -103,7 +105,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"{roofline['memory']:.0f} GB/s | {roofline['gather']:.0f} M/s | "
         f"{roofline['scatter']:.0f} M/s |",
         "",
-        "| pictures | preset, seed | budget s | test PSNR, SSIM | test views | parameters "
+        f"| pictures | preset, seed | budget s | test {headings} | test views | parameters "
         "| first step, compile | "
         + " | ".join(f"{level:g} dB s" for level in LEVELS)
         + " | rays/s | samples/s | of the roofline | 200x200, 400x400 frame s | memory |",
@@ -119,7 +121,7 @@ def _format_run(run: dict[str, Any]) -> str:
         "x".join(str(n) for n in run["resolution"]),
         f"{run['preset']}, {run['seed']}",
         f"{run['budget']:g}",
-        f"{run['psnr']:.2f} dB, {run['ssim']:.4f}",
+        ", ".join(format_metrics(run)),
         str(run["views"]),
         f"{run['parameters']:,}",
         f"{run['first_step_seconds']:.1f}, {run['compile_seconds']:.1f}",

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrf.evaluation.metrics import mean_metrics
 from jaxrf.export import render_plan
 from jaxrf.export.render_options import RenderOptions
 from jaxrf.studies.options import BenchOptions
@@ -34,7 +35,7 @@ def train(
         "train", "--preset", *shlex.split(preset),
         "--seed", str(seed), "--run-dir", str(run_dir), "--budget", str(budget),
         "--downscale", str(downscale), "--test-every", str(options.every), "--video.frames", "0",
-        "--validate-every", "0.1", "--validate-apart", "--validation-views", "2",
+        "--validate-every", "0.1", "--budget-excludes-validation", "--validation-views", "2",
     ]  # fmt: skip
     if options.data is not None:
         arguments += ["--data", str(options.data)]
@@ -61,8 +62,7 @@ def summarize(
         "dataset": metrics["dataset"],
         "resolution": metrics["resolution"],
         "background": metrics["background"],
-        "psnr": metrics["test"]["psnr"],
-        "ssim": metrics["test"]["ssim"],
+        **mean_metrics([metrics["test"]]),
         "views": len(metrics["test"]["per_image"]),
         "steps": metrics["steps"],
         "trained_by_seconds": seconds["total"] - seconds["evaluate"] - seconds["validate"],

@@ -8,6 +8,7 @@ import numpy as np
 from jaxrf.core.jax_setup import set_up_jax
 from jaxrf.data import sources
 from jaxrf.evaluation import images, scoring
+from jaxrf.evaluation.metrics import format_metrics, select_metrics
 from jaxrf.export import ternary
 from jaxrf.fields.bitnerf import BitNeRF
 from jaxrf.studies.options import ExperimentsOptions
@@ -45,13 +46,15 @@ def _curve_file(tag: str) -> str:
 def format_table(trained: dict[str, Run]) -> str:
     """Returns the results as Markdown, one line for each experiment."""
     first = runs.read_metrics(next(iter(trained.values())).folder)
+    scored = select_metrics(first["test"])
+    headings = " | ".join(metric.heading for metric in scored)
     lines = [
         f"{first['hardware']}. {first['dataset']} on {first['background']}, test views. Made by "
         "`jaxrf experiments`.",
         "",
-        "| experiment | devices | test PSNR | SSIM | last loss | steps | training s | rays/s "
-        "| memory | bits a weight |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| experiment | devices | test {headings} | last loss | steps "
+        "| training s | rays/s | memory | bits a weight |",
+        "|---" * (8 + len(scored)) + "|",
     ]
     for name, run in trained.items():
         metrics = runs.read_metrics(run.folder)
@@ -59,8 +62,7 @@ def format_table(trained: dict[str, Run]) -> str:
         cells = [
             name,
             str(metrics["devices"]),
-            f"{metrics['test']['psnr']:.2f} dB",
-            f"{metrics['test']['ssim']:.4f}",
+            *format_metrics(metrics["test"]),
             f"{loss:.5f}",
             str(metrics["steps"]),
             f"{metrics['seconds']['train']:.0f}",
@@ -104,7 +106,7 @@ def draw_views(trained: dict[str, Run]) -> bytes:
     near, far = np.percentile(depths, [2.0, 98.0]) if depths.size else (0.0, 1.0)
     columns = {
         name: [
-            view.truth,
+            view.target_rgb,
             np.clip(view.rendering.rgb, 0.0, 1.0),
             images.colorize_depth(
                 view.rendering.median_depth, view.rendering.opacity, float(near), float(far)

@@ -1,1 +1,5 @@
-"""Training of a field: its configuration, steps, stages, callbacks, checkpoints and logs."""
+"""Training of a field: from pixels and losses to checkpoints and logs.
+
+Its configuration, batches of pixels, losses, optimizers and schedules, steps, stages and the loop;
+callbacks, checkpoints, logs and the folder of a run.
+"""

@@ -45,11 +45,11 @@ class NullCallback:
     """A callback that neither reports nor changes anything."""
 
     def should_wait_for_compile(self) -> bool:
-        """Always."""
+        """True: the loop always waits."""
         return True
 
     def dispatch_seconds(self) -> float:
-        """A second."""
+        """One second."""
         return 1.0
 
     def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
@@ -58,7 +58,7 @@ class NullCallback:
     def on_dispatch(
         self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int
     ) -> bool:
-        """Goes on."""
+        """False: training goes on."""
         del state, stage, metrics, steps
         return False
 

@@ -22,9 +22,9 @@ Background = Literal["white", "black", "random"]
 # Attributes of `TrainConfig` that the command line uses and `loop.fit` does not.
 COMMAND_ONLY = frozenset({field.name for field in dataclasses.fields(LoadOptions)} | {
     "data", "run_dir", "resume", "coordinator", "processes",
-    "process_id", "budget", "validate_every", "validate_apart", "validation_views", "test_every",
-    "lpips", "checkpoint_seconds", "keep_checkpoints", "photos", "synthetic_scene", "video", "view",
-    "viewer", "schedule_knots", "field_source",
+    "process_id", "budget", "validate_every", "budget_excludes_validation", "validation_views",
+    "test_every", "lpips", "checkpoint_seconds", "keep_checkpoints", "photos",
+    "synthetic_scene", "video", "view", "viewer", "schedule_knots", "field_source",
 })  # fmt: skip
 
 
@@ -32,10 +32,10 @@ COMMAND_ONLY = frozenset({field.name for field in dataclasses.fields(LoadOptions
 class LossConfig:
     """The loss, besides the regularization that belongs to a field."""
 
-    error: Literal["squared", "huber", "charbonnier"] = "squared"
-    """Error of a pixel's color."""
+    rgb_loss: Literal["squared", "huber", "charbonnier"] = "squared"
+    """Loss of a pixel's color."""
     source: str = ""
-    """A function of your own instead, (predicted, target) -> error of each pixel:
+    """A function of your own instead, (rgb, target_rgb) -> loss of each pixel:
     path/to/file.py:function."""
     huber_delta: float = 0.1
     """Difference above which huber is linear."""
@@ -229,8 +229,8 @@ class TrainConfig(LoadOptions):
     """Steps per host synchronization; does not change results."""
     validate_every: float = 0.1
     """Fraction of all steps between validations on a few val views; 0 never validates."""
-    validate_apart: bool = False
-    """The seconds of validations do not count for the budget, as when a curve is drawn."""
+    budget_excludes_validation: bool = False
+    """The seconds of validations do not count for --budget, as when a curve is drawn."""
     validation_views: int = 4
     """Number of val views that are rendered at each validation."""
     test_every: int = 1

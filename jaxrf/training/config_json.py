@@ -206,9 +206,8 @@ def _decode_dataclass(
 def _find_class(expected: Any, kind: Any, where: str, field_class: type[Field] | None) -> Any:
     """The class of a field or a model by the name that `encode` gave it."""
     if expected is Model:
-        known = {name.removesuffix("Model").lower(): name for name in models.MODELS}
-        if isinstance(kind, str) and kind in known:
-            return getattr(models, known[kind])
+        if isinstance(kind, str) and kind in models.CLASS_OF_NAME:
+            return getattr(models, models.CLASS_OF_NAME[kind])
         raise ValueError(f"{where}.type is {kind!r}, which is no model of this version")
     known = {name.lower(): name for name in fields.FIELDS}
     if isinstance(kind, str) and kind in known:

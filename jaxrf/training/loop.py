@@ -24,7 +24,7 @@ from jaxrf.training import schedule, transitions
 from jaxrf.training.callbacks import NullCallback, TrainCallback
 from jaxrf.training.compile_ahead import StepCompiler, StepFn, exceeds_memory
 from jaxrf.training.config import TrainConfig
-from jaxrf.training.losses import ErrorFn, make_error_fn
+from jaxrf.training.losses import RgbLossFn, make_rgb_loss_fn
 from jaxrf.training.pixel_filter import cameras_see_outside_aabb, filter_pixels
 from jaxrf.training.pixels import PixelDataset, count_bytes, drop_images, to_device
 from jaxrf.training.prefetch import PixelPrefetcher, PrefetchRequest
@@ -47,7 +47,7 @@ def fit(
     scene: Scene,
     callback: TrainCallback | None = None,
     restored: tuple[StageSpec, TrainState] | None = None,
-    error_fn: ErrorFn | None = None,
+    rgb_loss_fn: RgbLossFn | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[StageSpec, TrainState]:
     """Trains until `config.num_steps` or until the callback stops it.
@@ -57,7 +57,7 @@ def fit(
       scene: its training split is used.
       callback: called after every dispatch.
       restored: stage and state to continue from, as they were saved.
-      error_fn: error of a pixel's color; by default the configuration's.
+      rgb_loss_fn: loss of each pixel's color; by default the configuration's.
       mesh: the devices to train on; by default the first.
 
     Returns:
@@ -67,7 +67,7 @@ def fit(
       DivergedError: with what to change.
       InputError: if the devices cannot share the rays.
     """
-    with Trainer(config, scene, callback, error_fn, mesh) as trainer:
+    with Trainer(config, scene, callback, rgb_loss_fn, mesh) as trainer:
         trainer.begin(restored)
         while trainer.step < trainer.config.num_steps:
             if not trainer.enter_stage():
@@ -88,7 +88,7 @@ class Trainer:
         config: TrainConfig,
         scene: Scene,
         callback: TrainCallback | None,
-        error_fn: ErrorFn | None,
+        rgb_loss_fn: RgbLossFn | None,
         mesh: Mesh | None,
     ) -> None:
         """See `fit`."""
@@ -101,7 +101,7 @@ class Trainer:
                 f"--devices 1, 2, 4, ... up to {config.shards}, or leave --shards out."
             )
         self.near_far = (scene.near, scene.far)
-        self.error_fn = error_fn or make_error_fn(config.loss)
+        self.rgb_loss_fn = rgb_loss_fn or make_rgb_loss_fn(config.loss)
         self.prefetches = _keeps_images_on_host(config, scene)
         self.all_pixels = self._load_pixels()
         self.pixels = self.all_pixels
@@ -128,7 +128,7 @@ class Trainer:
         return to_device(split, self.config.image_scales(), self.prefetches, use_depth)
 
     def _step_spec(self, stage: StageSpec) -> StepSpec:
-        return StepSpec(self.config, stage, self.near_far, self.error_fn, self.mesh)
+        return StepSpec(self.config, stage, self.near_far, self.rgb_loss_fn, self.mesh)
 
     def _device_pixels(self) -> PixelDataset:
         """The pixels as the steps get them."""

@@ -1,4 +1,4 @@
-"""The training loss: errors between rendered and target colors, and penalties on ray weights.
+"""The training loss: RGB losses between rendered and target colors, and penalties on ray weights.
 
 Letters in shapes: r rays or pixels. Losses on ray weights are in `rendering.ray_losses`.
 """
@@ -20,8 +20,8 @@ from jaxrf.training.pixels import Batch
 # Of a depth, in scene units; it must not be 0.
 MIN_DEPTH_STD = 1e-6
 
-# (rgb, target_rgb) -> error of each pixel, not negative.
-ErrorFn = Callable[[Float[Array, "r 3"], Float[Array, "r 3"]], Float[Array, "r"]]
+# (rgb, target_rgb) -> loss of each pixel, not negative.
+RgbLossFn = Callable[[Float[Array, "r 3"], Float[Array, "r 3"]], Float[Array, "r"]]
 
 
 def squared_error(rgb: Float[Array, "r 3"], target_rgb: Float[Array, "r 3"]) -> Float[Array, "r"]:
@@ -29,10 +29,10 @@ def squared_error(rgb: Float[Array, "r 3"], target_rgb: Float[Array, "r 3"]) -> 
     return jnp.mean(jnp.square(rgb - target_rgb), axis=-1)
 
 
-def huber_error(
+def huber_loss(
     rgb: Float[Array, "r 3"], target_rgb: Float[Array, "r 3"], delta: float
 ) -> Float[Array, "r"]:
-    """Huber error of each pixel, mean over channels (Huber 1964).
+    """Huber loss of each pixel, mean over channels (Huber 1964).
 
     d^2 / 2 where the difference |d| <= delta, else delta (|d| - delta / 2).
     """
@@ -41,7 +41,7 @@ def huber_error(
     return jnp.mean(0.5 * jnp.square(quadratic) + delta * (size - quadratic), axis=-1)
 
 
-def charbonnier_error(
+def charbonnier_loss(
     rgb: Float[Array, "r 3"], target_rgb: Float[Array, "r 3"], epsilon: float
 ) -> Float[Array, "r"]:
     """sqrt(d^2 + epsilon^2) of the difference d, mean over channels (Charbonnier et al. 1994)."""
@@ -74,19 +74,19 @@ def mean_over_subrays(
 
 def total_loss(
     config: LossConfig,
-    error_fn: ErrorFn,
+    rgb_loss_fn: RgbLossFn,
     rendering: TrainRendering,
     batch: Batch,
     supersample: int,
     is_one_batch: bool,
 ) -> Float[Array, ""]:
-    """The loss of a rendered batch: errors of pixels, and penalties on the rays' weights.
+    """The loss of a rendered batch: losses of pixels, and penalties on the rays' weights.
 
     Rays whose samples did not fit into the budgets are left out.
 
     Args:
       config: weights of the parts.
-      error_fn: error of a pixel's color.
+      rgb_loss_fn: loss of each pixel's color.
       rendering: of the batch.
       batch: gives the target colors.
       supersample: rays of a pixel along each axis.
@@ -98,19 +98,19 @@ def total_loss(
     mean = masked_mean(batch.loss_mult, pixel_mask) if is_one_batch else 1.0
     loss_mult = batch.loss_mult / jnp.maximum(mean, 1e-9)
     terms = [
-        masked_mean(loss_mult * error_fn(rgb, batch.target_rgb), pixel_mask) for rgb in pixel_rgb
+        masked_mean(loss_mult * rgb_loss_fn(rgb, batch.target_rgb), pixel_mask) for rgb in pixel_rgb
     ]
     ray_mask = ~rendering.overflowed
-    if rendering.interlevel is not None:
-        terms.append(masked_mean(rendering.interlevel, ray_mask))
+    if rendering.interlevel_loss is not None:
+        terms.append(masked_mean(rendering.interlevel_loss, ray_mask))
     if config.distortion_weight:
-        terms.append(config.distortion_weight * masked_mean(rendering.distortion, ray_mask))
+        terms.append(config.distortion_weight * masked_mean(rendering.distortion_loss, ray_mask))
     if config.entropy_weight:
         entropy = masked_mean(opacity_entropy(rendering.opacity), ray_mask)
         terms.append(config.entropy_weight * entropy)
-    if rendering.depth is not None and batch.distance is not None:
+    if rendering.depth_loss is not None and batch.distance is not None:
         known = ray_mask & jnp.isfinite(batch.distance)
-        terms.append(config.depth_weight * masked_mean(rendering.depth, known))
+        terms.append(config.depth_weight * masked_mean(rendering.depth_loss, known))
     return sum(terms, jnp.zeros(()))
 
 
@@ -123,25 +123,34 @@ def depth_target(config: LossConfig, batch: Batch) -> DepthTarget | None:
     return DepthTarget(batch.distance, jnp.maximum(std, MIN_DEPTH_STD))
 
 
-def make_error_fn(config: LossConfig) -> ErrorFn:
-    """The error of a pixel's color that a configuration names.
+# What `LossConfig.rgb_loss` can name: makes the function from the configuration's numbers.
+RGB_LOSSES: dict[str, Callable[[LossConfig], RgbLossFn]] = {
+    "squared": lambda config: squared_error,
+    "huber": lambda config: partial(huber_loss, delta=config.huber_delta),
+    "charbonnier": lambda config: partial(charbonnier_loss, epsilon=config.charbonnier_epsilon),
+}
+
+
+def make_rgb_loss_fn(config: LossConfig) -> RgbLossFn:
+    """The loss of a pixel's color that a configuration names.
 
     Raises:
-      InputError: if it is a function of the user's that is no error.
+      InputError: if there is none of that name, or if it is a function of the user's that is no
+        loss.
     """
     if config.source:
-        return _load_error_fn(config.source)
-    if config.error == "huber":
-        return partial(huber_error, delta=config.huber_delta)
-    if config.error == "charbonnier":
-        return partial(charbonnier_error, epsilon=config.charbonnier_epsilon)
-    return squared_error
+        return _load_rgb_loss_fn(config.source)
+    if config.rgb_loss not in RGB_LOSSES:
+        raise InputError(
+            f"--loss.rgb-loss is {config.rgb_loss!r}: give one of {', '.join(RGB_LOSSES)}."
+        )
+    return RGB_LOSSES[config.rgb_loss](config)
 
 
-def _load_error_fn(source: str) -> ErrorFn:
-    error_fn = user_code.load(source, "--loss.source")
+def _load_rgb_loss_fn(source: str) -> RgbLossFn:
+    rgb_loss_fn = user_code.load(source, "--loss.source")
     try:
-        shape = jax.eval_shape(error_fn, *(jax.ShapeDtypeStruct((5, 3), jnp.float32),) * 2).shape
+        shape = jax.eval_shape(rgb_loss_fn, *(jax.ShapeDtypeStruct((5, 3), jnp.float32),) * 2).shape
         problem = f"gives {shape}" if shape != (5,) else ""
     except Exception as error:
         problem = user_code.describe(error, source.rpartition(":")[0])
@@ -150,4 +159,4 @@ def _load_error_fn(source: str) -> ErrorFn:
             f"--loss.source {source} is no loss ({problem}): it must take two arrays (5, 3) and "
             "give one (5,)."
         )
-    return error_fn
+    return rgb_loss_fn

@@ -87,15 +87,17 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
     def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         updates, new = adam.update(grads, state, params)
-
-        def choose(changed: Params, otherwise: Params) -> Params:
-            return jax.tree.map(lambda g, a, b: jnp.where(g != 0, a, b), grads, changed, otherwise)
-
+        mu = _where_nonzero(grads, new.mu, state.mu)
+        nu = _where_nonzero(grads, new.nu, state.nu)
         zeros = jax.tree.map(jnp.zeros_like, grads)
-        moments = {"mu": choose(new.mu, state.mu), "nu": choose(new.nu, state.nu)}
-        return choose(updates, zeros), new._replace(**moments)
+        return _where_nonzero(grads, updates, zeros), new._replace(mu=mu, nu=nu)
 
     return optax.GradientTransformation(adam.init, update)
+
+
+def _where_nonzero(grads: Params, changed: Params, otherwise: Params) -> Params:
+    """Entries of one tree where gradients are not 0, and of another elsewhere."""
+    return jax.tree.map(lambda g, a, b: jnp.where(g != 0, a, b), grads, changed, otherwise)
 
 
 def _add_decayed_weights(rate: float, groups: Params) -> optax.GradientTransformation:
@@ -103,14 +105,15 @@ def _add_decayed_weights(rate: float, groups: Params) -> optax.GradientTransform
     if not rate:
         return optax.identity()
 
-    def is_matrix(params: Params) -> Params:
-        # A group may stand for all parameters below it.
-        def mark(group: str, part: Params) -> Params:
-            return jax.tree.map(lambda leaf: group == "mlp" and leaf.ndim > 1, part)
+    # A group may stand for all parameters below it.
+    return optax.add_decayed_weights(
+        rate, mask=lambda params: jax.tree.map(_mark_matrices, groups, params)
+    )
 
-        return jax.tree.map(mark, groups, params)
 
-    return optax.add_decayed_weights(rate, mask=is_matrix)
+def _mark_matrices(group: str, params: Params) -> Params:
+    """Whether each parameter of a group is a weight matrix of an MLP."""
+    return jax.tree.map(lambda leaf: group == "mlp" and leaf.ndim > 1, params)
 
 
 def group_norm(grads: Params, groups: Params, group: str) -> Float[Array, ""]:
@@ -168,7 +171,7 @@ class LossScale(NamedTuple):
 class LossScaledState(NamedTuple):
     """An optimizer's state, and the scale of the loss whose gradients it gets."""
 
-    inner_opt_state: Any
+    base_opt_state: Any
     scale: LossScale
 
 
@@ -182,9 +185,9 @@ def init_loss_scale() -> LossScale:
 
 
 def split_loss_scale(opt_state: Any) -> tuple[Any, Float[Array, ""]]:
-    """The inner optimizer's state, and the factor of the loss."""
+    """The optimizer's state without the scale of the loss, and the factor of the loss."""
     if isinstance(opt_state, LossScaledState):
-        return opt_state.inner_opt_state, opt_state.scale.factor
+        return opt_state.base_opt_state, opt_state.scale.factor
     return opt_state, jnp.ones(())
 
 

@@ -282,22 +282,26 @@ def unravel_pixels(
     """
     size = image = row = column = jnp.zeros_like(pixel_ids)
     begin = 0
-    for index, images in enumerate((pixels.images, *pixels.smaller_images)):
+    for number, images in enumerate((pixels.images, *pixels.smaller_images)):
         count, height, width = images.shape[:3]
         belongs = (pixel_ids >= begin) & (pixel_ids < begin + count * height * width)
         at, within = jnp.divmod(jnp.where(belongs, pixel_ids - begin, 0), height * width)
         y, x = jnp.divmod(within, width)
         if not isinstance(crop, float) or crop < 1.0:
-            y, x = (
-                jnp.floor((n + 0.5 - 0.5 * side) * crop + 0.5 * side).astype(jnp.int32)
-                for n, side in ((y, height), (x, width))
-            )
-        size, image, row, column = (
-            jnp.where(belongs, new, old)
-            for new, old in ((index, size), (at, image), (y, row), (x, column))
-        )
+            y, x = _crop_coordinate(y, height, crop), _crop_coordinate(x, width, crop)
+        size = jnp.where(belongs, number, size)
+        image = jnp.where(belongs, at, image)
+        row = jnp.where(belongs, y, row)
+        column = jnp.where(belongs, x, column)
         begin += count * height * width
     return PixelIndices(size, image, row, column, pixels.scales[size])
+
+
+def _crop_coordinate(
+    pixel: Int[Array, "p"], side: int, crop: float | Float[Array, ""]
+) -> Int[Array, "p"]:
+    """Rows or columns of an image, moved into a share of it around the center."""
+    return jnp.floor((pixel + 0.5 - 0.5 * side) * crop + 0.5 * side).astype(jnp.int32)
 
 
 def _read_colors(pixels: PixelDataset, indices: PixelIndices) -> UInt8[Array, "p 4"]:

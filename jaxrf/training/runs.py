@@ -25,6 +25,7 @@ import numpy as np
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.fields.base import Field
 from jaxrf.models.base import StageSpec
@@ -37,6 +38,8 @@ from jaxrf.training.state import TrainState, background_color, init_state
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
+# Of config.json and checkpoints; to be raised when names in them change.
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +111,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
-    """Writes the configuration of a run."""
-    write_text(folder / CONFIG_FILE, config_json.to_json(config))
+    """Writes the configuration of a run, with the version of its format."""
+    content = {"version": FORMAT_VERSION, **config_json.encode(config)}
+    write_text(folder / CONFIG_FILE, to_text(content))
 
 
 def vendor_user_code(folder: Path, config: TrainConfig) -> TrainConfig:
@@ -150,8 +154,8 @@ def read_config(folder: Path, field_class: type[Field] | None = None) -> TrainCo
     path = folder / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        _check_version(content)
-        config = config_json.from_content(_use_copies(folder, content), field_class)
+        content = _use_copies(folder, _check_version(content))
+        config = config_json.from_content(content, field_class)
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is not a run: it has no {CONFIG_FILE}; name a folder that training wrote."
@@ -164,10 +168,19 @@ def read_config(folder: Path, field_class: type[Field] | None = None) -> TrainCo
     return config
 
 
-def _check_version(content: Any) -> None:
-    """Refuses runs of an older format, whose field held the options of the model too."""
-    if isinstance(content, dict) and "field" in content and "model" not in content:
-        raise ValueError("it is of an older version of jaxrf, which this one does not read")
+def _check_version(content: Any) -> Any:
+    """A configuration without its version; refuses one of another version.
+
+    Raises:
+      ValueError: if it is of another version.
+    """
+    if not isinstance(content, dict) or "field" not in content:
+        return content
+    version = content.get("version", 1)
+    if version != FORMAT_VERSION:
+        age = "a newer" if isinstance(version, int) and version > FORMAT_VERSION else "an older"
+        raise ValueError(f"it is of {age} version of jaxrf, which this one does not read")
+    return {name: value for name, value in content.items() if name != "version"}
 
 
 def _use_copies(folder: Path, content: Any) -> Any:
@@ -328,12 +341,14 @@ def make_render_fn(run: Run, supersample: int | None = None) -> RenderFn:
     `supersample` is the number of rays per pixel along each axis, by default as in training.
     """
     return scoring.make_render_fn(
-        run.config,
-        run.stage,
-        run.state.eval_params,
-        run.state.grid,
-        near_far_fn(run.scene, run.state.grid),
-        background_color(run.config),
+        TrainedField(
+            run.config,
+            run.stage,
+            run.state.eval_params,
+            run.state.grid,
+            near_far_fn(run.scene, run.state.grid),
+            background_color(run.config),
+        ),
         supersample,
         mesh=devices.make_mesh(None),
     )
@@ -373,7 +388,7 @@ def write_metrics(folder: Path, values: dict[str, Any]) -> None:
 
 
 def to_text(values: dict[str, Any]) -> str:
-    """Metrics as indented JSON."""
+    """Values as indented JSON."""
     return json.dumps(values, indent=2) + "\n"
 
 

@@ -21,7 +21,7 @@ from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training import optim
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.losses import (
-    ErrorFn,
+    RgbLossFn,
     depth_target,
     mean_over_subrays,
     mean_squared_error,
@@ -79,14 +79,14 @@ class StepSpec:
       config: of the training.
       stage: shapes and budgets.
       near_far: distances between which rays are sampled.
-      error_fn: error of a pixel's color.
+      rgb_loss_fn: loss of each pixel's color.
       mesh: devices that share the rays of a step.
     """
 
     config: TrainConfig
     stage: StageSpec
     near_far: tuple[float, float]
-    error_fn: ErrorFn
+    rgb_loss_fn: RgbLossFn
     mesh: Mesh
 
     @property
@@ -186,7 +186,7 @@ def compute_loss(
         depth_target(config.loss, batch),
     )
     loss = total_loss(
-        config.loss, spec.error_fn, rendering, batch, stage.supersample, spec.is_one_batch
+        config.loss, spec.rgb_loss_fn, rendering, batch, stage.supersample, spec.is_one_batch
     )
     metrics = _batch_metrics(loss, rendering, batch, stage.supersample)
     return loss_scale * loss, (metrics, rendering.grid.weight_memory)

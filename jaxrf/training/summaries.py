@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jaxrf import fields, models
 from jaxrf.evaluation import images
+from jaxrf.evaluation.metrics import describe_metrics
 from jaxrf.evaluation.scoring import ViewMetrics
 from jaxrf.fields.base import Params
 from jaxrf.sampling.occupancy import OccupancyGrid
@@ -130,15 +131,17 @@ def draw_sheet(view: ViewMetrics, step: int) -> UInt8[np.ndarray, "h w 3"]:
     hit = rendering.median_depth[rendering.opacity > 0.5]
     low, high = (float(hit.min()), float(hit.max())) if hit.size else (0.0, 1.0)
     panels = {
-        "truth": view.truth,
+        "truth": view.target_rgb,
         "rendering": np.clip(rendering.rgb, 0.0, 1.0),
-        f"error, 0 to {MAX_ERROR:g}": images.colorize_error(rendering.rgb, view.truth, MAX_ERROR),
+        f"error, 0 to {MAX_ERROR:g}": images.colorize_error(
+            rendering.rgb, view.target_rgb, MAX_ERROR
+        ),
         f"depth, {low:.2f} to {high:.2f}": images.colorize_depth(
             rendering.median_depth, rendering.opacity, low, high
         ),
         "opacity, 0 to 1": np.repeat(rendering.opacity[..., None], 3, axis=-1),
     }
-    height, width, _ = view.truth.shape
+    height, width, _ = view.target_rgb.shape
     factor = max(math.ceil(MIN_WIDTH / width), 1)
     # Legible when the sheet is displayed small; five lines fit.
     font_size = max(round(factor * min(width / 11, height / 7)), 1)
@@ -151,9 +154,7 @@ def draw_sheet(view: ViewMetrics, step: int) -> UInt8[np.ndarray, "h w 3"]:
         draw.text((left + 2, top + 2), caption, "black", font)
         enlarged = images.to_uint8(panel).repeat(factor, axis=0).repeat(factor, axis=1)
         sheet.paste(Image.fromarray(enlarged), (left, top + head))
-    text = f"{view.name}\nstep {step:,}\nPSNR {view.psnr:.2f} dB\nSSIM {view.ssim:.4f}"
-    if view.lpips is not None:
-        text += f"\nLPIPS {view.lpips:.4f}"
+    text = "\n".join([view.name, f"step {step:,}", *describe_metrics(view.scores)])
     draw.multiline_text((2 * column_width + 2, row_height + head), text, "black", font)
     return np.array(sheet)
 

@@ -118,17 +118,17 @@ def schedule_from(config: TrainConfig, step: int = 0) -> schedule.TrainSchedule:
 def first_stage(config: TrainConfig, aabb: Float[np.ndarray, "2 3"], devices: int = 1) -> StageSpec:
     """The stage that training on so many devices starts with, in a scene with this box."""
     bounds = aabb if config.model.contract else None
-    box = field_aabb(config, aabb)
-    field = config.field.begin(box)
+    aabb = field_aabb(config, aabb)
+    field = config.field.begin(aabb)
     begins_supersampled = schedule.step_at(config, config.supersample_from) <= 0
     stage = StageSpec(
         field=field,
-        grid_resolution=field.grid_resolution(box) or config.model.grid_resolution(box),
+        grid_resolution=field.grid_resolution(aabb) or config.model.grid_resolution(aabb),
         num_rays=config.batch_rays,
         supersample=(config.supersample or 1) if begins_supersampled else 1,
         num_shards=config.shards or devices,
     )
-    return set_budgets(config, stage, field.grid_aabb(box), bounds)
+    return set_budgets(config, stage, field.grid_aabb(aabb), bounds)
 
 
 def init_grid(
@@ -228,7 +228,7 @@ def predict_next_stages(
 
 
 def same_shapes(stage: StageSpec, other: StageSpec) -> bool:
-    """Whether parameters and occupancy grid have the same shapes in both transitions."""
+    """Whether parameters and occupancy grid have the same shapes in both stages."""
     return (
         stage.grid_resolution == other.grid_resolution
         and stage.field.shape_key() == other.field.shape_key()
@@ -243,7 +243,7 @@ def canonical_stage(stage: StageSpec) -> StageSpec:
 def transition_stage(
     config: TrainConfig, stage: StageSpec, state: TrainState, transition: StageTransition
 ) -> tuple[StageSpec, TrainState]:
-    """StageSpec and state after a transition: parameters and moments on the new grid."""
+    """Stage and state after a transition: parameters and moments on the new grid."""
     changed = stage.field.apply_transition(transition, state.params.field, state.grid)
     stage = dataclasses.replace(
         stage,

@@ -22,7 +22,7 @@ MOVING_FRAME_SECONDS = 1.0 / 15.0
 # Frame-time target of an image that shows a new state to a camera at rest, in seconds.
 NEW_STATE_FRAME_SECONDS = 0.4
 # A camera that has not moved for this many seconds is at rest.
-REST_SECONDS = 0.4
+STILL_SECONDS = 0.4
 # The largest depth that can be sent to the browser, in scene units.
 FAR_CLIP = 160.0
 
@@ -31,12 +31,12 @@ class ViewerState(NamedTuple):
     """A state of the field that is ready to be rendered.
 
     renderer: of the field.
-    box: (2, 3) bounds of the occupied space, in scene units.
+    aabb: (2, 3) bounds of the occupied space, in scene units.
     number: counts the states, from 0.
     """
 
     renderer: InteractiveRenderer
-    box: Float[np.ndarray, "2 3"]
+    aabb: Float[np.ndarray, "2 3"]
     number: int
 
 
@@ -98,7 +98,7 @@ class BrowserClient:
 
     def camera_moving(self) -> bool:
         """Whether the camera has moved recently."""
-        return time.monotonic() - self.moved_at < REST_SECONDS
+        return time.monotonic() - self.moved_at < STILL_SECONDS
 
     def _on_camera_update(self, camera: Any) -> None:
         del camera
@@ -171,4 +171,4 @@ def draw_image(
     rendering: HostRendering, camera: Cameras, state: ViewerState, channel: Channel
 ) -> UInt8[np.ndarray, "h w 3"]:
     """An image of a channel; the colors of depth span the occupied box."""
-    return images.draw_channel(rendering, channel, near_far_for_box(camera, state.box))
+    return images.draw_channel(rendering, channel, near_far_for_box(camera, state.aabb))

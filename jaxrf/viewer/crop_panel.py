@@ -29,15 +29,15 @@ class CropPanel:
             handle.on_update(lambda _: self._update())
 
     @property
-    def box(self) -> Float[np.ndarray, "2 3"]:
+    def aabb(self) -> Float[np.ndarray, "2 3"]:
         """The box to render, `NO_CROP` if cropping is off."""
         if not self.enabled.value:
             return NO_CROP
         return np.array([slider.value for slider in self.sliders], np.float32).T
 
-    def fit_to(self, box: Float[np.ndarray, "2 3"]) -> None:
+    def fit_to(self, aabb: Float[np.ndarray, "2 3"]) -> None:
         """Sets the range of the sliders, and their values, to a box."""
-        for slider, (low, high) in zip(self.sliders, box.T, strict=True):
+        for slider, (low, high) in zip(self.sliders, aabb.T, strict=True):
             slider.min, slider.max, slider.step = round_outwards(float(low), float(high))
             slider.value = (slider.min, slider.max)
 
@@ -45,7 +45,7 @@ class CropPanel:
         scene = self._server.scene
         if self.enabled.value:
             scene.add_line_segments(
-                "/crop", list_edges(self.box), BOX_COLOR, thickness=2.0, thickness_units="screen"
+                "/crop", list_edges(self.aabb), BOX_COLOR, thickness=2.0, thickness_units="screen"
             )
         else:
             scene.remove_by_name("/crop")
@@ -63,11 +63,11 @@ def round_outwards(low: float, high: float) -> tuple[float, float, float]:
     )
 
 
-def list_edges(box: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "12 2 3"]:
+def list_edges(aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "12 2 3"]:
     """The end points of the edges of a box."""
     edges = []
     for axis in range(3):
         for corner in np.ndindex(2, 2):
             ends = np.stack([np.insert(corner, axis, end) for end in (0, 1)])
-            edges.append(np.take_along_axis(box, ends, axis=0))
+            edges.append(np.take_along_axis(aabb, ends, axis=0))
     return np.stack(edges)

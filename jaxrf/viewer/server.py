@@ -189,7 +189,7 @@ class Viewer:
                 number = previous.number + 1 if previous else 0
                 self._state = ViewerState(renderer, visible_aabb(renderer.grid), number)
                 if previous is None and self._crop_panel is not None:
-                    self._crop_panel.fit_to(self._state.box)
+                    self._crop_panel.fit_to(self._state.aabb)
             self.set_status(status)
             self.rerender()
 
@@ -247,7 +247,7 @@ class Viewer:
     @property
     def crop(self) -> Float[np.ndarray, "2 3"]:
         """The box outside of which nothing is rendered, `NO_CROP` for none."""
-        return NO_CROP if self._crop_panel is None else self._crop_panel.box
+        return NO_CROP if self._crop_panel is None else self._crop_panel.aabb
 
     def _update_frustums(self) -> None:
         for handle in self._frustums:

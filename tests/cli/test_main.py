@@ -69,7 +69,7 @@ CHOICES = ["--preset", "--field", "--model"]
 TRAIN_OPTIONS = [*CHOICES, *option_names(TrainConfig, presets.voxels_small())]
 TENSORF_OPTIONS = option_names(TrainConfig, presets.tensorf_small())
 NERF_OPTIONS = option_names(TrainConfig, presets.nerf_original())
-BLOBS_OPTIONS = ["--field.num-blobs", "--field.initial-size", "--model.max-steps"]
+BLOBS_OPTIONS = ["--field.num-blobs", "--field.initial-size", "--model.steps-per-diagonal"]
 PROPOSAL_OPTIONS = ["--field.width", "--model.num-nerf-samples", "--model.interlevel-weight"]
 
 
@@ -121,6 +121,16 @@ def test_main_without_a_command_prints_its_usage(capsys: pytest.CaptureFixture[s
     assert "'paint' is no command" in capsys.readouterr().err
     assert cli.main(["--help"]) == 0
     assert capsys.readouterr().out == cli.usage()
+
+
+def test_a_group_of_commands_lists_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [name for name in cli.COMMANDS if name.startswith("data ")]
+    assert len(names) == 3
+    for arguments, code in ([], 2), (["paint"], 2), (["--help"], 0):
+        assert cli.main(["data", *arguments]) == code
+        captured = capsys.readouterr()
+        listed = captured.err if code else captured.out
+        assert all(f"{name} " in listed for name in names) and "jaxrf train" not in listed
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "render", "export"])

@@ -18,7 +18,7 @@ from jaxrf.models.base import Model
 from jaxrf.models.hierarchical import HierarchicalModel
 from jaxrf.models.packed import PackedModel
 from jaxrf.models.proposal import ProposalModel
-from jaxrf.training import config_json, runs
+from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
 
 
@@ -75,8 +75,8 @@ def test_train_refuses_numbers_that_are_not_positive(
         ["--field.initial-voxels", "0", "--preset", "tensorf-small"],
         ["--model.num-coarse-samples", "0", "--preset", "nerf-original"],
         ["--model.num-coarse-samples", "0", "--preset", "nerf-small", "--model", "hierarchical"],
-        ["--model.max-steps", "0", "--preset", "nerf-small"],
-        ["--model.max-shaded-fraction", "0", "--preset", "nerf-small"],
+        ["--model.steps-per-diagonal", "0", "--preset", "nerf-small"],
+        ["--model.max-colored-fraction", "0", "--preset", "nerf-small"],
         ["--model.occupancy-resolution", "0", "--preset", "nerf-small"],
         ["--model.occupancy-update-interval", "0", "--preset", "nerf-small"],
         ["--model.num-nerf-samples", "0", "--preset", "nerf-small", "--model", "proposal"],
@@ -132,7 +132,7 @@ def stored(tmp_path: Path) -> TrainConfig:
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
     stored = tiny_nerf(run_dir=folder, background="black", seed=4)
-    (folder / runs.CONFIG_FILE).write_text(config_json.to_json(stored))
+    runs.write_config(folder, stored)
     return stored
 
 
@@ -212,7 +212,7 @@ def test_resume_without_a_run_names_the_folder(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ("--preset pynerf-small --field.blend results", "add --model.shading per_sample"),
+        ("--preset pynerf-small --field.blend results", "add --model.coloring per_sample"),
         ("--shards 6", "--shards is 6: give a power of two"),
         ("--devices 0", "--devices is 0"),
         ("--model.checkpoint-chunks 0", "--model.checkpoint-chunks is 0"),
@@ -267,7 +267,10 @@ def test_train_scale_schedule_is_parsed_as_pairs() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("packed", PackedModel(occupancy_resolution=64, occupancy_warmup_steps=0, max_steps=192)),
+        (
+            "packed",
+            PackedModel(occupancy_resolution=64, occupancy_warmup_steps=0, steps_per_diagonal=192),
+        ),
         ("hierarchical", HierarchicalModel(num_fine_samples=3)),
         ("proposal", ProposalModel(num_nerf_samples=3)),
     ],
@@ -286,18 +289,18 @@ def test_model_renders_the_field_of_the_preset_with_its_options(name: str, expec
 
 
 def test_model_keeps_the_numbers_that_all_models_have() -> None:
-    shared = ["--model.appearance-dim", "4", "--model.shading", "per_ray"]
+    shared = ["--model.appearance-dim", "4", "--model.coloring", "per_ray"]
     parsed, _ = parse_training(["--preset", "hashgrid-small", "--model", "hierarchical"], "prog")
-    assert parsed.model == HierarchicalModel(shading="per_ray")
+    assert parsed.model == HierarchicalModel(coloring="per_ray")
     parsed, _ = parse_training(["--preset", "nerf-small", "--model", "proposal", *shared], "prog")
-    assert parsed.model == ProposalModel(appearance_dim=4, shading="per_ray")
+    assert parsed.model == ProposalModel(appearance_dim=4, coloring="per_ray")
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--preset", "nerf-small", "--model.num-fine-samples", "3"],
-        ["--preset", "nerf-original", "--model.max-steps", "3"],
+        ["--preset", "nerf-original", "--model.steps-per-diagonal", "3"],
         ["--preset", "voxels-small", "--field.density-components", "3"],
         ["--preset", "nerf-small", "--field.sampler", "hierarchical"],
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import write_llff
+from data_formats import write_llff
 from scenes import make_scene, tiny_nerf, write_scene
 
 from jaxrf.cli import training_data

@@ -76,7 +76,7 @@ def test_field_makes_options_of_the_numbers_of_a_class(spelling: list[str]) -> N
         field=parsed.field,
         field_source=parsed.field_source,
         num_steps=7,
-        model=dataclasses.replace(small.model, shading=None),
+        model=dataclasses.replace(small.model, coloring=None),
     )
     assert parsed == expected
 
@@ -132,7 +132,7 @@ def test_a_complete_class_is_a_field(tmp_path: Path) -> None:
 # A few steps of a few blobs.
 TINY_BLOBS = shlex.split("""
     --num-steps 12 --batch-rays 64 --batch-samples 2048 --render-samples 2048 --field.num-blobs 6
-    --model.occupancy-resolution 8 --model.max-steps 32 --model.occupancy-update-interval 4
+    --model.occupancy-resolution 8 --model.steps-per-diagonal 32 --model.occupancy-update-interval 4
     --background white --steps-per-dispatch 4 --validate-every 0 --video.frames 0
     --checkpoint-seconds 1e-9 --keep-checkpoints 20
 """)

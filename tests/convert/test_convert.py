@@ -372,7 +372,7 @@ def read_options(message: str) -> list[str]:
     ("program", "expected"),
     [
         ("nerf-pytorch", "--model hierarchical --model.quadrature points --field.activation relu"),
-        ("tensorf", "--field.layers 2 --model.shading per_sample"),
+        ("tensorf", "--field.layers 2 --model.coloring per_sample"),
         ("nerfstudio", "--field.hash-layout all_hashed --field.normalize-dirs-01"),
     ],
 )

@@ -83,8 +83,8 @@ def test_load_rejects_files_that_are_not_python(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_user_loss_is_minimized(tmp_path: Path) -> None:
     source = f"{write(tmp_path / 'loss.py', LOSS)}:absolute"
-    error_fn = losses.make_error_fn(LossConfig(source=source))
-    assert float(error_fn(jnp.ones((1, 3)), jnp.zeros((1, 3)))[0]) == 1.0
+    rgb_loss_fn = losses.make_rgb_loss_fn(LossConfig(source=source))
+    assert float(rgb_loss_fn(jnp.ones((1, 3)), jnp.zeros((1, 3)))[0]) == 1.0
     config = tiny_nerf(num_steps=2, loss=LossConfig(source=source))
     stage, state = loop.fit(config, make_scene())
     assert int(state.step) == 2 and stage.num_rays > 0
@@ -103,7 +103,7 @@ def test_user_loss_is_minimized(tmp_path: Path) -> None:
 def test_user_loss_must_be_callable_and_scalar(text: str, complaint: str, tmp_path: Path) -> None:
     source = f"{write(tmp_path / 'loss.py', text)}:f"
     with pytest.raises(InputError, match=f"is no loss .*{complaint}"):
-        losses.make_error_fn(LossConfig(source=source))
+        losses.make_rgb_loss_fn(LossConfig(source=source))
 
 
 def test_run_uses_its_copy_of_user_code(tmp_path: Path) -> None:

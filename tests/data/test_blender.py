@@ -1,4 +1,4 @@
-"""The Blender layout: generated sets, everything that can be wrong with one, and real geometry."""
+"""The Blender format: generated sets, everything that can be wrong with one, and real geometry."""
 
 import dataclasses
 import json

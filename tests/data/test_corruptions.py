@@ -18,7 +18,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from layouts import (
+from data_formats import (
     write_colmap,
     write_deepvoxels,
     write_depth_maps,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import POINTS, write_colmap, write_depth_maps, write_llff, z_depth
+from data_formats import POINTS, write_colmap, write_depth_maps, write_llff, z_depth
 from PIL import Image
 
 from jaxrf.cameras.base import image_rays

@@ -1,4 +1,4 @@
-"""What all layouts share: sizes, orientations, hold-out, masks, and notes on what is not used."""
+"""What all formats share: sizes, orientations, hold-out, masks, and notes on what is not used."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import (
+from data_formats import (
     save_images,
     true_cameras,
     view_names,
@@ -28,12 +28,12 @@ from jaxrf.evaluation.scoring import score_split
 from jaxrf.rendering.image import HostRendering
 from jaxrf.training import pixels
 
-LAYOUTS: dict[str, Callable[[Path], Path]] = {
+FORMATS: dict[str, Callable[[Path], Path]] = {
     "transforms": lambda folder: write_transforms(folder, ".png"),
     "llff": write_llff,
     "colmap": write_colmap,
 }
-every_layout = pytest.mark.parametrize("layout", list(LAYOUTS))
+every_format = pytest.mark.parametrize("name", list(FORMATS))
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object], name: str = "") -> None:
@@ -88,8 +88,8 @@ def test_images_of_several_sizes_are_trained_and_scored_on_together(tmp_path: Pa
         return HostRendering(rgb, *[np.zeros(rgb.shape[:2], np.float32)] * 3)
 
     for view in score_split(render, split, np.ones(3, np.float32), range(len(split))):
-        assert view.psnr == np.inf and view.truth.shape == truth[view.view].shape
-        assert view.rendering.rgb.shape == view.truth.shape
+        assert view.scores["psnr"] == np.inf and view.target_rgb.shape == truth[view.view].shape
+        assert view.rendering.rgb.shape == view.target_rgb.shape
     small = sources.load_scene(tmp_path / "mixed", ["train"], LoadOptions(downscale=2)).train
     assert {small.image_size(i) for i in range(len(small))} == {(6, 8), (8, 8)}
 
@@ -135,9 +135,9 @@ def test_swapped_width_and_height_are_named(tmp_path: Path) -> None:
         sources.load_scene(folder, ["train"])
 
 
-@every_layout
-def test_the_hold_out_is_an_option_of_every_layout(layout: str, tmp_path: Path) -> None:
-    folder = LAYOUTS[layout](tmp_path)
+@every_format
+def test_the_hold_out_is_an_option_of_every_format(name: str, tmp_path: Path) -> None:
+    folder = FORMATS[name](tmp_path)
     scene = sources.load_scene(folder, ["train", "val", "test"], LoadOptions(hold_out=3))
     assert scene.test.names == scene.val.names == ("p0", "p3")
     assert scene.train.names == ("p1", "p2", "p4", "p5")
@@ -168,9 +168,9 @@ def test_test_cameras_without_images_are_named_and_not_used(tmp_path: Path) -> N
     assert any("held out (--hold-out)" in note for note in scene.notes)
 
 
-@every_layout
-def test_masks_beside_images_are_used_in_every_layout(layout: str, tmp_path: Path) -> None:
-    folder = LAYOUTS[layout](tmp_path)
+@every_format
+def test_masks_beside_images_are_used_in_every_format(name: str, tmp_path: Path) -> None:
+    folder = FORMATS[name](tmp_path)
     used = np.zeros((16, 16), bool)
     used[4:, 3:] = True
     (folder / "masks").mkdir()
@@ -199,10 +199,10 @@ def test_dynamic_masks_leave_their_white_pixels_out(tmp_path: Path) -> None:
     assert not any("without a pose" in note for note in scene.notes)
 
 
-@every_layout
-def test_images_without_a_pose_are_named(layout: str, tmp_path: Path) -> None:
-    folder = LAYOUTS[layout](tmp_path)
-    if layout == "llff":
+@every_format
+def test_images_without_a_pose_are_named(name: str, tmp_path: Path) -> None:
+    folder = FORMATS[name](tmp_path)
+    if name == "llff":
         return  # It pairs poses and images by their order, so more images are refused.
     save_images(folder / "images", ["x1"])
     scene = sources.load_scene(folder, ["train"])
@@ -320,8 +320,8 @@ def test_the_listing_itself_stands_for_its_folder(tmp_path: Path) -> None:
 def test_square_photos_are_turned_but_for_colmap_which_ignores_exif(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6
-    for layout, turned in (("transforms", True), ("colmap", False)):
-        folder = LAYOUTS[layout](tmp_path / layout)
+    for name, turned in (("transforms", True), ("colmap", False)):
+        folder = FORMATS[name](tmp_path / name)
         before = sources.load_scene(folder, ["train"]).train.images
         for path in (folder / "images").iterdir():
             with Image.open(path) as image:

@@ -12,9 +12,9 @@ from jaxrf.cameras.transforms import (
     transform_positions,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.data.frames import BoxPlace, CapturePlace, ObjectPlace
+from jaxrf.data.frames import BoxRegion, CaptureRegion, ObjectRegion
 from jaxrf.data.options import LoadOptions
-from jaxrf.data.placing import faces_forward, find_outliers, place_scene
+from jaxrf.data.placing import faces_forward, find_outliers, find_placement
 
 SLOPES = (0.5, 0.4)
 
@@ -56,7 +56,7 @@ def test_a_wrong_pose_far_away_is_found_and_no_other() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_nearly_parallel_cameras_keep_the_ground_in_reach(seed: int) -> None:
     poses = nadir(seed)
-    placement = place_scene(CapturePlace(), poses, SLOPES, LoadOptions())
+    placement = find_placement(CaptureRegion(), poses, SLOPES, LoadOptions())
     moved = transform_poses(placement.transform, poses)
     positions = moved[:, :3, 3]
     assert np.abs(positions).max() == pytest.approx(1.0)
@@ -68,7 +68,7 @@ def test_nearly_parallel_cameras_keep_the_ground_in_reach(seed: int) -> None:
 def test_tracks_in_opposite_directions_look_down() -> None:
     poses = nadir(0)
     poses[::2] = poses[::2] @ np.diag([-1.0, -1.0, 1.0, 1.0])
-    placement = place_scene(CapturePlace(), poses, SLOPES, LoadOptions())
+    placement = find_placement(CaptureRegion(), poses, SLOPES, LoadOptions())
     up = placement.transform.rotation @ np.array([0.0, 0.0, 1.0])
     np.testing.assert_allclose(up, [0, 0, 1], atol=0.01)
 
@@ -85,8 +85,8 @@ def test_captures_are_placed_alike_wherever_their_files_put_them(
     turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
     turn *= np.linalg.det(turn)
     moved = transform_poses(SimilarityTransform(scale, turn, np.array(shift)), poses)
-    first = place_scene(CapturePlace(), poses, SLOPES, LoadOptions())
-    second = place_scene(CapturePlace(), moved, SLOPES, LoadOptions())
+    first = find_placement(CaptureRegion(), poses, SLOPES, LoadOptions())
+    second = find_placement(CaptureRegion(), moved, SLOPES, LoadOptions())
     a = transform_poses(first.transform, poses)[:, :3, 3]
     b = transform_poses(second.transform, moved)[:, :3, 3]
     # The same shape, upright; heading and with it the largest coordinate are free.
@@ -113,22 +113,22 @@ def test_ndc_need_lens_and_spread_to_stay_within_a_half_space(
     degrees: float, slope: float, forward: bool
 ) -> None:
     assert faces_forward(arc(degrees), (slope, 0.75 * slope)) == forward
-    place = CapturePlace(1.5, 30.0, 1.7)
-    placement = place_scene(place, arc(degrees), (slope, 0.75 * slope), LoadOptions())
+    place = CaptureRegion(1.5, 30.0, 1.7)
+    placement = find_placement(place, arc(degrees), (slope, 0.75 * slope), LoadOptions())
     assert (placement.near_plane is not None) == forward
     assert placement.unbounded != forward
     assert np.abs(placement.aabb).max() < 10.0
-    never = place_scene(place, arc(degrees), (slope, slope), LoadOptions(ndc=False))
+    never = find_placement(place, arc(degrees), (slope, slope), LoadOptions(ndc=False))
     assert never.near_plane is None
 
 
 @pytest.mark.parametrize("factor", [1e-3, 0.2, 5.0, 1e4])
 def test_objects_of_any_size_are_scaled_to_that_of_nerf(factor: float) -> None:
     poses = ring(radius=3.6, height=1.8)
-    usual = place_scene(ObjectPlace(), poses, SLOPES, LoadOptions())
+    usual = find_placement(ObjectRegion(), poses, SLOPES, LoadOptions())
     assert (usual.near, usual.far, usual.transform.scale) == (2.0, 6.0, 1.0)
     poses[:, :3, 3] *= factor
-    placement = place_scene(ObjectPlace(), poses, SLOPES, LoadOptions())
+    placement = find_placement(ObjectRegion(), poses, SLOPES, LoadOptions())
     distance = np.linalg.norm(transform_poses(placement.transform, poses)[:, :3, 3], axis=-1)
     np.testing.assert_allclose(distance, 4.03, rtol=1e-3)
     assert placement.may_carve and not placement.unbounded
@@ -138,16 +138,16 @@ def test_objects_of_any_size_are_scaled_to_that_of_nerf(factor: float) -> None:
 def test_cameras_inside_a_room_make_a_capture_of_it() -> None:
     poses = ring(radius=1.0, height=0.0)
     poses[:, :3, :3] = poses[:, :3, :3] @ np.diag([-1.0, 1.0, -1.0])  # look outwards
-    assert place_scene(ObjectPlace(), poses, SLOPES, LoadOptions()).unbounded
+    assert find_placement(ObjectRegion(), poses, SLOPES, LoadOptions()).unbounded
 
 
 @pytest.mark.parametrize(
-    "place", [ObjectPlace(), CapturePlace(), BoxPlace(np.array([[-1.0] * 3, [1.0] * 3]))]
+    "place", [ObjectRegion(), CaptureRegion(), BoxRegion(np.array([[-1.0] * 3, [1.0] * 3]))]
 )
-def test_options_override_every_layout(place: ObjectPlace | CapturePlace | BoxPlace) -> None:
+def test_options_override_every_format(place: ObjectRegion | CaptureRegion | BoxRegion) -> None:
     poses = ring(radius=30.0)
     options = LoadOptions(near=12.0, far=60.0, box=(-5.0, -4.0, -3.0, 5.0, 4.0, 3.0))
-    placement = place_scene(place, poses, SLOPES, options)
+    placement = find_placement(place, poses, SLOPES, options)
     scale = placement.transform.scale
     assert placement.near == pytest.approx(12.0 * scale)
     assert placement.far == pytest.approx(60.0 * scale)
@@ -156,7 +156,7 @@ def test_options_override_every_layout(place: ObjectPlace | CapturePlace | BoxPl
     np.testing.assert_allclose(placement.transform.rotation, np.eye(3))
     assert not placement.unbounded
     options = LoadOptions(center=(1.0, 2.0, 3.0), scale_to=2.0)
-    moved = place_scene(place, poses, SLOPES, options).transform
+    moved = find_placement(place, poses, SLOPES, options).transform
     middle = transform_positions(moved, np.array([1.0, 2.0, 3.0]))
     np.testing.assert_allclose(middle, 0.0, atol=1e-9)
     positions = transform_positions(moved, poses[:, :3, 3])

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layouts import write_llff
+from data_formats import write_llff
 from PIL import Image
 from scenes import make_scene, write_scene
 
@@ -209,7 +209,7 @@ def test_data_info_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = write_llff(tmp_path / "scene")
     assert cli.main(["data", "info", str(folder), "--output", str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out
-    assert "LLFF layout" in output and "Looks wrong:" in output
+    assert "LLFF format" in output and "Looks wrong:" in output
     with Image.open(tmp_path / "out" / "cameras.png") as image:
         assert image.format == "PNG"
     assert "<canvas" in (tmp_path / "out" / "cameras.html").read_text()

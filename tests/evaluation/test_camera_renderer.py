@@ -11,7 +11,7 @@ from scenes import first_state, make_scene, marching_nerf, slow, tiny_nerf, tiny
 
 from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.evaluation import camera_renderer
-from jaxrf.evaluation.camera_renderer import CameraRenderer, make_camera_renderer
+from jaxrf.evaluation.camera_renderer import CameraRenderer, TrainedField, make_camera_renderer
 from jaxrf.rendering.image import HostRendering
 
 BACKGROUND = np.array([0.9, 0.5, 0.1], np.float32)
@@ -20,7 +20,7 @@ BACKGROUND = np.array([0.9, 0.5, 0.1], np.float32)
 def make(config: Any, **options: Any) -> CameraRenderer:
     stage, state = first_state(config)
     arguments = (config, stage, state.eval_params, state.grid, (2.0, 6.0), BACKGROUND)
-    return make_camera_renderer(*arguments, **options)
+    return make_camera_renderer(TrainedField(*arguments), **options)
 
 
 def cameras_of(width: int, height: int) -> Cameras:

@@ -20,6 +20,7 @@ from scenes import (
 from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.core.rays import intersect_aabb
 from jaxrf.evaluation import camera_renderer, interactive, scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.interactive import (
     FrameTimer,
     InteractiveRenderer,
@@ -38,7 +39,9 @@ def make(config: TrainConfig, supersample: int = 1) -> tuple[InteractiveRenderer
     stage, state = first_state(config)
     stage = dataclasses.replace(stage, supersample=supersample)
     field = (config, stage, state.eval_params, state.grid, (2.0, 6.0), BACKGROUND)
-    return make_interactive_renderer(*field), scoring.make_render_fn(*field)
+    return make_interactive_renderer(TrainedField(*field)), scoring.make_render_fn(
+        TrainedField(*field)
+    )
 
 
 def camera_of(width: int = 16, height: int = 16) -> Cameras:
@@ -159,8 +162,8 @@ def test_renderers_accept_near_and_far_of_each_camera(times: float) -> None:
     near_far = (max(2.0 + moved, 0.0), 6.0 + moved)
     per_camera, constant, training = (
         (
-            make_interactive_renderer(*field, r, BACKGROUND),
-            scoring.make_render_fn(*field, r, BACKGROUND),
+            make_interactive_renderer(TrainedField(*field, r, BACKGROUND)),
+            scoring.make_render_fn(TrainedField(*field, r, BACKGROUND)),
         )
         for r in (lambda cameras, index: near_far, near_far, (2.0, 6.0))
     )

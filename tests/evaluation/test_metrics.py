@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxrf.evaluation import metrics
 from jaxrf.evaluation.metrics import psnr, ssim
 
 
@@ -108,3 +109,32 @@ def test_ssim_of_constant_images_compares_only_brightness() -> None:
     dark, bright = jnp.full((13, 15, 3), 0.2), jnp.full((13, 15, 3), 0.6)
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
     assert float(ssim(dark, bright)) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_metric_of_the_table_reaches_scores_summaries_and_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    largest = metrics.Metric(
+        "max_error", "largest error", "{:.1f}", False,
+        lambda image: float(np.max(np.abs(image.rgb - image.target_rgb))),
+    )  # fmt: skip
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, largest))
+    black, gray = np.zeros((12, 12, 3), np.float32), np.full((12, 12, 3), 0.5, np.float32)
+    scores = metrics.compute_metrics(metrics.ScoredImage(gray, black))
+    assert list(scores) == ["psnr", "ssim", "max_error"]
+    assert metrics.describe_metrics(scores)[-1] == "largest error 0.5"
+    assert [m.heading for m in metrics.select_metrics(scores)] == [
+        "PSNR ↑",
+        "SSIM ↑",
+        "largest error ↓",
+    ]
+    assert metrics.mean_metrics([scores, {"max_error": 1.0}]) == {"max_error": 0.75}
+
+
+def test_masked_pixels_do_not_count_for_psnr() -> None:
+    black, gray = np.zeros((12, 12, 3), np.float32), np.full((12, 12, 3), 0.5, np.float32)
+    mask = np.arange(144).reshape(12, 12) % 3 == 0
+    masked = metrics.ScoredImage(np.where(mask[..., None], gray, black), black, mask)
+    unmasked = metrics.compute_metrics(masked._replace(mask=None))
+    assert metrics.compute_metrics(masked)["psnr"] == pytest.approx(-10 * math.log10(0.25))
+    assert unmasked["psnr"] > metrics.compute_metrics(masked)["psnr"]

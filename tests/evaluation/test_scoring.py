@@ -12,8 +12,8 @@ from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_tensorf, tiny_
 
 from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.data.scene import composite
-from jaxrf.evaluation import camera_renderer, scoring
-from jaxrf.evaluation.camera_renderer import ChunkProgram
+from jaxrf.evaluation import camera_renderer, metrics, scoring
+from jaxrf.evaluation.camera_renderer import ChunkProgram, TrainedField
 from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.models.base import RenderSpec, render_rays
 from jaxrf.rendering.volume import Rendering
@@ -26,12 +26,7 @@ def make_render(
     """The render function, and its expected result for the first test view, rendered at once."""
     stage, state = first_state(config)
     render = scoring.make_render_fn(
-        config,
-        stage,
-        state.params,
-        state.grid,
-        (2.0, 6.0),
-        background,
+        TrainedField(config, stage, state.params, state.grid, (2.0, 6.0), background),
         crop_to_occupied=crop_to_occupied,
     )
     convention = config.ray_convention
@@ -51,13 +46,15 @@ def test_render_fn_with_supersampling_averages_a_finer_view() -> None:
     common = (state.params, state.grid, (2.0, 6.0), white)
     cameras = make_scene().splits["test"].cameras
     finer = resize_cameras(cameras, 2 * SIZE, 2 * SIZE)
-    fine = scoring.make_render_fn(config, stage, *common)(finer, 1)
-    averaged = scoring.make_render_fn(config, stage, *common, supersample=2)(cameras, 1)
+    fine = scoring.make_render_fn(TrainedField(config, stage, *common))(finer, 1)
+    averaged = scoring.make_render_fn(TrainedField(config, stage, *common), supersample=2)(
+        cameras, 1
+    )
     assert averaged.rgb.shape == (SIZE, SIZE, 3)
     blocks = fine.rgb.reshape(SIZE, 2, SIZE, 2, 3)
     np.testing.assert_allclose(averaged.rgb, blocks.mean(axis=(1, 3)), atol=1e-6)
     split = dataclasses.replace(stage, supersample=2)
-    same = scoring.make_render_fn(config, split, *common)(cameras, 1)
+    same = scoring.make_render_fn(TrainedField(config, split, *common))(cameras, 1)
     assert np.array_equal(same.rgb, averaged.rgb)
 
 
@@ -148,10 +145,10 @@ def test_score_split_composites_the_truth_and_clips_the_rendering() -> None:
     assert [s.name for s in scored] == ["r_1", "r_0"] and [s.view for s in scored] == [1, 0]
     for item, level in zip(scored, (1.0, 0.5), strict=True):  # 1.5 is clipped to 1
         truth = composite(split.images[item.view], background)
-        np.testing.assert_array_equal(item.truth, truth)
+        np.testing.assert_array_equal(item.target_rgb, truth)
         mse = np.mean((truth.astype(np.float64) - level) ** 2)
-        assert item.psnr == pytest.approx(-10 * math.log10(mse), abs=1e-6)
-        assert -1 <= item.ssim < 0.9
+        assert item.scores["psnr"] == pytest.approx(-10 * math.log10(mse), abs=1e-6)
+        assert -1 <= item.scores["ssim"] < 0.9
 
 
 def test_score_split_of_the_truth_gives_infinite_psnr_and_ssim_one() -> None:
@@ -164,15 +161,14 @@ def test_score_split_of_the_truth_gives_infinite_psnr_and_ssim_one() -> None:
         return jax.device_get(Rendering(colors, plain, plain, plain))
 
     (item,) = scoring.score_split(render, split, black, [0])
-    assert item.psnr == math.inf and item.ssim == pytest.approx(1.0, abs=1e-6)
+    assert item.scores["psnr"] == math.inf and item.scores["ssim"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_summarize_averages_metrics_not_errors() -> None:
     split = make_scene().splits["test"]
     scored = list(scoring.score_split(fake_render(0.1), split, np.ones(3, np.float32), [0, 1]))
-    scored = [
-        s._replace(psnr=p, ssim=q) for s, p, q in zip(scored, (20, 30), (0.5, 1), strict=True)
-    ]
+    pairs = zip(scored, (20.0, 30.0), (0.5, 1.0), strict=True)
+    scored = [s._replace(scores={"psnr": p, "ssim": q}) for s, p, q in pairs]
     assert scoring.summarize(scored) == {
         "psnr": 25.0,
         "ssim": 0.75,
@@ -205,11 +201,11 @@ def test_score_split_computes_lpips_only_with_weights(
     black = np.zeros(3, np.float32)
     calls: list[Any] = []
 
-    def distance(weights: Any, rendered: np.ndarray, truth: np.ndarray) -> float:
+    def distance(weights: Any, rgb: np.ndarray, target_rgb: np.ndarray) -> float:
         calls.append(weights)
         return 0.1 * len(calls)
 
-    monkeypatch.setattr(scoring, "_lpips", distance)
+    monkeypatch.setattr(metrics, "_lpips", distance)
     without = scoring.summarize(list(scoring.score_split(fake_render(0.5), split, black, [0, 1])))
     assert calls == [] and "lpips" not in without and "lpips" not in without["per_image"][0]
     weights = {"lin0.model.1.weight": jnp.ones((1, 1, 1, 1))}

@@ -11,7 +11,7 @@ from ball_run import CENTER, RADIUS, make_run
 from jaxrf.core.errors import InputError
 from jaxrf.export import density_grid
 from jaxrf.export.density_grid import find_occupied_box, sample_density
-from jaxrf.models.base import make_density_fn
+from jaxrf.models.networks import make_density_fn
 from jaxrf.training import runs
 
 

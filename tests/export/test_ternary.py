@@ -24,7 +24,7 @@ from jaxrf.export.ternary import PACKINGS, pack_trits, read_ternary, unpack_trit
 from jaxrf.fields.bitnerf import BitNeRF, quantize_weights
 from jaxrf.models.base import ModelParams
 from jaxrf.models.packed import PackedModel
-from jaxrf.sampling.density_ema import init_density_ema
+from jaxrf.sampling.density_tracking import track_density
 from jaxrf.training import runs
 from jaxrf.training.config import OptimizerConfig, TrainConfig
 from jaxrf.training.scene_metadata import SceneMetadata
@@ -120,7 +120,7 @@ def empty_random_cells(run: runs.Run) -> runs.Run:
     for axis in range(3):
         np.swapaxes(occupied, 0, axis)[run.stage.grid_resolution[axis] // 2 :] = False
     grid = dataclasses.replace(run.state.grid, occupied=jnp.asarray(occupied))
-    grid = init_density_ema(grid, run.stage.dilation_cells)
+    grid = track_density(grid, run.stage.dilation_cells)
     return dataclasses.replace(run, state=dataclasses.replace(run.state, grid=grid))
 
 
@@ -162,7 +162,7 @@ def test_read_ternary_renders_the_images_of_the_run(
 
 
 def test_read_ternary_renders_the_images_of_a_run_on_an_occupancy_grid(tmp_path: Path) -> None:
-    model = PackedModel(shading="per_ray", occupancy_resolution=40, max_steps=64)
+    model = PackedModel(coloring="per_ray", occupancy_resolution=40, steps_per_diagonal=64)
     run = empty_random_cells(make_run(tiny_nerf(field=FIELD, model=model, layers=1)))
     write_ternary(run, tmp_path / "ball.npz", "ternary-2bit")
     read = read_ternary(tmp_path / "ball.npz")

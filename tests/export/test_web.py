@@ -17,12 +17,12 @@ from jaxrf.cli import main as cli
 from jaxrf.core.errors import InputError
 from jaxrf.export.web import write_page
 from jaxrf.models.packed import PackedModel
-from jaxrf.sampling.density_ema import init_density_ema
+from jaxrf.sampling.density_tracking import track_density
 from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.scene_metadata import SceneMetadata
 
-MARCHING = {"model": PackedModel(occupancy_resolution=8, max_steps=24)}
+MARCHING = {"model": PackedModel(occupancy_resolution=8, steps_per_diagonal=24)}
 
 
 def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
@@ -37,7 +37,7 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
         occupied = rng.random(stage.grid_resolution) < 0.7
         occupied[:2] = False
         grid = dataclasses.replace(grid, occupied=jnp.asarray(occupied))
-        grid = init_density_ema(grid, stage.dilation_cells)
+        grid = track_density(grid, stage.dilation_cells)
     state = dataclasses.replace(
         state, params=params, ema_params=None, grid=grid, step=jnp.asarray(7, jnp.int32)
     )
@@ -53,7 +53,7 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
         (tiny_nerf(), "has the field nerf"),
         (tiny_bitnerf(), "does not march"),
         (tiny_bitnerf(**MARCHING, encoding="integrated"), "encodes conical frusta"),
-        (tiny_bitnerf(**MARCHING, shading="per_ray"), "evaluates colors per ray"),
+        (tiny_bitnerf(**MARCHING, coloring="per_ray"), "evaluates colors per ray"),
         (tiny_bitnerf(**MARCHING, project=True), "full-precision layers"),
     ],
 )

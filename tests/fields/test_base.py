@@ -21,7 +21,7 @@ from jaxrf.fields.pynerf import PyNeRF
 from jaxrf.fields.tensorf import TensoRF
 from jaxrf.fields.voxels import Voxels
 from jaxrf.models.packed import PackedModel
-from jaxrf.sampling.density_ema import DensityEmaGrid
+from jaxrf.sampling.density_tracking import DensityTrackedGrid
 from jaxrf.training import loop
 from jaxrf.training.config import OptimizerConfig, TrainConfig
 from jaxrf.training.config_json import from_json, load_field_class, make_user_field, to_json
@@ -74,7 +74,7 @@ class Fog(Field):
 def test_field_defaults_leave_everything_to_the_model() -> None:
     fog, params = Fog(), Fog().init(jax.random.key(0))
     assert fog.name == "fog" and fog.compute_dtype == "float32" and hash(fog) == hash(Fog())
-    assert not fog.prunes_grid and fog.default_shading == "per_sample"
+    assert not fog.prunes_grid and fog.default_coloring == "per_sample"
     assert fog.param_groups(params) == {"raw": "mlp"}
     assert fog.noise_std() == 0.0 and fog.max_frequency() == 0.0
     assert fog.composites_features() and not fog.needs_intervals()
@@ -104,7 +104,7 @@ def test_field_defaults_have_no_transitions() -> None:
 
 def test_field_default_grid_follows_the_density_and_is_described() -> None:
     grid = Fog().init_grid(BOX, (3, 4, 5), 1.0, None)
-    assert isinstance(grid, DensityEmaGrid) and grid.occupied.shape == (3, 4, 5)
+    assert isinstance(grid, DensityTrackedGrid) and grid.occupied.shape == (3, 4, 5)
     assert np.all(grid.occupied) and Fog().describe_grid(grid) == "100.0% of the box occupied"
 
 
@@ -262,8 +262,8 @@ def test_tensorf_rejects_features_that_are_no_harmonics(channels: int) -> None:
 
 def test_a_model_rejects_summed_features_of_a_field_without_any() -> None:
     field = PyNeRF(blend="results")
-    with pytest.raises(InputError, match=r"--field.blend is results.*--model.shading per_sample"):
-        TrainConfig(field=field, model=PackedModel(shading="per_ray"))
+    with pytest.raises(InputError, match=r"--field.blend is results.*--model.coloring per_sample"):
+        TrainConfig(field=field, model=PackedModel(coloring="per_ray"))
     assert TrainConfig(field=field, model=PackedModel()).field is field
 
 
@@ -277,7 +277,7 @@ def test_blobs_of_the_tutorial_are_a_field() -> None:
 
 
 def blobs_config() -> TrainConfig:
-    model = PackedModel(occupancy_resolution=8, occupancy_update_interval=4, max_steps=32)
+    model = PackedModel(occupancy_resolution=8, occupancy_update_interval=4, steps_per_diagonal=32)
     source = f"{TUTORIAL}:Blobs"
     return tiny_hashgrid(
         field=make_user_field(source),

@@ -11,14 +11,14 @@ import pytest
 
 from jaxrf.core import encodings
 from jaxrf.fields.base import FieldContext
-from jaxrf.fields.tensorf import (
-    TensoRF,
+from jaxrf.fields.tensor_factors import (
     fit_resolution,
     l1_norm,
     ortho_loss,
     resample,
     total_variation,
 )
+from jaxrf.fields.tensorf import TensoRF
 
 # Nothing is cubic, so that no two axes can be exchanged unnoticed.
 BOX = np.array([[-1.0, -2.0, 0.5], [1.5, 1.0, 1.7]], np.float32)

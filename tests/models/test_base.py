@@ -19,8 +19,6 @@ from renders import (
     train_rays,
 )
 from scenes import (
-    BOX,
-    change,
     cp_config,
     first_state,
     marching_nerf,
@@ -36,11 +34,9 @@ from scenes import (
 )
 
 from jaxrf import presets
-from jaxrf.cameras import contraction
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.errors import InputError
-from jaxrf.core.rays import ConicalFrusta
-from jaxrf.fields import tensorf, voxels
+from jaxrf.fields import tensor_factors, voxels
 from jaxrf.fields.nerf import NeRF
 from jaxrf.fields.pynerf import PyNeRF
 from jaxrf.fields.tensorf import TensoRF
@@ -77,19 +73,19 @@ def test_models_refuse_numbers_out_of_range(
 
 
 @pytest.mark.parametrize("model", [PackedModel, HierarchicalModel, ProposalModel])
-def test_blended_results_cannot_be_shaded_per_ray(model: Any) -> None:
-    field, complaint = PyNeRF(blend="results"), "add --model.shading per_sample"
+def test_blended_results_cannot_be_colored_per_ray(model: Any) -> None:
+    field, complaint = PyNeRF(blend="results"), "add --model.coloring per_sample"
     with pytest.raises(InputError, match=complaint):
-        model(shading="per_ray").check(field, RayConvention())
+        model(coloring="per_ray").check(field, RayConvention())
     with pytest.raises(InputError, match=complaint):
-        TrainConfig(field=field, model=model(shading="per_ray"))
-    model(shading="per_sample").check(field, RayConvention())
-    model(shading="per_ray").check(PyNeRF(blend="features"), RayConvention())
+        TrainConfig(field=field, model=model(coloring="per_ray"))
+    model(coloring="per_sample").check(field, RayConvention())
+    model(coloring="per_ray").check(PyNeRF(blend="features"), RayConvention())
 
 
 def test_the_pyramid_s_preset_refuses_blended_results() -> None:
     config = presets.make_preset("pynerf-small")
-    with pytest.raises(InputError, match=r"add --model.shading per_sample"):
+    with pytest.raises(InputError, match=r"add --model.coloring per_sample"):
         dataclasses.replace(config, field=dataclasses.replace(config.field, blend="results"))
 
 
@@ -190,9 +186,9 @@ def test_regularization_of_factors_is_the_weighted_sum_of_its_terms() -> None:
         feature_tv_weight=3.0,
     )
     params = state.params
-    l1 = tensorf.l1_norm(params.field)
-    variation = 2.0 * tensorf.total_variation(params.field["density"])
-    variation += 3.0 * tensorf.total_variation(params.field["features"])
+    l1 = tensor_factors.l1_norm(params.field)
+    variation = 2.0 * tensor_factors.total_variation(params.field["density"])
+    variation += 3.0 * tensor_factors.total_variation(params.field["features"])
     grid_and_key = (state.grid, jax.random.key(0))
     regularization = config.model.regularization
     np.testing.assert_allclose(
@@ -215,8 +211,8 @@ def test_regularization_of_lines_has_orthogonality_and_variation() -> None:
     stage, state = first_state(config)
     arguments = (state.grid, jax.random.key(0), ONE)
     penalty = config.model.regularization(stage.field, state.params, *arguments)
-    expected = 0.7 * tensorf.ortho_loss(state.params.field)
-    expected += 3.0 * tensorf.total_variation(state.params.field["density"])
+    expected = 0.7 * tensor_factors.ortho_loss(state.params.field)
+    expected += 3.0 * tensor_factors.total_variation(state.params.field["density"])
     np.testing.assert_allclose(penalty, expected, rtol=1e-6)
     assert float(penalty) > 0
 
@@ -294,7 +290,7 @@ def test_density_is_noisy_in_training_and_not_in_images(make: Any) -> None:
 
 EVERY_FIELD = {
     "tensorf": tiny_tensorf(),
-    "tensorf, per sample": tiny_tensorf(shading="per_sample", max_shaded_fraction=0.5),
+    "tensorf, per sample": tiny_tensorf(coloring="per_sample", max_colored_fraction=0.5),
     "cp": cp_config(),
     "voxels": tiny_voxels(),
     "nerf": tiny_nerf(),
@@ -332,9 +328,9 @@ def test_gradients_of_every_field_and_model_are_finite_at_the_extremes(
         rendering = config.model.render_train(
             stage, params, state.grid, key, rays, background, config.ray_convention
         )
-        loss = sum(jnp.sum(rgb) for rgb in rendering.rgb) + jnp.sum(rendering.distortion)
-        if rendering.interlevel is not None:
-            loss += jnp.sum(rendering.interlevel)
+        loss = sum(jnp.sum(rgb) for rgb in rendering.rgb) + jnp.sum(rendering.distortion_loss)
+        if rendering.interlevel_loss is not None:
+            loss += jnp.sum(rendering.interlevel_loss)
         penalty = config.model.regularization(stage.field, params, state.grid, key, ONE)
         return loss + penalty, rendering
 
@@ -365,12 +361,6 @@ def test_images_do_not_depend_on_how_rays_are_batched(config: TrainConfig) -> No
 EVERY_MODEL = [slow(tiny_voxels), slow(tiny_tensorf), tiny_nerf, marching_nerf, proposing_hashgrid]
 
 
-def _frusta_of(radii: jax.Array) -> ConicalFrusta:
-    """Parts of cones of which only the radii matter."""
-    ones = jnp.ones_like(radii)
-    return ConicalFrusta(jnp.stack([ones, 0 * ones, 0 * ones], axis=-1), radii, ones, ones)
-
-
 @pytest.mark.parametrize("make", EVERY_MODEL)
 def test_contracted_space_is_rendered_beyond_the_box_and_the_range_of_distances(make: Any) -> None:
     config = make(contract=True)
@@ -385,7 +375,7 @@ def test_contracted_space_is_rendered_beyond_the_box_and_the_range_of_distances(
             ample(stage), params, state.grid, jax.random.key(0), rays, background,
             config.ray_convention,
         )  # fmt: skip
-        return jnp.sum(rendering.rgb[-1]) + jnp.sum(rendering.distortion), rendering
+        return jnp.sum(rendering.rgb[-1]) + jnp.sum(rendering.distortion_loss), rendering
 
     grads, rendering = jax.jit(jax.grad(total, has_aux=True))(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
@@ -410,8 +400,8 @@ def test_known_depth_is_learned_where_it_is_known(make: Any, contract: bool) -> 
             stage, params, state.grid, jax.random.key(0), rays, jnp.ones((24, 3)),
             config.ray_convention, depth,
         )  # fmt: skip
-        assert rendering.depth is not None
-        return jnp.sum(rendering.depth), rendering.depth
+        assert rendering.depth_loss is not None
+        return jnp.sum(rendering.depth_loss), rendering.depth_loss
 
     run = jax.jit(jax.value_and_grad(total, has_aux=True))
     (loss, depth), grads = run(params, jnp.where(known, 4.0, jnp.nan))
@@ -422,95 +412,6 @@ def test_known_depth_is_learned_where_it_is_known(make: Any, contract: bool) -> 
     size = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)) ** 0.5
     moved = jax.tree.map(lambda p, g: p - 0.02 / size * g, params, grads)
     assert float(run(moved, jnp.where(known, 4.0, jnp.nan))[0][0]) < float(loss)
-
-
-@pytest.mark.parametrize("make", EVERY_MODEL)
-def test_close_over_params_contracts_positions_and_radii(make: Any) -> None:
-    config = make(contract=True)
-    stage, state = first_state(config)
-    rays, network = outgoing_rays(), random_params(state.params).field
-    distance = jnp.linspace(0.5, 60.0, 7)
-    far = (rays.origins[0][None] + distance[:, None] * rays.directions[:1]).astype(jnp.float32)
-    radii, box = jnp.full((7,), 0.01), jnp.asarray(BOX)
-    fns = base.close_over_params(stage.field, network, state.grid)
-    density = fns.density(far, _frusta_of(radii))[0]
-    bounded = base.close_over_params(
-        stage.field, network, dataclasses.replace(state.grid, bounds=None)
-    )
-    contracted_radii = contraction.contract_radii(radii, far, box)
-    contracted = contraction.contract(far, box)
-    expected = bounded.density(contracted, _frusta_of(contracted_radii))[0]
-    np.testing.assert_allclose(density, expected, rtol=1e-5)
-    assert np.all(np.asarray(density)[-1] > 0)
-
-
-@pytest.mark.parametrize(
-    "make", [slow(tiny_voxels), slow(cp_config), tiny_nerf, slow(tiny_hashgrid)]
-)
-def test_images_look_alike_until_their_codes_differ(make: Any) -> None:
-    plain = make()
-    config = change(plain, appearance_dim=3, num_appearances=6)
-    stage, state = first_state(config)
-    rays, background, key = train_rays(60), jnp.zeros((60, 3)), jax.random.key(0)
-    batch = (state.grid, key, rays, background)
-    assert state.params.appearance is not None
-    assert state.params.appearance.codes.shape == (6, 3)
-    bare = state.params._replace(appearance=None)
-    expected = render_batch(plain, ample(stage), bare, *batch)
-    rendering = render_batch(config, ample(stage), state.params, *batch)
-    np.testing.assert_allclose(rendering.rgb[-1], expected.rgb[-1], atol=1e-6)
-
-    def with_codes(codes: jax.Array) -> ModelParams:
-        assert state.params.appearance is not None
-        return state.params._replace(appearance=state.params.appearance._replace(codes=codes))
-
-    changed = with_codes(jnp.zeros((6, 3)).at[2].set(5.0))
-    rendering = render_batch(config, ample(stage), changed, *batch)
-    others = np.asarray(rays.camera_index) != 2
-    np.testing.assert_allclose(rendering.rgb[-1][others], expected.rgb[-1][others], atol=1e-6)
-    difference = np.abs(np.asarray(rendering.rgb[-1] - expected.rgb[-1]))[~others]
-    assert difference.max() > 1e-4
-    np.testing.assert_allclose(rendering.opacity, expected.opacity, atol=1e-6)
-
-    # Images are rendered with the mean of all codes, whichever camera they are seen from.
-    mean = with_codes(jnp.full((6, 3), 5.0 / 6.0))
-    images = [
-        render_image(config, stage, 1 << 12, params, state.grid, rays, jnp.zeros(3)).rgb
-        for params in (changed, mean)
-    ]
-    np.testing.assert_allclose(images[0], images[1], atol=1e-5)
-
-
-def test_codes_learn_from_rays_of_their_images() -> None:
-    config = tiny_hashgrid(appearance_dim=3, num_appearances=6)
-    stage, state = first_state(config)
-    rays, background = train_rays(60), jnp.zeros((60, 3))
-    rays = dataclasses.replace(rays, camera_index=rays.camera_index % 4)
-
-    def total(params: ModelParams) -> jax.Array:
-        batch = (state.grid, jax.random.key(0), rays, background)
-        rendering = config.model.render_train(stage, params, *batch, config.ray_convention)
-        return jnp.sum(rendering.rgb[0])
-
-    grads = jax.jit(jax.grad(total))(random_params(state.params)).appearance.codes
-    learning = np.any(np.asarray(grads) != 0, axis=-1)
-    np.testing.assert_array_equal(learning, [True] * 4 + [False] * 2)
-
-
-@pytest.mark.parametrize("blend", ["features", "results"])
-def test_appearance_of_a_pyramid_leaves_the_weights_of_its_levels(blend: Any) -> None:
-    field = PyNeRF(
-        num_pyramid_levels=3, num_levels=2, max_resolution=16, log2_hashmap_size=8, width=8,
-        color_width=8, blend=blend, feature_dim=4,
-    )  # fmt: skip
-    model = PackedModel(appearance_dim=2, num_appearances=6, occupancy_resolution=4, max_steps=16)
-    config = tiny_hashgrid(field=field, model=model)
-    stage, state = first_state(config)
-    channels = 12 if blend == "results" else 4
-    assert state.params.appearance is not None
-    assert state.params.appearance.matrix.shape == (2, channels)
-    batch = (state.params, state.grid, jax.random.key(0), train_rays(8), jnp.zeros((8, 3)))
-    assert np.all(np.isfinite(render_batch(config, stage, *batch).rgb[0]))
 
 
 def test_init_params_refuses_appearances_of_a_field_without_their_channels(tmp_path: Path) -> None:
@@ -524,22 +425,3 @@ def test_init_params_refuses_appearances_of_a_field_without_their_channels(tmp_p
     field = make_user_field(f"{tmp_path / 'bare.py'}:Bare")
     with pytest.raises(InputError, match="Bare has no appearance_channels"):
         PackedModel(appearance_dim=2).init_params(field, jax.random.key(0))
-
-
-# -- boxes -------------------------------------------------------------------------------------
-
-
-def test_clamp_to_aabb_moves_positions_near_the_border_onto_it_and_no_others() -> None:
-    aabb = jnp.array([[-1.0, -2.0, 0.0], [1.0, 2.0, 3.0]])
-    positions = jnp.array(
-        [[1.000001, 0.5, 3.000001], [1.001, 0.5, 1.0], [0.3, -2.0, 1.0], [0.3, 0, 1]]
-    )
-    on_border = np.asarray(base.clamp_to_aabb(positions, aabb))
-    np.testing.assert_array_equal(on_border[0], [1.0, 0.5, 3.0])
-    np.testing.assert_array_equal(on_border[1:], positions[1:])
-    clamped = np.asarray(base.clamp_to_aabb(positions, aabb, base.AABB_EPS))
-    low, high = np.asarray(aabb)
-    assert np.all((clamped[[0, 2]] > low) & (clamped[[0, 2]] < high))
-    np.testing.assert_allclose(clamped, positions, atol=2e-5)
-    # Beyond rounding, and well inside, positions stay as they are.
-    np.testing.assert_array_equal(clamped[[1, 3]], positions[jnp.array([1, 3])])

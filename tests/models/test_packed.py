@@ -41,12 +41,13 @@ from jaxrf.fields.base import FieldContext
 from jaxrf.fields.tensorf import TensoRF
 from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.fields.voxels import Voxels
-from jaxrf.models.base import ModelParams, StageSpec, close_over_params
+from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.models.hierarchical import HierarchicalModel
+from jaxrf.models.networks import close_over_params
 from jaxrf.models.packed import PackedModel
-from jaxrf.rendering.packed import render_packed
-from jaxrf.sampling import density_ema, occupancy, weight_tracking
-from jaxrf.sampling.density_ema import DensityEmaGrid
+from jaxrf.rendering.packed import render_packed_samples
+from jaxrf.sampling import density_tracking, occupancy, weight_tracking
+from jaxrf.sampling.density_tracking import DensityTrackedGrid
 from jaxrf.sampling.marching import STEPS_PER_BLOCK, MarchConfig, march_to_samples
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.sampling.weight_tracking import WeightTrackedGrid
@@ -55,14 +56,14 @@ from jaxrf.training.config import TrainConfig
 # -- numbers -----------------------------------------------------------------------------------
 
 
-INTEGERS = ("max_steps", "occupancy_resolution", "occupancy_update_interval")
+INTEGERS = ("steps_per_diagonal", "occupancy_resolution", "occupancy_update_interval")
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         *((name, value) for name in INTEGERS for value in (0, -1)),
-        *(("max_shaded_fraction", value) for value in (0.0, -0.5, float("nan"))),
+        *(("max_colored_fraction", value) for value in (0.0, -0.5, float("nan"))),
     ],
 )
 def test_packed_model_refuses_numbers_that_are_not_positive(name: str, value: Any) -> None:
@@ -122,12 +123,12 @@ BUDGETS = [
 ]
 
 
-@pytest.mark.parametrize("shading", ["per_ray", slow("per_sample")])
+@pytest.mark.parametrize("coloring", ["per_ray", slow("per_sample")])
 @pytest.mark.parametrize(("make", "limited", "budget"), BUDGETS)
 def test_rays_past_a_budget_overflow_and_the_others_are_as_with_ample_ones(
-    make: Any, limited: str, budget: int, shading: str
+    make: Any, limited: str, budget: int, coloring: str
 ) -> None:
-    config = make(shading=shading)
+    config = make(coloring=coloring)
     stage, state = first_state(config)
     batch = (state.params, state.grid, jax.random.key(3), train_rays(200), jnp.ones((200, 3)))
     complete = render_batch(config, ample(stage), *batch)
@@ -197,11 +198,11 @@ def test_render_train_records_the_weights_of_cells_in_which_rays_end(make: Any) 
     assert isinstance(again, WeightTrackedGrid) and int(again.step) == 2
 
 
-@pytest.mark.parametrize("shading", ["per_ray", slow("per_sample")])
+@pytest.mark.parametrize("coloring", ["per_ray", slow("per_sample")])
 def test_images_are_the_same_whether_features_are_computed_for_all_or_for_some_samples(
-    shading: str,
+    coloring: str,
 ) -> None:
-    config = ball_config(shading=shading, color_threshold=0.0, density_scale=0.3)
+    config = ball_config(coloring=coloring, color_threshold=0.0, density_scale=0.3)
     stage, state = first_state(config)
     linear = state.params._replace(field=linear_factors(state.params.field))
     params = ball_params(stage, linear)
@@ -219,7 +220,7 @@ def test_images_are_the_same_whether_features_are_computed_for_all_or_for_some_s
 @pytest.mark.parametrize("contract", [False, slow(True)])
 def test_marching_renders_the_same_field_as_many_even_samples(contract: bool) -> None:
     scale = 0.1 if contract else 3.0
-    config = tiny_hashgrid(max_steps=400, density_scale=scale, contract=contract)
+    config = tiny_hashgrid(steps_per_diagonal=400, density_scale=scale, contract=contract)
     stage, state = first_state(config)
     params = random_params(state.params)
     even = change(
@@ -228,7 +229,7 @@ def test_marching_renders_the_same_field_as_many_even_samples(contract: bool) ->
     )
     even_stage, even_state = first_state(even)
     assert even_state.params.coarse is None
-    assert not isinstance(even_state.grid, DensityEmaGrid)
+    assert not isinstance(even_state.grid, DensityTrackedGrid)
     color, key = jnp.asarray([0.0, 0.9, 0.9]), jax.random.key(0)
     view = (train_rays(40), color, jnp.asarray(BOX))
     marched = render_image(config, stage, 1 << 13, params, state.grid, *view)
@@ -247,8 +248,8 @@ def test_marching_renders_the_same_field_as_many_even_samples(contract: bool) ->
         batch = (key, view[0], jnp.broadcast_to(color, (40, 3)))
         rendering = render_batch(each_config, each_stage, params, grid, *batch)
         np.testing.assert_allclose(rendering.rgb[-1], expected, atol=0.02)
-        assert rendering.distortion.shape == (40,)
-        distortions.append(rendering.distortion)
+        assert rendering.distortion_loss.shape == (40,)
+        distortions.append(rendering.distortion_loss)
     np.testing.assert_allclose(distortions[0], distortions[1], rtol=0.05, atol=1e-3)
 
 
@@ -258,7 +259,7 @@ def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
     stage, state = first_state(config)
     stage, params, rays = ample(stage), random_params(state.params), train_rays(12)
     key, grid = jax.random.key(2), state.grid
-    assert isinstance(grid, DensityEmaGrid)
+    assert isinstance(grid, DensityTrackedGrid)
     background = jnp.ones((12, 3))
     rendering = render_batch(config, stage, params, grid, key, rays, background)
     samples, _ = jax.jit(march_to_samples, static_argnums=5)(
@@ -270,7 +271,7 @@ def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
         MarchConfig(stage.max_blocks, STEPS_PER_BLOCK, 1 << 10, 1 << 10),
     )
     fns = close_over_params(stage.field, params.field, grid)
-    weights = jax.jit(lambda s: render_packed(fns, rays, s, background).weights)(samples)
+    weights = jax.jit(lambda s: render_packed_samples(fns, rays, s, background).weights)(samples)
     for ray in range(12):
         indices = np.flatnonzero(samples.mask & (samples.ray_indices == ray))
         total = 0.0
@@ -283,8 +284,8 @@ def test_distortion_of_packed_samples_equals_a_double_loop() -> None:
             for j, second in enumerate(indices):
                 distance = abs(begin[i] + end[i] - begin[j] - end[j]) / 2.0
                 total += float(weights[first] * weights[second]) * distance
-        assert float(rendering.distortion[ray]) == pytest.approx(total, rel=1e-3, abs=1e-6)
-    assert np.max(rendering.distortion) > 1e-3
+        assert float(rendering.distortion_loss[ray]) == pytest.approx(total, rel=1e-3, abs=1e-6)
+    assert np.max(rendering.distortion_loss) > 1e-3
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e30])
@@ -308,7 +309,7 @@ def test_gradients_through_marching_rays_along_the_axes_are_finite(
     def total(params: ModelParams) -> Any:
         batch = (state.grid, jax.random.key(0), rays, background)
         rendering = config.model.render_train(stage, params, *batch, config.ray_convention)
-        return jnp.sum(rendering.rgb[-1]) + jnp.sum(rendering.distortion), rendering
+        return jnp.sum(rendering.rgb[-1]) + jnp.sum(rendering.distortion_loss), rendering
 
     grads, rendering = jax.jit(jax.grad(total, has_aux=True))(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
@@ -386,7 +387,7 @@ def test_samples_lie_in_occupied_cells_only() -> None:
     occupied = np.zeros(stage.grid_resolution, bool)
     occupied[2:4, 3:5, 5:7] = True
     plain = OccupancyGrid(jnp.asarray(occupied), state.grid.aabb)
-    grid = density_ema.init_density_ema(plain, stage.dilation_cells)
+    grid = density_tracking.track_density(plain, stage.dilation_cells)
     rays = train_rays(300)
     batch = (state.params, grid, jax.random.key(0), rays, jnp.ones((300, 3)))
     rendering = render_batch(config, ample(stage), *batch)
@@ -418,7 +419,7 @@ def test_update_grid_evaluates_cells_at_intervals_in_consecutive_phases() -> Non
     config = tiny_hashgrid()
     stage, state = first_state(config)
     params, grid = random_params(state.params), state.grid
-    assert isinstance(grid, DensityEmaGrid) and isinstance(config.model, PackedModel)
+    assert isinstance(grid, DensityTrackedGrid) and isinstance(config.model, PackedModel)
     step = config.model.step_size(stage.field, grid.aabb)
 
     def density(positions: jax.Array, radii: jax.Array) -> jax.Array:
@@ -426,15 +427,13 @@ def test_update_grid_evaluates_cells_at_intervals_in_consecutive_phases() -> Non
         return stage.field.density(params.field, positions, context)[0]
 
     update = jax.jit(
-        lambda grid, key, phase: density_ema.update_occupancy(
+        lambda grid, key, phase: density_tracking.update_occupancy(
             grid,
             key,
             density,
             step,
             phase,
-            decay=0.95,
-            threshold=0.01,
-            dilation_cells=stage.dilation_cells,
+            occupancy.OccupancySchedule(dilation_cells=stage.dilation_cells),
         )
     )
     for number in range(13):
@@ -442,29 +441,29 @@ def test_update_grid_evaluates_cells_at_intervals_in_consecutive_phases() -> Non
         phase = number // 4
         expected = update(grid, jax.random.fold_in(key, phase), phase) if number % 4 == 0 else grid
         after = _update_grid(config.model, stage, params, grid, key)
-        assert isinstance(after, DensityEmaGrid) and int(after.step) == number + 1
-        np.testing.assert_allclose(after.optical_depth_ema, expected.optical_depth_ema, rtol=1e-5)
+        assert isinstance(after, DensityTrackedGrid) and int(after.step) == number + 1
+        np.testing.assert_allclose(after.max_optical_depth, expected.max_optical_depth, rtol=1e-5)
         np.testing.assert_array_equal(after.occupied, expected.occupied)
         np.testing.assert_array_equal(after.coarse.occupied, expected.coarse.occupied)
         grid = after
-    assert np.all(grid.optical_depth_ema >= 0), "four phases are over"
+    assert np.all(grid.max_optical_depth >= 0), "four phases are over"
 
 
 def test_update_grid_evaluates_every_cell_while_warming_up() -> None:
     config = tiny_hashgrid(occupancy_warmup_steps=5)
     stage, state = first_state(config)
     params, grid = random_params(state.params), state.grid
-    assert isinstance(grid, DensityEmaGrid)
+    assert isinstance(grid, DensityTrackedGrid)
 
     def update_at(step: int) -> Any:
         at_step = dataclasses.replace(grid, step=jnp.asarray(step, jnp.int32))
         return _update_grid(config.model, stage, params, at_step, jax.random.key(0))
 
     first = _update_grid(config.model, stage, params, grid, jax.random.key(0))
-    assert isinstance(first, DensityEmaGrid) and np.all(first.optical_depth_ema >= 0)
+    assert isinstance(first, DensityTrackedGrid) and np.all(first.max_optical_depth >= 0)
     # Step 4 is one of the first five still, step 8 is not: a quarter and occupied ones.
-    assert np.sum(update_at(8).optical_depth_ema < 0) > 0
-    assert np.all(update_at(4).optical_depth_ema >= 0)
+    assert np.sum(update_at(8).max_optical_depth < 0) > 0
+    assert np.all(update_at(4).max_optical_depth >= 0)
 
 
 @pytest.mark.parametrize("make", [tiny_nerf, tiny_tensorf])

@@ -61,8 +61,8 @@ def test_the_interlevel_loss_trains_proposals_only() -> None:
     def interlevel(params: ModelParams) -> jax.Array:
         batch = (state.grid, jax.random.key(0), rays, background)
         rendering = config.model.render_train(stage, params, *batch, config.ray_convention)
-        assert rendering.interlevel is not None
-        return jnp.sum(rendering.interlevel)
+        assert rendering.interlevel_loss is not None
+        return jnp.sum(rendering.interlevel_loss)
 
     # The field is denser than its proposal predicts.
     denser = jax.tree.map(lambda x: 3.0 * x + 0.3, state.params.field)

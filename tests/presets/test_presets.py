@@ -87,7 +87,7 @@ def test_for_field_trains_the_field_on_an_occupancy_grid() -> None:
     config = presets.for_field(field)
     assert config.field == field and isinstance(config.model, PackedModel)
     # The field decides how samples are colored.
-    assert config.model.shading is None
+    assert config.model.coloring is None
     small = presets.hashgrid_small()
     assert dataclasses.replace(config, field=small.field, model=small.model) == small
     assert presets.for_field(tiny_nerf().field).field == tiny_nerf().field
@@ -135,12 +135,12 @@ def numbers_of(name: str, *paths: str) -> list[Any]:
             {
                 "field.num_levels": 16, "field.features_per_level": 2,
                 "field.log2_hashmap_size": 19, "field.base_resolution": 16,
-                "field.max_resolution": 4096, "model.max_steps": 1024,
+                "field.max_resolution": 4096, "model.steps_per_diagonal": 1024,
                 "model.occupancy_resolution": 128, "model.occupancy_warmup_steps": 256,
                 "model.occupancy_update_interval": 16, "model.occupancy_threshold": 0.01,
                 "optimizer.grid_lr": 0.01, "optimizer.epsilon": 1e-15, "optimizer.l2": 1e-6,
                 "optimizer.skip_zero_gradients": True, "optimizer.ema_decay": 0.95,
-                "loss.error": "huber", "background": "random", "batch_samples": 2**18,
+                "loss.rgb_loss": "huber", "background": "random", "batch_samples": 2**18,
             },
         ),
         ("hashgrid-f4", {"field.num_levels": 8, "field.features_per_level": 4}),

@@ -39,13 +39,17 @@ def make_config(rays_per_wave: int, samples_per_wave: int, **changes: Any) -> Ma
 
 
 def assert_march_equals_all_samples(
-    density: float, per_ray: bool, rays_per_wave: int, samples_per_wave: int, **coloring: Any
+    density: float, color_per_ray: bool, rays_per_wave: int, samples_per_wave: int, **coloring: Any
 ) -> Rendering:
     """Asserts that marching equals rendering all samples, and returns the latter."""
     fns, rays, edges, blocks, step_size, is_occupied = march_case(40, density)
     background, miss_depth = make_background(40), jnp.full((40,), 77.0)
     config = make_config(
-        rays_per_wave, samples_per_wave, per_ray=per_ray, transmittance_threshold=0.0, **coloring
+        rays_per_wave,
+        samples_per_wave,
+        color_per_ray=color_per_ray,
+        transmittance_threshold=0.0,
+        **coloring,
     )
     marched = jax.jit(
         lambda rays: march_and_render(
@@ -56,7 +60,7 @@ def assert_march_equals_all_samples(
     mask = jnp.repeat(blocks, STEPS_PER_BLOCK, axis=1) & is_occupied(points_along(rays, middle))
     threshold = coloring.get("color_threshold", 0.0)
     dense = jax.jit(
-        lambda rays: render_densely(fns, rays, edges, background, mask, per_ray, threshold)
+        lambda rays: render_densely(fns, rays, edges, background, mask, color_per_ray, threshold)
     )(dataclasses.replace(rays, far=miss_depth))
     for name in ("rgb", "opacity", "depth", "median_depth"):
         np.testing.assert_allclose(
@@ -66,32 +70,38 @@ def assert_march_equals_all_samples(
     return dense
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_per_ray", [False, True])
 @pytest.mark.parametrize("density", [0.0, 0.3, 3.0])
 @pytest.mark.parametrize("rays_per_wave, samples", [(64, 256), (5, 20), (3, 4), (40, 7)])
 def test_march_equals_rendering_all_samples(
-    rays_per_wave: int, samples: int, density: float, per_ray: bool
+    rays_per_wave: int, samples: int, density: float, color_per_ray: bool
 ) -> None:
-    assert_march_equals_all_samples(density, per_ray, rays_per_wave, samples)
+    assert_march_equals_all_samples(density, color_per_ray, rays_per_wave, samples)
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_per_ray", [False, True])
 @pytest.mark.parametrize("threshold", [0.0, 0.05])
 @pytest.mark.parametrize(
     "rays_per_wave, samples, budget", [slow(64, 256, 500), (64, 256, 7), slow(5, 20, 1)]
 )
 def test_march_colors_samples_above_the_threshold_for_any_color_budget(
-    rays_per_wave: int, samples: int, budget: int, threshold: float, per_ray: bool
+    rays_per_wave: int, samples: int, budget: int, threshold: float, color_per_ray: bool
 ) -> None:
     coloring = {"color_budget": budget, "color_threshold": threshold}
-    thinned = assert_march_equals_all_samples(3.0, per_ray, rays_per_wave, samples, **coloring)
+    thinned = assert_march_equals_all_samples(
+        3.0, color_per_ray, rays_per_wave, samples, **coloring
+    )
     if threshold:
-        full = assert_march_equals_all_samples(3.0, per_ray, rays_per_wave, samples)
+        full = assert_march_equals_all_samples(3.0, color_per_ray, rays_per_wave, samples)
         assert np.abs(thinned.rgb - full.rgb).max() > 0.05, "the threshold changes nothing"
         # Without a budget the threshold is not used.
         fns, rays, _, blocks, step_size, is_occupied = march_case(40, 3.0)
         config = make_config(
-            64, 256, per_ray=per_ray, color_threshold=threshold, transmittance_threshold=0.0
+            64,
+            256,
+            color_per_ray=color_per_ray,
+            color_threshold=threshold,
+            transmittance_threshold=0.0,
         )
         marched = march_and_render(
             fns, rays, blocks, step_size, is_occupied, make_background(40), rays.far, config

@@ -35,14 +35,15 @@ from jaxrf.core.rays import Rays
 from jaxrf.rendering.packed import (
     PackedRendering,
     compute_packed_weights,
-    render_packed,
+    render_packed_samples,
     sample_points,
 )
 from jaxrf.rendering.volume import RadianceFns, Rendering, compute_weights
 from jaxrf.sampling.packed import PackedSamples
 
 render_packed_rays = jax.jit(
-    render_packed, static_argnames=("fns", "per_ray", "color_budget", "color_threshold")
+    render_packed_samples,
+    static_argnames=("fns", "color_per_ray", "color_budget", "color_threshold"),
 )
 
 
@@ -158,18 +159,18 @@ def test_sample_points_are_midpoints() -> None:
 AMPLE = 1000
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_per_ray", [False, True])
 @pytest.mark.parametrize("color_budget", [None, AMPLE])
 @pytest.mark.parametrize("num_unused", [0, 5])
 def test_packed_rendering_equals_loops_without_density_outside(
-    num_unused: int, color_budget: int | None, per_ray: bool
+    num_unused: int, color_budget: int | None, color_per_ray: bool
 ) -> None:
     rays, edges, background, mask, packed = packed_case(num_unused)
     rendering = render_packed_rays(
-        FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget
+        FNS, rays, packed, background, color_per_ray=color_per_ray, color_budget=color_budget
     )
     assert int(rendering.num_complete_rays) == RAYS
-    slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
+    slow = render_slowly(rays, edges, background, jnp.asarray(mask), color_per_ray)
     assert_packed_close_to(slow, rendering)
     dense, _ = compute_weights(jnp.asarray(mask) * field_density_along(rays, edges), edges)
     used = np.asarray(packed.mask)
@@ -180,62 +181,64 @@ def test_packed_rendering_equals_loops_without_density_outside(
     np.testing.assert_array_equal(rendering.rgb[1], background[1])
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
-def test_full_mask_equals_rendering_of_every_interval(per_ray: bool) -> None:
+@pytest.mark.parametrize("color_per_ray", [False, True])
+def test_full_mask_equals_rendering_of_every_interval(color_per_ray: bool) -> None:
     rays, edges, background, _, _ = packed_case()
     packed, _ = pack_intervals(edges, np.ones((RAYS, INTERVALS), bool), 0)
-    rendering = render_packed_rays(FNS, rays, packed, background, per_ray=per_ray)
-    dense, weights = render_all_samples(FNS, rays, edges, background, per_ray=per_ray)
+    rendering = render_packed_rays(FNS, rays, packed, background, color_per_ray=color_per_ray)
+    dense, weights = render_all_samples(FNS, rays, edges, background, color_per_ray=color_per_ray)
     assert_packed_close_to({"rgb": dense.rgb, "opacity": dense.opacity}, rendering)
     np.testing.assert_allclose(rendering.weights, weights.ravel(), atol=1e-6)
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_per_ray", [False, True])
 @pytest.mark.parametrize("color_budget", [None, 1, AMPLE])
 def test_rays_without_samples_render_exactly_the_background(
-    color_budget: int | None, per_ray: bool
+    color_budget: int | None, color_per_ray: bool
 ) -> None:
     rays, edges, background, mask, _ = packed_case()
     packed, _ = pack_intervals(edges, np.zeros_like(mask), 9)
     rendering = render_packed_rays(
-        FNS, rays, packed, background, per_ray=per_ray, color_budget=color_budget
+        FNS, rays, packed, background, color_per_ray=color_per_ray, color_budget=color_budget
     )
     assert int(rendering.num_complete_rays) == RAYS
     np.testing.assert_array_equal(rendering.rgb, background)
     np.testing.assert_array_equal(rendering.opacity, 0.0)
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_per_ray", [False, True])
 def test_samples_of_zero_length_render_the_background_and_need_no_budget(
-    per_ray: bool,
+    color_per_ray: bool,
 ) -> None:
     rays, _, background, _, packed = packed_case()
     packed = packed._replace(t_ends=packed.t_starts)
     rendering = render_packed_rays(
-        OPAQUE, rays, packed, background, per_ray=per_ray, color_budget=1
+        OPAQUE, rays, packed, background, color_per_ray=color_per_ray, color_budget=1
     )
     assert int(rendering.num_complete_rays) == RAYS
     np.testing.assert_array_equal(rendering.rgb, background)
     np.testing.assert_array_equal(rendering.weights, 0.0)
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
-def test_color_threshold_drops_colors_but_not_opacity(per_ray: bool) -> None:
+@pytest.mark.parametrize("color_per_ray", [False, True])
+def test_color_threshold_drops_colors_but_not_opacity(color_per_ray: bool) -> None:
     rays, edges, background, mask, packed = packed_case()
     rendering = render_packed_rays(
         FNS, rays, packed, background,
-        per_ray=per_ray, color_budget=AMPLE, color_threshold=0.1,
+        color_per_ray=color_per_ray, color_budget=AMPLE, color_threshold=0.1,
     )  # fmt: skip
     assert int(rendering.num_complete_rays) == RAYS
-    slow = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray, color_threshold=0.1)
+    slow = render_slowly(
+        rays, edges, background, jnp.asarray(mask), color_per_ray, color_threshold=0.1
+    )
     assert_packed_close_to(slow, rendering)
-    unthinned = render_slowly(rays, edges, background, jnp.asarray(mask), per_ray)
+    unthinned = render_slowly(rays, edges, background, jnp.asarray(mask), color_per_ray)
     assert not np.allclose(slow["rgb"], unthinned["rgb"], atol=1e-2), (
         "the threshold changes nothing"
     )
     # Without a budget the threshold is not used.
     rendering = render_packed_rays(
-        FNS, rays, packed, background, per_ray=per_ray, color_threshold=0.1
+        FNS, rays, packed, background, color_per_ray=color_per_ray, color_threshold=0.1
     )
     assert_packed_close_to(unthinned, rendering)
 
@@ -250,11 +253,11 @@ def complete_rays_slowly(needs_color: np.ndarray, budget: int) -> int:
     return len(needs_color)
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_per_ray", [False, True])
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
 @pytest.mark.parametrize("budget", [1, 5, 9, 17, -1, 0, 1000])
 def test_rays_before_the_color_budget_overflows_are_complete(
-    budget: int, threshold: float, per_ray: bool
+    budget: int, threshold: float, color_per_ray: bool
 ) -> None:
     rays, edges, background, mask, packed = packed_case()
     weights, _ = compute_weights(jnp.asarray(mask) * field_density_along(rays, edges), edges)
@@ -264,14 +267,14 @@ def test_rays_before_the_color_budget_overflows_are_complete(
     budget = needed + budget if budget in (-1, 0) else budget
     rendering = render_packed_rays(
         FNS, rays, packed, background,
-        per_ray=per_ray, color_budget=budget, color_threshold=threshold,
+        color_per_ray=color_per_ray, color_budget=budget, color_threshold=threshold,
     )  # fmt: skip
     num_complete = complete_rays_slowly(needs_color, budget)
     assert int(rendering.num_complete_rays) == num_complete and (num_complete < RAYS) == (
         budget < needed
     )
     slow = render_slowly(
-        rays, edges, background, jnp.asarray(mask), per_ray, color_threshold=threshold
+        rays, edges, background, jnp.asarray(mask), color_per_ray, color_threshold=threshold
     )
     assert_packed_close_to({"rgb": slow["rgb"]}, rendering, slice(num_complete))
     # Opacity and weights do not depend on the color budget.
@@ -303,10 +306,10 @@ def parametric_fns(params: dict[str, jax.Array]) -> RadianceFns:
     )
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_per_ray", [False, True])
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.05])
 def test_gradients_of_packed_rendering_equal_those_of_dense_rendering(
-    threshold: float | None, per_ray: bool
+    threshold: float | None, color_per_ray: bool
 ) -> None:
     rays, edges, background, mask, packed = packed_case()
     params = {
@@ -322,16 +325,18 @@ def test_gradients_of_packed_rendering_equal_those_of_dense_rendering(
     def sparse(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
         fns = parametric_fns(params)
         budget = None if threshold is None else AMPLE
-        rendering = render_packed(
+        rendering = render_packed_samples(
             fns, rays, packed, background,
-            per_ray=per_ray, color_budget=budget, color_threshold=threshold or 0.0,
+            color_per_ray=color_per_ray, color_budget=budget, color_threshold=threshold or 0.0,
         )  # fmt: skip
         return loss(rendering)
 
     def dense(params: dict[str, jax.Array], rays: Rays) -> jax.Array:
         fns, dense_mask = parametric_fns(params), jnp.asarray(mask)
         return loss(
-            render_densely(fns, rays, edges, background, dense_mask, per_ray, threshold or 0.0)
+            render_densely(
+                fns, rays, edges, background, dense_mask, color_per_ray, threshold or 0.0
+            )
         )
 
     def gradients(fn: Any) -> Any:
@@ -347,19 +352,19 @@ def test_gradients_of_packed_rendering_equal_those_of_dense_rendering(
     )
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
+@pytest.mark.parametrize("color_per_ray", [False, True])
 @pytest.mark.parametrize("color_budget", [None, AMPLE, 3])
 def test_gradients_of_packed_rendering_are_finite_at_the_extremes(
-    color_budget: int | None, per_ray: bool
+    color_budget: int | None, color_per_ray: bool
 ) -> None:
     rays, edges, background, mask, _ = packed_case()
     edges = edges.at[0].set(1.0)
 
     def loss(density: jax.Array, packed: PackedSamples) -> jax.Array:
         fns = parametric_fns({"density": density, "features": jnp.ones(4), "color": jnp.ones(3)})
-        rendering = render_packed(
+        rendering = render_packed_samples(
             fns, rays, packed, background,
-            per_ray=per_ray, color_budget=color_budget, color_threshold=1e-3,
+            color_per_ray=color_per_ray, color_budget=color_budget, color_threshold=1e-3,
         )  # fmt: skip
         return jnp.sum(rendering.rgb) + jnp.sum(rendering.opacity) + jnp.sum(rendering.weights)
 

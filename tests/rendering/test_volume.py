@@ -249,14 +249,16 @@ def test_half_of_the_weight_is_before_the_median_depth(weights: np.ndarray) -> N
 # Rendering of all intervals.
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
-def test_rendering_equals_loops(per_ray: bool) -> None:
+@pytest.mark.parametrize("color_per_ray", [False, True])
+def test_rendering_equals_loops(color_per_ray: bool) -> None:
     rays = make_rays()
     tdist, background = make_edges(rays), make_background()
-    rendering, weights = render_all_samples(FNS, rays, tdist, background, per_ray=per_ray)
+    rendering, weights = render_all_samples(
+        FNS, rays, tdist, background, color_per_ray=color_per_ray
+    )
     assert weights.shape == (RAYS, INTERVALS)
     np.testing.assert_allclose(jnp.sum(weights, axis=-1), rendering.opacity, rtol=1e-6)
-    slow = render_slowly(rays, tdist, background, per_ray=per_ray)
+    slow = render_slowly(rays, tdist, background, color_per_ray=color_per_ray)
     assert_close_to(slow, rendering)
 
 
@@ -328,11 +330,11 @@ def test_left_endpoint_depth_is_the_mean_of_the_points() -> None:
     np.testing.assert_allclose(rendering.depth * rendering.opacity, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
-def test_empty_space_renders_exactly_the_background(per_ray: bool) -> None:
+@pytest.mark.parametrize("color_per_ray", [False, True])
+def test_empty_space_renders_exactly_the_background(color_per_ray: bool) -> None:
     rays = make_rays()
     rendering, _ = render_all_samples(
-        EMPTY, rays, make_edges(rays), make_background(), per_ray=per_ray
+        EMPTY, rays, make_edges(rays), make_background(), color_per_ray=color_per_ray
     )
     np.testing.assert_array_equal(rendering.rgb, make_background())
     np.testing.assert_array_equal(rendering.opacity, 0.0)
@@ -340,11 +342,13 @@ def test_empty_space_renders_exactly_the_background(per_ray: bool) -> None:
     np.testing.assert_array_equal(rendering.median_depth, rays.far)
 
 
-@pytest.mark.parametrize("per_ray", [False, True])
-def test_opaque_space_renders_the_first_sample(per_ray: bool) -> None:
+@pytest.mark.parametrize("color_per_ray", [False, True])
+def test_opaque_space_renders_the_first_sample(color_per_ray: bool) -> None:
     rays = make_rays()
     tdist = make_edges(rays)
-    rendering, _ = render_all_samples(OPAQUE, rays, tdist, make_background(), per_ray=per_ray)
+    rendering, _ = render_all_samples(
+        OPAQUE, rays, tdist, make_background(), color_per_ray=color_per_ray
+    )
     first = 0.5 * (tdist[:, 0] + tdist[:, 1])
     color = FNS.color(
         FNS.features(rays.origins + first[:, None] * rays.directions),

@@ -19,8 +19,8 @@ from jaxrf.sampling.occupancy import (
     contract_positions,
     make_full_grid,
     max_pool_occupancy,
-    to_marched_rays,
-    to_ray_distances,
+    s_to_t,
+    to_s_rays,
 )
 from jaxrf.sampling.packed import PackedSamples
 
@@ -229,7 +229,7 @@ def test_march_to_samples_in_contracted_space_equals_a_dense_march() -> None:
     near, far = rays.near[:, None], rays.far[:, None]
     edges = [near + (index + shift - jnp.asarray(offset)[:, None]) * step for shift in (0, 1)]
     starts, stops = (jnp.clip(edge, near, far) for edge in edges)
-    begins, ends = (to_ray_distances(grid, edge, rays.origins) for edge in (starts, stops))
+    begins, ends = (s_to_t(grid, edge, rays.origins) for edge in (starts, stops))
     positions = points_along(rays, 0.5 * (begins + ends))
     inside = np.asarray((ends > begins) & look_up(grid, contract_positions(grid, positions)))
     expected = np.stack([begins, ends], axis=-1)[inside]
@@ -317,7 +317,7 @@ def test_march_rejects_steps_without_length(step: float) -> None:
 def test_march_in_contracted_space_equals_a_dense_march() -> None:
     grid, _, _, step, _ = contracted_case(1)
     rays = dataclasses.replace(random_rays(30), near=jnp.full((30,), 0.05))
-    marched = to_marched_rays(grid, rays)
+    marched = to_s_rays(grid, rays)
     samples = grid.march(rays, step)
     expected = []
     for ray in range(30):
@@ -325,9 +325,7 @@ def test_march_in_contracted_space_equals_a_dense_march() -> None:
         edges = np.clip(near + step * np.arange(int((far - near) / step) + 3), near, far)
         edges = edges[: np.argmax(edges >= far) + 1] if np.any(edges >= far) else edges
         origins = jnp.broadcast_to(rays.origins[ray], (1, 3))
-        distances = np.asarray(
-            to_ray_distances(grid, jnp.asarray(edges[None], jnp.float32), origins)
-        )[0]
+        distances = np.asarray(s_to_t(grid, jnp.asarray(edges[None], jnp.float32), origins))[0]
         middles = 0.5 * (distances[1:] + distances[:-1])
         positions = (
             rays.origins[ray][None] + jnp.asarray(middles)[:, None] * rays.directions[ray][None]

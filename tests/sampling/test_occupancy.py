@@ -11,7 +11,7 @@ from occupancy_cases import BOX, CELL, SHAPE, contracted_case, look_up, random_g
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import clip_to_aabb
-from jaxrf.sampling.density_ema import DensityEmaGrid, init_density_ema
+from jaxrf.sampling.density_tracking import DensityTrackedGrid, track_density
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
     OccupancySchedule,
@@ -26,8 +26,8 @@ from jaxrf.sampling.occupancy import (
     occupied_aabb,
     prune_by_alpha,
     resample_grid,
-    to_marched_rays,
-    to_ray_distances,
+    s_to_t,
+    to_s_rays,
     visible_aabb,
 )
 from jaxrf.sampling.weight_tracking import track_weights
@@ -259,11 +259,11 @@ def test_max_pool_occupancy_covers_all_cells_within_the_dilation(
 def test_to_marched_rays_without_contraction_only_clips() -> None:
     grid, rays = random_grid(), random_rays(30)
     clipped = clip_to_aabb(rays, grid.aabb)
-    marched = to_marched_rays(grid, rays)
+    marched = to_s_rays(grid, rays)
     np.testing.assert_array_equal(marched.near, clipped.near)
     np.testing.assert_array_equal(marched.far, clipped.far)
     distances = jnp.asarray([[1.0, 2.0]])
-    assert to_ray_distances(grid, distances, jnp.zeros((1, 3))) is distances
+    assert s_to_t(grid, distances, jnp.zeros((1, 3))) is distances
     assert contract_positions(grid, rays.origins) is rays.origins
     np.testing.assert_array_equal(contraction_jacobian(grid, jnp.zeros((4, 3))), 1.0)
 
@@ -274,7 +274,7 @@ def test_derived_grids_keep_the_bounds() -> None:
     for made in (
         max_pool_occupancy(grid, 2, 1.0),
         track_weights(grid, dilation_cells),
-        init_density_ema(grid, dilation_cells),
+        track_density(grid, dilation_cells),
         wider,
     ):
         np.testing.assert_array_equal(made.bounds, BOX)
@@ -290,7 +290,7 @@ def test_create_makes_cells_that_are_all_occupied(
     grid = OccupancyGrid.create(BOX, resolution)
     assert grid.occupied.shape == cells and np.all(grid.occupied) and grid.bounds is None
     np.testing.assert_array_equal(grid.aabb, BOX)
-    assert isinstance(grid, DensityEmaGrid) and np.all(np.asarray(grid.optical_depth_ema) < 0)
+    assert isinstance(grid, DensityTrackedGrid) and np.all(np.asarray(grid.max_optical_depth) < 0)
     assert OccupancyGrid.create(np.array([[0.0] * 3, [1.0] * 3])).occupied.shape == (128,) * 3
 
 

@@ -52,8 +52,8 @@ POSITIVE = [
     "num_train_scales", "synthetic_scene.size", "synthetic_scene.train_views",
     "synthetic_scene.test_views", "video.size", "optimizer.grid_lr", "optimizer.mlp_lr",
     "optimizer.lr_final_mult", "optimizer.epsilon", "optimizer.clip_norm", "loss.huber_delta",
-    "loss.charbonnier_epsilon", "model.checkpoint_chunks", "model.max_steps",
-    "model.max_shaded_fraction", "model.occupancy_resolution", "model.occupancy_update_interval",
+    "loss.charbonnier_epsilon", "model.checkpoint_chunks", "model.steps_per_diagonal",
+    "model.max_colored_fraction", "model.occupancy_resolution", "model.occupancy_update_interval",
 ]  # fmt: skip
 
 
@@ -158,12 +158,12 @@ def test_numbers_out_of_range_are_named(path: str, value: Any, message: str) -> 
     ("make", "message"),
     [
         (
-            lambda: tiny_pynerf(blend="results", shading="per_ray"),
-            "add --model.shading per_sample",
+            lambda: tiny_pynerf(blend="results", coloring="per_ray"),
+            "add --model.coloring per_sample",
         ),
         (
             lambda: change(presets.pynerf_small(), blend="results"),
-            "add --model.shading per_sample",
+            "add --model.coloring per_sample",
         ),
         (
             lambda: change(presets.nerf_original(), num_coarse_samples=2),

@@ -87,7 +87,7 @@ def test_numbers_that_are_not_the_defaults_survive_json() -> None:
         schedule_knots=(ScheduleKnot(3, 1e-3), ScheduleKnot(1000, 0.1 + 0.2)),
         train_scale_schedule=((0.0, 8), (0.25, 1)),
         upsample_at=(),
-        shading="per_ray",
+        coloring="per_ray",
         prune_threshold=1e-300,
     )
     again = config_json.from_json(config_json.to_json(original))
@@ -150,7 +150,7 @@ def test_an_unknown_key_is_named(path: str) -> None:
         ("field.upsample_at", ["half"]),
         ("field.upsample_at", "0.5"),
         ("field.width", [64]),
-        ("model.shading", "per_pixel"),
+        ("model.coloring", "per_pixel"),
         ("model.contract", 1),
         ("optimizer", 3),
         ("optimizer", None),

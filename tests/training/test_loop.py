@@ -31,11 +31,12 @@ from jaxrf.core import memory
 from jaxrf.core.rays import clip_to_aabb
 from jaxrf.data.scene import composite
 from jaxrf.evaluation import metrics
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.scoring import make_render_fn
 from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.models.base import StageSpec
 from jaxrf.sampling import occupancy
-from jaxrf.sampling.density_ema import DensityEmaGrid
+from jaxrf.sampling.density_tracking import DensityTrackedGrid
 from jaxrf.training import loop, runs, schedule, transitions
 from jaxrf.training.compile_ahead import StepCompiler
 from jaxrf.training.config import OptimizerConfig, TrainConfig
@@ -363,12 +364,12 @@ def test_appearance_codes_learn_the_exposure_of_images() -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_fit_minimizes_a_custom_error_fn() -> None:
+def test_fit_minimizes_a_custom_rgb_loss_fn() -> None:
     # Every color is right: nothing is learned.
     config = tiny_nerf(num_steps=3)
     recorder = Recorder()
     _, state = loop.fit(
-        config, make_scene(), recorder, error_fn=lambda rgb, _: jnp.sum(0.0 * rgb, axis=-1)
+        config, make_scene(), recorder, rgb_loss_fn=lambda rgb, _: jnp.sum(0.0 * rgb, axis=-1)
     )
     assert float(recorder.metrics[-1].loss) == 0.0 < float(recorder.metrics[-1].mse)
     assert differing_leaves(state.params, first_state(config)[1].params) == []
@@ -524,14 +525,16 @@ def test_training_learns_the_ball(config: TrainConfig) -> None:
     scene = make_scene()
     stage, state = loop.fit(config, scene, Recorder())
     white = np.ones(3, np.float32)
-    render = make_render_fn(config, stage, state.eval_params, state.grid, NEAR_FAR, white)
+    render = make_render_fn(
+        TrainedField(config, stage, state.eval_params, state.grid, NEAR_FAR, white)
+    )
     split = scene.splits["test"]
     targets = [composite(image, white) for image in split.images]
     mean = np.mean(composite(scene.splits["train"].images, white), axis=(0, 1, 2))
     psnr = np.mean([metrics.psnr(render(split.cameras, i).rgb, t) for i, t in enumerate(targets)])
     constant = np.mean([metrics.psnr(np.broadcast_to(mean, t.shape), t) for t in targets])
     assert psnr > constant + 6.0
-    if isinstance(state.grid, DensityEmaGrid):
+    if isinstance(state.grid, DensityTrackedGrid):
         centers = occupancy.cell_centers(stage.grid_resolution, state.grid.aabb)
         distance = np.linalg.norm(centers, axis=-1)
         occupied = np.asarray(state.grid.occupied)

@@ -1,6 +1,7 @@
-"""Pixel errors and masked means against loops."""
+"""RGB losses and masked means against loops."""
 
 import math
+import typing
 from functools import partial
 
 import jax
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxrf.core.errors import InputError
 from jaxrf.training.config import LossConfig
 from jaxrf.training.losses import (
-    charbonnier_error,
-    huber_error,
-    make_error_fn,
+    RGB_LOSSES,
+    charbonnier_loss,
+    huber_loss,
+    make_rgb_loss_fn,
     masked_mean,
     mean_squared_error,
     squared_error,
@@ -76,7 +79,7 @@ def test_masked_mean_ignores_infinite_and_nan_values_outside_the_mask() -> None:
     np.testing.assert_array_equal(gradient, [0.5, 0.0, 0.0, 0.5])
 
 
-# Pixel errors.
+# RGB losses.
 
 
 def squared_slowly(difference: float) -> float:
@@ -94,7 +97,7 @@ def charbonnier_slowly(difference: float, epsilon: float) -> float:
 
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("name", ["squared", "huber", "charbonnier"])
-def test_make_error_fn_equals_loop_over_channels(name: str, scale: float) -> None:
+def test_make_rgb_loss_fn_equals_loop_over_channels(name: str, scale: float) -> None:
     slowly = {
         "squared": squared_slowly,
         "huber": partial(huber_slowly, delta=scale),
@@ -102,8 +105,8 @@ def test_make_error_fn_equals_loop_over_channels(name: str, scale: float) -> Non
     }[name]
     rgb, target_rgb = np.random.default_rng(2).uniform(-1, 2, (2, 20, 3)).astype(np.float32)
     target_rgb[0] = rgb[0]
-    loss = LossConfig(error=name, huber_delta=scale, charbonnier_epsilon=scale)
-    error = jax.jit(make_error_fn(loss))(jnp.asarray(rgb), jnp.asarray(target_rgb))
+    loss = LossConfig(rgb_loss=name, huber_delta=scale, charbonnier_epsilon=scale)
+    error = jax.jit(make_rgb_loss_fn(loss))(jnp.asarray(rgb), jnp.asarray(target_rgb))
     assert error.shape == (20,)
     expected = [
         sum(slowly(float(rgb[r, c]) - float(target_rgb[r, c])) for c in range(3)) / 3
@@ -112,38 +115,49 @@ def test_make_error_fn_equals_loop_over_channels(name: str, scale: float) -> Non
     np.testing.assert_allclose(error, expected, rtol=1e-5)
 
 
+def test_every_name_that_the_option_accepts_has_a_function() -> None:
+    option = typing.get_type_hints(LossConfig)["rgb_loss"]
+    assert set(typing.get_args(option)) == set(RGB_LOSSES)
+
+
+def test_make_rgb_loss_fn_refuses_an_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(RGB_LOSSES, "huber")
+    with pytest.raises(InputError, match=r"--loss\.rgb-loss is 'huber': give one of squared, char"):
+        make_rgb_loss_fn(LossConfig(rgb_loss="huber"))
+
+
 DIFFERENCES = np.array([-1e3, -0.5, -0.1001, -0.1, -0.05, 0.0, 0.05, 0.1, 0.1001, 0.5, 1e3])
 
 
-def error_gradients(error: str, scale: float) -> np.ndarray:
+def rgb_loss_gradients(error: str, scale: float) -> np.ndarray:
     """Derivative of the error with respect to one channel at DIFFERENCES."""
-    fn = make_error_fn(LossConfig(error=error, huber_delta=scale, charbonnier_epsilon=scale))
+    fn = make_rgb_loss_fn(LossConfig(rgb_loss=error, huber_delta=scale, charbonnier_epsilon=scale))
     rgb = jnp.asarray(np.stack([DIFFERENCES] * 3, axis=1), jnp.float32)
     gradient = jax.grad(lambda x: jnp.sum(fn(x, jnp.zeros_like(x))))(rgb)
     return 3.0 * np.asarray(gradient)[:, 0]
 
 
-def test_huber_error_gradient_is_the_clipped_difference() -> None:
+def test_huber_loss_gradient_is_the_clipped_difference() -> None:
     np.testing.assert_allclose(
-        error_gradients("huber", 0.1), np.clip(DIFFERENCES, -0.1, 0.1), rtol=1e-5
+        rgb_loss_gradients("huber", 0.1), np.clip(DIFFERENCES, -0.1, 0.1), rtol=1e-5
     )
 
 
-def test_charbonnier_error_gradient_is_the_difference_over_the_error() -> None:
+def test_charbonnier_loss_gradient_is_the_difference_over_the_error() -> None:
     expected = DIFFERENCES / np.sqrt(DIFFERENCES**2 + 0.01)
-    np.testing.assert_allclose(error_gradients("charbonnier", 0.1), expected, rtol=1e-5)
+    np.testing.assert_allclose(rgb_loss_gradients("charbonnier", 0.1), expected, rtol=1e-5)
 
 
 def test_squared_error_gradient_is_twice_the_difference() -> None:
-    np.testing.assert_allclose(error_gradients("squared", 0.1), 2.0 * DIFFERENCES, rtol=1e-5)
+    np.testing.assert_allclose(rgb_loss_gradients("squared", 0.1), 2.0 * DIFFERENCES, rtol=1e-5)
 
 
 @settings(max_examples=40)
 @given(SEEDS, st.sampled_from([1e-3, 0.1, 1.0]))
 def test_errors_are_symmetric_and_huber_is_at_most_half_the_square(seed: int, scale: float) -> None:
     a, b = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 4, 3)), jnp.float32)
-    for fn in (partial(huber_error, delta=scale), partial(charbonnier_error, epsilon=scale)):
+    for fn in (partial(huber_loss, delta=scale), partial(charbonnier_loss, epsilon=scale)):
         np.testing.assert_array_equal(fn(a, b), fn(b, a))
         assert np.all(np.asarray(fn(a, b)) >= np.asarray(fn(a, a)))
     half = 0.5 * np.asarray(squared_error(a, b))
-    assert np.all(np.asarray(huber_error(a, b, scale)) <= half * (1 + 1e-5))
+    assert np.all(np.asarray(huber_loss(a, b, scale)) <= half * (1 + 1e-5))

@@ -16,11 +16,13 @@ from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_voxels
 from jaxrf.cameras import base as cams
 from jaxrf.core.errors import InputError
 from jaxrf.evaluation import scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.models.base import StageSpec
-from jaxrf.training import monitor, runs, schedule, transitions
+from jaxrf.training import evaluator, monitor, runs, schedule, transitions
 from jaxrf.training.config import TrainConfig, VideoConfig
+from jaxrf.training.evaluator import Evaluator
 from jaxrf.training.logs import EventWriter
-from jaxrf.training.monitor import TrainMonitor
+from jaxrf.training.monitor import Resumption, RunOutput, TrainMonitor
 from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.training.state import Metrics, TrainState
 
@@ -100,17 +102,12 @@ def start_monitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         caught_signals: list[int] = []
         split = scene.splits["val"] if val else None
         callback = TrainMonitor(
-            tmp_path,
             config,
-            metadata,
-            writer,
-            None,
-            split,
+            RunOutput(tmp_path, metadata, writer, None),
+            Evaluator(writer, split, video_cameras_fn),
             caught_signals,
-            start_step,
-            100.0,
+            Resumption(start_step, 100.0),
             deadline,
-            video_cameras_fn=video_cameras_fn,
         )
         return Monitored(callback, writer, saved, caught_signals, state, stage)
 
@@ -168,7 +165,7 @@ def test_on_dispatch_validates_after_each_interval_but_not_at_the_end(
         monitored.dispatch(step, 10)
     validated = [step for step, values in monitored.writer.values.items() if "val/psnr" in values]
     assert validated == expected
-    assert [v.step for v in monitored.monitor.val_history] == expected
+    assert [v.step for v in monitored.monitor.evaluator.val_history] == expected
     assert (monitored.monitor.clock.validate > 0) == bool(expected)
     # Each is saved with its PSNR, by which the best checkpoint is kept.
     assert [step for step, psnr in monitored.saved if psnr is not None] == expected
@@ -188,14 +185,14 @@ def test_validation_scores_all_views(start_monitor: Any) -> None:
     monitored.dispatch(50, 50)
     white, state = np.ones(3, np.float32), monitored.state
     render = scoring.make_render_fn(
-        config, monitored.stage, state.params, state.grid, (2.0, 6.0), white
+        TrainedField(config, monitored.stage, state.params, state.grid, (2.0, 6.0), white)
     )
     scored = list(scoring.score_split(render, make_scene().splits["val"], white, range(2)))
     expected = scoring.summarize(scored)
     assert expected["per_image"][0]["psnr"] != expected["per_image"][1]["psnr"]
     for name in ("psnr", "ssim"):
         assert monitored.writer.values[50][f"val/{name}"] == pytest.approx(expected[name], rel=1e-4)
-    (entry,) = monitored.monitor.val_history
+    (entry,) = monitored.monitor.evaluator.val_history
     assert entry.psnr == pytest.approx(expected["psnr"], abs=1e-3)
 
 
@@ -214,7 +211,8 @@ def test_validation_does_not_count_as_training_time(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(monitor.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(monitor, "seconds_since_start", lambda: now - 990.0)
+    for module in (monitor, evaluator):
+        monkeypatch.setattr(module, "seconds_since_start", lambda: now - 990.0)
     score = scoring.score_split
 
     def score_slowly(*arguments: Any) -> Any:
@@ -231,7 +229,7 @@ def test_validation_does_not_count_as_training_time(
     assert clock.train == pytest.approx(6.0) and clock.validate == pytest.approx(3 * 14.0)
     assert clock.first_step == pytest.approx(12.0)
     # Seconds of a validation leave out the time of earlier ones.
-    assert [entry.seconds for entry in monitored.monitor.val_history] == pytest.approx(
+    assert [entry.seconds for entry in monitored.monitor.evaluator.val_history] == pytest.approx(
         [12.0, 14.0, 16.0]
     )
     assert monitored.writer.values[50]["speed/rays_per_second"] == pytest.approx(25 * 64 * 0.95 / 2)
@@ -302,7 +300,7 @@ def test_on_dispatch_skips_a_video_that_may_take_half_of_the_time_left(
     )
     monitored.monitor.deadline = time.time() + 100.0
     for step, slowest in ((10, 0.0), (20, 49.0), (30, 51.0)):
-        monitored.monitor._slowest_video = slowest
+        monitored.monitor.evaluator._slowest_video = slowest
         monitored.dispatch(step, 10)
     assert [step for *_, step in monitored.writer.videos] == [10, 20]
 
@@ -457,7 +455,7 @@ def test_replan_leaves_time_for_validations(
         run = Budgeted(start_monitor, monkeypatch, 100.0)
         run.monitored.monitor.config = dataclasses.replace(run.config, validate_every=1e9)
         run.config = dataclasses.replace(run.config, validate_every=every)
-        run.monitored.monitor._validation_seconds = 2.0
+        run.monitored.monitor.evaluator._validation_seconds = 2.0
         run.begin_stage()
         run.dispatch(1, 1.0, growing=False)
         run.dispatch(9, 1.0, growing=False)
@@ -470,9 +468,11 @@ def test_validation_apart_from_the_budget_moves_the_deadline(
 ) -> None:
     deadlines = []
     make_render_fn = scoring.make_render_fn
-    for validate_apart in (False, True):
+    for budget_excludes_validation in (False, True):
         run = Budgeted(start_monitor, monkeypatch, 100.0)
-        changed = dataclasses.replace(run.config, validate_every=0.1, validate_apart=validate_apart)
+        changed = dataclasses.replace(
+            run.config, validate_every=0.1, budget_excludes_validation=budget_excludes_validation
+        )
         run.config = run.monitored.monitor.config = changed
 
         def make_slowly(*arguments: Any, run: Budgeted = run, **named: Any) -> Any:

@@ -196,6 +196,18 @@ def test_read_config_refuses_a_config_of_an_older_version(run: Path) -> None:
         assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
+@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (99, "a newer"), (None, "an older")])
+def test_read_config_refuses_another_version_of_the_format(
+    run: Path, version: int | None, age: str
+) -> None:
+    path = run / "config.json"
+    content = json.loads(path.read_text())
+    assert content.pop("version") == runs.FORMAT_VERSION
+    path.write_text(json.dumps(content | ({} if version is None else {"version": version})))
+    with pytest.raises(InputError, match=f"it is of {age} version of jaxrf"):
+        runs.read_config(run)
+
+
 @pytest.mark.parametrize(
     ("make", "name", "value"),
     [

@@ -37,7 +37,7 @@ from steps import (
 from jaxrf.core import memory
 from jaxrf.training import loop, schedule, transitions
 from jaxrf.training.config import LossConfig, OptimizerConfig, TrainConfig
-from jaxrf.training.losses import make_error_fn
+from jaxrf.training.losses import make_rgb_loss_fn
 from jaxrf.training.state import Metrics, TrainState
 from jaxrf.training.step import train_steps
 
@@ -134,7 +134,7 @@ def test_a_step_whose_gradients_overflow_changes_only_the_loss_scale() -> None:
     config = tiny_voxels(compute_dtype="float16")
     before, after, metrics = do_steps(config, 1, factor=2.0**100)
     assert differing_leaves(after.params, before.params) == []
-    assert differing_leaves(after.opt_state.inner_opt_state, before.opt_state.inner_opt_state) == []
+    assert differing_leaves(after.opt_state.base_opt_state, before.opt_state.base_opt_state) == []
     assert differing_leaves(after.grid, before.grid) == []
     assert float(after.opt_state.scale.factor) == 2.0**99
     assert int(after.step) == 1 and float(metrics.finite_fraction) == 0.0
@@ -230,7 +230,7 @@ def test_loss_weights_pixels_of_smaller_images_by_their_area() -> None:
 
 
 @pytest.mark.slow
-def test_a_custom_error_fn_is_minimized() -> None:
+def test_a_custom_rgb_loss_fn_is_minimized() -> None:
     def weighted(rgb: jax.Array, target_rgb: jax.Array) -> jax.Array:
         return 3.0 * jnp.abs(rgb - target_rgb)[:, 0] + 1.0
 
@@ -260,8 +260,8 @@ def test_loss_has_the_terms_of_its_configuration() -> None:
         ),
         ("charbonnier", np.sqrt(difference**2 + 0.04)),
     ):
-        loss: Any = LossConfig(error=kind, huber_delta=0.2, charbonnier_epsilon=0.2)  # type: ignore[arg-type]
-        errors = make_error_fn(loss)(jnp.asarray(0.3 + difference), jnp.full((2, 3), 0.3))
+        loss: Any = LossConfig(rgb_loss=kind, huber_delta=0.2, charbonnier_epsilon=0.2)  # type: ignore[arg-type]
+        errors = make_rgb_loss_fn(loss)(jnp.asarray(0.3 + difference), jnp.full((2, 3), 0.3))
         np.testing.assert_allclose(errors, terms.mean(axis=-1), rtol=1e-5)
     loss = LossConfig(distortion_weight=2.0, entropy_weight=0.5)
     config = tiny_hashgrid(density_scale=5.0, loss=loss)
@@ -272,7 +272,7 @@ def test_loss_has_the_terms_of_its_configuration() -> None:
     complete = ~np.asarray(rendering.overflowed)
     p = np.clip(np.asarray(rendering.opacity, np.float64), 1e-5, 1 - 1e-5)[complete]
     entropy = np.mean(-p * np.log(p) - (1 - p) * np.log(1 - p))
-    distortion = np.mean(np.asarray(rendering.distortion)[complete])
+    distortion = np.mean(np.asarray(rendering.distortion_loss)[complete])
     assert entropy > 0.01 and distortion > 1e-3
     expected = float(metrics.mse) + 2.0 * distortion + 0.5 * entropy
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-3)

@@ -20,7 +20,7 @@ from jaxrf.evaluation.scoring import ViewMetrics
 from jaxrf.fields.base import label_params
 from jaxrf.models.base import ModelParams
 from jaxrf.rendering.image import HostRendering
-from jaxrf.sampling.density_ema import DensityEmaGrid
+from jaxrf.sampling.density_tracking import DensityTrackedGrid
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.sampling.weight_tracking import WeightTrackedGrid, decayed_max_weights
 from jaxrf.training import summaries, transitions
@@ -36,7 +36,7 @@ def make_view_metrics(height: int, width: int) -> ViewMetrics:
     rendering = HostRendering(
         draw(height, width, 3), draw(height, width), *(2.0 + draw(2, height, width))
     )
-    return ViewMetrics(0, "r_7", rendering, draw(height, width, 3), 31.5, 0.91)
+    return ViewMetrics(0, "r_7", rendering, draw(height, width, 3), {"psnr": 31.5, "ssim": 0.91})
 
 
 @pytest.mark.parametrize(("height", "width", "factor"), [(30, 40, 5), (200, 300, 1), (9, 200, 1)])
@@ -54,9 +54,9 @@ def test_draw_sheet_enlarges_each_image_by_an_integer_factor(
     low, high = float(hit.min()), float(hit.max())
     depth = images.colorize_depth(rendering.median_depth, rendering.opacity, low, high)
     expected = {
-        (0, 0): view.truth,
+        (0, 0): view.target_rgb,
         (0, 1): rendering.rgb,
-        (0, 2): images.colorize_error(rendering.rgb, view.truth, 0.25),
+        (0, 2): images.colorize_error(rendering.rgb, view.target_rgb, 0.25),
         (1, 0): depth,
         (1, 1): np.repeat(rendering.opacity[..., None], 3, axis=-1),
     }
@@ -151,11 +151,11 @@ def test_collect_cells_returns_cells_with_a_weight_or_optical_depth() -> None:
     optical = np.full(24, -2.0, np.float32)
     optical[[1, 2]] = [0.0, 0.4]
     radius = jnp.asarray(1.0)
-    probed = DensityEmaGrid(
+    probed = DensityTrackedGrid(
         occupied=cells.occupied,
         aabb=cells.aabb,
         coarse=cells,
-        optical_depth_ema=jnp.asarray(optical),
+        max_optical_depth=jnp.asarray(optical),
         step=clock,
         radius=radius,
     )
@@ -171,7 +171,7 @@ def test_flatten_config_names_options_by_dots_and_leaves_out_none() -> None:
     assert flat["field.prune_at"] == " ".join(str(x) for x in config.field.prune_at)
     assert flat["filter_rays"] is config.filter_rays
     assert flat["ray_convention.transmittance_threshold"] == 1e-3
-    assert flat["model.type"] == "packed" and flat["model.max_steps"] == 1024.0
+    assert flat["model.type"] == "packed" and flat["model.steps_per_diagonal"] == 1024.0
     assert "budget" not in flat
     assert not any(name.split(".")[0] in summaries.EXCLUDED_OPTIONS for name in flat)
     assert all(isinstance(value, bool | float | str) for value in flat.values())

@@ -37,7 +37,8 @@ from jaxrf.fields.base import StageTransition
 from jaxrf.fields.tensorf import TensoRF
 from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.fields.voxels import Voxels
-from jaxrf.models.base import StageSpec, close_over_params
+from jaxrf.models.base import StageSpec
+from jaxrf.models.networks import close_over_params
 from jaxrf.models.packed import PackedModel
 from jaxrf.sampling import occupancy
 from jaxrf.sampling.occupancy import OccupancyGrid

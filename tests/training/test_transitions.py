@@ -26,7 +26,7 @@ from jaxrf.fields.tensorf import TensoRF
 from jaxrf.fields.voxels import Voxels
 from jaxrf.models.base import StageSpec
 from jaxrf.models.packed import PackedModel
-from jaxrf.sampling.density_ema import DensityEmaGrid
+from jaxrf.sampling.density_tracking import DensityTrackedGrid
 from jaxrf.sampling.marching import STEPS_PER_BLOCK
 from jaxrf.training import schedule, transitions
 from jaxrf.training.config import TrainConfig
@@ -271,7 +271,7 @@ def test_first_stage_of_a_packed_model_has_cells_and_budgets(make: Any) -> None:
     assert isinstance(model, PackedModel)
     side = 3.0 / model.occupancy_resolution
     cells = tuple(math.ceil(n / side - 1e-6) for n in (3.0, 2.2, 1.5))
-    assert stage.grid_resolution == cells and isinstance(state.grid, DensityEmaGrid)
+    assert stage.grid_resolution == cells and isinstance(state.grid, DensityTrackedGrid)
     assert np.all(state.grid.occupied)
     assert state.params._replace(field=None) == (None, None, (), None)
     assert (stage.num_rays, stage.sample_budget) == (config.batch_rays, config.batch_samples)
@@ -328,7 +328,7 @@ def test_set_budgets_gives_the_configured_number_of_rays_and_samples(
     assert samples / STEPS_PER_BLOCK <= budgeted.block_budget
     assert make is tiny_tensorf or budgeted.color_budget == 0
     for share in (0.3, 0.5, 1.0):
-        limited = change(config, max_shaded_fraction=share)
+        limited = change(config, max_colored_fraction=share)
         budget = transitions.set_budgets(limited, stage, BOX).color_budget
         # 0 is for all.
         assert budget == (math.ceil(share * samples) if share < 1.0 else 0)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scenes import first_state, tiny_nerf
 
+from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.interactive import InteractiveRenderer, make_interactive_renderer
 
 BACKGROUND = np.ones(3, np.float32)
@@ -15,5 +16,5 @@ def renderer() -> InteractiveRenderer:
     config = tiny_nerf()
     stage, state = first_state(config)
     return make_interactive_renderer(
-        config, stage, state.eval_params, state.grid, (2.0, 6.0), BACKGROUND
+        TrainedField(config, stage, state.eval_params, state.grid, (2.0, 6.0), BACKGROUND)
     )

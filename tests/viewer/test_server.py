@@ -107,8 +107,8 @@ def test_crop_starts_as_the_occupied_box(viewer: Viewer, renderer: InteractiveRe
     state = wait_for(lambda: viewer._state)
     viewer._crop_panel.enabled.value = True
     # The limits of the sliders are rounded outwards.
-    assert np.all(viewer.crop[0] <= state.box[0]) and np.all(viewer.crop[1] >= state.box[1])
-    np.testing.assert_allclose(viewer.crop, state.box, atol=0.011)
+    assert np.all(viewer.crop[0] <= state.aabb[0]) and np.all(viewer.crop[1] >= state.aabb[1])
+    np.testing.assert_allclose(viewer.crop, state.aabb, atol=0.011)
     viewer._crop_panel.sliders[1].value = (-0.5, 0.25)
     assert tuple(viewer.crop[:, 1]) == (-0.5, 0.25)
     viewer._crop_panel.enabled.value = False

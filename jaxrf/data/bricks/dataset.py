@@ -1,4 +1,4 @@
-"""The built-in scene as a data set in the Blender layout, cached in a folder of the user's."""
+"""The built-in scene as a data set in the Blender format, cached in a folder of the user's."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def write_bricks(
     supersamples: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Renders the scene into a folder in the layout of NeRF's synthetic ("Blender") scenes.
+    """Renders the scene into a folder in the format of NeRF's synthetic ("Blender") scenes.
 
     Writes `<split>/r_<i>.png` and its exact depth, `<split>/r_<i>_depth.npy` (see `render_view`).
     The folder appears only when it is complete. If two processes write the same folder, the first

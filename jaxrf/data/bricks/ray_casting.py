@@ -95,11 +95,11 @@ def _slab_span(low: Numbers, high: Numbers, origin: Numbers, inverse: Numbers) -
     return np.minimum(a, b), np.maximum(a, b)
 
 
-def _box_span(box: Float[np.ndarray, "2 3"], ray: PreparedRays) -> tuple[np.ndarray, np.ndarray]:
+def _box_span(aabb: Float[np.ndarray, "2 3"], ray: PreparedRays) -> tuple[np.ndarray, np.ndarray]:
     """Span of a box, by the slab method (Kay and Kajiya 1986)."""
-    enter, leave = _slab_span(box[0, 0], box[1, 0], ray.origin[0], ray.inverse[0])
+    enter, leave = _slab_span(aabb[0, 0], aabb[1, 0], ray.origin[0], ray.inverse[0])
     for axis in (1, 2):
-        low, high = _slab_span(box[0, axis], box[1, axis], ray.origin[axis], ray.inverse[axis])
+        low, high = _slab_span(aabb[0, axis], aabb[1, axis], ray.origin[axis], ray.inverse[axis])
         enter, leave = np.maximum(enter, low), np.minimum(leave, high)
     return enter, leave
 

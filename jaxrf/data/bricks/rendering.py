@@ -151,13 +151,13 @@ def _outlines(
     """First column and row of the pixels that see each primitive, and those past the last."""
     offsets = corners - T_world_camera[:3, 3]
     x, y, z = np.moveaxis(offsets @ np.linalg.inv(T_world_camera[:3, :3]).T, -1, 0)
-    is_behind = z > -1e-6
-    scale = _focal(size[0]) / np.where(is_behind, 1.0, -z)
+    no_projection = z > -1e-6
+    scale = _focal(size[0]) / np.where(no_projection, 1.0, -z)
     pixels = np.stack([x * scale + 0.5 * size[0], 0.5 * size[1] - y * scale], axis=-1)
     # The margin is only for rounding: a convex solid projects to between its corners.
     low, high = np.floor(pixels.min(axis=1) - 1e-6), np.ceil(pixels.max(axis=1) + 1e-6)
     outlines = np.clip(np.stack([low, high], axis=1), 0, size).astype(int)
-    outlines[is_behind.any(axis=1)] = [(0, 0), size]  # The projection is unbounded.
+    outlines[no_projection.any(axis=1)] = [(0, 0), size]  # The projection is unbounded.
     return outlines
 
 

@@ -11,14 +11,12 @@ from PIL import Image
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.progress import ProgressBar
-from jaxrf.data import images, llff, multiscale, transforms
+from jaxrf.data import images, llff, masks, multiscale, transforms
 from jaxrf.data.files import natural_key
 from jaxrf.data.photos.video import JPEG_QUALITY, shrink
 
 # Formats that every program reads as they are.
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg")
-MASK_FOLDERS = ("masks", "mask")
-DYNAMIC_MASK = "dynamic_mask_"
 MAX_PHOTOS = 5000
 # COLMAP's features do not fit into smaller photos.
 MIN_PHOTO_SIZE = 32
@@ -63,7 +61,7 @@ def list_photos(folder: Path) -> list[Path]:
 
 
 def _may_hold_photos(folder: Path) -> bool:
-    if folder.name.startswith(".") or folder.name in MASK_FOLDERS:
+    if folder.name.startswith(".") or folder.name in masks.MASK_FOLDERS:
         return False
     return not any((folder / name).exists() for name in POSE_FILES)
 
@@ -83,7 +81,7 @@ def _list_folder(folder: Path) -> list[Path]:
         paths = [p for p in folder.iterdir() if images.is_image(p) and p.is_file()]
     except OSError:
         return []
-    photos = [path for path in paths if not path.name.startswith(DYNAMIC_MASK)]
+    photos = [path for path in paths if not masks.is_dynamic_mask(path)]
     return sorted(photos, key=lambda path: natural_key(path.name))
 
 
@@ -138,7 +136,7 @@ def gather_photos(photos: list[Path], output: Path, max_size: int) -> Photos:
                     unusable[photo.name] = f"smaller than {MIN_PHOTO_SIZE} pixels"
                     continue
                 if not (folder / name).exists():
-                    _copy_mask(photo, output / "masks" / f"{name}.png", max_size)
+                    _copy_mask(photo, output / masks.masks_in_folders(Path(name))[0], max_size)
                     _copy_photo(photo, folder / name, max_size)
                 names.append(name)
             except images.HeifError:
@@ -187,10 +185,9 @@ def _copy_mask(photo: Path, target: Path, max_size: int) -> None:
 
 def _possible_masks(photo: Path) -> list[tuple[Path, bool]]:
     """Files that may be the mask of a photo, and whether their white pixels are left out."""
-    usual = [
-        (folder / masks / name, False)
+    in_folders = [
+        (folder / mask, False)
         for folder in (photo.parent, photo.parent.parent)
-        for masks in MASK_FOLDERS
-        for name in (f"{photo.name}.png", f"{photo.stem}.png")
+        for mask in masks.masks_in_folders(Path(photo.name))
     ]
-    return [(photo.with_name(f"{DYNAMIC_MASK}{photo.stem}.png"), True), *usual]
+    return [(masks.dynamic_mask(photo), True), *in_folders]

@@ -1,4 +1,4 @@
-"""From photos or a video to a data set in COLMAP's layout, cached by what it was made of."""
+"""From photos or a video to a data set in COLMAP's format, cached by what it was made of."""
 
 import dataclasses
 import hashlib
@@ -106,7 +106,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def prepare_photos(path: Path, output: Path, options: PhotoOptions) -> reconstruct.Report:
-    """Writes a data set in COLMAP's layout: `images` and `sparse/0`; continues one that was begun.
+    """Writes a data set in COLMAP's format: `images` and `sparse/0`; continues one that was begun.
 
     Photos that were added since are placed with the others.
 

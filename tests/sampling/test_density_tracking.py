@@ -14,12 +14,12 @@ from occupancy_cases import BOX, CELL, SHAPE, random_grid, random_rays
 from jaxrf.cameras import contraction
 from jaxrf.cameras.base import image_rays, make_cameras, project
 from jaxrf.cameras.poses import look_at
-from jaxrf.sampling.density_ema import (
+from jaxrf.sampling.density_tracking import (
     UNINITIALIZED,
     UPDATE_PHASES,
-    DensityEmaGrid,
-    init_density_ema,
+    DensityTrackedGrid,
     mark_invisible_cells,
+    track_density,
     update_occupancy,
 )
 from jaxrf.sampling.occupancy import (
@@ -50,52 +50,52 @@ def density_by_cell(values: jax.Array) -> Callable[[jax.Array, jax.Array], jax.A
 
 @functools.partial(jax.jit, static_argnames=("dilation_cells", "chunk"))
 def update(
-    grid: DensityEmaGrid,
+    grid: DensityTrackedGrid,
     key: jax.Array,
     values: jax.Array,
     phase: jax.Array | int,
     dilation_cells: float = 3.0,
     chunk: int = 1 << 16,
-) -> DensityEmaGrid:
+) -> DensityTrackedGrid:
     fn = density_by_cell(values)
-    options = {"decay": 0.8, "threshold": 0.01, "dilation_cells": dilation_cells, "chunk": chunk}
-    return update_occupancy(grid, key, fn, STEP, phase, **options)
+    schedule = OccupancySchedule(decay=0.8, threshold=0.01, dilation_cells=dilation_cells)
+    return update_occupancy(grid, key, fn, STEP, phase, schedule, chunk)
 
 
-def grid_with_ema(
+def grid_with_depths(
     optical: np.ndarray, occupied: np.ndarray, dilation_cells: float = 3.0
-) -> DensityEmaGrid:
+) -> DensityTrackedGrid:
     """A grid whose cells have these optical depths."""
     plain = OccupancyGrid(jnp.asarray(occupied.reshape(SHAPE)), jnp.asarray(BOX))
-    grid = init_density_ema(plain, dilation_cells)
-    return dataclasses.replace(grid, optical_depth_ema=jnp.asarray(optical, jnp.float32))
+    grid = track_density(plain, dilation_cells)
+    return dataclasses.replace(grid, max_optical_depth=jnp.asarray(optical, jnp.float32))
 
 
-def test_init_density_ema_keeps_cells_and_evaluates_none() -> None:
+def test_track_density_keeps_cells_and_evaluates_none() -> None:
     grid = random_grid(0.02)
     for dilation_cells in (0.0, 4.0):
-        initial = init_density_ema(grid, dilation_cells)
+        initial = track_density(grid, dilation_cells)
         np.testing.assert_array_equal(initial.occupied, grid.occupied)
         np.testing.assert_array_equal(initial.aabb, grid.aabb)
         np.testing.assert_array_equal(
             initial.coarse.occupied, max_pool_occupancy(grid, POOLING, dilation_cells).occupied
         )
-        assert initial.optical_depth_ema.shape == (SLOTS,) and np.all(
-            np.asarray(initial.optical_depth_ema) < 0
+        assert initial.max_optical_depth.shape == (SLOTS,) and np.all(
+            np.asarray(initial.max_optical_depth) < 0
         )
         assert int(initial.step) == 0
-    assert isinstance(jax.jit(lambda g: g)(initial), DensityEmaGrid)
+    assert isinstance(jax.jit(lambda g: g)(initial), DensityTrackedGrid)
 
 
 def test_update_occupancy_evaluates_every_cell_and_keeps_it_occupied_until_then() -> None:
     # Only the first cell holds anything: any other is empty once it was evaluated.
     first = np.arange(SLOTS) == 0
     values = 5.0 * jnp.asarray(first, jnp.float32)
-    grid = init_density_ema(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    grid = track_density(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
     evaluations = np.zeros(SLOTS, int)
     for phase in range(UPDATE_PHASES):
         grid = update(grid, jax.random.key(phase), values, phase)
-        evaluated = np.asarray(grid.optical_depth_ema) >= 0
+        evaluated = np.asarray(grid.max_optical_depth) >= 0
         # The quarter of this phase, and cells that were still occupied.
         assert np.all(evaluated[phase % SLOTS :: UPDATE_PHASES])
         assert QUARTER <= evaluated.sum() <= 2 * QUARTER * (phase + 1)
@@ -108,17 +108,17 @@ def test_update_occupancy_evaluates_every_cell_and_keeps_it_occupied_until_then(
 
 def test_update_occupancy_of_a_uniform_density_keeps_all_cells() -> None:
     """A field that starts at zero has to be evaluated, or it would stay zero."""
-    grid = init_density_ema(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    grid = track_density(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
     for phase in range(UPDATE_PHASES):
         grid = update(grid, jax.random.key(phase), jnp.zeros(SLOTS), phase)
-    assert np.all(grid.occupied) and np.all(grid.optical_depth_ema == 0)
+    assert np.all(grid.occupied) and np.all(grid.max_optical_depth == 0)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (1, 5, 1), (2, 3, 3)])
 def test_update_occupancy_evaluates_every_cell_of_a_grid_of_any_size(
     shape: tuple[int, int, int],
 ) -> None:
-    grid = init_density_ema(make_full_grid(shape, jnp.asarray(BOX)), 1.0)
+    grid = track_density(make_full_grid(shape, jnp.asarray(BOX)), 1.0)
     # As if nothing were occupied: only the quarter of the phase and the last cell are evaluated.
     grid = dataclasses.replace(grid, occupied=jnp.zeros(shape, bool))
     update_once = jax.jit(
@@ -128,14 +128,12 @@ def test_update_occupancy_evaluates_every_cell_of_a_grid_of_any_size(
             lambda positions, radii: positions[:, 0] * 0.0 + 1.0,
             STEP,
             phase,
-            decay=0.9,
-            threshold=0.01,
-            dilation_cells=1.0,
+            OccupancySchedule(decay=0.9, threshold=0.01, dilation_cells=1.0),
         )
     )
     for phase in range(7, 7 + UPDATE_PHASES):
         grid = update_once(grid, phase)
-    np.testing.assert_allclose(grid.optical_depth_ema, STEP, rtol=1e-6)
+    np.testing.assert_allclose(grid.max_optical_depth, STEP, rtol=1e-6)
 
 
 @pytest.mark.parametrize("phase", [0, 1, 3, 6])
@@ -158,9 +156,12 @@ def test_update_occupancy_equals_loop_while_all_occupied_cells_fit(count: int, p
         expected[cell] = max(max(before[cell], 0.0) * 0.8, values[cell] * STEP)
     level = min(0.01, np.mean(np.maximum(expected, 0.0)))
     grid = update(
-        grid_with_ema(before, occupied), jax.random.key(5), jnp.asarray(values, jnp.float32), phase
+        grid_with_depths(before, occupied),
+        jax.random.key(5),
+        jnp.asarray(values, jnp.float32),
+        phase,
     )
-    np.testing.assert_allclose(grid.optical_depth_ema, expected, rtol=1e-5)
+    np.testing.assert_allclose(grid.max_optical_depth, expected, rtol=1e-5)
     flags = (expected < 0) | (expected >= np.float32(level))
     np.testing.assert_array_equal(np.asarray(grid.occupied).ravel(), flags)
     assert 0 < flags.sum() < SLOTS
@@ -173,9 +174,9 @@ def test_update_occupancy_equals_loop_while_all_occupied_cells_fit(count: int, p
 def test_update_occupancy_evaluates_a_random_run_of_too_many_occupied_cells() -> None:
     counts = np.zeros(SLOTS, int)
     for number in range(200):
-        grid = grid_with_ema(np.full(SLOTS, -1.0), np.ones(SLOTS, bool))
+        grid = grid_with_depths(np.full(SLOTS, -1.0), np.ones(SLOTS, bool))
         grid = update(grid, jax.random.key(number), jnp.ones(SLOTS), 0)
-        evaluated = np.asarray(grid.optical_depth_ema) >= 0
+        evaluated = np.asarray(grid.max_optical_depth) >= 0
         aimed = np.flatnonzero(evaluated & (np.arange(SLOTS) % UPDATE_PHASES != 0))
         # A run of consecutive cells that fills its quarter.
         assert (
@@ -188,7 +189,7 @@ def test_update_occupancy_evaluates_a_random_run_of_too_many_occupied_cells() ->
 @pytest.mark.parametrize("chunk", [1, 7, 2 * QUARTER - 1, 2 * QUARTER])
 def test_update_occupancy_does_not_depend_on_chunk_size(chunk: int) -> None:
     values = jnp.asarray(np.random.default_rng(0).uniform(0, 1, SLOTS), jnp.float32)
-    initial = init_density_ema(random_grid(), 3.0)
+    initial = track_density(random_grid(), 3.0)
     together, parts = (
         update(initial, jax.random.key(1), values, 2, chunk=n) for n in (1 << 16, chunk)
     )
@@ -204,10 +205,10 @@ def test_update_occupancy_points_are_uniform_in_their_cells() -> None:
         jax.debug.callback(lambda p: actual.append(np.asarray(p)), positions)
         return jnp.zeros(positions.shape[:1])
 
-    grid = init_density_ema(random_grid(), 3.0)
+    grid = track_density(random_grid(), 3.0)
     for number in range(30):
-        options = {"decay": 0.9, "threshold": 0.01, "dilation_cells": 3.0}
-        update_occupancy(grid, jax.random.key(number), density, STEP, 1, **options)
+        schedule = OccupancySchedule(decay=0.9, threshold=0.01, dilation_cells=3.0)
+        update_occupancy(grid, jax.random.key(number), density, STEP, 1, schedule)
     jax.effects_barrier()
     scaled = (np.concatenate([points[:QUARTER] for points in actual]) - BOX[0]) / CELL
     cells = np.array(np.unravel_index((UPDATE_PHASES * np.arange(QUARTER) + 1) % SLOTS, SHAPE)).T
@@ -218,18 +219,18 @@ def test_update_occupancy_points_are_uniform_in_their_cells() -> None:
 
 
 def test_update_occupancy_decays_the_optical_depth() -> None:
-    grid = grid_with_ema(np.full(SLOTS, 0.05), np.ones(SLOTS, bool))
+    grid = grid_with_depths(np.full(SLOTS, 0.05), np.ones(SLOTS, bool))
     largest = []
     for phase in range(8 * UPDATE_PHASES):
         grid = update(grid, jax.random.key(phase), jnp.zeros(SLOTS), phase)
-        largest.append(float(jnp.max(grid.optical_depth_ema)))
+        largest.append(float(jnp.max(grid.max_optical_depth)))
         assert np.all(
-            np.asarray(grid.optical_depth_ema)
+            np.asarray(grid.max_optical_depth)
             <= 0.05 * 0.8 ** ((phase + 1) // UPDATE_PHASES) * 1.0001
         )
     assert largest == sorted(largest, reverse=True) and largest[0] == pytest.approx(0.05)
     # 0.05 * 0.8^8 is less than the threshold.
-    assert float(jnp.max(grid.optical_depth_ema)) < 0.01
+    assert float(jnp.max(grid.max_optical_depth)) < 0.01
 
 
 def test_update_occupancy_keeps_cells_of_a_dense_ball_and_drops_far_ones() -> None:
@@ -238,11 +239,11 @@ def test_update_occupancy_keeps_cells_of_a_dense_ball_and_drops_far_ones() -> No
     def density(positions: jax.Array, radii: jax.Array) -> jax.Array:
         return 50.0 * (jnp.linalg.norm(positions, axis=-1) < 0.6)
 
-    options = {"decay": 0.95, "threshold": 0.01, "dilation_cells": 2.0}
+    schedule = OccupancySchedule(decay=0.95, threshold=0.01, dilation_cells=2.0)
     update_once = jax.jit(
-        lambda grid, key, phase: update_occupancy(grid, key, density, STEP, phase, **options)
+        lambda grid, key, phase: update_occupancy(grid, key, density, STEP, phase, schedule)
     )
-    grid = init_density_ema(make_full_grid(shape, box), 2.0)
+    grid = track_density(make_full_grid(shape, box), 2.0)
     centers = np.linalg.norm(np.asarray(cell_centers(shape, box)), axis=-1)
     half = 0.5 * 3**0.5 / 6
     for phase in range(5 * UPDATE_PHASES):
@@ -255,18 +256,18 @@ def test_update_occupancy_keeps_cells_of_a_dense_ball_and_drops_far_ones() -> No
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
 def test_update_occupancy_of_extreme_densities_is_finite(value: float) -> None:
-    grid = init_density_ema(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    grid = track_density(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
     for phase in range(UPDATE_PHASES):
         grid = update(grid, jax.random.key(phase), jnp.full(SLOTS, value), phase)
-    assert np.all(np.isfinite(grid.optical_depth_ema))
-    np.testing.assert_allclose(grid.optical_depth_ema, value * STEP, rtol=1e-5)
+    assert np.all(np.isfinite(grid.max_optical_depth))
+    np.testing.assert_allclose(grid.max_optical_depth, value * STEP, rtol=1e-5)
     assert np.all(grid.occupied) or value < 1.0
 
 
 def test_update_occupancy_keeps_thin_cells_above_the_mean() -> None:
     values = np.full(SLOTS, 1e-6)
     values[[3, 17, 40]] = 1e-3
-    grid = init_density_ema(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
+    grid = track_density(make_full_grid(SHAPE, jnp.asarray(BOX)), 3.0)
     for phase in range(UPDATE_PHASES):
         grid = update(grid, jax.random.key(phase), jnp.asarray(values, jnp.float32), phase)
     assert np.flatnonzero(np.asarray(grid.occupied)).tolist() == [3, 17, 40]
@@ -277,7 +278,7 @@ def test_mark_invisible_cells_are_empty_and_stay_so() -> None:
     poses = np.stack([look_at(np.array(eye), np.zeros(3)) for eye in ([0, -3, 0.5], [2.0, 0, 0])])
     cameras = make_cameras(poses, 40, 30, 0.5)
     box = jnp.array([[-1.0, -1.2, -1.1], [1.2, 1.0, 1.0]])
-    full = init_density_ema(make_full_grid((9, 10, 11), box), 1.0)
+    full = track_density(make_full_grid((9, 10, 11), box), 1.0)
     grid = mark_invisible_cells(full, cameras, 1.0)
     low, high = np.asarray(box)
     axes = [np.linspace(low[a], high[a], n + 1) for a, n in enumerate((9, 10, 11))]
@@ -299,7 +300,7 @@ def test_mark_invisible_cells_are_empty_and_stay_so() -> None:
     for phase in range(UPDATE_PHASES):
         grid = update_occupancy(
             grid, jax.random.key(phase), lambda p, r: 0.0 * r + dense, 1.0, phase,
-            decay=0.9, threshold=0.01, dilation_cells=1.0,
+            OccupancySchedule(decay=0.9, threshold=0.01, dilation_cells=1.0),
         )  # fmt: skip
     assert np.array_equal(grid.occupied, occupied)
 
@@ -308,7 +309,7 @@ def test_update_occupancy_uses_cone_radii_of_the_cameras_at_every_scale() -> Non
     poses = np.stack([look_at(np.array(eye), np.zeros(3)) for eye in ([0, -4.0, 0.5], [4.0, 0, 0])])
     cameras = make_cameras(poses, 64, 64, 0.4)
     box = jnp.array([[-1.0] * 3, [1.0] * 3])
-    grid = mark_invisible_cells(init_density_ema(make_full_grid((4, 4, 4), box), 1.0), cameras, 1.0)
+    grid = mark_invisible_cells(track_density(make_full_grid((4, 4, 4), box), 1.0), cameras, 1.0)
     expected = [
         float(image_rays(cameras, i, 1.0, 8.0).radii[31, 31]) * np.linalg.norm(poses[i, :3, 3])
         for i in range(2)
@@ -320,12 +321,10 @@ def test_update_occupancy_uses_cone_radii_of_the_cameras_at_every_scale() -> Non
         jax.debug.callback(lambda r: actual.append(np.asarray(r)), radii)
         return jnp.zeros_like(radii)
 
-    options = {"decay": 0.9, "threshold": 0.01, "dilation_cells": 1.0}
     for cone_scales in ((1,), (1, 2, 5)):
         actual.clear()
-        update_occupancy(
-            grid, jax.random.key(0), density, STEP, 0, cone_scales=cone_scales, **options
-        )
+        schedule = OccupancySchedule(dilation_cells=1.0, cone_scales=cone_scales)
+        update_occupancy(grid, jax.random.key(0), density, STEP, 0, schedule)
         jax.effects_barrier()
         ratio = np.unique(np.concatenate(actual) / float(grid.radius))
         np.testing.assert_allclose(ratio, cone_scales, rtol=1e-5)
@@ -343,18 +342,18 @@ def test_occupancy_in_contracted_space_counts_the_longer_steps_far_out() -> None
     np.testing.assert_array_equal(pruned, dilate(jnp.asarray(opaque)))
     # A cell of much density keeps the mean above the threshold, which then decides.
     for dense in (0.5, 1e5):
-        grid_with_ema = init_density_ema(grid, 1.0)
+        tracked = track_density(grid, 1.0)
 
         def density(p: jax.Array, r: jax.Array, dense: float = dense) -> jax.Array:
             near = jnp.all(jnp.abs(p - jnp.mean(jnp.asarray(aabb), axis=0)[None]) < 0.1, axis=-1)
             return jnp.where(near, dense, 0.5)
 
         for phase in range(4 * UPDATE_PHASES):
-            grid_with_ema = update_occupancy(
-                grid_with_ema, jax.random.key(phase), density, 0.01, phase,
-                decay=1.0, threshold=0.02, dilation_cells=1.0,
+            tracked = update_occupancy(
+                tracked, jax.random.key(phase), density, 0.01, phase,
+                OccupancySchedule(decay=1.0, threshold=0.02, dilation_cells=1.0),
             )  # fmt: skip
-        occupied = np.asarray(grid_with_ema.occupied)
+        occupied = np.asarray(tracked.occupied)
         if dense < 1.0:
             assert occupied.all()
         else:
@@ -369,7 +368,7 @@ def test_mark_invisible_cells_in_contracted_space_uses_positions_in_the_scene() 
     grid = make_full_grid(shape, jnp.asarray(contraction.contracted_aabb(box)), jnp.asarray(box))
     pose = look_at(np.array([0.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0]))
     cameras = make_cameras(pose[None], 20, 20, 0.8)
-    visible = np.asarray(mark_invisible_cells(init_density_ema(grid, 1.0), cameras, 1.0).occupied)
+    visible = np.asarray(mark_invisible_cells(track_density(grid, 1.0), cameras, 1.0).occupied)
     positions = contraction.uncontract(cell_centers(shape, grid.aabb), jnp.asarray(box))
     pixels, depth = project(cameras, 0, np.asarray(positions, np.float64))
     within = (depth > 0) & np.all((pixels > 0) & (pixels < 20), axis=-1)
@@ -384,9 +383,9 @@ def test_mark_invisible_cells_in_ndc_keeps_all_cells_with_the_ndc_pixel_radius()
     cameras = dataclasses.replace(cameras, ndc=slopes)
     box = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
     grid = mark_invisible_cells(
-        init_density_ema(make_full_grid((4, 4, 4), jnp.asarray(box)), 1.0), cameras, 1.0
+        track_density(make_full_grid((4, 4, 4), jnp.asarray(box)), 1.0), cameras, 1.0
     )
-    assert np.all(grid.occupied) and np.all(np.asarray(grid.optical_depth_ema) == UNINITIALIZED)
+    assert np.all(grid.occupied) and np.all(np.asarray(grid.max_optical_depth) == UNINITIALIZED)
     rays = image_rays(cameras, 0, 0.0, 1.0)
     middle = rays.radii[10, 20] * 0.5 * rays.far[10, 20]
     assert float(grid.radius) == pytest.approx(float(middle), rel=0.05)
@@ -404,7 +403,7 @@ def test_update_equals_loop_over_the_evaluated_cells(step_size: float | None) ->
     length = step_size or float(np.linalg.norm(BOX[1] - BOX[0])) / 1024
     ema, occupied = np.full(SLOTS, -1.0), np.ones(SLOTS, bool)
     for phase in range(3 * UPDATE_PHASES):
-        before = np.asarray(grid.optical_depth_ema)
+        before = np.asarray(grid.max_optical_depth)
         grid = grid.update(
             jax.random.key(phase),
             lambda positions: fn(positions, positions[:, 0]),
@@ -412,7 +411,7 @@ def test_update_equals_loop_over_the_evaluated_cells(step_size: float | None) ->
             decay=0.8,
             threshold=0.05,
         )
-        after = np.asarray(grid.optical_depth_ema)
+        after = np.asarray(grid.max_optical_depth)
         turn = np.arange(SLOTS) % UPDATE_PHASES == phase % UPDATE_PHASES
         evaluated = after != before
         assert not np.any(evaluated & ~turn & ~occupied & (np.arange(SLOTS) != SLOTS - 1))
@@ -461,7 +460,7 @@ def test_update_under_jit_and_march_skip_empty_space() -> None:
 def test_maybe_update_updates_when_due_and_counts_steps(step: int) -> None:
     """All cells while warming up, and a quarter of them later, every `update_interval` steps."""
     schedule = OccupancySchedule(update_interval=4, warmup_steps=10, decay=0.8, threshold=0.01)
-    initial = init_density_ema(random_grid(), 0.0)
+    initial = track_density(random_grid(), 0.0)
     initial = dataclasses.replace(initial, step=jnp.asarray(step, jnp.int32))
     values, key = jnp.ones(SLOTS), jax.random.key(1)
     updated = jax.jit(lambda grid: grid.maybe_update(key, density_by_cell(values), STEP, schedule))(
@@ -474,7 +473,7 @@ def test_maybe_update_updates_when_due_and_counts_steps(step: int) -> None:
             expected = update(
                 expected, jax.random.fold_in(key, phase), values, phase, dilation_cells=0.0
             )
-    np.testing.assert_array_equal(updated.optical_depth_ema, expected.optical_depth_ema)
+    np.testing.assert_array_equal(updated.max_optical_depth, expected.max_optical_depth)
     np.testing.assert_array_equal(updated.occupied, expected.occupied)
-    evaluated = np.asarray(updated.optical_depth_ema) >= 0
+    evaluated = np.asarray(updated.max_optical_depth) >= 0
     assert evaluated.all() == (step in (0, 8)) and evaluated.any() == (step % 4 == 0)

@@ -1,4 +1,4 @@
-"""An occupancy grid that follows a density: an exponential moving maximum of it in each cell.
+"""An occupancy grid that follows a density: a decayed maximum of it in each cell.
 
 Müller, Evans, Schied, Keller: Instant neural graphics primitives (SIGGRAPH 2022), appendix C.
 """
@@ -39,18 +39,18 @@ DEFAULT_STEPS = 1024
 
 @as_pytree()
 @dataclasses.dataclass(frozen=True)
-class DensityEmaGrid(PooledGrid):
+class DensityTrackedGrid(PooledGrid):
     """An occupancy grid whose cells keep a decayed maximum of the density in them.
 
     Attributes:
-      optical_depth_ema: (slots,) per cell, by flat index, the decayed maximum of the optical depth
+      max_optical_depth: (slots,) per cell, by flat index, the decayed maximum of the optical depth
         of a step there, with the step's length in the grid; `UNINITIALIZED` before the first
         evaluation, `OUTSIDE_FRUSTA` where none is made.
       step: () number of training steps, or of updates.
       radius: () of a pixel's cone at the center of the box, which the density is evaluated for.
     """
 
-    optical_depth_ema: Float[Array, "slots"]
+    max_optical_depth: Float[Array, "slots"]
     step: Int[Array, ""]
     radius: Float[Array, ""]
 
@@ -64,7 +64,7 @@ class DensityEmaGrid(PooledGrid):
         step_size: Float[Array, ""] | float | None = None,
         decay: float = 0.95,
         threshold: float = 0.01,
-    ) -> "DensityEmaGrid":
+    ) -> "DensityTrackedGrid":
         """The grid after evaluating a quarter of its cells and as many occupied ones.
 
         See `OccupancyGrid.update` and `update_occupancy`. `density_fn` is asked at positions in the
@@ -78,9 +78,7 @@ class DensityEmaGrid(PooledGrid):
             lambda positions, radii: density_fn(positions),
             step_size,
             self.step,
-            decay=decay,
-            threshold=threshold,
-            dilation_cells=0.0,
+            OccupancySchedule(decay=decay, threshold=threshold),
         )
         return dataclasses.replace(updated, step=self.step + 1)
 
@@ -90,29 +88,20 @@ class DensityEmaGrid(PooledGrid):
         density_fn: ConeDensityFn,
         step_size: Float[Array, ""] | float,
         schedule: OccupancySchedule,
-    ) -> "DensityEmaGrid":
+    ) -> "DensityTrackedGrid":
         """The grid after a training step: updated every `update_interval` steps."""
 
         def update(phase: Array, grid: Any) -> Any:
-            return update_occupancy(
-                grid,
-                jax.random.fold_in(key, phase),
-                density_fn,
-                step_size,
-                phase,
-                decay=schedule.decay,
-                threshold=schedule.threshold,
-                dilation_cells=schedule.dilation_cells,
-                cone_scales=schedule.cone_scales,
-            )
+            phase_key = jax.random.fold_in(key, phase)
+            return update_occupancy(grid, phase_key, density_fn, step_size, phase, schedule)
 
         first, since = jnp.divmod(self.step, schedule.update_interval)
         phases = jnp.where(self.step < schedule.warmup_steps, UPDATE_PHASES, 1)
         last = first + jnp.where(since == 0, phases, 0)
-        updated: DensityEmaGrid = jax.lax.fori_loop(first, last, update, self)
+        updated: DensityTrackedGrid = jax.lax.fori_loop(first, last, update, self)
         return dataclasses.replace(updated, step=updated.step + 1)
 
-    def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> "DensityEmaGrid":
+    def mark_invisible(self, cameras: Cameras, dilation_cells: float) -> "DensityTrackedGrid":
         """The grid without the cells that no camera sees (`mark_invisible_cells`)."""
         return jax.jit(mark_invisible_cells, static_argnums=2)(self, cameras, dilation_cells)
 
@@ -120,25 +109,25 @@ class DensityEmaGrid(PooledGrid):
         self, thin_out: Callable[[Any], Float[np.ndarray, "n"]]
     ) -> Float[np.ndarray, "n"]:
         """Optical depths of some cells."""
-        return thin_out(np.asarray(self.optical_depth_ema))
+        return thin_out(np.asarray(self.max_optical_depth))
 
 
-def init_density_ema(grid: OccupancyGrid, dilation_cells: float) -> DensityEmaGrid:
+def track_density(grid: OccupancyGrid, dilation_cells: float) -> DensityTrackedGrid:
     """The same cells, none evaluated. `dilation_cells` as in `max_pool_occupancy`."""
-    return DensityEmaGrid(
+    return DensityTrackedGrid(
         occupied=grid.occupied,
         aabb=grid.aabb,
         bounds=grid.bounds,
         coarse=max_pool_occupancy(grid, POOLING, dilation_cells),
-        optical_depth_ema=jnp.full((grid.occupied.size,), UNINITIALIZED),
+        max_optical_depth=jnp.full((grid.occupied.size,), UNINITIALIZED),
         step=jnp.zeros((), jnp.int32),
         radius=jnp.zeros(()),
     )
 
 
 def mark_invisible_cells(
-    grid: DensityEmaGrid, cameras: Cameras, dilation_cells: float
-) -> DensityEmaGrid:
+    grid: DensityTrackedGrid, cameras: Cameras, dilation_cells: float
+) -> DensityTrackedGrid:
     """The grid without the cells that no camera sees, with the cone radius of these cameras.
 
     A cell is visible if the ball around it is in front of a camera and not entirely outside its
@@ -167,7 +156,7 @@ def mark_invisible_cells(
         grid,
         occupied=occupied,
         coarse=max_pool_occupancy(pooled, POOLING, dilation_cells),
-        optical_depth_ema=jnp.where(visible, grid.optical_depth_ema, OUTSIDE_FRUSTA),
+        max_optical_depth=jnp.where(visible, grid.max_optical_depth, OUTSIDE_FRUSTA),
         # As in `pixels_to_rays`.
         radius=jnp.mean(spacing) * (2.0 / math.sqrt(12.0)),
     )
@@ -214,24 +203,20 @@ def _sees_ball(
 
 
 def update_occupancy(
-    grid: DensityEmaGrid,
+    grid: DensityTrackedGrid,
     key: jax.Array,
     density_fn: ConeDensityFn,
     step_size: Float[Array, ""] | float,
     phase: Int[Array, ""] | int,
-    *,
-    cone_scales: tuple[int, ...] = (1,),
-    decay: float,
-    threshold: float,
-    dilation_cells: float,
+    schedule: OccupancySchedule,
     chunk: int = 1 << 16,
-) -> DensityEmaGrid:
+) -> DensityTrackedGrid:
     """Evaluates a quarter of all cells and a quarter that is occupied, and decides occupancy anew.
 
-    The optical depth of a cell becomes the larger of its former one, times `decay`, and of density
-    times step at a random point of the cell. A cell is occupied if that reaches the threshold or
-    the mean, whichever is smaller, or if it was never evaluated (Müller et al. 2022, appendix C,
-    with the cells taking turns in place of chance).
+    The optical depth of a cell becomes the larger of its former one, times the decay, and of
+    density times step at a random point of the cell. A cell is occupied if that reaches the
+    threshold or the mean, whichever is smaller, or if it was never evaluated (Müller et al. 2022,
+    appendix C, with the cells taking turns in place of chance).
 
     Args:
       grid: to be updated.
@@ -239,9 +224,8 @@ def update_occupancy(
       density_fn: of positions in the grid and of the radii of cones there.
       step_size: length of a step in the grid, in scene units.
       phase: counts the calls; every cell is evaluated in `UPDATE_PHASES` of them.
-      cone_scales: factors of the cone radius, one of which is drawn for each point.
-      decay, threshold: see above.
-      dilation_cells: as in `max_pool_occupancy`.
+      schedule: gives decay, threshold and dilation, and factors of the cone radius, one of which is
+        drawn for each point.
       chunk: cells evaluated together.
     """
     slots = grid.occupied.size
@@ -249,30 +233,30 @@ def update_occupancy(
     cells = _choose_cells(grid, key_start, phase)
     positions = _points_in_cells(grid, key_point, cells)
     count = positions.shape[0]
-    scales = jnp.asarray(cone_scales, jnp.float32)
-    radii = grid.radius * scales[jax.random.randint(key_size, (count,), 0, len(cone_scales))]
+    scales = jnp.asarray(schedule.cone_scales, jnp.float32)
+    radii = grid.radius * scales[jax.random.randint(key_size, (count,), 0, scales.size)]
     padding = -count % chunk if count > chunk else 0
     points = jnp.pad(positions, ((0, padding), (0, 0)), mode="edge")
     parts = points.reshape(-1, min(chunk, count), 3), jnp.pad(radii, (0, padding))
     parts = parts[0], parts[1].reshape(parts[0].shape[:2])
     density = jax.lax.map(lambda part: density_fn(*part), parts).ravel()[:count]
     depths = jnp.full((slots,), UNINITIALIZED).at[cells].max(density * step_size)
-    before = jnp.maximum(grid.optical_depth_ema, 0.0) * decay
-    evaluated = (depths >= 0.0) & (grid.optical_depth_ema != OUTSIDE_FRUSTA)
-    ema = jnp.where(evaluated, jnp.maximum(before, depths), grid.optical_depth_ema)
+    decayed = jnp.maximum(grid.max_optical_depth, 0.0) * schedule.decay
+    evaluated = (depths >= 0.0) & (grid.max_optical_depth != OUTSIDE_FRUSTA)
+    maximum = jnp.where(evaluated, jnp.maximum(decayed, depths), grid.max_optical_depth)
     # The mean alone would never be exceeded by a field that is the same everywhere.
-    level = jnp.minimum(threshold, jnp.mean(jnp.maximum(ema, 0.0)))
+    level = jnp.minimum(schedule.threshold, jnp.mean(jnp.maximum(maximum, 0.0)))
     x, y, z = grid.occupied.shape
     lengths = contraction_jacobian(grid, cell_centers((x, y, z), grid.aabb)).ravel()
-    occupied = ((ema == UNINITIALIZED) | (ema * lengths >= level)).reshape(x, y, z)
+    occupied = ((maximum == UNINITIALIZED) | (maximum * lengths >= level)).reshape(x, y, z)
     coarse = max_pool_occupancy(
-        dataclasses.replace(grid, occupied=occupied), POOLING, dilation_cells
+        dataclasses.replace(grid, occupied=occupied), POOLING, schedule.dilation_cells
     )
-    return dataclasses.replace(grid, occupied=occupied, coarse=coarse, optical_depth_ema=ema)
+    return dataclasses.replace(grid, occupied=occupied, coarse=coarse, max_optical_depth=maximum)
 
 
 def _choose_cells(
-    grid: DensityEmaGrid, key: jax.Array, phase: Int[Array, ""] | int
+    grid: DensityTrackedGrid, key: jax.Array, phase: Int[Array, ""] | int
 ) -> Int[Array, "k"]:
     """Flat indices of this phase's quarter of all cells and of as many occupied ones."""
     slots = grid.occupied.size

@@ -1,4 +1,4 @@
-"""The ball of `scenes` written in every layout that is read, for the tests of the readers."""
+"""The ball of `scenes` written in every format that is read, for the tests of the readers."""
 
 import json
 import struct
@@ -62,7 +62,7 @@ def check_rays(scene: Scene, split: str, cameras: Cameras, views: list[int]) -> 
 
 
 def write_transforms(folder: Path, suffix: str = ".jpg", **changes: Any) -> Path:
-    """nerfstudio's layout; `changes` go into the file."""
+    """nerfstudio's format; `changes` go into the file."""
     cameras = true_cameras()
     save_images(folder / "images", view_names(), suffix)
     frames = [
@@ -80,7 +80,7 @@ def write_transforms(folder: Path, suffix: str = ".jpg", **changes: Any) -> Path
 
 
 def write_llff(folder: Path, poses: np.ndarray | None = None, images: str = "images") -> Path:
-    """LLFF's layout, the images said to be twice as large as they are."""
+    """LLFF's format, the images said to be twice as large as they are."""
     cameras = true_cameras()
     poses = np.asarray(cameras.T_world_camera if poses is None else poses, np.float64)
     save_images(folder / images, view_names())
@@ -123,7 +123,7 @@ def write_colmap(
     text: bool = False,
     matrices: np.ndarray | None = None,
 ) -> Path:
-    """COLMAP's layout, with three points that every view shows at places that mean nothing."""
+    """COLMAP's format, with three points that every view shows at places that mean nothing."""
     cameras = true_cameras()
     matrices = np.asarray(cameras.T_world_camera if matrices is None else matrices, np.float64)
     save_images(folder / "images", view_names())
@@ -163,7 +163,7 @@ def write_colmap(
 
 
 def write_deepvoxels(folder: Path) -> Path:
-    """DeepVoxels' layout, the same views in each split."""
+    """DeepVoxels' format, the same views in each split."""
     cameras = true_cameras()
     for split in ("train", "validation", "test"):
         place = folder / split / "ball"
@@ -178,7 +178,7 @@ def write_deepvoxels(folder: Path) -> Path:
 
 
 def write_multiscale(folder: Path, matrices: bool = False) -> Path:
-    """Multi-scale Blender's layout: each image at 1, 1/2 and 1/4 of its size, in every split."""
+    """Multi-scale Blender's format: each image at 1, 1/2 and 1/4 of its size, in every split."""
     cameras, table = true_cameras(), {}
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "val", "test"):

@@ -1,4 +1,4 @@
-"""Readers: the rays of every layout are those of the cameras that it was written with."""
+"""Readers: the rays of every format are those of the cameras that it was written with."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layouts import (
+from data_formats import (
     ORDER,
     POINTS,
     check_rays,
@@ -278,7 +278,7 @@ def test_masks_select_pixels_for_training_and_scoring(tmp_path: Path) -> None:
         lambda cameras, index: HostRendering(wrong, zeros, zeros, zeros),
         scene.splits["test"], np.ones(3, np.float32), [0],
     )  # fmt: skip
-    assert scored.psnr == np.inf and scored.ssim == pytest.approx(1.0)
+    assert scored.scores["psnr"] == np.inf and scored.scores["ssim"] == pytest.approx(1.0)
 
 
 def test_mask_mistakes_are_explained(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""Validations and videos of a training in progress: when they are due, and what they log."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrf.cameras.base import Cameras
+from jaxrf.data.scene import Split
+from jaxrf.evaluation import images, scoring
+from jaxrf.evaluation.camera_renderer import TrainedField
+from jaxrf.evaluation.metrics import select_metrics
+from jaxrf.parallel import devices, processes
+from jaxrf.training import budget, summaries
+from jaxrf.training.config import TrainConfig
+from jaxrf.training.logs import EventWriter
+from jaxrf.training.runs import Run
+from jaxrf.training.state import background_color
+from jaxrf.training.timing import TrainClock, seconds_since_start
+
+# Frames per second of videos of the training. They have a quarter of the frames of the final video.
+VIDEO_FPS = 6.0
+
+
+class Validation(NamedTuple):
+    """Mean PSNR of the validation views after a number of steps and seconds.
+
+    Seconds count from the start of the process, without those of earlier validations.
+    """
+
+    step: int
+    seconds: float
+    psnr: float
+
+
+class Evaluator:
+    """Renders validation views and videos of a training in progress.
+
+    Attributes:
+      val_history: the validations so far.
+      psnr: of the last validation.
+    """
+
+    def __init__(
+        self,
+        events: EventWriter,
+        val: Split | None = None,
+        video_cameras_fn: Callable[[Run], Cameras] | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Nothing is rendered yet.
+
+        Args:
+          events: where scores, images and videos are logged.
+          val: the validation views; without them there are no validations.
+          video_cameras_fn: makes the cameras of a video's frames; without it there are no videos.
+          mesh: the devices that render.
+        """
+        self.events, self.val = events, val
+        self.video_cameras_fn, self.mesh = video_cameras_fn, mesh
+        self.val_history: list[Validation] = []
+        self.psnr: float | None = None
+        self._validation_seconds = self._slowest_validation = 0.0
+        self._video_seconds = self._slowest_video = 0.0
+
+    def is_validation_due(
+        self,
+        config: TrainConfig,
+        step: int,
+        steps: int,
+        seconds_left: float,
+        compile_seconds: float,
+    ) -> bool:
+        """Whether the last steps passed a validation and the budget allows for it.
+
+        An evaluation that may take half of the time left is skipped in favor of training. The first
+        one compiles a program, which takes about as long as that of a stage.
+        """
+        slowest = self._slowest_validation or compile_seconds
+        passed = budget.passed_multiple(config, step, steps, config.validate_every)
+        return self.val is not None and passed and 2.0 * slowest <= seconds_left
+
+    def is_video_due(
+        self,
+        config: TrainConfig,
+        step: int,
+        steps: int,
+        seconds_left: float,
+        compile_seconds: float,
+    ) -> bool:
+        """Whether the last steps passed a video; see `is_validation_due`."""
+        slowest = self._slowest_video or compile_seconds
+        passed = budget.passed_multiple(config, step, steps, config.video.every)
+        return self.video_cameras_fn is not None and passed and 2.0 * slowest <= seconds_left
+
+    def remaining_seconds(self, config: TrainConfig, step: int) -> float:
+        """Seconds of validations and videos that are still to come."""
+        seconds = 0.0
+        if self.val is not None:
+            duration = self._validation_seconds or budget.DEFAULT_EVALUATION_SECONDS
+            seconds += budget.count_remaining(config, step, config.validate_every) * duration
+        if self.video_cameras_fn is not None:
+            duration = self._video_seconds or budget.DEFAULT_EVALUATION_SECONDS
+            seconds += budget.count_remaining(config, step, config.video.every) * duration
+        return seconds
+
+    def validate(self, run: Run, clock: TrainClock) -> str:
+        """Renders and scores the validation views, logs the results and counts the seconds.
+
+        Returns:
+          A line for the log.
+        """
+        assert self.val is not None
+        validation_started = time.perf_counter()
+        step, background = int(run.state.step), background_color(run.config)
+        render = self._make_render_fn(run)
+        started = time.perf_counter()
+        views: list[scoring.ViewMetrics] = []
+        for index in range(len(self.val)):
+            views += scoring.score_split(render, self.val, background, [index])
+            if index == 0 and self._validation_seconds == 0.0:
+                # The first view of a training is compiled for, which later ones need not be.
+                started = time.perf_counter()
+        self._validation_seconds = max(time.perf_counter() - started, 1e-3)
+        summary = scoring.summarize(views)
+        self.psnr = summary["psnr"]
+        elapsed = time.perf_counter() - validation_started
+        seconds = seconds_since_start() - clock.validate - elapsed
+        self.val_history.append(Validation(step, round(seconds, 2), round(summary["psnr"], 3)))
+        values = {f"val/{metric.name}": summary[metric.name] for metric in select_metrics(summary)}
+        self.events.scalars(values, step)
+        summaries.write_view(self.events, "val", views[0], step)
+        summaries.write_rays(self.events, "val", views[0], step)
+        self._write_parameters(run)
+        elapsed = time.perf_counter() - validation_started
+        clock.validate += elapsed
+        self._slowest_validation = max(self._slowest_validation, elapsed)
+        return f"step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(views)} views"
+
+    def render_video(self, run: Run, clock: TrainClock) -> str:
+        """Renders a small video for TensorBoard and counts the seconds.
+
+        Returns:
+          A line for the log.
+        """
+        assert self.video_cameras_fn is not None
+        started = time.perf_counter()
+        step, cameras = int(run.state.step), self.video_cameras_fn(run)
+        render = self._make_render_fn(run)
+        frames = [images.to_uint8(render(cameras, index).rgb) for index in range(len(cameras))]
+        self.events.video("video/orbit", np.stack(frames), VIDEO_FPS, step)
+        elapsed = time.perf_counter() - started
+        clock.validate += elapsed
+        self._video_seconds, self._slowest_video = elapsed, max(self._slowest_video, elapsed)
+        return f"step {step}: rendered a video of {len(frames)} frames in {elapsed:.1f} s"
+
+    def _make_render_fn(self, run: Run) -> scoring.RenderFn:
+        return scoring.make_render_fn(
+            TrainedField(
+                run.config,
+                run.stage,
+                run.state.eval_params,
+                run.state.grid,
+                (run.scene.near, run.scene.far),
+                background_color(run.config),
+            ),
+            crop_to_occupied=False,
+            mesh=self.mesh,
+        )
+
+    def _write_parameters(self, run: Run) -> None:
+        if processes.is_main_process():
+            params, grid = run.state.params, run.state.grid
+            if self.mesh is not None:
+                params, grid = devices.to_local(self.mesh, (params, grid))
+            groups = run.config.model.param_groups(run.stage.field, params)
+            summaries.write_parameters(self.events, params, groups, grid, int(run.state.step))
