@@ -12,9 +12,8 @@ from typing import Any
 from jaxrf.core.errors import InputError
 
 
-@functools.cache
 def load(source: str, option: str) -> Any:
-    """The object of a given name in a Python file, which is run once.
+    """The object of a given name in a Python file, which is run once, and again if it changes.
 
     Args:
       source: path/to/file.py:name.
@@ -23,11 +22,19 @@ def load(source: str, option: str) -> Any:
     Raises:
       InputError: there is no such file or name, or the file cannot be run.
     """
-    path, _, name = source.rpartition(":")
+    path = source.rpartition(":")[0]
     if not path or not Path(path).is_file():
         raise InputError(
             f"{option} is {source!r}: give a Python file and a name in it, such as my_file.py:name."
         )
+    return _load(source, option, hashlib.sha1(Path(path).read_bytes()).hexdigest())
+
+
+@functools.cache
+def _load(source: str, option: str, digest: str) -> Any:
+    """`load` for a file with this content."""
+    del digest
+    path, _, name = source.rpartition(":")
     # Dataclasses look up their module by its name, and two files may have the same name.
     unique = f"{Path(path).stem}_{hashlib.sha1(str(Path(path).resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(unique, path)

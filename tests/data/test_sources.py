@@ -46,13 +46,13 @@ def test_find_source_searches_all_paths_in_order(
 
 def test_find_source_does_not_search_for_absolute_paths(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    with pytest.raises(InputError, match=re.escape(f"--data {missing} does not exist")):
+    with pytest.raises(InputError, match=re.escape(f"data {missing} does not exist")):
         find(str(missing))
 
 
 def test_find_source_rejects_a_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "here" / "data" / "nerf_synthetic" / "lego").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"--data scene does not exist.*transforms_train\.json"):
+    with pytest.raises(InputError, match=r"data scene does not exist.*transforms_train\.json"):
         find("scene")
 
 

@@ -262,7 +262,9 @@ def test_tensorf_rejects_features_that_are_no_harmonics(channels: int) -> None:
 
 def test_a_model_rejects_summed_features_of_a_field_without_any() -> None:
     field = PyNeRF(blend="results")
-    with pytest.raises(InputError, match=r"--field.blend is results.*--model.shading per_sample"):
+    with pytest.raises(
+        InputError, match=r"PyNeRF has no features.*set model.shading to per_sample"
+    ):
         TrainConfig(field=field, model=PackedModel(shading="per_ray"))
     assert TrainConfig(field=field, model=PackedModel()).field is field
 
