@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from jaxrf.core.errors import InputError
+from jaxrf.core.errors import InputError, describe_for_command_line
 
 
 def load(source: str, option: str) -> Any:
@@ -54,7 +54,7 @@ def _load(source: str, option: str, digest: str) -> Any:
 
 def describe(error: Exception, path: str) -> str:
     """An error raised in a file as one line: its type, its message and the line in the file."""
-    reason = f"{type(error).__name__}: {str(error).split(chr(10), 1)[0]}"
+    reason = f"{type(error).__name__}: {describe_for_command_line(error).split(chr(10), 1)[0]}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if frame.filename == path]  # fmt: skip
     if isinstance(error, SyntaxError):

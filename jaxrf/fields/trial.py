@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrf.core.errors import InputError
@@ -44,42 +45,57 @@ def check_values(field: Field, params: Params, grid: OccupancyGrid) -> None:
       InputError: if the field has others; it names the method.
     """
     name = type(field).__name__
-    found = jax.device_get(jax.jit(find_extremes, static_argnums=0)(field, params, grid))
+    # Drawn by numpy, as JAX would have to compile it.
+    rng = np.random.default_rng(0)
+    unit = rng.uniform(size=(NUM_POSITIONS, 3)).astype(np.float32)
+    directions = rng.normal(size=(NUM_POSITIONS, 3)).astype(np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    evaluate = jax.jit(find_extremes, static_argnums=0)
+    extremes = jax.device_get(evaluate(field, params, grid, unit, directions))
     where = f"{NUM_POSITIONS} random positions in the box, at the initial parameters"
-    if found.bad_densities:
+    if extremes.bad_densities:
         raise InputError(
-            f"{name}.density is not finite at {found.bad_densities} of {where}: return finite "
+            f"{name}.density is not finite at {extremes.bad_densities} of {where}: return finite "
             "numbers of 0 or more, and check what init returns."
         )
-    if found.min_density < -DENSITY_ROUNDING * max(found.max_density, 1.0):
+    if extremes.min_density < -DENSITY_ROUNDING * max(extremes.max_density, 1.0):
         raise InputError(
-            f"{name}.density is as low as {found.min_density:.3g} among {where}: return "
+            f"{name}.density is as low as {extremes.min_density:.3g} among {where}: return "
             "numbers of 0 or more, as from jax.nn.softplus or jnp.exp."
         )
-    if found.bad_colors:
+    if extremes.bad_colors:
         raise InputError(
-            f"{name}.color is not finite at {found.bad_colors} of {where}: return finite numbers "
-            "in [0, 1]."
+            f"{name}.color is not finite at {extremes.bad_colors} of {where}: return finite "
+            "numbers in [0, 1]."
         )
-    if found.min_color < -COLOR_ROUNDING or found.max_color > 1.0 + COLOR_ROUNDING:
+    if extremes.min_color < -COLOR_ROUNDING or extremes.max_color > 1.0 + COLOR_ROUNDING:
         raise InputError(
-            f"{name}.color is between {found.min_color:.3g} and {found.max_color:.3g} among "
+            f"{name}.color is between {extremes.min_color:.3g} and {extremes.max_color:.3g} among "
             f"{where}: return numbers in [0, 1], as from jax.nn.sigmoid."
         )
 
 
-def find_extremes(field: Field, params: Params, grid: OccupancyGrid) -> Extremes:
-    """The extreme densities and colors at random positions in the box, as they are rendered.
+def find_extremes(
+    field: Field,
+    params: Params,
+    grid: OccupancyGrid,
+    unit_positions: Float[Array | np.ndarray, "m 3"],
+    directions: Float[Array | np.ndarray, "m 3"],
+) -> Extremes:
+    """The extreme densities and colors, as they are rendered.
 
     In contracted space there are no frusta, and noise is for training alone.
+
+    Args:
+      field, params: of one network.
+      grid: gives the box.
+      unit_positions: in the box as the unit cube.
+      directions: of unit length, from which the positions are seen.
     """
-    position_key, direction_key = jax.random.split(jax.random.key(0))
     low, high = grid.aabb[:1], grid.aabb[1:]
-    positions = low + (high - low) * jax.random.uniform(position_key, (NUM_POSITIONS, 3))
-    directions = jax.random.normal(direction_key, (NUM_POSITIONS, 3))
-    directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
+    positions, directions = low + (high - low) * unit_positions, jnp.asarray(directions)
     # Cones of a thousandth of the box, seen from its size away.
-    distance = jnp.broadcast_to(jnp.linalg.norm(high - low), (NUM_POSITIONS,))
+    distance = jnp.broadcast_to(jnp.linalg.norm(high - low), directions.shape[:1])
     radii = 1e-3 * distance
     frusta = ConicalFrusta(
         directions, jnp.full_like(radii, 1e-3), distance - radii, distance + radii

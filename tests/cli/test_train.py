@@ -227,7 +227,10 @@ def test_resume_without_a_run_names_the_folder(
         ("--loss.charbonnier-epsilon 0", "--loss.charbonnier-epsilon is 0"),
         ("--loss.huber-delta -1", "--loss.huber-delta is -1"),
         ("--preset nerf-original --model.num-coarse-samples 2", "points need 3 or more"),
-        ("--preset nerf-original --field.encoding integrated", "set --model.quadrature to intervals"),
+        (
+            "--preset nerf-original --field.encoding integrated",
+            "set --model.quadrature to intervals",
+        ),
         ("--preset nerf-small --model cubes", "choose one of packed, hierarchical, proposal."),
         ("--preset voxels-small --model hierarchical", "voxels drops cells by what rays see in"),
         ("--preset tensorf-small --model proposal", "rays see in them: leave --model out."),
