@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from jaxrf.api import Result, fit, load, load_scene
     from jaxrf.cameras.base import Cameras
+    from jaxrf.cameras.ray_convention import RayConvention
     from jaxrf.core.errors import InputError
     from jaxrf.core.rays import Rays
     from jaxrf.data.scene import Scene, Split
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from jaxrf.sampling.occupancy import OccupancyGrid
     from jaxrf.sampling.packed import PackedSamples
     from jaxrf.training.callbacks import NullCallback, TrainCallback
-    from jaxrf.training.config import TrainConfig
+    from jaxrf.training.config import LossConfig, OptimizerConfig, TrainConfig
     from jaxrf.training.loop import DivergedError
 
 __version__ = "0.1.0"
@@ -51,6 +52,9 @@ _NAMES = {
     "load": "api",
     "Result": "api",
     "TrainConfig": "training.config",
+    "OptimizerConfig": "training.config",
+    "LossConfig": "training.config",
+    "RayConvention": "cameras.ray_convention",
     "TrainCallback": "training.callbacks",
     "NullCallback": "training.callbacks",
     "DivergedError": "training.loop",
@@ -85,9 +89,12 @@ __all__ = [
     "Cameras",
     "DivergedError",
     "InputError",
+    "LossConfig",
     "NullCallback",
     "OccupancyGrid",
+    "OptimizerConfig",
     "PackedSamples",
+    "RayConvention",
     "Rays",
     "Rendering",
     "Result",

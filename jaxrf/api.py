@@ -96,6 +96,13 @@ def fit(
       >>> jaxrf.presets.hashgrid_small().field.num_levels
       8
     """
+    if not isinstance(scene, Scene):
+        raise InputError(_describe_no_scene(scene))
+    if "train" not in scene.splits:
+        raise InputError(
+            f"The scene has the splits {', '.join(scene.splits)}: training needs train; load it "
+            "too."
+        )
     config = field if isinstance(field, TrainConfig) else presets.for_field(field)
     config = transitions.resolve_config(_override(config, overrides), scene)
     config = dataclasses.replace(
@@ -111,21 +118,28 @@ def fit(
 
 
 def load(
-    folder: str | Path, *, step: int | None = None, field: Field | type[Field] | None = None
+    folder: str | Path, *, step: int | None = None, field: type[Field] | None = None
 ) -> "Result":
     """Loads a run that `Result.save` or the command line wrote.
 
     Args:
       folder: of the run.
       step: of a checkpoint; by default the last.
-      field: the user's class or an instance of it, if it was defined in a notebook or at a prompt;
-        its numbers are those of the run.
+      field: the user's class, if it was defined in a notebook or at a prompt; its numbers are those
+        of the run.
 
     Raises:
-      InputError: if there is no such run or checkpoint, or it is of another version.
+      InputError: if there is no such run or checkpoint, it is of another version, or its field is
+        of another class.
     """
-    field_class = field if field is None or isinstance(field, type) else type(field)
-    config = runs.read_config(Path(folder), field_class)
+    if isinstance(field, Field):
+        raise InputError(
+            f"The field to load is an instance: give its class, field={type(field).__name__}; its "
+            "numbers are those of the run."
+        )
+    if field is not None and not (isinstance(field, type) and issubclass(field, Field)):
+        raise InputError(f"The field to load is {field!r}: give the class of the run's field.")
+    config = runs.read_config(Path(folder), field)
     run = runs.open_run(Path(folder), step, config)
     return Result(run.config, run.scene, run.stage, run.state)
 
@@ -190,21 +204,37 @@ class Result:
         views = score_split(self._render_fn(None), split, self._background(), indices)
         return summarize(list(views))
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Saves a run that `jaxrf.load` and the command line open.
 
         A user's field is saved with the file that defines it. If it was defined in a notebook or at
         a prompt, `jaxrf.load` needs the class (`field=`), and the command line cannot open the run.
 
+        Args:
+          folder: of the run.
+          overwrite: replace a run that is there, with everything in its folder; the new one is
+            complete before the old one is removed.
+
         Raises:
-          InputError: if the folder exists and is not empty, or cannot be written to.
+          InputError: if the folder exists and is not empty, unless it is a run and `overwrite` is
+            true; or if it cannot be written to.
         """
         path = Path(folder)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise InputError(f"{path} exists already: save under another name, or remove it.")
-        runs.create_folder(path)
-        runs.write_config(path, runs.vendor_user_code(path, self.config))
-        manager = runs.open_checkpoints(path, self.config)
+        if not (path.is_file() or (path.is_dir() and any(path.iterdir()))):
+            runs.make_writable(path, "folder")
+            self._write(path, path)
+        elif not overwrite:
+            raise InputError(
+                f"{path} exists already: save under another name, or give overwrite=True."
+            )
+        else:
+            with runs.replace_run(path) as new:
+                self._write(new, path)
+
+    def _write(self, folder: Path, final_folder: Path) -> None:
+        """Writes configuration, the user's code and a checkpoint into an empty folder."""
+        runs.write_config(folder, runs.vendor_user_code(folder, self.config, final_folder))
+        manager = runs.open_checkpoints(folder, self.config)
         try:
             runs.save(manager, self.scene_metadata, self.stage, self.state, seconds=0.0, psnr=None)
             manager.wait_until_finished()
@@ -235,7 +265,7 @@ class Result:
 
 
 class _ProgressCallback(NullCallback):
-    """Shows a progress bar with the loss and the PSNR of training."""
+    """Shows a progress bar with the loss and the PSNR of the last training steps' rays."""
 
     def __init__(self, config: TrainConfig, enabled: bool) -> None:
         self._bar = ProgressBar(config.num_steps, "train", "step", disable=not enabled)
@@ -246,11 +276,17 @@ class _ProgressCallback(NullCallback):
     ) -> bool:
         """Advances the bar."""
         psnr = -10.0 * np.log10(max(float(metrics.mse), 1e-12))
-        self._bar.set_postfix(f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB")
+        self._bar.set_postfix(f"loss {float(metrics.loss):.5f}, training PSNR {psnr:.2f} dB")
         self._bar.update(steps)
         if int(state.step) >= self._last_step:
             self._bar.close()
         return False
+
+
+def _describe_no_scene(scene: object) -> str:
+    if isinstance(scene, str | Path):
+        return f"The scene is a path: load it first, jaxrf.load_scene({str(scene)!r})."
+    return f"The scene is a {type(scene).__name__}: give what jaxrf.load_scene returns."
 
 
 def _override(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
@@ -272,9 +308,18 @@ def _hint(config: TrainConfig, name: str, names: list[str]) -> str:
     for part in ("field", "model", "optimizer", "loss"):
         owner = getattr(config, part)
         if name in [f.name for f in dataclasses.fields(owner)]:
-            return f"give {part}={type(owner).__name__}({name}=...)."
+            return f"give {part}={_find_public_name(type(owner))}({name}=...)."
     close = difflib.get_close_matches(name, [n for n in names if n not in COMMAND_ONLY], n=1)
     return f"did you mean {close[0]!r}?" if close else "jaxrf.TrainConfig lists them."
+
+
+def _find_public_name(kind: type) -> str:
+    """The name of a class as it is written after `import jaxrf`."""
+    for package in ("", "models.", "fields."):
+        module = sys.modules[f"jaxrf.{package}".rstrip(".")]
+        if getattr(module, kind.__name__, None) is kind:
+            return f"jaxrf.{package}{kind.__name__}"
+    return kind.__name__
 
 
 def _find_source(kind: type[Field]) -> str:

@@ -1,6 +1,10 @@
 """The public API: train presets and a user's field, render, score, save and load them again."""
 
 import dataclasses
+import importlib
+import inspect
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import make_scene, write_scene
+from scenes import make_scene, tiny_voxels, write_scene
+from training.test_runs import make_run
 
 import jaxrf
 from jaxrf.core.errors import InputError
@@ -50,8 +55,150 @@ def test_a_saved_field_of_a_user_renders_the_same_bits_when_it_is_loaded(
     again = jaxrf.load(tmp_path / "run", field=NeRF)
     assert again.field == NeRF(start=0.5) and type(again.field) is NeRF
     np.testing.assert_array_equal(again.render(camera).rgb, image.rgb)
-    with pytest.raises(InputError, match="exists already: save under another name"):
+    with pytest.raises(InputError, match="exists already: save under another name, or give overw"):
         fog.save(tmp_path / "run")
+
+
+def test_a_run_is_replaced_if_asked_and_nothing_else_is(fog: jaxrf.Result, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fog.save(folder, overwrite=True)
+    (folder / "old.txt").write_text("old")
+    dataclasses.replace(fog, state=dataclasses.replace(fog.state, step=jnp.asarray(9))).save(
+        folder, overwrite=True
+    )
+    assert int(jaxrf.load(folder, field=NeRF).state.step) == 9
+    assert not (folder / "old.txt").exists()
+    assert list(tmp_path.iterdir()) == [folder]
+    for other in ("notes", "model"):
+        (tmp_path / other / "checkpoints").mkdir(parents=True)
+        (tmp_path / other / "file.txt").write_text("mine")
+    (tmp_path / "model" / "config.json").write_text('{"field": 1}')
+    (tmp_path / "file").write_text("mine")
+    for other in ("notes", "model", "file"):
+        with pytest.raises(InputError, match=f"{other} exists and is not a run of jaxrf: save und"):
+            fog.save(tmp_path / other, overwrite=True)
+    assert (tmp_path / "notes" / "file.txt").exists() and (tmp_path / "file").exists()
+
+
+def test_a_run_that_cannot_be_replaced_stays(
+    fog: jaxrf.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    fog.save(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fog.save(folder, overwrite=True)
+    assert list(tmp_path.iterdir()) == [folder]
+    assert jaxrf.load(folder, field=NeRF).field == NeRF(start=0.5)
+
+
+def test_a_run_with_a_file_of_a_field_is_replaced_by_itself_and_by_a_changed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "my_fog.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    for number in (1, 22):
+        source.write_text(
+            "from test_api import NeRF\n\n\nclass Fog(NeRF):\n    " + f"CHANGES = {number}\n"
+        )
+        monkeypatch.delitem(sys.modules, "my_fog", raising=False)
+        importlib.invalidate_caches()
+        fog_class = importlib.import_module("my_fog").Fog
+        jaxrf.fit(fog_class(), make_scene(), **FEW).save(tmp_path / "run", overwrite=True)
+        loaded = jaxrf.load(tmp_path / "run")
+        assert number == loaded.field.CHANGES  # type: ignore[attr-defined]
+    loaded.save(tmp_path / "run", overwrite=True)
+    config = runs.read_config(tmp_path / "run")
+    assert config.field_source == f"{tmp_path / 'run' / 'my_fog.py'}:Fog"
+    assert config.field_source in (tmp_path / "run" / "config.json").read_text()
+
+
+class Mist(NeRF):
+    """A subclass of the field that was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Other(Field):
+    """A field that has nothing to do with the one that was saved."""
+
+
+Renamed = dataclasses.make_dataclass("NeRF", [], bases=(Other,), frozen=True)
+Extended = dataclasses.make_dataclass(
+    "NeRF", [("end", float, dataclasses.field(kw_only=True))], bases=(NeRF,), frozen=True
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        (NeRF(), "The field to load is an instance: give its class, field=NeRF; its numbers are"),
+        (Mist, "The field of this run is NeRF, not Mist: give its class."),
+        (Other, "The field of this run is NeRF, not Other: give its class."),
+        (Renamed, "The class NeRF had the attribute 'start' when this run was trained: give it as"),
+        (
+            Extended,
+            "The class NeRF had no attribute 'end' when this run was trained: give it as it",
+        ),
+        ("NeRF", "The field to load is 'NeRF': give the class of the run's field."),
+        (int, "The field to load is <class 'int'>: give the class of the run's field."),
+    ],
+)
+def test_another_class_than_the_runs_is_refused(
+    fog: jaxrf.Result, tmp_path: Path, field: Any, sentence: str
+) -> None:
+    fog.save(tmp_path / "run")
+    with pytest.raises(InputError) as caught:
+        inspect.unwrap(jaxrf.load)(tmp_path / "run", field=field)
+    assert sentence in str(caught.value)
+
+
+def test_a_class_for_a_run_of_a_built_in_field_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", make=tiny_voxels)
+    assert jaxrf.load(tmp_path / "run").field.name == "voxels"
+    with pytest.raises(InputError, match="is voxels, which is built in, not NeRF: leave field"):
+        jaxrf.load(tmp_path / "run", field=NeRF)
+
+
+@pytest.mark.parametrize(
+    ("scene", "sentence"),
+    [
+        ("data/lego", "The scene is a path: load it first, jaxrf.load_scene('data/lego')."),
+        (Path("lego"), "The scene is a path: load it first, jaxrf.load_scene('lego')."),
+        (make_scene().train, "The scene is a Split: give what jaxrf.load_scene returns."),
+        (
+            dataclasses.replace(make_scene(), splits={"test": make_scene().test}),
+            "The scene has the splits test: training needs train; load it too.",
+        ),
+    ],
+)
+def test_what_is_no_scene_to_train_on_is_refused(scene: Any, sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        inspect.unwrap(jaxrf.fit)(NeRF(), scene, **FEW)
+    assert str(caught.value) == sentence
+
+
+def test_a_field_is_tried_before_training() -> None:
+    class Negative(NeRF):
+        def density(self, params: Any, positions: Any, context: Any) -> Any:
+            density, latent = super().density(params, positions, context)
+            return -density, latent
+
+    steps: list[int] = []
+
+    class Count(jaxrf.NullCallback):
+        def on_dispatch(self, state: Any, stage: Any, metrics: Any, count: int) -> bool:
+            steps.append(count)
+            return False
+
+    with pytest.raises(InputError, match=r"Negative.density is as low as"):
+        jaxrf.fit(Negative(), make_scene(), callback=Count(), **FEW)
+    assert not steps
+
+
+def test_the_bar_says_whose_psnr_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    jaxrf.fit(NeRF(), make_scene(), **FEW | {"progress": True})
+    assert re.search(r"loss [\d.]+, training PSNR [\d.]+ dB", capsys.readouterr().err)
 
 
 def test_a_steps_number_of_a_result_is_that_of_the_fit(fog: jaxrf.Result) -> None:
@@ -99,11 +246,16 @@ def test_load_scene_loads_the_splits_that_there_are(tmp_path: Path) -> None:
     ("override", "sentence"),
     [
         ({"num_step": 3}, "no argument 'num_step': did you mean 'num_steps'?"),
-        ({"coloring": "per_ray"}, "no argument 'coloring': give model=PackedModel(coloring=...)."),
-        ({"grid_lr": 0.1}, "no argument 'grid_lr': give optimizer=OptimizerConfig(grid_lr=...)."),
+        (
+            {"coloring": "per_ray"},
+            "'coloring': give model=jaxrf.models.PackedModel(coloring=...).",
+        ),
+        ({"start": 0.1}, "no argument 'start': give field=NeRF(start=...)."),
+        ({"grid_lr": 0.1}, "'grid_lr': give optimizer=jaxrf.OptimizerConfig(grid_lr=...)."),
+        ({"huber_delta": 0.1}, "'huber_delta': give loss=jaxrf.LossConfig(huber_delta=...)."),
         ({"budget": 60.0}, "does not use 'budget': leave it out, or train with the command"),
         ({"resume": True}, "does not use 'resume'"),
-        ({"num_steps": 0}, "--num-steps is 0"),
+        ({"num_steps": 0}, "num_steps is 0"),
         ({"frobnicate": 1}, "no argument 'frobnicate': jaxrf.TrainConfig lists them."),
     ],
 )

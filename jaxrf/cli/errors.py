@@ -17,7 +17,7 @@ def run_and_report(command: Callable[[], int]) -> int:
     try:
         return command()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.for_command_line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -40,7 +40,7 @@ def _describe_failure(error: Exception) -> str | None:
     from jaxrf.training.loop import DivergedError
 
     if isinstance(error, DivergedError):
-        return str(error)
+        return error.for_command_line
     if memory.ran_out(error):
         return (
             "Memory ran out: lower --batch-samples while training or --render-samples while "

@@ -18,7 +18,7 @@ from jaxrf.cli import run_folder, training_data, training_results, viewing
 from jaxrf.cli.training_data import TrainingData
 from jaxrf.convert.to_run import UNKNOWN_CHECKSUM
 from jaxrf.core.environment import describe_hardware
-from jaxrf.core.errors import InputError
+from jaxrf.core.errors import InputError, describe_for_command_line
 from jaxrf.core.jax_setup import set_up_jax
 from jaxrf.data import sources
 from jaxrf.evaluation import lpips
@@ -203,7 +203,7 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
     except Exception as error:
         # If the disk is full, the note fails too; the error itself says so.
         with contextlib.suppress(OSError):
-            events.note(f"error: {str(error) or type(error).__name__}")
+            events.note(f"error: {describe_for_command_line(error) or type(error).__name__}")
         raise
     finally:
         manager.close()

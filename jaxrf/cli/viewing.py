@@ -76,6 +76,6 @@ def load_training_images(run: Run) -> Split | None:
     try:
         scene = sources.load_scene(folder, ["train"], config)
     except InputError as error:
-        print(f"The training pictures are not shown: {error}")
+        print(f"The training pictures are not shown: {error.for_command_line}")
         return None
     return scene.splits["train"]

@@ -77,7 +77,7 @@ def _check_options(run: Run, program: Program, required: dict[str, Any]) -> None
         options = " ".join(_spell_option(name, value) for name, value in other.items())
         raise InputError(
             f"The field of the run {run.folder} differs from those of {program}: train one with "
-            f"{options}."
+            f"`{options}`."
         )
 
 

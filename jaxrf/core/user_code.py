@@ -9,12 +9,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from jaxrf.core.errors import InputError
+from jaxrf.core.errors import InputError, describe_for_command_line
 
 
-@functools.cache
 def load(source: str, option: str) -> Any:
-    """The object of a given name in a Python file, which is run once.
+    """The object of a given name in a Python file, which is run once, and again if it changes.
 
     Args:
       source: path/to/file.py:name.
@@ -23,11 +22,19 @@ def load(source: str, option: str) -> Any:
     Raises:
       InputError: there is no such file or name, or the file cannot be run.
     """
-    path, _, name = source.rpartition(":")
+    path = source.rpartition(":")[0]
     if not path or not Path(path).is_file():
         raise InputError(
             f"{option} is {source!r}: give a Python file and a name in it, such as my_file.py:name."
         )
+    return _load(source, option, hashlib.sha1(Path(path).read_bytes()).hexdigest())
+
+
+@functools.cache
+def _load(source: str, option: str, digest: str) -> Any:
+    """`load` for a file with this content."""
+    del digest
+    path, _, name = source.rpartition(":")
     # Dataclasses look up their module by its name, and two files may have the same name.
     unique = f"{Path(path).stem}_{hashlib.sha1(str(Path(path).resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(unique, path)
@@ -47,7 +54,7 @@ def load(source: str, option: str) -> Any:
 
 def describe(error: Exception, path: str) -> str:
     """An error raised in a file as one line: its type, its message and the line in the file."""
-    reason = f"{type(error).__name__}: {str(error).split(chr(10), 1)[0]}"
+    reason = f"{type(error).__name__}: {describe_for_command_line(error).split(chr(10), 1)[0]}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if frame.filename == path]  # fmt: skip
     if isinstance(error, SyntaxError):

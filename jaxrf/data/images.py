@@ -183,7 +183,8 @@ def read_mask(
     except InputError as error:
         if not path.exists():
             raise InputError(f"The mask {path} is missing; add it or take it out.") from None
-        raise InputError(str(error).replace("The image", "The mask", 1)) from None
+        sentence = error.for_command_line.replace("The image", "The mask", 1)
+        raise InputError(sentence) from None
     flat = np.ptp(rgba[..., :3], axis=(0, 1)).max() == 0 and np.ptp(rgba[..., 3]) > 0
     luma = rgba[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     mask = (rgba[..., 3] if flat else luma) > 127.5

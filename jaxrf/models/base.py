@@ -256,13 +256,13 @@ class Model:
         """
         if self.colors_per_ray(field) and not field.composites_features():
             raise InputError(
-                "--field.blend is results, which has no features to sum up along a ray: add "
-                "--model.coloring per_sample."
+                f"{type(field).__name__} has no features to sum up along a ray as it is configured "
+                "(composites_features): set --model.coloring to per_sample."
             )
         if convention.along_axis() and convention.range_along == "ray":
             raise InputError(
                 "--ray-convention has lengths or directions along the axis, but its range along "
-                "the ray: add --ray-convention.range-along axis."
+                "the ray: set --ray-convention.range-along to axis."
             )
 
     def update_grid(

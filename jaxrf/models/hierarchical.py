@@ -53,8 +53,8 @@ class HierarchicalModel(FixedSamplesModel):
         super().check(field, convention)
         if self.quadrature == "points" and field.needs_intervals():
             raise InputError(
-                "--field.encoding is integrated, which is over intervals: add "
-                "--model.quadrature intervals."
+                f"{type(field).__name__} needs intervals as it is configured (needs_intervals): "
+                "set --model.quadrature to intervals."
             )
 
     def init_networks(self, field: Field, key: jax.Array) -> ModelParams:

@@ -89,7 +89,7 @@ class PackedModel(Model):
         if convention.along_axis() or convention.transmittance != "exclusive":
             raise InputError(
                 "--ray-convention has lengths or directions along the axis, or an inclusive "
-                "transmittance, which only the hierarchical model knows: leave them out, or add "
+                "transmittance, which only the hierarchical model knows: leave them out, or use "
                 "--model hierarchical."
             )
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxrf.core import memory
-from jaxrf.core.errors import InputError
+from jaxrf.core.errors import InputError, describe_for_command_line
 
 # A process without a heartbeat for this many seconds counts as lost.
 HEARTBEAT_TIMEOUT_SECONDS = 30
@@ -115,7 +115,7 @@ def main_process_first(action: Callable[[], object]) -> None:
         try:
             action()
         except (InputError, OSError) as error:
-            problem = str(error)
+            problem = describe_for_command_line(error)
     problem = broadcast_from_main(problem)
     if problem is not None:
         raise InputError(problem)
@@ -151,7 +151,7 @@ def abort_on_peer_failure() -> Iterator[None]:
     except InputError as error:
         if jax.process_count() == 1:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {error.for_command_line}", file=sys.stderr, flush=True)
         os._exit(2)
     # A connection that breaks while a program is dispatched raises ValueError.
     except (jax.errors.JaxRuntimeError, ValueError) as error:

@@ -43,7 +43,7 @@ def run(options: ExperimentsOptions) -> int:
             try:
                 train_one(presets[name](), name, options, folder)
             except InputError as error:
-                print(f"Left out: {error}")
+                print(f"Left out: {error.for_command_line}")
                 continue
         trained[name] = folder
     if not trained:

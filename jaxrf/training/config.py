@@ -267,6 +267,14 @@ class TrainConfig(LoadOptions):
             raise InputError(
                 f"model is {self.model!r}: give an instance, such as jaxrf.models.PackedModel()."
             )
+        for name, kind in (
+            ("optimizer", OptimizerConfig), ("loss", LossConfig), ("ray_convention", RayConvention)
+        ):  # fmt: skip
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}: give an instance, such as "
+                    f"jaxrf.{kind.__name__}()."
+                )
         require_positive(
             self, "num_steps", "batch_samples", "batch_rays", "render_samples",
             "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",

@@ -40,10 +40,12 @@ def from_content(content: Any, field_class: type[Field] | None = None) -> TrainC
 
     Raises:
       ValueError: saying what does not fit.
-      InputError: if the user's field cannot be loaded.
+      InputError: if the user's field cannot be loaded, or `field_class` is not its class.
     """
     source = content.get("field_source") if isinstance(content, dict) else None
-    if field_class is None and isinstance(source, str) and source:
+    if field_class is not None and isinstance(content, dict):
+        _require_same_class(field_class, content.get("field"))
+    elif isinstance(source, str) and source:
         field_class = load_field_class(source)
     return decode(TrainConfig, content, "config", field_class)
 
@@ -191,16 +193,50 @@ def _decode_dataclass(
     names = {f.name for f in dataclasses.fields(expected)}
     if unknown := set(value) - names:
         raise ValueError(f"{where} has the unknown key {sorted(unknown)[0]!r}")
-    required = [
-        f.name
-        for f in dataclasses.fields(expected)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing := [name for name in required if name not in value]:
+    if missing := [name for name in _required(expected) if name not in value]:
         raise ValueError(f"{where} has no {missing[0]!r}")
     return expected(
         **{k: decode(hints[k], v, f"{where}.{k}", field_class) for k, v in value.items()}
     )
+
+
+def _required(kind: Any) -> list[str]:
+    """The attributes of a dataclass that have no default."""
+    return [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+
+
+def _require_same_class(field_class: type[Field], field: Any) -> None:
+    """Requires the class that the user gives to be that of a field in parsed JSON.
+
+    Raises:
+      InputError: if it has another name or other attributes, or the field is built in.
+    """
+    kind = field.get("type") if isinstance(field, Mapping) else None
+    if not isinstance(kind, str):
+        return
+    name = kind.rpartition(":")[2].rpartition(".")[2]
+    if ":" not in kind:
+        raise InputError(
+            f"The field of this run is {name}, which is built in, not {field_class.__name__}: "
+            "leave field out."
+        )
+    if name != field_class.__name__:
+        raise InputError(
+            f"The field of this run is {name}, not {field_class.__name__}: give its class."
+        )
+    saved = set(field) - {"type"}
+    unknown = saved - {f.name for f in dataclasses.fields(field_class)}
+    differing = sorted(unknown) or [name for name in _required(field_class) if name not in saved]
+    if differing:
+        had = "had the" if unknown else "had no"
+        raise InputError(
+            f"The class {name} {had} attribute {differing[0]!r} when this run was trained: give it "
+            "as it was then."
+        )
 
 
 def _find_class(expected: Any, kind: Any, where: str, field_class: type[Field] | None) -> Any:

@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from jaxrf import fields
 from jaxrf.cameras.base import apply_ray_convention
 from jaxrf.core import memory
-from jaxrf.core.errors import InputError
+from jaxrf.core.errors import InputError, SentenceError
 from jaxrf.data.scene import Scene
 from jaxrf.fields.base import StageTransition
 from jaxrf.fields.checks import check_functions
+from jaxrf.fields.trial import check_values
 from jaxrf.models.base import StageSpec
 from jaxrf.parallel import devices, processes
 from jaxrf.training import schedule, transitions
@@ -38,7 +39,7 @@ IMAGE_MEMORY_FRACTION = 0.5
 _init_state = jax.jit(init_state, static_argnums=(0, 1))
 
 
-class DivergedError(Exception):
+class DivergedError(SentenceError):
     """Training cannot go on; the text says what happened and what to change."""
 
 
@@ -158,13 +159,17 @@ class Trainer:
         config, aabb = self.config, self.scene.aabb
         stage = transitions.first_stage(config, aabb, self.mesh.size)
         grid = transitions.init_grid(config, stage, aabb)
-        if not fields.is_builtin(type(stage.field)):
+        is_own = not fields.is_builtin(type(stage.field))
+        if is_own:
             check_functions(stage.field, grid, grid.aabb)
         shapes = jax.eval_shape(partial(init_state, config, stage), grid)
         pixels = drop_images(self.all_pixels) if self.prefetches else self.all_pixels
         self.compiler.begin(stage, shapes, pixels)
         grid = grid.mark_invisible(self.all_pixels.cameras, stage.dilation_cells)
-        return stage, _init_state(config, stage, grid)
+        state = _init_state(config, stage, grid)
+        if is_own:
+            check_values(stage.field, state.params.field, grid)
+        return stage, state
 
     def _filter_pixels(self) -> None:
         if self.filters:
@@ -287,13 +292,20 @@ def _describe_batch(config: TrainConfig, stage: StageSpec) -> str:
 
 
 def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: float) -> None:
-    """Raises DivergedError if the last steps show NaN, divergence or an all-background field."""
+    """Raises DivergedError if the last steps show NaN, divergence or an all-background field.
+
+    Of a user's field the likely cause comes first.
+    """
+    name = type(config.field).__name__
+    is_own = not fields.is_builtin(type(config.field))
     if not all(math.isfinite(float(value)) for value in metrics):
-        raise DivergedError(
-            f"The loss is not a number after step {step}: lower --optimizer.grid-lr and "
-            "--optimizer.mlp-lr, or --optimizer.clip-norm; if the field is your own, check that "
-            "its density and color are finite everywhere."
-        )
+        advice = "lower --optimizer.grid-lr and --optimizer.mlp-lr, or --optimizer.clip-norm"
+        if is_own:
+            advice = (
+                f"check that the density and color of {name} and their derivatives are finite "
+                f"everywhere, or {advice}"
+            )
+        raise DivergedError(f"The loss is not a number after step {step}: {advice}.")
     if float(metrics.mse) > max(20.0 * best_mse, 0.05):
         raise DivergedError(
             f"Training diverged: the squared error rose from {best_mse:.4g} to "
@@ -302,9 +314,16 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
         )
     collapsed = float(metrics.opacity) < 1e-3 and float(metrics.target_alpha) > 1e-2
     if collapsed and schedule.progress_at(config, step) > 0.1:
+        advice = (
+            "try another --seed, a lower learning rate, or check that the cameras look at the "
+            "scene's box"
+        )
+        if is_own:
+            advice = (
+                f"check that {name}.density can rise again where it is 0, as softplus and exp can "
+                f"and relu cannot, or {advice}"
+            )
         raise DivergedError(
             f"The field is all background after step {step}, although "
-            f"{float(metrics.target_alpha):.0%} of the images is not: try another --seed, a lower "
-            "learning rate, or check that the cameras look at the scene's box, and that the "
-            "density of a field of your own is not negative."
+            f"{float(metrics.target_alpha):.0%} of the images is not: {advice}."
         )

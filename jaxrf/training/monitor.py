@@ -223,7 +223,9 @@ class TrainMonitor:
         )
         self._bar.update(steps)
         self._step = step
-        summary = f"loss {float(metrics.loss):.5f}, PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
+        summary = (
+            f"loss {float(metrics.loss):.5f}, training PSNR {psnr:.2f} dB, {rate / 1e3:.1f}k rays/s"
+        )
         self._bar.set_postfix(summary)
         self.events.note(f"step {step} of {self.config.num_steps}: {summary}")
         scalars = summaries.dispatch_scalars(metrics, steps, elapsed, self._param_groups)

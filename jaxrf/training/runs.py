@@ -80,7 +80,7 @@ def make_writable(folder: Path, option: str) -> None:
     """Creates a folder unless it exists, and checks that files can be written there.
 
     Raises:
-      InputError: if they cannot; the message names the command line's `option`.
+      InputError: if they cannot; the message names the `option` that gives another folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +91,42 @@ def make_writable(folder: Path, option: str) -> None:
             f"The folder {folder} cannot be written to ({error.strerror}): name another one with "
             f"{option}."
         ) from error
+
+
+@contextlib.contextmanager
+def replace_run(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of a run once it is filled without an error.
+
+    Raises:
+      InputError: if the folder holds something else than a run.
+    """
+    if not _is_run(folder):
+        raise InputError(
+            f"{folder} exists and is not a run of jaxrf: save under another name, or remove it."
+        )
+    # The run itself, if the folder is a link to it.
+    folder = folder.resolve()
+    make_writable(folder.parent, "folder")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        new, old = Path(temporary, folder.name), Path(temporary, "old")
+        new.mkdir()
+        yield new
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a configuration and checkpoints, as training and `save` write them."""
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    has_config = isinstance(content, dict) and {"field", "model", "num_steps"} <= set(content)
+    return has_config and (folder / "checkpoints").is_dir()
 
 
 @contextlib.contextmanager
@@ -116,13 +152,26 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     write_text(folder / CONFIG_FILE, to_text(content))
 
 
-def vendor_user_code(folder: Path, config: TrainConfig) -> TrainConfig:
-    """Copies the user's modules into a run's folder; returns a config that names the copies."""
+def vendor_user_code(
+    folder: Path, config: TrainConfig, final_folder: Path | None = None
+) -> TrainConfig:
+    """Copies the user's modules into a run's folder; returns a config that names the copies.
+
+    Args:
+      folder: to copy into.
+      config: of the run.
+      final_folder: where the copies will be, if the folder is moved.
+    """
+
+    def copy(source: str) -> str:
+        path, _, name = user_code.copy_into(folder, source).rpartition(":")
+        return f"{(final_folder or folder).absolute() / Path(path).name}:{name}"
+
     field_source, loss = config.field_source, config.loss
     if field_source:
-        field_source = user_code.copy_into(folder, field_source)
+        field_source = copy(field_source)
     if loss.source:
-        loss = dataclasses.replace(loss, source=user_code.copy_into(folder, loss.source))
+        loss = dataclasses.replace(loss, source=copy(loss.source))
     return dataclasses.replace(config, field_source=field_source, loss=loss)
 
 

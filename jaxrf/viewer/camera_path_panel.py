@@ -184,7 +184,8 @@ class CameraPathPanel:
             try:
                 path = read_camera_path(file, self._frame)
             except InputError as error:
-                raise InputError(str(error).replace(str(file), upload.name)) from error
+                sentence = error.for_command_line.replace(str(file), upload.name)
+                raise InputError(sentence) from error
         self._keyframes = list(path.keyframes)
         self._seconds.value = float(np.clip(path.seconds, 1.0, 60.0))
         self._fps.value = int(np.clip(path.fps, 1, 60))

@@ -170,15 +170,15 @@ def test_commands_without_a_run_name_the_folder(
 @pytest.mark.parametrize(
     ("options", "changes", "complaint"),
     [
-        (EvalOptions, {"supersample": 0}, "--supersample is 0: give a number above 0."),
-        (EvalOptions, {"every": -1}, "--every is -1: give a number above 0."),
-        (RenderOptions, {"fps": 0.0}, "--fps is 0.0: give a number above 0."),
-        (ViewOptions, {"port": 0}, "--port is 0: give a number from 1 to 65535."),
-        (ExportOptions, {"level": 1.0}, "--level is 1: give a number between 0 and 1."),
-        (ExportOptions, {"fragments": -0.5}, "--fragments is -0.5: give a number between 0 and 1."),
-        (ConvertOptions, {"file": Path("x"), "steps": 0}, "--steps is 0: give a number above 0."),
-        (DataInfoOptions, {"data": Path("x"), "downscale": 0}, "--downscale is 0: give a number"),
-        (BenchOptions, {"budget": (60.0, -1.0)}, "--budget is -1.0: give a number above 0."),
+        (EvalOptions, {"supersample": 0}, "supersample is 0: give a number above 0."),
+        (EvalOptions, {"every": -1}, "every is -1: give a number above 0."),
+        (RenderOptions, {"fps": 0.0}, "fps is 0.0: give a number above 0."),
+        (ViewOptions, {"port": 0}, "port is 0: give a number from 1 to 65535."),
+        (ExportOptions, {"level": 1.0}, "level is 1: give a number between 0 and 1."),
+        (ExportOptions, {"fragments": -0.5}, "fragments is -0.5: give a number between 0 and 1."),
+        (ConvertOptions, {"file": Path("x"), "steps": 0}, "steps is 0: give a number above 0."),
+        (DataInfoOptions, {"data": Path("x"), "downscale": 0}, "downscale is 0: give a number"),
+        (BenchOptions, {"budget": (60.0, -1.0)}, "budget is -1.0: give a number above 0."),
     ],
 )
 def test_options_check_themselves_in_python(

@@ -224,7 +224,7 @@ def test_train_log_has_dispatches_validations_and_results(trained: Path) -> None
     for line in (trained / "log.jsonl").read_text().splitlines():
         values = json.loads(line)
         if "train/loss" in values:
-            start = f"step {values['step']} of 24: loss {values['train/loss']:.5f}, PSNR "
+            start = f"step {values['step']} of 24: loss {values['train/loss']:.5f}, training PSNR "
             assert len([s for s in sentences if s.startswith(start)]) == 1
     assert [s for s in sentences if re.match(r"step 12: .* rays a step", s)]
     assert f"Test: PSNR {score['test']['psnr']:.2f} dB" in sentences[-2]

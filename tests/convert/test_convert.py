@@ -363,7 +363,7 @@ PRESETS = {"nerf-pytorch": "nerf-small", "tensorf": "tensorf-small", "nerfstudio
 
 def read_options(message: str) -> list[str]:
     """Returns the options that an error message tells the user to train with."""
-    match = re.search(r"train one with (--.*)\.\s*$", message)
+    match = re.search(r"train one with `(--.*)`\.\s*$", message)
     assert match is not None, message
     return match[1].split()
 

@@ -20,13 +20,13 @@ def test_require_positive_names_the_option_and_its_value(value: object, shown: s
     options = types.SimpleNamespace(other=1, num_frames=value)
     with pytest.raises(InputError) as caught:
         checks.require_positive(options, "other", "num_frames", prefix="video.")
-    assert str(caught.value) == f"--video.num-frames is {shown}: give a number above 0."
+    assert str(caught.value) == f"video.num_frames is {shown}: give a number above 0."
 
 
 def test_require_non_negative_accepts_zero_and_refuses_less() -> None:
     checks.require_non_negative(types.SimpleNamespace(every=0.0, other=None), "every", "other")
     for value in (-1, float("nan")):
-        with pytest.raises(InputError, match=f"--every is {value}: give 0 or more."):
+        with pytest.raises(InputError, match=f"every is {value}: give 0 or more."):
             checks.require_non_negative(types.SimpleNamespace(every=value), "every")
 
 
@@ -34,5 +34,5 @@ def test_require_port_accepts_tcp_ports_alone() -> None:
     for port in (1, 8080, 65535):
         checks.require_port(types.SimpleNamespace(port=port), "port")
     for port in (0, -1, 65536):
-        with pytest.raises(InputError, match=f"--viewer.port is {port}: give a number from 1"):
+        with pytest.raises(InputError, match=f"viewer.port is {port}: give a number from 1"):
             checks.require_port(types.SimpleNamespace(port=port), "port", prefix="viewer.")

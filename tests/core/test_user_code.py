@@ -59,6 +59,14 @@ def test_load_distinguishes_files_of_the_same_name(tmp_path: Path) -> None:
         assert user_code.load(f"{path}:number", "--x") == value
 
 
+def test_load_runs_a_file_again_if_it_has_changed(tmp_path: Path) -> None:
+    path = write(tmp_path / "changing.py", "thing = object()\n")
+    first = user_code.load(f"{path}:thing", "--x")
+    assert user_code.load(f"{path}:thing", "--x") is first
+    write(path, "thing = 'another'\n")
+    assert user_code.load(f"{path}:thing", "--x") == "another"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

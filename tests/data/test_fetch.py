@@ -168,7 +168,7 @@ def test_fetch_detects_a_flipped_bit(address: str, tmp_path: Path) -> None:
 
 
 def test_fetch_explains_missing_files_and_network_errors(address: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"answers 404 Not Found.*--url"):
+    with pytest.raises(InputError, match=r"answers 404 Not Found.*with url"):
         fetch.fetch("lego", tmp_path, address.replace("data.zip", "missing.zip"))
     with pytest.raises(InputError, match="check the network"):
         fetch.fetch("lego", tmp_path, "http://127.0.0.1:9/data.zip")

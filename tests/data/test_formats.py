@@ -360,7 +360,7 @@ def test_llff_uses_images_of_the_requested_size(tmp_path: Path) -> None:
     for downscale, size in ((1, 16), (4, 16), (8, 8)):
         scene = sources.load_scene(folder, ["train"], LoadOptions(downscale=downscale))
         assert scene.splits["train"].cameras.width == size
-    with pytest.raises(InputError, match="choose another --downscale"):
+    with pytest.raises(InputError, match="choose another downscale"):
         sources.load_scene(folder, ["train"], LoadOptions(downscale=3))
     (folder / "images_4" / "p1.png").unlink()
     with pytest.raises(InputError, match=r"5 images and poses_bounds\.npy 6 poses"):

@@ -166,12 +166,12 @@ def test_options_override_every_format(place: ObjectRegion | CaptureRegion | Box
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"near": 2.0, "far": 1.0}, "--near 2.0 is not below --far 1.0"),
-        ({"near": -1.0}, "--near is -1.0"),
-        ({"box": (0.0, 0.0, 0.0, 1.0, -1.0, 1.0)}, "--box has y from 0 to -1"),
+        ({"near": 2.0, "far": 1.0}, "near 2.0 is not below far 1.0"),
+        ({"near": -1.0}, "near is -1.0"),
+        ({"box": (0.0, 0.0, 0.0, 1.0, -1.0, 1.0)}, "box has y from 0 to -1"),
         ({"scale_to": float("inf")}, "are finite"),
-        ({"hold_out": 1}, "--hold-out is 1"),
-        ({"downscale": 0}, "--downscale is 0"),
+        ({"hold_out": 1}, "hold_out is 1"),
+        ({"downscale": 0}, "downscale is 0"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(options: dict, message: str) -> None:  # type: ignore[type-arg]

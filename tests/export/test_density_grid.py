@@ -45,7 +45,7 @@ def test_sample_density_refuses_a_grid_beyond_the_memory(
     ball: runs.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(density_grid.memory, "free_bytes", lambda: 10_000)
-    with pytest.raises(InputError, match="--resolution 64"):
+    with pytest.raises(InputError, match="resolution 64"):
         sample_density(ball, 64)
 
 

@@ -85,7 +85,7 @@ def test_extract_surface_level_is_an_opacity_over_a_length(level: float) -> None
 
 def test_extract_surface_refuses_a_level_above_all_opacities() -> None:
     densities = make_density_grid(make_positions(9)[..., 0] * 0 - 0.02, 0.25)
-    with pytest.raises(InputError, match=r"--level 0.3, the largest opacity is 0\.123"):
+    with pytest.raises(InputError, match=r"level 0.3, the largest opacity is 0\.123"):
         extract_surface(densities, LEVEL, LENGTH)
 
 
@@ -155,13 +155,13 @@ def test_every_field_has_densities_and_a_colored_surface(
 
 def test_extract_mesh_refuses_normalized_device_coordinates(ball: runs.Run) -> None:
     scene = dataclasses.replace(ball.scene, ndc=(0.4, 0.4, 1.0))
-    with pytest.raises(InputError, match="--format points"):
+    with pytest.raises(InputError, match="format points"):
         extract_mesh(dataclasses.replace(ball, scene=scene), 8, LEVEL, 0.0, 2)
 
 
 def test_extract_mesh_without_poses_has_to_keep_hidden_faces(ball: runs.Run) -> None:
     run = dataclasses.replace(ball, scene=dataclasses.replace(ball.scene, poses=()))
-    with pytest.raises(InputError, match="--keep-hidden"):
+    with pytest.raises(InputError, match="keep_hidden"):
         extract_mesh(run, 8, LEVEL, 0.0, 2)
     assert len(extract_mesh(run, 16, LEVEL, 0.0, 2, keep_hidden=True).faces)
 

@@ -117,10 +117,10 @@ def test_folders_of_other_frames_are_not_resumed(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channels": ("error",)}, "--channels error needs images .* --path test"),
+        ({"channels": ("error",)}, "channels error needs images .* path test"),
         ({"path": "test", "formats": ("npy",)}, "comparison is an image without numbers"),
-        ({"colors": "mauve"}, "--colors is mauve: give one of"),
-        ({"path": "nowhere"}, "--path nowhere is none of orbit"),
+        ({"colors": "mauve"}, "colors is mauve: give one of"),
+        ({"path": "nowhere"}, "path nowhere is none of orbit"),
         ({"path": "test", "data": Path("/nowhere")}, "/nowhere"),
     ],
 )

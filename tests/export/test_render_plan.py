@@ -38,7 +38,7 @@ def test_plan_render_of_a_split_has_its_cameras_and_images(untrained_run: Run) -
 def test_path_cameras_refuses_training_paths_without_poses(untrained_run: Run, path: str) -> None:
     scene = dataclasses.replace(untrained_run.scene, poses=())
     run = dataclasses.replace(untrained_run, scene=scene, folder=Path("runs/one"))
-    with pytest.raises(InputError, match=f"runs/one does not hold the poses.*--path {path}"):
+    with pytest.raises(InputError, match=f"runs/one does not hold the poses.*path {path}"):
         path_cameras(run, RenderOptions(path=path))
 
 

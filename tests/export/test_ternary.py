@@ -229,7 +229,7 @@ def test_write_ternary_refuses_another_field(tmp_path: Path) -> None:
 
 def test_write_ternary_reports_an_unwritable_folder(run: runs.Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="--output"):
+    with pytest.raises(InputError, match="with output"):
         write_ternary(run, tmp_path / "file" / "ball.npz", "ternary-2bit")
 
 

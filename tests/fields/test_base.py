@@ -235,7 +235,7 @@ NOT_POSITIVE: list[tuple[Callable[..., Field], str]] = [
 
 @pytest.mark.parametrize(("kind", "name"), NOT_POSITIVE)
 def test_fields_reject_numbers_that_are_not_positive(kind: Callable[..., Field], name: str) -> None:
-    option, number = f"--field.{name.replace('_', '-')}", type(getattr(kind(), name))
+    option, number = f"field.{name}", type(getattr(kind(), name))
     values = [number(0), number(-3)] + ([float("nan")] if number is float else [])
     for value in values:
         with pytest.raises(InputError, match=rf"^{option} is {value}: give a number above 0\.$"):
@@ -246,7 +246,7 @@ def test_fields_reject_numbers_that_are_not_positive(kind: Callable[..., Field],
 
 @pytest.mark.parametrize("subdivisions", [-1, 3])
 def test_voxels_reject_more_subdivisions_than_times(subdivisions: int) -> None:
-    complaint = f"--field.num-subdivisions is {subdivisions}: give 0 to 2, or more times"
+    complaint = f"field.num_subdivisions is {subdivisions}: give 0 to 2, or more times"
     with pytest.raises(InputError, match=complaint):
         Voxels(num_subdivisions=subdivisions)
     assert Voxels(num_subdivisions=3, upsample_at=(0.1, 0.2, 0.3)).num_subdivisions == 3
@@ -254,7 +254,7 @@ def test_voxels_reject_more_subdivisions_than_times(subdivisions: int) -> None:
 
 @pytest.mark.parametrize("channels", [2, 7, 27 + 3])
 def test_tensorf_rejects_features_that_are_no_harmonics(channels: int) -> None:
-    complaint = f"--field.feature-dim is {channels}: harmonics need one of 3, 12, 27, 48"
+    complaint = f"field.feature_dim is {channels}: harmonics need one of 3, 12, 27, 48"
     with pytest.raises(InputError, match=complaint):
         TensoRF(color_head="harmonics", feature_dim=channels)
     assert TensoRF(color_head="mlp", feature_dim=channels).feature_dim == channels
@@ -262,7 +262,9 @@ def test_tensorf_rejects_features_that_are_no_harmonics(channels: int) -> None:
 
 def test_a_model_rejects_summed_features_of_a_field_without_any() -> None:
     field = PyNeRF(blend="results")
-    with pytest.raises(InputError, match=r"--field.blend is results.*--model.coloring per_sample"):
+    with pytest.raises(
+        InputError, match=r"PyNeRF has no features.*set model.coloring to per_sample"
+    ):
         TrainConfig(field=field, model=PackedModel(coloring="per_ray"))
     assert TrainConfig(field=field, model=PackedModel()).field is field
 
@@ -316,7 +318,7 @@ def test_config_with_a_user_field_is_read_from_its_json() -> None:
         ("field.py:number", "number in .* is no class"),
         ("field.py:Needy", r"Needy in .* cannot be made .*missing 1 required.*"),
         ("field.py:Mutable", r"Mutable in .* cannot be made .*unhashable"),
-        ("field.py:Wrong", r"Wrong in .* cannot be made .*InputError: --field.size is 0"),
+        ("field.py:Wrong", r"Wrong in .* cannot be made .*InputError: field.size is 0"),
         ("field.py:Half", "Half in .* is no field: derive it from jaxrf.fields.Field"),
     ],
 )

@@ -61,8 +61,8 @@ ONE = jnp.ones(())
 @pytest.mark.parametrize(
     ("numbers", "complaint"),
     [
-        ({"checkpoint_chunks": 0}, "--model.checkpoint-chunks is 0: give a number above 0"),
-        ({"appearance_dim": -1}, "--model.appearance-dim is -1: give 0 or more"),
+        ({"checkpoint_chunks": 0}, "model.checkpoint_chunks is 0: give a number above 0"),
+        ({"appearance_dim": -1}, "model.appearance_dim is -1: give 0 or more"),
     ],
 )
 def test_models_refuse_numbers_out_of_range(
@@ -74,7 +74,7 @@ def test_models_refuse_numbers_out_of_range(
 
 @pytest.mark.parametrize("model", [PackedModel, HierarchicalModel, ProposalModel])
 def test_blended_results_cannot_be_colored_per_ray(model: Any) -> None:
-    field, complaint = PyNeRF(blend="results"), "add --model.coloring per_sample"
+    field, complaint = PyNeRF(blend="results"), "set model.coloring to per_sample"
     with pytest.raises(InputError, match=complaint):
         model(coloring="per_ray").check(field, RayConvention())
     with pytest.raises(InputError, match=complaint):
@@ -85,7 +85,7 @@ def test_blended_results_cannot_be_colored_per_ray(model: Any) -> None:
 
 def test_the_pyramid_s_preset_refuses_blended_results() -> None:
     config = presets.make_preset("pynerf-small")
-    with pytest.raises(InputError, match=r"add --model.coloring per_sample"):
+    with pytest.raises(InputError, match=r"set model.coloring to per_sample"):
         dataclasses.replace(config, field=dataclasses.replace(config.field, blend="results"))
 
 
@@ -94,9 +94,9 @@ def test_the_pyramid_s_preset_refuses_blended_results() -> None:
 def test_a_convention_along_the_axis_needs_a_range_along_it(
     numbers: dict[str, Any], model: Any
 ) -> None:
-    with pytest.raises(InputError, match=r"add --ray-convention.range-along axis"):
+    with pytest.raises(InputError, match=r"set ray_convention.range_along to axis"):
         model().check(NeRF(), RayConvention(**numbers))
-    with pytest.raises(InputError, match=r"add --ray-convention.range-along axis"):
+    with pytest.raises(InputError, match=r"set ray_convention.range_along to axis"):
         TrainConfig(field=NeRF(), model=model(), ray_convention=RayConvention(**numbers))
 
 
@@ -115,7 +115,7 @@ def test_only_the_hierarchical_model_knows_other_lengths_directions_and_transmit
     convention = RayConvention(**numbers)
     with pytest.raises(InputError, match="only the hierarchical model knows"):
         model().check(NeRF(), convention)
-    with pytest.raises(InputError, match="add --model hierarchical"):
+    with pytest.raises(InputError, match="use model hierarchical"):
         TrainConfig(field=NeRF(), model=model(), ray_convention=convention)
     HierarchicalModel().check(NeRF(), convention)
     TrainConfig(field=NeRF(), model=HierarchicalModel(), ray_convention=convention)

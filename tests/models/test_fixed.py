@@ -19,10 +19,10 @@ from jaxrf.models.proposal import ProposalModel
 @pytest.mark.parametrize("field", [TensoRF(), Voxels()], ids=["tensorf", "voxels"])
 @pytest.mark.parametrize("model", [HierarchicalModel, ProposalModel])
 def test_fixed_samples_are_refused_by_fields_that_prune_their_grid(model: Any, field: Any) -> None:
-    complaint = f"--model {model().name} does not march, and {field.name} drops cells"
+    complaint = f"model {model().name} does not march, and {field.name} drops cells"
     with pytest.raises(InputError, match=complaint):
         model().check(field, RayConvention())
-    with pytest.raises(InputError, match="leave --model out"):
+    with pytest.raises(InputError, match="leave model out"):
         change(presets.make_preset("nerf-small"), field=field, model=model())
 
 

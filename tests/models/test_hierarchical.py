@@ -22,7 +22,7 @@ from jaxrf.training.config import TrainConfig
 
 @pytest.mark.parametrize("value", [0, -3])
 def test_hierarchical_model_refuses_to_have_no_coarse_samples(value: int) -> None:
-    option = f"--model.num-coarse-samples is {value}: give a number above 0"
+    option = f"model.num_coarse_samples is {value}: give a number above 0"
     with pytest.raises(InputError, match=option):
         HierarchicalModel(num_coarse_samples=value)
 
@@ -38,9 +38,9 @@ def test_points_need_three_coarse_samples(samples: int) -> None:
 def test_points_are_refused_by_an_integrated_encoding() -> None:
     field = NeRF(encoding="integrated")
     points = HierarchicalModel(quadrature="points")
-    with pytest.raises(InputError, match=r"add --model.quadrature intervals"):
+    with pytest.raises(InputError, match=r"set model.quadrature to intervals"):
         points.check(field, RayConvention())
-    with pytest.raises(InputError, match=r"add --model.quadrature intervals"):
+    with pytest.raises(InputError, match=r"set model.quadrature to intervals"):
         TrainConfig(field=field, model=points)
     points.check(NeRF(encoding="fourier"), RayConvention())
     HierarchicalModel(quadrature="intervals").check(field, RayConvention())
@@ -51,7 +51,7 @@ def test_the_original_preset_refuses_numbers_that_points_cannot_use() -> None:
     assert isinstance(config.model, HierarchicalModel) and config.model.quadrature == "points"
     with pytest.raises(InputError, match="points need 3 or more"):
         change(config, num_coarse_samples=2)
-    with pytest.raises(InputError, match=r"--model.quadrature intervals"):
+    with pytest.raises(InputError, match=r"model.quadrature to intervals"):
         change(config, encoding="integrated")
 
 

@@ -67,7 +67,7 @@ INTEGERS = ("steps_per_diagonal", "occupancy_resolution", "occupancy_update_inte
     ],
 )
 def test_packed_model_refuses_numbers_that_are_not_positive(name: str, value: Any) -> None:
-    option = f"--model.{name.replace('_', '-')} is {value}: give a number above 0"
+    option = f"model.{name} is {value}: give a number above 0"
     with pytest.raises(InputError, match=option):
         PackedModel(**{name: value})
 

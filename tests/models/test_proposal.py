@@ -18,15 +18,15 @@ from jaxrf.models.proposal import ProposalModel
 @pytest.mark.parametrize(
     ("numbers", "complaint"),
     [
-        ({"num_proposal_samples": (0,)}, "--model.num-proposal-samples is 0: give a number above"),
-        ({"num_proposal_samples": (64, -1)}, "--model.num-proposal-samples is -1: give a number"),
-        ({"num_nerf_samples": 0}, "--model.num-nerf-samples is 0: give a number above 0"),
-        ({"proposal_resolutions": (64, 0)}, "--model.proposal-resolutions is 0: give a number"),
-        ({"interlevel_weight": -0.1}, "--model.interlevel-weight is -0.1: give 0 or more"),
-        ({"num_proposal_samples": ()}, "--model.num-proposal-samples has 0 numbers: give one for"),
+        ({"num_proposal_samples": (0,)}, "model.num_proposal_samples is 0: give a number above"),
+        ({"num_proposal_samples": (64, -1)}, "model.num_proposal_samples is -1: give a number"),
+        ({"num_nerf_samples": 0}, "model.num_nerf_samples is 0: give a number above 0"),
+        ({"proposal_resolutions": (64, 0)}, "model.proposal_resolutions is 0: give a number"),
+        ({"interlevel_weight": -0.1}, "model.interlevel_weight is -0.1: give 0 or more"),
+        ({"num_proposal_samples": ()}, "model.num_proposal_samples has 0 numbers: give one for"),
         (
             {"num_proposal_samples": (64, 32), "proposal_resolutions": (64,)},
-            "--model.num-proposal-samples has 2 numbers: give one for each proposal",
+            "model.num_proposal_samples has 2 numbers: give one for each proposal",
         ),
     ],
 )

@@ -61,5 +61,5 @@ def test_devices_agree_with_one_device_over_many_steps_in_float64(kind: str) -> 
 
 
 def test_make_mesh_rejects_more_devices_than_there_are() -> None:
-    with pytest.raises(InputError, match=r"--devices asks for 1000, but there"):
+    with pytest.raises(InputError, match=r"devices asks for 1000, but there"):
         devices.make_mesh(1000)

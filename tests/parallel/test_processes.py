@@ -189,5 +189,5 @@ def test_abort_on_peer_failure_ends_one_of_several_processes_at_once(
 
 
 def test_init_distributed_rejects_a_missing_number_or_index_of_processes() -> None:
-    with pytest.raises(InputError, match="add --processes and --process-id"):
+    with pytest.raises(InputError, match="add processes and process_id"):
         processes.init_distributed("localhost:1", None, None)

@@ -66,5 +66,5 @@ def test_experiments_are_trained_once_and_reported(
 
 
 def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--only base names no experiment: choose of study-base"):
+    with pytest.raises(InputError, match="only base names no experiment: choose of study-base"):
         experiments.run(ExperimentsOptions(only=("base",), output=tmp_path))

@@ -41,10 +41,6 @@ def in_type_of(config: Any, path: str, value: int) -> int | float:
     return float(value) if isinstance(attribute, float) else value
 
 
-def option_of(path: str) -> str:
-    return "--" + path.replace("_", "-")
-
-
 POSITIVE = [
     "downscale", "num_steps", "batch_samples", "batch_rays", "render_samples",
     "steps_per_dispatch", "validation_views", "checkpoint_seconds", "keep_checkpoints",
@@ -62,7 +58,7 @@ POSITIVE = [
 def test_numbers_that_must_be_positive_are_named(path: str, value: int) -> None:
     config = tiny_voxels(video=VideoConfig(), budget=60.0)
     number = in_type_of(config, path, value)
-    with pytest.raises(InputError, match=f"^{re.escape(option_of(path))} is {number}: give a"):
+    with pytest.raises(InputError, match=f"^{re.escape(path)} is {number}: give a"):
         replace_at(config, path, number)
 
 
@@ -87,7 +83,7 @@ def test_numbers_of_fields_that_must_be_positive_are_named(
     tiny: Callable[[], TrainConfig], name: str, value: int
 ) -> None:
     field = tiny().field
-    option, number = re.escape(option_of(f"field.{name}")), in_type_of(field, name, value)
+    option, number = re.escape(f"field.{name}"), in_type_of(field, name, value)
     with pytest.raises(InputError, match=f"^{option} is {number}: give a number above 0"):
         dataclasses.replace(field, **{name: number})
 
@@ -103,46 +99,46 @@ def test_numbers_of_fields_that_must_be_positive_are_named(
 def test_numbers_of_models_that_must_be_positive_are_named(
     model: Any, name: str, value: int
 ) -> None:
-    with pytest.raises(InputError, match=f"^{option_of(f'model.{name}')} is {value}: give a"):
+    with pytest.raises(InputError, match=f"^model.{name} is {value}: give a"):
         model(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["num_proposal_samples", "proposal_resolutions"])
 def test_every_number_of_a_proposal_must_be_positive(name: str) -> None:
-    with pytest.raises(InputError, match=f"^{option_of(f'model.{name}')} is 0: give a"):
+    with pytest.raises(InputError, match=f"^model.{name} is 0: give a"):
         ProposalModel(**{name: (16, 0)})
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("checkpoint_seconds", math.nan, "--checkpoint-seconds is nan: give a number above 0"),
-        ("video", {"frames": -1}, "--video.frames is -1: give a number above 0"),
-        ("video", {"every": -0.1}, "--video.every is -0.1: give 0 or more"),
-        ("video", {"every": math.nan}, "--video.every is nan: give 0 or more"),
-        ("seed", -1, "--seed is -1: give a number from 0 to 2^32 - 1"),
-        ("seed", 2**32, f"--seed is {2**32}: give a number from 0 to 2^32 - 1"),
-        ("validate_every", -0.1, "--validate-every is -0.1: give 0 or more"),
-        ("model.appearance_dim", -1, "--model.appearance-dim is -1: give 0 or more"),
-        ("optimizer.grid_lr", -0.1, "--optimizer.grid-lr is -0.1"),
-        ("optimizer.mlp_lr", math.nan, "--optimizer.mlp-lr is nan"),
-        ("budget", -3.0, "--budget is -3.0"),
-        ("viewer.port", 0, "--viewer.port is 0: give a number from 1 to 65535"),
-        ("viewer.port", 2**16, "--viewer.port is 65536: give a number from 1 to 65535"),
-        ("shards", 6, "--shards is 6: give a power of two"),
-        ("coordinator", "host", "--coordinator is host: give host:port, or auto"),
-        ("coordinator", "host:port", "--coordinator is host:port: give host:port, or auto"),
-        ("processes", 2, "add --coordinator host:port"),
-        ("process_id", 0, "add --coordinator host:port"),
+        ("checkpoint_seconds", math.nan, "checkpoint_seconds is nan: give a number above 0"),
+        ("video", {"frames": -1}, "video.frames is -1: give a number above 0"),
+        ("video", {"every": -0.1}, "video.every is -0.1: give 0 or more"),
+        ("video", {"every": math.nan}, "video.every is nan: give 0 or more"),
+        ("seed", -1, "seed is -1: give a number from 0 to 2^32 - 1"),
+        ("seed", 2**32, f"seed is {2**32}: give a number from 0 to 2^32 - 1"),
+        ("validate_every", -0.1, "validate_every is -0.1: give 0 or more"),
+        ("model.appearance_dim", -1, "model.appearance_dim is -1: give 0 or more"),
+        ("optimizer.grid_lr", -0.1, "optimizer.grid_lr is -0.1"),
+        ("optimizer.mlp_lr", math.nan, "optimizer.mlp_lr is nan"),
+        ("budget", -3.0, "budget is -3.0"),
+        ("viewer.port", 0, "viewer.port is 0: give a number from 1 to 65535"),
+        ("viewer.port", 2**16, "viewer.port is 65536: give a number from 1 to 65535"),
+        ("shards", 6, "shards is 6: give a power of two"),
+        ("coordinator", "host", "coordinator is host: give host:port, or auto"),
+        ("coordinator", "host:port", "coordinator is host:port: give host:port, or auto"),
+        ("processes", 2, "add coordinator host:port"),
+        ("process_id", 0, "add coordinator host:port"),
         ("train_scale_schedule", ((5.0, 2),), "ascending steps from 0"),
         ("train_scale_schedule", ((0.0, 4), (100.0, 2), (50.0, 1)), "ascending steps from 0"),
         ("train_scale_schedule", ((0.0, 4), (0.0, 2)), "ascending steps from 0"),
         ("train_scale_schedule", ((0.0, 0),), "a factor of 1 or more"),
         ("train_scale_schedule", ((0.0, 4), (24.0, 1)), " 24: give earlier steps, or fractions"),
-        ("loss.charbonnier_epsilon", 0.0, "--loss.charbonnier-epsilon is 0"),
-        ("loss.huber_delta", -1.0, "--loss.huber-delta is -1"),
-        ("field.num_subdivisions", 2, "--field.num-subdivisions is 2: give 0 to 1"),
-        ("field.num_subdivisions", -1, "--field.num-subdivisions is -1: give 0 to 1"),
+        ("loss.charbonnier_epsilon", 0.0, "loss.charbonnier_epsilon is 0"),
+        ("loss.huber_delta", -1.0, "loss.huber_delta is -1"),
+        ("field.num_subdivisions", 2, "field.num_subdivisions is 2: give 0 to 1"),
+        ("field.num_subdivisions", -1, "field.num_subdivisions is -1: give 0 to 1"),
     ],
 )
 def test_numbers_out_of_range_are_named(path: str, value: Any, message: str) -> None:
@@ -159,43 +155,43 @@ def test_numbers_out_of_range_are_named(path: str, value: Any, message: str) -> 
     [
         (
             lambda: tiny_pynerf(blend="results", coloring="per_ray"),
-            "add --model.coloring per_sample",
+            "set model.coloring to per_sample",
         ),
         (
             lambda: change(presets.pynerf_small(), blend="results"),
-            "add --model.coloring per_sample",
+            "set model.coloring to per_sample",
         ),
         (
             lambda: change(presets.nerf_original(), num_coarse_samples=2),
-            "--model.num-coarse-samples is 2: points need 3 or more",
+            "model.num_coarse_samples is 2: points need 3 or more",
         ),
         (
             lambda: change(presets.nerf_original(), encoding="integrated"),
-            "add --model.quadrature intervals",
+            "set model.quadrature to intervals",
         ),
         (
             lambda: tiny_tensorf(color_head="harmonics", feature_dim=13),
-            "--field.feature-dim is 13: harmonics need one of 3, 12, 27, 48",
+            "field.feature_dim is 13: harmonics need one of 3, 12, 27, 48",
         ),
         (
             lambda: ProposalModel(num_proposal_samples=()),
-            "--model.num-proposal-samples has 0 numbers",
+            "model.num_proposal_samples has 0 numbers",
         ),
         (
             lambda: ProposalModel(num_proposal_samples=(8, 8), proposal_resolutions=(16,)),
-            "--model.num-proposal-samples has 2 numbers",
+            "model.num_proposal_samples has 2 numbers",
         ),
         (
             lambda: ProposalModel(interlevel_weight=-1.0),
-            "--model.interlevel-weight is -1.0: give 0 or more",
+            "model.interlevel_weight is -1.0: give 0 or more",
         ),
         (
             lambda: tiny_tensorf(model=HierarchicalModel()),
-            "--model hierarchical does not march, and tensorf drops cells",
+            "model hierarchical does not march, and tensorf drops cells",
         ),
         (
             lambda: tiny_voxels(model=ProposalModel()),
-            "--model proposal does not march, and voxels drops cells",
+            "model proposal does not march, and voxels drops cells",
         ),
     ],
 )
@@ -206,9 +202,20 @@ def test_fields_and_models_that_do_not_fit_together_are_refused(
         make()
 
 
+@pytest.mark.parametrize("name", ["optimizer", "loss", "ray_convention"])
+def test_parts_that_are_no_dataclass_are_refused(name: str) -> None:
+    config = tiny_nerf()
+    # The tests check the types of arguments themselves.
+    object.__setattr__(config, name, {"grid_lr": 1})
+    with pytest.raises(
+        InputError, match=rf"^{name} is {{'grid_lr': 1}}: give .* as jaxrf\.\w+\(\)"
+    ):
+        config.__post_init__()
+
+
 @pytest.mark.parametrize("name", ["lengths_along", "view_directions"])
 def test_lengths_along_the_axis_need_a_range_along_the_axis(name: str) -> None:
-    with pytest.raises(InputError, match=r"add --ray-convention\.range-along axis"):
+    with pytest.raises(InputError, match=r"set ray_convention\.range_along to axis"):
         tiny_nerf(ray_convention=RayConvention(**{name: "axis"}))
 
 

@@ -197,7 +197,7 @@ def test_a_configuration_without_a_field_is_a_value_error() -> None:
 
 
 def test_a_number_that_cannot_be_used_is_named_as_an_option() -> None:
-    with pytest.raises(InputError, match=r"--num-steps is 0: give a number above 0"):
+    with pytest.raises(InputError, match=r"num_steps is 0: give a number above 0"):
         config_json.from_json(replace_in_json("num_steps", 0))
 
 
@@ -290,7 +290,7 @@ def test_a_field_instance_survives_json_with_its_class() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("number", "number in .*my_fields.py is no class: name one in --field"),
+        ("number", "number in .*my_fields.py is no class: name one in field"),
         ("Plain", "Plain in .*my_fields.py is no field: derive it from jaxrf.fields.Field"),
         ("Needy", "Needy in .*my_fields.py cannot be made without arguments.*size"),
         ("Unhashable", "Unhashable in .*my_fields.py cannot be made .*unhashable"),
@@ -309,5 +309,5 @@ def test_a_missing_file_of_a_field_is_an_input_error(source: str) -> None:
         presets.for_field(config_json.make_user_field(f"{source}:Fog")),
         field_source="nowhere.py:Fog",
     )
-    with pytest.raises(InputError, match=r"--field is 'nowhere.py:Fog'"):
+    with pytest.raises(InputError, match=r"field is 'nowhere.py:Fog'"):
         config_json.from_json(config_json.to_json(config))

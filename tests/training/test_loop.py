@@ -33,6 +33,7 @@ from jaxrf.data.scene import composite
 from jaxrf.evaluation import metrics
 from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.scoring import make_render_fn
+from jaxrf.fields.base import Field
 from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.models.base import StageSpec
 from jaxrf.sampling import occupancy
@@ -455,21 +456,23 @@ def test_check_health_passes_healthy_metrics() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_check_health_stops_at_metrics_that_are_not_finite(field: str, value: float) -> None:
     bad = HEALTHY._replace(**{field: np.float32(value)})
-    with pytest.raises(DivergedError, match=r"not a number after step 7.*--optimizer\.grid-lr"):
+    with pytest.raises(DivergedError, match=r"not a number after step 7.*optimizer\.grid_lr"):
         loop.check_health(bad, 7, tiny_nerf(), math.inf)
 
 
 def test_check_health_stops_at_a_rising_error() -> None:
     bad = HEALTHY._replace(mse=np.float32(0.3))
     loop.check_health(bad, 7, tiny_nerf(), 0.016)
-    with pytest.raises(DivergedError, match=r"rose from 0.014 to 0.3 by step 7.*--optimizer"):
+    with pytest.raises(DivergedError, match=r"rose from 0.014 to 0.3 by step 7.*optimizer\.grid"):
         loop.check_health(bad, 7, tiny_nerf(), 0.014)
 
 
 def test_check_health_stops_at_an_empty_field_unless_images_are_empty_or_it_is_early() -> None:
     bad = HEALTHY._replace(opacity=np.float32(1e-4))
     config = tiny_nerf(num_steps=100)
-    with pytest.raises(DivergedError, match=r"all background after step 11, although 30% .*--seed"):
+    with pytest.raises(
+        DivergedError, match=r"all background after step 11, although 30% .*her seed"
+    ):
         loop.check_health(bad, 11, config, math.inf)
     loop.check_health(bad, 10, config, math.inf)
     loop.check_health(bad._replace(target_alpha=np.float32(0.0)), 11, config, math.inf)
@@ -480,9 +483,24 @@ def test_check_health_stops_at_an_empty_field_unless_images_are_empty_or_it_is_e
         loop.check_health(bad, 70, longer, math.inf)
 
 
+@dataclasses.dataclass(frozen=True)
+class Fog(Field):
+    """A field of the user's, of which only the name matters."""
+
+
+def test_check_health_names_the_likely_cause_in_a_field_of_the_users_first() -> None:
+    config = TrainConfig(field=Fog(), num_steps=100)
+    unhealthy = HEALTHY._replace(loss=np.float32(math.nan))
+    with pytest.raises(DivergedError, match=r"step 7: check that the density and color of Fog .*"):
+        loop.check_health(unhealthy, 7, config, math.inf)
+    empty = HEALTHY._replace(opacity=np.float32(1e-4))
+    with pytest.raises(DivergedError, match=r"not: check that Fog.density can rise .*another seed"):
+        loop.check_health(empty, 11, config, math.inf)
+
+
 def test_a_far_too_high_learning_rate_ends_with_advice() -> None:
     rates = OptimizerConfig(mlp_lr=1e30, clip_norm=1e30)
-    with pytest.raises(DivergedError, match=r"--optimizer\.mlp-lr"):
+    with pytest.raises(DivergedError, match=r"optimizer\.mlp_lr"):
         loop.fit(tiny_nerf(optimizer=rates, num_steps=40), make_scene(), Recorder())
 
 

@@ -253,7 +253,9 @@ def test_monitor_logs_events_in_words(start_monitor: Any) -> None:
     monitored.monitor.on_config_change(tiny_voxels(num_steps=90), 50, "90 steps fit")
     stage, first, second, validation, change = monitored.writer.notes
     assert re.fullmatch(r"step 0: \d+ voxels of .*, 1 a pixel, from 77 pixels", stage)
-    assert re.fullmatch(r"step 25 of 100: loss 0\.02000, PSNR 20\.00 dB, [\d.]+k rays/s", first)
+    assert re.fullmatch(
+        r"step 25 of 100: loss 0\.02000, training PSNR 20\.00 dB, [\d.]+k rays/s", first
+    )
     assert second.startswith("step 50 of 100: ")
     assert re.fullmatch(r"step 50: validation PSNR [\d.]+ dB on 2 views", validation)
     assert change == "step 50: 90 steps fit"
@@ -386,7 +388,7 @@ def test_should_wait_for_compile_until_the_deadline_or_a_signal(
     assert not callback.should_wait_for_compile()
     run.monitored.caught_signals.clear()
     run.now += 101.0
-    with pytest.raises(InputError, match=r"--budget 100 is too short here: starting took"):
+    with pytest.raises(InputError, match=r"budget 100 is too short here: starting took"):
         callback.should_wait_for_compile()
     callback._step = 1
     assert not callback.should_wait_for_compile()
@@ -621,7 +623,7 @@ def test_on_stage_rejects_a_budget_that_is_over_at_the_start(
     run = Budgeted(start_monitor, monkeypatch, 5.0)
     run.monitored.monitor.config = dataclasses.replace(run.config, budget=5.0)
     run.now += 6.0
-    with pytest.raises(InputError, match="--budget 5 is too short"):
+    with pytest.raises(InputError, match="budget 5 is too short"):
         run.begin_stage()
 
 

@@ -258,7 +258,7 @@ def test_create_folder_accepts_only_an_empty_folder(tmp_path: Path) -> None:
     runs.create_folder(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "a" / "b" / ".hidden").write_text("")
-    with pytest.raises(InputError, match=r"exists already.*--run-dir.*--resume"):
+    with pytest.raises(InputError, match=r"exists already.*run_dir.*resume"):
         runs.create_folder(tmp_path / "a" / "b")
     with pytest.raises(InputError, match="exists already"):
         runs.create_folder(tmp_path / "a" / "b" / ".hidden")
@@ -267,7 +267,7 @@ def test_create_folder_accepts_only_an_empty_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["file/run", "file/a/b"])
 def test_make_writable_rejects_a_folder_that_cannot_be_created(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=rf"{tmp_path / below}.*--output"):
+    with pytest.raises(InputError, match=rf"{tmp_path / below}.*with output"):
         runs.make_writable(tmp_path / below, "--output")
 
 

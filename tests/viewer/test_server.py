@@ -149,7 +149,7 @@ def test_view_refuses_invalid_ports(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_viewer_refuses_addresses_of_other_machines(tmp_path: Path) -> None:
     scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
-    with pytest.raises(InputError, match=r"cannot listen at 192\.0\.2\.1 .*--host"):
+    with pytest.raises(InputError, match=r"cannot listen at 192\.0\.2\.1 .*with host"):
         Viewer("ball", scene, tmp_path, "192.0.2.1", 8433, BACKGROUND)
 
 

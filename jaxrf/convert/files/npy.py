@@ -31,7 +31,7 @@ def read_array_list(path: Path) -> list[Any]:
     try:
         unpickled = ArrayUnpickler(file, encoding="latin1").load()
     except InputError as error:
-        raise InputError(f"{path} is no list of arrays. {error}") from error
+        raise InputError(f"{path} is no list of arrays. {error.for_command_line}") from error
     budget = SizeBudget(len(data))
     items = unpickled.decode(budget) if isinstance(unpickled, PickledArray) else unpickled
     if not isinstance(items, list) or len(items) != math.prod(shape):
