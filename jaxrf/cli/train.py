@@ -92,6 +92,7 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in CHOICES:
         first.add_argument(option, default=None)
+    first.add_argument("--data", type=Path, default=None)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--run-dir", "--run_dir", type=Path, default=None)
     try:
@@ -109,7 +110,9 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
                     "already."
                 )
         return TrainOptions(_parse_resumed(remaining, prog, known.run_dir), "the run's own")
-    default, name = _choose(known.preset, known.field, known.model)
+    # These options give a capture bounds.
+    data = None if {"--bounded", "--box"} & set(arguments) else known.data
+    default, name = _choose(known.preset, known.field, known.model, data)
     description = _describe_presets(name)
     config = tyro.cli(
         TrainConfig, prog=prog, args=remaining, default=default, description=description
@@ -117,7 +120,9 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
     return TrainOptions(config, name)
 
 
-def _choose(preset: str | None, field: str | None, model: str | None) -> tuple[TrainConfig, str]:
+def _choose(
+    preset: str | None, field: str | None, model: str | None, data: Path | None
+) -> tuple[TrainConfig, str]:
     """The configuration whose numbers are the defaults, and the name of its preset."""
     if field is not None:
         if preset is not None:
@@ -125,11 +130,20 @@ def _choose(preset: str | None, field: str | None, model: str | None) -> tuple[T
         config, name = presets.for_field(make_user_field(field)), field
         config = dataclasses.replace(config, field_source=field)
     else:
-        name = preset or presets.default_preset()
+        name = preset or presets.default_preset(data is not None and _is_capture(data))
         config = presets.make_preset(name, (*presets.PRESETS, *STUDY))
     if model is not None and model != config.model.name:
         config = dataclasses.replace(config, model=_make_model(model, config.model))
     return config, name
+
+
+def _is_capture(data: Path) -> bool:
+    from jaxrf.data import sources
+
+    try:
+        return sources.is_capture(sources.find_data(data))
+    except InputError:
+        return False
 
 
 def _make_model(name: str, model: Model) -> Model:
@@ -192,7 +206,7 @@ def _describe_presets(chosen: str) -> str:
     return (
         "Train a radiance field from images with known cameras.\n\n"
         "--preset NAME chooses the field and all defaults below (those shown are of "
-        f"{chosen}); without it, the choice fits this machine:\n"
+        f"{chosen}); without it, the choice fits the data and this machine:\n"
         + "\n".join(lines)
         + "\n\n--field FILE:CLASS trains a field of your own in place of a preset, and --model "
         "packed, hierarchical or proposal renders any field by another model, with its options."

@@ -162,7 +162,7 @@ def match_pairs(
     """
     rng = np.random.default_rng(0)
     scale = _reduction(split)
-    found = [_Matches(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2)), np.zeros((0, 2)))]
+    matches = [_Matches(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2)), np.zeros((0, 2)))]
     for pair in pairs:
         for index in pair:
             if index not in features:
@@ -172,8 +172,8 @@ def match_pairs(
         if right.sum() < max(MIN_MATCHES, MIN_RIGHT_SHARE * len(right)):
             continue
         first, second = (np.full(int(right.sum()), index) for index in pair)
-        found.append(_Matches(first, second, pixels[right], other_pixels[right]))
-    return _Matches(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+        matches.append(_Matches(first, second, pixels[right], other_pixels[right]))
+    return _Matches(*(np.concatenate(arrays) for arrays in zip(*matches, strict=True)))
 
 
 def _reduction(split: Split) -> float:

@@ -248,6 +248,22 @@ def has_split(path: Path, split: str, options: LoadOptions | None = None) -> boo
     return True
 
 
+def is_capture(path: Path, options: LoadOptions | None = None) -> bool:
+    """Whether a path holds a capture: photos, a video, or a scene without bounds or facing forward.
+
+    False for what cannot be read; reading it says why.
+    """
+    options = dataclasses.replace(load_options(options or LoadOptions()), skip_missing=True)
+    try:
+        if not any(known.matches(path) for known in FORMATS):
+            return prepare.is_photos(path)
+        # Some images, as transparent ones have a box.
+        scene = load_scene(path, ["train"], options, lambda count: range(0, count, 1 + count // 4))
+    except InputError:
+        return False
+    return scene.unbounded or scene.train.cameras.ndc is not None
+
+
 def describe_scene(path: Path, scene: Scene) -> str:
     """One line for the user: format, image size, splits and cameras of a loaded scene."""
     split = next(iter(scene.splits.values()))

@@ -39,17 +39,20 @@ class ProposalModel(FixedSamplesModel):
     """Samples of the field."""
     proposal_resolutions: tuple[int, ...] = (64, 128)
     """Finest cells along a side of each proposal's hash grid."""
+    proposal_levels: int = 5
+    """Levels of each proposal's hash grid: fewer are faster."""
     interlevel_weight: float = 1.0
     """Weight of the field's weights that exceed those of the proposals."""
-    spacing: Literal["linear", "disparity"] = "linear"
-    """Quantity that the first samples are spread evenly in: distance or its inverse."""
+    spacing: Literal["linear", "disparity"] | None = None
+    """Quantity that the first samples are spread evenly in: distance or its inverse. Default: its
+    inverse where space is contracted."""
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
         super().__post_init__()
         require_positive(
             self, "num_proposal_samples", "num_nerf_samples", "proposal_resolutions",
-            prefix="model.",
+            "proposal_levels", prefix="model.",
         )  # fmt: skip
         require_non_negative(self, "interlevel_weight", prefix="model.")
         if not 0 < len(self.num_proposal_samples) <= len(self.proposal_resolutions):
@@ -72,7 +75,7 @@ class ProposalModel(FixedSamplesModel):
         """The small fields of which only the density is used."""
         return [
             HashGrid(
-                num_levels=5,
+                num_levels=self.proposal_levels,
                 base_resolution=16,
                 max_resolution=max(resolution, 16),
                 log2_hashmap_size=17,
@@ -150,7 +153,8 @@ class ProposalModel(FixedSamplesModel):
         field, count = stage.field, len(self.num_proposal_samples)
         keys = [None if key is None else rngs.fold_in(key, 2 + i) for i in range(1 + count)]
         s_rays = to_s_rays(grid, rays)
-        sdist = intervals.stratified(keys[0], s_rays, self.num_proposal_samples[0], self.spacing)
+        spacing = self.spacing or ("linear" if grid.bounds is None else "disparity")
+        sdist = intervals.stratified(keys[0], s_rays, self.num_proposal_samples[0], spacing)
         proposed: list[Proposed] = []
         next_counts = (*self.num_proposal_samples[1:], self.num_nerf_samples)
         for proposal, network, samples, key_draw in zip(

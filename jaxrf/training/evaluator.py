@@ -22,6 +22,8 @@ from jaxrf.training.timing import TrainClock, seconds_since_start
 
 # Frames per second of videos of the training. They have a quarter of the frames of the final video.
 VIDEO_FPS = 6.0
+# Share of a budget after which the validations of a training score no further view.
+VALIDATION_SHARE = 0.05
 
 
 class Validation(NamedTuple):
@@ -82,6 +84,13 @@ class Evaluator:
         passed = budget.passed_multiple(config, step, steps, config.validate_every)
         return self.val is not None and passed and 2.0 * slowest <= seconds_left
 
+    def _exceeds_share(self, config: TrainConfig, seconds: float) -> bool:
+        """Whether a validation takes more than its share of the budget, in any process."""
+        if config.budget is None or config.budget_excludes_validation or not config.validate_every:
+            return False
+        count = max(1, round(1.0 / config.validate_every) - 1)
+        return processes.broadcast_from_main(seconds > VALIDATION_SHARE * config.budget / count)
+
     def is_video_due(
         self,
         config: TrainConfig,
@@ -123,6 +132,8 @@ class Evaluator:
             if index == 0 and self._validation_seconds == 0.0:
                 # The first view of a training is compiled for, which later ones need not be.
                 started = time.perf_counter()
+            if self._exceeds_share(run.config, time.perf_counter() - validation_started):
+                break
         self._validation_seconds = max(time.perf_counter() - started, 1e-3)
         summary = scoring.summarize(views)
         self.psnr = summary["psnr"]

@@ -159,15 +159,15 @@ class Trainer:
         config, aabb = self.config, self.scene.aabb
         stage = transitions.first_stage(config, aabb, self.mesh.size)
         grid = transitions.init_grid(config, stage, aabb)
-        is_own = not fields.is_builtin(type(stage.field))
-        if is_own:
+        is_custom = not fields.is_builtin(type(stage.field))
+        if is_custom:
             check_functions(stage.field, grid, grid.aabb)
         shapes = jax.eval_shape(partial(init_state, config, stage), grid)
         pixels = drop_images(self.all_pixels) if self.prefetches else self.all_pixels
         self.compiler.begin(stage, shapes, pixels)
         grid = grid.mark_invisible(self.all_pixels.cameras, stage.dilation_cells)
         state = _init_state(config, stage, grid)
-        if is_own:
+        if is_custom:
             check_values(stage.field, state.params.field, grid)
         return stage, state
 
@@ -297,10 +297,10 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
     Of a user's field the likely cause comes first.
     """
     name = type(config.field).__name__
-    is_own = not fields.is_builtin(type(config.field))
+    is_custom = not fields.is_builtin(type(config.field))
     if not all(math.isfinite(float(value)) for value in metrics):
         advice = "lower --optimizer.grid-lr and --optimizer.mlp-lr, or --optimizer.clip-norm"
-        if is_own:
+        if is_custom:
             advice = (
                 f"check that the density and color of {name} and their derivatives are finite "
                 f"everywhere, or {advice}"
@@ -318,7 +318,7 @@ def check_health(metrics: Metrics, step: int, config: TrainConfig, best_mse: flo
             "try another --seed, a lower learning rate, or check that the cameras look at the "
             "scene's box"
         )
-        if is_own:
+        if is_custom:
             advice = (
                 f"check that {name}.density can rise again where it is 0, as softplus and exp can "
                 f"and relu cannot, or {advice}"

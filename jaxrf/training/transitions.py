@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from jaxrf.cameras import contraction
 from jaxrf.data.scene import Scene, find_split_background
-from jaxrf.fields.base import SceneInfo, StageTransition
+from jaxrf.fields.base import Field, SceneInfo, StageTransition
+from jaxrf.fields.checks import broadcast_groups
 from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.sampling.marching import STEPS_PER_BLOCK
 from jaxrf.sampling.occupancy import OccupancyGrid
@@ -48,7 +49,8 @@ def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     field = config.field.resolve(info)
     is_fine = field.min_voxel_size(info.aabb) <= SUPERSAMPLED_VOXEL * info.pixel_size
     microbatch_samples = config.microbatch_samples
-    if microbatch_samples is None and jax.default_backend() == "cpu":
+    # Each microbatch has a gradient of its own, which is as large as a table is.
+    if microbatch_samples is None and jax.default_backend() == "cpu" and not _has_tables(field):
         microbatch_samples = CACHED_SAMPLES
     scale_schedule = tuple(
         (start if start < 1.0 else start / config.num_steps, factor)
@@ -62,6 +64,11 @@ def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
         supersample=config.supersample or (2 if is_fine else 1),
         microbatch_samples=microbatch_samples,
     )
+
+
+def _has_tables(field: Field) -> bool:
+    params = jax.eval_shape(field.init, jax.random.key(0))
+    return "grid" in jax.tree.leaves(broadcast_groups(field, params))
 
 
 def _scene_info(config: TrainConfig, scene: Scene) -> SceneInfo:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from programs import error_line
 from scenes import tiny_nerf
 
@@ -126,6 +127,16 @@ def test_the_default_preset_depends_on_the_machine(monkeypatch: pytest.MonkeyPat
     assert parse_training([], "") == (presets.tensorf_vm192(), "tensorf-vm192")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert parse_training([], "") == (presets.voxels_small(), "voxels-small")
+
+
+def test_the_default_preset_depends_on_the_data(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.jpg")
+    arguments = ["--data", str(tmp_path)]
+    assert parse_training(arguments, "").preset == "capture-small"
+    assert parse_training([*arguments, "--preset", "nerf-small"], "").preset == "nerf-small"
+    bounded = parse_training([*arguments, "--bounded"], "")
+    assert bounded.preset == presets.default_preset()
+    assert parse_training(["--data", "nowhere"], "").preset == presets.default_preset()
 
 
 @pytest.fixture

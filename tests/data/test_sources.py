@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scenes import make_scene, write_scene
 
 from jaxrf.core.errors import InputError
@@ -102,3 +103,23 @@ def test_load_scene_reads_a_written_scene(tmp_path: Path) -> None:
     some = sources.load_scene(folder, ["train"], choose=lambda count: [count - 2]).splits["train"]
     assert some.names == ("r_4",)
     np.testing.assert_array_equal(some.images[0], make_scene().splits["train"].images[4])
+
+
+def test_captures_are_scenes_without_bounds_facing_forward_or_without_poses(
+    tmp_path: Path, real_data: Path
+) -> None:
+    expected = {
+        "fox_270x480": True,
+        "nerf_llff_data/fern": True,
+        "nerf_synthetic_400/lego": False,
+        "deepvoxels_layout": False,
+        "tiny_nerf_lego.npz": False,
+    }
+    known = {name: is_one for name, is_one in expected.items() if (real_data / name).exists()}
+    assert {name: sources.is_capture(real_data / name) for name in known} == known
+    assert not sources.is_capture(tmp_path)
+    (tmp_path / "transforms.json").write_text("{}")
+    assert not sources.is_capture(tmp_path)
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "transforms.json").unlink()
+    assert sources.is_capture(tmp_path)

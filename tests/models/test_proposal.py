@@ -22,6 +22,7 @@ from jaxrf.models.proposal import ProposalModel
         ({"num_proposal_samples": (64, -1)}, "model.num_proposal_samples is -1: give a number"),
         ({"num_nerf_samples": 0}, "model.num_nerf_samples is 0: give a number above 0"),
         ({"proposal_resolutions": (64, 0)}, "model.proposal_resolutions is 0: give a number"),
+        ({"proposal_levels": 0}, "model.proposal_levels is 0: give a number above 0"),
         ({"interlevel_weight": -0.1}, "model.interlevel_weight is -0.1: give 0 or more"),
         ({"num_proposal_samples": ()}, "model.num_proposal_samples has 0 numbers: give one for"),
         (
@@ -50,6 +51,12 @@ def test_samples_of_proposals_count_among_those_of_a_ray() -> None:
     )
     assert two.samples_per_ray() == 58
     assert [field.max_resolution for field in two.proposal_fields()] == [64, 128]
+
+
+def test_proposals_have_the_levels_that_are_given() -> None:
+    assert [field.num_levels for field in ProposalModel().proposal_fields()] == [5, 5]
+    few = ProposalModel(proposal_levels=2)
+    assert [field.num_levels for field in few.proposal_fields()] == [2, 2]
 
 
 @pytest.mark.slow

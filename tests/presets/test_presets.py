@@ -82,6 +82,10 @@ def test_default_preset_is_the_full_recipe_on_an_accelerator(
     assert presets.default_preset() == ("tensorf-vm192" if expected else "voxels-small")
 
 
+def test_default_preset_of_captures_has_proposals() -> None:
+    assert presets.default_preset(is_capture=True) == "capture-small"
+
+
 def test_for_field_trains_the_field_on_an_occupancy_grid() -> None:
     field = HashGrid(num_levels=2)
     config = presets.for_field(field)

@@ -122,7 +122,7 @@ def test_every_name_that_the_option_accepts_has_a_function() -> None:
 
 def test_make_rgb_loss_fn_refuses_an_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(RGB_LOSSES, "huber")
-    with pytest.raises(InputError, match=r"--loss\.rgb-loss is 'huber': give one of squared, char"):
+    with pytest.raises(InputError, match=r"loss\.rgb_loss is 'huber': give one of squared, char"):
         make_rgb_loss_fn(LossConfig(rgb_loss="huber"))
 
 

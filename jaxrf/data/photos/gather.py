@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.progress import ProgressBar
-from jaxrf.data import images, llff, masks, multiscale, transforms
+from jaxrf.data import images, masks
 from jaxrf.data.files import natural_key
 from jaxrf.data.photos.video import JPEG_QUALITY, shrink
 
@@ -22,7 +22,7 @@ MAX_PHOTOS = 5000
 MIN_PHOTO_SIZE = 32
 # Files and folders of data sets that have poses, whose images are no further photos.
 POSE_FILES = frozenset(
-    {transforms.LISTING, llff.LISTING, multiscale.LISTING, "transforms_train.json", "sparse"}
+    {"transforms.json", "transforms_train.json", "poses_bounds.npy", "metadata.json", "sparse"}
 )
 
 
@@ -72,8 +72,8 @@ def find_data_sets(folder: Path) -> list[Path]:
         subfolders = [path for path in folder.iterdir() if path.is_dir()]
     except OSError:
         return []
-    found = [p for p in subfolders if any((p / name).exists() for name in POSE_FILES)]
-    return sorted(found, key=lambda path: natural_key(path.name))
+    data_sets = [p for p in subfolders if any((p / name).exists() for name in POSE_FILES)]
+    return sorted(data_sets, key=lambda path: natural_key(path.name))
 
 
 def _list_folder(folder: Path) -> list[Path]:

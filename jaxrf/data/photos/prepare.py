@@ -10,7 +10,6 @@ from typing import Any
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.user_cache import cache_folder
-from jaxrf.data.colmap_files import MODELS
 from jaxrf.data.files import format_count, format_names
 from jaxrf.data.photos import gather, reconstruct, video
 
@@ -42,11 +41,17 @@ class PhotoOptions:
             raise InputError(f"--frames is {self.frames}: give {reconstruct.MIN_PLACED} or more.")
         if self.max_size < MIN_SIZE:
             raise InputError(f"--max-size is {self.max_size}: give {MIN_SIZE} pixels or more.")
-        known = (reconstruct.ANY_MODEL, *(model.name for model in MODELS))
-        if self.camera_model not in known:
-            raise InputError(
-                f"--camera-model is {self.camera_model}: give one of {', '.join(known)}."
-            )
+        if self.camera_model != reconstruct.ANY_MODEL:
+            _check_camera_model(self.camera_model)
+
+
+def _check_camera_model(name: str) -> None:
+    # Imported where it is needed, as it imports jax, for which --help would wait.
+    from jaxrf.data.colmap_files import MODELS
+
+    known = (reconstruct.ANY_MODEL, *(model.name for model in MODELS))
+    if name not in known:
+        raise InputError(f"--camera-model is {name}: give one of {', '.join(known)}.")
 
 
 def is_photos(path: Path) -> bool:

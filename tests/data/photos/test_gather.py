@@ -8,6 +8,7 @@ from PIL import Image
 from textured import cast_image, ring_poses
 
 from jaxrf.core.errors import InputError
+from jaxrf.data import sources
 from jaxrf.data.images import EXIF_ORIENTATION, read_image, read_mask
 from jaxrf.data.photos import gather
 
@@ -70,6 +71,11 @@ def test_photos_of_a_folder_and_those_below_it_are_taken_but_not_data_sets(tmp_p
     assert [p.relative_to(tmp_path).as_posix() for p in photos] == ["1.jpg", "second round/2.jpg"]
     assert gather.name_photos(photos) == ["1.jpg", "second_round_2.jpg"]
     assert gather.find_data_sets(tmp_path) == [tmp_path / "set"]
+
+
+def test_files_of_data_sets_with_poses_are_those_that_readers_know() -> None:
+    splits = {"transforms_val.json", "transforms_test.json"}
+    assert (sources.LISTING_FILES - splits) | {"sparse"} == gather.POSE_FILES
 
 
 def test_photos_that_are_too_small_are_left_out(tmp_path: Path) -> None:

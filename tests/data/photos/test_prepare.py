@@ -85,9 +85,9 @@ def test_added_photos_are_placed_too_and_other_photos_and_options_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_size": 10}, "--max-size is 10: give 100 pixels or more"),
-        ({"frames": 2}, "--frames is 2: give 3 or more"),
-        ({"camera_model": "FISHY"}, "--camera-model is FISHY: give one of auto, SIMPLE_PINHOLE"),
+        ({"max_size": 10}, "max_size is 10: give 100 pixels or more"),
+        ({"frames": 2}, "frames is 2: give 3 or more"),
+        ({"camera_model": "FISHY"}, "camera_model is FISHY: give one of auto, SIMPLE_PINHOLE"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
