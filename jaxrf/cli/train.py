@@ -92,7 +92,7 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in CHOICES:
         first.add_argument(option, default=None)
-    first.add_argument("--data", type=Path, default=None)
+    first.add_argument("--data", nargs="?", type=Path, default=None)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--run-dir", "--run_dir", type=Path, default=None)
     try:
@@ -110,8 +110,8 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
                     "already."
                 )
         return TrainOptions(_parse_resumed(remaining, prog, known.run_dir), "the run's own")
-    # These options give a capture bounds.
-    data = None if {"--bounded", "--box"} & set(arguments) else known.data
+    # A capture in a box is an object.
+    data = None if "--box" in arguments else known.data
     default, name = _choose(known.preset, known.field, known.model, data)
     description = _describe_presets(name)
     config = tyro.cli(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from jaxrf.core.accelerator import expects_accelerator
 from jaxrf.core.errors import InputError
 from jaxrf.fields.base import Field
-from jaxrf.presets.capture import capture_small
+from jaxrf.presets.capture import capture, capture_small
 from jaxrf.presets.hashgrid import hashgrid_f4, hashgrid_ngp, hashgrid_small
 from jaxrf.presets.nerf import bitnerf_small, bitnerf_tiny, nerf_original, nerf_small, nerf_tiny
 from jaxrf.presets.pynerf import pynerf_growing, pynerf_paper, pynerf_small
@@ -33,6 +33,7 @@ PRESETS: tuple[Preset, ...] = (
     hashgrid_ngp,
     hashgrid_f4,
     capture_small,
+    capture,
     pynerf_small,
     pynerf_paper,
     pynerf_growing,
@@ -69,11 +70,10 @@ def make_preset(name: str, presets: Sequence[Preset] = PRESETS) -> TrainConfig:
 def default_preset(is_capture: bool = False) -> str:
     """The preset that fits the data and the machine.
 
-    Objects in a box get the full recipe on an accelerator, and a small one without.
+    The full recipe on an accelerator, and a small one without.
 
     Args:
       is_capture: whether the scene has no bounds or faces forward (`sources.is_capture`).
     """
-    if is_capture:
-        return preset_name(capture_small)
-    return preset_name(tensorf_vm192 if expects_accelerator() else voxels_small)
+    full, small = (capture, capture_small) if is_capture else (tensorf_vm192, voxels_small)
+    return preset_name(full if expects_accelerator() else small)

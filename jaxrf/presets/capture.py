@@ -34,3 +34,20 @@ def capture_small() -> TrainConfig:
         optimizer=OptimizerConfig(grid_lr=0.04, mlp_lr=0.01, lr_final_mult=0.05, epsilon=1e-15),
         loss=LossConfig(distortion_weight=0.001),
     )
+
+
+def capture() -> TrainConfig:
+    """nerfacto's size: 16 levels to 2048^3, proposals of 256 and 96 samples, 30,000 steps."""
+    return TrainConfig(
+        field=HashGrid(max_resolution=2048),
+        model=ProposalModel(
+            num_proposal_samples=(256, 96),
+            num_nerf_samples=48,
+            proposal_resolutions=(128, 256),
+        ),
+        background="random",
+        num_steps=30_000,
+        batch_rays=4096,
+        optimizer=OptimizerConfig(grid_lr=0.01, mlp_lr=0.01, lr_final_mult=0.01, epsilon=1e-15),
+        loss=LossConfig(distortion_weight=0.002),
+    )

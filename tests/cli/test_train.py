@@ -134,7 +134,7 @@ def test_the_default_preset_depends_on_the_data(tmp_path: Path) -> None:
     arguments = ["--data", str(tmp_path)]
     assert parse_training(arguments, "").preset == "capture-small"
     assert parse_training([*arguments, "--preset", "nerf-small"], "").preset == "nerf-small"
-    bounded = parse_training([*arguments, "--bounded"], "")
+    bounded = parse_training([*arguments, "--box", *["-1", "-1", "-1", "1", "1", "1"]], "")
     assert bounded.preset == presets.default_preset()
     assert parse_training(["--data", "nowhere"], "").preset == presets.default_preset()
 

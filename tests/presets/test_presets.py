@@ -25,6 +25,8 @@ NAMES = [
     "hashgrid-small",
     "hashgrid-ngp",
     "hashgrid-f4",
+    "capture-small",
+    "capture",
     "pynerf-small",
     "pynerf-paper",
     "pynerf-growing",
@@ -80,10 +82,8 @@ def test_default_preset_is_the_full_recipe_on_an_accelerator(
 ) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     assert presets.default_preset() == ("tensorf-vm192" if expected else "voxels-small")
-
-
-def test_default_preset_of_captures_has_proposals() -> None:
-    assert presets.default_preset(is_capture=True) == "capture-small"
+    captures = presets.default_preset(is_capture=True)
+    assert captures == ("capture" if expected else "capture-small")
 
 
 def test_for_field_trains_the_field_on_an_occupancy_grid() -> None:
@@ -148,6 +148,14 @@ def numbers_of(name: str, *paths: str) -> list[Any]:
             },
         ),
         ("hashgrid-f4", {"field.num_levels": 8, "field.features_per_level": 4}),
+        (
+            "capture",
+            {
+                "field.num_levels": 16, "field.max_resolution": 2048, "num_steps": 30_000,
+                "model.num_proposal_samples": (256, 96), "model.num_nerf_samples": 48,
+                "model.proposal_resolutions": (128, 256), "loss.distortion_weight": 0.002,
+            },
+        ),
         (
             "pynerf-paper",
             {

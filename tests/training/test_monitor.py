@@ -235,6 +235,32 @@ def test_validation_does_not_count_as_training_time(
     assert monitored.writer.values[50]["speed/rays_per_second"] == pytest.approx(25 * 64 * 0.95 / 2)
 
 
+@pytest.mark.parametrize(
+    ("budget", "num_views"), [({}, 2), ({"budget": 900.0}, 2), ({"budget": 200.0}, 1)]
+)
+def test_validations_score_no_further_view_than_their_share_of_the_budget_allows(
+    start_monitor: Any, monkeypatch: pytest.MonkeyPatch, budget: dict[str, float], num_views: int
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: now)
+    indices: list[int] = []
+    score = scoring.score_split
+
+    def score_slowly(render: Any, split: Any, background: Any, chosen: list[int]) -> Any:
+        nonlocal now
+        now += 7.0
+        indices.extend(chosen)
+        return score(render, split, background, chosen)
+
+    monkeypatch.setattr(scoring, "score_split", score_slowly)
+    # Three validations share 5 % of the budget.
+    config = tiny_nerf(num_steps=100, validate_every=0.25, checkpoint_seconds=1e9, **budget)
+    monitored = start_monitor(config)
+    now += 2.0
+    monitored.dispatch(25, 25)
+    assert indices == list(range(num_views))
+
+
 def test_on_dispatch_without_validation_views_does_not_validate(start_monitor: Any) -> None:
     monitored = start_monitor(
         tiny_nerf(num_steps=100, validate_every=0.1, checkpoint_seconds=1e9), val=False

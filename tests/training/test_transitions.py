@@ -13,6 +13,7 @@ from scenes import (
     first_state,
     make_scene,
     marching_nerf,
+    proposing_hashgrid,
     tiny_hashgrid,
     tiny_nerf,
     tiny_tensorf,
@@ -419,13 +420,21 @@ def test_voxels_get_about_as_small_as_a_pixel_and_then_two_rays_along_each_axis(
     assert (resolved.field.num_subdivisions, resolved.supersample) == (3, 3)
     assert transitions.resolve_config(resolved, scene) == resolved
     for config in (tiny_nerf(), tiny_tensorf(supersample=4)):
-        expected = change(
-            config,
-            contract=False,
-            supersample=config.supersample or 1,
-            microbatch_samples=transitions.CACHED_SAMPLES,
-        )
-        assert transitions.resolve_config(config, scene) == expected
+        resolved = transitions.resolve_config(config, scene)
+        expected = change(config, contract=False, supersample=config.supersample or 1)
+        assert dataclasses.replace(resolved, microbatch_samples=None) == expected
+
+
+def test_only_networks_are_trained_in_microbatches_that_a_cpu_keeps_in_its_cache() -> None:
+    # The gradient of each microbatch is as large as the tables are.
+    scene = make_scene()
+    for config, samples in (
+        (tiny_nerf(), transitions.CACHED_SAMPLES),
+        (proposing_hashgrid(), None),
+        (tiny_tensorf(), None),
+        (proposing_hashgrid(microbatch_samples=100), 100),
+    ):
+        assert transitions.resolve_config(config, scene).microbatch_samples == samples
 
 
 def test_min_steps_before_prune_follow_from_rays_and_from_pixels_that_a_voxel_covers() -> None:
