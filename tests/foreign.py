@@ -357,7 +357,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "tensorf, fog": ("TensoRF", lambda path: write_tensorf(path, mask=False)),
     "tensorf cp": (
         "TensoRF",
-        lambda path: write_tensorf(path, "cp", ranks=((6,), (8,)), coloring="MLP"),
+        lambda path: write_tensorf(path, "cp", ranks=((6,), (8,)), shading="MLP"),
     ),
 }
 
