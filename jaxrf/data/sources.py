@@ -10,6 +10,7 @@ from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data import blender, colmap, deepvoxels, llff, loading, multiscale, tiny_nerf, transforms
 from jaxrf.data.bricks import dataset
 from jaxrf.data.bricks.config import SyntheticSceneConfig
+from jaxrf.data.files import format_count
 from jaxrf.data.frames import Listing
 from jaxrf.data.loading import ChooseViews
 from jaxrf.data.options import LoadOptions, load_options
@@ -118,8 +119,8 @@ def ensure_poses(path: Path, options: PhotoOptions, notify: Callable[[str], None
         data_sets = gather.find_data_sets(path)
         if data_sets:
             raise InputError(
-                f"{path} holds no images itself, but {len(data_sets)} data sets: give one of them, "
-                f"such as {data_sets[0]}."
+                f"{path} holds no images itself, but {format_count(len(data_sets), 'data set')}: "
+                f"give one, such as {data_sets[0]}."
             )
         return path
     folder = prepare.cached_folder(path, options)

@@ -20,9 +20,12 @@ PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PHOTOS = 5000
 # COLMAP's features do not fit into smaller photos.
 MIN_PHOTO_SIZE = 32
-# Files and folders of data sets that have poses, whose images are no further photos.
+# A data set that is made of photos has its sources in this file, from the beginning on.
+SOURCE = "source.json"
+# Files and folders of data sets with poses, or made of photos: their images are no further photos.
 POSE_FILES = frozenset(
     {"transforms.json", "transforms_train.json", "poses_bounds.npy", "metadata.json", "sparse"}
+    | {SOURCE}
 )
 
 
@@ -63,7 +66,11 @@ def list_photos(folder: Path) -> list[Path]:
 def _may_hold_photos(folder: Path) -> bool:
     if folder.name.startswith(".") or folder.name in masks.MASK_FOLDERS:
         return False
-    return not any((folder / name).exists() for name in POSE_FILES)
+    return not _is_data_set(folder)
+
+
+def _is_data_set(folder: Path) -> bool:
+    return any((folder / name).exists() for name in POSE_FILES)
 
 
 def find_data_sets(folder: Path) -> list[Path]:
@@ -72,8 +79,7 @@ def find_data_sets(folder: Path) -> list[Path]:
         subfolders = [path for path in folder.iterdir() if path.is_dir()]
     except OSError:
         return []
-    data_sets = [p for p in subfolders if any((p / name).exists() for name in POSE_FILES)]
-    return sorted(data_sets, key=lambda path: natural_key(path.name))
+    return sorted(filter(_is_data_set, subfolders), key=lambda path: natural_key(path.name))
 
 
 def _list_folder(folder: Path) -> list[Path]:

@@ -14,8 +14,6 @@ from jaxrf.data.files import format_count, format_names
 from jaxrf.data.photos import gather, reconstruct, video
 
 REPORT = "report.json"
-# What a data set is made of: the options and the files with their sizes and times.
-SOURCE = "source.json"
 # COLMAP places nothing in smaller photos.
 MIN_SIZE = 100
 # Below this share of placed photos, and above this error in pixels, a result is doubtful.
@@ -85,7 +83,7 @@ def _continue_with(path: Path, output: Path, options: PhotoOptions) -> None:
     """
     source = _describe_source(path, options)
     try:
-        before = json.loads((output / SOURCE).read_text(encoding="utf-8"))
+        before = json.loads((output / gather.SOURCE).read_text(encoding="utf-8"))
         changed = before["options"] != source["options"]
         lost = [name for name in before["files"] if name not in source["files"]]
         lost += [n for n, s in source["files"].items() if before["files"].get(n, s) != s]
@@ -94,14 +92,14 @@ def _continue_with(path: Path, output: Path, options: PhotoOptions) -> None:
             raise InputError(f"{output} holds another data set: give a new folder.") from None
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{output / SOURCE} is damaged: give a new folder.") from None
+        raise InputError(f"{output / gather.SOURCE} is damaged: give a new folder.") from None
     else:
         if changed or lost:
             what = "with other options" if changed else f"of other photos (such as {lost[0]})"
             raise InputError(f"{output} is made {what}: give a new folder, or remove it.")
         if len(before["files"]) < len(source["files"]):
             (output / REPORT).unlink(missing_ok=True)
-    _write_json(output / SOURCE, source)
+    _write_json(output / gather.SOURCE, source)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

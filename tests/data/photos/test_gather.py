@@ -75,7 +75,7 @@ def test_photos_of_a_folder_and_those_below_it_are_taken_but_not_data_sets(tmp_p
 
 def test_files_of_data_sets_with_poses_are_those_that_readers_know() -> None:
     splits = {"transforms_val.json", "transforms_test.json"}
-    assert (sources.LISTING_FILES - splits) | {"sparse"} == gather.POSE_FILES
+    assert (sources.LISTING_FILES - splits) | {"sparse", gather.SOURCE} == gather.POSE_FILES
 
 
 def test_photos_that_are_too_small_are_left_out(tmp_path: Path) -> None:

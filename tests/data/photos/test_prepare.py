@@ -13,7 +13,7 @@ from jaxrf.cameras.transforms import fit_similarity, transform_poses
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
 from jaxrf.data.colmap_files import read_reconstruction
-from jaxrf.data.photos import prepare, reconstruct
+from jaxrf.data.photos import gather, prepare, reconstruct
 from jaxrf.data.photos.prepare import PhotoOptions
 
 
@@ -77,9 +77,21 @@ def test_added_photos_are_placed_too_and_other_photos_and_options_are_refused(
     (tmp_path / "foreign" / "images").mkdir(parents=True)
     with pytest.raises(InputError, match="foreign holds another data set: give a new folder"):
         prepare.prepare_photos(photos, tmp_path / "foreign", PhotoOptions())
-    (output / prepare.SOURCE).write_text("[")
+    (output / gather.SOURCE).write_text("[")
     with pytest.raises(InputError, match=r"source\.json is damaged"):
         prepare.prepare_photos(photos, output, PhotoOptions())
+
+
+def test_an_interrupted_data_set_among_its_photos_adds_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_reconstruction(monkeypatch)
+    write_photos(tmp_path / "photos", ring_poses(12)[:4])
+    output = tmp_path / "photos" / "set"
+    for _ in range(2):
+        prepare.prepare_photos(tmp_path / "photos", output, PhotoOptions())
+        (output / prepare.REPORT).unlink()
+    assert [len(names) for names in calls] == [4, 4]
 
 
 @pytest.mark.parametrize(
