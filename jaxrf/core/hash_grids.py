@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
@@ -207,6 +208,30 @@ def sample_hash_grids(
         hashed = _hash_corners((x, y, z)) & (level_rows - 1).astype(jnp.uint32)
         corners.append((jnp.where(is_dense, number, hashed.astype(jnp.int32)) + start, weight))
     return _gather_levels(table, corners, table_dtype)
+
+
+def mean_squares(table: Float[Array, "rows c"], levels: HashLevels) -> Float[Array, "levels"]:
+    """Mean square of the rows of each level."""
+    squares = jnp.sum(jnp.square(table), axis=1)
+    spans = zip(levels.starts[:-1], levels.starts[1:], strict=True)
+    return jnp.stack([jnp.mean(squares[start:end]) for start, end in spans]) / table.shape[1]
+
+
+def level_downweights(
+    stds: Float[Array, "*batch"], levels: HashLevels
+) -> Float[Array, "*batch levels"]:
+    """Weight of each level's features for Gaussians of given widths, in [0, 1] (Zip-NeRF, eq. 5).
+
+    erf(1 / sqrt(8 std^2 n^2)), n being the cells along a side: the share of a Gaussian that a cell
+    around its mean holds. Levels finer than a Gaussian are noise to it.
+
+    Args:
+      stds: standard deviations in sides of the unit box; 0 weighs every level by 1.
+      levels: layout of the grid.
+    """
+    cells = np.asarray(levels.scales or levels.cells, np.float32)
+    widths = jnp.maximum(stds, 1e-9)[..., None] * cells.reshape((1,) * stds.ndim + (-1,))
+    return jax.lax.erf(1.0 / (math.sqrt(8.0) * widths))
 
 
 def _cell_corners(

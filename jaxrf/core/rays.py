@@ -1,12 +1,17 @@
 """Rays, their cones, points along them, and their intersection with boxes."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrf.core.pytree import as_pytree
+
+# Of a full turn; no number of such turns nearly closes a circle.
+GOLDEN_TURN = 0.5 * (math.sqrt(5.0) - 1.0)
 
 
 @as_pytree()
@@ -97,6 +102,70 @@ def cast_cones(rays: Rays, edges: Float[Array, "*batch n_plus_1"]) -> ConicalFru
         edges[..., :-1].ravel(),
         edges[..., 1:].ravel(),
     )
+
+
+class Multisamples(NamedTuple):
+    """Points that stand for parts of cones, k for each of m samples.
+
+    positions: (m, k, 3).
+    stds: (m, k) of an isotropic Gaussian around each.
+    """
+
+    positions: Float[Array, "m k 3"]
+    stds: Float[Array, "m k"]
+
+
+def multisample_cones(
+    positions: Float[Array, "m 3"], frusta: ConicalFrusta, count: int
+) -> Multisamples:
+    """Points on a spiral in each section of a cone, with the section's mean and covariance.
+
+    With radius r at distance 1 and edges t_0, t_1 of the section, point j is at distance t_j, at
+    r t_j / sqrt(2) from the axis and turned by an angle; its standard deviation is half of that
+    (Barron et al.: Zip-NeRF, ICCV 2023, eq. 1 to 3). There count is 6, with angles 0, 2/3, 4/3, 1,
+    5/3, 1/3 pi; here every sample's pattern is turned by the golden angle against the one before.
+
+    Args:
+      positions: halfway between the ends of the sections.
+      frusta: sections of cones.
+      count: points of each, 2 or more.
+    """
+    half = 0.5 * (frusta.ends - frusta.starts)[:, None]
+    middle = 0.5 * (frusta.starts + frusta.ends)[:, None]
+    # Evenly spaced offsets whose variance is 3/5 whatever their number, as that of 6 is there.
+    offset = jnp.linspace(-1.0, 1.0, count)[None] * math.sqrt(1.8 * (count - 1) / (count + 1))
+    # Relative to the middle, so that nothing overflows; at the apex itself all lengths are 0.
+    q = half / jnp.where(middle > 0.0, middle, 1.0)
+    spread = jnp.sqrt(jnp.square(1.0 - q * q) + 4.0)
+    fraction = (jnp.square(1.0 + q) + 2.0 + offset * spread) / (3.0 + q * q)
+    distances = frusta.starts[:, None] + half * fraction
+    turned = GOLDEN_TURN * jnp.arange(len(positions))[:, None]
+    turns = jnp.asarray(_spiral_turns(count))[None] + turned
+    angles = 2.0 * math.pi * (turns % 1.0)
+    across = frusta.base_radii[:, None] * distances / math.sqrt(2.0)
+    first, second = _perpendicular_axes(frusta.directions)
+    points = positions[:, None] + (distances - middle)[..., None] * frusta.directions[:, None]
+    points += (across * jnp.cos(angles))[..., None] * first[:, None]
+    points += (across * jnp.sin(angles))[..., None] * second[:, None]
+    return Multisamples(points, 0.5 * across)
+
+
+def _spiral_turns(count: int) -> Float[np.ndarray, "k"]:
+    """Angles of a pattern in turns: thirds, then thirds in between."""
+    return np.array([(j % 3) / 3 + (j // 3 % 2) / 2 for j in range(count)], np.float32) % 1.0
+
+
+def _perpendicular_axes(
+    directions: Float[Array, "m 3"],
+) -> tuple[Float[Array, "m 3"], Float[Array, "m 3"]]:
+    """Two unit vectors perpendicular to each direction and to each other."""
+    x, y, z = jnp.moveaxis(directions, -1, 0)
+    # Duff et al.: Building an orthonormal basis, revisited (JCGT 2017).
+    sign = jnp.where(z < 0.0, -1.0, 1.0)
+    a = -1.0 / (sign + z)
+    b = x * y * a
+    first = jnp.stack([1.0 + sign * x * x * a, sign * b, -sign * x], axis=-1)
+    return first, jnp.stack([b, sign + y * y * a, -y], axis=-1)
 
 
 def points_along(rays: Rays, distances: Float[Array, "*batch n"]) -> Float[Array, "*batch n 3"]:

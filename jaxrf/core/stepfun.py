@@ -49,3 +49,60 @@ def invert_cdf(
         return t[lower] + jnp.clip(fraction, 0.0, 1.0) * (t[upper] - t[lower])
 
     return jnp.vectorize(invert, signature="(m),(n),(n)->(m)")(uniforms, tdist, cdf)
+
+
+def blur(
+    tdist: Float[Array, "*batch n_plus_1"],
+    values: Float[Array, "*batch n"],
+    radius: float,
+) -> tuple[Float[Array, "*batch knots"], Float[Array, "*batch knots"]]:
+    """A step function blurred by a box of a half width: a piecewise linear one (Zip-NeRF, eq. 9).
+
+    Args:
+      tdist: (..., n + 1) edges, ascending.
+      values: (..., n) between them; 0 outside.
+      radius: half the width of the box, above 0.
+
+    Returns:
+      Positions (..., 2 n + 2), ascending, and the blurred function there, which is 0 at both ends.
+    """
+    padded = jnp.concatenate([values, jnp.zeros_like(values[..., :1])], axis=-1)
+    jump = padded - jnp.roll(padded, 1, axis=-1)
+    slope_change = jump / (2.0 * radius)
+    knots = jnp.concatenate([tdist - radius, tdist + radius], axis=-1)
+    order = jnp.argsort(knots, axis=-1)
+    knots = jnp.take_along_axis(knots, order, axis=-1)
+    changes = jnp.concatenate([slope_change, -slope_change], axis=-1)
+    slopes = jnp.cumsum(jnp.take_along_axis(changes, order, axis=-1)[..., :-1], axis=-1)
+    rises = jnp.cumsum(slopes * jnp.diff(knots, axis=-1), axis=-1)
+    blurred = jnp.concatenate([jnp.zeros_like(rises[..., :1]), rises], axis=-1)
+    # Rounding must not make it negative.
+    return knots, jnp.maximum(blurred, 0.0)
+
+
+def integrate_linear(
+    queries: Float[Array, "*batch m"],
+    knots: Float[Array, "*batch k"],
+    values: Float[Array, "*batch k"],
+) -> Float[Array, "*batch m"]:
+    """Integral of a piecewise linear function up to each query.
+
+    Args:
+      queries: ascending or not; before the first knot the integral is 0, past the last it stays.
+      knots: (..., k) ascending.
+      values: (..., k) of the function there.
+    """
+    lengths = jnp.diff(knots, axis=-1)
+    areas = lengths * midpoints(values)
+    before = jnp.concatenate([jnp.zeros_like(areas[..., :1]), jnp.cumsum(areas, axis=-1)], axis=-1)
+
+    def integrate(q: Array, x: Array, y: Array, total: Array) -> Array:
+        index = jnp.clip(jnp.searchsorted(x, q, side="right") - 1, 0, x.shape[0] - 2)
+        length = x[index + 1] - x[index]
+        step = jnp.clip(q - x[index], 0.0, length)
+        slope = (y[index + 1] - y[index]) / jnp.where(length > 0.0, length, 1.0)
+        return total[index] + step * (y[index] + 0.5 * slope * step)
+
+    return jnp.vectorize(integrate, signature="(m),(k),(k),(k)->(m)")(
+        queries, knots, values, before
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.core.errors import InputError
-from jaxrf.core.rays import ConicalFrusta
+from jaxrf.core.rays import ConicalFrusta, Multisamples
 from jaxrf.fields.mlp import ComputeType
 from jaxrf.sampling.density_tracking import track_density
 from jaxrf.sampling.occupancy import OccupancyGrid, make_full_grid
@@ -37,6 +37,7 @@ class FieldContext(NamedTuple):
       as in contracted space, or where there is no ray.
     grid: the occupancy grid.
     noise: (m,) standard normal numbers while training, if `noise_std` is above 0.
+    multisamples: points of the same cones, if `multisamples_per_sample` is above 1.
     """
 
     radii: Float[Array, "m"]
@@ -44,6 +45,7 @@ class FieldContext(NamedTuple):
     frusta: ConicalFrusta | None = None
     grid: OccupancyGrid | None = None
     noise: Float[Array, "m"] | None = None
+    multisamples: Multisamples | None = None
 
 
 class SceneInfo(NamedTuple):
@@ -171,6 +173,10 @@ class Field:
     def noise_std(self) -> float:
         """Standard deviation of the noise on the raw density while training; 0 draws none."""
         return 0.0
+
+    def multisamples_per_sample(self) -> int:
+        """Points of each sample's cone that are looked up; 1 is its middle alone."""
+        return 1
 
     def composites_features(self) -> bool:
         """Whether features may be summed up along a ray, to be colored once (`per_ray`)."""

@@ -5,19 +5,23 @@ encoding (SIGGRAPH 2022).
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from jaxrf.core import encodings
-from jaxrf.core.checks import require_positive
+from jaxrf.core.checks import require_non_negative, require_positive
 from jaxrf.core.grids import TableDtype, to_unit_box
 from jaxrf.core.hash_grids import (
     HashLayout,
     HashLevels,
     hash_level_scales,
+    level_downweights,
+    mean_squares,
     plan_hash_levels,
     plan_scaled_hash_levels,
     sample_hash_grid,
@@ -25,6 +29,7 @@ from jaxrf.core.hash_grids import (
 from jaxrf.fields import base
 from jaxrf.fields.base import FieldContext, SampleCost
 from jaxrf.fields.mlp import MLP
+from jaxrf.sampling.occupancy import OccupancyGrid
 
 Params = dict[str, Any]
 
@@ -68,17 +73,79 @@ class HashedField(base.Field):
     """Bands of the direction's spherical harmonics."""
     density_shift: float = -1.0
     """Added to the raw density before its exponential: lower starts emptier."""
+    multisamples: int = 1
+    """Points of each sample's cone whose features are averaged, 6 in Zip-NeRF; 1 is its middle."""
+    downweight_levels: bool = False
+    """Weigh down levels with finer cells than a sample's cone is wide (Zip-NeRF)."""
+    featurize_scale: bool = False
+    """Give the density MLP the weight of each level beside its features (Zip-NeRF)."""
+    table_decay: float = 0.0
+    """Weight of the sum over levels of the mean square of their rows (Zip-NeRF's normalized weight
+    decay, there 0.1)."""
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
         require_positive(
             self, "num_levels", "features_per_level", "base_resolution", "max_resolution", "width",
-            prefix="field.",
+            "multisamples", prefix="field.",
         )  # fmt: skip
+        require_non_negative(self, "table_decay", prefix="field.")
 
     def param_groups(self, params: Params) -> Params:
         """The table is a grid."""
         return {**super().param_groups(params), "table": "grid"}
+
+    def multisamples_per_sample(self) -> int:
+        """As many as asked for."""
+        return self.multisamples
+
+    def encode(
+        self,
+        table: Float[Array, "rows c"],
+        positions: Float[Array, "m 3"],
+        plan: HashLevels,
+        context: FieldContext,
+    ) -> tuple[Float[Array, "m e"], Bool[Array, "m"]]:
+        """Features of the parts of cones at positions, and whether those are inside the box.
+
+        Means over the multisamples, each level weighed by `level_downweights`; with
+        `featurize_scale` followed by one channel per level, (2 weight - 1) times the root mean
+        square of its rows (Zip-NeRF, section 2).
+        """
+        unit, inside = to_unit_box(positions, context.aabb)
+        points, stds = unit, 0.5 * context.radii
+        if context.multisamples is not None:
+            points, _ = to_unit_box(context.multisamples.positions.reshape(-1, 3), context.aabb)
+            stds = context.multisamples.stds.ravel()
+        encoded = sample_hash_grid(table, points, plan, self.table_dtype)
+        if self.downweight_levels or self.featurize_scale:
+            side = jnp.max(context.aabb[1] - context.aabb[0])
+            level_weights = level_downweights(stds / side, plan)
+            if self.downweight_levels:
+                encoded *= jnp.repeat(level_weights, self.features_per_level, axis=-1)
+            if self.featurize_scale:
+                size = jnp.sqrt(jax.lax.stop_gradient(mean_squares(table, plan)) + 1e-8)
+                encoded = jnp.concatenate(
+                    [encoded, (2.0 * level_weights - 1.0) * size[None]], axis=-1
+                )
+        if context.multisamples is not None:
+            encoded = jnp.mean(encoded.reshape(len(unit), -1, encoded.shape[-1]), axis=1)
+        return encoded, inside
+
+    def num_encoded(self) -> int:
+        """Channels of the encoding."""
+        return self.num_levels * (self.features_per_level + int(self.featurize_scale))
+
+    def _table_loss(
+        self, table: Float[Array, "rows c"], plans: Sequence[HashLevels]
+    ) -> Float[Array, ""]:
+        """Sum over levels of the mean square of their rows, weighted (Zip-NeRF, section 4)."""
+        if not self.table_decay:
+            return jnp.zeros(())
+        ends = np.cumsum([plan.starts[-1] for plan in plans])
+        tables = jnp.split(table, ends[:-1])
+        sums = [jnp.sum(mean_squares(t, p)) for t, p in zip(tables, plans, strict=True)]
+        return self.table_decay * sum(sums, jnp.zeros(()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +190,7 @@ class HashGrid(HashedField):
         """
         key_table, key_density, key_color = jax.random.split(key, 3)
         shape = (self.plan().starts[-1], self.features_per_level)
-        encoded = jnp.zeros((1, self.num_levels * self.features_per_level))
+        encoded = jnp.zeros((1, self.num_encoded()))
         inputs = jnp.zeros((1, self.feature_dim + self.num_sh_bands**2))
         return {
             "table": jax.random.uniform(key_table, shape, minval=-1e-4, maxval=1e-4),
@@ -138,8 +205,7 @@ class HashGrid(HashedField):
 
         The latent is the remaining outputs.
         """
-        unit, inside = to_unit_box(positions, context.aabb)
-        encoded = sample_hash_grid(params["table"], unit, self.plan(), self.table_dtype)
+        encoded, inside = self.encode(params["table"], positions, self.plan(), context)
         out = self._density_mlp().apply(params["density_mlp"], encoded)
         density = self.density_scale * clamped_exp(out[:, 0] + self.density_shift)
         return jnp.where(inside, density, 0.0), out[:, 1:]
@@ -160,6 +226,13 @@ class HashGrid(HashedField):
         raw: Array = self._color_mlp().apply(params["color_mlp"], inputs)
         return raw
 
+    def regularization(
+        self, params: Params, grid: OccupancyGrid, key: jax.Array, tv_decay: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """Normalized weight decay of the table."""
+        del grid, key, tv_decay
+        return self._table_loss(params["table"], [self.plan()])
+
     def appearance_channels(self) -> int:
         """All features."""
         return self.feature_dim
@@ -167,8 +240,8 @@ class HashGrid(HashedField):
     def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Eight rows a level, and the dense layers three times: the value and both gradients."""
         del colored_fraction
-        encoded = self.num_levels * self.features_per_level
-        layers = encoded + (self.density_layers - 1) * self.width + 1 + self.feature_dim
+        encoded = self.num_levels * self.features_per_level * self.multisamples
+        layers = self.num_encoded() + (self.density_layers - 1) * self.width + 1 + self.feature_dim
         inputs = self.feature_dim + self.num_sh_bands**2
         layers += inputs + (self.color_layers - 1) * self.width + 3
         return SampleCost(6.0 * self.width * layers, 8 * encoded / base.ROW_CHANNELS)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxrf.core import encodings
 from jaxrf.core.checks import require_positive
+from jaxrf.core.errors import InputError
 from jaxrf.core.grids import to_unit_box
 from jaxrf.core.hash_grids import (
     HashLevels,
@@ -99,6 +100,16 @@ class PyNeRF(HashedField):
         """Checks the numbers; InputError names the one that cannot be used."""
         super().__post_init__()
         require_positive(self, "color_width", "num_pyramid_levels", prefix="field.")
+        if self.featurize_scale:
+            raise InputError(
+                "--field.featurize-scale is for the hash grid: PyNeRF has a head for each scale; "
+                "leave it out."
+            )
+        if self.tables == "separate" and (self.multisamples > 1 or self.downweight_levels):
+            raise InputError(
+                "--field.multisamples and --field.downweight-levels are for one table that all "
+                "heads share: leave them out, or set --field.tables to shared."
+            )
 
     def plans(self) -> tuple[HashLevels, ...]:
         """The levels of each table: one for all pyramid levels, or one for each."""
@@ -130,7 +141,7 @@ class PyNeRF(HashedField):
         """
         key_table, key_hidden, key_out, key_color = jax.random.split(key, 4)
         rows = sum(plan.starts[-1] for plan in self.plans())
-        inputs, levels = self.num_levels * self.features_per_level, self.num_pyramid_levels
+        inputs, levels = self.num_encoded(), self.num_pyramid_levels
         table_shape = (rows, self.features_per_level)
         hidden_shape = (levels, inputs, self.width)
         out_shape = (levels, self.width, 1 + self.feature_dim)
@@ -158,9 +169,10 @@ class PyNeRF(HashedField):
     def encode_nearest(
         self, params: Params, unit: Float[Array, "m 3"], level: Float[Array, "m"]
     ) -> list[Float[Array, "m e"]]:
-        """The encoding for each pyramid level next to a fractional level; zeros for the others."""
-        if self.tables == "shared":
-            return self.encode_all(params, unit)
+        """The encoding for each pyramid level next to a fractional level; zeros for the others.
+
+        Each level has a table of its own.
+        """
         last = self.num_pyramid_levels - 1
         lower = jnp.clip(jnp.floor(level), 0.0, max(last - 1, 0)).astype(jnp.int32)
         encodings_by_level = [jnp.zeros((), unit.dtype)] * self.num_pyramid_levels
@@ -209,13 +221,17 @@ class PyNeRF(HashedField):
 
         The latent is the features of the pyramid levels and their weights.
         """
-        unit, inside = to_unit_box(positions, context.aabb)
         extent = jnp.max(context.aabb[1] - context.aabb[0])
         # The radii are those at the samples already.
         area = compute_sample_area(context.radii, jnp.ones_like(context.radii))
         level = get_pyramid_level(area, extent, self._pyramid_cells()[0], self.factor)
         level_weights = blend_levels(level, self.num_pyramid_levels)
-        encoded = self.encode_nearest(params, unit, level)
+        if self.tables == "shared":
+            shared, inside = self.encode(params["table"], positions, self.plans()[0], context)
+            encoded = [shared] * self.num_pyramid_levels
+        else:
+            unit, inside = to_unit_box(positions, context.aabb)
+            encoded = self.encode_nearest(params, unit, level)
         outputs, blended = self.run_levels(params, encoded, level_weights)
         if self.blend == "features":
             density = clamped_exp(blended[:, 0] + self.density_shift)
@@ -238,12 +254,13 @@ class PyNeRF(HashedField):
     def regularization(
         self, params: Params, grid: OccupancyGrid, key: jax.Array, tv_decay: Float[Array, ""]
     ) -> Float[Array, ""]:
-        """Difference of neighboring levels at random positions."""
+        """Difference of neighboring levels at random positions, and decay of the tables."""
         del grid, tv_decay
+        decay = self._table_loss(params["table"], self.plans())
         if not self.consistency_weight:
-            return jnp.zeros(())
+            return decay
         unit = jax.random.uniform(key, (self.consistency_points, 3))
-        return self.consistency_weight * level_consistency_loss(self, params, unit)
+        return decay + self.consistency_weight * level_consistency_loss(self, params, unit)
 
     def sample_cost(self, colored_fraction: float = 1.0) -> SampleCost:
         """Rows of the tables, and the dense layers three times: the value and both gradients."""

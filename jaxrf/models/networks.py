@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.cameras import contraction
 from jaxrf.core import rngs
-from jaxrf.core.rays import ConicalFrusta
+from jaxrf.core.rays import ConicalFrusta, Multisamples, multisample_cones
 from jaxrf.fields.base import Field, FieldContext, Params
 from jaxrf.models.base import Appearance, Model, ModelParams
 from jaxrf.rendering.volume import RadianceFns
@@ -49,13 +49,18 @@ def close_over_params(
     """
 
     def density(positions: Array, frusta: ConicalFrusta, noise: Array | None) -> tuple[Array, Any]:
+        count = field.multisamples_per_sample()
+        points = multisample_cones(positions, frusta, count) if count > 1 else None
         if grid.bounds is None:
-            context = FieldContext(frusta.radii, grid.aabb, frusta, grid, noise)
+            context = FieldContext(frusta.radii, grid.aabb, frusta, grid, noise, points)
             return field.density(params, positions, context)
         # Bent cones have no simple form: there a sample is as long as it is wide.
         radii = contraction.contract_radii(frusta.radii, positions, grid.bounds)
+        if points is not None:
+            stds = contraction.contract_radii(points.stds, points.positions, grid.bounds)
+            points = Multisamples(contraction.contract(points.positions, grid.bounds), stds)
         positions = contraction.contract(positions, grid.bounds)
-        context = FieldContext(radii, grid.aabb, None, grid, noise)
+        context = FieldContext(radii, grid.aabb, None, grid, noise, points)
         return field.density(params, positions, context)
 
     def color(features: Array, directions: Array, camera_index: Array) -> Array:

@@ -20,7 +20,7 @@ from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.models.base import DepthTarget, ModelParams, StageSpec, TrainRendering
 from jaxrf.models.fixed import FixedSamplesModel, SamplingLevel, to_train_rendering
 from jaxrf.models.networks import bind_network, close_over_params, draw_noise, mask_outside_aabb
-from jaxrf.rendering.ray_losses import interlevel_loss
+from jaxrf.rendering.ray_losses import antialiased_interlevel_loss, interlevel_loss
 from jaxrf.rendering.volume import Rendering, compute_proposal_weights, render_samples
 from jaxrf.sampling import intervals
 from jaxrf.sampling.occupancy import OccupancyGrid, s_to_t, to_s_rays
@@ -43,6 +43,10 @@ class ProposalModel(FixedSamplesModel):
     """Levels of each proposal's hash grid: fewer are faster."""
     interlevel_weight: float = 1.0
     """Weight of the field's weights that exceed those of the proposals."""
+    pulse_widths: tuple[float, ...] = ()
+    """Half the width of the box that blurs the field's weights for the loss of each proposal, as
+    Zip-NeRF's 0.03 0.003, in a ray's length as the first samples are spread. Default: no blur, the
+    loss of Mip-NeRF 360."""
     spacing: Literal["linear", "disparity"] | None = None
     """Quantity that the first samples are spread evenly in: distance or its inverse. Default: its
     inverse where space is contracted."""
@@ -52,13 +56,18 @@ class ProposalModel(FixedSamplesModel):
         super().__post_init__()
         require_positive(
             self, "num_proposal_samples", "num_nerf_samples", "proposal_resolutions",
-            "proposal_levels", prefix="model.",
+            "proposal_levels", "pulse_widths", prefix="model.",
         )  # fmt: skip
         require_non_negative(self, "interlevel_weight", prefix="model.")
         if not 0 < len(self.num_proposal_samples) <= len(self.proposal_resolutions):
             raise InputError(
                 f"--model.num-proposal-samples has {len(self.num_proposal_samples)} numbers: give "
                 "one for each proposal, and as many in --model.proposal-resolutions."
+            )
+        if self.pulse_widths and len(self.pulse_widths) != len(self.num_proposal_samples):
+            raise InputError(
+                f"--model.pulse-widths has {len(self.pulse_widths)} numbers: give one for each of "
+                f"the {len(self.num_proposal_samples)} proposals, or leave it out."
             )
 
     def check(self, field: Field, convention: RayConvention) -> None:
@@ -115,10 +124,7 @@ class ProposalModel(FixedSamplesModel):
         """Renders a training batch, with the loss of the proposals; see `Model.render_train`."""
         del convention
         level, proposed = self._render(stage, params, grid, key, rays, background, None)
-        losses = (
-            interlevel_loss(level.sdist, level.weights, sdist, weights)
-            for sdist, weights in proposed
-        )
+        losses = self._interlevel_losses(to_s_rays(grid, rays), grid, level, proposed)
         total = self.interlevel_weight * sum(losses, jnp.zeros(rays.near.shape))
         return to_train_rendering([level], rays, grid, self.samples_per_ray(), depth_target, total)
 
@@ -139,6 +145,25 @@ class ProposalModel(FixedSamplesModel):
         del convention, num_samples, aabb
         return self._render(stage, params, grid, None, rays, background, crop_aabb)[0].rendering
 
+    def _interlevel_losses(
+        self, s_rays: Rays, grid: OccupancyGrid, level: SamplingLevel, proposed: list[Proposed]
+    ) -> list[Float[Array, "r"]]:
+        """The loss of each proposal."""
+        if not self.pulse_widths:
+            return [interlevel_loss(level.sdist, level.weights, s, w) for s, w in proposed]
+        spacing = self.first_spacing(grid)
+        edges = intervals.undo_spacing(s_rays, level.sdist, spacing)
+        return [
+            antialiased_interlevel_loss(
+                edges, level.weights, intervals.undo_spacing(s_rays, sdist, spacing), weights, width
+            )
+            for (sdist, weights), width in zip(proposed, self.pulse_widths, strict=True)
+        ]
+
+    def first_spacing(self, grid: OccupancyGrid) -> intervals.Spacing:
+        """Quantity that the first samples are spread evenly in."""
+        return self.spacing or ("linear" if grid.bounds is None else "disparity")
+
     def _render(
         self,
         stage: StageSpec,
@@ -153,7 +178,7 @@ class ProposalModel(FixedSamplesModel):
         field, count = stage.field, len(self.num_proposal_samples)
         keys = [None if key is None else rngs.fold_in(key, 2 + i) for i in range(1 + count)]
         s_rays = to_s_rays(grid, rays)
-        spacing = self.spacing or ("linear" if grid.bounds is None else "disparity")
+        spacing = self.first_spacing(grid)
         sdist = intervals.stratified(keys[0], s_rays, self.num_proposal_samples[0], spacing)
         proposed: list[Proposed] = []
         next_counts = (*self.num_proposal_samples[1:], self.num_nerf_samples)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxrf.core import stepfun
 from jaxrf.core.packing import sum_before
 from jaxrf.core.stepfun import midpoints
 
@@ -158,3 +159,32 @@ def _overlapping_weight(
     end = jnp.clip(jnp.searchsorted(proposal_tdist, tdist[1:], side="left"), 0, last)
     # An interval of zero length may have its end before its first; its sum must not be negative.
     return cumulative[jnp.maximum(first, end)] - cumulative[first]
+
+
+def antialiased_interlevel_loss(
+    sdist: Float[Array, "*batch n_plus_1"],
+    weights: Float[Array, "*batch n"],
+    proposal_sdist: Float[Array, "*batch k_plus_1"],
+    proposal_weights: Float[Array, "*batch k"],
+    pulse_width: float,
+) -> Float[Array, "*batch"]:
+    """Excess of the blurred weights over those of a proposal (Barron et al.: Zip-NeRF, eq. 10).
+
+    sum_i max(0, v_i - w_i)^2 / (w_i + 1e-5), w_i being the proposal's weights and v_i the weights,
+    blurred by a box and resampled into the proposal's intervals. Unlike `interlevel_loss` it is
+    smooth in the distances, so that a thin surface does not flicker as a camera moves along its
+    axis. Gradients flow to the proposal weights only.
+
+    Args:
+      sdist: (..., n + 1) interval edges, normalized to [0, 1].
+      weights: (..., n) of the intervals.
+      proposal_sdist: (..., k + 1) interval edges of the proposal, normalized alike.
+      proposal_weights: (..., k) of the proposal.
+      pulse_width: half the width of the box.
+    """
+    lengths = jnp.maximum(jnp.diff(sdist, axis=-1), 1e-7)
+    knots, blurred = stepfun.blur(sdist, weights / lengths, pulse_width)
+    below = stepfun.integrate_linear(proposal_sdist, knots, blurred)
+    resampled = jax.lax.stop_gradient(jnp.diff(below, axis=-1))
+    excess = jnp.maximum(resampled - proposal_weights, 0.0)
+    return jnp.sum(jnp.square(excess) / (proposal_weights + 1e-5), axis=-1)

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrf.core import rngs
-from jaxrf.core.rays import Rays
+from jaxrf.core.rays import Rays, normalize_distances
 from jaxrf.core.stepfun import integrate_weights, invert_cdf, midpoints
+
+Spacing = Literal["linear", "disparity"]
 
 
 def stratified(
     key: jax.Array | None,
     rays: Rays,
     count: int,
-    spacing: Literal["linear", "disparity"] = "linear",
+    spacing: Spacing = "linear",
 ) -> Float[Array, "*batch count_plus_1"]:
     """Edges of `count` intervals that tile each ray from near to far.
 
@@ -58,7 +60,7 @@ def stratified_legacy(
     key: jax.Array | None,
     rays: Rays,
     count: int,
-    spacing: Literal["linear", "disparity"] = "linear",
+    spacing: Spacing = "linear",
 ) -> Float[Array, "*batch count"]:
     """`count` ordered points on each ray, placed as by NeRF's original code.
 
@@ -83,7 +85,7 @@ def _linspace_s(rays: Rays, count: int) -> Float[Array, "*batch count"]:
 
 
 def _apply_spacing(
-    rays: Rays, sdist: Float[Array, "*batch n"], spacing: Literal["linear", "disparity"]
+    rays: Rays, sdist: Float[Array, "*batch n"], spacing: Spacing
 ) -> Float[Array, "*batch n"]:
     """Metric distances of normalized ones, where 0 is near and 1 is far."""
     near, far = rays.near[..., None], rays.far[..., None]
@@ -96,6 +98,26 @@ def _apply_spacing(
         return jnp.where(sdist > 0.0, jnp.where(sdist < 1.0, interior, far), near)
     # Rounding must not move the last edge before or beyond far.
     return jnp.where(sdist < 1.0, jnp.minimum(near + sdist * (far - near), far), far)
+
+
+def undo_spacing(
+    rays: Rays, tdist: Float[Array, "*batch n"], spacing: Spacing
+) -> Float[Array, "*batch n"]:
+    """Normalized distances, in which `stratified` spreads edges evenly, of metric ones.
+
+    0 is near and 1 is far; rays without length are 0 throughout.
+    """
+    near, far = rays.near[..., None], rays.far[..., None]
+    if spacing == "disparity":
+        positive_far = jnp.where(far > 0.0, far, 1.0)
+        first = jnp.maximum(near, 1e-3 * positive_far)
+        inverse_near, inverse_far = 1.0 / first, 1.0 / positive_far
+        span = inverse_near - inverse_far
+        inverse = 1.0 / jnp.maximum(tdist, first)
+        return jnp.where(
+            span > 0.0, (inverse_near - inverse) / jnp.where(span > 0.0, span, 1.0), 0.0
+        )
+    return normalize_distances(rays, tdist)
 
 
 def resample_intervals(

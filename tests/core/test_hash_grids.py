@@ -12,6 +12,7 @@ import pytest
 from jaxrf.core.hash_grids import (
     HashLevels,
     hash_rows,
+    level_downweights,
     plan_hash_levels,
     plan_scaled_hash_levels,
     sample_hash_grid,
@@ -221,3 +222,30 @@ def test_sample_hash_grid_gradients_equal_corner_weights_and_slopes() -> None:
                 ends.append(np.sum(pull[index] * hash_grid_slowly(table, moved, HASH_LEVELS)))
             wanted_slope = (ends[1] - ends[0]) / 2e-4
             assert float(to_unit[index, axis]) == pytest.approx(wanted_slope, rel=1e-3, abs=1e-2)
+
+
+# Weights of levels.
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_level_downweights_equal_the_error_function_for_any_batch_shape(
+    batch: tuple[int, ...],
+) -> None:
+    plan = plan_hash_levels(4, 2, 16, 64)
+    stds = np.random.default_rng(0).uniform(0.001, 0.5, batch).astype(np.float32)
+    level_weights = level_downweights(jnp.asarray(stds), plan)
+    assert level_weights.shape == (*batch, 4)
+    for index in np.ndindex(*batch):
+        for level, cells in enumerate(plan.cells):
+            expected = math.erf(1.0 / math.sqrt(8.0 * float(stds[index]) ** 2 * cells**2))
+            assert level_weights[(*index, level)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_level_downweights_are_1_for_points_and_0_for_everything_with_finite_gradients() -> None:
+    plan = plan_scaled_hash_levels((3.0, 7.0, 15.0), 64, "tcnn")
+    stds = jnp.asarray([0.0, 1e-30, 1e9])
+    level_weights = level_downweights(stds, plan)
+    np.testing.assert_array_equal(level_weights[:2], 1.0)
+    assert np.all(np.asarray(level_weights[2]) < 1e-6)
+    gradient = jax.grad(lambda s: jnp.sum(level_downweights(s, plan)))(stds)
+    assert np.all(np.isfinite(gradient))

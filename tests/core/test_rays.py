@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxrf.core.rays import Rays, clip_to_aabb, intersect_aabb, normalize_distances, points_along
+from jaxrf.core.rays import (
+    ConicalFrusta,
+    Rays,
+    clip_to_aabb,
+    intersect_aabb,
+    multisample_cones,
+    normalize_distances,
+    points_along,
+)
 
 BOX = np.array([[-1.0, -2.0, 0.5], [1.5, 1.0, 3.0]], np.float32)
 clip = jax.jit(clip_to_aabb)
@@ -285,3 +293,79 @@ def test_create_broadcasts_and_normalizes() -> None:
     np.testing.assert_allclose(rays.radii, [1e-3] * 3)
     np.testing.assert_array_equal(rays.camera_index, [0, 0, 0])
     assert Rays.create(np.zeros((2, 3, 3)), np.ones((3, 3)), 0.0, 1.0).near.shape == (2, 3)
+
+
+# Multisamples of cones.
+
+
+def random_frusta(count: int, seed: int = 0) -> tuple[jax.Array, ConicalFrusta]:
+    """Sections of random cones, and the positions halfway between their ends."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(count, 3))
+    directions[0], directions[1] = (0.0, 0.0, -1.0), (0.0, 0.0, 1.0)
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    starts = rng.uniform(0.1, 3.0, count)
+    ends = starts + rng.uniform(0.0, 2.0, count)
+    positions = rng.normal(size=(count, 3)) + 0.5 * (starts + ends)[:, None] * directions
+    arrays = (directions, rng.uniform(0.001, 0.1, count), starts, ends)
+    frusta = ConicalFrusta(*(jnp.asarray(x, jnp.float32) for x in arrays))
+    return jnp.asarray(positions, jnp.float32), frusta
+
+
+def test_multisamples_are_at_the_distances_and_radii_of_the_paper() -> None:
+    positions, frusta = random_frusta(7)
+    points = jax.jit(multisample_cones, static_argnums=2)(positions, frusta, 6)
+    for i in range(7):
+        t0, t1 = float(frusta.starts[i]), float(frusta.ends[i])
+        half, middle = (t1 - t0) / 2, (t0 + t1) / 2
+        direction = np.asarray(frusta.directions[i], np.float64)
+        origin = np.asarray(positions[i]) - middle * direction
+        for j in range(6):
+            root = math.sqrt((half**2 - middle**2) ** 2 + 4 * middle**4)
+            factor = t1**2 + 2 * middle**2 + 3 / math.sqrt(7) * (2 * j / 5 - 1) * root
+            distance = t0 + half * factor / (half**2 + 3 * middle**2)
+            offset = np.asarray(points.positions[i, j]) - origin
+            radius = float(frusta.base_radii[i]) * distance / math.sqrt(2)
+            assert offset @ direction == pytest.approx(distance, abs=1e-5)
+            across = offset - (offset @ direction) * direction
+            assert np.linalg.norm(across) == pytest.approx(radius, abs=1e-5)
+            assert points.stds[i, j] == pytest.approx(0.5 * radius, rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [3, 6, 12])
+def test_multisamples_have_mean_and_variance_of_the_cones(count: int) -> None:
+    positions, frusta = random_frusta(20)
+    points = np.asarray(multisample_cones(positions, frusta, count).positions, np.float64)
+    start, end = np.asarray(frusta.starts), np.asarray(frusta.ends)
+    half, middle = (end - start) / 2, (start + end) / 2
+    direction = np.asarray(frusta.directions, np.float64)
+    along = np.einsum("mkc,mc->mk", points - np.asarray(positions)[:, None], direction)
+    along += middle[:, None]
+    # Mip-NeRF, eq. 7: the moments of a conical frustum.
+    total = 3 * middle**2 + half**2
+    mean = middle + 2 * middle * half**2 / total
+    variance = half**2 / 3 - 4 / 15 * half**4 * (12 * middle**2 - half**2) / total**2
+    np.testing.assert_allclose(along.mean(axis=1), mean, rtol=1e-5)
+    np.testing.assert_allclose(along.var(axis=1), variance, rtol=2e-2, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", [3, 6, 12])
+def test_multisamples_of_thin_sections_are_centered_on_the_axis(count: int) -> None:
+    positions, frusta = random_frusta(20)
+    frusta = frusta._replace(ends=frusta.starts)
+    positions = frusta.starts[:, None] * frusta.directions
+    points = np.asarray(multisample_cones(positions, frusta, count).positions)
+    np.testing.assert_allclose(points.mean(axis=1), positions, atol=1e-5)
+
+
+def test_multisamples_are_finite_at_the_apex_with_finite_gradients() -> None:
+    positions, frusta = random_frusta(4)
+    frusta = frusta._replace(starts=jnp.zeros(4), ends=jnp.array([0.0, 0.0, 1e-10, 1e20]))
+
+    def total(frusta: ConicalFrusta) -> jax.Array:
+        points = multisample_cones(positions, frusta, 6)
+        return jnp.sum(points.positions) + jnp.sum(points.stds)
+
+    assert np.isfinite(total(frusta))
+    for gradient in jax.grad(total)(frusta):
+        assert np.all(np.isfinite(gradient))

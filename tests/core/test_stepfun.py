@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from jaxrf.core import stepfun
 from jaxrf.core.stepfun import integrate_weights, invert_cdf, midpoints
 
 integrate = jax.jit(integrate_weights, static_argnames="padding")
@@ -150,3 +151,65 @@ def test_invert_cdf_gradient_is_finite_on_flat_parts() -> None:
     for cdf in ([0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0], [0.0, 0.5, 0.5, 1.0]):
         gradients = jax.grad(total, argnums=(0, 1))(jnp.asarray(cdf), edges)
         assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+# Blurred step functions.
+
+
+def sample_blur(tdist: np.ndarray, values: np.ndarray, radius: float, at: float) -> float:
+    """Mean of a step function over [at - radius, at + radius]."""
+    total = 0.0
+    for low, high, value in zip(tdist[:-1], tdist[1:], values, strict=True):
+        total += value * max(0.0, min(high, at + radius) - max(low, at - radius))
+    return total / (2.0 * radius)
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("radius", [0.01, 0.3])
+def test_blur_equals_means_over_a_moving_box_for_any_batch_shape(
+    batch: tuple[int, ...], radius: float
+) -> None:
+    rng = np.random.default_rng(1)
+    tdist = np.sort(rng.uniform(size=(*batch, 6)), axis=-1)
+    values = rng.uniform(size=(*batch, 5))
+    knots, blurred = stepfun.blur(jnp.asarray(tdist), jnp.asarray(values), radius)
+    assert knots.shape == blurred.shape == (*batch, 12)
+    assert np.all(np.diff(knots) >= 0.0)
+    for index in np.ndindex(*batch):
+        expected = [sample_blur(tdist[index], values[index], radius, x) for x in knots[index]]
+        np.testing.assert_allclose(blurred[index], expected, atol=2e-5)
+
+
+def test_blur_keeps_the_integral_and_is_finite_where_edges_coincide() -> None:
+    tdist = jnp.asarray([0.0, 0.5, 0.5, 0.5, 1.0])
+    values = jnp.asarray([1.0, 2.0, 0.0, 3.0])
+    knots, blurred = stepfun.blur(tdist, values, 0.1)
+    area = float(jnp.sum(jnp.diff(knots) * stepfun.midpoints(blurred)))
+    assert area == pytest.approx(2.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_integrate_linear_equals_a_fine_sum_for_any_batch_shape(batch: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(2)
+    knots = np.sort(rng.uniform(size=(*batch, 5)), axis=-1)
+    values = rng.uniform(size=(*batch, 5))
+    queries = rng.uniform(-0.2, 1.2, size=(*batch, 7))
+    below = stepfun.integrate_linear(*(jnp.asarray(x) for x in (queries, knots, values)))
+    assert below.shape == queries.shape
+    for index in np.ndindex(*batch):
+        for query, integral in zip(queries[index], below[index], strict=True):
+            end = max(min(query, knots[index][-1]), knots[index][0])
+            x = np.linspace(knots[index][0], end, 2001)
+            y = np.interp(x, knots[index], values[index])
+            expected = np.sum(np.diff(x) * 0.5 * (y[1:] + y[:-1]))
+            assert integral == pytest.approx(expected, abs=1e-4)
+
+
+def test_integrate_linear_of_coinciding_knots_has_finite_gradients() -> None:
+    knots, values = jnp.asarray([0.0, 0.5, 0.5, 1.0]), jnp.asarray([0.0, 1.0, 2.0, 0.0])
+
+    def total(knots: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.sum(stepfun.integrate_linear(jnp.asarray([0.25, 0.5, 2.0]), knots, values))
+
+    for gradient in jax.grad(total, argnums=(0, 1))(knots, values):
+        assert np.all(np.isfinite(gradient))

@@ -1,6 +1,7 @@
 """Hash grid: density and color against a forward pass in numpy, and the clamped exponential."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from jaxrf.core import encodings, hash_grids
+from jaxrf.core.rays import Multisamples
 from jaxrf.fields.base import FieldContext
 from jaxrf.fields.hashgrid import HashGrid, clamped_exp
+from jaxrf.sampling.occupancy import make_full_grid
 
 # Nothing is cubic, so that no two axes can be exchanged unnoticed.
 BOX = np.array([[-1.0, -2.0, 0.5], [1.5, 1.0, 1.7]], np.float32)
@@ -207,3 +210,86 @@ def test_default_table_has_about_twelve_million_features() -> None:
     assert shapes["table"].shape == (rows, 2)
     assert 1.1e7 < 2 * rows < 1.3e7
     assert dataclasses.replace(HashGrid(), log2_hashmap_size=10).plan().starts[-1] == 16 * 1024
+
+
+# Zip-NeRF's options.
+
+
+def cone_context(positions: jax.Array, count: int) -> FieldContext:
+    """Multisamples around positions, of random widths."""
+    rng = np.random.default_rng(7)
+    offsets = rng.normal(0.0, 0.1, (len(positions), count, 3))
+    points = Multisamples(
+        positions[:, None] + jnp.asarray(offsets, jnp.float32),
+        jnp.asarray(rng.uniform(0.0, 0.2, (len(positions), count)), jnp.float32),
+    )
+    radii = jnp.asarray(rng.uniform(0.0, 0.4, len(positions)), jnp.float32)
+    return context_of(positions)._replace(radii=radii, multisamples=points)
+
+
+@pytest.mark.parametrize("downweight", [False, True])
+def test_encoding_of_multisamples_is_the_mean_of_their_weighted_features(downweight: bool) -> None:
+    field = dataclasses.replace(FIELD, multisamples=4, downweight_levels=downweight)
+    positions = jnp.asarray(np.random.default_rng(8).uniform(BOX[0], BOX[1], (9, 3)), jnp.float32)
+    context = cone_context(positions, 4)
+    plan, table = field.plan(), PARAMS["table"]
+    encoded, inside = field.encode(table, positions, plan, context)
+    assert np.all(inside)
+    assert context.multisamples is not None
+    for i in range(9):
+        features = []
+        for j in range(4):
+            unit = (np.asarray(context.multisamples.positions[i, j]) - BOX[0]) / (BOX[1] - BOX[0])
+            point = np.array(hash_grids.sample_hash_grid(table, jnp.asarray(unit[None]), plan))[0]
+            std = float(context.multisamples.stds[i, j]) / 3.0
+            for level, cells in enumerate(plan.cells):
+                weight = math.erf(1.0 / (math.sqrt(8.0) * max(std, 1e-9) * cells))
+                point[2 * level : 2 * level + 2] *= weight if downweight else 1.0
+            features.append(point)
+        np.testing.assert_allclose(encoded[i], np.mean(features, axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_levels_finer_than_a_cone_are_weighed_down_by_half_of_its_radius() -> None:
+    field = dataclasses.replace(FIELD, downweight_levels=True)
+    positions = jnp.asarray([[0.1, -0.3, 1.0]])
+    plan, table = field.plan(), PARAMS["table"]
+    thin, _ = field.encode(table, positions, plan, context_of(positions))
+    plain, _ = FIELD.encode(table, positions, plan, context_of(positions))
+    np.testing.assert_allclose(thin, plain, rtol=1e-6)
+    wide, _ = field.encode(
+        table, positions, plan, context_of(positions)._replace(radii=jnp.asarray([0.6]))
+    )
+    ratio = np.asarray(wide / plain)[0, ::2]
+    # The longest side of the box is 3.
+    expected = [math.erf(1.0 / (math.sqrt(8.0) * 0.1 * cells)) for cells in plan.cells]
+    np.testing.assert_allclose(ratio, expected, rtol=1e-4)
+
+
+def test_table_decay_is_the_sum_over_levels_of_mean_squares() -> None:
+    field = dataclasses.replace(FIELD, table_decay=0.3)
+    grid, key = make_full_grid((1, 1, 1), jnp.asarray(BOX)), jax.random.key(0)
+    penalty = field.regularization(PARAMS, grid, key, jnp.ones(()))
+    starts, table = field.plan().starts, np.asarray(PARAMS["table"], np.float64)
+    expected = sum(np.mean(np.square(table[low:high])) for low, high in itertools.pairwise(starts))
+    assert penalty == pytest.approx(0.3 * expected, rel=1e-5)
+    assert FIELD.regularization(PARAMS, grid, key, jnp.ones(())) == 0.0
+
+
+def test_scale_features_are_the_weights_of_levels_in_the_size_of_their_rows() -> None:
+    field = dataclasses.replace(FIELD, featurize_scale=True)
+    assert field.num_encoded() == FIELD.num_encoded() + 3
+    plan, table = field.plan(), PARAMS["table"]
+    positions = jnp.asarray(np.random.default_rng(9).uniform(BOX[0], BOX[1], (5, 3)), jnp.float32)
+    radii = jnp.asarray([0.0, 0.1, 0.3, 1.0, 9.0])
+    context = context_of(positions)._replace(radii=radii)
+    encoded, _ = field.encode(table, positions, plan, context)
+    np.testing.assert_array_equal(encoded[:, :6], FIELD.encode(table, positions, plan, context)[0])
+    for i, radius in enumerate(radii):
+        for level, (low, high) in enumerate(itertools.pairwise(plan.starts)):
+            size = math.sqrt(np.mean(np.square(np.asarray(table[low:high], np.float64))) + 1e-8)
+            std = max(0.5 * float(radius) / 3.0, 1e-9)
+            weight = math.erf(1.0 / (math.sqrt(8.0) * std * plan.cells[level]))
+            expected = (2.0 * weight - 1.0) * size
+            assert encoded[i, 6 + level] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    gradient = jax.grad(lambda t: jnp.sum(field.encode(t, positions, plan, context)[0][:, 6:]))
+    np.testing.assert_array_equal(gradient(table), 0.0)

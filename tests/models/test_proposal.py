@@ -1,5 +1,6 @@
 """The proposal model: numbers of its proposals, and the loss that trains them."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from renders import train_rays
-from scenes import first_state, proposing_hashgrid
+from scenes import change, first_state, proposing_hashgrid
 
 from jaxrf.core.errors import InputError
 from jaxrf.models.base import ModelParams
@@ -24,6 +25,8 @@ from jaxrf.models.proposal import ProposalModel
         ({"proposal_resolutions": (64, 0)}, "model.proposal_resolutions is 0: give a number"),
         ({"proposal_levels": 0}, "model.proposal_levels is 0: give a number above 0"),
         ({"interlevel_weight": -0.1}, "model.interlevel_weight is -0.1: give 0 or more"),
+        ({"pulse_widths": (0.0, 0.1)}, "model.pulse_widths is 0.0: give a number above 0"),
+        ({"pulse_widths": (0.1,)}, "model.pulse_widths has 1 numbers: give one for each of the 2"),
         ({"num_proposal_samples": ()}, "model.num_proposal_samples has 0 numbers: give one for"),
         (
             {"num_proposal_samples": (64, 32), "proposal_resolutions": (64,)},
@@ -60,8 +63,10 @@ def test_proposals_have_the_levels_that_are_given() -> None:
 
 
 @pytest.mark.slow
-def test_the_interlevel_loss_trains_proposals_only() -> None:
+@pytest.mark.parametrize("pulse_widths", [(), (0.03,)])
+def test_the_interlevel_loss_trains_proposals_only(pulse_widths: tuple[float, ...]) -> None:
     config = proposing_hashgrid()
+    config = change(config, model=dataclasses.replace(config.model, pulse_widths=pulse_widths))
     stage, state = first_state(config)
     rays, background = train_rays(48), jnp.ones((48, 3))
 

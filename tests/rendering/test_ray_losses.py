@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrf.rendering.ray_losses import (
+    antialiased_interlevel_loss,
     depth_loss,
     distortion_loss,
     interlevel_loss,
@@ -401,3 +402,75 @@ def test_depth_loss_has_finite_gradients_at_the_extremes() -> None:
                 weights, tdist, jnp.asarray(depth), jnp.asarray(std)
             )
             assert np.isfinite(loss) and all(np.all(np.isfinite(grad)) for grad in grads)
+
+
+# Antialiased interlevel loss.
+
+
+def antialiased_interlevel_slowly(
+    sdist: np.ndarray,
+    weights: np.ndarray,
+    proposal_sdist: np.ndarray,
+    proposal_weights: np.ndarray,
+    width: float,
+) -> float:
+    """Blurs the weights' histogram on a fine lattice and sums it up in the proposal's bins."""
+    x = np.linspace(-1.0, 2.0, 30_001)
+    density = np.zeros_like(x)
+    for low, high, weight in zip(sdist[:-1], sdist[1:], weights, strict=True):
+        # Overlap of the box around x with the interval.
+        overlap = np.minimum(high, x + width) - np.maximum(low, x - width)
+        density += weight / (high - low) * np.maximum(overlap, 0.0) / (2.0 * width)
+    loss = 0.0
+    for low, high, proposed in zip(
+        proposal_sdist[:-1], proposal_sdist[1:], proposal_weights, strict=True
+    ):
+        resampled = np.sum(density[(x >= low) & (x < high)]) * (x[1] - x[0])
+        loss += max(0.0, resampled - proposed) ** 2 / (proposed + 1e-5)
+    return loss
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_antialiased_interlevel_loss_equals_a_fine_sum_for_any_batch_shape(
+    batch: tuple[int, ...],
+) -> None:
+    rng = np.random.default_rng(4)
+    sdist = np.sort(rng.uniform(size=(*batch, 5)), axis=-1)
+    proposal_sdist = np.sort(rng.uniform(size=(*batch, 8)), axis=-1)
+    weights, proposed = rng.uniform(0.1, 0.4, (*batch, 4)), rng.uniform(0.1, 0.3, (*batch, 7))
+    arrays = (jnp.asarray(x) for x in (sdist, weights, proposal_sdist, proposed))
+    loss = antialiased_interlevel_loss(*arrays, 0.05)
+    assert loss.shape == batch
+    for index in np.ndindex(*batch):
+        at = (sdist[index], weights[index], proposal_sdist[index], proposed[index])
+        assert loss[index] == pytest.approx(antialiased_interlevel_slowly(*at, 0.05), rel=2e-2)
+
+
+def test_antialiased_interlevel_loss_is_smooth_as_a_surface_moves() -> None:
+    edges = jnp.linspace(0.0, 1.0, 9)
+    proposed = jnp.asarray([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+
+    def loss(shift: float, antialiased: bool) -> float:
+        sdist = jnp.asarray([0.0, 0.374, 0.376, 1.0]).at[1:3].add(shift)
+        weights = jnp.asarray([0.0, 1.0, 0.0])
+        if antialiased:
+            return float(antialiased_interlevel_loss(sdist, weights, edges, proposed, 0.06))
+        return float(interlevel_loss(sdist, weights, edges, proposed))
+
+    # Across the proposal's edge at 0.375 the plain loss jumps.
+    shifts = [0.002 * k for k in range(-2, 3)]
+    plain = [loss(shift, False) for shift in shifts]
+    smooth = [loss(shift, True) for shift in shifts]
+    assert max(plain) - min(plain) > 0.9 * max(plain)
+    assert max(smooth) - min(smooth) < 0.3 * max(smooth)
+
+
+def test_antialiased_interlevel_loss_gradients_flow_to_the_proposal_only_and_are_finite() -> None:
+    sdist, weights = jnp.asarray([0.0, 0.5, 0.5, 1.0]), jnp.asarray([0.3, 0.5, 0.2])
+    proposed = jnp.asarray([0.0, 0.5, 0.0])
+    gradients = jax.grad(antialiased_interlevel_loss, argnums=(0, 1, 3))(
+        sdist, weights, jnp.asarray([0.0, 0.2, 0.2, 1.0]), proposed, 0.01
+    )
+    np.testing.assert_array_equal(gradients[0], 0.0)
+    np.testing.assert_array_equal(gradients[1], 0.0)
+    assert np.all(np.isfinite(gradients[2])) and gradients[2][2] < 0.0

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrf.core.rays import Rays
+from jaxrf.sampling import intervals
 from jaxrf.sampling.intervals import (
+    Spacing,
     hierarchical_legacy,
     hierarchical_sample,
     resample_intervals,
@@ -483,3 +485,23 @@ def test_samplers_with_a_key_per_ray_are_independent_of_other_rays(sampler: str)
     together = sample(slice(0, 6))
     np.testing.assert_array_equal(together[2:5], sample(slice(2, 5)))
     assert len(np.unique(together, axis=0)) == 6
+
+
+@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_undo_spacing_makes_stratified_edges_even(spacing: Spacing, batch: tuple[int, ...]) -> None:
+    rays = make_rays(batch, near=0.3, far=7.0)
+    edges = intervals.stratified(None, rays, 8, spacing)
+    even = intervals.undo_spacing(rays, edges, spacing)
+    np.testing.assert_allclose(even, np.broadcast_to(np.linspace(0, 1, 9), even.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+def test_undo_spacing_of_rays_without_length_is_0_with_finite_gradients(spacing: Spacing) -> None:
+    rays = make_rays((2,), near=0.0, far=0.0)
+
+    def total(edges: jax.Array) -> jax.Array:
+        return jnp.sum(intervals.undo_spacing(rays, edges, spacing))
+
+    assert total(jnp.zeros((2, 3))) == 0.0
+    assert np.all(np.isfinite(jax.grad(total)(jnp.zeros((2, 3)))))
