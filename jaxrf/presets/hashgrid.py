@@ -1,5 +1,7 @@
 """Presets of Instant-NGP's hash grid."""
 
+import dataclasses
+
 from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.models.packed import PackedModel
 from jaxrf.training.config import LossConfig, OptimizerConfig, TrainConfig
@@ -29,6 +31,16 @@ def hashgrid_small() -> TrainConfig:
         validate_every=0.5,
         optimizer=OptimizerConfig(grid_lr=0.04, mlp_lr=0.01, lr_final_mult=0.05, epsilon=1e-15),
     )
+
+
+def hashgrid_multiscale() -> TrainConfig:
+    """`hashgrid_small` with Zip-NeRF's antialiasing, trained on 4 sizes of the images."""
+    small = hashgrid_small()
+    assert isinstance(small.field, HashGrid)
+    field = dataclasses.replace(
+        small.field, multisamples=3, downweight_levels=True, featurize_scale=True
+    )
+    return dataclasses.replace(small, field=field, num_train_scales=4)
 
 
 def hashgrid_ngp() -> TrainConfig:

@@ -23,6 +23,7 @@ NAMES = [
     "tensorf-vm192",
     "tensorf-cp384",
     "hashgrid-small",
+    "hashgrid-multiscale",
     "hashgrid-ngp",
     "hashgrid-f4",
     "capture-small",
