@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxrf.core.rays import Rays, clip_to_aabb, intersect_aabb, normalize_distances, points_along
+from jaxrf.core.rays import (
+    Rays,
+    clip_to_aabb,
+    intersect_aabb,
+    mean_rays,
+    normalize_distances,
+    points_along,
+)
 
 BOX = np.array([[-1.0, -2.0, 0.5], [1.5, 1.0, 3.0]], np.float32)
 clip = jax.jit(clip_to_aabb)
@@ -285,3 +292,18 @@ def test_create_broadcasts_and_normalizes() -> None:
     np.testing.assert_allclose(rays.radii, [1e-3] * 3)
     np.testing.assert_array_equal(rays.camera_index, [0, 0, 0])
     assert Rays.create(np.zeros((2, 3, 3)), np.ones((3, 3)), 0.0, 1.0).near.shape == (2, 3)
+
+
+def test_mean_rays_span_the_rays_of_their_group() -> None:
+    rays = random_rays((6,))
+    rays = dataclasses.replace(rays, near=jnp.arange(6.0), far=10.0 - jnp.arange(6.0))
+    means = mean_rays(rays, 3)
+    for group, part in enumerate((slice(0, 3), slice(3, 6))):
+        np.testing.assert_allclose(means.origins[group], np.mean(rays.origins[part], axis=0), 1e-6)
+        direction = np.mean(rays.directions[part], axis=0)
+        np.testing.assert_allclose(
+            means.directions[group], direction / np.linalg.norm(direction), rtol=1e-5
+        )
+    assert means.near.tolist() == [0.0, 3.0]
+    assert means.far.tolist() == [10.0, 7.0]
+    assert mean_rays(rays, 1) is rays

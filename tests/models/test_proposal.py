@@ -1,5 +1,7 @@
 """The proposal model: numbers of its proposals, and the loss that trains them."""
 
+import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -11,8 +13,10 @@ from renders import train_rays
 from scenes import first_state, proposing_hashgrid
 
 from jaxrf.core.errors import InputError
-from jaxrf.models.base import ModelParams
+from jaxrf.core.rays import Rays
+from jaxrf.models.base import ModelParams, RenderSpec, render_rays
 from jaxrf.models.proposal import ProposalModel
+from jaxrf.rendering.volume import Rendering
 
 
 @pytest.mark.parametrize(
@@ -23,6 +27,8 @@ from jaxrf.models.proposal import ProposalModel
         ({"num_nerf_samples": 0}, "model.num_nerf_samples is 0: give a number above 0"),
         ({"proposal_resolutions": (64, 0)}, "model.proposal_resolutions is 0: give a number"),
         ({"proposal_levels": 0}, "model.proposal_levels is 0: give a number above 0"),
+        ({"proposal_block": 0}, "model.proposal_block is 0: give a number above 0"),
+        ({"proposal_block": 6}, "model.proposal_block is 6: give a power of two"),
         ({"interlevel_weight": -0.1}, "model.interlevel_weight is -0.1: give 0 or more"),
         ({"num_proposal_samples": ()}, "model.num_proposal_samples has 0 numbers: give one for"),
         (
@@ -57,6 +63,43 @@ def test_proposals_have_the_levels_that_are_given() -> None:
     assert [field.num_levels for field in ProposalModel().proposal_fields()] == [5, 5]
     few = ProposalModel(proposal_levels=2)
     assert [field.num_levels for field in few.proposal_fields()] == [2, 2]
+
+
+def test_a_pass_that_rays_share_counts_once_in_a_chunk() -> None:
+    model = ProposalModel(
+        num_proposal_samples=(64, 32), num_nerf_samples=16, proposal_block=4, coloring="per_ray"
+    )
+    # A block of 16 rays has one pass of the first proposal and four of the second.
+    block_samples = 64 + 4 * 32 + 16 * 16
+    assert model.rays_per_chunk(10 * block_samples) == 10 * 16
+    assert model.rays_per_chunk(1) == 64
+    assert dataclasses.replace(model, proposal_block=1).rays_per_chunk(112_000) == 1000
+
+
+def test_rays_of_a_group_share_their_samples_places_within_their_own_length() -> None:
+    config = proposing_hashgrid()
+    stage, state = first_state(config)
+    stage, _ = config.model.eval_stage(stage, state.grid, config.ray_convention, crop=False)
+    params = jax.tree.map(lambda x: 3.0 * x + 0.3, state.params)
+    rays = train_rays(8)
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=0), rays)
+    # The last two of each group pass the scene's box.
+    side = jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0]), 8)[:, None]
+    spread = dataclasses.replace(repeated, origins=repeated.origins + 20.0 * side)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def render(group_size: int, rays: Rays) -> Rendering:
+        spec = RenderSpec(config.model, stage, config.ray_convention, 1 << 10, group_size)
+        return render_rays(spec, params, state.grid, rays, jnp.ones(3))
+
+    alone = render(1, repeated)
+    assert np.ptp(alone.rgb) > 0.1
+    for name in ("rgb", "opacity", "depth", "median_depth"):
+        shared, expected = getattr(render(4, repeated), name), getattr(alone, name)
+        np.testing.assert_allclose(shared, expected, rtol=1e-4, atol=1e-4)
+    opacity = render(4, spread).opacity.reshape(8, 4)
+    np.testing.assert_array_equal(opacity[:, 2:], 0.0)
+    assert np.all(opacity[:, :2] > 0.1)
 
 
 @pytest.mark.slow
