@@ -148,7 +148,6 @@ class CameraRenderer:
         width, height = supersample * cameras.width, supersample * cameras.height
         num_pixels, call_rays = self.program.padded_pixels(width, height), self.program.call_rays
         arguments = self._image_arguments(cameras, index, supersample, crop_aabb)
-        render_chunks = _render_chunks_deterministic if self.deterministic else _render_chunks
         calls: list[Rendering] = []
         for start in range(0, num_pixels, call_rays):
             if should_stop is not None and should_stop():
@@ -156,11 +155,26 @@ class CameraRenderer:
             pixels = devices.replicate(
                 self.program.mesh, (np.int32(start), np.int32(height), np.int32(width))
             )
-            calls.append(render_chunks(self.program, self.params, self.grid, pixels, *arguments))
+            calls.append(self._render_call(pixels, arguments))
             if should_stop is not None and len(calls) > CALLS_AHEAD:
                 jax.block_until_ready(calls[-1 - CALLS_AHEAD])
         image = _join_calls(calls, width, height, self.program.block)
         return resolve_supersampling(image, supersample)
+
+    def compile(self, cameras: Cameras) -> None:
+        """Compiles the program for cameras like these, unless it is compiled."""
+        # An image without pixels has no chunks to render.
+        empty = dataclasses.replace(cameras, width=1, height=1)
+        arguments = self._image_arguments(empty, 0, 1, None)
+        pixels = devices.replicate(self.program.mesh, (np.int32(0),) * 3)
+        jax.block_until_ready(self._render_call(pixels, arguments))
+
+    def _render_call(self, pixels: tuple[Any, Any, Any], arguments: tuple[Any, ...]) -> Rendering:
+        render_chunks = _render_chunks_deterministic if self.deterministic else _render_chunks
+        rendering: Rendering = render_chunks(
+            self.program, self.params, self.grid, pixels, *arguments
+        )
+        return rendering
 
     def _image_arguments(
         self,
