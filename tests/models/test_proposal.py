@@ -14,9 +14,11 @@ from scenes import first_state, proposing_hashgrid
 
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
+from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.models.base import ModelParams, RenderSpec, render_rays
 from jaxrf.models.proposal import ProposalModel
 from jaxrf.rendering.volume import Rendering
+from jaxrf.training import transitions
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,49 @@ def test_rays_of_a_group_share_their_samples_places_within_their_own_length() ->
     opacity = render(4, spread).opacity.reshape(8, 4)
     np.testing.assert_array_equal(opacity[:, 2:], 0.0)
     assert np.all(opacity[:, :2] > 0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wall(HashGrid):
+    """Opaque where contracted positions are farther out than those at `distance` half sides."""
+
+    distance: float = 50.0
+
+    def density(self, params: Any, positions: jax.Array, context: Any) -> tuple[jax.Array, Any]:
+        is_wall = jnp.max(jnp.abs(positions), axis=-1) > 2.0 - 1.0 / self.distance
+        return jnp.where(is_wall, 5.0, 0.0), jnp.zeros((positions.shape[0], self.feature_dim))
+
+
+class WallModel(ProposalModel):
+    """Its proposals know the wall."""
+
+    def proposal_fields(self) -> list[HashGrid]:
+        """Walls as far out as that of the field."""
+        return [Wall(base_resolution=2, max_resolution=2, width=4, feature_dim=1)] * 2
+
+
+@pytest.mark.parametrize("near", [0.05, 0.5])
+def test_a_wall_at_fifty_times_the_radius_is_sampled_where_space_is_contracted(
+    near: float,
+) -> None:
+    """Whatever the far distance of the data: rays have no end there."""
+    box = np.array([[-1.0] * 3, [1.0] * 3])
+    model = WallModel(num_proposal_samples=(64, 32), num_nerf_samples=16, contract=True)
+    config = dataclasses.replace(
+        proposing_hashgrid(), field=Wall(base_resolution=2, max_resolution=2, width=4), model=model
+    )
+    stage = transitions.first_stage(config, box)
+    grid = transitions.init_grid(config, stage, box)
+    stage, _ = model.eval_stage(stage, grid, config.ray_convention, crop=False)
+    params = model.init_params(stage.field, jax.random.key(0))
+    directions = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.6, 0.0, -0.8]])
+    rays = Rays.create([0.1, 0.0, -0.2], directions, near=near, far=8.0)
+    spec = RenderSpec(model, stage, config.ray_convention, 1 << 10)
+    rendering = jax.jit(render_rays, static_argnums=0)(spec, params, grid, rays, jnp.ones(3))
+    # The wall is a cube around the center.
+    expected = [49.9, 50.0, (50.0 - 0.2) / 0.8]
+    np.testing.assert_allclose(rendering.median_depth, expected, rtol=0.1)
+    assert np.all(rendering.opacity > 0.99)
 
 
 @pytest.mark.slow
