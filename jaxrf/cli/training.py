@@ -225,10 +225,13 @@ def _fit(
     config, restored = start.config, start.restored
     # Closing waits for every process, so a peer that is gone must abort this one first.
     with processes.abort_on_peer_failure(), catch_signals() as caught:
+        video_cameras_fn = _preview_cameras if config.video.frames else None
+        evaluator = Evaluator(events, data.val, video_cameras_fn, mesh)
+        evaluator.compile_ahead(config, data.scene)
         watcher = TrainMonitor(
             config,
             RunOutput(start.folder, data.metadata, events, manager),
-            Evaluator(events, data.val, _preview_cameras if config.video.frames else None, mesh),
+            evaluator,
             caught,
             Resumption(start.step, restored.seconds if restored else 0.0),
             None if restored else _deadline(config),

@@ -49,6 +49,7 @@ def finish(
     config = run.config
     choose = scores.every_kth(config.test_every)
     split = sources.load_scene(data, ["test"], config, choose).splits["test"]
+    watcher.evaluator.wait_until_compiled()
     test = scores.score_images(run, split, events)
     trained = _training_metrics(watcher, num_devices) | scores.score_scales(run, split, test)
     seconds["evaluate"] = time.perf_counter() - started

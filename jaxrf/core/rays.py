@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -201,6 +202,30 @@ def clip_to_aabb(rays: Rays, aabb: Float[Array, "2 3"]) -> Rays:
     hit = far > near
     return dataclasses.replace(
         rays, near=jnp.where(hit, near, rays.near), far=jnp.where(hit, far, rays.near)
+    )
+
+
+def mean_rays(rays: Rays, group_size: int) -> Rays:
+    """One ray for each group of consecutive ones: their mean, which spans all of their lengths.
+
+    Args:
+      rays: batch shape (r,).
+      group_size: rays of a group; r is a multiple of it.
+    """
+
+    if group_size == 1:
+        return rays
+
+    def group(x: Array) -> Array:
+        return x.reshape(-1, group_size, *x.shape[1:])
+
+    direction = jnp.mean(group(rays.directions), axis=1)
+    return dataclasses.replace(
+        jax.tree.map(lambda x: group(x)[:, 0], rays),
+        origins=jnp.mean(group(rays.origins), axis=1),
+        directions=direction / jnp.linalg.norm(direction, axis=-1, keepdims=True),
+        near=jnp.min(group(rays.near), axis=1),
+        far=jnp.max(group(rays.far), axis=1),
     )
 
 

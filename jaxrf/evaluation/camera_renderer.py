@@ -1,11 +1,13 @@
 """Images of cameras, rendered in chunks of rays by one compiled program for every image size.
 
-A chunk is a constant number of consecutive pixels. Its rays are made on the device from the index
-of its first pixel, so neither the size of the image nor the number of cameras is part of the
-program. Devices take turns with chunks; a chunk is computed alike whichever device renders it.
+A chunk is a constant number of consecutive pixels, block by block where neighboring rays share work
+(`Model.pixel_block`). Its rays are made on the device from the index of its first pixel, so neither
+the size of the image nor the number of cameras is part of the program. Devices take turns with
+chunks; a chunk is computed alike whichever device renders it.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -82,17 +84,24 @@ class ChunkProgram(NamedTuple):
       chunk_rays: rays of a chunk.
       chunks_per_call: chunks that each device renders in a call, one after the other, at most.
       mesh: the devices.
+      block: pixels along each side of the blocks that follow each other, row by row.
     """
 
     spec: RenderSpec
     chunk_rays: int
     chunks_per_call: int
     mesh: Mesh
+    block: int = 1
 
     @property
     def call_rays(self) -> int:
         """Rays of a call of the program, on all devices."""
         return self.chunks_per_call * self.mesh.size * self.chunk_rays
+
+    def padded_pixels(self, width: Any, height: Any) -> Any:
+        """Pixels of the blocks that cover an image."""
+        columns, rows = (-(-size // self.block) for size in (width, height))
+        return columns * rows * self.block**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,20 +146,35 @@ class CameraRenderer:
           The image in host memory, or None once `should_stop` returned True.
         """
         width, height = supersample * cameras.width, supersample * cameras.height
-        num_pixels, call_rays = width * height, self.program.call_rays
+        num_pixels, call_rays = self.program.padded_pixels(width, height), self.program.call_rays
         arguments = self._image_arguments(cameras, index, supersample, crop_aabb)
-        render_chunks = _render_chunks_deterministic if self.deterministic else _render_chunks
         calls: list[Rendering] = []
         for start in range(0, num_pixels, call_rays):
             if should_stop is not None and should_stop():
                 return None
             pixels = devices.replicate(
-                self.program.mesh, (np.int32(start), np.int32(num_pixels), np.int32(width))
+                self.program.mesh, (np.int32(start), np.int32(height), np.int32(width))
             )
-            calls.append(render_chunks(self.program, self.params, self.grid, pixels, *arguments))
+            calls.append(self._render_call(pixels, arguments))
             if should_stop is not None and len(calls) > CALLS_AHEAD:
                 jax.block_until_ready(calls[-1 - CALLS_AHEAD])
-        return resolve_supersampling(_join_calls(calls, width, height), supersample)
+        image = _join_calls(calls, width, height, self.program.block)
+        return resolve_supersampling(image, supersample)
+
+    def compile(self, cameras: Cameras) -> None:
+        """Compiles the program for cameras like these, unless it is compiled."""
+        # An image without pixels has no chunks to render.
+        empty = dataclasses.replace(cameras, width=1, height=1)
+        arguments = self._image_arguments(empty, 0, 1, None)
+        pixels = devices.replicate(self.program.mesh, (np.int32(0),) * 3)
+        jax.block_until_ready(self._render_call(pixels, arguments))
+
+    def _render_call(self, pixels: tuple[Any, Any, Any], arguments: tuple[Any, ...]) -> Rendering:
+        render_chunks = _render_chunks_deterministic if self.deterministic else _render_chunks
+        rendering: Rendering = render_chunks(
+            self.program, self.params, self.grid, pixels, *arguments
+        )
+        return rendering
 
     def _image_arguments(
         self,
@@ -203,10 +227,12 @@ def make_camera_renderer(
     chunks_per_call = min(max(CALL_RAYS // (chunk_rays * mesh.size), 1), MAX_CALL_CHUNKS)
     if max_chunk_rays is not None:
         chunk_rays, chunks_per_call = min(max_rays, max_chunk_rays), 1
+    block = config.model.pixel_block()
+    chunk_rays = math.ceil(chunk_rays / block**2) * block**2
     convention = config.ray_convention
     stage, aabb = config.model.eval_stage(trained.stage, grid, convention, crop_to_occupied)
-    spec = RenderSpec(config.model, stage, convention, num_samples)
-    program = ChunkProgram(spec, chunk_rays, chunks_per_call, mesh)
+    spec = RenderSpec(config.model, stage, convention, num_samples, block**2)
+    program = ChunkProgram(spec, chunk_rays, chunks_per_call, mesh, block)
     params, grid = devices.replicate(mesh, (trained.params, grid))
     deterministic = bool(config.shards) and max_chunk_rays is None
     return CameraRenderer(
@@ -227,8 +253,9 @@ def _render_chunks_of_call(
 ) -> Rendering:
     """Renders `program.call_rays` pixels of an image; those past its last pixel are zero.
 
-    `pixels` are the index of the first pixel, the number of pixels of the image and its width. The
-    result has the batch shape (chunks_per_call, devices, chunk_rays), in the order of pixels.
+    `pixels` are the index of the first pixel in the order of blocks, and the height and the width
+    of the image. The result has the batch shape (chunks_per_call, devices, chunk_rays), in the
+    order of pixels.
     """
     on_device = partial(_render_chunks_on_device, program)
     run = devices.shard_rays(program.mesh, on_device, (False,) * 8, axis=1, gather_outputs=True)
@@ -246,12 +273,13 @@ def _render_chunks_on_device(
 ) -> Rendering:
     """The chunks that one device renders in a call; see `_render_chunks_of_call`."""
     chunk_rays, num_devices = program.chunk_rays, program.mesh.size
-    start, num_pixels, width = pixels
+    start, height, width = pixels
+    num_pixels = program.padded_pixels(width, height)
     device = devices.device_index(program.mesh)
 
     def render_chunk(index: Int[Array, ""], output: Rendering) -> Rendering:
         first = start + (index * num_devices + device) * chunk_rays
-        rays = _chunk_rays(camera, near_far, first, num_pixels, width, chunk_rays)
+        rays = _chunk_rays(camera, near_far, first, (width, height), program)
         # The barriers keep the compiler from fusing a chunk with what surrounds it, which may
         # round it differently on another number of devices.
         rays = jax.lax.optimization_barrier(rays)
@@ -272,20 +300,45 @@ def _chunk_rays(
     camera: Cameras,
     near_far: tuple[Float[Array, ""], Float[Array, ""]],
     first: Int[Array, ""],
-    num_pixels: Int[Array, ""],
-    width: Int[Array, ""],
-    chunk_rays: int,
+    size: tuple[Int[Array, ""], Int[Array, ""]],
+    program: ChunkProgram,
 ) -> Rays:
-    """Rays through the centers of consecutive pixels, row by row.
+    """Rays through the centers of consecutive pixels, in the order of blocks.
 
-    Past the last pixel rays are empty (`far` is `near`), so that marching skips them.
+    Blocks reach past the last column and row, which they repeat there. Past the last block rays are
+    empty (`far` is `near`), so that marching skips them.
     """
-    pixel = first + jnp.arange(chunk_rays, dtype=jnp.int32)
+    width, height = size
+    block, num_pixels = program.block, program.padded_pixels(width, height)
+    pixel = first + jnp.arange(program.chunk_rays, dtype=jnp.int32)
     is_pixel = pixel < num_pixels
-    pixel = jnp.minimum(pixel, num_pixels - 1)
-    position = jnp.stack([pixel % width, pixel // width], axis=-1).astype(jnp.float32) + 0.5
+    index, within = jnp.divmod(jnp.minimum(pixel, num_pixels - 1), block**2)
+    row, column = jnp.divmod(index, -(-width // block))
+    if block > 1:
+        offset = jnp.asarray(block_offsets(block))[within]
+        row = jnp.minimum(block * row + offset[:, 0], height - 1)
+        column = jnp.minimum(block * column + offset[:, 1], width - 1)
+    position = jnp.stack([column, row], axis=-1).astype(jnp.float32) + 0.5
     rays = pixels_to_rays(camera, jnp.zeros_like(pixel), position, *near_far)
     return dataclasses.replace(rays, far=jnp.where(is_pixel, rays.far, rays.near))
+
+
+def block_offsets(block: int) -> Int[np.ndarray, "n 2"]:
+    """Row and column of each pixel in a block, in the order of the Z-curve (Morton 1966).
+
+    Every quarter of the pixels, and every quarter of that, is a block of its own.
+
+    Args:
+      block: pixels along each side, a power of two.
+
+    >>> block_offsets(2).tolist()
+    [[0, 0], [0, 1], [1, 0], [1, 1]]
+    """
+    offsets = np.zeros((1, 2), np.int32)
+    while len(offsets) < block**2:
+        corners = np.array(list(np.ndindex(2, 2)), np.int32)
+        offsets = (2 * offsets[:, None] + corners).reshape(-1, 2)
+    return offsets
 
 
 # Jitted at module level, so that all renderers of the same program share what was compiled.
@@ -297,14 +350,21 @@ _render_chunks_deterministic = jax.jit(
 )
 
 
-def _join_calls(calls: list[Rendering], width: int, height: int) -> HostRendering:
+def _join_calls(calls: list[Rendering], width: int, height: int, block: int) -> HostRendering:
     """The image in host memory, of what the calls rendered."""
     # All calls were dispatched before the first is waited for.
     host = jax.device_get(calls)
+    columns, rows = (-(-size // block) for size in (width, height))
+    order = np.argsort(block_offsets(block) @ np.array([block, 1]))
 
     def join(name: str) -> np.ndarray:
         parts = [getattr(call, name) for call in host]
         pixels = np.concatenate([part.reshape(-1, *part.shape[3:]) for part in parts])
-        return pixels[: width * height].reshape(height, width, *pixels.shape[1:])
+        channels = pixels.shape[1:]
+        pixels = pixels[: rows * columns * block**2]
+        pixels = pixels.reshape(rows, columns, block**2, *channels)[:, :, order]
+        blocks = pixels.reshape(rows, columns, block, block, *channels).swapaxes(1, 2)
+        image = blocks.reshape(rows * block, columns * block, *channels)
+        return image[:height, :width]
 
     return HostRendering(*(join(name) for name in HostRendering._fields))

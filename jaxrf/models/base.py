@@ -193,6 +193,7 @@ class Model:
         convention: RayConvention,
         *,
         num_samples: int,
+        group_size: int = 1,
         aabb: Float[Array, "2 3"] | None = None,
         crop_aabb: Float[Array, "2 3"] | None = None,
     ) -> Rendering:
@@ -206,6 +207,8 @@ class Model:
           background: (r, 3) colors.
           convention: of rays and compositing.
           num_samples: evaluated together at most.
+          group_size: r is a multiple of it, and as many consecutive rays are those of neighboring
+            pixels, which may share work (`pixel_block`).
           aabb: the box that is marched through, by default the grid's, unless space is contracted.
           crop_aabb: density outside of it is left out.
         """
@@ -214,6 +217,10 @@ class Model:
     def samples_per_ray(self) -> int | None:
         """Samples of each ray at which a network is evaluated; None if rays differ in it."""
         return None
+
+    def pixel_block(self) -> int:
+        """Pixels along each side of the blocks of an image whose rays share work."""
+        return 1
 
     def grid_resolution(self, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
         """Cells of the occupancy grid of a field that leaves them to the model."""
@@ -362,12 +369,14 @@ class RenderSpec:
       stage: of evaluation (`Model.eval_stage`).
       convention: of rays and compositing.
       num_samples: evaluated together at most.
+      group_size: consecutive rays that are those of neighboring pixels (`Model.render_eval`).
     """
 
     model: Model
     stage: StageSpec
     convention: RayConvention
     num_samples: int
+    group_size: int = 1
 
 
 def render_rays(
@@ -388,6 +397,7 @@ def render_rays(
         jnp.broadcast_to(background, (*rays.near.shape, 3)),
         spec.convention,
         num_samples=spec.num_samples,
+        group_size=spec.group_size,
         aabb=aabb,
         crop_aabb=crop_aabb,
     )

@@ -95,11 +95,12 @@ class HierarchicalModel(FixedSamplesModel):
         convention: RayConvention,
         *,
         num_samples: int,
+        group_size: int = 1,
         aabb: Float[Array, "2 3"] | None = None,
         crop_aabb: Float[Array, "2 3"] | None = None,
     ) -> Rendering:
         """The rendering of the fine network; see `Model.render_eval`."""
-        del num_samples, aabb
+        del num_samples, group_size, aabb
         levels = self.render_levels(
             stage, params, grid, None, rays, background, convention, crop_aabb
         )

@@ -252,10 +252,12 @@ class PackedModel(Model):
         convention: RayConvention,
         *,
         num_samples: int,
+        group_size: int = 1,
         aabb: Float[Array, "2 3"] | None = None,
         crop_aabb: Float[Array, "2 3"] | None = None,
     ) -> Rendering:
         """Renders rays front to back in waves of blocks; see `Model.render_eval`."""
+        del group_size
         field = stage.field
         step = self.step_size(field, grid.aabb)
         at_start = convention.samples_at == "start"

@@ -4,6 +4,8 @@ Barron et al.: Mip-NeRF 360 (CVPR 2022), section 3, with hash grids as in nerfst
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -12,9 +14,9 @@ from jaxtyping import Array, Float
 
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import rngs
-from jaxrf.core.checks import require_non_negative, require_positive
+from jaxrf.core.checks import option_name, require_non_negative, require_positive
 from jaxrf.core.errors import InputError
-from jaxrf.core.rays import Rays
+from jaxrf.core.rays import Rays, mean_rays
 from jaxrf.fields.base import Field, Params
 from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.models.base import DepthTarget, ModelParams, StageSpec, TrainRendering
@@ -25,8 +27,8 @@ from jaxrf.rendering.volume import Rendering, compute_proposal_weights, render_s
 from jaxrf.sampling import intervals
 from jaxrf.sampling.occupancy import OccupancyGrid, s_to_t, to_s_rays
 
-# Edges of one proposal's intervals, s distances, and their weights.
-Proposed = tuple[Float[Array, "r k_plus_1"], Float[Array, "r k"]]
+# Edges of one proposal's intervals, s distances, and their weights; p rays, or groups of them.
+Proposed = tuple[Float[Array, "p k_plus_1"], Float[Array, "p k"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,9 @@ class ProposalModel(FixedSamplesModel):
     """Half the width of the box that blurs the field's weights for the loss of each proposal, as
     Zip-NeRF's 0.03 0.003, in a ray's length as the first samples are spread. Default: no blur, the
     loss of Mip-NeRF 360."""
+    proposal_block: int = 1
+    """Pixels along each side of the blocks of an image that share a pass of the first proposal; the
+    blocks of each further one are half as wide. A power of two; 1: a pass for each ray."""
     spacing: Literal["linear", "disparity"] | None = None
     """Quantity that the first samples are spread evenly in: distance or its inverse. Default: its
     inverse where space is contracted."""
@@ -56,9 +61,14 @@ class ProposalModel(FixedSamplesModel):
         super().__post_init__()
         require_positive(
             self, "num_proposal_samples", "num_nerf_samples", "proposal_resolutions",
-            "proposal_levels", "pulse_widths", prefix="model.",
+            "proposal_levels", "pulse_widths", "proposal_block", prefix="model.",
         )  # fmt: skip
         require_non_negative(self, "interlevel_weight", prefix="model.")
+        if self.proposal_block & (self.proposal_block - 1):
+            raise InputError(
+                f"{option_name('proposal_block', 'model.')} is {self.proposal_block}: give a power "
+                "of two."
+            )
         if not 0 < len(self.num_proposal_samples) <= len(self.proposal_resolutions):
             raise InputError(
                 f"--model.num-proposal-samples has {len(self.num_proposal_samples)} numbers: give "
@@ -110,6 +120,18 @@ class ProposalModel(FixedSamplesModel):
         """The samples of the proposals and of the field together."""
         return sum(self.num_proposal_samples) + self.num_nerf_samples
 
+    def pixel_block(self) -> int:
+        """The block whose rays share a pass of the proposals."""
+        return self.proposal_block
+
+    def rays_per_chunk(self, num_samples: int) -> int:
+        """The rays of whole blocks; the samples of a pass that rays share count once."""
+        size, samples = self.proposal_block**2, 0
+        for i, count in enumerate(self.num_proposal_samples):
+            samples += min(4**i, size) * count
+        samples += size * self.num_nerf_samples
+        return size * max(math.ceil(64 / size), num_samples // samples)
+
     def render_train(
         self,
         stage: StageSpec,
@@ -138,12 +160,14 @@ class ProposalModel(FixedSamplesModel):
         convention: RayConvention,
         *,
         num_samples: int,
+        group_size: int = 1,
         aabb: Float[Array, "2 3"] | None = None,
         crop_aabb: Float[Array, "2 3"] | None = None,
     ) -> Rendering:
         """Renders the field's samples; see `Model.render_eval`."""
         del convention, num_samples, aabb
-        return self._render(stage, params, grid, None, rays, background, crop_aabb)[0].rendering
+        options = (background, crop_aabb, group_size)
+        return self._render(stage, params, grid, None, rays, *options)[0].rendering
 
     def _interlevel_losses(
         self, s_rays: Rays, grid: OccupancyGrid, level: SamplingLevel, proposed: list[Proposed]
@@ -173,23 +197,12 @@ class ProposalModel(FixedSamplesModel):
         rays: Rays,
         background: Float[Array, "r 3"],
         crop_aabb: Float[Array, "2 3"] | None,
+        group_size: int = 1,
     ) -> tuple[SamplingLevel, list[Proposed]]:
         """The field's pass over the rays, and the proposals that led to its samples."""
         field, count = stage.field, len(self.num_proposal_samples)
         keys = [None if key is None else rngs.fold_in(key, 2 + i) for i in range(1 + count)]
-        s_rays = to_s_rays(grid, rays)
-        spacing = self.first_spacing(grid)
-        sdist = intervals.stratified(keys[0], s_rays, self.num_proposal_samples[0], spacing)
-        proposed: list[Proposed] = []
-        next_counts = (*self.num_proposal_samples[1:], self.num_nerf_samples)
-        for proposal, network, samples, key_draw in zip(
-            self.proposal_fields(), params.proposals, next_counts, keys[1:], strict=True
-        ):
-            tdist = s_to_t(grid, sdist, rays.origins)
-            fns = mask_outside_aabb(close_over_params(proposal, network, grid), crop_aabb)
-            weights = compute_proposal_weights(fns, rays, tdist)
-            proposed.append((sdist, weights))
-            sdist = intervals.resample_intervals(key_draw, sdist, weights, samples)
+        sdist, proposed = self._propose(params, grid, keys, rays, crop_aabb, group_size)
         noise = draw_noise(field, keys[-1], *sdist[:, 1:].shape)
         fns = bind_network(
             self, field, params.field, params, grid,
@@ -200,3 +213,37 @@ class ProposalModel(FixedSamplesModel):
             fns, rays, tdist, background, color_per_ray=self.colors_per_ray(field)
         )
         return SamplingLevel(rendering, sdist, weights), proposed
+
+    def _propose(
+        self,
+        params: ModelParams,
+        grid: OccupancyGrid,
+        keys: Sequence[jax.Array | None],
+        rays: Rays,
+        crop_aabb: Float[Array, "2 3"] | None,
+        group_size: int,
+    ) -> tuple[Float[Array, "r n_plus_1"], list[Proposed]]:
+        """Edges of the field's intervals, s distances, and the proposals that led to them.
+
+        The rays of a group share a pass of the first proposal along their mean, those of a quarter
+        of the group one of the second, and so on: proposals are too coarse to tell them apart.
+        """
+        s_rays = to_s_rays(grid, rays)
+        counts = (*self.num_proposal_samples, self.num_nerf_samples)
+        sizes = [max(group_size // 4**i, 1) for i in range(len(counts) - 1)] + [1]
+        spacing = self.first_spacing(grid)
+        means, s_means = mean_rays(rays, sizes[0]), mean_rays(s_rays, sizes[0])
+        sdist = intervals.stratified(keys[0], s_means, counts[0], spacing)
+        proposed: list[Proposed] = []
+        networks = zip(self.proposal_fields(), params.proposals, strict=True)
+        for i, (proposal, network) in enumerate(networks):
+            tdist = s_to_t(grid, sdist, means.origins)
+            fns = mask_outside_aabb(close_over_params(proposal, network, grid), crop_aabb)
+            weights = compute_proposal_weights(fns, means, tdist)
+            proposed.append((sdist, weights))
+            sdist = intervals.resample_intervals(keys[i + 1], sdist, weights, counts[i + 1])
+            if sizes[i] > 1:
+                means, s_means = mean_rays(rays, sizes[i + 1]), mean_rays(s_rays, sizes[i + 1])
+                sdist = jnp.repeat(sdist, sizes[i] // sizes[i + 1], axis=0)
+                sdist = jnp.clip(sdist, s_means.near[:, None], s_means.far[:, None])
+        return sdist, proposed

@@ -2,18 +2,22 @@
 
 import time
 from collections.abc import Callable
+from concurrent import futures
+from functools import partial
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxrf.cameras.base import Cameras
-from jaxrf.data.scene import Split
+from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import images, scoring
-from jaxrf.evaluation.camera_renderer import TrainedField
+from jaxrf.evaluation.camera_renderer import TrainedField, make_camera_renderer
 from jaxrf.evaluation.metrics import select_metrics
 from jaxrf.parallel import devices, processes
-from jaxrf.training import budget, summaries
+from jaxrf.training import budget, summaries, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.runs import Run
@@ -66,6 +70,28 @@ class Evaluator:
         self.psnr: float | None = None
         self._validation_seconds = self._slowest_validation = 0.0
         self._video_seconds = self._slowest_video = 0.0
+        self._pool = futures.ThreadPoolExecutor(1)
+        self._compiling: futures.Future[None] | None = None
+
+    def compile_ahead(self, config: TrainConfig, scene: Scene) -> None:
+        """Begins to compile the rendering of views in the background, while the steps compile.
+
+        Does nothing where the program depends on the training (models that march, fields that
+        grow), or where it would take time from a budget that has no validations.
+        """
+        shares_budget = config.budget is not None and self.val is None
+        is_known = config.model.samples_per_ray() is not None
+        is_known = is_known and not transitions.plan_transitions(config)
+        one_device = jax.process_count() == 1 and (self.mesh is None or self.mesh.size == 1)
+        if is_known and one_device and not shares_budget:
+            self._compiling = self._pool.submit(_compile_rendering, config, scene, self.mesh)
+
+    def wait_until_compiled(self) -> None:
+        """Waits for what `compile_ahead` began."""
+        if self._compiling is not None:
+            # Whatever failed there fails again when views are rendered.
+            futures.wait([self._compiling])
+            self._compiling = None
 
     def is_validation_due(
         self,
@@ -168,6 +194,7 @@ class Evaluator:
         return f"step {step}: rendered a video of {len(frames)} frames in {elapsed:.1f} s"
 
     def _make_render_fn(self, run: Run) -> scoring.RenderFn:
+        self.wait_until_compiled()
         return scoring.make_render_fn(
             TrainedField(
                 run.config,
@@ -188,3 +215,15 @@ class Evaluator:
                 params, grid = devices.to_local(self.mesh, (params, grid))
             groups = run.config.model.param_groups(run.stage.field, params)
             summaries.write_parameters(self.events, params, groups, grid, int(run.state.step))
+
+
+def _compile_rendering(config: TrainConfig, scene: Scene, mesh: Mesh | None) -> None:
+    """Compiles the program that renders views like those of the training."""
+    stage = transitions.first_stage(config, scene.aabb)
+    grid = transitions.init_grid(config, stage, scene.aabb)
+    shapes = jax.eval_shape(partial(config.model.init_params, stage.field), jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    near_far, background = (scene.near, scene.far), background_color(config)
+    trained = TrainedField(config, stage, params, grid, near_far, background)
+    renderer = make_camera_renderer(trained, crop_to_occupied=False, mesh=mesh)
+    renderer.compile(scene.splits["train"].cameras)

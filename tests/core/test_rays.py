@@ -16,6 +16,7 @@ from jaxrf.core.rays import (
     Rays,
     clip_to_aabb,
     intersect_aabb,
+    mean_rays,
     multisample_cones,
     normalize_distances,
     points_along,
@@ -369,3 +370,18 @@ def test_multisamples_are_finite_at_the_apex_with_finite_gradients() -> None:
     assert np.isfinite(total(frusta))
     for gradient in jax.grad(total)(frusta):
         assert np.all(np.isfinite(gradient))
+
+
+def test_mean_rays_span_the_rays_of_their_group() -> None:
+    rays = random_rays((6,))
+    rays = dataclasses.replace(rays, near=jnp.arange(6.0), far=10.0 - jnp.arange(6.0))
+    means = mean_rays(rays, 3)
+    for group, part in enumerate((slice(0, 3), slice(3, 6))):
+        np.testing.assert_allclose(means.origins[group], np.mean(rays.origins[part], axis=0), 1e-6)
+        direction = np.mean(rays.directions[part], axis=0)
+        np.testing.assert_allclose(
+            means.directions[group], direction / np.linalg.norm(direction), rtol=1e-5
+        )
+    assert means.near.tolist() == [0.0, 3.0]
+    assert means.far.tolist() == [10.0, 7.0]
+    assert mean_rays(rays, 1) is rays

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import first_state, make_scene, marching_nerf, slow, tiny_nerf, tiny_voxels
+from scenes import (
+    first_state,
+    make_scene,
+    marching_nerf,
+    proposing_hashgrid,
+    slow,
+    tiny_nerf,
+    tiny_voxels,
+)
 
 from jaxrf.cameras.base import Cameras, image_rays, resize_cameras
 from jaxrf.evaluation import camera_renderer
@@ -72,6 +80,34 @@ def test_camera_renderer_stops_before_the_next_call() -> None:
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("size", [(13, 11), (8, 4), (3, 1)])
+def test_blocks_of_pixels_make_the_same_image(size: tuple[int, int]) -> None:
+    """Blocks that end with the image or past it, of a model whose rays share nothing."""
+    images = []
+    for block in (1, 4):
+        renderer = make(tiny_nerf())
+        program = renderer.program._replace(chunk_rays=64, chunks_per_call=2, block=block)
+        renderer = dataclasses.replace(renderer, program=program)
+        images.append(render(renderer, cameras_of(*size), 1, supersample=2))
+    for name in HostRendering._fields:
+        np.testing.assert_allclose(getattr(images[0], name), getattr(images[1], name), rtol=1e-5)
+
+
+def test_images_of_a_model_that_shares_proposals_are_nearly_those_of_one_that_does_not() -> None:
+    images = []
+    for block in (1, 2):
+        config = proposing_hashgrid()
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, proposal_block=block)
+        )
+        renderer = make(config)
+        assert renderer.program.spec.group_size == block**2
+        assert renderer.program.chunk_rays % block**2 == 0
+        images.append(render(renderer, cameras_of(33, 17), 1))
+    np.testing.assert_allclose(images[0].rgb, images[1].rgb, atol=0.02)
+    assert np.any(images[0].rgb != images[1].rgb)
+
+
 @pytest.mark.parametrize("size", [(7, 5), (4, 4)])
 def test_chunk_rays_are_those_of_the_image_and_empty_past_its_end(size: tuple[int, int]) -> None:
     width, height = size
@@ -81,13 +117,13 @@ def test_chunk_rays_are_those_of_the_image_and_empty_past_its_end(size: tuple[in
     )
     camera = jax.tree.map(jnp.asarray, dataclasses.replace(cameras, width=1, height=1))
     count, first, chunk = width * height, 8, 40
+    program = make(tiny_nerf()).program._replace(chunk_rays=chunk)
     rays = camera_renderer._chunk_rays(
         camera,
         (jnp.float32(2.0), jnp.float32(6.0)),
         jnp.int32(first),
-        jnp.int32(count),
-        jnp.int32(width),
-        chunk,
+        (jnp.int32(width), jnp.int32(height)),
+        program,
     )
     for name in ("origins", "directions", "near", "far", "radii"):
         np.testing.assert_allclose(

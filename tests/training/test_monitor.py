@@ -11,11 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import SIZE, first_state, make_scene, tiny_nerf, tiny_voxels
+from scenes import SIZE, first_state, make_scene, proposing_hashgrid, tiny_nerf, tiny_voxels
 
 from jaxrf.cameras import base as cams
 from jaxrf.core.errors import InputError
-from jaxrf.evaluation import scoring
+from jaxrf.evaluation import camera_renderer, scoring
 from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.models.base import StageSpec
 from jaxrf.training import evaluator, monitor, runs, schedule, transitions
@@ -259,6 +259,32 @@ def test_validations_score_no_further_view_than_their_share_of_the_budget_allows
     now += 2.0
     monitored.dispatch(25, 25)
     assert indices == list(range(num_views))
+
+
+def test_views_are_rendered_by_the_program_that_was_compiled_ahead(start_monitor: Any) -> None:
+    # Numbers of this test alone, as programs are shared between tests.
+    config = proposing_hashgrid(num_steps=100, validate_every=0.5, render_samples=1700)
+    monitored = start_monitor(config)
+    before = camera_renderer._render_chunks._cache_size()
+    monitored.monitor.evaluator.compile_ahead(config, make_scene())
+    monitored.monitor.evaluator.wait_until_compiled()
+    assert camera_renderer._render_chunks._cache_size() == before + 1
+    monitored.dispatch(50, 50)
+    assert len(monitored.monitor.evaluator.val_history) == 1
+    assert camera_renderer._render_chunks._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("config", "val"),
+    [(tiny_voxels(), True), (tiny_nerf(budget=60.0), False)],
+    ids=["marches", "budget without validations"],
+)
+def test_nothing_is_compiled_ahead_that_would_be_of_no_use(
+    start_monitor: Any, config: TrainConfig, val: bool
+) -> None:
+    evaluator = start_monitor(config, val=val).monitor.evaluator
+    evaluator.compile_ahead(config, make_scene())
+    assert evaluator._compiling is None
 
 
 def test_on_dispatch_without_validation_views_does_not_validate(start_monitor: Any) -> None:
