@@ -8,6 +8,7 @@ the others, filtered) do not count. Letters in shapes: n patches, p pixels.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.core.errors import InputError
@@ -65,19 +66,21 @@ def patch_pixel_ids(
 ) -> Int[Array, "p"]:
     """Flat indices of the pixels of patches around pixels, given by their flat indices."""
     center = unravel_pixels(pixels, centers, crop)
-    offset = jnp.arange(patch_size, dtype=jnp.int32)
-    pixel_ids, begin = jnp.zeros((centers.size, patch_size, patch_size), jnp.int32), 0
+    offset = np.arange(patch_size, dtype=np.int32)
+    corner_ids, widths = jnp.zeros_like(centers), jnp.zeros_like(centers)
+    begin = 0
     for number, images in enumerate((pixels.images, *pixels.smaller_images)):
         count, height, width = images.shape[:3]
         top, left = (
             jnp.clip(at - patch_size // 2, 0, side - patch_size)
             for at, side in ((center.row, height), (center.column, width))
         )
-        row = (center.image * height + top)[:, None] + offset
-        column = left[:, None] + offset
-        in_images = begin + row[:, :, None] * width + column[:, None, :]
-        pixel_ids = jnp.where((center.size == number)[:, None, None], in_images, pixel_ids)
+        corner = begin + (center.image * height + top) * width + left
+        corner_ids = jnp.where(center.size == number, corner, corner_ids)
+        widths = jnp.where(center.size == number, width, widths)
         begin += count * height * width
+    rows, columns = offset[None, :, None], offset[None, None, :]
+    pixel_ids = corner_ids[:, None, None] + widths[:, None, None] * rows + columns
     return pixel_ids.ravel()
 
 

@@ -6,6 +6,7 @@ losses (CVPR 2023), section 3. Letters in shapes: p pixels, n patches, h rows, w
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 # Numbers of the paper (section 3.2). Width of the box filter, and share of inliers in it above
@@ -44,8 +45,8 @@ def find_inliers(
     sums = (jnp.sum(x, axis=(1, 2), keepdims=True) for x in (inliers & patch_mask, patch_mask))
     num_inliers, num_pixels = sums
     is_inlier_patch = num_inliers > PATCH_INLIER_SHARE * num_pixels
-    inliers = inliers | (is_inlier_patch & _patch_center(patch_size))
-    return inliers.ravel() & mask
+    in_center = jnp.asarray(_patch_center(patch_size))
+    return (inliers | (is_inlier_patch & in_center)).ravel() & mask
 
 
 def _sum_box(labels: Bool[Array, "n h w"]) -> Float[Array, "n h w"]:
@@ -56,10 +57,11 @@ def _sum_box(labels: Bool[Array, "n h w"]) -> Float[Array, "n h w"]:
     )
 
 
-def _patch_center(patch_size: int) -> Bool[Array, "h w"]:
+def _patch_center(patch_size: int) -> Bool[np.ndarray, "1 h w"]:
     """The pixels of a patch that lie in its center, half as wide as the patch."""
     center_size = patch_size // 2
     begin = (patch_size - center_size) // 2
-    position = jnp.arange(patch_size)
-    in_center = (position >= begin) & (position < begin + center_size)
-    return in_center[:, None] & in_center
+    center = slice(begin, begin + center_size)
+    in_center = np.zeros((1, patch_size, patch_size), bool)
+    in_center[:, center, center] = True
+    return in_center
