@@ -20,6 +20,7 @@ from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.data.bricks.dataset import cached_bricks
 from jaxrf.data.scene import Scene, Split
 from jaxrf.presets import make_preset
+from jaxrf.training.config import LossConfig
 
 # Share of its bounding box that a figure fills, and the box's width relative to its height.
 FILLED, ASPECT = 0.6, 0.5
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--batch-rays", type=int, help="default: the preset's")
     parser.add_argument("--share", type=float, default=0.4, help="of the training images")
     parser.add_argument("--quantiles", type=float, nargs="+", default=[0.0, 0.8])
+    parser.add_argument("--warmup", type=float, default=LossConfig().inlier_warmup)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     scene = load(arguments.data)
@@ -89,7 +91,9 @@ def main() -> None:
     print("| share | quantile | rays | validation (dB) | test (dB) | seconds |")
     print("|---|---|---|---|---|---|")
     for quantile in arguments.quantiles:
-        loss = dataclasses.replace(config.loss, inlier_quantile=quantile)
+        loss = dataclasses.replace(
+            config.loss, inlier_quantile=quantile, inlier_warmup=arguments.warmup
+        )
         started = time.perf_counter()
         result = jaxrf.fit(
             config, scene, progress=False, num_steps=arguments.num_steps, seed=arguments.seed,

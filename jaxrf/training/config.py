@@ -56,6 +56,9 @@ class LossConfig:
     """Leave out what only few images show, such as people who walk through them (RobustNeRF): of
     the pixels that are computed together, this share fits best and is trained on, besides pixels
     among them. The paper takes 0.8. 0: all pixels are trained on."""
+    inlier_warmup: float = 0.3
+    """Fraction of all steps over which the quantile falls from 1 to inlier-quantile, as nothing
+    fits at first."""
     patch_size: int = 16
     """Width and height in pixels of the squares that are sampled for inlier-quantile, in place of
     single pixels."""
@@ -66,8 +69,10 @@ class LossConfig:
             self, "huber_delta", "charbonnier_epsilon", "depth_std", "depth_share", prefix="loss."
         )
         require_positive(self, "patch_size", prefix="loss.")
-        require_non_negative(self, "depth_weight", "inlier_quantile", prefix="loss.")
-        for name in ("depth_share", "inlier_quantile"):
+        require_non_negative(
+            self, "depth_weight", "inlier_quantile", "inlier_warmup", prefix="loss."
+        )
+        for name in ("depth_share", "inlier_quantile", "inlier_warmup"):
             if getattr(self, name) > 1.0:
                 option = option_name(name, "loss.")
                 raise InputError(f"{option} is {getattr(self, name)}: give 1 or less.")

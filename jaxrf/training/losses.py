@@ -89,7 +89,7 @@ def total_loss(
     """The loss of a rendered batch: losses of pixels, and penalties on the rays' weights.
 
     Rays whose samples did not fit into the budgets are left out, and so are outliers if
-    `inlier_quantile` is set; each network has its own.
+    the batch has an inlier quantile; each network has its own.
 
     Args:
       config: weights of the parts.
@@ -107,8 +107,9 @@ def total_loss(
     terms = []
     for rgb in pixel_rgb:
         rgb_loss, inliers = rgb_loss_fn(rgb, batch.target_rgb), pixel_mask
-        if config.inlier_quantile:
-            inliers = find_inliers(rgb_loss, pixel_mask, config.inlier_quantile, config.patch_size)
+        if batch.inlier_quantile is not None:
+            quantile = batch.inlier_quantile[0]
+            inliers = find_inliers(rgb_loss, pixel_mask, quantile, config.patch_size)
         terms.append(masked_mean(loss_mult * rgb_loss, inliers))
     ray_mask = ~rendering.overflowed
     if batch.mask is not None:

@@ -99,6 +99,8 @@ class Batch(NamedTuple):
     loss_mult: (p,) area of the pixels, whose mean over the batch is 1.
     distance: (p * s,) known depth of the rays, NaN where it is not known; None if there is none.
     mask: (p,) pixels that the loss counts; None for all of them.
+    inlier_quantile: (p,) share of the pixels that fit well, the same for all; None if all are
+      trained on.
     """
 
     rays: Rays
@@ -108,6 +110,7 @@ class Batch(NamedTuple):
     loss_mult: Float[Array, "p"]
     distance: Float[Array, "r"] | None = None
     mask: Bool[Array, "p"] | None = None
+    inlier_quantile: Float[Array, "p"] | None = None
 
 
 class SamplingRegion(NamedTuple):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxrf.training.config import LossConfig
+
 # Numbers of the paper (section 3.2). Width of the box filter, and share of inliers in it above
 # which its center is an inlier.
 FILTER_SIZE = 3
@@ -17,8 +19,21 @@ SMOOTHED_INLIER_SHARE = 0.5
 PATCH_INLIER_SHARE = 0.6
 
 
+def inlier_quantile_at(config: LossConfig, progress: Float[Array, ""]) -> Float[Array, ""]:
+    """The quantile at a progress of training: it falls from 1 over the warm-up.
+
+    The paper has no warm-up. Without it, a field that starts empty stays so in front of a plain
+    background, as the pixels of the background fit at once and those of the scene never do.
+    """
+    done = progress / config.inlier_warmup if config.inlier_warmup else jnp.ones_like(progress)
+    return 1.0 - (1.0 - config.inlier_quantile) * jnp.minimum(done, 1.0)
+
+
 def find_inliers(
-    residual: Float[Array, "p"], mask: Bool[Array, "p"], quantile: float, patch_size: int
+    residual: Float[Array, "p"],
+    mask: Bool[Array, "p"],
+    quantile: float | Float[Array, ""],
+    patch_size: int,
 ) -> Bool[Array, "p"]:
     """The pixels that a model can be trained on, by how well it explains them and those around.
 

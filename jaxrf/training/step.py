@@ -36,6 +36,7 @@ from jaxrf.training.pixels import (
     sample_batch,
     sampling_region,
 )
+from jaxrf.training.robust import inlier_quantile_at
 from jaxrf.training.schedule import TrainSchedule
 from jaxrf.training.state import (
     Metrics,
@@ -159,6 +160,9 @@ def train_step(
         sampled,
         spec.config.loss.depth_share,
     )
+    if spec.config.loss.inlier_quantile:
+        quantile = inlier_quantile_at(spec.config.loss, progress)
+        batch = batch._replace(inlier_quantile=jnp.broadcast_to(quantile, batch.alpha.shape))
     # A key for each ray: it does not matter which rays are computed together.
     batch, keys = devices.constrain_replicated(
         spec.mesh, (batch, split_ray_rngs(key, spec.stage.num_rays))

@@ -13,7 +13,7 @@ from jaxrf.core.errors import InputError
 from jaxrf.training import loop, losses, transitions
 from jaxrf.training.config import LossConfig
 from jaxrf.training.losses import squared_error, total_loss
-from jaxrf.training.robust import find_inliers
+from jaxrf.training.robust import find_inliers, inlier_quantile_at
 
 
 def find_inliers_slowly(
@@ -71,6 +71,14 @@ def test_distractors_are_outliers_and_thin_details_are_inliers() -> None:
     assert inliers[3:].mean() > 0.9
 
 
+def test_the_quantile_falls_from_one_over_the_warmup() -> None:
+    progress = jnp.asarray([0.0, 0.1, 0.2, 0.9])
+    config = LossConfig(inlier_quantile=0.8, inlier_warmup=0.2)
+    np.testing.assert_allclose(inlier_quantile_at(config, progress), [1.0, 0.9, 0.8, 0.8])
+    config = LossConfig(inlier_quantile=0.8, inlier_warmup=0.0)
+    np.testing.assert_allclose(inlier_quantile_at(config, progress), 0.8)
+
+
 def test_all_pixels_are_inliers_of_equal_residuals_and_none_of_an_empty_mask() -> None:
     residual = jnp.zeros(32)
     assert find_inliers(residual, jnp.ones(32, bool), 0.5, 4).all()
@@ -84,9 +92,12 @@ def test_outliers_and_pixels_outside_the_mask_have_no_gradient(quantile: float) 
     batch, _ = first_batch(config, stage)
     target_rgb = jnp.asarray(np.random.default_rng(1).uniform(size=(2048, 3)), jnp.float32)
     mask = jnp.ones(2048, bool).at[-100:].set(False)
-    batch = batch._replace(target_rgb=target_rgb, mask=mask, loss_mult=jnp.ones(2048))
+    quantiles = jnp.full(2048, quantile) if quantile else None
+    batch = batch._replace(
+        target_rgb=target_rgb, mask=mask, loss_mult=jnp.ones(2048), inlier_quantile=quantiles
+    )
     offset = jnp.sqrt(jnp.asarray(residuals_of_patches().ravel()))[:, None]
-    loss_config = LossConfig(inlier_quantile=quantile, distortion_weight=1.0)
+    loss_config = LossConfig(inlier_quantile=quantile, distortion_weight=1.0, patch_size=16)
 
     def compute_loss(rgb: jax.Array, distortion: jax.Array) -> jax.Array:
         overflowed = jnp.zeros(2048, bool).at[600].set(True)
