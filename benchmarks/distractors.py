@@ -64,11 +64,11 @@ def paint_figure(image: np.ndarray, rng: np.random.Generator) -> None:
         image[part, 3] = 255
 
 
-def load(data: str) -> Scene:
+def load(data: str, downscale: int) -> Scene:
     """The scene of a data set, or the built-in one if it is called bricks."""
     size = SyntheticSceneConfig().size
     folder = cached_bricks(width=size, height=size) if data == "bricks" else Path(data)
-    return jaxrf.load_scene(folder)
+    return jaxrf.load_scene(folder, downscale=downscale)
 
 
 def main() -> None:
@@ -80,10 +80,12 @@ def main() -> None:
     parser.add_argument("--batch-rays", type=int, help="default: the preset's")
     parser.add_argument("--share", type=float, default=0.4, help="of the training images")
     parser.add_argument("--quantiles", type=float, nargs="+", default=[0.0, 0.8])
+    parser.add_argument("--patch-size", type=int, default=LossConfig().patch_size)
+    parser.add_argument("--downscale", type=int, default=1)
     parser.add_argument("--warmup", type=float, default=LossConfig().inlier_warmup)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    scene = load(arguments.data)
+    scene = load(arguments.data, arguments.downscale)
     painted = paint_passers_by(scene.train, arguments.share, arguments.seed)
     scene = dataclasses.replace(scene, splits={**scene.splits, "train": painted})
     config = make_preset(arguments.preset)
@@ -92,7 +94,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for quantile in arguments.quantiles:
         loss = dataclasses.replace(
-            config.loss, inlier_quantile=quantile, inlier_warmup=arguments.warmup
+            config.loss,
+            inlier_quantile=quantile,
+            inlier_warmup=arguments.warmup,
+            patch_size=arguments.patch_size,
         )
         started = time.perf_counter()
         result = jaxrf.fit(

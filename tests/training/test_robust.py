@@ -72,11 +72,11 @@ def test_distractors_are_outliers_and_thin_details_are_inliers() -> None:
 
 
 def test_the_quantile_falls_from_one_over_the_warmup() -> None:
-    progress = jnp.asarray([0.0, 0.1, 0.2, 0.9])
-    config = LossConfig(inlier_quantile=0.8, inlier_warmup=0.2)
-    np.testing.assert_allclose(inlier_quantile_at(config, progress), [1.0, 0.9, 0.8, 0.8])
-    config = LossConfig(inlier_quantile=0.8, inlier_warmup=0.0)
-    np.testing.assert_allclose(inlier_quantile_at(config, progress), 0.8)
+    for warmup, expected in ((0.2, [1.0, 0.9, 0.8, 0.8]), (0.0, [0.8] * 4)):
+        config = LossConfig(inlier_quantile=0.8, inlier_warmup=warmup)
+        progresses = [jnp.asarray(progress) for progress in (0.0, 0.1, 0.2, 0.9)]
+        quantiles = [float(inlier_quantile_at(config, progress)) for progress in progresses]
+        assert quantiles == pytest.approx(expected)
 
 
 def test_all_pixels_are_inliers_of_equal_residuals_and_none_of_an_empty_mask() -> None:
