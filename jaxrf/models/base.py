@@ -66,6 +66,7 @@ class StageSpec:
       sample_budget: samples evaluated in a training step.
       color_budget: samples that get features; 0 if all do.
       dilation_cells: half a block of steps in cells, of a grid that is pooled while training.
+      patch_size: pixels along each axis of the squares that a step's pixels form.
     """
 
     field: Field
@@ -79,10 +80,15 @@ class StageSpec:
     sample_budget: int = 0
     color_budget: int = 0
     dilation_cells: float = 0.0
+    patch_size: int = 1
 
     def num_pixels(self) -> int:
         """Pixels of a step."""
         return self.num_rays // self.supersample**2
+
+    def num_patches(self) -> int:
+        """Squares of pixels of a step, which no shard or microbatch divides."""
+        return self.num_pixels() // self.patch_size**2
 
     def per_shard(self) -> "StageSpec":
         """The stage of one microbatch of one shard, with its share of rays and budgets."""

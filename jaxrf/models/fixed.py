@@ -71,13 +71,13 @@ class FixedSamplesModel(Model):
         del batch_samples, aabb, bounds
         samples = stage.num_rays // stage.num_shards * (self.samples_per_ray() or 1)
         min_parts = math.ceil(samples / (microbatch_samples or samples))
-        pixels = stage.num_pixels() // stage.num_shards
-        return dataclasses.replace(stage, num_microbatches=divide_evenly(pixels, min_parts))
+        patches = stage.num_patches() // stage.num_shards
+        return dataclasses.replace(stage, num_microbatches=divide_evenly(patches, min_parts))
 
 
-def divide_evenly(pixels: int, min_parts: int) -> int:
-    """The smallest number of equal parts, at least `min_parts`, or one part for each pixel."""
-    return next(n for n in range(min(min_parts, pixels), pixels + 1) if pixels % n == 0)
+def divide_evenly(patches: int, min_parts: int) -> int:
+    """The smallest number of equal parts, at least `min_parts`, or one part for each patch."""
+    return next(n for n in range(min(min_parts, patches), patches + 1) if patches % n == 0)
 
 
 def to_train_rendering(

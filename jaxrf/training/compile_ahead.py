@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxrf.core import memory
 from jaxrf.models.base import StageSpec
 from jaxrf.parallel import devices, processes, sums
-from jaxrf.training.pixels import PixelDataset, PrefetchedPixels
+from jaxrf.training.pixels import PixelDataset, SampledPixels
 from jaxrf.training.schedule import make_train_schedule, training_key
 from jaxrf.training.state import Metrics, TrainState
 from jaxrf.training.step import StepSpec, train_steps
@@ -55,7 +55,8 @@ def compile_steps(
         shape = (config.steps_per_dispatch, spec.stage.num_pixels())
         pixel_ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
         rgba: Any = jax.ShapeDtypeStruct((*shape, 4), jnp.uint8)
-        arguments.append(PrefetchedPixels(pixel_ids, rgba))
+        mask: Any = jax.ShapeDtypeStruct(shape, bool) if spec.stage.patch_size > 1 else None
+        arguments.append(SampledPixels(pixel_ids, rgba, mask))
     arguments = devices.replicated_shapes(spec.mesh, arguments)
     options = sums.DETERMINISTIC_COMPILER_OPTIONS if config.shards else None
     # Set here, as settings of JAX hold for one thread, and stages compile in another one.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxrf.cameras.ray_convention import RayConvention
-from jaxrf.core.checks import require_non_negative, require_port, require_positive
+from jaxrf.core.checks import option_name, require_non_negative, require_port, require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.data.options import LoadOptions
@@ -52,15 +52,40 @@ class LossConfig:
     """Standard deviation of that depth, as a share of it."""
     depth_share: float = 0.25
     """Share of the pixels of a step that are pixels of known depth."""
+    inlier_quantile: float = 0.0
+    """Leave out what only few images show, such as people who walk through them (RobustNeRF): of
+    the pixels that are computed together, this share fits best and is trained on, besides pixels
+    among them. The paper takes 0.8. 0: all pixels are trained on."""
+    inlier_warmup: float = 0.3
+    """Fraction of all steps over which the quantile falls from 1 to inlier-quantile, as nothing
+    fits at first."""
+    patch_size: int = 16
+    """Width and height in pixels of the squares that are sampled for inlier-quantile, in place of
+    single pixels."""
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
         require_positive(
             self, "huber_delta", "charbonnier_epsilon", "depth_std", "depth_share", prefix="loss."
         )
-        require_non_negative(self, "depth_weight", prefix="loss.")
-        if self.depth_share > 1.0:
-            raise InputError(f"--loss.depth-share is {self.depth_share}: give 1 or less.")
+        require_positive(self, "patch_size", prefix="loss.")
+        require_non_negative(
+            self, "depth_weight", "inlier_quantile", "inlier_warmup", prefix="loss."
+        )
+        for name in ("depth_share", "inlier_quantile", "inlier_warmup"):
+            if getattr(self, name) > 1.0:
+                option = option_name(name, "loss.")
+                raise InputError(f"{option} is {getattr(self, name)}: give 1 or less.")
+        if self.inlier_quantile and self.depth_weight:
+            raise InputError(
+                "--loss.inlier-quantile samples patches, and --loss.depth-weight single pixels of "
+                "known depth: leave one of them out."
+            )
+
+    @property
+    def sampled_patch_size(self) -> int:
+        """Width and height of the squares of pixels that steps sample; 1 for single pixels."""
+        return self.patch_size if self.inlier_quantile else 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from jaxrf.training.callbacks import NullCallback, TrainCallback
 from jaxrf.training.compile_ahead import StepCompiler, StepFn, exceeds_memory
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.losses import RgbLossFn, make_rgb_loss_fn
+from jaxrf.training.patches import require_patches_fit
 from jaxrf.training.pixel_filter import cameras_see_outside_aabb, filter_pixels
 from jaxrf.training.pixels import PixelDataset, count_bytes, drop_images, to_device
 from jaxrf.training.prefetch import PixelPrefetcher, PrefetchRequest
@@ -125,8 +126,10 @@ class Trainer:
         split = self.scene.splits["train"]
         cameras = apply_ray_convention(split.cameras, self.config.ray_convention)
         split = dataclasses.replace(split, cameras=cameras)
+        scales = self.config.image_scales()
+        require_patches_fit(split.images.shape[1:3], scales, self.config.loss.sampled_patch_size)
         use_depth = self.config.loss.depth_weight > 0.0
-        return to_device(split, self.config.image_scales(), self.prefetches, use_depth)
+        return to_device(split, scales, self.prefetches, use_depth)
 
     def _step_spec(self, stage: StageSpec) -> StepSpec:
         return StepSpec(self.config, stage, self.near_far, self.rgb_loss_fn, self.mesh)

@@ -16,6 +16,7 @@ from jaxrf.models.base import DepthTarget, TrainRendering
 from jaxrf.rendering.ray_losses import opacity_entropy
 from jaxrf.training.config import LossConfig
 from jaxrf.training.pixels import Batch
+from jaxrf.training.robust import find_inliers
 
 # Of a depth, in scene units; it must not be 0.
 MIN_DEPTH_STD = 1e-6
@@ -64,11 +65,16 @@ def mean_squared_error(
 
 
 def mean_over_subrays(
-    rendering: TrainRendering, supersample: int
+    rendering: TrainRendering, batch: Batch, supersample: int
 ) -> tuple[list[Float[Array, "p 3"]], Bool[Array, "p"]]:
-    """Colors of pixels, the means of their sub-rays, by network; and which pixels are complete."""
+    """Colors of pixels, the means of their sub-rays, by network; and which pixels count.
+
+    Those count that are complete and in the batch's mask.
+    """
     parts = supersample**2
     pixel_mask = ~jnp.any(rendering.overflowed.reshape(-1, parts), axis=1)
+    if batch.mask is not None:
+        pixel_mask = pixel_mask & batch.mask
     return [jnp.mean(rgb.reshape(-1, parts, 3), axis=1) for rgb in rendering.rgb], pixel_mask
 
 
@@ -82,7 +88,8 @@ def total_loss(
 ) -> Float[Array, ""]:
     """The loss of a rendered batch: losses of pixels, and penalties on the rays' weights.
 
-    Rays whose samples did not fit into the budgets are left out.
+    Rays whose samples did not fit into the budgets are left out, and so are outliers if
+    the batch has an inlier quantile; each network has its own.
 
     Args:
       config: weights of the parts.
@@ -92,15 +99,21 @@ def total_loss(
       supersample: rays of a pixel along each axis.
       is_one_batch: whether the batch is a whole step.
     """
-    pixel_rgb, pixel_mask = mean_over_subrays(rendering, supersample)
+    pixel_rgb, pixel_mask = mean_over_subrays(rendering, batch, supersample)
     # A pixel four times as large counts four times as much (Mip-NeRF, section 4.2), relative to
     # all pixels of the step, whose mean is 1.
     mean = masked_mean(batch.loss_mult, pixel_mask) if is_one_batch else 1.0
     loss_mult = batch.loss_mult / jnp.maximum(mean, 1e-9)
-    terms = [
-        masked_mean(loss_mult * rgb_loss_fn(rgb, batch.target_rgb), pixel_mask) for rgb in pixel_rgb
-    ]
+    terms = []
+    for rgb in pixel_rgb:
+        rgb_loss, inliers = rgb_loss_fn(rgb, batch.target_rgb), pixel_mask
+        if batch.inlier_quantile is not None:
+            quantile = batch.inlier_quantile[0]
+            inliers = find_inliers(rgb_loss, pixel_mask, quantile, config.patch_size)
+        terms.append(masked_mean(loss_mult * rgb_loss, inliers))
     ray_mask = ~rendering.overflowed
+    if batch.mask is not None:
+        ray_mask = ray_mask & jnp.repeat(batch.mask, supersample**2)
     if rendering.interlevel_loss is not None:
         terms.append(masked_mean(rendering.interlevel_loss, ray_mask))
     if config.distortion_weight:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from jaxrf.cameras.base import Cameras, pixels_to_rays, project
 from jaxrf.sampling.marching import PROBES, ray_hits_occupied
 from jaxrf.sampling.occupancy import POOLING, OccupancyGrid, dilate, max_pool_occupancy
-from jaxrf.training.pixels import PixelDataset
+from jaxrf.training.pixels import PixelDataset, pad_pixel_ids
 
 # Of larger data sets only every k-th pixel is tested.
 MAX_TESTED_RAYS = 1 << 20
@@ -41,17 +41,18 @@ def filter_pixels(
         allowed[np.asarray(pixels.pixel_ids)[: int(pixels.total)]] = True
     hits = np.asarray(_find_hits(tested, pixels.cameras, (height, width), stride, near_far))
     hits = np.repeat(np.repeat(hits, stride, 1), stride, 2)[:, :height, :width]
-    pixel_ids, starts, begin = np.zeros(pixels.pixel_ids.shape, np.int32), [0], 0
+    chosen_ids, starts, begin = [], [0], 0
     for scale, images in zip(pixels.scales, (pixels.images, *pixels.smaller_images), strict=True):
         side, (_, rows, columns) = int(scale), images.shape[:3]
         covered = hits[:, : rows * side, : columns * side]
         within = covered.reshape(count, rows, side, columns, side).any(axis=(2, 4))
         chosen = np.flatnonzero(within.ravel() & allowed[begin : begin + within.size]) + begin
-        pixel_ids[starts[-1] : starts[-1] + chosen.size] = chosen
+        chosen_ids.append(chosen)
         starts.append(starts[-1] + chosen.size)
         begin += within.size
     if starts[-1] == 0:
         return pixels
+    pixel_ids = pad_pixel_ids(np.concatenate(chosen_ids), pixels.pixel_ids.size)
     return pixels._replace(
         pixel_ids=pixel_ids if isinstance(pixels.pixel_ids, np.ndarray) else jnp.asarray(pixel_ids),
         total=jnp.asarray(starts[-1], jnp.int32),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxrf.cameras.base import Cameras, pixels_to_rays, resize_cameras
 from jaxrf.cameras.ndc import distance_to_ndc
@@ -20,6 +20,8 @@ from jaxrf.core.rays import Rays
 from jaxrf.data.scene import Split, downscale_images, shrink_masks
 from jaxrf.training.config import TrainConfig
 
+# Stands in place of pixels that are left out, above all flat indices.
+UNUSED = 2**31 - 1
 BACKGROUNDS = {"white": 1.0, "black": 0.0, "random": 1.0}
 
 
@@ -40,7 +42,8 @@ class PixelDataset(NamedTuple):
     images: (n, h, w, 4) straight RGBA.
     cameras: n of them.
     pixel_ids: (p,) flat indices (image, row, column) of the pixels to sample from, ascending; the
-      first `total` count. Those of smaller images follow those of larger ones.
+      first `total` count, and after them stands `UNUSED`. Those of smaller images follow those of
+      larger ones.
     total: () number of pixels to sample from.
     smaller_images: the images in the other sizes that are trained on.
     scales: (sizes,) factor by which images of each size are smaller, the first being 1.
@@ -73,15 +76,17 @@ class PixelIndices(NamedTuple):
     scale: Int[Array, "*p"]
 
 
-class PrefetchedPixels(NamedTuple):
-    """Pixels that were sampled on the host, as steps would sample them, with their colors.
+class SampledPixels(NamedTuple):
+    """Pixels that were sampled before a batch is made of them: on the host, or as patches.
 
     pixel_ids: as in `PixelDataset`.
-    rgba: straight.
+    rgba: straight; None if the images are on the device.
+    mask: pixels of patches that are to be sampled from; None for single pixels, which all are.
     """
 
     pixel_ids: Int[Array | np.ndarray, "*k p"]
-    rgba: UInt8[Array | np.ndarray, "*k p 4"]
+    rgba: UInt8[Array | np.ndarray, "*k p 4"] | None = None
+    mask: Bool[Array | np.ndarray, "*k p"] | None = None
 
 
 class Batch(NamedTuple):
@@ -93,6 +98,9 @@ class Batch(NamedTuple):
     alpha: (p,) of the pixels.
     loss_mult: (p,) area of the pixels, whose mean over the batch is 1.
     distance: (p * s,) known depth of the rays, NaN where it is not known; None if there is none.
+    mask: (p,) pixels that the loss counts; None for all of them.
+    inlier_quantile: (p,) share of the pixels that fit well, the same for all; None if all are
+      trained on.
     """
 
     rays: Rays
@@ -101,6 +109,8 @@ class Batch(NamedTuple):
     alpha: Float[Array, "p"]
     loss_mult: Float[Array, "p"]
     distance: Float[Array, "r"] | None = None
+    mask: Bool[Array, "p"] | None = None
+    inlier_quantile: Float[Array, "p"] | None = None
 
 
 class SamplingRegion(NamedTuple):
@@ -158,13 +168,19 @@ def to_device(
     return PixelDataset(
         images=put(split.images),
         cameras=jax.tree.map(jnp.asarray, split.cameras),
-        pixel_ids=put(np.pad(pixel_ids, (0, total - pixel_ids.size)).astype(np.int32)),
+        pixel_ids=put(pad_pixel_ids(pixel_ids, total)),
         total=jnp.asarray(pixel_ids.size, jnp.int32),
         smaller_images=tuple(put(images) for images in smaller),
         scales=jnp.asarray(scales, jnp.int32),
         starts=jnp.asarray(np.cumsum([0, *counts[:-1]]), jnp.int32),
         depth=_list_depth_pixels(split) if use_depth else None,
     )
+
+
+def pad_pixel_ids(pixel_ids: Int[np.ndarray, "_"], total: int) -> Int[np.ndarray, "_"]:
+    """Ascending flat indices of pixels, followed by `UNUSED` up to a total number."""
+    padding = (0, total - pixel_ids.size)
+    return np.pad(pixel_ids.astype(np.int32), padding, constant_values=UNUSED)
 
 
 def _list_depth_pixels(split: Split) -> DepthPixels:
@@ -321,7 +337,7 @@ def sample_batch(
     background: str,
     supersample: int = 1,
     region: SamplingRegion = SamplingRegion(),
-    prefetched: PrefetchedPixels | None = None,
+    sampled: SampledPixels | None = None,
     depth_share: float = 0.0,
 ) -> Batch:
     """Random pixels, each as supersample^2 rays through the centers of its equal parts.
@@ -334,21 +350,23 @@ def sample_batch(
       background: "white", "black", or "random" for a color per pixel.
       supersample: rays of a pixel along each axis.
       region: of the images.
-      prefetched: the pixels that this key samples, if the images are on the host.
+      sampled: the pixels that this key samples, if the images are on the host or they are patches.
       depth_share: share of the pixels whose depth is known, if `pixels` has any such.
     """
     key_pixel, key_background = jax.random.split(key)
-    if prefetched is None:
+    if sampled is None:
         pixel_ids = pixels.pixel_ids[sample_pixel_slots(pixels, key_pixel, count, region.size)]
-    else:
-        pixel_ids = jnp.asarray(prefetched.pixel_ids)
+        sampled = SampledPixels(pixel_ids)
+    pixel_ids = jnp.asarray(sampled.pixel_ids)
     distance = None
     if pixels.depth is not None:
         pixel_ids, distance = replace_by_depth_pixels(
             pixels, key_pixel, pixel_ids, depth_share, region
         )
-    indices = unravel_pixels(pixels, pixel_ids, region.crop)
-    rgba = _read_colors(pixels, indices) if prefetched is None else prefetched.rgba
+    # Patches lie in the crop already.
+    crop = region.crop if sampled.mask is None else 1.0
+    indices = unravel_pixels(pixels, pixel_ids, crop)
+    rgba = _read_colors(pixels, indices) if sampled.rgba is None else sampled.rgba
     rgba = jnp.asarray(rgba).astype(jnp.float32) / 255.0
     if background == "random":
         background_rgb = jax.random.uniform(key_background, (count, 3))
@@ -364,6 +382,7 @@ def sample_batch(
         alpha=alpha[:, 0],
         loss_mult=area / jnp.mean(area),
         distance=distance,
+        mask=None if sampled.mask is None else jnp.asarray(sampled.mask),
     )
 
 

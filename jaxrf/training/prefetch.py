@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrf.training.config import TrainConfig
+from jaxrf.training.patches import patch_pixel_ids
 from jaxrf.training.pixels import (
     PixelDataset,
     PixelIndices,
-    PrefetchedPixels,
+    SampledPixels,
     drop_images,
     replace_by_depth_pixels,
     sample_pixel_slots,
@@ -51,14 +52,14 @@ class PixelPrefetcher:
         self._num_steps = num_steps
         self._pool = ThreadPoolExecutor(1)
         self._request: PrefetchRequest | None = None
-        self._result: Future[PrefetchedPixels] | None = None
+        self._result: Future[SampledPixels] | None = None
 
     def begin(self, request: PrefetchRequest) -> None:
         """Begins with a request."""
         self._request = request
         self._result = self._pool.submit(prefetch_pixels, request, self._num_steps)
 
-    def take(self, request: PrefetchRequest) -> PrefetchedPixels:
+    def take(self, request: PrefetchRequest) -> SampledPixels:
         """The pixels of a request, sampled now unless it was begun with."""
         if self._request is None or not self._request.matches(request):
             self.begin(request)
@@ -73,7 +74,7 @@ class PixelPrefetcher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def prefetch_pixels(request: PrefetchRequest, num_steps: int) -> PrefetchedPixels:
+def prefetch_pixels(request: PrefetchRequest, num_steps: int) -> SampledPixels:
     """The pixels of `num_steps` steps, from images in host memory.
 
     Random numbers are computed on the host too, as the device is busy with the steps before.
@@ -84,17 +85,23 @@ def prefetch_pixels(request: PrefetchRequest, num_steps: int) -> PrefetchedPixel
     with jax.default_device(_host_device()):
         sizes = jax.device_get(drop_images(pixels))
         schedule = jax.device_get(schedule)
+        patch_size = config.loss.sampled_patch_size
         slots, depth_ids, crops = _sample_slots(
-            config, num_pixels, num_steps, sizes, schedule, np.int32(first)
+            config, num_pixels // patch_size**2, num_steps, sizes, schedule, np.int32(first)
         )
-        pixel_ids = np.asarray(pixels.pixel_ids)[np.asarray(slots)]
+        listed_ids, mask = np.asarray(pixels.pixel_ids), None
+        pixel_ids = listed_ids[np.asarray(slots)]
         pixel_ids = np.where(np.asarray(depth_ids) < 0, pixel_ids, depth_ids)
+        if patch_size > 1:
+            pixel_ids = jax.device_get(_surround(patch_size, sizes, pixel_ids, crops))
+            mask = listed_ids[np.searchsorted(listed_ids, pixel_ids)] == pixel_ids
+            crops = jnp.ones_like(crops)
         indices = jax.device_get(_unravel(sizes, pixel_ids, crops))
     rgba = np.zeros((*pixel_ids.shape, 4), np.uint8)
     for size, images in enumerate((pixels.images, *pixels.smaller_images)):
         at = indices.size == size
         rgba[at] = np.asarray(images)[indices.image[at], indices.row[at], indices.column[at]]
-    return PrefetchedPixels(pixel_ids, rgba)
+    return SampledPixels(pixel_ids, rgba, mask)
 
 
 def _host_device() -> jax.Device:
@@ -139,3 +146,13 @@ def _unravel(
     pixels: PixelDataset, pixel_ids: Int[Array, "k p"], crops: Float[Array, "k"]
 ) -> PixelIndices:
     return jax.vmap(partial(unravel_pixels, pixels))(pixel_ids, crops)
+
+
+@partial(jax.jit, static_argnums=0)
+def _surround(
+    patch_size: int, pixels: PixelDataset, pixel_ids: Int[Array, "k n"], crops: Float[Array, "k"]
+) -> Int[Array, "k p"]:
+    """The pixels of the patches around pixels, as the steps would find them."""
+    return jax.vmap(lambda ids, crop: patch_pixel_ids(pixels, ids, patch_size, crop))(
+        pixel_ids, crops
+    )

@@ -28,13 +28,15 @@ from jaxrf.training.losses import (
     total_loss,
 )
 from jaxrf.training.optim import LossScaledState
+from jaxrf.training.patches import sample_patches
 from jaxrf.training.pixels import (
     Batch,
     PixelDataset,
-    PrefetchedPixels,
+    SampledPixels,
     sample_batch,
     sampling_region,
 )
+from jaxrf.training.robust import inlier_quantile_at
 from jaxrf.training.schedule import TrainSchedule
 from jaxrf.training.state import (
     Metrics,
@@ -102,7 +104,7 @@ def train_steps(
     rng: Key[Array, ""],
     schedule: TrainSchedule,
     count: Int[Array, ""],
-    prefetched: PrefetchedPixels | None = None,
+    prefetched: SampledPixels | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The state after `count` steps, and the means of their metrics.
 
@@ -136,11 +138,17 @@ def train_step(
     pixels: PixelDataset,
     rng: Key[Array, ""],
     schedule: TrainSchedule,
-    prefetched: PrefetchedPixels | None,
+    sampled: SampledPixels | None,
 ) -> tuple[TrainState, Metrics]:
-    """The state after one step, and its metrics."""
+    """The state after one step, and its metrics.
+
+    If images stay on the host, `sampled` are the step's pixels.
+    """
     progress = schedule.progress_at(state.step)
     key_batch, key = step_rngs(rng, state.step)
+    region = sampling_region(spec.config, progress)
+    if sampled is None and spec.stage.patch_size > 1:
+        sampled = sample_patches(pixels, key_batch, spec.stage, region)
     batch = sample_batch(
         pixels,
         key_batch,
@@ -148,10 +156,13 @@ def train_step(
         spec.near_far,
         spec.config.background,
         spec.stage.supersample,
-        sampling_region(spec.config, progress),
-        prefetched,
+        region,
+        sampled,
         spec.config.loss.depth_share,
     )
+    if spec.config.loss.inlier_quantile:
+        quantile = inlier_quantile_at(spec.config.loss, progress)
+        batch = batch._replace(inlier_quantile=jnp.broadcast_to(quantile, batch.alpha.shape))
     # A key for each ray: it does not matter which rays are computed together.
     batch, keys = devices.constrain_replicated(
         spec.mesh, (batch, split_ray_rngs(key, spec.stage.num_rays))
@@ -195,7 +206,7 @@ def compute_loss(
 def _batch_metrics(
     loss: Float[Array, ""], rendering: TrainRendering, batch: Batch, supersample: int
 ) -> Metrics:
-    pixel_rgb, pixel_mask = mean_over_subrays(rendering, supersample)
+    pixel_rgb, pixel_mask = mean_over_subrays(rendering, batch, supersample)
     return Metrics.zeros()._replace(
         loss=loss,
         mse=mean_squared_error(pixel_rgb[-1], batch.target_rgb, pixel_mask),

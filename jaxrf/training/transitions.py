@@ -49,8 +49,10 @@ def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     field = config.field.resolve(info)
     is_fine = field.min_voxel_size(info.aabb) <= SUPERSAMPLED_VOXEL * info.pixel_size
     microbatch_samples = config.microbatch_samples
-    # Each microbatch has a gradient of its own, which is as large as a table is.
-    if microbatch_samples is None and jax.default_backend() == "cpu" and not _has_tables(field):
+    # Each microbatch has a gradient of its own, which is as large as a table is; and its own
+    # quantile of residuals, which says little for a patch alone.
+    cuts = jax.default_backend() == "cpu" and not config.loss.inlier_quantile
+    if microbatch_samples is None and cuts and not _has_tables(field):
         microbatch_samples = CACHED_SAMPLES
     scale_schedule = tuple(
         (start if start < 1.0 else start / config.num_steps, factor)
@@ -156,9 +158,11 @@ def set_budgets(
 
     Rays that do not fit into a budget are dropped, so their number follows it by itself.
     """
-    # All rays of a pixel, and of at least one pixel in each shard.
-    parts = stage.supersample**2 * stage.num_shards
-    stage = dataclasses.replace(stage, num_rays=max(config.batch_rays // parts, 1) * parts)
+    # All rays of a patch of pixels, and of at least one patch in each shard.
+    patch_size = config.loss.sampled_patch_size
+    parts = (stage.supersample * patch_size) ** 2 * stage.num_shards
+    num_rays = max(config.batch_rays // parts, 1) * parts
+    stage = dataclasses.replace(stage, num_rays=num_rays, patch_size=patch_size)
     return config.model.set_budgets(
         stage, config.batch_samples, config.microbatch_samples, aabb, bounds
     )
@@ -182,7 +186,7 @@ def halve_batch(config: TrainConfig, stage: StageSpec) -> TrainConfig:
     samples = config.model.samples_per_ray()
     if samples is not None:
         microbatch_samples = stage.per_shard().num_rays * samples
-        if stage.num_microbatches == stage.num_pixels() // stage.num_shards:
+        if stage.num_microbatches == stage.num_patches() // stage.num_shards:
             return config
         return dataclasses.replace(config, microbatch_samples=microbatch_samples // 2)
     if min(config.batch_rays, config.batch_samples // STEPS_PER_BLOCK) < 2 * MIN_RAYS:
