@@ -198,10 +198,14 @@ class Result:
 
         Returns:
           "psnr" in dB and "ssim", means over the images, and "per_image", a list with "name",
-          "psnr" and "ssim" of each.
+          "psnr" and "ssim" of each. "psnr_cc" and "ssim_cc" too, after a color correction, if the
+          model fits colors to each training image.
         """
         indices = range(0, len(split), every)
-        views = score_split(self._render_fn(None), split, self._background(), indices)
+        corrects = self.config.model.has_image_colors
+        views = score_split(
+            self._render_fn(None), split, self._background(), indices, correct_colors=corrects
+        )
         return summarize(list(views))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:

@@ -48,7 +48,7 @@ KINDS: dict[str, Callable[..., TrainConfig]] = {
     "bitnerf": tiny_bitnerf,
     "tensorf": tiny_tensorf,
     "voxels": tiny_voxels,
-    "hashgrid": tiny_hashgrid,
+    "hashgrid": partial(tiny_hashgrid, color_correction="affine", num_appearances=6),
     "pynerf": tiny_pynerf,
 }
 

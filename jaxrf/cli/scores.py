@@ -39,7 +39,9 @@ def score_images(
     weights = None
     if use_lpips:
         weights = load_lpips(run.config, (split.cameras.width, split.cameras.height))
-    views = scoring.score_split(render, split, background, indices, weights)
+    views = scoring.score_split(
+        render, split, background, indices, weights, run.config.model.has_image_colors
+    )
     logged = [indices[i] for i in scoring.evenly_spaced_indices(len(indices), LOGGED_VIEWS)]
     scored = []
     for item in progress(views, f"{split.name} views", "view", total=len(indices)):

@@ -30,6 +30,9 @@ HEIF_SUFFIXES = (".heic", ".heif")
 # Formats of Pillow that run other programs or are no photographs.
 REFUSED_FORMATS = frozenset({"EPS", "WMF", "PDF", "PALM", "MPEG", "FITS", "GRIB", "HDF5", "BUFR"})
 EXIF_ORIENTATION = 0x0112
+EXIF_IFD = 0x8769
+# Shutter seconds, f-number and ISO speed.
+EXIF_EXPOSURE_TIME, EXIF_F_NUMBER, EXIF_ISO = 0x829A, 0x829D, 0x8827
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SIGNATURES = (PNG_SIGNATURE, b"\xff\xd8\xff", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"BM")
 DECODE_ERRORS = (
@@ -49,11 +52,14 @@ class ImageSize(NamedTuple):
     Attributes:
       width, height: of the upright image, in pixels.
       sideways: whether its EXIF orientation turns the stored pixels by a quarter turn.
+      exposure: t S / N^2 of its EXIF's seconds, ISO speed and f-number: to what linear light is
+        proportional for the same scene; None without these.
     """
 
     width: int
     height: int
     sideways: bool = False
+    exposure: float | None = None
 
 
 def is_image(path: Path) -> bool:
@@ -91,6 +97,7 @@ def read_image_size(path: Path, listing: Path) -> ImageSize:
     try:
         with open_image(path) as image:
             size, sideways = image.size, orientation(image) in (5, 6, 7, 8)
+            exposure = _read_exposure(image)
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} declares too many pixels ({error}); replace it.") from error
     except DECODE_ERRORS as error:
@@ -99,7 +106,7 @@ def read_image_size(path: Path, listing: Path) -> ImageSize:
         raise InputError(f"{path} is not an image of a known format; replace it.") from error
     _check_pixels(path, *size)
     width, height = reversed(size) if sideways else size
-    return ImageSize(width, height, sideways)
+    return ImageSize(width, height, sideways, exposure)
 
 
 def _check_pixels(path: Path, width: int, height: int) -> None:
@@ -114,11 +121,29 @@ def _check_pixels(path: Path, width: int, height: int) -> None:
 
 def orientation(image: Image.Image) -> int:
     """EXIF orientation of an image that is not decoded yet, from 1 to 8."""
+    value = _read_exif(image).get(EXIF_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def _read_exif(image: Image.Image) -> Image.Exif:
+    """EXIF data of an image that is not decoded yet; empty if it has none."""
     # For the EXIF data at the end of a PNG, Pillow would decode all pixels.
     if image.format == "PNG" and "exif" not in image.info:
-        return 1
-    value = image.getexif().get(EXIF_ORIENTATION, 1)
-    return value if value in range(1, 9) else 1
+        return Image.Exif()
+    return image.getexif()
+
+
+def _read_exposure(image: Image.Image) -> float | None:
+    """Exposure of an image by its EXIF data; None if that lacks a number or has a wrong one."""
+    try:
+        tags = _read_exif(image).get_ifd(EXIF_IFD)
+        iso = tags[EXIF_ISO]
+        # Some cameras write several, the first being that of the image.
+        iso = iso[0] if isinstance(iso, tuple) else iso
+        exposure = float(tags[EXIF_EXPOSURE_TIME]) * float(iso) / float(tags[EXIF_F_NUMBER]) ** 2
+    except DECODE_ERRORS:
+        return None
+    return exposure if 0.0 < exposure < math.inf else None
 
 
 def read_image(path: Path, upright: bool = True) -> UInt8[np.ndarray, "h w 4"]:

@@ -27,11 +27,12 @@ ASPECT_TOLERANCE = 0.01
 
 
 class _Image(NamedTuple):
-    """A frame's image file: its size as it is used, and whether it is turned by its EXIF."""
+    """A frame's image file: its size as it is used, whether it is turned, and EXIF's exposure."""
 
     width: int
     height: int
     upright: bool
+    exposure: float | None
 
 
 def load_listing(
@@ -113,9 +114,10 @@ def _read_sizes(frames: Sequence[Frame], listing: Listing) -> list[_Image]:
     sizes = []
     for frame in frames:
         path = listing.folder / frame.path
-        width, height, sideways = images.read_image_size(path, frame.listing)
-        turned = _Image(width, height, upright=True)
-        stored = _Image(*((height, width) if sideways else (width, height)), upright=False)
+        width, height, sideways, exposure = images.read_image_size(path, frame.listing)
+        turned = _Image(width, height, True, exposure)
+        stored_size = (height, width) if sideways else (width, height)
+        stored = _Image(*stored_size, False, exposure)
         candidates = (stored, turned) if listing.stored_pixels else (turned, stored)
         declared = frame.intrinsics.size
         fitting = [c for c in candidates if declared is None or _fits(c, declared)]
@@ -141,7 +143,7 @@ def _fits(image: _Image, size: tuple[float, float]) -> bool:
 def _find_slopes(frames: Sequence[Frame], sizes: Sequence[_Image]) -> tuple[float, float]:
     """Tangents of half the widest angles of view, across and down."""
     slopes = [(0.5, 0.5)]
-    for frame, (width, height, _) in zip(frames, sizes, strict=True):
+    for frame, (width, height, *_) in zip(frames, sizes, strict=True):
         fx, fy, _, _ = frame.intrinsics.fit(width, height)
         slopes.append((0.5 * width / fx, 0.5 * height / fy))
     across, down = zip(*(slopes[1:] or slopes), strict=True)
@@ -233,8 +235,15 @@ def _load_split(
         masks=_read_masks(usable, usable_sizes, (width, height), listing.folder),
         sizes=pixels[chosen] if np.ptp(pixels, axis=0).any() else None,
         known_depth=known,
+        exposures=_list_exposures(usable_sizes),
     )
     return downscale_split(split, factor)
+
+
+def _list_exposures(sizes: Sequence[_Image]) -> Float[np.ndarray, "n"] | None:
+    """Exposures of images; None if one has none."""
+    exposures = [size.exposure for size in sizes if size.exposure is not None]
+    return np.array(exposures) if exposures and len(exposures) == len(sizes) else None
 
 
 def _read_masks(
@@ -244,7 +253,7 @@ def _read_masks(
     if all(frame.mask is None for frame in frames) and all(size[:2] == full for size in sizes):
         return None
     masks = np.zeros((len(frames), full[1], full[0]), bool)
-    for target, frame, (width, height, upright) in zip(masks, frames, sizes, strict=True):
+    for target, frame, (width, height, upright, _) in zip(masks, frames, sizes, strict=True):
         if frame.mask is None:
             target[:height, :width] = True
         else:
@@ -262,7 +271,7 @@ def _read_depth(
         return None
     if not all(path.is_file() for path in paths):
         return None
-    width, height, _ = sizes[0]
+    width, height = sizes[0][:2]
     depth = np.empty((len(paths), height, width), np.float32)
     for path, target in zip(paths, depth, strict=True):
         try:

@@ -42,6 +42,8 @@ class Split:
       sizes: (n, 2) width and height of each image, which is at the top left of its array and masked
         outside; None if all images fill their arrays.
       known_depth: measured depth of some pixels, to train on; None if there is none.
+      exposures: (n,) light that each image was exposed to, relative to the others
+        (`images.read_image_size`); None if it is not known of all.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Split:
     masks: Bool[np.ndarray, "n h w"] | None = None
     sizes: Int[np.ndarray, "n 2"] | None = None
     known_depth: KnownDepth | None = None
+    exposures: Float[np.ndarray, "n"] | None = None
 
     def __len__(self) -> int:
         return len(self.names)

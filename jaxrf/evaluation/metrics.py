@@ -1,6 +1,7 @@
 """Image metrics, and the table of those that images are scored by."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -85,12 +86,14 @@ class ScoredImage(NamedTuple):
       target_rgb: (h, w, 3) in [0, 1].
       mask: (h, w) pixels that count; None for all.
       lpips_weights: of LPIPS's network, if there are any.
+      corrected_rgb: (h, w, 3) `rgb` after `color_correction.correct_colors`, if that is scored too.
     """
 
     rgb: Float[np.ndarray, "h w 3"]
     target_rgb: Float[np.ndarray, "h w 3"]
     mask: Bool[np.ndarray, "h w"] | None = None
     lpips_weights: lpips.Weights | None = None
+    corrected_rgb: Float[np.ndarray, "h w 3"] | None = None
 
 
 class Metric(NamedTuple):
@@ -101,7 +104,7 @@ class Metric(NamedTuple):
       title: for people.
       format: of a value, with its unit.
       higher_is_better: whether larger values are better.
-      compute: the value of an image; None if it needs weights that are not there.
+      compute: the value of an image; None if it needs weights or colors that are not there.
     """
 
     name: str
@@ -132,15 +135,31 @@ def _score_lpips(image: ScoredImage) -> float | None:
     return float(_lpips(image.lpips_weights, image.rgb, image.target_rgb))
 
 
+def _score_corrected(
+    compute: Callable[[ScoredImage], float | None], image: ScoredImage
+) -> float | None:
+    """A metric of the image whose colors were corrected."""
+    if image.corrected_rgb is None:
+        return None
+    return compute(image._replace(rgb=image.corrected_rgb))
+
+
 METRICS = (
     Metric("psnr", "PSNR", "{:.2f} dB", True, _score_psnr),
     Metric("ssim", "SSIM", "{:.4f}", True, _score_ssim),
     Metric("lpips", "LPIPS", "{:.4f}", False, _score_lpips),
+    # Where training images have colors of their own, no view can know those of its image.
+    Metric(
+        "psnr_cc", "color-corrected PSNR", "{:.2f} dB", True, partial(_score_corrected, _score_psnr)
+    ),
+    Metric(
+        "ssim_cc", "color-corrected SSIM", "{:.4f}", True, partial(_score_corrected, _score_ssim)
+    ),
 )
 
 
 def compute_metrics(image: ScoredImage) -> dict[str, float]:
-    """The values of all metrics of an image by name, without those that lack weights."""
+    """The values of all metrics of an image by name, without those that cannot be computed."""
     values = {metric.name: metric.compute(image) for metric in METRICS}
     return {name: value for name, value in values.items() if value is not None}
 

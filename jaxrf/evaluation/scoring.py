@@ -11,7 +11,7 @@ from jaxtyping import Float
 from jaxrf.cameras.base import Cameras
 from jaxrf.core import memory
 from jaxrf.data.scene import Split, composite
-from jaxrf.evaluation import lpips
+from jaxrf.evaluation import color_correction, lpips
 from jaxrf.evaluation.camera_renderer import CameraRenderer, TrainedField, make_camera_renderer
 from jaxrf.evaluation.metrics import ScoredImage, compute_metrics, mean_metrics
 from jaxrf.rendering.image import HostRendering
@@ -88,10 +88,13 @@ def score_split(
     background: Float[np.ndarray, "3"],
     indices: Sequence[int],
     lpips_weights: lpips.Weights | None = None,
+    correct_colors: bool = False,
 ) -> Iterator[ViewMetrics]:
     """Renders views of a split and yields their metrics, one after the other.
 
     Pixels outside of a view's mask do not count. LPIPS is computed if there are weights for it.
+    `correct_colors` scores each view also after `color_correction.correct_colors`: for models that
+    fit colors to each training image (`Model.has_image_colors`).
     """
     for index in indices:
         rendering = render(split.cameras, index)
@@ -100,16 +103,22 @@ def score_split(
         if split.sizes is not None:
             uncropped = rendering, target_rgb, mask
             rendering, target_rgb, mask = _crop(uncropped, split.image_size(index))
-        rgb = rendering.rgb
+        rgb, corrected_rgb = rendering.rgb, None
+        if correct_colors:
+            corrected_rgb = color_correction.correct_colors(rgb, target_rgb, mask)
         if mask is not None:
             # SSIM and LPIPS need full images, in which masked pixels have no error.
             rgb = np.where(mask[..., None], rgb, target_rgb)
+        if mask is not None and corrected_rgb is not None:
+            corrected_rgb = np.where(mask[..., None], corrected_rgb, target_rgb)
         yield ViewMetrics(
             view=index,
             name=split.names[index],
             rendering=rendering,
             target_rgb=target_rgb,
-            scores=compute_metrics(ScoredImage(rgb, target_rgb, mask, lpips_weights)),
+            scores=compute_metrics(
+                ScoredImage(rgb, target_rgb, mask, lpips_weights, corrected_rgb)
+            ),
         )
 
 

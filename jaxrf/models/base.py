@@ -6,7 +6,7 @@ differentiable; `render_eval` renders images. Letters in shapes: r rays, m sampl
 
 import dataclasses
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,12 @@ from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.fields.base import Field, Params, label_params
 from jaxrf.fields.checks import broadcast_groups
+from jaxrf.models.color_correction import (
+    ColorCorrection,
+    color_matrices,
+    correct_rgb,
+    init_color_correction,
+)
 from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 
@@ -42,12 +48,14 @@ class ModelParams(NamedTuple):
     coarse: of the network that hierarchical sampling asks first, if there is one.
     proposals: of the proposal networks.
     appearance: of the images, if they have any.
+    color_correction: of the images, if they have any (`init_color_correction`).
     """
 
     field: Params
     coarse: Params | None = None
     proposals: tuple[Params, ...] = ()
     appearance: Appearance | None = None
+    color_correction: Float[Array, "images *shape"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +124,7 @@ class TrainRendering(NamedTuple):
     """A rendered training batch.
 
     rgb: one (r, 3) per network that is compared with the images, the last being the result.
-    opacity: (r,) of the last.
+    opacities: one (r,) per network, as in `rgb`.
     overflowed: (r,) rays whose samples did not fit into the budgets.
     num_samples: () samples that the field was evaluated at.
     distortion_loss: (r,) of the last network's weights, s distances being 0 at near and 1 at far.
@@ -127,13 +135,18 @@ class TrainRendering(NamedTuple):
     """
 
     rgb: tuple[Float[Array, "r 3"], ...]
-    opacity: Float[Array, "r"]
+    opacities: tuple[Float[Array, "r"], ...]
     overflowed: Bool[Array, "r"]
     num_samples: Int[Array, ""]
     distortion_loss: Float[Array, "r"]
     interlevel_loss: Float[Array, "r"] | None
     depth_loss: Float[Array, "r"] | None
     grid: OccupancyGrid
+
+    @property
+    def opacity(self) -> Float[Array, "r"]:
+        """Opacity of the last network's rays."""
+        return self.opacities[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +160,14 @@ class Model:
     appearance_dim: int = 0
     """Numbers learned for each training image, which change colors (exposure, weather) but not
     geometry. Views are rendered with their mean. 0: none."""
+    color_correction: ColorCorrection = "none"
+    """Correction of the colors of each training image, after compositing: a gain for each channel
+    (exposure), or an affine map (affine: 3 x 4 numbers). Their mean is the identity, with which
+    views are rendered. EXIF exposures, if all images have them, are where gains begin."""
     num_appearances: Annotated[int | None, tyro.conf.Suppress] = None
     """Number of training images; set when training begins."""
+    exposures: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    """Exposure of each training image, if it is known; set when training begins."""
     coloring: Literal["per_sample", "per_ray"] | None = None
     """Color every sample, or once per ray from composited features (faster). Default: as the field
     suggests."""
@@ -160,6 +179,12 @@ class Model:
         """Checks the numbers; InputError names the one that cannot be used."""
         require_positive(self, "checkpoint_chunks", prefix="model.")
         require_non_negative(self, "appearance_dim", prefix="model.")
+        known = get_args(ColorCorrection)
+        if self.color_correction not in known:
+            raise InputError(
+                f"model.color_correction is {self.color_correction!r}: give one of "
+                f"{', '.join(known)}."
+            )
 
     @property
     def name(self) -> str:
@@ -323,6 +348,11 @@ class Model:
     def init_params(self, field: Field, key: jax.Array) -> ModelParams:
         """Fresh parameters of everything that is trained."""
         params = self.init_networks(field, key)
+        params = params._replace(
+            color_correction=init_color_correction(
+                self.color_correction, self.num_appearances or 1, self.exposures
+            )
+        )
         if not self.appearance_dim:
             return params
         # Fields split the key itself.
@@ -341,6 +371,31 @@ class Model:
             coarse=None if params.coarse is None else broadcast_groups(field, params.coarse),
             proposals=self.proposal_groups(params.proposals),
             appearance=label_params(params.appearance, "mlp"),
+            color_correction=label_params(params.color_correction, "mlp"),
+        )
+
+    @property
+    def has_image_colors(self) -> bool:
+        """Whether training images have colors that those of the field are fitted to."""
+        return self.appearance_dim > 0 or self.color_correction != "none"
+
+    def correct_colors(
+        self,
+        params: ModelParams,
+        rendering: TrainRendering,
+        camera_index: Int[Array, "r"],
+        background: Float[Array, "r 3"],
+    ) -> TrainRendering:
+        """A rendered training batch in the colors of its images (`color_correction`)."""
+        if params.color_correction is None:
+            return rendering
+        matrices = color_matrices(self.color_correction, params.color_correction)
+        pairs = zip(rendering.rgb, rendering.opacities, strict=True)
+        return rendering._replace(
+            rgb=tuple(
+                correct_rgb(matrices, camera_index, rgb, opacity, background)
+                for rgb, opacity in pairs
+            )
         )
 
     def proposal_groups(self, proposals: tuple[Params, ...]) -> tuple[Params, ...]:

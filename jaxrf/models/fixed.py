@@ -93,7 +93,7 @@ def to_train_rendering(
     s_rays = rays if grid.bounds is None else to_s_rays(grid, rays)
     return TrainRendering(
         rgb=tuple(level.rendering.rgb for level in levels),
-        opacity=last.rendering.opacity,
+        opacities=tuple(level.rendering.opacity for level in levels),
         overflowed=jnp.zeros(rays.near.shape, bool),
         num_samples=jnp.asarray(rays.near.size * num_samples, jnp.int32),
         distortion_loss=distortion_loss(last.weights, normalize_distances(s_rays, last.sdist)),

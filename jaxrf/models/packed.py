@@ -229,7 +229,7 @@ class PackedModel(Model):
         num_complete_rays = jnp.minimum(num_marched_rays, rendering.num_complete_rays)
         return TrainRendering(
             rgb=(rendering.rgb,),
-            opacity=rendering.opacity,
+            opacities=(rendering.opacity,),
             overflowed=jnp.arange(rays.near.size) >= num_complete_rays,
             num_samples=jnp.sum(samples.mask),
             distortion_loss=_distortion_loss(rays, grid, samples, rendering.weights),

@@ -150,11 +150,13 @@ class Evaluator:
         assert self.val is not None
         validation_started = time.perf_counter()
         step, background = int(run.state.step), background_color(run.config)
-        render = self._make_render_fn(run)
+        render, corrects = self._make_render_fn(run), run.config.model.has_image_colors
         started = time.perf_counter()
         views: list[scoring.ViewMetrics] = []
         for index in range(len(self.val)):
-            views += scoring.score_split(render, self.val, background, [index])
+            views += scoring.score_split(
+                render, self.val, background, [index], correct_colors=corrects
+            )
             if index == 0 and self._validation_seconds == 0.0:
                 # The first view of a training is compiled for, which later ones need not be.
                 started = time.perf_counter()

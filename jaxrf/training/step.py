@@ -196,6 +196,7 @@ def compute_loss(
         config.ray_convention,
         depth_target(config.loss, batch),
     )
+    rendering = config.model.correct_colors(params, rendering, batch.rays.camera_index, background)
     loss = total_loss(
         config.loss, spec.rgb_loss_fn, rendering, batch, stage.supersample, spec.is_one_batch
     )

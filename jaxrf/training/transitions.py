@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.cameras import contraction
-from jaxrf.data.scene import Scene, find_split_background
+from jaxrf.data.scene import Scene, Split, find_split_background
 from jaxrf.fields.base import Field, SceneInfo, StageTransition
 from jaxrf.fields.checks import broadcast_groups
 from jaxrf.models.base import ModelParams, StageSpec
@@ -43,8 +43,10 @@ def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     model = config.model
     if model.contract is None:
         model = dataclasses.replace(model, contract=scene.unbounded)
-    if model.appearance_dim:
+    if model.has_image_colors:
         model = dataclasses.replace(model, num_appearances=len(scene.splits["train"]))
+    if model.color_correction != "none":
+        model = dataclasses.replace(model, exposures=_known_exposures(scene.splits["train"]))
     info = _scene_info(dataclasses.replace(config, model=model), scene)
     field = config.field.resolve(info)
     is_fine = field.min_voxel_size(info.aabb) <= SUPERSAMPLED_VOXEL * info.pixel_size
@@ -66,6 +68,14 @@ def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
         supersample=config.supersample or (2 if is_fine else 1),
         microbatch_samples=microbatch_samples,
     )
+
+
+def _known_exposures(split: Split) -> tuple[float, ...]:
+    """Exposures of a split's images; none if they are unknown or all the same."""
+    exposures = split.exposures
+    if exposures is None or np.ptp(exposures) == 0.0:
+        return ()
+    return tuple(exposures.tolist())
 
 
 def _has_tables(field: Field) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from jaxrf.core.errors import InputError
 from jaxrf.data import images
@@ -29,7 +29,7 @@ def test_formats_without_loss_give_the_same_pixels(suffix: str, mode: str, tmp_p
     options = {"lossless": True} if suffix == ".webp" else {}
     path = save(tmp_path / f"image{suffix}", mode, **options)
     rgba = images.read_image(path)
-    assert images.read_image_size(path, tmp_path) == (WIDTH, HEIGHT, False)
+    assert images.read_image_size(path, tmp_path) == (WIDTH, HEIGHT, False, None)
     expected = np.asarray(Image.fromarray(make_rgb()).convert(mode).convert("RGB"))
     tolerance = 26 if suffix == ".gif" and mode == "RGB" else 0
     assert np.abs(rgba[..., :3].astype(int) - expected).max() <= tolerance
@@ -73,10 +73,61 @@ def test_exif_orientation_is_obeyed_unless_stored_pixels_are_asked_for(
     path = tmp_path / f"photo{suffix}"
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
     size = images.read_image_size(path, tmp_path)
-    assert size == (WIDTH, HEIGHT, orientation >= 5)
+    assert size == (WIDTH, HEIGHT, orientation >= 5, None)
     assert np.abs(images.read_image(path)[..., :3].astype(int) - upright).max() < 40
     raw = images.read_image(path, upright=False)
     assert raw.shape[:2] == stored.shape[:2]
+
+
+def make_exif(seconds: Any, f_number: Any, iso: Any) -> Image.Exif:
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = 1  # Pillow writes no EXIF without a tag outside of this part.
+    exif.get_ifd(images.EXIF_IFD).update(
+        {
+            images.EXIF_EXPOSURE_TIME: seconds,
+            images.EXIF_F_NUMBER: f_number,
+            images.EXIF_ISO: iso,
+        }
+    )
+    return exif
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_exposure_is_read_with_the_size(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / f"photo{suffix}", exif=make_exif(0.02, 4.0, 200))
+
+    def decode(*_: Any) -> None:
+        raise AssertionError("the image was decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
+    exposure = images.read_image_size(path, tmp_path).exposure
+    assert exposure == pytest.approx(0.02 * 200 / 16.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "f_number", "iso", "exposure"),
+    [
+        (0.5, 2.0, (400, 100), 50.0),
+        (0.0, 2.0, 100, None),
+        (0.5, 0.0, 100, None),
+        (0.5, "f/2", 100, None),
+        (0.5, 2.0, 0, None),
+    ],
+)
+def test_exposure_of_odd_numbers(
+    seconds: Any, f_number: Any, iso: Any, exposure: float | None, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "photo.jpg", exif=make_exif(seconds, f_number, iso))
+    assert images.read_image_size(path, tmp_path) == (WIDTH, HEIGHT, False, exposure)
+
+
+def test_exposure_lacks_a_number(tmp_path: Path) -> None:
+    exif = make_exif(0.5, 2.0, 100)
+    del exif.get_ifd(images.EXIF_IFD)[images.EXIF_ISO]
+    path = save(tmp_path / "photo.jpg", exif=exif)
+    assert images.read_image_size(path, tmp_path).exposure is None
 
 
 def test_linear_images_are_encoded_as_srgb(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What all formats share: sizes, orientations, hold-out, masks, and notes on what is not used."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,13 @@ from scenes import write_scene
 from jaxrf.cameras.base import image_rays
 from jaxrf.core.errors import InputError
 from jaxrf.data import sources
-from jaxrf.data.images import EXIF_ORIENTATION
+from jaxrf.data.images import (
+    EXIF_EXPOSURE_TIME,
+    EXIF_F_NUMBER,
+    EXIF_IFD,
+    EXIF_ISO,
+    EXIF_ORIENTATION,
+)
 from jaxrf.data.options import LoadOptions
 from jaxrf.evaluation.scoring import score_split
 from jaxrf.rendering.image import HostRendering
@@ -126,6 +133,30 @@ def test_cameras_of_the_stored_pixels_get_the_stored_pixels(tmp_path: Path) -> N
     edit(folder, lambda content: content.update(w=20, h=12))
     with pytest.raises(InputError, match="another aspect ratio: use the images"):
         sources.load_scene(folder, ["train"])
+
+
+@pytest.mark.parametrize("write", [write_transforms, write_colmap])
+def test_exposures_of_photos_are_those_of_the_training_images(write: Any, tmp_path: Path) -> None:
+    folder = write(tmp_path / "photos")
+    paths = sorted((folder / "images").iterdir())
+    for number, path in enumerate(paths):
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = 1
+        ifd = exif.get_ifd(EXIF_IFD)
+        ifd[EXIF_EXPOSURE_TIME], ifd[EXIF_F_NUMBER], ifd[EXIF_ISO] = 0.01 * (number + 1), 2.0, 100
+        with Image.open(path) as image:
+            image.save(path, exif=exif)
+    options = LoadOptions(hold_out=3)
+    scene = sources.load_scene(folder, ["train", "test"], options)
+    for split in (scene.train, scene.test):
+        numbers = [int(Path(name).stem.removeprefix("p")) for name in split.names]
+        expected = [0.25 * (number + 1) for number in numbers]
+        np.testing.assert_allclose(split.exposures, expected, rtol=1e-5)
+    half = sources.load_scene(folder, ["train"], dataclasses.replace(options, downscale=2)).train
+    np.testing.assert_array_equal(half.exposures, scene.train.exposures)
+    with Image.open(paths[1]) as image:
+        image.save(paths[1], exif=Image.Exif())
+    assert sources.load_scene(folder, ["train"], options).train.exposures is None
 
 
 def test_swapped_width_and_height_are_named(tmp_path: Path) -> None:

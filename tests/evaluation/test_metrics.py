@@ -138,3 +138,17 @@ def test_masked_pixels_do_not_count_for_psnr() -> None:
     unmasked = metrics.compute_metrics(masked._replace(mask=None))
     assert metrics.compute_metrics(masked)["psnr"] == pytest.approx(-10 * math.log10(0.25))
     assert unmasked["psnr"] > metrics.compute_metrics(masked)["psnr"]
+
+
+def test_corrected_images_have_scores_of_their_own() -> None:
+    black, gray = np.zeros((12, 12, 3), np.float32), np.full((12, 12, 3), 0.5, np.float32)
+    mask = np.arange(144).reshape(12, 12) % 3 == 0
+    corrected = np.where(mask[..., None], gray, black) / 5.0
+    image = metrics.ScoredImage(np.where(mask[..., None], gray, black), black, mask)
+    assert list(metrics.compute_metrics(image)) == ["psnr", "ssim"]
+    scores = metrics.compute_metrics(image._replace(corrected_rgb=corrected))
+    assert scores["psnr_cc"] == pytest.approx(20.0)
+    assert scores["psnr"] == pytest.approx(-10 * math.log10(0.25))
+    assert scores["ssim_cc"] > scores["ssim"]
+    assert metrics.describe_metrics(scores)[2] == "color-corrected PSNR 20.00 dB"
+    assert list(scores) == ["psnr", "ssim", "psnr_cc", "ssim_cc"]

@@ -194,6 +194,27 @@ def test_evenly_spaced_indices_of_nothing_are_empty() -> None:
     assert scoring.evenly_spaced_indices(0, 4) == [] and scoring.evenly_spaced_indices(4, 0) == []
 
 
+def test_score_split_also_scores_corrected_colors_within_masks() -> None:
+    split, black = make_scene().splits["test"], np.zeros(3, np.float32)
+    masks = np.zeros(split.images.shape[:3], bool)
+    masks[:, 4:12, 3:13] = True
+    masked = dataclasses.replace(split, masks=masks)
+
+    def render(cameras: Cameras, index: int) -> Any:
+        plain = np.ones((cameras.height, cameras.width), np.float32)
+        rgb = 0.5 * composite(split.images[index], black)
+        # Whatever is outside of the mask must not matter.
+        rgb = np.where(masks[index][..., None], rgb, np.float32(0.7))
+        return jax.device_get(Rendering(*map(jnp.asarray, (rgb, plain, plain, plain))))
+
+    (plain,) = scoring.score_split(render, masked, black, [0])
+    (item,) = scoring.score_split(render, masked, black, [0], correct_colors=True)
+    assert list(plain.scores) == ["psnr", "ssim"]
+    assert {name: item.scores[name] for name in plain.scores} == plain.scores
+    assert item.scores["psnr"] < 20.0 and item.scores["psnr_cc"] > 80.0
+    assert item.scores["ssim_cc"] == pytest.approx(1.0, abs=1e-4)
+
+
 def test_score_split_computes_lpips_only_with_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

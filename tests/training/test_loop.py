@@ -62,6 +62,8 @@ def averaged_hashgrid(**changes: Any) -> TrainConfig:
             "precrop_fraction": 0.5,
             "supersample": 2,
             "supersample_from": 0.6,
+            "color_correction": "affine",
+            "num_appearances": 6,
         }
         | changes
     )
@@ -89,7 +91,7 @@ def save_and_restore(
         # Transitions come before steps 6 and 12: stopped at both, and inside a stage.
         slow(tiny_tensorf(background="random", seed=5), [6, 9, 12]),
         slow(pruned_by_weight(background="random", seed=5), [6, 9, 12]),
-        (tiny_nerf(), [5]),
+        (tiny_nerf(color_correction="exposure", num_appearances=6), [5]),
         slow(tiny_voxels(background="random", seed=5), [6, 9, 12, 20]),
         # More sub-rays from step 14 on; the occupancy grid is updated before step 17.
         slow(averaged_hashgrid(background="random", seed=5), [3, 14, 16, 18]),

@@ -215,10 +215,10 @@ def test_validation_does_not_count_as_training_time(
         monkeypatch.setattr(module, "seconds_since_start", lambda: now - 990.0)
     score = scoring.score_split
 
-    def score_slowly(*arguments: Any) -> Any:
+    def score_slowly(*arguments: Any, **options: Any) -> Any:
         nonlocal now
         now += 7.0
-        return score(*arguments)
+        return score(*arguments, **options)
 
     monkeypatch.setattr(scoring, "score_split", score_slowly)
     monitored = start_monitor(tiny_nerf(num_steps=100, validate_every=0.25, checkpoint_seconds=1e9))
@@ -246,11 +246,13 @@ def test_validations_score_no_further_view_than_their_share_of_the_budget_allows
     indices: list[int] = []
     score = scoring.score_split
 
-    def score_slowly(render: Any, split: Any, background: Any, chosen: list[int]) -> Any:
+    def score_slowly(
+        render: Any, split: Any, background: Any, chosen: list[int], **options: Any
+    ) -> Any:
         nonlocal now
         now += 7.0
         indices.extend(chosen)
-        return score(render, split, background, chosen)
+        return score(render, split, background, chosen, **options)
 
     monkeypatch.setattr(scoring, "score_split", score_slowly)
     # Three validations share 5 % of the budget.

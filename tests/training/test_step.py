@@ -88,7 +88,12 @@ def test_gradients_of_microbatches_add_up_to_that_of_the_batch(
     results = []
     for samples in (None, 200):
         config = tiny_nerf(
-            batch_rays=32, supersample=supersample, supersample_from=0.0, microbatch_samples=samples
+            batch_rays=32,
+            supersample=supersample,
+            supersample_from=0.0,
+            microbatch_samples=samples,
+            color_correction="affine",
+            num_appearances=6,
         )
         stage, state = first_state(config)
         assert stage.num_microbatches == (1 if samples is None else 8)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,23 @@ def test_plan_transitions_scales_with_the_steps_and_is_in_order(preset: Any, ste
             assert plan[0].prune, "divided before it is pruned, the grid would fill the memory"
     else:
         assert plan == []
+
+
+def test_resolve_config_takes_the_exposures_of_the_images_if_they_differ() -> None:
+    def resolve(exposures: Sequence[float] | None, **changes: Any) -> Any:
+        scene = make_scene()
+        known = None if exposures is None else np.array(exposures)
+        train = dataclasses.replace(scene.train, exposures=known)
+        scene = dataclasses.replace(scene, splits={"train": train})
+        return transitions.resolve_config(tiny_nerf(**changes), scene).model
+
+    exposures = (0.1, 0.2, 0.1, 0.1, 0.4, 0.1)
+    model = resolve(exposures, color_correction="affine")
+    assert model.exposures == exposures and model.num_appearances == 6
+    assert resolve(None, color_correction="affine").exposures == ()
+    assert resolve([0.3] * 6, color_correction="affine").exposures == ()
+    assert resolve(exposures) == resolve(None)
+    assert resolve(exposures, appearance_dim=2).exposures == ()
 
 
 def test_a_pruning_and_an_upsampling_at_one_step_are_one_transition() -> None:
