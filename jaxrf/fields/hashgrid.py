@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.core import encodings
@@ -27,6 +28,9 @@ from jaxrf.fields.base import FieldContext, SampleCost
 from jaxrf.fields.mlp import MLP
 
 Params = dict[str, Any]
+
+# Progress of a training at which all levels are in use, while cameras are refined.
+FADE_IN_FRACTION = 0.4
 
 
 @jax.custom_jvp
@@ -105,6 +109,23 @@ class HashGrid(HashedField):
             scales = hash_level_scales(*sizes, self.hash_layout)
             return plan_scaled_hash_levels(scales, rows, self.hash_layout)
         return plan_hash_levels(*sizes, rows)
+
+    def fade_in(self, params: Params, progress: Float[Array, ""]) -> Params:
+        """The finer half of the levels, one after the other, over the first part of a training.
+
+        A level is multiplied by half a cosine from 0 to 1 (BARF, eq. 14, with levels in place of
+        frequencies).
+        """
+        levels, coarse = self.num_levels, self.num_levels // 2
+        open_levels = coarse + (levels - coarse) * progress / FADE_IN_FRACTION
+        share = jnp.clip(open_levels - jnp.arange(levels), 0.0, 1.0)
+        starts = np.array(self.plan().starts)
+        factors = jnp.repeat(
+            0.5 - 0.5 * jnp.cos(jnp.pi * share),
+            np.diff(starts),
+            total_repeat_length=int(starts[-1]),
+        )
+        return {**params, "table": params["table"] * factors[:, None]}
 
     def _density_mlp(self) -> MLP:
         outputs = 1 + self.feature_dim

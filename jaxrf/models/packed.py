@@ -205,7 +205,8 @@ class PackedModel(Model):
         samples, num_marched_rays = march_to_samples(
             grid,
             grid.block_grid,
-            to_s_rays(grid, rays),
+            # For gradients the distances of samples are constants, which the rays do not change.
+            to_s_rays(grid, jax.lax.stop_gradient(rays)),
             rngs.uniform(key, rays.near.shape),
             self.step_size(field, grid.aabb),
             MarchConfig(
@@ -232,7 +233,9 @@ class PackedModel(Model):
             opacity=rendering.opacity,
             overflowed=jnp.arange(rays.near.size) >= num_complete_rays,
             num_samples=jnp.sum(samples.mask),
-            distortion_loss=_distortion_loss(rays, grid, samples, rendering.weights),
+            distortion_loss=_distortion_loss(
+                jax.lax.stop_gradient(rays), grid, samples, rendering.weights
+            ),
             interlevel_loss=None,
             depth_loss=(
                 None

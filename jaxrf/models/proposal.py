@@ -152,7 +152,9 @@ class ProposalModel(FixedSamplesModel):
         """The field's pass over the rays, and the proposals that led to its samples."""
         field, count = stage.field, len(self.num_proposal_samples)
         keys = [None if key is None else rngs.fold_in(key, 2 + i) for i in range(1 + count)]
-        s_rays = to_s_rays(grid, rays)
+        # For gradients the distances of samples are constants, which the rays do not change.
+        fixed_rays = jax.lax.stop_gradient(rays)
+        s_rays = to_s_rays(grid, fixed_rays)
         spacing = self.spacing or ("linear" if grid.bounds is None else "disparity")
         sdist = intervals.stratified(keys[0], s_rays, self.num_proposal_samples[0], spacing)
         proposed: list[Proposed] = []
@@ -160,7 +162,7 @@ class ProposalModel(FixedSamplesModel):
         for proposal, network, samples, key_draw in zip(
             self.proposal_fields(), params.proposals, next_counts, keys[1:], strict=True
         ):
-            tdist = s_to_t(grid, sdist, rays.origins)
+            tdist = s_to_t(grid, sdist, fixed_rays.origins)
             fns = mask_outside_aabb(close_over_params(proposal, network, grid), crop_aabb)
             weights = compute_proposal_weights(fns, rays, tdist)
             proposed.append((sdist, weights))
@@ -170,7 +172,7 @@ class ProposalModel(FixedSamplesModel):
             self, field, params.field, params, grid,
             trains=key is not None, noise=noise, crop_aabb=crop_aabb,
         )  # fmt: skip
-        tdist = s_to_t(grid, sdist, rays.origins)
+        tdist = s_to_t(grid, sdist, fixed_rays.origins)
         rendering, weights = render_samples(
             fns, rays, tdist, background, color_per_ray=self.colors_per_ray(field)
         )
