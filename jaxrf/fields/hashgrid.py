@@ -5,11 +5,11 @@ encoding (SIGGRAPH 2022).
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.core import encodings
@@ -119,13 +119,13 @@ class HashGrid(HashedField):
         levels, coarse = self.num_levels, self.num_levels // 2
         open_levels = coarse + (levels - coarse) * progress / FADE_IN_FRACTION
         share = jnp.clip(open_levels - jnp.arange(levels), 0.0, 1.0)
-        starts = np.array(self.plan().starts)
-        factors = jnp.repeat(
-            0.5 - 0.5 * jnp.cos(jnp.pi * share),
-            np.diff(starts),
-            total_repeat_length=int(starts[-1]),
-        )
-        return {**params, "table": params["table"] * factors[:, None]}
+        factors = 0.5 - 0.5 * jnp.cos(jnp.pi * share)
+        starts, table = self.plan().starts, params["table"]
+        faded = [
+            table[begin:end] * factors[level]
+            for level, (begin, end) in enumerate(itertools.pairwise(starts))
+        ]
+        return {**params, "table": jnp.concatenate(faded)}
 
     def _density_mlp(self) -> MLP:
         outputs = 1 + self.feature_dim
