@@ -10,6 +10,7 @@ cameras, k distortion coefficients, d numbers of a camera.
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -176,13 +177,16 @@ def make_preconditioner(
     active = np.ones(count_numbers(like), bool)
     if like.distortion is not None:
         active[7:] = np.any(coefficients != 0.0, axis=0)
+    distinct = dataclasses.replace(
+        jax.tree.map(np.asarray, cameras)[first],
+        T_world_camera=np.tile(np.eye(4, dtype=np.float32), (len(first), 1, 1)),
+        ndc=None,
+        z_depth_bounds=False,
+    )
+    points = _frustum_points(distinct, near_far, in_disparity=center is not None)
     factors = np.zeros((len(first), active.size, active.size))
-    for factor, index in zip(factors, first, strict=True):
-        camera = dataclasses.replace(
-            cameras[int(index)], T_world_camera=np.eye(4)[None], ndc=None, z_depth_bounds=False
-        )
-        points = _frustum_points(camera, near_far, in_disparity=center is not None)
-        jacobian = projection_jacobian(camera, like, points)
+    for index, factor in enumerate(factors):
+        jacobian = projection_jacobian(distinct[index], like, points[index])
         jacobian = jacobian.reshape(-1, active.size)[:, active]
         moments = jacobian.T @ jacobian / NUM_POINTS
         damping = relative_damping * np.diag(np.diag(moments))
@@ -193,14 +197,15 @@ def make_preconditioner(
 
 
 def _frustum_points(
-    camera: Cameras, near_far: tuple[float, float], in_disparity: bool
-) -> Float[np.ndarray, "m 3"]:
-    """Random points that a camera at the origin sees between near and far, always the same."""
+    cameras: Cameras, near_far: tuple[float, float], in_disparity: bool
+) -> Float[np.ndarray, "n m 3"]:
+    """Random points that cameras at the origin see between near and far, always the same."""
     rng = np.random.default_rng(0)
-    pixels = rng.uniform(size=(NUM_POINTS, 2)) * [camera.width, camera.height]
+    pixels = rng.uniform(size=(NUM_POINTS, 2)) * [cameras.width, cameras.height]
     fraction = rng.uniform(size=(NUM_POINTS, 1))
-    index = jnp.zeros(NUM_POINTS, jnp.int32)
-    rays = pixels_to_rays(camera, index, jnp.asarray(pixels, jnp.float32), 0.0, 1.0)
+    pixels = np.broadcast_to(pixels.astype(np.float32), (len(cameras), NUM_POINTS, 2))
+    index = np.broadcast_to(np.arange(len(cameras), dtype=np.int32)[:, None], pixels.shape[:2])
+    rays = pixels_to_rays(cameras, jnp.asarray(index), jnp.asarray(pixels), 0.0, 1.0)
     near, far = near_far
     distance = near + fraction * (far - near)
     if in_disparity:
