@@ -27,6 +27,10 @@ NUM_POINTS = 1024
 DIFFERENCE = 1e-5
 
 
+# One program instead of an operation at a time.
+_jitted_rays = jax.jit(pixels_to_rays)
+
+
 class CameraAdjustment(NamedTuple):
     """Changes of cameras; zero leaves them as they are.
 
@@ -205,7 +209,7 @@ def _frustum_points(
     fraction = rng.uniform(size=(NUM_POINTS, 1))
     pixels = np.broadcast_to(pixels.astype(np.float32), (len(cameras), NUM_POINTS, 2))
     index = np.broadcast_to(np.arange(len(cameras), dtype=np.int32)[:, None], pixels.shape[:2])
-    rays = pixels_to_rays(cameras, jnp.asarray(index), jnp.asarray(pixels), 0.0, 1.0)
+    rays = _jitted_rays(cameras, jnp.asarray(index), jnp.asarray(pixels), 0.0, 1.0)
     near, far = near_far
     distance = near + fraction * (far - near)
     if in_disparity:

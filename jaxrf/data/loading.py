@@ -233,6 +233,7 @@ def _load_split(
         masks=_read_masks(usable, usable_sizes, (width, height), listing.folder),
         sizes=pixels[chosen] if np.ptp(pixels, axis=0).any() else None,
         known_depth=known,
+        paths=tuple(frame.path.as_posix() for frame in usable),
     )
     return downscale_split(split, factor)
 

@@ -42,6 +42,7 @@ class Split:
       sizes: (n, 2) width and height of each image, which is at the top left of its array and masked
         outside; None if all images fill their arrays.
       known_depth: measured depth of some pixels, to train on; None if there is none.
+      paths: of the images, relative to the folder of the data set; empty without files.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Split:
     masks: Bool[np.ndarray, "n h w"] | None = None
     sizes: Int[np.ndarray, "n 2"] | None = None
     known_depth: KnownDepth | None = None
+    paths: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)

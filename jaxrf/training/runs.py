@@ -6,6 +6,7 @@ events.*       TensorBoard events
 train.log      events in words, with the time
 log.jsonl      scalars, a line of JSON per step
 metrics.json   results
+cameras.json   the training cameras, if they were refined
 """
 
 import contextlib
