@@ -83,7 +83,11 @@ MODELS = {
     "packed": PackedModel(occupancy_resolution=4, steps_per_diagonal=64),
     "hierarchical": HierarchicalModel(num_coarse_samples=24, num_fine_samples=0),
     "proposal": ProposalModel(
-        num_proposal_samples=(8,), proposal_resolutions=(16,), num_nerf_samples=24
+        num_proposal_samples=(8,),
+        proposal_resolutions=(16,),
+        num_nerf_samples=24,
+        # Its value depends on the weights of the field, to which no gradient goes.
+        interlevel_weight=0.0,
     ),
 }
 
@@ -253,8 +257,8 @@ def test_a_single_image_cannot_be_refined() -> None:
 
 def test_disturbed_cameras_are_recovered_and_test_cameras_aligned() -> None:
     """With the field of the images, which hardly changes, so that only cameras can be wrong."""
-    optimizer = OptimizerConfig(mlp_lr=1e-6, camera_lr=0.1, lr_final_mult=0.01)
-    config = refining(blob(num_steps=400, steps_per_dispatch=100, batch_rays=192))
+    optimizer = OptimizerConfig(mlp_lr=1e-6, camera_lr=0.3, lr_final_mult=0.01)
+    config = refining(blob(num_steps=300, steps_per_dispatch=100, batch_rays=192))
     config = dataclasses.replace(config, optimizer=optimizer)
     scene = _photographed(change(config, refine="none"))
     train, test = scene.splits["train"], scene.splits["test"]
@@ -265,7 +269,7 @@ def test_disturbed_cameras_are_recovered_and_test_cameras_aligned() -> None:
     metadata = SceneMetadata.from_scene(given, None)
     before, refined = refined_poses(metadata, state.params.cameras)
     assert _mean_angle(before, exact) > 1.5
-    assert _mean_angle(refined, exact) < 0.3
+    assert _mean_angle(refined, exact) < 0.15
     # All cameras together have not been moved, as the field was not.
     assert refined_frame(metadata, state.params).scale == pytest.approx(1.0, abs=0.02)
     run = runs.Run(Path("unused"), config, metadata, stage, state, 0.0)
