@@ -50,8 +50,8 @@ class Options:
     """Test views that are scored."""
     size: int = 128
     """Width and height of the images."""
-    train_views: int = 100
-    """Number of training images."""
+    train_views: int = 30
+    """Number of training images, the first of the scene's 100."""
     output: Path = Path("runs/pose_refinement")
     """Folder for the disturbed data sets."""
 
@@ -69,7 +69,9 @@ def disturb_poses(
     return np.asarray(adjust_cameras(cameras, changes, np).T_world_camera)
 
 
-def write_disturbed(source: Path, folder: Path, degrees: float, shift: float) -> None:
+def write_disturbed(
+    source: Path, folder: Path, degrees: float, shift: float, train_views: int
+) -> None:
     """Writes a data set with disturbed training poses, whose images are those of another one."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "val", "test"):
@@ -78,6 +80,7 @@ def write_disturbed(source: Path, folder: Path, degrees: float, shift: float) ->
             link.symlink_to((source / split).absolute())
         content = json.loads((source / f"transforms_{split}.json").read_text())
         if split == "train":
+            content["frames"] = content["frames"][:train_views]
             poses = np.array([frame["transform_matrix"] for frame in content["frames"]])
             radius = float(np.linalg.norm(poses[:, :3, 3], axis=-1).mean())
             poses = disturb_poses(poses, degrees, shift * radius, seed=0)
@@ -130,12 +133,14 @@ def train(scene: Scene, exact: Float[np.ndarray, "n 4 4"], refine: Refine, optio
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Trains on every set with and without refinement, and prints a line for each."""
-    synthetic = SyntheticSceneConfig(options.size, options.train_views)
+    synthetic = SyntheticSceneConfig(options.size)
     source = ensure_bricks(synthetic)
     exact = jaxrf.load_scene(source).train.cameras.T_world_camera.astype(np.float64)
+    exact = exact[: options.train_views]
     for degrees in options.degrees:
         folder = options.output / f"bricks_{degrees:g}"
-        write_disturbed(source, folder, degrees, options.shift if degrees else 0.0)
+        shift = options.shift if degrees else 0.0
+        write_disturbed(source, folder, degrees, shift, options.train_views)
         scene = jaxrf.load_scene(folder)
         before = measure_errors(scene.train.cameras.T_world_camera.astype(np.float64), exact)
         print(f"{degrees:g} degrees: {before[0]:.3f} degrees, {before[1]:.2%} of the radius")
