@@ -158,9 +158,9 @@ def _view_error(
     center = jnp.stack([flat % width, flat // width], axis=-1).astype(jnp.float32) + 0.5
     adjusted = adjust_cameras(camera, CameraAdjustment(pose[None]))
     rays = pixels_to_rays(adjusted, jnp.zeros_like(flat), center, near_far[0], near_far[1])
-    behind = jnp.broadcast_to(background, (count, 3))
+    background_rgb = jnp.broadcast_to(background, (count, 3))
     rendering = spec.model.render_train(
-        spec.stage, params, grid, key_samples, rays, behind, spec.convention
+        spec.stage, params, grid, key_samples, rays, background_rgb, spec.convention
     )
     error = jnp.mean(jnp.square(rendering.rgb[-1] - image.reshape(-1, 3)[flat]), axis=-1)
     return jnp.mean(jnp.where(rendering.overflowed, 0.0, error))

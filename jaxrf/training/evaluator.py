@@ -133,7 +133,7 @@ class Evaluator:
         render = self._make_render_fn(run)
         started = time.perf_counter()
         views: list[scoring.ViewMetrics] = []
-        split = self._place(self.val, run)
+        split = self._move_with_training(self.val, run)
         for index in range(len(split)):
             views += scoring.score_split(render, split, background, [index])
             if index == 0 and self._validation_seconds == 0.0:
@@ -157,7 +157,7 @@ class Evaluator:
         self._slowest_validation = max(self._slowest_validation, elapsed)
         return f"step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(views)} views"
 
-    def _place(self, split: Split, run: Run) -> Split:
+    def _move_with_training(self, split: Split, run: Run) -> Split:
         """A split whose cameras moved with the training cameras, if these are refined."""
         params = run.state.eval_params
         if params.cameras is None:

@@ -11,8 +11,6 @@ from jaxrf.fields.base import Params
 from jaxrf.training.config import OptimizerConfig
 from jaxrf.training.schedule import TrainSchedule
 
-GROUPS = ("grid", "mlp", "camera")
-
 
 def make_lr_schedule(
     config: OptimizerConfig, peak: float, schedule: TrainSchedule, warmup: float | None = None

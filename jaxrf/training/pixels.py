@@ -393,8 +393,8 @@ def adjust_rays(
     assert batch.ray_cameras is not None
     cameras, centers, scale = batch.ray_cameras
     index = batch.rays.camera_index
-    each_ray: CameraAdjustment = jax.tree.map(lambda x: x[index], adjustment)
-    adjusted = adjust_cameras(cameras, each_ray)
+    per_ray: CameraAdjustment = jax.tree.map(lambda x: x[index], adjustment)
+    adjusted = adjust_cameras(cameras, per_ray)
     number = jnp.arange(index.shape[0], dtype=jnp.int32)
     rays = pixels_to_rays(adjusted, number, centers, *near_far)
     rays = dataclasses.replace(rays, radii=rays.radii * scale, camera_index=index)

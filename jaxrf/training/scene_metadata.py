@@ -112,13 +112,13 @@ def refined_poses(
     scene: SceneMetadata, adjustment: CameraAdjustment
 ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4 4"]]:
     """Poses of the training cameras as given and as refined, of those that the metadata lists."""
-    given = np.tile(np.eye(4), (len(scene.poses), 1, 1))
-    given[:, :3] = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
+    original = np.tile(np.eye(4), (len(scene.poses), 1, 1))
+    original[:, :3] = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
     changes = np.asarray(adjustment.pose, np.float64)[:: 1 + scene.train_views // MAX_POSES]
-    cameras = pinhole_cameras(given, scene.width, scene.height, scene.focal)
-    cameras = dataclasses.replace(cameras, T_world_camera=given)
+    cameras = pinhole_cameras(original, scene.width, scene.height, scene.focal)
+    cameras = dataclasses.replace(cameras, T_world_camera=original)
     refined = adjust_cameras(cameras, CameraAdjustment(changes), np)
-    return given, np.asarray(refined.T_world_camera)
+    return original, np.asarray(refined.T_world_camera)
 
 
 def refined_frame(scene: SceneMetadata, params: ModelParams) -> SimilarityTransform:
