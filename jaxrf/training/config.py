@@ -72,7 +72,7 @@ class OptimizerConfig:
     """Learning rate of grids: planes, lines, tables."""
     mlp_lr: float = 1e-3
     """Learning rate of networks."""
-    camera_lr: float = 0.03
+    camera_lr: float = 0.1
     """Learning rate of cameras, if they are refined: about the pixels by which a step may move what
     a camera shows."""
     camera_warmup: float = 0.1
