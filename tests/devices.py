@@ -50,6 +50,7 @@ KINDS: dict[str, Callable[..., TrainConfig]] = {
     "voxels": tiny_voxels,
     "hashgrid": partial(tiny_hashgrid, color_correction="affine", num_appearances=6),
     "pynerf": tiny_pynerf,
+    "refined": partial(tiny_nerf, refine="poses", refined=(6, 0)),
 }
 
 

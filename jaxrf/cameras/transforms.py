@@ -106,6 +106,29 @@ def fit_similarity(
     return SimilarityTransform(scale, rotation, target_mean - scale * rotation @ source_mean)
 
 
+def fit_pose_similarity(
+    source: Float[np.ndarray, "n 4 4"], target: Float[np.ndarray, "n 4 4"]
+) -> SimilarityTransform:
+    """The similarity that moves camera-to-world poses nearest to other ones.
+
+    Procrustes on positions and axes together. So the rotation is determined however few or
+    collinear the positions are. An angle of a camera counts as much as the length that it spans at
+    the spread of the positions. The scale is 1 where the positions coincide.
+    """
+    a = source[:, :3, 3] - source[:, :3, 3].mean(axis=0)
+    b = target[:, :3, 3] - target[:, :3, 3].mean(axis=0)
+    square = float(np.mean(np.sum(a.astype(np.float64) ** 2, axis=-1)))
+    extent = float(np.abs(source[:, :3, 3]).max(initial=0.0))
+    spreads = square > (1e-6 * extent) ** 2
+    axes = np.einsum("nij,nkj->ik", target[:, :3, :3], source[:, :3, :3]).astype(np.float64)
+    left, _, right = np.linalg.svd(b.T @ a + (square if spreads else 1.0) * axes)
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(left) * np.linalg.det(right))])
+    rotation = (left * signs) @ right
+    scale = float(np.sum((a @ rotation.T) * b) / (len(a) * square)) if spreads else 1.0
+    shift = target[:, :3, 3].mean(axis=0) - scale * rotation @ source[:, :3, 3].mean(axis=0)
+    return SimilarityTransform(scale, rotation, shift)
+
+
 def rotate_onto(
     source: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "3 3"]:

@@ -76,6 +76,8 @@ def run(options: EvalOptions) -> int:
     before = runs.read_metrics(folder)
     trained = {name: before[name] for name in TRAINING_METRICS if name in before}
     trained |= scores.score_scales(run, split, score)
+    aligned = scores.score_aligned(run, split, options.supersample)
+    trained |= aligned
     # A converted run was not trained here and has no metrics yet.
     alone = {"startup": startup, "train": run.seconds, "total": seconds_since_start()}
     seconds = before.get("seconds", alone) | {"evaluate": time.perf_counter() - started}
@@ -89,4 +91,9 @@ def run(options: EvalOptions) -> int:
         f"{options.split}: {scores.describe_score(score)} over {len(score['per_image'])} views on "
         f"{scores.background_name(config)}. Written to {path}."
     )
+    for aligned_score in aligned.values():
+        print(
+            f"{options.split}, poses aligned: {scores.describe_score(aligned_score)} "
+            f"({scores.ALIGNED})."
+        )
     return 0

@@ -15,6 +15,8 @@ from jaxrf.training.logs import EventWriter
 from jaxrf.training.runs import Run
 from jaxrf.training.state import background_color
 
+# How the poses of aligned views came about.
+ALIGNED = "moved as the refined training cameras were, then fitted to each image"
 # Number of views that are written as TensorBoard images.
 LOGGED_VIEWS = 4
 
@@ -77,6 +79,20 @@ def score_scales(run: Run, split: Split, full_size_score: dict[str, Any]) -> dic
     text = ", ".join(f"1/{factor}: {score['psnr']:.2f} dB" for factor, score in scores.items())
     print(f"PSNR by size {text}; mean {mean['psnr']:.2f} dB.")
     return {"sizes": sizes, "mean_of_sizes": mean}
+
+
+def score_aligned(
+    run: Run, split: Split, supersample: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Scores a split with poses that fit the refined training cameras (`runs.align_split`).
+
+    Returns:
+      {"test_aligned": the score} for a split named "test"; {} if cameras were not refined.
+    """
+    if run.state.eval_params.cameras is None:
+        return {}
+    aligned = runs.align_split(run, split)
+    return {f"{split.name}_aligned": score_images(run, aligned, None, supersample)}
 
 
 def load_lpips(config: TrainConfig, size: tuple[int, int]) -> lpips.Weights | None:

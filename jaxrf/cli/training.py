@@ -191,6 +191,8 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
                 f"--resume --run-dir {folder}",
             )
             return 128 + trained.interrupted
+        if (cameras := training_results.write_cameras(run, data.scene)) is not None:
+            training_results.tell(events, f"Refined cameras: {cameras}")
         training_results.finish(
             run, trained.watcher, data.folder, events, startup, mesh.size, start.hardware
         )

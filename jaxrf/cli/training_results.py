@@ -1,13 +1,18 @@
 """Results of a training: test scores, metrics, the video, the row of hyper-parameters."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxrf.cameras.refinement import adjust_cameras
 from jaxrf.cli import scores
 from jaxrf.data import sources
+from jaxrf.data.scene import Scene
+from jaxrf.data.transforms import describe_cameras
 from jaxrf.evaluation import images
 from jaxrf.export import render_folder, render_plan
 from jaxrf.export.render_options import RenderOptions
@@ -19,6 +24,7 @@ from jaxrf.training.runs import Run
 from jaxrf.training.timing import seconds_since_start
 
 VIDEO_FILE = "orbit.mp4"
+CAMERAS_FILE = "cameras.json"
 
 
 def finish(
@@ -52,6 +58,8 @@ def finish(
     watcher.evaluator.wait_until_compiled()
     test = scores.score_images(run, split, events)
     trained = _training_metrics(watcher, num_devices) | scores.score_scales(run, split, test)
+    aligned = scores.score_aligned(run, split)
+    trained |= aligned
     seconds["evaluate"] = time.perf_counter() - started
     seconds["total"] = watcher.seconds_before + seconds_since_start()
     if processes.is_main_process():
@@ -63,9 +71,30 @@ def finish(
         f"views of {split.describe_size()} on {scores.background_name(config)}; "
         f"{seconds['total']:.0f} s since the start. Written to {run.folder / runs.METRICS_FILE}.",
     )
+    for score in aligned.values():
+        tell(events, f"Test, poses aligned: {scores.describe_score(score)} ({scores.ALIGNED}).")
     _write_row(run, events, test)
     if config.video.frames:
         _render_video(run, events)
+
+
+def write_cameras(run: Run, scene: Scene) -> Path | None:
+    """Writes the refined training cameras of a run, in the coordinates of the data set's files.
+
+    Returns:
+      The file, with the keys of a transforms.json; None if cameras were not refined.
+    """
+    adjustment = run.state.eval_params.cameras
+    if adjustment is None:
+        return None
+    adjustment = jax.device_get(devices.to_local(devices.make_mesh(None), adjustment))
+    split = scene.splits["train"]
+    cameras = adjust_cameras(split.cameras, adjustment, np)
+    content = describe_cameras(dataclasses.replace(split, cameras=cameras), scene.frame)
+    path = run.folder / CAMERAS_FILE
+    if processes.is_main_process():
+        runs.write_text(path, runs.to_text(content))
+    return path
 
 
 def tell(events: EventWriter, sentence: str) -> None:

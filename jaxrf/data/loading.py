@@ -236,6 +236,7 @@ def _load_split(
         sizes=pixels[chosen] if np.ptp(pixels, axis=0).any() else None,
         known_depth=known,
         exposures=_list_exposures(usable_sizes),
+        paths=tuple(frame.path.as_posix() for frame in usable),
     )
     return downscale_split(split, factor)
 

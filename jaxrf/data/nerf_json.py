@@ -26,6 +26,7 @@ MODELS: dict[str, Lens] = {
     "FULL_OPENCV": "perspective",
     "OPENCV_FISHEYE": "fisheye",
     "FISHEYE": "fisheye",
+    "FOV": "fov",
 }
 # From the axes of OpenCV (y down, z forwards) to those of OpenGL.
 FLIP_YZ = np.diag([1.0, -1.0, -1.0, 1.0])

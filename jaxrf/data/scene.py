@@ -44,6 +44,7 @@ class Split:
       known_depth: measured depth of some pixels, to train on; None if there is none.
       exposures: (n,) light that each image was exposed to, relative to the others
         (`images.read_image_size`); None if it is not known of all.
+      paths: of the images, relative to the folder of the data set; empty without files.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Split:
     sizes: Int[np.ndarray, "n 2"] | None = None
     known_depth: KnownDepth | None = None
     exposures: Float[np.ndarray, "n"] | None = None
+    paths: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)

@@ -5,12 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
+from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.lenses import COEFFICIENTS
+from jaxrf.cameras.transforms import SimilarityTransform, invert_transform, transform_poses
 from jaxrf.core.errors import InputError
 from jaxrf.core.json_files import read_json
 from jaxrf.data.files import DataFolder, check_folder, format_names, strip_suffix
 from jaxrf.data.frames import ALL, BoxRegion, CaptureRegion, Frame, Listing
 from jaxrf.data.nerf_json import read_frames, read_unit_cube
 from jaxrf.data.options import LoadOptions
+from jaxrf.data.scene import Split
 
 LISTING = "transforms.json"
 
@@ -44,6 +51,46 @@ def read_transforms(folder: Path, splits: Sequence[str], options: LoadOptions) -
     by_split, notes = _split_frames(content, frames, files, listing)
     region = CaptureRegion() if box is None else BoxRegion(box)
     return Listing(folder, listing, by_split, region, notes=tuple(notes))
+
+
+def describe_cameras(split: Split, frame: SimilarityTransform) -> dict[str, Any]:
+    """A split's cameras in the keys of `transforms.json`, each image with its own lens.
+
+    Args:
+      split: with the cameras; gives the names and sizes of its images.
+      frame: transform from the coordinates of the files to those of the scene, as in `Scene`.
+    """
+    cameras = split.cameras
+    poses = transform_poses(invert_transform(frame), np.asarray(cameras.T_world_camera))
+    model, coefficients = _name_coefficients(cameras)
+    frames = []
+    for index, name in enumerate(split.paths or split.names):
+        width, height = split.image_size(index)
+        (fx, fy), (cx, cy) = (
+            map(float, np.asarray(pair)[index]) for pair in (cameras.focal, cameras.principal_point)
+        )
+        numbers = {"w": width, "h": height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
+        numbers |= {key: float(values[index]) for key, values in coefficients.items()}
+        frames.append({"file_path": name, **numbers, "transform_matrix": poses[index].tolist()})
+    return {"camera_model": model, "frames": frames}
+
+
+def _name_coefficients(cameras: Cameras) -> tuple[str, dict[str, Float[np.ndarray, "n"]]]:
+    """Camera model and distortion by key, as `read_frames` reads them; without those that are 0.
+
+    Only FULL_OPENCV has a rational lens; the k4 of other perspective ones is the factor of r^8.
+    """
+    model = {"perspective": "OPENCV", "fisheye": "OPENCV_FISHEYE", "fov": "FOV"}[cameras.lens]
+    if cameras.distortion is None:
+        return model, {}
+    columns = np.asarray(cameras.distortion).T
+    by_key = dict(zip(COEFFICIENTS[cameras.lens], columns, strict=False))
+    used = {key: values for key, values in by_key.items() if np.any(values)}
+    if cameras.lens == "perspective" and used.keys() & {"k4", "k5", "k6"}:
+        model = "FULL_OPENCV"
+    elif "r8" in used:
+        used["k4"] = used.pop("r8")
+    return model, used
 
 
 def _split_frames(

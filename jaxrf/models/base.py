@@ -15,6 +15,7 @@ import tyro
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.cameras.ray_convention import RayConvention
+from jaxrf.cameras.refinement import CameraAdjustment
 from jaxrf.core.checks import require_non_negative, require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
@@ -49,6 +50,7 @@ class ModelParams(NamedTuple):
     proposals: of the proposal networks.
     appearance: of the images, if they have any.
     color_correction: of the images, if they have any (`init_color_correction`).
+    cameras: changes of the training cameras, if they are refined.
     """
 
     field: Params
@@ -56,6 +58,7 @@ class ModelParams(NamedTuple):
     proposals: tuple[Params, ...] = ()
     appearance: Appearance | None = None
     color_correction: Float[Array, "images *shape"] | None = None
+    cameras: CameraAdjustment | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,13 +368,14 @@ class Model:
         )
 
     def param_groups(self, field: Field, params: ModelParams) -> ModelParams:
-        """The optimizer group of each parameter ("grid" or "mlp"), shaped like the parameters."""
+        """The optimizer group of each parameter ("grid", "mlp" or "camera"), shaped like them."""
         return ModelParams(
             field=broadcast_groups(field, params.field),
             coarse=None if params.coarse is None else broadcast_groups(field, params.coarse),
             proposals=self.proposal_groups(params.proposals),
             appearance=label_params(params.appearance, "mlp"),
             color_correction=label_params(params.color_correction, "mlp"),
+            cameras=jax.tree.map(lambda _: "camera", params.cameras),
         )
 
     @property

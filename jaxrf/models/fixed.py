@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -89,7 +90,7 @@ def to_train_rendering(
     interlevel_loss: Float[Array, "r"] | None = None,
 ) -> TrainRendering:
     """A training batch out of the passes of a model's networks, the last being the result."""
-    last = levels[-1]
+    last, rays = levels[-1], jax.lax.stop_gradient(rays)
     s_rays = rays if grid.bounds is None else to_s_rays(grid, rays)
     return TrainRendering(
         rgb=tuple(level.rendering.rgb for level in levels),

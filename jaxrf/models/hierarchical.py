@@ -125,7 +125,9 @@ class HierarchicalModel(FixedSamplesModel):
         key_coarse, key_fine = (None if key is None else rngs.fold_in(key, n) for n in (2, 3))
         points = self.quadrature == "points"
         # The original code samples the whole ray.
-        s_rays = rays if points and grid.bounds is None else to_s_rays(grid, rays)
+        # For gradients the distances of samples are constants, which the rays do not change.
+        fixed_rays = jax.lax.stop_gradient(rays)
+        s_rays = fixed_rays if points and grid.bounds is None else to_s_rays(grid, fixed_rays)
         legacy = _to_legacy_options(convention, rays, left_endpoint=points)
 
         def render(network: Params, sdist: Array, key: jax.Array | None) -> SamplingLevel:
@@ -134,7 +136,7 @@ class HierarchicalModel(FixedSamplesModel):
                 self, field, network, params, grid,
                 trains=key is not None, noise=noise, crop_aabb=crop_aabb,
             )  # fmt: skip
-            tdist = s_to_t(grid, sdist, rays.origins)
+            tdist = s_to_t(grid, sdist, fixed_rays.origins)
             color_per_ray = self.colors_per_ray(field)
             rendering, weights = render_samples(
                 fns, rays, tdist, background, color_per_ray=color_per_ray, legacy=legacy

@@ -202,10 +202,12 @@ class PackedModel(Model):
         """Renders a training batch from packed samples; see `Model.render_train`."""
         del convention
         field = stage.field
+        # For gradients the distances of samples are constants, which the rays do not change.
+        fixed_rays = jax.lax.stop_gradient(rays)
         samples, num_marched_rays = march_to_samples(
             grid,
             grid.block_grid,
-            to_s_rays(grid, rays),
+            to_s_rays(grid, fixed_rays),
             rngs.uniform(key, rays.near.shape),
             self.step_size(field, grid.aabb),
             MarchConfig(
@@ -232,7 +234,7 @@ class PackedModel(Model):
             opacities=(rendering.opacity,),
             overflowed=jnp.arange(rays.near.size) >= num_complete_rays,
             num_samples=jnp.sum(samples.mask),
-            distortion_loss=_distortion_loss(rays, grid, samples, rendering.weights),
+            distortion_loss=_distortion_loss(fixed_rays, grid, samples, rendering.weights),
             interlevel_loss=None,
             depth_loss=(
                 None

@@ -202,13 +202,15 @@ class ProposalModel(FixedSamplesModel):
         """The field's pass over the rays, and the proposals that led to its samples."""
         field, count = stage.field, len(self.num_proposal_samples)
         keys = [None if key is None else rngs.fold_in(key, 2 + i) for i in range(1 + count)]
-        sdist, proposed = self._propose(params, grid, keys, rays, crop_aabb, group_size)
+        # For gradients the distances of samples are constants, which the rays do not change.
+        fixed_rays = jax.lax.stop_gradient(rays)
+        sdist, proposed = self._propose(params, grid, keys, fixed_rays, crop_aabb, group_size)
         noise = draw_noise(field, keys[-1], *sdist[:, 1:].shape)
         fns = bind_network(
             self, field, params.field, params, grid,
             trains=key is not None, noise=noise, crop_aabb=crop_aabb,
         )  # fmt: skip
-        tdist = s_to_t(grid, sdist, rays.origins)
+        tdist = s_to_t(grid, sdist, fixed_rays.origins)
         rendering, weights = render_samples(
             fns, rays, tdist, background, color_per_ray=self.colors_per_ray(field)
         )

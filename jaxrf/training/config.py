@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxrf.cameras.ray_convention import RayConvention
+from jaxrf.cameras.refinement import Refine
 from jaxrf.core.checks import option_name, require_non_negative, require_port, require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.data.bricks.config import SyntheticSceneConfig
@@ -90,14 +91,19 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with one learning rate for grids and one for networks."""
+    """Adam with one learning rate for grids, one for networks and one for cameras."""
 
     grid_lr: float = 0.02
     """Learning rate of grids: planes, lines, tables."""
     mlp_lr: float = 1e-3
     """Learning rate of networks."""
+    camera_lr: float = 0.1
+    """Learning rate of cameras, if they are refined: about the pixels by which a step may move what
+    a camera shows."""
+    camera_warmup: float = 0.1
+    """Fraction of all steps over which the rate of cameras rises from a hundredth to full."""
     lr_final_mult: float = 0.1
-    """Both learning rates decay to this fraction at the last step."""
+    """All learning rates decay to this fraction at the last step."""
     lr_schedule: Literal["exponential", "cosine", "steps"] = "exponential"
     """Decay evenly in the logarithm, as half a cosine, or in three equal ratios at 50, 75 and 90 %
     of all steps."""
@@ -124,9 +130,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
         require_positive(
-            self, "grid_lr", "mlp_lr", "lr_final_mult", "epsilon", "clip_norm",
+            self, "grid_lr", "mlp_lr", "camera_lr", "lr_final_mult", "epsilon", "clip_norm",
             prefix="optimizer.",
         )  # fmt: skip
+        require_non_negative(self, "camera_warmup", prefix="optimizer.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +250,11 @@ class TrainConfig(LoadOptions):
     """How parameters are updated."""
     loss: LossConfig = LossConfig()
     """The loss."""
+    refine: Refine = "none"
+    """Correct the training cameras while training: their poses, or poses and lenses (focal lengths,
+    and distortion where the data has any). The test views are then scored as given and aligned."""
+    refined: Annotated[tuple[int, int] | None, tyro.conf.Suppress] = None
+    """Number of refined cameras and of the coefficients of their lens; set when training begins."""
     precrop_fraction: float = 0.0
     """Fraction of all steps in which pixels come from the center of the images only."""
     precrop_scale: float = 0.5

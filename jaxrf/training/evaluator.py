@@ -1,5 +1,6 @@
 """Validations and videos of a training in progress: when they are due, and what they log."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -16,11 +17,13 @@ from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import images, scoring
 from jaxrf.evaluation.camera_renderer import TrainedField, make_camera_renderer
 from jaxrf.evaluation.metrics import select_metrics
+from jaxrf.evaluation.pose_fitting import move_cameras
 from jaxrf.parallel import devices, processes
 from jaxrf.training import budget, summaries, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import refined_frame
 from jaxrf.training.state import background_color
 from jaxrf.training.timing import TrainClock, seconds_since_start
 
@@ -144,6 +147,9 @@ class Evaluator:
     def validate(self, run: Run, clock: TrainClock) -> str:
         """Renders and scores the validation views, logs the results and counts the seconds.
 
+        If cameras are refined, those of the validation views are moved by the similarity that takes
+        the given training cameras to the refined ones; they are not fitted one by one.
+
         Returns:
           A line for the log.
         """
@@ -153,9 +159,10 @@ class Evaluator:
         render, corrects = self._make_render_fn(run), run.config.model.has_image_colors
         started = time.perf_counter()
         views: list[scoring.ViewMetrics] = []
-        for index in range(len(self.val)):
+        split = self._move_with_training(self.val, run)
+        for index in range(len(split)):
             views += scoring.score_split(
-                render, self.val, background, [index], correct_colors=corrects
+                render, split, background, [index], correct_colors=corrects
             )
             if index == 0 and self._validation_seconds == 0.0:
                 # The first view of a training is compiled for, which later ones need not be.
@@ -177,6 +184,16 @@ class Evaluator:
         clock.validate += elapsed
         self._slowest_validation = max(self._slowest_validation, elapsed)
         return f"step {step}: validation PSNR {summary['psnr']:.2f} dB on {len(views)} views"
+
+    def _move_with_training(self, split: Split, run: Run) -> Split:
+        """A split whose cameras moved with the training cameras, if these are refined."""
+        params = run.state.eval_params
+        if params.cameras is None:
+            return split
+        if self.mesh is not None:
+            params = devices.to_local(self.mesh, params)
+        frame = refined_frame(run.scene, params)
+        return dataclasses.replace(split, cameras=move_cameras(frame, split.cameras))
 
     def render_video(self, run: Run, clock: TrainClock) -> str:
         """Renders a small video for TensorBoard and counts the seconds.

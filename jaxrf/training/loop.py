@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxrf import fields
 from jaxrf.cameras.base import apply_ray_convention
+from jaxrf.cameras.refinement import make_preconditioner
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError, SentenceError
 from jaxrf.data.scene import Scene
@@ -129,7 +130,14 @@ class Trainer:
         scales = self.config.image_scales()
         require_patches_fit(split.images.shape[1:3], scales, self.config.loss.sampled_patch_size)
         use_depth = self.config.loss.depth_weight > 0.0
-        return to_device(split, scales, self.prefetches, use_depth)
+        pixels = to_device(split, scales, self.prefetches, use_depth)
+        if self.config.refine == "none":
+            return pixels
+        # Computed from the scene alone, so that a resumed run has the same.
+        endless = self.scene.unbounded or cameras.ndc is not None
+        center = np.mean(self.scene.aabb, axis=0) if endless else None
+        preconditioner = make_preconditioner(cameras, self.config.refine, self.near_far, center)
+        return pixels._replace(preconditioner=jnp.asarray(preconditioner))
 
     def _step_spec(self, stage: StageSpec) -> StepSpec:
         return StepSpec(self.config, stage, self.near_far, self.rgb_loss_fn, self.mesh)

@@ -11,24 +11,29 @@ from jaxrf.fields.base import Params
 from jaxrf.training.config import OptimizerConfig
 from jaxrf.training.schedule import TrainSchedule
 
-GROUPS = ("grid", "mlp")
-
 
 def make_lr_schedule(
-    config: OptimizerConfig, peak: float, schedule: TrainSchedule
+    config: OptimizerConfig, peak: float, schedule: TrainSchedule, warmup: float | None = None
 ) -> optax.Schedule:
     """Learning rate by step: decay to `lr_final_mult` of the peak, after a warm-up.
 
     The warm-up rises linearly from a hundredth of the peak and does not delay the decay. After a
     reset the decay begins anew, at the same pace. The schedule may be traced, so that a step
     compiled for one length of training serves all others.
+
+    Args:
+      config: the decay and the warm-up.
+      peak: learning rate after the warm-up, but for the decay.
+      schedule: of the training.
+      warmup: fraction of all steps, in place of that of the configuration.
     """
+    warmup = config.warmup if warmup is None else warmup
 
     def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         progress = schedule.progress_at(step)
-        ramp = jnp.minimum(0.01 + 0.99 * progress / max(config.warmup, 1e-9), 1.0)
+        ramp = jnp.minimum(0.01 + 0.99 * progress / max(warmup, 1e-9), 1.0)
         since = jnp.maximum(progress - schedule.last_lr_reset, 0.0)
-        return peak * _decay(config, since) * (ramp if config.warmup > 0 else 1.0)
+        return peak * _decay(config, since) * (ramp if warmup > 0 else 1.0)
 
     return rate
 
@@ -48,8 +53,11 @@ def make_lr_schedules(
     config: OptimizerConfig, schedule: TrainSchedule
 ) -> dict[str, optax.Schedule]:
     """The learning rate of each parameter group."""
-    peaks = {"grid": config.grid_lr, "mlp": config.mlp_lr}
-    return {group: make_lr_schedule(config, peaks[group], schedule) for group in GROUPS}
+    return {
+        "grid": make_lr_schedule(config, config.grid_lr, schedule),
+        "mlp": make_lr_schedule(config, config.mlp_lr, schedule),
+        "camera": make_lr_schedule(config, config.camera_lr, schedule, config.camera_warmup),
+    }
 
 
 def make_optimizer(
@@ -65,9 +73,12 @@ def make_optimizer(
       schedule: of the training.
       groups: shaped like the parameters, the name of a group at each leaf.
     """
+    # Without refined cameras the state of the optimizer has no entry for them.
+    refines = "camera" in jax.tree.leaves(groups)
     rates = {
         group: optax.scale_by_learning_rate(rate)
         for group, rate in make_lr_schedules(config, schedule).items()
+        if group != "camera" or refines
     }
     return optax.with_extra_args_support(
         optax.chain(

@@ -15,6 +15,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxrf.cameras.base import Cameras, pixels_to_rays, resize_cameras
 from jaxrf.cameras.ndc import distance_to_ndc
+from jaxrf.cameras.refinement import (
+    CameraAdjustment,
+    RayCameras,
+    adjust_cameras,
+    gather_cameras,
+)
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.data.scene import Split, downscale_images, shrink_masks
@@ -49,6 +55,7 @@ class PixelDataset(NamedTuple):
     scales: (sizes,) factor by which images of each size are smaller, the first being 1.
     starts: (sizes,) where in `pixel_ids` the pixels of each size begin.
     depth: pixels to sample in addition, for their depth; None if it is not trained on.
+    preconditioner: of the adjustments of the cameras; None if they are not refined.
     """
 
     images: UInt8[Array | np.ndarray, "n h w _"]
@@ -59,6 +66,7 @@ class PixelDataset(NamedTuple):
     scales: Int[Array, "sizes"]
     starts: Int[Array, "sizes"]
     depth: DepthPixels | None = None
+    preconditioner: Float[Array, "n d d"] | None = None
 
 
 class PixelIndices(NamedTuple):
@@ -101,6 +109,7 @@ class Batch(NamedTuple):
     mask: (p,) pixels that the loss counts; None for all of them.
     inlier_quantile: (p,) share of the pixels that fit well, the same for all; None if all are
       trained on.
+    ray_cameras: the camera of each ray, if cameras are refined.
     """
 
     rays: Rays
@@ -111,6 +120,7 @@ class Batch(NamedTuple):
     distance: Float[Array, "r"] | None = None
     mask: Bool[Array, "p"] | None = None
     inlier_quantile: Float[Array, "p"] | None = None
+    ray_cameras: RayCameras | None = None
 
 
 class SamplingRegion(NamedTuple):
@@ -374,7 +384,7 @@ def sample_batch(
         background_rgb = jnp.full((count, 3), BACKGROUNDS[background])
     alpha = rgba[:, 3:]
     area = jnp.square(indices.scale.astype(jnp.float32))
-    rays, distance = _make_rays(pixels, indices, near_far, supersample, distance)
+    rays, distance, ray_cameras = _make_rays(pixels, indices, near_far, supersample, distance)
     return Batch(
         rays=rays,
         target_rgb=rgba[:, :3] * alpha + background_rgb * (1.0 - alpha),
@@ -383,7 +393,31 @@ def sample_batch(
         loss_mult=area / jnp.mean(area),
         distance=distance,
         mask=None if sampled.mask is None else jnp.asarray(sampled.mask),
+        ray_cameras=ray_cameras,
     )
+
+
+def adjust_rays(
+    batch: Batch, adjustment: CameraAdjustment | None, near_far: tuple[float, float]
+) -> Batch:
+    """A batch whose rays are those of adjusted cameras, differentiable in the adjustment.
+
+    Args:
+      batch: has its `ray_cameras` if there is an adjustment.
+      adjustment: of all training cameras; None leaves the rays.
+      near_far: distances between which rays are sampled.
+    """
+    if adjustment is None:
+        return batch
+    assert batch.ray_cameras is not None
+    cameras, centers, scale = batch.ray_cameras
+    index = batch.rays.camera_index
+    per_ray: CameraAdjustment = jax.tree.map(lambda x: x[index], adjustment)
+    adjusted = adjust_cameras(cameras, per_ray)
+    number = jnp.arange(index.shape[0], dtype=jnp.int32)
+    rays = pixels_to_rays(adjusted, number, centers, *near_far)
+    rays = dataclasses.replace(rays, radii=rays.radii * scale, camera_index=index)
+    return batch._replace(rays=rays)
 
 
 def _make_rays(
@@ -392,8 +426,8 @@ def _make_rays(
     near_far: tuple[float, float],
     supersample: int,
     distance: Float[Array, "p"] | None,
-) -> tuple[Rays, Float[Array, "r"] | None]:
-    """The sub-rays of pixels, each the ray of a finer pixel, and their known depths."""
+) -> tuple[Rays, Float[Array, "r"] | None, RayCameras | None]:
+    """The sub-rays of pixels, each the ray of a finer pixel, their known depths and cameras."""
     height, width = pixels.images.shape[1:3]
     finer = resize_cameras(pixels.cameras, supersample * width, supersample * height)
     part = jnp.arange(supersample)[None]
@@ -411,4 +445,7 @@ def _make_rays(
             distance = distance_to_ndc(
                 pixels_to_rays(in_space, image, centers, *near_far), rays, distance, finer.ndc[2]
             )
-    return dataclasses.replace(rays, radii=rays.radii * scale), distance
+    ray_cameras = None
+    if pixels.preconditioner is not None:
+        ray_cameras = RayCameras(gather_cameras(finer, image), centers, scale)
+    return dataclasses.replace(rays, radii=rays.radii * scale), distance, ray_cameras

@@ -6,6 +6,7 @@ events.*       TensorBoard events
 train.log      events in words, with the time
 log.jsonl      scalars, a line of JSON per step
 metrics.json   results
+cameras.json   the training cameras, if they were refined
 """
 
 import contextlib
@@ -24,7 +25,8 @@ import numpy as np
 
 from jaxrf.core import user_code
 from jaxrf.core.errors import InputError
-from jaxrf.evaluation import scoring
+from jaxrf.data.scene import Split
+from jaxrf.evaluation import pose_fitting, scoring
 from jaxrf.evaluation.camera_renderer import TrainedField
 from jaxrf.evaluation.scoring import RenderFn
 from jaxrf.fields.base import Field
@@ -33,7 +35,7 @@ from jaxrf.parallel import devices
 from jaxrf.training import checkpoint, config_json, transitions
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import LOG_FILE
-from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
+from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn, refined_frame
 from jaxrf.training.state import TrainState, background_color, init_state
 
 CONFIG_FILE = "config.json"
@@ -389,17 +391,32 @@ def make_render_fn(run: Run, supersample: int | None = None) -> RenderFn:
 
     `supersample` is the number of rays per pixel along each axis, by default as in training.
     """
-    return scoring.make_render_fn(
-        TrainedField(
-            run.config,
-            run.stage,
-            run.state.eval_params,
-            run.state.grid,
-            near_far_fn(run.scene, run.state.grid),
-            background_color(run.config),
-        ),
-        supersample,
-        mesh=devices.make_mesh(None),
+    return scoring.make_render_fn(_trained_field(run), supersample, mesh=devices.make_mesh(None))
+
+
+def align_split(run: Run, split: Split) -> Split:
+    """A split whose cameras fit a field whose training cameras were refined.
+
+    They are moved as the training cameras were, all of them alike, and their poses then fitted to
+    their images, one by one (`pose_fitting`).
+    """
+    trained = _trained_field(run)
+    mesh = devices.make_mesh(None)
+    params, grid = devices.to_local(mesh, (trained.params, trained.grid))
+    frame = refined_frame(run.scene, params)
+    split = dataclasses.replace(split, cameras=pose_fitting.move_cameras(frame, split.cameras))
+    cameras = pose_fitting.fit_poses(trained._replace(params=params, grid=grid), split)
+    return dataclasses.replace(split, cameras=cameras)
+
+
+def _trained_field(run: Run) -> TrainedField:
+    return TrainedField(
+        run.config,
+        run.stage,
+        run.state.eval_params,
+        run.state.grid,
+        near_far_fn(run.scene, run.state.grid),
+        background_color(run.config),
     )
 
 

@@ -5,10 +5,19 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
+from jaxrf.cameras.base import pinhole_cameras
 from jaxrf.cameras.poses import SceneRange, focus_point, shift_near_far
-from jaxrf.cameras.transforms import identity_transform, pack_transform
+from jaxrf.cameras.refinement import CameraAdjustment, adjust_cameras
+from jaxrf.cameras.transforms import (
+    SimilarityTransform,
+    fit_pose_similarity,
+    identity_transform,
+    pack_transform,
+)
 from jaxrf.data.scene import Scene
+from jaxrf.models.base import ModelParams
 from jaxrf.sampling.occupancy import OccupancyGrid
 
 # Of more training poses, only every k-th is stored.
@@ -97,6 +106,30 @@ def near_far_fn(scene: SceneMetadata, grid: OccupancyGrid) -> SceneRange:
         return near_far
     focus, distance_range = np.array(scene.focus, np.float64), camera_distance_range(scene)
     return lambda cameras, index: shift_near_far(cameras, index, near_far, focus, distance_range)
+
+
+def refined_poses(
+    scene: SceneMetadata, adjustment: CameraAdjustment
+) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4 4"]]:
+    """Poses of the training cameras as given and as refined, of those that the metadata lists."""
+    original = np.tile(np.eye(4), (len(scene.poses), 1, 1))
+    original[:, :3] = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
+    changes = np.asarray(adjustment.pose, np.float64)[:: 1 + scene.train_views // MAX_POSES]
+    cameras = pinhole_cameras(original, scene.width, scene.height, scene.focal)
+    cameras = dataclasses.replace(cameras, T_world_camera=original)
+    refined = adjust_cameras(cameras, CameraAdjustment(changes), np)
+    return original, np.asarray(refined.T_world_camera)
+
+
+def refined_frame(scene: SceneMetadata, params: ModelParams) -> SimilarityTransform:
+    """The similarity that takes the given training cameras to the refined ones.
+
+    The refined cameras and the field may move together, which no training image shows. Other
+    cameras of the data set have to move with them. The identity if cameras were not refined.
+    """
+    if params.cameras is None:
+        return identity_transform()
+    return fit_pose_similarity(*refined_poses(scene, params.cameras))
 
 
 def camera_distance_range(scene: SceneMetadata) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from jaxrf.cameras.refinement import zero_adjustment
 from jaxrf.core.pytree import as_pytree
 from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.sampling.occupancy import OccupancyGrid
@@ -102,6 +103,7 @@ def init_state(config: TrainConfig, stage: StageSpec, grid: OccupancyGrid) -> Tr
     # Steps fold their own numbers into the same key, which never reach as far.
     key = jax.random.fold_in(training_key(config), np.uint32(2**32 - 1))
     params = config.model.init_params(stage.field, key)
+    params = params._replace(cameras=zero_adjustment(config.refine, *(config.refined or (0, 0))))
     optimizer = make_stage_optimizer(config, stage, params, make_train_schedule(config))
     opt_state = optimizer.init(params)
     ema_params = params if config.optimizer.ema_decay else None

@@ -6,6 +6,7 @@ updates the state (`apply_updates`).
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from jaxrf.cameras.refinement import precondition
 from jaxrf.models.base import ModelParams, StageSpec, TrainRendering
 from jaxrf.parallel import devices, sums
 from jaxrf.sampling.occupancy import OccupancyGrid
@@ -33,6 +35,7 @@ from jaxrf.training.pixels import (
     Batch,
     PixelDataset,
     SampledPixels,
+    adjust_rays,
     sample_batch,
     sampling_region,
 )
@@ -168,11 +171,33 @@ def train_step(
         spec.mesh, (batch, split_ray_rngs(key, spec.stage.num_rays))
     )
     _, loss_scale = optim.split_loss_scale(state.opt_state)
-    accum = compute_grads(spec, state.params, state.grid, loss_scale, batch, keys)
+    faded_params, pull_back = _fade_in(spec, state.params, progress)
+    accum = compute_grads(spec, faded_params, state.grid, loss_scale, batch, keys)
+    accum = accum._replace(grads=pull_back(accum.grads))
     if spec.config.shards is not None:
         # The last addition must not be fused with the update, or it might be rounded otherwise.
         accum = jax.lax.optimization_barrier(accum)
-    return apply_updates(spec, state, accum, key, schedule, progress)
+    return apply_updates(spec, state, accum, key, schedule, progress, pixels.preconditioner)
+
+
+def _fade_in(
+    spec: StepSpec, params: ModelParams, progress: Float[Array, ""]
+) -> tuple[ModelParams, Callable[[ModelParams], ModelParams]]:
+    """The parameters to render with while cameras are refined, and how gradients go back to them.
+
+    Fine detail that is learned before the cameras are right holds them where they are, so it fades
+    in (Lin et al.: BARF, ICCV 2021, section 3.3).
+    """
+    if spec.config.refine == "none":
+        return params, lambda grads: grads
+    field = spec.stage.field
+
+    def fade_in(params: ModelParams) -> ModelParams:
+        coarse = None if params.coarse is None else field.fade_in(params.coarse, progress)
+        return params._replace(field=field.fade_in(params.field, progress), coarse=coarse)
+
+    faded, pull_back = jax.vjp(fade_in, params)
+    return faded, lambda grads: pull_back(grads)[0]
 
 
 def compute_loss(
@@ -185,6 +210,7 @@ def compute_loss(
 ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, "slots"] | None]]:
     """The scaled loss of a batch, with its metrics and recorded weights."""
     config, stage = spec.config, spec.stage.per_shard()
+    batch = adjust_rays(batch, params.cameras, spec.near_far)
     background = jnp.repeat(batch.background, stage.supersample**2, axis=0)
     rendering = config.model.render_train(
         stage,
@@ -311,8 +337,13 @@ def apply_updates(
     key: Key[Array, ""],
     schedule: TrainSchedule,
     progress: Float[Array, ""],
+    preconditioner: Float[Array, "n d d"] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """The state after an update with these gradients, and the metrics of the step."""
+    """The state after an update with these gradients, and the metrics of the step.
+
+    Cameras are updated in preconditioned coordinates z, their adjustment being P^-1 z. So their
+    gradient, and what the optimizer makes of it, are multiplied by P^-1.
+    """
     config, model = spec.config, spec.config.model
     key_penalty, key_grid = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     opt_state, loss_scale = optim.split_loss_scale(state.opt_state)
@@ -320,8 +351,12 @@ def apply_updates(
         state.params, spec, state.grid, key_penalty, progress
     )
     grads = jax.tree.map(lambda g, m: g / loss_scale + m, accum.grads, penalty_grads)
+    if preconditioner is not None:
+        grads = grads._replace(cameras=precondition(preconditioner, grads.cameras))
     optimizer = make_stage_optimizer(config, spec.stage, state.params, schedule)
     updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
+    if preconditioner is not None:
+        updates = updates._replace(cameras=precondition(preconditioner, updates.cameras))
     params = optax.apply_updates(state.params, updates)
     grid = state.grid.with_weight_memory(accum.weight_memory)
     grid = model.update_grid(spec.stage, params, grid, key_grid, config.image_scales())

@@ -53,7 +53,7 @@ def dispatch_scalars(
 ) -> dict[str, float]:
     """Scalars of a dispatch by tag, from the `state.Metrics` of its steps.
 
-    `groups` are the parameter groups, "grid" or "mlp", whose gradient norms are included.
+    `groups` are the parameter groups. The norms of "grid" and "mlp" are included if they are there.
     """
     norms = {"grid": metrics.grid_grad_norm, "mlp": metrics.mlp_grad_norm}
     return {
@@ -62,7 +62,7 @@ def dispatch_scalars(
         "train/opacity": float(metrics.opacity),
         "train/dropped_rays": float(metrics.overflowed),
         "speed/samples_per_second": steps * float(metrics.num_samples) / seconds,
-        **{f"train/grad_norm_{group}": float(norms[group]) for group in groups},
+        **{f"train/grad_norm_{group}": float(norms[group]) for group in groups if group in norms},
     }
 
 

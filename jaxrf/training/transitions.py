@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.cameras import contraction
+from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Scene, Split, find_split_background
 from jaxrf.fields.base import Field, SceneInfo, StageTransition
 from jaxrf.fields.checks import broadcast_groups
@@ -40,6 +41,7 @@ def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     if config.background == "random" and not scene.unbounded and cameras.ndc is None:
         plain = find_split_background(scene.splits["train"])
         config = dataclasses.replace(config, background=plain or "random")
+    config = _resolve_refinement(config, scene)
     model = config.model
     if model.contract is None:
         model = dataclasses.replace(model, contract=scene.unbounded)
@@ -76,6 +78,24 @@ def _known_exposures(split: Split) -> tuple[float, ...]:
     if exposures is None or np.ptp(exposures) == 0.0:
         return ()
     return tuple(exposures.tolist())
+
+
+def _resolve_refinement(config: TrainConfig, scene: Scene) -> TrainConfig:
+    """The configuration with the shapes of what is refined of the training cameras, if anything.
+
+    Raises:
+      InputError: if there are too few cameras.
+    """
+    if config.refine == "none":
+        return dataclasses.replace(config, refined=None)
+    cameras = scene.splits["train"].cameras
+    if len(cameras) < 2:
+        raise InputError(
+            f"--refine is {config.refine}, but there is a single training image, which fits any "
+            "pose: give more images, or leave the option out."
+        )
+    coefficients = 0 if cameras.distortion is None else cameras.distortion.shape[1]
+    return dataclasses.replace(config, refined=(len(cameras), coefficients))
 
 
 def _has_tables(field: Field) -> bool:

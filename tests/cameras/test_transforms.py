@@ -11,6 +11,7 @@ from jaxrf.cameras.transforms import (
     align_up,
     center_and_scale,
     compose_transforms,
+    fit_pose_similarity,
     fit_similarity,
     identity_transform,
     invert_transform,
@@ -136,3 +137,42 @@ def test_fit_similarity_finds_the_similarity_of_moved_points(seed: int, scale: f
     np.testing.assert_allclose(found.scale, scale, rtol=1e-6)
     np.testing.assert_allclose(found.rotation, rotation, atol=1e-6)
     np.testing.assert_allclose(transform_positions(found, points), moved, rtol=1e-6, atol=1e-6)
+
+
+def _posed(rng: np.random.Generator, positions: np.ndarray) -> np.ndarray:
+    poses = np.tile(np.eye(4), (len(positions), 1, 1))
+    for pose, position in zip(poses, positions, strict=True):
+        pose[:3, :3], pose[:3, 3] = random_rotation(rng), position
+    return poses
+
+
+@pytest.mark.parametrize("places", ["anywhere", "on a line", "one"])
+def test_fit_pose_similarity_recovers_a_similarity_wherever_cameras_are(places: str) -> None:
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(6, 3))
+    if places == "on a line":
+        positions = np.linspace(0.0, 1.0, 6)[:, None] * rng.normal(size=3)
+    if places == "one":
+        positions = np.tile(positions[:1], (6, 1))
+    poses = _posed(rng, positions)
+    rotation = random_rotation(rng)
+    scale = 1.0 if places == "one" else 1.7
+    wanted = SimilarityTransform(scale, rotation, np.array([0.3, -2.0, 1.0]))
+    found = fit_pose_similarity(poses, transform_poses(wanted, poses))
+    assert found.scale == pytest.approx(scale, rel=1e-9)
+    np.testing.assert_allclose(found.rotation, rotation, atol=1e-9)
+    np.testing.assert_allclose(
+        transform_poses(found, poses), transform_poses(wanted, poses), atol=1e-9
+    )
+
+
+def test_fit_pose_similarity_averages_disturbed_poses() -> None:
+    """It is nearer to the similarity than one that a single camera would give."""
+    rng = np.random.default_rng(1)
+    poses = _posed(rng, rng.normal(size=(40, 3)))
+    disturbed = poses.copy()
+    disturbed[:, :3, 3] += 0.02 * rng.normal(size=(40, 3))
+    found = fit_pose_similarity(poses, disturbed)
+    assert abs(found.scale - 1.0) < 0.01
+    assert np.abs(found.rotation - np.eye(3)).max() < 0.01
+    assert np.abs(found.shift).max() < 0.02

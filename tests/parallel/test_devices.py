@@ -30,6 +30,8 @@ def run_devices(counts: str, kind: str, **more: str) -> dict[str, Any]:
 
 
 KINDS = ["nerf", "bitnerf", "tensorf", "voxels", "hashgrid", "pynerf"]
+# Cameras that are trained too; in float64 the fields tell enough.
+REFINED = "refined"
 
 
 @pytest.mark.slow
@@ -38,7 +40,8 @@ KINDS = ["nerf", "bitnerf", "tensorf", "voxels", "hashgrid", "pynerf"]
     [
         pytest.param(kind, "2,4,8", marks=[] if kind == "hashgrid" else pytest.mark.long)
         for kind in KINDS
-    ],
+    ]
+    + [(REFINED, "2,4,8")],
 )
 def test_devices_compute_the_gradient_of_one_device_and_with_shards_its_bits(
     kind: str, counts: str

@@ -154,9 +154,15 @@ def test_lr_schedules_of_zero_steps_or_one_are_finite() -> None:
 
 def test_each_group_has_a_schedule() -> None:
     schedules = make_lr_schedules(CONFIG, even_schedule(100))
-    assert set(schedules) == {"grid", "mlp"}
+    assert set(schedules) == {"grid", "mlp", "camera"}
     assert float(schedules["grid"](0)) == pytest.approx(0.02)
     assert float(schedules["mlp"](0)) == pytest.approx(1e-3)
+    # That of cameras alone warms up.
+    peak, warmup = CONFIG.camera_lr, CONFIG.camera_warmup
+    assert float(schedules["camera"](0)) == pytest.approx(0.01 * peak)
+    after = round(100 * warmup)
+    decay = float(schedules["grid"](after)) / 0.02
+    assert float(schedules["camera"](after)) == pytest.approx(peak * decay)
 
 
 def adam_slowly(gradients: list[float], rates: list[float], config: OptimizerConfig) -> list[float]:
@@ -393,7 +399,7 @@ def test_group_norms_equal_the_norms_of_their_leaves() -> None:
     rng = np.random.default_rng(0)
     grads = {"a": jnp.asarray(rng.normal(size=(3, 4))), "b": [jnp.asarray(rng.normal(size=5))] * 2}
     groups = {"a": "grid", "b": ["mlp", "mlp"]}
-    grid, mlp = (optim.group_norm(grads, groups, group) for group in optim.GROUPS)
+    grid, mlp = (optim.group_norm(grads, groups, group) for group in ("grid", "mlp"))
     assert float(grid) == pytest.approx(np.linalg.norm(grads["a"]), rel=1e-5)
     assert float(mlp) == pytest.approx(np.sqrt(2) * np.linalg.norm(grads["b"][0]), rel=1e-5)
     empty = optim.group_norm(grads, groups, "none")
