@@ -31,6 +31,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_refined_run_is_scored_twice_and_exports_its_cameras(
     captured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +66,8 @@ def test_a_refined_run_is_scored_twice_and_exports_its_cameras(
              json.loads((captured / "transforms.json").read_text())["frames"]}  # fmt: skip
     for frame in content["frames"]:
         difference = np.abs(np.array(frame["transform_matrix"]) - given[frame["file_path"]])
-        assert 0.0 < difference.max() < 0.2
+        # A pixel of these images is 0.15 wide at the scene.
+        assert 0.0 < difference.max() < 0.4
     assert found.cameras.distortion is not None and scene.train.cameras.distortion is not None
     by_name = {frame["file_path"]: frame for frame in content["frames"]}
     written = [by_name[path] for path in found.paths]

@@ -102,7 +102,7 @@ def test_outliers_and_pixels_outside_the_mask_have_no_gradient(quantile: float) 
     def compute_loss(rgb: jax.Array, distortion: jax.Array) -> jax.Array:
         overflowed = jnp.zeros(2048, bool).at[600].set(True)
         rendering = losses.TrainRendering(
-            rgb=(rgb,), opacity=jnp.ones(2048), overflowed=overflowed,
+            rgb=(rgb,), opacities=(jnp.ones(2048),), overflowed=overflowed,
             num_samples=jnp.zeros((), jnp.int32), distortion_loss=distortion,
             interlevel_loss=None, depth_loss=None, grid=None,  # type: ignore[arg-type]
         )  # fmt: skip

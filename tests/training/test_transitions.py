@@ -26,7 +26,7 @@ from jaxrf.data.scene import composite
 from jaxrf.fields.base import StageTransition
 from jaxrf.fields.tensorf import TensoRF
 from jaxrf.fields.voxels import Voxels
-from jaxrf.models.base import StageSpec
+from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.models.packed import PackedModel
 from jaxrf.sampling.density_tracking import DensityTrackedGrid
 from jaxrf.sampling.marching import STEPS_PER_BLOCK
@@ -292,7 +292,7 @@ def test_first_stage_of_a_packed_model_has_cells_and_budgets(make: Any) -> None:
     cells = tuple(math.ceil(n / side - 1e-6) for n in (3.0, 2.2, 1.5))
     assert stage.grid_resolution == cells and isinstance(state.grid, DensityTrackedGrid)
     assert np.all(state.grid.occupied)
-    assert state.params._replace(field=None) == (None, None, (), None)
+    assert state.params._replace(field=None) == ModelParams(field=None)
     assert (stage.num_rays, stage.sample_budget) == (config.batch_rays, config.batch_samples)
     assert stage.num_microbatches == 1 and transitions.plan_transitions(config) == []
     step = float(model.step_size(stage.field, LONG))
