@@ -76,4 +76,4 @@ def test_a_refined_run_is_scored_twice_and_exports_its_cameras(
     )
     assert np.all(found.cameras.distortion[:, 0] != np.float32(0.02))
     assert not np.any(found.cameras.distortion[:, 1:])
-    np.testing.assert_allclose(found.cameras.focal, scene.train.cameras.focal, rtol=0.05)
+    np.testing.assert_allclose(found.cameras.focal, scene.train.cameras.focal, rtol=0.2)
