@@ -6,7 +6,7 @@ differentiable; `render_eval` renders images. Letters in shapes: r rays, m sampl
 
 import dataclasses
 import math
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,12 +182,6 @@ class Model:
         """Checks the numbers; InputError names the one that cannot be used."""
         require_positive(self, "checkpoint_chunks", prefix="model.")
         require_non_negative(self, "appearance_dim", prefix="model.")
-        known = get_args(ColorCorrection)
-        if self.color_correction not in known:
-            raise InputError(
-                f"model.color_correction is {self.color_correction!r}: give one of "
-                f"{', '.join(known)}."
-            )
 
     @property
     def name(self) -> str:

@@ -66,7 +66,7 @@ ONE = jnp.ones(())
     ],
 )
 def test_models_refuse_numbers_out_of_range(
-    model: Any, numbers: dict[str, Any], complaint: str
+    model: Any, numbers: dict[str, int], complaint: str
 ) -> None:
     with pytest.raises(InputError, match=complaint):
         model(**numbers)
