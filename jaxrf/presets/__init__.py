@@ -9,9 +9,9 @@ from jaxrf.fields.base import Field
 from jaxrf.presets.capture import capture, capture_small
 from jaxrf.presets.hashgrid import (
     hashgrid_f4,
-    hashgrid_multiscale,
     hashgrid_ngp,
     hashgrid_small,
+    multiscale_small,
 )
 from jaxrf.presets.nerf import bitnerf_small, bitnerf_tiny, nerf_original, nerf_small, nerf_tiny
 from jaxrf.presets.pynerf import pynerf_growing, pynerf_paper, pynerf_small
@@ -35,7 +35,7 @@ PRESETS: tuple[Preset, ...] = (
     tensorf_vm192,
     tensorf_cp384,
     hashgrid_small,
-    hashgrid_multiscale,
+    multiscale_small,
     hashgrid_ngp,
     hashgrid_f4,
     capture_small,

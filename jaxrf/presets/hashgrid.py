@@ -33,7 +33,7 @@ def hashgrid_small() -> TrainConfig:
     )
 
 
-def hashgrid_multiscale() -> TrainConfig:
+def multiscale_small() -> TrainConfig:
     """`hashgrid_small` with Zip-NeRF's antialiasing, trained on 4 sizes of the images."""
     small = hashgrid_small()
     assert isinstance(small.field, HashGrid)

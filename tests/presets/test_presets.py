@@ -23,7 +23,7 @@ NAMES = [
     "tensorf-vm192",
     "tensorf-cp384",
     "hashgrid-small",
-    "hashgrid-multiscale",
+    "multiscale-small",
     "hashgrid-ngp",
     "hashgrid-f4",
     "capture-small",
