@@ -20,9 +20,9 @@ FIELDS = {
     "NeRF, integrated encoding": ["nerf-small", "--field.encoding", "integrated"],
     "NeRF, 2x2 rays a pixel": ["nerf-small", "--supersample", "2"],
     "hash grid": ["hashgrid-small"],
-    "hash grid, Zip-NeRF's antialiasing": ["multiscale-small"],
-    "hash grid, Zip-NeRF's weights of levels alone": [
-        "multiscale-small", "--field.multisamples", "1",
+    "hash grid, antialiased": ["multiscale-small"],
+    "hash grid, antialiased by multisamples": [
+        "multiscale-small", "--supersample", "1", "--field.multisamples", "3",
     ],
     "hash grid, 2x2 rays a pixel": ["hashgrid-small", "--supersample", "2"],
     "PyNeRF": ["pynerf-small"],

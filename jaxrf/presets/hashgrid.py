@@ -34,13 +34,11 @@ def hashgrid_small() -> TrainConfig:
 
 
 def multiscale_small() -> TrainConfig:
-    """`hashgrid_small` with Zip-NeRF's antialiasing, trained on 4 sizes of the images."""
+    """A hash grid that weighs down fine levels, 4 rays a pixel, on 4 sizes of the images."""
     small = hashgrid_small()
     assert isinstance(small.field, HashGrid)
-    field = dataclasses.replace(
-        small.field, multisamples=3, downweight_levels=True, featurize_scale=True
-    )
-    return dataclasses.replace(small, field=field, num_train_scales=4)
+    field = dataclasses.replace(small.field, downweight_levels=True, featurize_scale=True)
+    return dataclasses.replace(small, field=field, num_train_scales=4, supersample=2)
 
 
 def hashgrid_ngp() -> TrainConfig:
