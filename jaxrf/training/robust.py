@@ -22,8 +22,8 @@ PATCH_INLIER_SHARE = 0.6
 def inlier_quantile_at(config: LossConfig, progress: Float[Array, ""]) -> Float[Array, ""]:
     """The quantile at a progress of training: it falls from 1 over the warm-up.
 
-    The paper has no warm-up. Without it, a field that starts empty stays so in front of a plain
-    background, as the pixels of the background fit at once and those of the scene never do.
+    The paper has no warm-up. With it, pixels that fit late are trained on in the beginning; it
+    gained 0.3 to 0.6 dB (docs/lab/data_sets.md).
     """
     done = progress / config.inlier_warmup if config.inlier_warmup else jnp.ones_like(progress)
     return 1.0 - (1.0 - config.inlier_quantile) * jnp.minimum(done, 1.0)
