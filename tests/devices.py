@@ -48,7 +48,7 @@ KINDS: dict[str, Callable[..., TrainConfig]] = {
     "bitnerf": tiny_bitnerf,
     "tensorf": tiny_tensorf,
     "voxels": tiny_voxels,
-    "hashgrid": partial(tiny_hashgrid, color_correction="affine", num_appearances=6),
+    "hashgrid": tiny_hashgrid,
     "pynerf": tiny_pynerf,
     "refined": partial(tiny_nerf, refine="poses", refined=(6, 0)),
 }

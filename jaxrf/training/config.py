@@ -324,6 +324,12 @@ class TrainConfig(LoadOptions):
             raise InputError(f"--seed is {self.seed}: give a number from 0 to 2^32 - 1.")
         if self.shards is not None and self.shards & (self.shards - 1):
             raise InputError(f"--shards is {self.shards}: give a power of two.")
+        if self.shards and self.model.color_correction != "none":
+            # On 8 devices the compiler rounds the correction otherwise than on fewer.
+            raise InputError(
+                "--shards gives the same bits on any number of devices, and "
+                "--model.color-correction does not: leave one of them out."
+            )
         self._check_processes()
         self._check_scale_schedule()
         self.model.check(self.field, self.ray_convention)

@@ -227,6 +227,7 @@ def test_resume_without_a_run_names_the_folder(
     [
         ("--preset pynerf-small --field.blend results", "set --model.coloring to per_sample"),
         ("--shards 6", "--shards is 6: give a power of two"),
+        ("--shards 2 --model.color-correction affine", "--model.color-correction does not"),
         ("--devices 0", "--devices is 0"),
         ("--model.checkpoint-chunks 0", "--model.checkpoint-chunks is 0"),
         ("--coordinator host", "--coordinator is host: give host:port, or auto"),
