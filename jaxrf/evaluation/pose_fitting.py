@@ -42,6 +42,26 @@ class FitSpec(NamedTuple):
     stage: StageSpec
 
 
+class View(NamedTuple):
+    """An image, and what its pose is fitted with.
+
+    camera: a single one, of any width and height: they are static, and the program must not depend
+      on them.
+    near_far: distances along rays.
+    preconditioner: of the pose.
+    image: over the background.
+    pixel_ids: flat indices of the pixels to fit.
+    background: color of rays that hit nothing.
+    """
+
+    camera: Cameras
+    near_far: Float[Array, "2"]
+    preconditioner: Float[Array, "6 6"]
+    image: Float[Array, "h w 3"]
+    pixel_ids: Int[Array, "p"]
+    background: Float[Array, "3"]
+
+
 def move_cameras(transform: SimilarityTransform, cameras: Cameras) -> Cameras:
     """Cameras moved by a similarity."""
     poses = transform_poses(transform, np.asarray(cameras.T_world_camera))
@@ -84,21 +104,16 @@ def fit_poses(trained: TrainedField, split: Split, seed: int = 0) -> Cameras:
         allowed = np.flatnonzero(mask)
         # One shape for all views, whatever their masks are.
         pixel_ids = np.resize(allowed, height * width) if allowed.size else np.arange(mask.size)
-        # Width and height are static, but the program must not depend on them.
-        bare = dataclasses.replace(camera, width=1, height=1)
-        pose = _fit_pose(
-            spec,
-            params,
-            grid,
-            jax.tree.map(jnp.asarray, bare),
-            jnp.asarray(near_far, jnp.float32),
-            jnp.asarray(preconditioner[0]),
-            jnp.asarray(image),
-            jnp.asarray(pixel_ids, jnp.int32),
-            jnp.asarray(trained.background, jnp.float32),
-            jax.random.fold_in(jax.random.key(seed), index),
+        view = View(
+            camera=jax.tree.map(jnp.asarray, dataclasses.replace(camera, width=1, height=1)),
+            near_far=jnp.asarray(near_far, jnp.float32),
+            preconditioner=jnp.asarray(preconditioner[0]),
+            image=jnp.asarray(image),
+            pixel_ids=jnp.asarray(pixel_ids, jnp.int32),
+            background=jnp.asarray(trained.background, jnp.float32),
         )
-        fitted.append(np.asarray(pose))
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        fitted.append(np.asarray(_fit_pose(spec, params, grid, view, key)))
     adjustment = CameraAdjustment(np.stack(fitted))
     return adjust_cameras(split.cameras, adjustment, np)
 
@@ -108,12 +123,7 @@ def _fit_pose(
     spec: FitSpec,
     params: ModelParams,
     grid: OccupancyGrid,
-    camera: Cameras,
-    near_far: Float[Array, "2"],
-    preconditioner: Float[Array, "6 6"],
-    image: Float[Array, "h w 3"],
-    pixel_ids: Int[Array, "p"],
-    background: Float[Array, "3"],
+    view: View,
     key: jax.Array,
 ) -> Float[Array, "6"]:
     """The change of a camera's pose after `NUM_STEPS` steps."""
@@ -122,10 +132,8 @@ def _fit_pose(
     start = jnp.zeros(6)
 
     def loss(coordinates: Array, key: jax.Array) -> Array:
-        pose = jnp.sum(preconditioner * coordinates[None], axis=1)
-        return _view_error(
-            spec, params, grid, camera, near_far, pose, image, pixel_ids, background, key
-        )
+        pose = jnp.sum(view.preconditioner * coordinates[None], axis=1)
+        return _view_error(spec, params, grid, view, pose, key)
 
     def improve(number: Array, carry: tuple[Array, optax.OptState]) -> tuple[Array, optax.OptState]:
         coordinates, state = carry
@@ -136,31 +144,27 @@ def _fit_pose(
         return optax.apply_updates(coordinates, updates), state
 
     coordinates, _ = jax.lax.fori_loop(0, NUM_STEPS, improve, (start, optimizer.init(start)))
-    return jnp.sum(preconditioner * coordinates[None], axis=1)
+    return jnp.sum(view.preconditioner * coordinates[None], axis=1)
 
 
 def _view_error(
     spec: FitSpec,
     params: ModelParams,
     grid: OccupancyGrid,
-    camera: Cameras,
-    near_far: Float[Array, "2"],
+    view: View,
     pose: Float[Array, "6"],
-    image: Float[Array, "h w 3"],
-    pixel_ids: Int[Array, "p"],
-    background: Float[Array, "3"],
     key: jax.Array,
 ) -> Float[Array, ""]:
     """Mean squared error of random pixels of an image."""
     key_pixel, key_samples = jax.random.split(key)
-    count, width = spec.stage.num_rays, image.shape[1]
-    flat = pixel_ids[jax.random.randint(key_pixel, (count,), 0, pixel_ids.shape[0])]
+    count, width = spec.stage.num_rays, view.image.shape[1]
+    flat = view.pixel_ids[jax.random.randint(key_pixel, (count,), 0, view.pixel_ids.shape[0])]
     center = jnp.stack([flat % width, flat // width], axis=-1).astype(jnp.float32) + 0.5
-    adjusted = adjust_cameras(camera, CameraAdjustment(pose[None]))
-    rays = pixels_to_rays(adjusted, jnp.zeros_like(flat), center, near_far[0], near_far[1])
-    background_rgb = jnp.broadcast_to(background, (count, 3))
+    adjusted = adjust_cameras(view.camera, CameraAdjustment(pose[None]))
+    rays = pixels_to_rays(adjusted, jnp.zeros_like(flat), center, *view.near_far)
+    background_rgb = jnp.broadcast_to(view.background, (count, 3))
     rendering = spec.model.render_train(
         spec.stage, params, grid, key_samples, rays, background_rgb, spec.convention
     )
-    error = jnp.mean(jnp.square(rendering.rgb[-1] - image.reshape(-1, 3)[flat]), axis=-1)
+    error = jnp.mean(jnp.square(rendering.rgb[-1] - view.image.reshape(-1, 3)[flat]), axis=-1)
     return jnp.mean(jnp.where(rendering.overflowed, 0.0, error))

@@ -24,7 +24,7 @@ from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import refined_frame
-from jaxrf.training.state import background_color
+from jaxrf.training.state import background_color, init_state
 from jaxrf.training.timing import TrainClock, seconds_since_start
 
 # Frames per second of videos of the training. They have a quarter of the frames of the final video.
@@ -240,7 +240,7 @@ def _compile_rendering(config: TrainConfig, scene: Scene, mesh: Mesh | None) -> 
     """Compiles the program that renders views like those of the training."""
     stage = transitions.first_stage(config, scene.aabb)
     grid = transitions.init_grid(config, stage, scene.aabb)
-    shapes = jax.eval_shape(partial(config.model.init_params, stage.field), jax.random.key(0))
+    shapes = jax.eval_shape(partial(init_state, config, stage), grid).eval_params
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     near_far, background = (scene.near, scene.far), background_color(config)
     trained = TrainedField(config, stage, params, grid, near_far, background)
