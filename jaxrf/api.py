@@ -274,6 +274,12 @@ class _ProgressCallback(NullCallback):
     def __init__(self, config: TrainConfig, enabled: bool) -> None:
         self._bar = ProgressBar(config.num_steps, "train", "step", disable=not enabled)
         self._last_step = config.num_steps
+        self._enabled = enabled
+
+    def on_note(self, sentence: str) -> None:
+        """Prints the sentence above the bar."""
+        if self._enabled:
+            self._bar.write(sentence)
 
     def on_dispatch(
         self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int

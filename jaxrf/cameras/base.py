@@ -231,19 +231,46 @@ def image_rays(
 
 
 def project(
-    cameras: Cameras, index: int, positions: Float[np.ndarray, "*batch 3"]
+    cameras: Cameras,
+    index: int | Int[np.ndarray, "*batch"],
+    positions: Float[np.ndarray, "*batch 3"],
 ) -> tuple[Float[np.ndarray, "*batch 2"], Float[np.ndarray, "*batch"]]:
     """Image points (column, row) of positions in the world, and their depth along the optical axis.
 
     Inverse of `pixels_to_rays`, in float64. Positions of non-positive depth are behind the camera.
+
+    Args:
+      cameras: n cameras.
+      index: of one camera, or of the camera of each position.
+      positions: in the world.
     """
-    pose = np.asarray(cameras.T_world_camera[index], np.float64)
-    local = (positions - pose[:3, 3]) @ pose[:3, :3] * np.array([1.0, -1.0, -1.0])
+    pose = np.asarray(cameras.T_world_camera, np.float64)[index]
+    shift = positions - pose[..., :3, 3]
+    local = np.einsum("...i,...ij->...j", shift, pose[..., :3, :3]) * np.array([1.0, -1.0, -1.0])
     depth = local[..., 2]
     plane = lenses.direction_to_point(cameras.lens, local)
     if cameras.distortion is not None:
-        coefficients = np.asarray(cameras.distortion[index], np.float64)
-        coefficients = np.broadcast_to(coefficients, (*plane.shape[:-1], coefficients.size))
+        coefficients = np.asarray(cameras.distortion, np.float64)[index]
+        coefficients = np.broadcast_to(coefficients, (*plane.shape[:-1], coefficients.shape[-1]))
         plane = np.asarray(lenses.distort(cameras.lens, coefficients, plane, xp=np))
-    focal = np.asarray(cameras.focal[index], np.float64)
-    return plane * focal + np.asarray(cameras.principal_point[index], np.float64), depth
+    focal = np.asarray(cameras.focal, np.float64)[index]
+    return plane * focal + np.asarray(cameras.principal_point, np.float64)[index], depth
+
+
+def unproject(
+    cameras: Cameras, index: Int[np.ndarray, "m"], pixels: Float[np.ndarray, "m 2"]
+) -> Float[np.ndarray, "m 3"]:
+    """Unit directions of image points in the axes of their cameras, in float64.
+
+    Args:
+      cameras: n cameras.
+      index: of the camera of each point.
+      pixels: column and row.
+    """
+    focal = np.asarray(cameras.focal, np.float64)[index]
+    point = (pixels - np.asarray(cameras.principal_point, np.float64)[index]) / focal
+    if cameras.distortion is not None:
+        coefficients = np.asarray(cameras.distortion, np.float64)[index]
+        point = lenses.undistort_in_numpy(cameras.lens, coefficients, point)
+    direction = lenses.point_to_direction(cameras.lens, point, xp=np)
+    return np.asarray(direction, np.float64) * np.array([1.0, -1.0, -1.0])

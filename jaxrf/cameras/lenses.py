@@ -116,6 +116,27 @@ def undistort(
     return jax.lax.fori_loop(0, NEWTON_STEPS, improve, image_point)
 
 
+def undistort_in_numpy(
+    lens: Lens, coefficients: Float[np.ndarray, "m k"], image_point: Float[np.ndarray, "m 2"]
+) -> Float[np.ndarray, "m 2"]:
+    """`undistort` in numpy, for a few points, where compiling would take longer than all else."""
+    point, step = image_point, 1e-5
+
+    def bend(point: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, "m 2"]:
+        return np.asarray(distort(lens, coefficients, point, xp=np))
+
+    for _ in range(NEWTON_STEPS):
+        sides = [
+            (bend(point + axis) - bend(point - axis)) / (2 * step) for axis in step * np.eye(2)
+        ]
+        jacobian = np.stack(sides, axis=-1)
+        regular = np.abs(np.linalg.det(jacobian)) > 1e-6
+        jacobian = np.where(regular[:, None, None], jacobian, 1e6 * np.eye(2))
+        change = np.linalg.solve(jacobian, (image_point - bend(point))[..., None])[..., 0]
+        point = point + np.clip(change, -0.5, 0.5)
+    return point
+
+
 def point_to_direction(
     lens: Lens, point: Float[Array | np.ndarray, "*batch 2"], xp: Any = jnp
 ) -> Float[Array | np.ndarray, "*batch 3"]:

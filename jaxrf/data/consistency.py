@@ -8,33 +8,20 @@ View Geometry, section 9.2).
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from PIL import Image
+from jaxtyping import Bool, Float
 
-from jaxrf.cameras import lenses
-from jaxrf.cameras.base import Cameras
-from jaxrf.cameras.lenses import Lens
+from jaxrf.cameras.base import Cameras, unproject
 from jaxrf.cameras.transforms import invert_transform, transform_poses
-from jaxrf.data.correspondences import (
-    Features,
-    find_features,
-    fits_fundamental_matrix,
-    match_features,
-)
+from jaxrf.data.correspondences import Features
+from jaxrf.data.matches import Matches, match_pairs, nearest_views, reduction
 from jaxrf.data.nerf_json import FLIP_YZ
-from jaxrf.data.scene import Scene, Split
+from jaxrf.data.scene import Scene
 
-# Width and height to which images are reduced at most.
-MAX_SIZE = 320
 MAX_PAIRS = 8
-# Degrees between the axes of two cameras that are compared, at most.
-MAX_ANGLE = 35.0
-# Fewer matches say nothing, of one pair of images and of all pairs; two images show different
-# things if no two cameras explain this share of their matches.
-MIN_MATCHES, MIN_TOTAL, MIN_RIGHT_SHARE = 20, 100, 0.5
+# Fewer matches of all pairs say nothing.
+MIN_TOTAL = 100
 # The errors that follow are in pixels of the reduced images, in which points are found to about
 # half a pixel. Each match counts up to the first: one that is further off may be a wrong match.
 MAX_ERROR = 3.0
@@ -47,19 +34,6 @@ MAX_ERROR_RATIO, MAX_BEST_ERROR = 0.7, 0.8
 BAD_ERROR = 1.3
 # Factors of the focal length that are tried.
 FOCAL_FACTORS = np.geomspace(0.2, 5.0, 41)
-
-
-class _Matches(NamedTuple):
-    """Points of the world that two images show.
-
-    first, second: (m,) indices of the images.
-    pixels, other_pixels: (m, 2) where they show it, in pixels of the images.
-    """
-
-    first: Int[np.ndarray, "m"]
-    second: Int[np.ndarray, "m"]
-    pixels: Float[np.ndarray, "m 2"]
-    other_pixels: Float[np.ndarray, "m 2"]
 
 
 def find_better_cameras(scene: Scene) -> str | None:
@@ -75,7 +49,7 @@ def find_better_cameras(scene: Scene) -> str | None:
         invert_transform(scene.frame), np.asarray(split.cameras.T_world_camera, np.float64)
     )
     cameras = dataclasses.replace(split.cameras, T_world_camera=poses)
-    scale = _reduction(split)
+    scale = reduction(split)
     features: dict[int, list[Features]] = {}
     pairs = _neighbors(poses)
     matches = match_pairs(split, pairs, features)
@@ -148,67 +122,11 @@ def _describe(error: Float[np.ndarray, "m"]) -> str:
     return f"matched points of neighboring images usually lie {middle:.2g} pixels off"
 
 
-def match_pairs(
-    split: Split, pairs: list[tuple[int, int]], features: dict[int, list[Features]]
-) -> _Matches:
-    """Matched points of those pairs of images that show the same things.
-
-    Points that no pair of pinhole cameras would show at these places are left out.
-
-    Args:
-      split: of the images; pixels that its masks exclude are not looked at.
-      pairs: indices of images.
-      features: of images that were looked at before; those of others are added.
-    """
-    rng = np.random.default_rng(0)
-    scale = _reduction(split)
-    matches = [_Matches(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2)), np.zeros((0, 2)))]
-    for pair in pairs:
-        for index in pair:
-            if index not in features:
-                features[index] = _image_features(split, index)
-        pixels, other_pixels = match_features(*(features[index] for index in pair))
-        right = fits_fundamental_matrix(pixels * scale, other_pixels * scale, rng)
-        if right.sum() < max(MIN_MATCHES, MIN_RIGHT_SHARE * len(right)):
-            continue
-        first, second = (np.full(int(right.sum()), index) for index in pair)
-        matches.append(_Matches(first, second, pixels[right], other_pixels[right]))
-    return _Matches(*(np.concatenate(arrays) for arrays in zip(*matches, strict=True)))
-
-
-def _reduction(split: Split) -> float:
-    return min(MAX_SIZE / max(split.images.shape[1:3]), 1.0)
-
-
-def _image_features(split: Split, index: int) -> list[Features]:
-    """Features of an image, found in a smaller one; their points are in pixels of the image."""
-    width, height = split.image_size(index)
-    scale = _reduction(split)
-    small = (max(round(width * scale), 1), max(round(height * scale), 1))
-    rgba = split.crop(index)
-    # Transparent pixels are of one gray, whatever their color is.
-    gray = np.asarray(Image.fromarray(np.ascontiguousarray(rgba[..., :3])).convert("L"), np.float32)
-    gray = np.where(rgba[..., 3] > 0, gray, 128.0).astype(np.float32)
-    gray = np.asarray(Image.fromarray(gray).resize(small, Image.Resampling.BOX))
-    ratio = np.array([width / small[0], height / small[1]])
-    features = [Features(f.points * ratio, f.patches) for f in find_features(gray)]
-    if split.masks is None:
-        return features
-    mask = split.masks[index]
-    used = [mask[tuple(f.points.astype(int).T[::-1])] for f in features]
-    return [Features(f.points[u], f.patches[u]) for f, u in zip(features, used, strict=True)]
-
-
 def _neighbors(poses: Float[np.ndarray, "n 4 4"]) -> list[tuple[int, int]]:
-    """Pairs of a view and a near one that looks in nearly the same direction."""
-    positions, axes = poses[:, :3, 3], poses[:, :3, 2]
-    distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    usual = float(np.median(distance))
-    turned = axes @ axes.T < np.cos(np.radians(MAX_ANGLE))
-    distance = np.where(turned | (distance <= 1e-3 * usual), np.inf, distance)
+    """Pairs of a view and the nearest one that looks in nearly the same direction."""
     firsts = np.unique(np.linspace(0, len(poses) - 1, MAX_PAIRS).astype(int))
-    nearest = distance.argmin(axis=1)
-    return [(int(i), int(nearest[i])) for i in firsts if np.isfinite(distance[i, nearest[i]])]
+    nearest = nearest_views(poses, 1)
+    return [(int(first), other) for first in firsts for other in nearest[first]]
 
 
 def _successors(count: int) -> list[tuple[int, int]]:
@@ -218,7 +136,7 @@ def _successors(count: int) -> list[tuple[int, int]]:
     ]
 
 
-def epipolar_error(cameras: Cameras, matches: _Matches) -> Float[np.ndarray, "m"]:
+def epipolar_error(cameras: Cameras, matches: Matches) -> Float[np.ndarray, "m"]:
     """Distance in pixels of matched points from the plane that both rays have to lie in.
 
     The root mean square of both points' angles to it, times the focal length. Infinite where the
@@ -226,7 +144,7 @@ def epipolar_error(cameras: Cameras, matches: _Matches) -> Float[np.ndarray, "m"
     """
     poses = np.asarray(cameras.T_world_camera, np.float64)
     rays = [
-        np.einsum("mij,mj->mi", poses[index, :3, :3], _directions(cameras, index, pixels))
+        np.einsum("mij,mj->mi", poses[index, :3, :3], unproject(cameras, index, pixels))
         for index, pixels in (
             (matches.first, matches.pixels),
             (matches.second, matches.other_pixels),
@@ -254,36 +172,3 @@ def _meet_ahead(
     along, other_along = np.sum(ray * baseline, axis=-1), np.sum(other * baseline, axis=-1)
     # Distances times the squared sine of the angle between the rays, which is not negative.
     return np.asarray((along > cosine * other_along) & (cosine * along > other_along))
-
-
-def _undistort(
-    lens: Lens, coefficients: Float[np.ndarray, "m k"], image_point: Float[np.ndarray, "m 2"]
-) -> Float[np.ndarray, "m 2"]:
-    """`lenses.undistort` in numpy, as compiling it would take longer than all else here."""
-    point, step = image_point, 1e-5
-
-    def bend(point: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, "m 2"]:
-        return np.asarray(lenses.distort(lens, coefficients, point, xp=np))
-
-    for _ in range(lenses.NEWTON_STEPS):
-        sides = [
-            (bend(point + axis) - bend(point - axis)) / (2 * step) for axis in step * np.eye(2)
-        ]
-        jacobian = np.stack(sides, axis=-1)
-        regular = np.abs(np.linalg.det(jacobian)) > 1e-6
-        jacobian = np.where(regular[:, None, None], jacobian, 1e6 * np.eye(2))
-        change = np.linalg.solve(jacobian, (image_point - bend(point))[..., None])[..., 0]
-        point = point + np.clip(change, -0.5, 0.5)
-    return point
-
-
-def _directions(
-    cameras: Cameras, index: Int[np.ndarray, "m"], pixels: Float[np.ndarray, "m 2"]
-) -> Float[np.ndarray, "m 3"]:
-    """Unit directions of pixels in their cameras' axes."""
-    focal = np.asarray(cameras.focal, np.float64)[index]
-    point = (pixels - np.asarray(cameras.principal_point, np.float64)[index]) / focal
-    if cameras.distortion is not None:
-        point = _undistort(cameras.lens, np.asarray(cameras.distortion, np.float64)[index], point)
-    direction = lenses.point_to_direction(cameras.lens, point, xp=np)
-    return np.asarray(direction, np.float64) * np.array([1.0, -1.0, -1.0])

@@ -19,6 +19,10 @@ class TrainCallback(Protocol):
         """Approximate length of a dispatch; a request to stop has to wait for its end."""
         ...
 
+    def on_note(self, sentence: str) -> None:
+        """Something that the user may want to know."""
+        ...
+
     def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
         """A stage begins; its step has been compiled in so many seconds."""
         ...
@@ -51,6 +55,9 @@ class NullCallback:
     def dispatch_seconds(self) -> float:
         """One second."""
         return 1.0
+
+    def on_note(self, sentence: str) -> None:
+        """Does nothing."""
 
     def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
         """Does nothing."""

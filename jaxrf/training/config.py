@@ -98,11 +98,14 @@ class OptimizerConfig:
     """Learning rate of grids: planes, lines, tables."""
     mlp_lr: float = 1e-3
     """Learning rate of networks."""
-    camera_lr: float = 0.1
+    camera_lr: float = 0.03
     """Learning rate of cameras, if they are refined: about the pixels by which a step may move what
     a camera shows."""
-    camera_warmup: float = 0.1
-    """Fraction of all steps over which the rate of cameras rises from a hundredth to full."""
+    camera_rest: float = 0.1
+    """Fraction of all steps before cameras move, as an image that says nothing yet would move them
+    at random."""
+    camera_lr_final_mult: float = 0.05
+    """The rate of cameras decays to this fraction over the second half of the steps."""
     lr_final_mult: float = 0.1
     """All learning rates decay to this fraction at the last step."""
     lr_schedule: Literal["exponential", "cosine", "steps"] = "exponential"
@@ -131,10 +134,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
         require_positive(
-            self, "grid_lr", "mlp_lr", "camera_lr", "lr_final_mult", "epsilon", "clip_norm",
+            self, "grid_lr", "mlp_lr", "camera_lr", "camera_lr_final_mult", "lr_final_mult",
+            "epsilon", "clip_norm",
             prefix="optimizer.",
         )  # fmt: skip
-        require_non_negative(self, "camera_warmup", prefix="optimizer.")
+        require_non_negative(self, "camera_rest", prefix="optimizer.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +258,9 @@ class TrainConfig(LoadOptions):
     refine: Refine = "none"
     """Correct the training cameras while training: their poses, or poses and lenses (focal lengths,
     and distortion where the data has any). The test views are then scored as given and aligned."""
+    refine_from: Literal["matches", "given"] = "matches"
+    """Begin to correct poses with those that fit matched points of neighboring images, if they fit
+    clearly better, or with the given ones."""
     refined: Annotated[tuple[int, int] | None, tyro.conf.Suppress] = None
     """Number of refined cameras and of the coefficients of their lens; set when training begins."""
     precrop_fraction: float = 0.0

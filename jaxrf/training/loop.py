@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from jaxrf import fields
 from jaxrf.cameras.base import apply_ray_convention
-from jaxrf.cameras.refinement import make_preconditioner
+from jaxrf.cameras.refinement import CameraAdjustment, adjust_cameras, make_preconditioner
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError, SentenceError
+from jaxrf.data import matched_poses
 from jaxrf.data.scene import Scene
 from jaxrf.fields.base import StageTransition
 from jaxrf.fields.checks import check_functions
@@ -176,15 +177,44 @@ class Trainer:
         shapes = jax.eval_shape(partial(init_state, config, stage), grid)
         pixels = drop_images(self.all_pixels) if self.prefetches else self.all_pixels
         self.compiler.begin(stage, shapes, pixels)
-        grid = grid.mark_invisible(self.all_pixels.cameras, stage.dilation_cells)
+        cameras = self.all_pixels.cameras
+        first_cameras = self._match_cameras(shapes.params.cameras)
+        if first_cameras is not None:
+            cameras = adjust_cameras(cameras, first_cameras)
+        grid = grid.mark_invisible(cameras, stage.dilation_cells)
         state = _init_state(config, stage, grid)
+        if first_cameras is not None:
+            state = state.with_cameras(first_cameras)
         if is_custom:
             check_values(stage.field, state.params.field, grid)
         return stage, state
 
+    def _match_cameras(self, shapes: CameraAdjustment | None) -> CameraAdjustment | None:
+        """Changes that make the poses fit matched points; None if there is no need."""
+        if shapes is None or self.config.refine_from == "given":
+            return None
+        matched = None
+        if processes.is_main_process():
+            matched = matched_poses.match_poses(self.scene.splits["train"])
+        # Processes on different hardware may not find the same to the last bit.
+        pose = processes.broadcast_from_main(matched and matched.adjustment.pose.tolist())
+        if pose is None:
+            return None
+        if matched is not None:
+            self.callback.on_note(matched.describe())
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return zero._replace(pose=jnp.asarray(pose, jnp.float32))
+
     def _filter_pixels(self) -> None:
-        if self.filters:
-            self.pixels = filter_pixels(self.all_pixels, self.state.grid, self.near_far)
+        if not self.filters:
+            return
+        given, adjustment = self.all_pixels.cameras, self.state.params.cameras
+        pixels = self.all_pixels
+        if adjustment is not None:
+            adjustment = devices.to_local(self.mesh, adjustment)
+            pixels = pixels._replace(cameras=adjust_cameras(given, adjustment))
+        pixels = filter_pixels(pixels, self.state.grid, self.near_far)
+        self.pixels = pixels._replace(cameras=given)
 
     # -- a stage -------------------------------------------------------------------------------
 

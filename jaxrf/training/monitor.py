@@ -133,6 +133,10 @@ class TrainMonitor:
                 f"{seconds_since_start():.1f} s; give more seconds."
             )
 
+    def on_note(self, sentence: str) -> None:
+        """Prints and logs the sentence."""
+        self._log_line(sentence)
+
     def on_stage(self, stage: StageSpec, state: TrainState, pixels: int, seconds: float) -> None:
         """Counts the seconds of compilation and logs a description of the stage."""
         late = self.deadline is not None and time.time() > self.deadline

@@ -11,9 +11,13 @@ from jaxrf.fields.base import Params
 from jaxrf.training.config import OptimizerConfig
 from jaxrf.training.schedule import TrainSchedule
 
+# Progress of a training from which the rate of cameras decays: they have to be quiet while the
+# field takes in its last detail.
+CAMERA_DECAY_START = 0.5
+
 
 def make_lr_schedule(
-    config: OptimizerConfig, peak: float, schedule: TrainSchedule, warmup: float | None = None
+    config: OptimizerConfig, peak: float, schedule: TrainSchedule
 ) -> optax.Schedule:
     """Learning rate by step: decay to `lr_final_mult` of the peak, after a warm-up.
 
@@ -25,9 +29,8 @@ def make_lr_schedule(
       config: the decay and the warm-up.
       peak: learning rate after the warm-up, but for the decay.
       schedule: of the training.
-      warmup: fraction of all steps, in place of that of the configuration.
     """
-    warmup = config.warmup if warmup is None else warmup
+    warmup = config.warmup
 
     def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         progress = schedule.progress_at(step)
@@ -49,6 +52,19 @@ def _decay(config: OptimizerConfig, since: Float[Array, ""]) -> Float[Array, ""]
     return final ** (passed / 3.0)
 
 
+def make_camera_lr_schedule(config: OptimizerConfig, schedule: TrainSchedule) -> optax.Schedule:
+    """Learning rate of cameras by step: none at first, a rise half as long, full, then decay."""
+    rest = config.camera_rest
+
+    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        progress = schedule.progress_at(step)
+        ramp = jnp.clip((progress - rest) / max(0.5 * rest, 1e-9), 0.0, 1.0)
+        decayed = jnp.clip((progress - CAMERA_DECAY_START) / (1.0 - CAMERA_DECAY_START), 0.0, 1.0)
+        return config.camera_lr * ramp * config.camera_lr_final_mult**decayed
+
+    return rate
+
+
 def make_lr_schedules(
     config: OptimizerConfig, schedule: TrainSchedule
 ) -> dict[str, optax.Schedule]:
@@ -56,7 +72,7 @@ def make_lr_schedules(
     return {
         "grid": make_lr_schedule(config, config.grid_lr, schedule),
         "mlp": make_lr_schedule(config, config.mlp_lr, schedule),
-        "camera": make_lr_schedule(config, config.camera_lr, schedule, config.camera_warmup),
+        "camera": make_camera_lr_schedule(config, schedule),
     }
 
 

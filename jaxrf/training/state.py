@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxrf.cameras.refinement import zero_adjustment
+from jaxrf.cameras.refinement import CameraAdjustment, zero_adjustment
 from jaxrf.core.pytree import as_pytree
 from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.sampling.occupancy import OccupancyGrid
@@ -42,6 +42,15 @@ class TrainState:
     def eval_params(self) -> ModelParams:
         """The parameters to render with."""
         return self.params if self.ema_params is None else self.ema_params
+
+    def with_cameras(self, adjustment: CameraAdjustment) -> "TrainState":
+        """The state with other changes of the cameras."""
+        average = self.ema_params
+        return dataclasses.replace(
+            self,
+            params=self.params._replace(cameras=adjustment),
+            ema_params=None if average is None else average._replace(cameras=adjustment),
+        )
 
 
 class Metrics(NamedTuple):

@@ -155,3 +155,11 @@ def test_any_batch_shape(lens: Lens, batch: tuple[int, ...]) -> None:
     assert undistort(lens, coefficients, seen).shape == (*batch, 2)
     assert point_to_direction(lens, seen).shape == (*batch, 3)
     assert lenses.distort(lens, coefficients, seen).shape == (*batch, 2)
+
+
+def test_undistort_in_numpy_agrees_with_undistort() -> None:
+    coefficients = np.tile([0.1, -0.02, 0.0, 0.0, 0.0, 0.0, 1e-3, 2e-3], (30, 1))
+    points = np.random.default_rng(2).uniform(-0.6, 0.6, (30, 2))
+    expected = lenses.undistort("perspective", jnp.asarray(coefficients), jnp.asarray(points))
+    found = lenses.undistort_in_numpy("perspective", coefficients, points)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

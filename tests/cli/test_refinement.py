@@ -37,7 +37,7 @@ def test_a_refined_run_is_scored_twice_and_exports_its_cameras(
 ) -> None:
     run = tmp_path / "run"
     arguments = training_arguments(captured, run, "--refine", "lenses", "--validate-every", "0")
-    arguments += ["--optimizer.camera-lr", "0.03", "--video.frames", "0"]
+    arguments += ["--optimizer.camera-lr", "0.015", "--video.frames", "0"]
     assert cli.run_command("train", arguments) == 0
     output = capsys.readouterr().out
     assert "Test: PSNR" in output and "Test, poses aligned: PSNR" in output

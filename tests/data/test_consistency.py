@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -16,6 +15,7 @@ from jaxrf.cameras import lenses
 from jaxrf.cameras.base import project
 from jaxrf.cameras.transforms import SimilarityTransform, transform_poses
 from jaxrf.data import consistency, report
+from jaxrf.data.matches import Matches, match_pairs
 from jaxrf.data.nerf_json import FLIP_YZ
 from jaxrf.data.scene import Scene
 
@@ -38,7 +38,7 @@ def poses_of(scene: Scene) -> np.ndarray:
 def test_right_cameras_fit(scene: Scene) -> None:
     assert consistency.find_better_cameras(scene) is None
     pairs = consistency._neighbors(poses_of(scene))
-    matches = consistency.match_pairs(scene.train, pairs, {})
+    matches = match_pairs(scene.train, pairs, {})
     assert len(matches.first) > 200
     assert np.median(consistency.epipolar_error(scene.train.cameras, matches)) < 0.5
 
@@ -140,18 +140,9 @@ def test_errors_of_exact_points_are_zero_and_of_shifted_ones_their_shift(
     positions = np.random.default_rng(1).uniform(-0.4, 0.4, (50, 3))
     first, second = project(cameras, 0, positions)[0], project(cameras, 2, positions)[0]
     indices = np.zeros(50, int), np.full(50, 2)
-    exact = consistency._Matches(*indices, first, second)
+    exact = Matches(*indices, first, second)
     np.testing.assert_allclose(consistency.epipolar_error(cameras, exact), 0.0, atol=1e-3)
     # Both cameras stand at one height: points move off their epipolar lines downwards.
-    moved = consistency._Matches(*indices, first, second + np.array([0.0, 1.0]))
+    moved = Matches(*indices, first, second + np.array([0.0, 1.0]))
     error = consistency.epipolar_error(cameras, moved)
     assert np.all((error > 0.3) & (error < 1.2))
-
-
-def test_undistortion_agrees_with_that_of_rays() -> None:
-    coefficients = np.tile([0.1, -0.02, 0.0, 0.0, 0.0, 0.0, 1e-3, 2e-3], (30, 1))
-    points = np.random.default_rng(2).uniform(-0.6, 0.6, (30, 2))
-    expected = lenses.undistort("perspective", jnp.asarray(coefficients), jnp.asarray(points))
-    np.testing.assert_allclose(
-        consistency._undistort("perspective", coefficients, points), expected, atol=1e-5
-    )

@@ -257,7 +257,7 @@ def test_a_single_image_cannot_be_refined() -> None:
 
 def test_disturbed_cameras_are_recovered_and_test_cameras_aligned() -> None:
     """With the field of the images, which hardly changes, so that only cameras can be wrong."""
-    optimizer = OptimizerConfig(mlp_lr=1e-6, camera_lr=0.3, lr_final_mult=0.01)
+    optimizer = OptimizerConfig(mlp_lr=1e-6, camera_lr=0.3, camera_lr_final_mult=0.01)
     config = refining(blob(num_steps=300, steps_per_dispatch=100, batch_rays=192))
     config = dataclasses.replace(config, optimizer=optimizer)
     scene = _photographed(change(config, refine="none"))
