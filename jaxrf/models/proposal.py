@@ -52,9 +52,9 @@ class ProposalModel(FixedSamplesModel):
     proposal_block: int = 1
     """Pixels along each side of the blocks of an image that share a pass of the first proposal; the
     blocks of each further one are half as wide. A power of two; 1: a pass for each ray."""
-    spacing: Literal["linear", "disparity"] | None = None
-    """Quantity that the first samples are spread evenly in: distance or its inverse. Default: its
-    inverse where space is contracted."""
+    spacing: Literal["linear", "disparity", "power"] | None = None
+    """Quantity that the first samples are spread evenly in: distance, its inverse, or Zip-NeRF's
+    power of it, in between. Default: its inverse where space is contracted."""
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
@@ -175,11 +175,11 @@ class ProposalModel(FixedSamplesModel):
         """The loss of each proposal."""
         if not self.pulse_widths:
             return [interlevel_loss(level.sdist, level.weights, s, w) for s, w in proposed]
-        spacing = self.first_spacing(grid)
-        edges = intervals.undo_spacing(s_rays, level.sdist, spacing)
+        spread = self.first_spacing(grid), box_radius(grid)
+        edges = intervals.undo_spacing(s_rays, level.sdist, *spread)
         return [
             antialiased_interlevel_loss(
-                edges, level.weights, intervals.undo_spacing(s_rays, sdist, spacing), weights, width
+                edges, level.weights, intervals.undo_spacing(s_rays, sdist, *spread), weights, width
             )
             for (sdist, weights), width in zip(proposed, self.pulse_widths, strict=True)
         ]
@@ -233,9 +233,9 @@ class ProposalModel(FixedSamplesModel):
         s_rays = to_s_rays(grid, rays)
         counts = (*self.num_proposal_samples, self.num_nerf_samples)
         sizes = [max(group_size // 4**i, 1) for i in range(len(counts) - 1)] + [1]
-        spacing = self.first_spacing(grid)
+        spread = self.first_spacing(grid), box_radius(grid)
         means, s_means = mean_rays(rays, sizes[0]), mean_rays(s_rays, sizes[0])
-        sdist = intervals.stratified(keys[0], s_means, counts[0], spacing)
+        sdist = intervals.stratified(keys[0], s_means, counts[0], *spread)
         proposed: list[Proposed] = []
         networks = zip(self.proposal_fields(), params.proposals, strict=True)
         for i, (proposal, network) in enumerate(networks):
@@ -249,3 +249,9 @@ class ProposalModel(FixedSamplesModel):
                 sdist = jnp.repeat(sdist, sizes[i] // sizes[i + 1], axis=0)
                 sdist = jnp.clip(sdist, s_means.near[:, None], s_means.far[:, None])
         return sdist, proposed
+
+
+def box_radius(grid: OccupancyGrid) -> Float[Array, ""]:
+    """Mean half of the sides of the scene's box, which is not contracted."""
+    box = grid.aabb if grid.bounds is None else grid.bounds
+    return 0.5 * jnp.mean(box[1] - box[0])

@@ -14,7 +14,11 @@ from jaxrf.core import rngs
 from jaxrf.core.rays import Rays, normalize_distances
 from jaxrf.core.stepfun import integrate_weights, invert_cdf, midpoints
 
-Spacing = Literal["linear", "disparity"]
+Spacing = Literal["linear", "disparity", "power"]
+
+# Zip-NeRF's exponent (section 4): distances are about even up to half a unit, and beyond it between
+# even and even in disparity.
+POWER = -1.5
 
 
 def stratified(
@@ -22,6 +26,7 @@ def stratified(
     rays: Rays,
     count: int,
     spacing: Spacing = "linear",
+    unit: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "*batch count_plus_1"]:
     """Edges of `count` intervals that tile each ray from near to far.
 
@@ -33,8 +38,10 @@ def stratified(
       key: PRNG key, one for all rays or one for each; None for even spacing.
       rays: any batch shape.
       count: number of intervals.
-      spacing: "linear" in distance, or in "disparity", the inverse of the distance. Disparity
-        needs a near above 0; for interior edges, a near below 1e-3 far is replaced by 1e-3 far.
+      spacing: "linear" in distance, in "disparity", the inverse of the distance, or in its "power"
+        (Zip-NeRF, Barron et al. 2023, section 4). Disparity needs a near above 0; for interior
+        edges, a near below 1e-3 far is replaced by 1e-3 far.
+      unit: distance that the power is of.
 
     >>> rays = Rays(
     ...     origins=jnp.zeros((1, 3)),
@@ -53,7 +60,7 @@ def stratified(
     if key is not None:
         shift = rngs.uniform(key, sdist.shape, sdist.dtype, -0.5, 0.5) / count
         sdist = sdist.at[..., 1:-1].add(shift[..., 1:-1])
-    return _apply_spacing(rays, sdist, spacing)
+    return _apply_spacing(rays, sdist, spacing, unit)
 
 
 def stratified_legacy(
@@ -85,7 +92,10 @@ def _linspace_s(rays: Rays, count: int) -> Float[Array, "*batch count"]:
 
 
 def _apply_spacing(
-    rays: Rays, sdist: Float[Array, "*batch n"], spacing: Spacing
+    rays: Rays,
+    sdist: Float[Array, "*batch n"],
+    spacing: Spacing,
+    unit: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "*batch n"]:
     """Metric distances of normalized ones, where 0 is near and 1 is far."""
     near, far = rays.near[..., None], rays.far[..., None]
@@ -96,12 +106,34 @@ def _apply_spacing(
         inverse = inverse_near + sdist * (1.0 / positive_far - inverse_near)
         interior = jnp.clip(1.0 / inverse, near, far)
         return jnp.where(sdist > 0.0, jnp.where(sdist < 1.0, interior, far), near)
+    if spacing == "power":
+        first, last = (_raise(2.0 * distance / unit) for distance in (near, far))
+        interior = 0.5 * unit * _lower(first + sdist * (last - first))
+        interior = jnp.clip(interior, near, far)
+        return jnp.where(sdist > 0.0, jnp.where(sdist < 1.0, interior, far), near)
     # Rounding must not move the last edge before or beyond far.
     return jnp.where(sdist < 1.0, jnp.minimum(near + sdist * (far - near), far), far)
 
 
+def _raise(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """P(x) = (|p - 1| / p) ((x / |p - 1| + 1)^p - 1), p = `POWER`, of x from 0 (Zip-NeRF, eq. 12)."""
+    width = abs(POWER - 1.0)
+    return width / POWER * (jnp.power(x / width + 1.0, POWER) - 1.0)
+
+
+def _lower(y: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Inverse of `_raise`."""
+    width = abs(POWER - 1.0)
+    # Rounding must not reach the limit, which is that of an infinite distance.
+    base = jnp.maximum(1.0 + y * POWER / width, 1e-7)
+    return width * (jnp.power(base, 1.0 / POWER) - 1.0)
+
+
 def undo_spacing(
-    rays: Rays, tdist: Float[Array, "*batch n"], spacing: Spacing
+    rays: Rays,
+    tdist: Float[Array, "*batch n"],
+    spacing: Spacing,
+    unit: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "*batch n"]:
     """Normalized distances, in which `stratified` spreads edges evenly, of metric ones.
 
@@ -117,6 +149,10 @@ def undo_spacing(
         return jnp.where(
             span > 0.0, (inverse_near - inverse) / jnp.where(span > 0.0, span, 1.0), 0.0
         )
+    if spacing == "power":
+        first, last, here = (_raise(2.0 * distance / unit) for distance in (near, far, tdist))
+        span = last - first
+        return jnp.where(span > 0.0, (here - first) / jnp.where(span > 0.0, span, 1.0), 0.0)
     return normalize_distances(rays, tdist)
 
 

@@ -205,7 +205,7 @@ def test_stratified_in_disparity_is_uniform_in_its_cells() -> None:
         assert_uniform(sdist[:, edge] * count - edge + 0.5)
 
 
-@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+@pytest.mark.parametrize("spacing", ["linear", "disparity", "power"])
 def test_stratified_gradients_with_respect_to_near_and_far_are_finite(spacing: str) -> None:
     near = jnp.asarray([0.0, 0.0, 2.0, 2.0, 1e-20, 1e6])
     far = jnp.asarray([0.0, 4.0, 2.0, 6.0, 1e6, 1e6])
@@ -216,6 +216,22 @@ def test_stratified_gradients_with_respect_to_near_and_far_are_finite(spacing: s
 
     for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(near, far):
         assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("unit", [0.5, 3.0])
+def test_power_spacing_against_the_formula(unit: float) -> None:
+    """Even in P(2 t / unit), P(x) = (2.5 / -1.5) ((x / 2.5 + 1)^-1.5 - 1), whatever the unit."""
+    near, far, count = 0.2, 400.0, 16
+
+    def power(x: float) -> float:
+        return float(2.5 / -1.5 * ((x / 2.5 + 1.0) ** -1.5 - 1.0))
+
+    first, last = power(2.0 * near / unit), power(2.0 * far / unit)
+    tdist = np.asarray(stratified(None, make_rays((), near, far), count, "power", unit))
+    heights = [power(2.0 * t / unit) for t in tdist.tolist()]
+    np.testing.assert_allclose(heights, np.linspace(first, last, count + 1), atol=2e-4)
+    assert tdist[1] < near + (far - near) / count
+    assert tdist[0] == np.float32(near) and tdist[-1] == np.float32(far)
 
 
 # Hierarchical sampling.
@@ -354,7 +370,7 @@ def test_resample_intervals_of_one_interval_spans_the_ray_and_has_no_gradient() 
     assert not np.any(slope)
 
 
-@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+@pytest.mark.parametrize("spacing", ["linear", "disparity", "power"])
 def test_samplers_in_float64_equal_those_in_float32(spacing: str) -> None:
     rng = np.random.default_rng(7)
     near, weights = rng.uniform(0.5, 2.0, 40), rng.exponential(0.2, (40, 8))
@@ -487,7 +503,7 @@ def test_samplers_with_a_key_per_ray_are_independent_of_other_rays(sampler: str)
     assert len(np.unique(together, axis=0)) == 6
 
 
-@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+@pytest.mark.parametrize("spacing", ["linear", "disparity", "power"])
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
 def test_undo_spacing_makes_stratified_edges_even(spacing: Spacing, batch: tuple[int, ...]) -> None:
     rays = make_rays(batch, near=0.3, far=7.0)
@@ -496,7 +512,7 @@ def test_undo_spacing_makes_stratified_edges_even(spacing: Spacing, batch: tuple
     np.testing.assert_allclose(even, np.broadcast_to(np.linspace(0, 1, 9), even.shape), atol=1e-5)
 
 
-@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+@pytest.mark.parametrize("spacing", ["linear", "disparity", "power"])
 def test_undo_spacing_of_rays_without_length_is_0_with_finite_gradients(spacing: Spacing) -> None:
     rays = make_rays((2,), near=0.0, far=0.0)
 
