@@ -78,15 +78,15 @@ def join_matches(
     graph = sparse.coo_array((np.ones(len(a)), (a, b)), shape=(len(distinct),) * 2)
     count, point = csgraph.connected_components(graph, directed=False)
     camera = distinct[:, 0].astype(int)
-    seen = np.unique(np.column_stack([point, camera]), axis=0)[:, 0]
-    is_right = np.bincount(seen, minlength=count) == np.bincount(point, minlength=count)
+    view_points = np.unique(np.column_stack([point, camera]), axis=0)[:, 0]
+    is_right = np.bincount(view_points, minlength=count) == np.bincount(point, minlength=count)
     return _take(Tracks(camera, point, distinct[:, 1:]), is_right)
 
 
-def _take(tracks: Tracks, wanted: Bool[np.ndarray, "p"]) -> Tracks:
+def _take(tracks: Tracks, mask: Bool[np.ndarray, "p"]) -> Tracks:
     """The tracks of some of the points, which are numbered anew."""
-    number = np.cumsum(wanted) - 1
-    used = wanted[tracks.point]
+    number = np.cumsum(mask) - 1
+    used = mask[tracks.point]
     return Tracks(tracks.camera[used], number[tracks.point[used]], tracks.pixels[used])
 
 
@@ -108,8 +108,8 @@ def triangulate(cameras: Cameras, tracks: Tracks) -> tuple[Float[np.ndarray, "p 
     positions = np.linalg.solve(matrix, vector[..., None])[..., 0]
     _, depth = project(cameras, tracks.camera, positions[tracks.point])
     is_ahead = np.bincount(tracks.point, weights=depth <= 0.0, minlength=count) == 0
-    wanted = is_ahead & (spread > (0.5 * MIN_ANGLE) ** 2)
-    return positions[wanted], _take(tracks, wanted)
+    has_position = is_ahead & (spread > (0.5 * MIN_ANGLE) ** 2)
+    return positions[has_position], _take(tracks, has_position)
 
 
 def adjust_bundle(
@@ -215,8 +215,8 @@ class _System(NamedTuple):
         schur = sparse.block_diag(list(cameras)).toarray() - (eliminated @ self.cross.T).toarray()
         right = eliminated @ self.point_gradient.ravel() - self.camera_gradient.ravel()
         camera_step = np.linalg.solve(schur, right)
-        rest = -self.point_gradient - (self.cross.T @ camera_step).reshape(-1, 3)
-        return camera_step.reshape(-1, 6), np.einsum("pij,pj->pi", inverse, rest)
+        right_points = -self.point_gradient - (self.cross.T @ camera_step).reshape(-1, 3)
+        return camera_step.reshape(-1, 6), np.einsum("pij,pj->pi", inverse, right_points)
 
 
 def _diagonals(blocks: Float[np.ndarray, "b d d"], factor: float) -> Float[np.ndarray, "b d d"]:

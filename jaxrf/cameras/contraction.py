@@ -124,4 +124,6 @@ def _center_and_half_size(aabb: Float[Array, "2 3"], ndim: int) -> tuple[Array, 
 
 
 def _max_norm(scaled: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
-    return jnp.max(jnp.abs(scaled), axis=-1)
+    # Not jnp.max, whose gradient is 0 / 0 where a compiler rounds operand and maximum differently.
+    x, y, z = jnp.moveaxis(jnp.abs(scaled), -1, 0)
+    return jnp.maximum(jnp.maximum(x, y), z)

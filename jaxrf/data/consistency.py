@@ -75,7 +75,8 @@ def find_better_cameras(scene: Scene) -> str | None:
     if cost > BAD_ERROR:
         return (
             f"The cameras do not fit their images well ({_describe(error)}): check that each pose "
-            "belongs to its image, and the lens, or find both from the images (jaxrf data photos)."
+            "belongs to its image, and the lens, let training correct the poses (--refine poses), "
+            "or find all of it from the images (jaxrf data photos)."
         )
     return None
 

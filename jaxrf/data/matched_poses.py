@@ -38,7 +38,7 @@ class MatchedPoses(NamedTuple):
     adjustment: of each camera.
     num_moved: number of cameras that change.
     num_pairs: pairs of images that were compared.
-    error, given_error: the usual errors in pixels under the adjusted and the given poses, of the
+    error, error_before: the usual errors in pixels under the adjusted and the given poses, of the
       cameras that change.
     """
 
@@ -46,13 +46,13 @@ class MatchedPoses(NamedTuple):
     num_moved: int
     num_pairs: int
     error: float
-    given_error: float
+    error_before: float
 
     def describe(self) -> str:
         """A sentence for the user."""
         return (
             f"{self.num_moved} of {len(self.adjustment.pose)} poses are corrected by matched "
-            f"points of {self.num_pairs} pairs of images: they usually lay {self.given_error:.2g} "
+            f"points of {self.num_pairs} pairs of images: they usually lay {self.error_before:.2g} "
             f"pixels off and now {self.error:.2g}; training refines them further."
         )
 
@@ -82,33 +82,34 @@ def match_poses(split: Split) -> MatchedPoses | None:
         return bundle_adjustment.adjust_bundle(cameras, tracks, TOLERANCE * pixel, allowed)
 
     before, after = adjust(np.zeros(count, bool)), adjust(moves)
-    costs, given_costs = (_camera_costs(bundle, MAX_ERROR * pixel) for bundle in (after, before))
-    wrong = moves & (costs < np.minimum(MIN_RATIO * given_costs, given_costs - MIN_GAIN * pixel))
+    costs, costs_before = (_camera_costs(bundle, MAX_ERROR * pixel) for bundle in (after, before))
+    wrong = moves & (costs < np.minimum(MIN_RATIO * costs_before, costs_before - MIN_GAIN * pixel))
     if not wrong.any():
         return None
-    given = np.asarray(cameras.T_world_camera, np.float64)
+    poses = np.asarray(cameras.T_world_camera, np.float64)
     if wrong.mean() < MIN_SHARE:
         # Right poses are more exact than points, and hold the others.
         moves, after = wrong, adjust(wrong)
-        poses = after.poses
+        corrected = after.poses
     else:
-        frame = fit_pose_similarity(after.poses[moves], given[moves])
-        poses = np.where(moves[:, None, None], transform_poses(frame, after.poses), given)
-    given_error, error = (_usual_error(bundle, moves) for bundle in (before, after))
+        frame = fit_pose_similarity(after.poses[moves], poses[moves])
+        corrected = transform_poses(frame, after.poses)
+        corrected = np.where(moves[:, None, None], corrected, poses)
+    error_before, error = (_usual_error(bundle, moves) for bundle in (before, after))
     return MatchedPoses(
-        pose_difference(given, poses), int(moves.sum()), num_pairs, error, given_error
+        pose_difference(poses, corrected), int(moves.sum()), num_pairs, error, error_before
     )
 
 
-def _camera_costs(bundle: Bundle, most: float) -> Float[np.ndarray, "n"]:
-    """Mean error of each camera's points, where none counts more than the most."""
+def _camera_costs(bundle: Bundle, max_error: float) -> Float[np.ndarray, "n"]:
+    """Mean error of each camera's points, none of which counts more than `max_error`."""
     camera, count = bundle.tracks.camera, len(bundle.poses)
-    total = np.bincount(camera, np.minimum(bundle.error, most), minlength=count)
+    total = np.bincount(camera, np.minimum(bundle.error, max_error), minlength=count)
     return total / np.maximum(np.bincount(camera, minlength=count), 1)
 
 
-def _usual_error(bundle: Bundle, wanted: Bool[np.ndarray, "n"]) -> float:
-    return float(np.median(bundle.error[wanted[bundle.tracks.camera]]))
+def _usual_error(bundle: Bundle, mask: Bool[np.ndarray, "n"]) -> float:
+    return float(np.median(bundle.error[mask[bundle.tracks.camera]]))
 
 
 def pose_difference(
@@ -130,8 +131,8 @@ def _match_neighbors(split: Split) -> tuple[Matches, int]:
     near, further = (nearest_views(poses, k) for k in (NUM_NEIGHBORS, NUM_FURTHER_NEIGHBORS))
     pairs = _distinct((i, j) for i, others in enumerate(near) for j in others)
     matches = match_pairs(split, pairs, features, MIN_RIGHT_SHARE)
-    found = np.bincount(np.concatenate([matches.first, matches.second]), minlength=len(poses))
-    scarce = np.flatnonzero(found < 2 * MIN_POINTS)
+    num_matches = np.bincount(np.concatenate([matches.first, matches.second]), minlength=len(poses))
+    scarce = np.flatnonzero(num_matches < 2 * MIN_POINTS)
     more = _distinct((int(i), j) for i in scarce for j in further[i])
     more = [pair for pair in more if pair not in pairs]
     others = match_pairs(split, more, features, MIN_RIGHT_SHARE)

@@ -16,8 +16,8 @@ from jaxrf.core.stepfun import integrate_weights, invert_cdf, midpoints
 
 Spacing = Literal["linear", "disparity", "power"]
 
-# Zip-NeRF's exponent (section 4): distances are about even up to half a unit, and beyond it between
-# even and even in disparity.
+# Zip-NeRF's exponent: distances are about even up to half a unit, and beyond it between even and
+# even in disparity.
 POWER = -1.5
 
 
@@ -39,7 +39,7 @@ def stratified(
       rays: any batch shape.
       count: number of intervals.
       spacing: "linear" in distance, in "disparity", the inverse of the distance, or in its "power"
-        (Zip-NeRF, Barron et al. 2023, section 4). Disparity needs a near above 0; for interior
+        (Barron et al.: Zip-NeRF, ICCV 2023). Disparity needs a near above 0; for interior
         edges, a near below 1e-3 far is replaced by 1e-3 far.
       unit: distance that the power is of.
 
@@ -116,7 +116,7 @@ def _apply_spacing(
 
 
 def _raise(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """P(x) = (|p - 1| / p) ((x / |p - 1| + 1)^p - 1), p = `POWER`, of x from 0 (Zip-NeRF, eq. 12)."""
+    """Zip-NeRF's P(x) = (|p - 1| / p) ((x / |p - 1| + 1)^p - 1) with p = `POWER`, of x from 0."""
     width = abs(POWER - 1.0)
     return width / POWER * (jnp.power(x / width + 1.0, POWER) - 1.0)
 
@@ -150,9 +150,9 @@ def undo_spacing(
             span > 0.0, (inverse_near - inverse) / jnp.where(span > 0.0, span, 1.0), 0.0
         )
     if spacing == "power":
-        first, last, here = (_raise(2.0 * distance / unit) for distance in (near, far, tdist))
+        first, last, height = (_raise(2.0 * distance / unit) for distance in (near, far, tdist))
         span = last - first
-        return jnp.where(span > 0.0, (here - first) / jnp.where(span > 0.0, span, 1.0), 0.0)
+        return jnp.where(span > 0.0, (height - first) / jnp.where(span > 0.0, span, 1.0), 0.0)
     return normalize_distances(rays, tdist)
 
 

@@ -101,7 +101,7 @@ class OptimizerConfig:
     camera_lr: float = 0.03
     """Learning rate of cameras, if they are refined: about the pixels by which a step may move what
     a camera shows."""
-    camera_rest: float = 0.1
+    camera_delay: float = 0.1
     """Fraction of all steps before cameras move, as an image that says nothing yet would move them
     at random."""
     camera_lr_final_mult: float = 0.05
@@ -138,7 +138,7 @@ class OptimizerConfig:
             "epsilon", "clip_norm",
             prefix="optimizer.",
         )  # fmt: skip
-        require_non_negative(self, "camera_rest", prefix="optimizer.")
+        require_non_negative(self, "camera_delay", prefix="optimizer.")
 
 
 @dataclasses.dataclass(frozen=True)

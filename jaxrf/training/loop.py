@@ -208,13 +208,13 @@ class Trainer:
     def _filter_pixels(self) -> None:
         if not self.filters:
             return
-        given, adjustment = self.all_pixels.cameras, self.state.params.cameras
+        cameras, adjustment = self.all_pixels.cameras, self.state.params.cameras
         pixels = self.all_pixels
         if adjustment is not None:
             adjustment = devices.to_local(self.mesh, adjustment)
-            pixels = pixels._replace(cameras=adjust_cameras(given, adjustment))
+            pixels = pixels._replace(cameras=adjust_cameras(cameras, adjustment))
         pixels = filter_pixels(pixels, self.state.grid, self.near_far)
-        self.pixels = pixels._replace(cameras=given)
+        self.pixels = pixels._replace(cameras=cameras)
 
     # -- a stage -------------------------------------------------------------------------------
 

@@ -54,11 +54,11 @@ def _decay(config: OptimizerConfig, since: Float[Array, ""]) -> Float[Array, ""]
 
 def make_camera_lr_schedule(config: OptimizerConfig, schedule: TrainSchedule) -> optax.Schedule:
     """Learning rate of cameras by step: none at first, a rise half as long, full, then decay."""
-    rest = config.camera_rest
+    delay = config.camera_delay
 
     def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         progress = schedule.progress_at(step)
-        ramp = jnp.clip((progress - rest) / max(0.5 * rest, 1e-9), 0.0, 1.0)
+        ramp = jnp.clip((progress - delay) / max(0.5 * delay, 1e-9), 0.0, 1.0)
         decayed = jnp.clip((progress - CAMERA_DECAY_START) / (1.0 - CAMERA_DECAY_START), 0.0, 1.0)
         return config.camera_lr * ramp * config.camera_lr_final_mult**decayed
 

@@ -47,7 +47,7 @@ def test_wrong_poses_are_corrected(split: Split, degrees: float) -> None:
     corrected = adjust_cameras(given.cameras, matched.adjustment, np)
     poses, exact = np.asarray(corrected.T_world_camera, np.float64), poses_of(split)
     assert mean_distance(poses, exact) < 0.3 * mean_distance(poses_of(given), exact)
-    assert matched.error < 0.3 * matched.given_error
+    assert matched.error < 0.3 * matched.error_before
     sentence = re.fullmatch(
         r"24 of 24 poses are corrected by matched points of \d+ pairs of images: they usually lay "
         r"([\d.]+) pixels off and now ([\d.]+); training refines them further\.",

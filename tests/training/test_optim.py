@@ -169,7 +169,7 @@ def test_cameras_rest_then_move_then_calm_down() -> None:
     )
     shares = np.array([0.0, 0.0, 0.5, 1.0, 1.0, 0.05**0.5, 0.05])
     np.testing.assert_allclose(rates, CONFIG.camera_lr * shares, atol=1e-7)
-    at_once = dataclasses.replace(CONFIG, camera_rest=0.0)
+    at_once = dataclasses.replace(CONFIG, camera_delay=0.0)
     rate = make_lr_schedules(at_once, even_schedule(1000))["camera"]
     assert float(rate(1)) == pytest.approx(CONFIG.camera_lr)
 

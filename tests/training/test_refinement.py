@@ -21,6 +21,7 @@ from scenes import (
     tiny_nerf,
 )
 from steps import make_spec, train_pixels
+from textured import textured_scene
 
 from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.refinement import CameraAdjustment, adjust_cameras
@@ -35,6 +36,7 @@ from jaxrf.models.hierarchical import HierarchicalModel
 from jaxrf.models.packed import PackedModel
 from jaxrf.models.proposal import ProposalModel
 from jaxrf.training import checkpoint, loop, runs, transitions
+from jaxrf.training.callbacks import NullCallback
 from jaxrf.training.config import OptimizerConfig, TrainConfig
 from jaxrf.training.pixels import adjust_rays, sample_batch
 from jaxrf.training.scene_metadata import SceneMetadata, refined_frame, refined_poses
@@ -278,3 +280,45 @@ def test_disturbed_cameras_are_recovered_and_test_cameras_aligned() -> None:
     poses = np.asarray(aligned.cameras.T_world_camera, np.float64)
     target = np.asarray(test.cameras.T_world_camera, np.float64)
     assert np.abs(poses - target).max() < 0.02
+
+
+class NoteTaker(NullCallback):
+    """Keeps the sentences."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on_note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+
+@pytest.mark.parametrize("refine_from", ["matches", "given"])
+def test_refinement_begins_with_poses_that_fit_matched_points(refine_from: str) -> None:
+    scene = textured_scene(24, 240, 180)
+    train = scene.splits["train"]
+    exact = np.asarray(train.cameras.T_world_camera, np.float64)
+    disturbed = dataclasses.replace(train, cameras=_disturb(train.cameras, 2.0, 0.02))
+    given = dataclasses.replace(scene, splits={"train": disturbed})
+    config = change(
+        blob(num_steps=1, steps_per_dispatch=1), refine="poses", refine_from=refine_from
+    )
+    config = transitions.resolve_config(config, given)
+    callback = NoteTaker()
+    _, state = loop.fit(config, given, callback)
+    metadata = SceneMetadata.from_scene(given, None)
+    _, poses = refined_poses(metadata, state.params.cameras)
+    # Cameras rest in the first step.
+    if refine_from == "given":
+        assert callback.notes == [] and not np.any(state.params.cameras.pose)
+        return
+    (note,) = callback.notes
+    assert "24 of 24 poses are corrected" in note
+    assert _mean_angle(poses, exact) < 0.3
+
+
+def test_right_poses_begin_as_they_are() -> None:
+    scene = textured_scene(24, 240, 180)
+    config = change(blob(num_steps=1, steps_per_dispatch=1), refine="poses")
+    callback = NoteTaker()
+    _, state = loop.fit(transitions.resolve_config(config, scene), scene, callback)
+    assert callback.notes == [] and not np.any(state.params.cameras.pose)
