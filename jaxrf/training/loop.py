@@ -16,7 +16,6 @@ from jaxrf.cameras.base import apply_ray_convention
 from jaxrf.cameras.refinement import CameraAdjustment, adjust_cameras, make_preconditioner
 from jaxrf.core import memory
 from jaxrf.core.errors import InputError, SentenceError
-from jaxrf.data import matched_poses
 from jaxrf.data.scene import Scene
 from jaxrf.fields.base import StageTransition
 from jaxrf.fields.checks import check_functions
@@ -193,6 +192,9 @@ class Trainer:
         """Changes that make the poses fit matched points; None if there is no need."""
         if shapes is None or self.config.refine_from == "given":
             return None
+        # Only here, as it imports scipy.
+        from jaxrf.data import matched_poses
+
         matched = None
         if processes.is_main_process():
             matched = matched_poses.match_poses(self.scene.splits["train"])

@@ -41,7 +41,7 @@ from jaxrf.training.state import TrainState, background_color, init_state
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 # Of config.json and checkpoints; to be raised when names in them change.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
