@@ -20,6 +20,8 @@ from jaxrf.data.nerf_json import FLIP_YZ
 from jaxrf.data.scene import Scene
 
 MAX_PAIRS = 8
+# Where these have few matches: neighbors of each view, and pairs in all.
+SPARSE_NEIGHBORS, MAX_SPARSE_PAIRS = 4, 100
 # Fewer matches of all pairs say nothing.
 MIN_TOTAL = 100
 # The errors that follow are in pixels of the reduced images, in which points are found to about
@@ -58,6 +60,10 @@ def find_better_cameras(scene: Scene) -> str | None:
         # Wrong poses have wrong neighbors.
         pairs += _neighbors(np.linalg.inv(poses)) + _successors(len(poses))
         matches = match_pairs(split, list(dict.fromkeys(pairs)), features)
+        if len(matches.first) < MIN_TOTAL:
+            # Images of little texture: each pair has few, so more of them are looked at.
+            pairs += _all_neighbors(poses)
+            matches = match_pairs(split, list(dict.fromkeys(pairs)), features)
         error = epipolar_error(cameras, matches)
     cost = _truncated_mean(scale * error)
     if len(matches.first) < MIN_TOTAL or cost < GOOD_ERROR:
@@ -128,6 +134,14 @@ def _neighbors(poses: Float[np.ndarray, "n 4 4"]) -> list[tuple[int, int]]:
     firsts = np.unique(np.linspace(0, len(poses) - 1, MAX_PAIRS).astype(int))
     nearest = nearest_views(poses, 1)
     return [(int(first), other) for first in firsts for other in nearest[first]]
+
+
+def _all_neighbors(poses: Float[np.ndarray, "n 4 4"]) -> list[tuple[int, int]]:
+    """Pairs of views and of several near ones, as many as `MAX_SPARSE_PAIRS`, evenly chosen."""
+    near = nearest_views(poses, SPARSE_NEIGHBORS)
+    pairs = sorted({(min(i, j), max(i, j)) for i, others in enumerate(near) for j in others})
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), MAX_SPARSE_PAIRS), dtype=int))
+    return [pairs[index] for index in chosen]
 
 
 def _successors(count: int) -> list[tuple[int, int]]:

@@ -43,6 +43,17 @@ def test_right_cameras_fit(scene: Scene) -> None:
     assert np.median(consistency.epipolar_error(scene.train.cameras, matches)) < 0.5
 
 
+def test_few_matches_of_each_pair_are_enough_together() -> None:
+    """The usual pairs have fewer than a hundred matches, which alone say nothing."""
+    sparse = textured_scene(24, 96, 72)
+    poses = poses_of(sparse)
+    pairs = consistency._neighbors(poses) + consistency._successors(24)
+    assert len(match_pairs(sparse.train, list(dict.fromkeys(pairs)), {}).first) < 100
+    assert consistency.find_better_cameras(sparse) is None
+    warning = consistency.find_better_cameras(with_cameras(sparse, T_world_camera=poses @ FLIP_YZ))
+    assert warning is not None and "--axes opencv" in warning
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
