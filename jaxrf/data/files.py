@@ -11,6 +11,9 @@ from jaxrf.data.images import SUFFIXES
 
 # Names in one folder that are looked at.
 MAX_NAMES = 200_000
+# Folders, and how deep, that are searched for files that lie elsewhere than a listing says.
+MAX_FOLDERS = 1000
+MAX_DEPTH = 4
 
 
 class DataFolder:
@@ -71,6 +74,21 @@ class DataFolder:
             return []
         names = [n for n in self._list(parent).values() if PurePath(n).suffix.lower() in SUFFIXES]
         return [parent / n for n in sorted(names, key=natural_key) if not n.startswith(".")]
+
+    def find_holders(self, names: Sequence[str]) -> list[Path]:
+        """The subfolders that hold the most files of some names, but at least half of them."""
+        counts: dict[Path, int] = {}
+        for path, folders, _ in os.walk(self.root):
+            current = Path(path).relative_to(self.root)
+            depth = len(current.parts)
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and depth < MAX_DEPTH)
+            counts[current] = sum(self.find(current / name) is not None for name in names)
+            if len(counts) >= MAX_FOLDERS:
+                break
+        most = max(counts.values(), default=0)
+        if 2 * most < len(names) or not most:
+            return []
+        return [folder for folder, count in counts.items() if count == most]
 
     def _find_folder(self, folder: PurePath) -> Path | None:
         if os.path.isdir(self.root / folder):

@@ -147,8 +147,9 @@ def _list_images(folder: Path, image_folder: str, count: int) -> list[str]:
             if len(placed) == count:
                 return placed
     if len(names) != count:
+        remedy = "take the images out that have no pose" if len(names) > count else "add the others"
         raise InputError(
             f"{folder / image_folder} has {len(names)} images and {LISTING} {count} poses; their "
-            "numbers must be equal: take the images out that have no pose."
+            f"numbers must be equal: {remedy}."
         )
     return names

@@ -52,6 +52,7 @@ def load_listing(
       InputError: an image is missing or damaged, or an option does not fit.
     """
     folder = DataFolder(listing.folder)
+    listing = selection.follow_images(listing, folder)
     frames, notes = selection.keep_existing(listing, folder, options.skip_missing)
     frames, outlier_notes = selection.leave_out_outliers(frames, listing)
     frames, mask_notes = selection.add_masks(frames, folder, options)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,3 +379,39 @@ def test_folders_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert "Not used: depths, as no file lists" in " ".join(
         sources.load_scene(folder, ["train"]).notes
     )
+
+
+@pytest.mark.parametrize("place", [".", "photos/small", "images_4"])
+def test_images_that_lie_elsewhere_are_found_by_their_names(place: str, tmp_path: Path) -> None:
+    expected = sources.load_scene(write_transforms(tmp_path / "right", ".png"), ("train",))
+    folder = write_transforms(tmp_path / "moved", ".png")
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    for image in sorted((folder / "images").iterdir()):
+        image.rename(folder / place / image.name)
+    scene = sources.load_scene(folder, ("train",))
+    np.testing.assert_array_equal(scene.splits["train"].images, expected.splits["train"].images)
+    assert any("not where it says (images/" in note for note in scene.notes), scene.notes
+
+
+def test_of_several_sizes_elsewhere_the_largest_is_taken(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path / "scene", ".png")
+    shutil.copytree(folder / "images", folder / "images_2")
+    (folder / "images").rename(folder / "images_10")
+    assert sources.load_scene(folder, ("train",)).splits["train"].paths[0].startswith("images_2/")
+
+
+def test_images_of_the_same_names_in_several_folders_are_ambiguous(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path / "scene", ".png")
+    shutil.copytree(folder / "images", folder / "output" / "gt")
+    (folder / "images").rename(folder / "output" / "renders")
+    with pytest.raises(InputError, match=r"several folders .*output/gt, output/renders"):
+        sources.load_scene(folder, ("train",))
+
+
+def test_a_few_images_of_the_same_names_are_no_substitute(tmp_path: Path) -> None:
+    folder = write_transforms(tmp_path / "scene", ".png")
+    images = sorted((folder / "images").iterdir())
+    images[0].rename(folder / images[0].name)
+    shutil.rmtree(folder / "images")
+    with pytest.raises(InputError, match="None of the images"):
+        sources.load_scene(folder, ("train",))
