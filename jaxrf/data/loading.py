@@ -18,7 +18,7 @@ from jaxrf.data.frames import ALL, Frame, Listing
 from jaxrf.data.known_depth import collect_known_depth, describe_known_depth
 from jaxrf.data.options import LoadOptions
 from jaxrf.data.placing import Placement, box_distance_range, find_outliers, find_placement
-from jaxrf.data.scene import Scene, Split, downscale_split
+from jaxrf.data.scene import Scene, Split, downscale_split, find_split_background
 from jaxrf.data.silhouettes import object_aabb
 
 ChooseViews = Callable[[int], Sequence[int]]
@@ -80,7 +80,7 @@ def load_listing(
             name, usable, cameras, sizes[name], listing, remaining, choose,
             depth_scale=placement.transform.scale if options.depth and name == "train" else None,
         )  # fmt: skip
-    placement = _carve(placement, loaded, poses)
+    placement, carve_notes = _carve(placement, loaded, poses)
     unused = selection.find_unlisted(listing, folder) if {"train", ALL} & {*splits} else []
     return Scene(
         name=name_scene(listing.folder),
@@ -97,6 +97,7 @@ def load_listing(
             *notes,
             *outlier_notes,
             *mask_notes,
+            *carve_notes,
             *describe_known_depth(frames, options.depth),
             *unused,
         ),
@@ -291,13 +292,17 @@ def _read_depth(
 
 def _carve(
     placement: Placement, splits: Mapping[str, Split], poses: Float[np.ndarray, "n 4 4"]
-) -> Placement:
-    """The placement with the box of the visual hull, if all training images are transparent."""
+) -> tuple[Placement, list[str]]:
+    """The placement with the box of the visual hull, if training images show one, and notes."""
     if not placement.may_carve or "train" not in splits:
-        return placement
+        return placement, []
     low, high = placement.aabb
     aabb = object_aabb(splits["train"], np.stack([low, high]))
     if aabb is None:
-        return placement
+        return placement, []
     near, far = box_distance_range(transform_poses(placement.transform, poses), aabb)
-    return dataclasses.replace(placement, aabb=aabb, near=near, far=far, unbounded=False)
+    notes = []
+    color = find_split_background(splits["train"])
+    if placement.unbounded and color is not None:
+        notes.append(f"Object: the images show it before plain {color}, which is left empty.")
+    return dataclasses.replace(placement, aabb=aabb, near=near, far=far, unbounded=False), notes

@@ -13,6 +13,9 @@ from jaxrf.cameras.transforms import SimilarityTransform, identity_transform
 from jaxrf.core.errors import MissingSplitError
 from jaxrf.data.options import LoadOptions
 
+# Levels by which compression changes pixels of a plain color.
+PLAIN_TOLERANCE = 8
+
 
 class KnownDepth(NamedTuple):
     """Pixels whose depth is known, from points of a reconstruction or from depth maps.
@@ -169,8 +172,7 @@ def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "b
         return None
     levels: dict[Literal["white", "black"], int] = {"white": 255, "black": 0}
     for name, level in levels.items():
-        # Compression changes pixels by a few levels.
-        if np.mean(np.all(np.abs(border[..., :3] - level) <= 8, axis=-1)) > 0.5:
+        if np.mean(np.all(np.abs(border[..., :3] - level) <= PLAIN_TOLERANCE, axis=-1)) > 0.5:
             return name
     return None
 

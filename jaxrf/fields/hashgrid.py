@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxrf.core import encodings
+from jaxrf.core.activations import clamped_exp, leaky_sigmoid
 from jaxrf.core.checks import require_non_negative, require_positive
 from jaxrf.core.grids import TableDtype, to_unit_box
 from jaxrf.core.hash_grids import (
@@ -36,18 +37,6 @@ Params = dict[str, Any]
 
 # Progress of a training at which all levels are in use, while cameras are refined.
 FADE_IN_FRACTION = 0.4
-
-
-@jax.custom_jvp
-def clamped_exp(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """The exponential, of at most e^80, whose gradient is that at x clamped to [-15, 15]."""
-    return jnp.exp(jnp.minimum(x, 80.0))
-
-
-@clamped_exp.defjvp
-def _clamped_exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (tangent,) = primals, tangents
-    return clamped_exp(x), jnp.exp(jnp.clip(x, -15.0, 15.0)) * tangent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +224,7 @@ class HashGrid(HashedField):
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
     ) -> Float[Array, "m 3"]:
         """Sigmoid of the color network, which sees features and spherical harmonics."""
-        return jax.nn.sigmoid(self._raw_color(params, features, directions))
+        return leaky_sigmoid(self._raw_color(params, features, directions))
 
     def _raw_color(
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]

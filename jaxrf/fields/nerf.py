@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrf.core import encodings
+from jaxrf.core.activations import leaky_sigmoid
 from jaxrf.core.checks import require_positive
 from jaxrf.fields import base
 from jaxrf.fields.base import FieldContext, SampleCost
@@ -174,7 +175,7 @@ class NeRF(base.Field):
     ) -> Float[Array, "m 3"]:
         """Sigmoid of the color head."""
         encoded = self._encode_direction(directions)
-        return jax.nn.sigmoid(self._network().apply(params, features, encoded, method="raw_rgb"))
+        return leaky_sigmoid(self._network().apply(params, features, encoded, method="raw_rgb"))
 
     def noise_std(self) -> float:
         """Standard deviation of the noise on the raw density."""

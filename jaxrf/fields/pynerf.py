@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.core import encodings
+from jaxrf.core.activations import clamped_exp, leaky_sigmoid
 from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.grids import to_unit_box
@@ -24,7 +25,7 @@ from jaxrf.core.hash_grids import (
 )
 from jaxrf.fields import base
 from jaxrf.fields.base import FieldContext, SampleCost
-from jaxrf.fields.hashgrid import HashedField, clamped_exp
+from jaxrf.fields.hashgrid import HashedField
 from jaxrf.fields.mlp import MLP, cast_for_compute
 from jaxrf.sampling.occupancy import OccupancyGrid
 
@@ -281,7 +282,7 @@ class PyNeRF(HashedField):
 
         def run_mlp(mlp: Params, features: Array) -> Array:
             inputs = jnp.concatenate([features, harmonics], axis=-1)
-            return jax.nn.sigmoid(self._color_mlp().apply(mlp, inputs))
+            return leaky_sigmoid(self._color_mlp().apply(mlp, inputs))
 
         if self.blend == "features":
             return run_mlp(params["color_mlp"][0], features)

@@ -96,7 +96,6 @@ def test_transforms_rays_equal_true_rays(suffix: str, tmp_path: Path) -> None:
     scene = sources.load_scene(write_transforms(tmp_path, suffix), ["train", "test"])
     check_rays(scene, "train", true_cameras(), TRAIN)
     check_rays(scene, "test", true_cameras(), TEST)
-    assert scene.unbounded
     places = np.asarray(scene.splits["train"].cameras.T_world_camera)[:, :3, 3]
     assert np.abs(places).max() <= 1.0 + 1e-6
     truth = make_scene().splits["train"].images[TRAIN[0]]
@@ -218,15 +217,22 @@ def test_transforms_in_the_unit_cube_are_not_moved(changes: dict[str, Any], tmp_
     check_rays(scene, "train", true_cameras(), TRAIN)
 
 
-def test_transparent_images_give_the_box_of_the_visual_hull(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [None, 255, 0, 128])
+def test_silhouettes_give_the_box_of_the_visual_hull(level: int | None, tmp_path: Path) -> None:
     folder = write_transforms(tmp_path, ".png")
-    opaque = sources.load_scene(folder, ["train"])
-    assert opaque.unbounded
     for index, name in enumerate(view_names()):
-        rgba = make_scene().splits["train"].images[index]
+        rgba = make_scene().splits["train"].images[index].copy()
+        if level is not None:
+            opacity = rgba[..., 3:] / 255.0
+            rgba[..., :3] = np.rint(rgba[..., :3] * opacity + level * (1.0 - opacity))
+            rgba[..., 3] = 255
         Image.fromarray(rgba).save(folder / "images" / f"{name}.png")
     scene = sources.load_scene(folder, ["train", "test"])
-    assert not scene.unbounded
+    assert any("before plain" in note for note in scene.notes) == (level in (255, 0))
+    # A gray backdrop may be a wall.
+    assert scene.unbounded == (level == 128)
+    if scene.unbounded:
+        return
     # The ball, and not much more: five images of 16 pixels carve a rough hull.
     low, high = transform_positions(
         invert_transform(scene.frame), np.asarray(scene.aabb, np.float64)
@@ -311,7 +317,7 @@ def test_llff_rays_equal_true_rays(tmp_path: Path) -> None:
     scene = sources.load_scene(write_llff(tmp_path), ["train", "test"])
     check_rays(scene, "train", true_cameras(), TRAIN)
     check_rays(scene, "test", true_cameras(), TEST)
-    assert scene.unbounded and scene.splits["train"].cameras.ndc is None
+    assert not scene.unbounded and scene.splits["train"].cameras.ndc is None
 
 
 def forward_poses() -> np.ndarray:

@@ -13,7 +13,7 @@ import pytest
 from jaxrf.core import encodings, hash_grids
 from jaxrf.core.rays import Multisamples
 from jaxrf.fields.base import FieldContext
-from jaxrf.fields.hashgrid import HashGrid, clamped_exp
+from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.sampling.occupancy import make_full_grid
 
 # Nothing is cubic, so that no two axes can be exchanged unnoticed.
@@ -154,28 +154,6 @@ def test_density_outside_the_box_has_no_gradient() -> None:
     gradients = jax.grad(lambda p: FIELD.density(p, outside, context_of(outside))[0][0])(PARAMS)
     for leaf in jax.tree.leaves(gradients):
         np.testing.assert_array_equal(leaf, 0.0)
-
-
-EXTREMES = np.array(
-    [0.0, 1.0, -1.0, 14.9, 15.1, -14.9, -15.1, 79.0, 81.0, 1e30, -1e30, np.inf, -np.inf]
-)
-
-
-def test_clamped_exp_and_its_slope_at_extremes() -> None:
-    x = jnp.asarray(EXTREMES, jnp.float32)
-    expected = [math.exp(min(float(v), 80.0)) for v in x]
-    np.testing.assert_allclose(clamped_exp(x), expected, rtol=1e-5)
-    slopes = jax.grad(lambda v: jnp.sum(clamped_exp(v)))(x)
-    expected = [math.exp(min(max(float(v), -15.0), 15.0)) for v in x]
-    np.testing.assert_allclose(slopes, expected, rtol=1e-5)
-    assert np.all(np.isfinite(jax.jvp(clamped_exp, (x,), (jnp.ones_like(x),))[1]))
-
-
-@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
-def test_clamped_exp_accepts_any_batch_shape(batch: tuple[int, ...]) -> None:
-    x = np.random.default_rng(0).normal(size=batch).astype(np.float32)
-    assert clamped_exp(jnp.asarray(x)).shape == batch
-    np.testing.assert_allclose(clamped_exp(jnp.asarray(x)), np.exp(x), rtol=1e-6)
 
 
 def test_init_has_the_documented_shapes_and_range() -> None:
