@@ -10,6 +10,7 @@ The table has the scores of views as they are rendered, and after a color correc
 
 import argparse
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from jaxrf.evaluation.scoring import score_split, summarize
 from jaxrf.presets import default_preset, make_preset
 from jaxrf.training.state import background_color
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "none": {},
     "exposure": {"color_correction": "exposure"},
     "affine": {"color_correction": "affine"},

@@ -43,9 +43,7 @@ def train_preset(preset: str, data: Path, folder: Path) -> None:
 def draw_strip(folder: Path, view: int, scale: int) -> tuple[Image.Image, float]:
     """Returns a strip of a run's test view, enlarged without smoothing, and the view's PSNR."""
     run = runs.open_run(folder)
-    scene = sources.load_scene(
-        Path(run.scene.data), ["test"], run.config.downscale, lambda count: [view]
-    )
+    scene = sources.load_scene(Path(run.scene.data), ["test"], run.config, lambda count: [view])
     background = background_color(run.config)
     render = runs.make_render_fn(run)
     (scored,) = scoring.score_split(render, scene.splits["test"], background, [0])

@@ -53,7 +53,9 @@ def main() -> None:
     print("| full width | width while moving | frames/s | first image | sharp after |")
     print("|---|---|---|---|---|")
     for size in SIZES:
-        timer, widths, times = interactive.FrameTimer(MOVING_FRAME_SECONDS), [], []
+        timer = interactive.FrameTimer(MOVING_FRAME_SECONDS)
+        widths: list[int] = []
+        times: list[float] = []
         cameras = resize_cameras(orbit, size, size * orbit.height // orbit.width)
         started = time.perf_counter()
         while (now := time.perf_counter()) - started < arguments.seconds:
