@@ -191,7 +191,7 @@ def parse_command(command: str) -> int:
             return cli.main(arguments)
         parsed = cli.parse_command(name, options)
         if name == "bench":
-            bench.check_presets(parsed)
+            bench.parse_presets(parsed)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,8 +1,12 @@
 """`jaxrf bench`: checks the presets to measure, then measures. Its options are `BenchOptions`."""
 
 import shlex
+from typing import TYPE_CHECKING
 
 from jaxrf.studies.options import BenchOptions
+
+if TYPE_CHECKING:
+    from jaxrf.training.config import TrainConfig
 
 
 def run(options: BenchOptions) -> int:
@@ -13,17 +17,19 @@ def run(options: BenchOptions) -> int:
     """
     from jaxrf.studies import bench
 
-    check_presets(options)
-    return bench.run(options)
+    configs = parse_presets(options)
+    return bench.run_profiles(options, configs) if options.profile else bench.run(options)
 
 
-def check_presets(options: BenchOptions) -> None:
-    """Parses each preset with the options that follow its name.
+def parse_presets(options: BenchOptions) -> "list[TrainConfig]":
+    """The configuration of each preset, with the options that follow its name.
 
     Raises:
       InputError: a preset is unknown, or one of its options is invalid.
     """
     from jaxrf.cli.train import parse_training
 
-    for preset in options.presets:
-        parse_training(["--preset", *shlex.split(preset)], "jaxrf bench")
+    return [
+        parse_training(["--preset", *shlex.split(preset)], "jaxrf bench").config
+        for preset in options.presets
+    ]

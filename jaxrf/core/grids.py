@@ -29,7 +29,7 @@ def weighted_gather(
     """Weighted sums of k rows each: out[i] = sum_k weights[i, k] table[indices[i, k]].
 
     Makes one gather for each k. The gradient of the table is a scatter, which a CPU does block by
-    block, up to 5 times faster than the single scatter that XLA derives (docs/gather.md).
+    block, up to 5 times faster than the single scatter that XLA derives (docs/lab/lookups.md).
 
     Args:
       table: features by row.

@@ -85,10 +85,10 @@ class DataFolder:
             counts[current] = sum(self.find(current / name) is not None for name in names)
             if len(counts) >= MAX_FOLDERS:
                 break
-        most = max(counts.values(), default=0)
-        if 2 * most < len(names) or not most:
+        largest = max(counts.values(), default=0)
+        if 2 * largest < len(names) or not largest:
             return []
-        return [folder for folder, count in counts.items() if count == most]
+        return [folder for folder, count in counts.items() if count == largest]
 
     def _find_folder(self, folder: PurePath) -> Path | None:
         if os.path.isdir(self.root / folder):

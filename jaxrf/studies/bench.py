@@ -1,16 +1,19 @@
 """The benchmark: measures the machine, trains every preset, writes a report."""
 
+import dataclasses
 import itertools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrf.core.jax_setup import set_up_jax
 from jaxrf.data import sources
 from jaxrf.data.bricks.config import SyntheticSceneConfig
-from jaxrf.studies import bench_report, bench_runs, roofline
+from jaxrf.studies import bench_report, bench_runs, profile, roofline
 from jaxrf.studies.bench_report import RUN_KEY
 from jaxrf.studies.options import BenchOptions
 from jaxrf.training import runs
+from jaxrf.training.config import TrainConfig
 
 
 def run(options: BenchOptions) -> int:
@@ -47,4 +50,36 @@ def run(options: BenchOptions) -> int:
             # Written after every run, so that an interruption loses only the run in progress.
             table = bench_report.write_report(stem, rates, results)
     print(f"{table}\nWritten to {stem}.json, .md and .png")
+    return 0
+
+
+def run_profiles(options: BenchOptions, configs: Sequence[TrainConfig]) -> int:
+    """Profiles the training of each preset; writes a page in Markdown. Returns the exit code.
+
+    Args:
+      options: of the benchmark.
+      configs: of its presets.
+    """
+    set_up_jax("highest")
+    runs.make_writable(options.output, "--output")
+    folder = sources.find_source(options.data, SyntheticSceneConfig()).folder
+    folder = folder or sources.ensure_bricks(SyntheticSceneConfig())
+    rates = roofline.measure_roofline()
+    stem = bench_report.report_stem(options)
+    path = stem.with_name(f"{stem.name}-profile.md")
+    page = bench_report.format_profile_heading(rates, folder.name, options.profile_steps)
+    for downscale, (preset, config) in itertools.product(
+        options.downscale, zip(options.presets, configs, strict=True)
+    ):
+        config = dataclasses.replace(config, downscale=downscale, num_steps=options.profile_steps)
+        scene = sources.load_scene(folder, ["train"], config)
+        width, height = scene.train.cameras.width, scene.train.cameras.height
+        section = profile.format_profile(
+            f"{preset}, {width}x{height}", profile.profile_training(config, scene), rates
+        )
+        print(section, flush=True)
+        page += f"\n{section}"
+        # Written after every preset, so that an interruption loses only one.
+        runs.write_text(path, page)
+    print(f"Written to {path}")
     return 0

@@ -71,6 +71,31 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def format_profile_heading(roofline: Roofline, dataset: str, steps: int) -> str:
+    """Returns the beginning of a page of profiles."""
+    versions = environment.describe_versions()
+    lines = [
+        f"# Profile of {datetime.date.today().isoformat()}",
+        "",
+        f"{environment.describe_hardware()}; processor {environment.describe_processor()}. jax "
+        f"{versions['jax']}, Python {versions['python']}. {dataset}, {steps} steps, of which the "
+        "last ones are recorded. Made by `jaxrf bench --profile`.",
+        "",
+        *_format_roofline(dataclasses.asdict(roofline)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _format_roofline(roofline: dict[str, float]) -> list[str]:
+    return [
+        "| float32 matmul | layer 65,536x256x256 | memory | gather of rows of 8 | scatter |",
+        "|---|---|---|---|---|",
+        f"| {roofline['matmul']:.0f} GFLOP/s | {roofline['layer']:.0f} GFLOP/s | "
+        f"{roofline['memory']:.0f} GB/s | {roofline['gather']:.0f} M/s | "
+        f"{roofline['scatter']:.0f} M/s |",
+    ]
+
+
 def write_report(stem: Path, roofline: Roofline, results: list[dict[str, Any]]) -> str:
     """Writes the results as JSON, as a table and as a plot; returns the table."""
     report = {
@@ -99,11 +124,7 @@ def format_report(report: dict[str, Any]) -> str:
         "not counted. `first step` and `compile` are seconds; `compile` counts those in which "
         "training waited. Frames are rendered with one ray per pixel. Made by `jaxrf bench`.",
         "",
-        "| float32 matmul | layer 65,536x256x256 | memory | gather of rows of 8 | scatter |",
-        "|---|---|---|---|---|",
-        f"| {roofline['matmul']:.0f} GFLOP/s | {roofline['layer']:.0f} GFLOP/s | "
-        f"{roofline['memory']:.0f} GB/s | {roofline['gather']:.0f} M/s | "
-        f"{roofline['scatter']:.0f} M/s |",
+        *_format_roofline(roofline),
         "",
         f"| pictures | preset, seed | budget s | test {headings} | test views | parameters "
         "| first step, compile | "

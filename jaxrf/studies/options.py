@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from jaxrf.core.checks import require_positive
+from jaxrf.core.errors import InputError
+
+# Of fewer steps, those that are recorded would be most.
+MIN_PROFILE_STEPS = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,15 @@ class BenchOptions:
     """Name of the files, after the date."""
     resume: bool = False
     """Keep the runs that the newest files of this name hold, and do the others."""
+    profile: bool = False
+    """Instead, train each preset for `profile_steps` steps and tell which functions and operations
+    take the time of the last ones."""
+    profile_steps: int = 300
+    """Steps of each training that is profiled; stages and learning rates scale with it."""
 
     def __post_init__(self) -> None:
         require_positive(self, "downscale", "budget", "seeds", "every")
+        if self.profile_steps < MIN_PROFILE_STEPS:
+            raise InputError(
+                f"--profile-steps is {self.profile_steps}: give at least {MIN_PROFILE_STEPS}."
+            )
