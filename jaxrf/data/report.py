@@ -106,7 +106,11 @@ def _check_cameras(name: str, split: Split) -> Iterator[str]:
     if offset > 0.1:
         yield f"The principal point of {name} is {offset:.0%} of the image off the center."
     if np.any(np.abs(focal[:, 0] / focal[:, 1] - 1.0) > 0.05):
-        yield f"The focal lengths of {name} differ by more than 5 % between x and y."
+        yield (
+            f"The focal lengths of {name} differ by more than 5 % between x and y, which only an "
+            "anamorphic lens or stretched images explain: reconstruct the poses with one focal "
+            "length (jaxrf data photos does)."
+        )
     angle = np.degrees(2.0 * np.arctan(0.5 * size.max() / focal.min(initial=np.inf)))
     if not 5.0 < angle < 150.0 and cameras.lens != "fisheye":
         yield f"The field of view of {name} is {angle:.1f} degrees, which is unusual."
@@ -152,10 +156,12 @@ def _check_geometry(scene: Scene) -> Iterator[str]:
 
 
 def _describe_alpha(split: Split) -> str:
-    alpha = split.images[..., 3]
-    if len(split) == 0 or alpha.min() == 255:
+    # Cropped, as images of several sizes are stored in one array, whose remainder belongs to none.
+    alphas = [split.crop(index)[..., 3] for index in range(len(split))]
+    if all(alpha.min(initial=255) == 255 for alpha in alphas):
         return "opaque"
-    return f"{np.mean(alpha < 128):.0%} transparent"
+    transparent = sum(np.count_nonzero(alpha < 128) for alpha in alphas)
+    return f"{transparent / sum(alpha.size for alpha in alphas):.0%} transparent"
 
 
 def _format_range(values: Float[np.ndarray, "n"]) -> str:

@@ -8,7 +8,7 @@ from jaxrf.training.config import OptimizerConfig, TrainConfig
 def voxels_small() -> TrainConfig:
     """Packed voxels, colored once per ray: the quickest to a good image, made for a CPU."""
     return TrainConfig(
-        field=Voxels(),
+        field=Voxels(layers=2),
         model=PackedModel(),
         background="random",
         num_steps=2500,

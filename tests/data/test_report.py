@@ -219,3 +219,15 @@ def test_data_info_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "6 train, 2 val, 2 test views" in capsys.readouterr().out
     assert cli.main(["data", "info", str(tmp_path / "nothing")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_of_images_of_several_sizes_the_remainder_is_not_transparent() -> None:
+    split = make_scene().splits["train"]
+    images = np.full_like(split.images, 255)
+    images[0, :, 12:] = 0
+    sizes = np.full((len(images), 2), 16)
+    sizes[0] = 12, 16
+    mixed = dataclasses.replace(split, images=images, sizes=sizes)
+    assert report._describe_alpha(mixed) == "opaque"
+    images[0, :, :6, 3] = 0
+    assert report._describe_alpha(mixed) == f"{16 * 6 / (5 * 256 + 16 * 12):.0%} transparent"
