@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import jax
 
@@ -112,7 +113,8 @@ def profile_training(config: TrainConfig, scene: Scene) -> Profile:
             seconds = time.perf_counter() - tracer.clock
             cpu = time.process_time() - tracer.cpu
             jax.profiler.stop_trace()
-            functions = locate_operations(trainer.run.as_text() or "")
+            program = cast(jax.stages.Compiled, trainer.run)
+            functions = locate_operations(program.as_text() or "")
         durations = read_durations(Path(folder), functions)
     operations = [
         Operation(name, functions[name], total / tracer.steps)

@@ -31,10 +31,6 @@ class StepFn(Protocol):
         """The state after some steps, given key, schedule, count and prefetched pixels."""
         ...
 
-    def as_text(self) -> str | None:
-        """The compiled program, in XLA's language."""
-        ...
-
 
 def compile_steps(
     spec: StepSpec, state: TrainState, pixels: PixelDataset, prefetches: bool = False
