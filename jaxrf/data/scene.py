@@ -164,8 +164,10 @@ def find_split_background(split: Split) -> Literal["white", "black"] | None:
 def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "black"] | None:
     """Background color of opaque images: white or black if more than half of their borders are.
 
-    None for other borders, and if any pixel is transparent.
+    None for other borders, if any pixel is transparent, and of no images.
     """
+    if not len(images):
+        return None
     sides = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
     border = np.concatenate([side.reshape(-1, 4) for side in sides]).astype(np.int16)
     if border[..., 3].min(initial=255) < 255 or images[..., 3].min(initial=255) < 255:

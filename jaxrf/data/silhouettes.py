@@ -27,7 +27,7 @@ def object_aabb(split: Split, aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarra
     subset = np.arange(0, len(split), 1 + len(split) // MAX_HULL_VIEWS)
     transparent = split.images[subset, ..., 3] == 0
     color = find_split_background(split)
-    if color is not None and len(subset):
+    if color is not None:
         transparent = _find_plain(split.images[subset], color)
     if split.masks is not None:
         # Pixels that are not used say nothing.
@@ -51,9 +51,13 @@ def _find_plain(
     from scipy import ndimage
 
     level = 255 if color == "white" else 0
-    plain = np.abs(images[..., :3].astype(np.int16) - level).max(axis=-1) <= PLAIN_TOLERANCE
-    border = np.ones(plain.shape[1:], bool)
+    border = np.ones(images.shape[1:3], bool)
     border[1:-1, 1:-1] = False
+    plain = np.empty(images.shape[:3], bool)
+    # One by one, as differences of all images at once take much memory.
+    for mask, image in zip(plain, images, strict=True):
+        difference = np.abs(image[..., :3].astype(np.int16) - level)
+        mask[...] = difference.max(axis=-1) <= PLAIN_TOLERANCE
     if plain[:, border].mean() < MIN_PLAIN_BORDER:
         return np.zeros_like(plain)
     for mask in plain:

@@ -1,6 +1,7 @@
 """Down-scaling against slow loops in exact arithmetic, its geometry, and compositing."""
 
 import dataclasses
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -144,6 +145,12 @@ def test_find_background_of_opaque_images_is_the_border_color(level: int, name: 
     assert find_background(images) == name
     images[1, 3, 3, 3] = 254
     assert find_background(images) is None
+
+
+def test_find_background_of_no_images_is_none_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_background(np.zeros((0, 8, 8, 4), np.uint8)) is None
 
 
 def test_find_background_of_captured_scenes_is_none() -> None:
