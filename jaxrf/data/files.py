@@ -76,17 +76,22 @@ class DataFolder:
         return [parent / n for n in sorted(names, key=natural_key) if not n.startswith(".")]
 
     def find_holders(self, names: Sequence[str]) -> list[Path]:
-        """The subfolders that hold the most files of some names, but at least half of them."""
+        """The subfolders that hold the most images of some names, but at least half of them.
+
+        Suffixes and case do not matter.
+        """
+        stems = {strip_suffix(PurePath(name)).name.lower() for name in names}
         counts: dict[Path, int] = {}
-        for path, folders, _ in os.walk(self.root):
+        for path, folders, files in os.walk(self.root):
             current = Path(path).relative_to(self.root)
             depth = len(current.parts)
             folders[:] = sorted(f for f in folders if not f.startswith(".") and depth < MAX_DEPTH)
-            counts[current] = sum(self.find(current / name) is not None for name in names)
+            images = (PurePath(name) for name in files if name.lower().endswith(SUFFIXES))
+            counts[current] = len(stems & {image.stem.lower() for image in images})
             if len(counts) >= MAX_FOLDERS:
                 break
         largest = max(counts.values(), default=0)
-        if 2 * largest < len(names) or not largest:
+        if 2 * largest < len(stems) or not largest:
             return []
         return [folder for folder, count in counts.items() if count == largest]
 

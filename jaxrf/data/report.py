@@ -107,9 +107,8 @@ def _check_cameras(name: str, split: Split) -> Iterator[str]:
         yield f"The principal point of {name} is {offset:.0%} of the image off the center."
     if np.any(np.abs(focal[:, 0] / focal[:, 1] - 1.0) > 0.05):
         yield (
-            f"The focal lengths of {name} differ by more than 5 % between x and y, which only an "
-            "anamorphic lens or stretched images explain: reconstruct the poses with one focal "
-            "length (jaxrf data photos does)."
+            f"The focal lengths of {name} differ by more than 5 % between x and y, as those of "
+            "few lenses do: unless images are stretched, find the poses again (jaxrf data photos)."
         )
     angle = np.degrees(2.0 * np.arctan(0.5 * size.max() / focal.min(initial=np.inf)))
     if not 5.0 < angle < 150.0 and cameras.lens != "fisheye":

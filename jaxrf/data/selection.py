@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrf.core.errors import InputError
 from jaxrf.data import masks
-from jaxrf.data.files import DataFolder, format_count, format_names, natural_key
+from jaxrf.data.files import DataFolder, format_count, format_names, natural_key, strip_suffix
 from jaxrf.data.frames import ALL, Frame, Listing, Mask
 from jaxrf.data.image_folders import IMAGE_FOLDER
 from jaxrf.data.options import LoadOptions
@@ -23,41 +23,44 @@ Frames = Mapping[str, Sequence[Frame]]
 
 
 def follow_images(listing: Listing, folder: DataFolder) -> Listing:
-    """A listing with the images of a split where they are, if none is where it says.
+    """A listing with its images where they are, if none is where it says.
 
-    They are looked for by their names, in all subfolders. The folders `images_K` have the same
-    images in several sizes, of which the largest is taken.
+    They are looked for by their names, in all subfolders, unless several have the same name, as
+    those of several splits or cameras may. The folders `images_K` have the same images in several
+    sizes, of which the largest is taken.
 
     Raises:
       InputError: several folders have them.
     """
-    frames, notes = dict(listing.frames), list(listing.notes)
-    for name, group in listing.frames.items():
-        if not group or any(folder.find(frame.path) is not None for frame in group):
-            continue
-        holders = folder.find_holders([frame.path.name for frame in group])
-        sizes = [IMAGE_FOLDER.fullmatch(holder.name) for holder in holders]
-        if holders and all(sizes) and len({holder.parent for holder in holders}) == 1:
-            holders = [min(holders, key=lambda holder: natural_key(holder.name))]
-        if not holders:
-            continue
-        source = group[0].listing
-        if len(holders) > 1:
-            names = format_names([str(holder) for holder in holders])
-            raise InputError(
-                f"None of the images that {source} names exists ({group[0].path}), but several "
-                f"folders have images of these names ({names}): correct the paths in it."
-            )
-        moved = [folder.find(holders[0] / frame.path.name) for frame in group]
-        frames[name] = [
-            dataclasses.replace(frame, path=path or frame.path)
-            for frame, path in zip(group, moved, strict=True)
-        ]
-        notes.append(
-            f"Images: {listing.folder / holders[0]} has those that {source.name} names, which are "
-            f"not where it says ({group[0].path})."
+    paths = {frame.path: frame for group in listing.frames.values() for frame in group}
+    names = {strip_suffix(path).name.lower() for path in paths}
+    if len(names) < len(paths) or any(folder.find(path) is not None for path in paths):
+        return listing
+    holders = folder.find_holders([path.name for path in paths])
+    sizes = [IMAGE_FOLDER.fullmatch(holder.name) for holder in holders]
+    if all(sizes) and len({holder.parent for holder in holders}) == 1:
+        holders = [min(holders, key=lambda holder: natural_key(holder.name))]
+    if not holders:
+        return listing
+    first = next(iter(paths.values()))
+    if len(holders) > 1:
+        folders = format_names([str(holder) for holder in holders])
+        raise InputError(
+            f"None of the images that {first.listing} names exists ({first.path}), but several "
+            f"folders have images of these names ({folders}): correct the paths in it."
         )
-    return dataclasses.replace(listing, frames=frames, notes=tuple(notes))
+    frames = {
+        name: [
+            dataclasses.replace(f, path=folder.find(holders[0] / f.path.name) or f.path)
+            for f in group
+        ]
+        for name, group in listing.frames.items()
+    }
+    note = (
+        f"Images: {listing.folder / holders[0]} has those that {first.listing.name} names, which "
+        f"are not where it says ({first.path})."
+    )
+    return dataclasses.replace(listing, frames=frames, notes=(*listing.notes, note))
 
 
 def keep_existing(

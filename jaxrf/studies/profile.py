@@ -31,7 +31,7 @@ TRACED_STEPS = 32
 MAX_ROWS = 12
 # Operations that consist of others, which are recorded themselves.
 CONTROL_FLOW = ("while", "conditional", "call")
-PACKAGE = "/jaxrf/"
+PACKAGE = Path(__file__).parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,10 +159,11 @@ def locate_operations(text: str) -> dict[str, str]:
     def describe(frame: int) -> str:
         while frame in frames:
             location = locations[frames[frame]["file_location_id"]]
-            path = files[location["file_name_id"]]
-            if PACKAGE in path:
+            # Programs of a cache may have been compiled in another copy of jaxrf.
+            _, separator, path = files[location["file_name_id"]].rpartition("/jaxrf/")
+            if separator and (PACKAGE / path).is_file():
                 function = re.sub(r"\.<\w+>", "", functions[location["function_name_id"]])
-                return f"{function}, {path.rpartition(PACKAGE)[2]}:{location['line']}"
+                return f"{function}, {path}:{location['line']}"
             # A frame that is its own parent is the outermost.
             parent = frames[frame].get("parent_frame_id", 0)
             frame = parent if parent != frame else 0

@@ -96,6 +96,7 @@ def test_transforms_rays_equal_true_rays(suffix: str, tmp_path: Path) -> None:
     scene = sources.load_scene(write_transforms(tmp_path, suffix), ["train", "test"])
     check_rays(scene, "train", true_cameras(), TRAIN)
     check_rays(scene, "test", true_cameras(), TEST)
+    assert not scene.unbounded
     places = np.asarray(scene.splits["train"].cameras.T_world_camera)[:, :3, 3]
     assert np.abs(places).max() <= 1.0 + 1e-6
     truth = make_scene().splits["train"].images[TRAIN[0]]

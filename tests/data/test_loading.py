@@ -415,3 +415,19 @@ def test_a_few_images_of_the_same_names_are_no_substitute(tmp_path: Path) -> Non
     shutil.rmtree(folder / "images")
     with pytest.raises(InputError, match="None of the images"):
         sources.load_scene(folder, ("train",))
+
+
+def test_images_of_another_split_or_camera_are_no_substitute(tmp_path: Path) -> None:
+    blender = write_scene(tmp_path / "ball")
+    shutil.rmtree(blender / "train")
+    with pytest.raises(InputError, match="None of the images"):
+        sources.load_scene(blender, ("train",))
+    folder = write_transforms(tmp_path / "cameras", ".png")
+
+    def rename(content: dict[str, Any]) -> None:
+        for index, frame in enumerate(content["frames"]):
+            frame["file_path"] = f"camera_{index % 2}/p{index // 2}.png"
+
+    edit(folder, rename)
+    with pytest.raises(InputError, match="None of the images"):
+        sources.load_scene(folder, ("train",))

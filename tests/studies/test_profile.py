@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from reports import ROOFLINE
 from scenes import make_scene
@@ -17,8 +18,8 @@ from jaxrf.studies.options import BenchOptions
 TEXT = """HloModule jit_f
 
 FileNames
-1 "/somewhere/jaxrf/fields/a.py"
-2 "/site-packages/optax/b.py"
+1 "/clones/jaxrf/jaxrf/fields/nerf.py"
+2 "/clones/jaxrf/venv/optax/b.py"
 
 FunctionNames
 1 "outer"
@@ -45,9 +46,11 @@ ENTRY %main (x: f32[]) -> f32[] {
 """
 
 
-def test_operations_are_those_of_the_innermost_function_of_jaxrf() -> None:
-    inner = "A.density.inner, fields/a.py:21"
-    assert profile.locate_operations(TEXT) == {
+@pytest.mark.parametrize("other", ["/clones/jaxrf/venv/optax/b.py", optax.__file__])
+def test_operations_are_those_of_the_innermost_function_of_jaxrf(other: str) -> None:
+    inner = "A.density.inner, fields/nerf.py:21"
+    text = TEXT.replace("/clones/jaxrf/venv/optax/b.py", other)
+    assert profile.locate_operations(text) == {
         "add.1": inner,
         "mul_fusion": inner,
         "sub": "",
@@ -70,7 +73,7 @@ def test_steps_of_a_training_are_measured() -> None:
     assert {"march_to_samples", "HashGrid.density"} <= names
     seconds = [operation.seconds for operation in measured.operations]
     assert seconds == sorted(seconds, reverse=True) and seconds[-1] >= 0.0
-    assert 0.0 < sum(seconds) < 4.0 * measured.step_seconds
+    assert 0.0 < seconds[0] < measured.step_seconds
     assert measured.busy_cores > 0.0 and measured.samples > 0.0
     text = profile.format_profile("hashgrid-small", measured, ROOFLINE)
     assert text.startswith("## hashgrid-small") and "| `march_to_samples` |" in text
