@@ -38,12 +38,13 @@ def weighted_gather(
       table_dtype: type that rows are read in; bfloat16 halves the memory traffic. Sums and
         gradients keep the table's type.
     """
-    rows = _cast_table(table, table_dtype)
+    rows = cast_table(table, table_dtype)
     terms = (weights[:, k, None] * rows[indices[:, k]] for k in range(indices.shape[1]))
     return sum(terms, jnp.zeros((), table.dtype))
 
 
-def _cast_table(table: Float[Array, "rows c"], table_dtype: TableDtype) -> Float[Array, "rows c"]:
+def cast_table(table: Float[Array, "rows c"], table_dtype: TableDtype) -> Float[Array, "rows c"]:
+    """The table in the type that its rows are read in."""
     return table.astype(jnp.bfloat16) if table_dtype == "bfloat16" else table
 
 
@@ -60,7 +61,7 @@ def _weighted_gather_bwd(
     table_dtype: TableDtype, residuals: tuple[Array, Array, Array], gradient: Float[Array, "m c"]
 ) -> tuple[Float[Array, "rows c"], None, Float[Array, "m k"]]:
     table, indices, weights = residuals
-    rows = _cast_table(table, table_dtype)
+    rows = cast_table(table, table_dtype)
     grad_weights = [
         jnp.sum(gradient * rows[indices[:, k]], axis=-1) for k in range(indices.shape[1])
     ]

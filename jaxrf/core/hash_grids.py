@@ -6,6 +6,7 @@ Müller et al.: Instant neural graphics primitives with a multiresolution hash e
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-from jaxrf.core.grids import TableDtype, weighted_gather
+from jaxrf.core.grids import TableDtype, cast_table, weighted_gather
 
 HashLayout = Literal["dense_coarse", "all_hashed", "tcnn"]
 
@@ -153,6 +154,9 @@ def sample_hash_grid(
 ) -> Float[Array, "m e"]:
     """Trilinearly interpolated features of all levels.
 
+    A CPU reads level after level, so that no array but the features leaves its cache
+    (docs/lab/lookups.md); elsewhere one gather reads all levels. Both have the same gradient.
+
     Args:
       table: rows of all levels.
       unit: positions, clamped to [0, 1].
@@ -162,17 +166,143 @@ def sample_hash_grid(
     Returns:
       (m, levels c), the coarsest level first.
     """
+    return _interpolate(table, _clamp(unit), levels, table_dtype)
+
+
+def _clamp(unit: Float[Array, "m 3"]) -> Float[Array, "m 3"]:
+    """Positions clamped to [0, 1], as an array in memory.
+
+    XLA would compute them anew in each operation that reads them, with the contraction of space and
+    all else before it, for every corner of every level. It keeps what a condition chooses.
+    """
+
+    def move_inside(unit: Array) -> Array:
+        # Not jnp.clip, whose slope on the faces would be half of what the other branch has there.
+        return jnp.where(unit > 1.0, 1.0, jnp.where(unit < 0.0, 0.0, unit))
+
+    is_inside = jnp.all((unit >= 0.0) & (unit <= 1.0))
+    clamped: Array = jax.lax.cond(is_inside, lambda unit: unit, move_inside, unit)
+    return clamped
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _interpolate(
+    table: Float[Array, "rows c"],
+    unit: Float[Array, "m 3"],
+    levels: HashLevels,
+    table_dtype: TableDtype,
+) -> Float[Array, "m e"]:
+    features: Array = jax.lax.platform_dependent(
+        table,
+        unit,
+        cpu=lambda table, unit: _sample_by_level(table, unit, levels, table_dtype),
+        default=lambda table, unit: _sample_at_once(table, unit, levels, table_dtype),
+    )
+    return features
+
+
+def _interpolate_fwd(
+    table: Float[Array, "rows c"],
+    unit: Float[Array, "m 3"],
+    levels: HashLevels,
+    table_dtype: TableDtype,
+) -> tuple[Float[Array, "m e"], tuple[Array, Array]]:
+    return _interpolate(table, unit, levels, table_dtype), (table, unit)
+
+
+def _interpolate_bwd(
+    levels: HashLevels,
+    table_dtype: TableDtype,
+    residuals: tuple[Array, Array],
+    gradient: Float[Array, "m e"],
+) -> tuple[Float[Array, "rows c"], Float[Array, "m 3"]]:
+    def sample(table: Array, unit: Array) -> Array:
+        return _sample_at_once(table, unit, levels, table_dtype)
+
+    gradients: tuple[Array, Array] = jax.vjp(sample, *residuals)[1](gradient)
+    return gradients
+
+
+_interpolate.defvjp(_interpolate_fwd, _interpolate_bwd)
+
+
+def _sample_by_level(
+    table: Float[Array, "rows c"],
+    unit: Float[Array, "m 3"],
+    levels: HashLevels,
+    table_dtype: TableDtype,
+) -> Float[Array, "m e"]:
+    rows, features = cast_table(table, table_dtype), []
+    for level, start in enumerate(levels.starts[:-1]):
+        low, fraction = _cells_and_fractions(unit, levels, level)
+        total = jnp.zeros((), table.dtype)
+        for corner in np.ndindex(2, 2, 2):
+            row, weight = _corner_row(low, fraction, corner, levels, level)
+            total += weight[:, None] * rows[row + start]
+        features.append(total)
+    return jnp.concatenate(features, axis=-1)
+
+
+def _cells_and_fractions(
+    unit: Float[Array, "m 3"], levels: HashLevels, level: int
+) -> tuple[list[Int[Array, "m"]], list[Float[Array, "m"]]]:
+    """Lowest corner of each position's cell by axis, and the fraction of the cell before it."""
+    is_inset = levels.hash_layout == "tcnn"
+    cells: float = levels.scales[level] if is_inset else levels.cells[level]
+    low, fraction = [], []
+    for coordinate in jnp.moveaxis(unit, -1, 0):
+        scaled = coordinate * cells + (0.5 if is_inset else 0.0)
+        cell = jnp.floor(scaled).astype(jnp.int32)
+        cell = cell if is_inset else jnp.minimum(cell, int(cells) - 1)
+        low.append(cell)
+        fraction.append(scaled - cell)
+    return low, fraction
+
+
+def _corner_row(
+    low: Sequence[Int[Array, "m"]],
+    fraction: Sequence[Float[Array, "m"]],
+    corner: tuple[int, int, int],
+    levels: HashLevels,
+    level: int,
+) -> tuple[Int[Array, "m"], Float[Array, "m"]]:
+    """Row within its level of a corner of each cell, and its trilinear weight.
+
+    `corner` is 0 or 1 by axis.
+    """
+    x, y, z = (cell + upper for cell, upper in zip(low, corner, strict=True))
+    weight = jnp.ones((), fraction[0].dtype)
+    for value, upper in zip(fraction, corner, strict=True):
+        weight *= value if upper else 1.0 - value
+    return _level_rows((x, y, z), levels, level), weight
+
+
+def _level_rows(
+    corner: tuple[Int[Array, "*batch"], Int[Array, "*batch"], Int[Array, "*batch"]],
+    levels: HashLevels,
+    level: int,
+) -> Int[Array, "*batch"]:
+    """Row of each corner within its level."""
+    rows = levels.starts[level + 1] - levels.starts[level]
+    if levels.hash_layout == "tcnn":
+        return _tcnn_rows(corner, levels.cells[level], rows)
+    if levels.hash_layout == "all_hashed":
+        return _hashed_rows(corner, rows)
+    return hash_rows(corner, levels.cells[level], rows)
+
+
+def _sample_at_once(
+    table: Float[Array, "rows c"],
+    unit: Float[Array, "m 3"],
+    levels: HashLevels,
+    table_dtype: TableDtype,
+) -> Float[Array, "m e"]:
+    is_inset = levels.hash_layout == "tcnn"
     corners = []
-    for level, (cells, start) in enumerate(zip(levels.cells, levels.starts, strict=False)):
-        rows = levels.starts[level + 1] - start
-        if levels.hash_layout == "tcnn":
-            corner, weight = _cell_corners(unit, levels.scales[level], half_cell_inset=True)
-            index = _tcnn_rows(corner, cells, rows)
-        else:
-            corner, weight = _cell_corners(unit, cells)
-            hashed = levels.hash_layout == "all_hashed"
-            index = _hashed_rows(corner, rows) if hashed else hash_rows(corner, cells, rows)
-        corners.append((index + start, weight))
+    for level, start in enumerate(levels.starts[:-1]):
+        cells = levels.scales[level] if is_inset else levels.cells[level]
+        corner, weight = _cell_corners(unit, cells, half_cell_inset=is_inset)
+        corners.append((_level_rows(corner, levels, level) + start, weight))
     return _gather_levels(table, corners, table_dtype)
 
 
@@ -197,7 +327,7 @@ def sample_hash_grids(
     starts = np.array([levels.starts[:-1] for levels in grids]) + grid_starts[:, None]
     rows = np.array([np.diff(levels.starts) for levels in grids], np.int32)
     dense = (cells.astype(np.int64) + 1) ** 3 <= rows
-    corners = []
+    unit, corners = _clamp(unit), []
     for level in range(cells.shape[1]):
         level_cells, start, level_rows, is_dense = (
             jnp.asarray(numbers[:, level])[grid_index][:, None]
@@ -245,13 +375,13 @@ def _cell_corners(
     faster than one for each corner.
 
     Args:
-      unit: positions, clamped to [0, 1].
+      unit: positions in [0, 1].
       cells: from face to face of the box.
       half_cell_inset: the box begins half a cell inside the grid, which extends beyond the box.
     """
     corner, weight = [], jnp.ones((unit.shape[0], 8), unit.dtype)
     for axis, offset in enumerate(np.array(list(np.ndindex(2, 2, 2)), np.int32).T):
-        scaled = jnp.clip(unit[:, axis, None], 0.0, 1.0) * cells
+        scaled = unit[:, axis, None] * cells
         if half_cell_inset:
             scaled += 0.5
         low = jnp.floor(scaled).astype(jnp.int32)

@@ -1,5 +1,6 @@
 """Step functions along a ray: n values between n + 1 edges."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -40,9 +41,10 @@ def invert_cdf(
     """
 
     def invert(u: Array, t: Array, c: Array) -> Array:
-        # A search from the right steps over flat parts; at the last value, one from the left does.
-        after, before = (jnp.searchsorted(c, u, side=side) for side in ("right", "left"))
-        upper = jnp.clip(jnp.where(u < c[-1], after, before), 1, c.shape[0] - 1)
+        # A search from the right steps over flat parts, but for one at the last value.
+        edges = jax.lax.stop_gradient(c)
+        below_last = jnp.minimum(u, jnp.nextafter(edges[-1], jnp.zeros_like(edges[-1])))
+        upper = jnp.clip(jnp.searchsorted(edges, below_last, side="right"), 1, c.shape[0] - 1)
         lower = upper - 1
         span = c[upper] - c[lower]
         fraction = jnp.where(span > 0, (u - c[lower]) / jnp.where(span > 0, span, 1.0), 0.0)

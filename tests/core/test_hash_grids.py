@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrf.core import hash_grids
 from jaxrf.core.hash_grids import (
     HashLevels,
     hash_rows,
@@ -222,6 +225,63 @@ def test_sample_hash_grid_gradients_equal_corner_weights_and_slopes() -> None:
                 ends.append(np.sum(pull[index] * hash_grid_slowly(table, moved, HASH_LEVELS)))
             wanted_slope = (ends[1] - ends[0]) / 2e-4
             assert float(to_unit[index, axis]) == pytest.approx(wanted_slope, rel=1e-3, abs=1e-2)
+
+
+@pytest.mark.parametrize("layout", ["dense_coarse", "all_hashed", "tcnn"])
+@pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_sample_hash_grid_by_level_equals_all_levels_at_once_with_gradients(
+    layout: Any, table_dtype: Any, count: int
+) -> None:
+    plan = HASHED
+    if layout != "dense_coarse":
+        plan = plan_scaled_hash_levels((5.0, 7.0, 12.0), 512, layout)
+    table = jnp.asarray(random_table(plan.starts[-1], 2))
+    unit = jnp.asarray(hash_case(60)[1][:count])
+
+    def sample_at_once(table: jax.Array, unit: jax.Array, *options: Any) -> jax.Array:
+        # The slope is that of one side on the faces.
+        inside = jnp.where(unit > 1.0, 1.0, jnp.where(unit < 0.0, 0.0, unit))
+        return hash_grids._sample_at_once(table, inside, *options)
+
+    by_level = hash_grids._sample_by_level(table, jnp.clip(unit, 0, 1), plan, table_dtype)
+    at_once = sample_at_once(table, unit, plan, table_dtype)
+    np.testing.assert_allclose(by_level, at_once, atol=1e-6)
+    pull = jnp.asarray(np.random.default_rng(7).normal(size=at_once.shape), jnp.float32)
+
+    def total(sample: Any, table: jax.Array, unit: jax.Array) -> jax.Array:
+        return jnp.sum(pull * sample(table, unit, plan, table_dtype))
+
+    for sample in (sample_hash_grid, jax.jit(sample_hash_grid, static_argnums=(2, 3))):
+        result = jax.grad(partial(total, sample), argnums=(0, 1))(table, unit)
+        expected = jax.grad(partial(total, sample_at_once), argnums=(0, 1))(table, unit)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), result, expected)
+
+
+def test_sample_hash_grid_vmaps_over_positions_and_tables() -> None:
+    table, unit = (jnp.asarray(x) for x in hash_case())
+    once = sample_hash_grid(table, unit, HASHED)
+    sample = partial(sample_hash_grid, levels=HASHED, table_dtype="float32")
+    np.testing.assert_allclose(
+        jax.vmap(lambda one: sample(table, one[None])[0])(unit), once, atol=1e-6
+    )
+    tables = jnp.stack([table, -table])
+    np.testing.assert_allclose(jax.vmap(lambda t: sample(t, unit))(tables)[1], -once, atol=1e-6)
+
+
+def test_positions_of_hash_grids_are_computed_once_for_all_levels() -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("fusion is that of a CPU")
+    table, unit = (jnp.asarray(x) for x in hash_case())
+
+    def total(table: jax.Array, unit: jax.Array) -> jax.Array:
+        # No other operation is a cosine.
+        return jnp.sum(jnp.square(sample_hash_grid(table, 0.5 + 0.5 * jnp.cos(unit), HASHED)))
+
+    text = jax.jit(jax.grad(total)).lower(table, unit).compile().as_text()
+    assert text is not None
+    # XLA may compute them in the fusion that asks whether they are inside, and once to keep them.
+    assert 1 <= len(re.findall(r" = f32\[[\d,]+\](?:\{[\d,]*\})? cosine\(", text)) <= 2
 
 
 # Weights of levels.
