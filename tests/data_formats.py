@@ -209,6 +209,75 @@ def write_multiscale(folder: Path, matrices: bool = False) -> Path:
     return folder
 
 
+def write_polycam(folder: Path, corrected: bool = True) -> Path:
+    """Polycam's raw export, with other numbers in what it has not corrected."""
+    true = true_cameras()
+    for prefix in ("", "corrected_")[: 1 + corrected]:
+        save_images(folder / "keyframes" / f"{prefix}images", view_names(), ".jpg")
+        place = folder / "keyframes" / f"{prefix}cameras"
+        place.mkdir(parents=True)
+        for view, name in enumerate(view_names()):
+            pose = np.array(true.T_world_camera[view], np.float64)
+            if corrected and not prefix:
+                pose[:3, 3] += 1.0
+            numbers: dict[str, Any] = {
+                f"t_{row}{column}": pose[row, column] for row in range(3) for column in range(4)
+            }
+            focal = float(true.focal[view, 0])
+            # The numbers are those of larger images.
+            numbers |= {"fx": 2 * focal, "fy": 2 * focal, "cx": 16.0, "cy": 16.0}
+            numbers |= {"width": 32, "height": 32, "timestamp": 10**15, "blur_score": 120.5}
+            (place / f"{name}.json").write_text(json.dumps(numbers))
+    return folder
+
+
+def write_record3d(folder: Path, count: int | None = None) -> Path:
+    """Record3D's export: the views again and again, their numbers as names."""
+    true = true_cameras()
+    views = list(range(len(true))) if count is None else [n % len(true) for n in range(count)]
+    poses = np.asarray(true.T_world_camera, np.float64)
+    rows = []
+    for number, view in enumerate(views):
+        # `_to_colmap` has the inverse rotation, of a camera whose y and z point the other way.
+        w, x, y, z = _to_colmap(poses[view] @ np.diag([1.0, -1.0, -1.0, 1.0]))[0]
+        rows.append([-x, -y, -z, w, *poses[view, :3, 3]])
+        save_images(folder / "rgb", [f"{view}"] if count is None else [f"{number}"], ".jpg")
+    save_images(folder / "rgb", [f"{n}" for n in range(len(true))], ".jpg")
+    focal = float(true.focal[0, 0])
+    content = {"poses": rows, "K": [focal, 0, 0, 0, focal, 0, 8, 8, 1], "w": 16, "h": 16}
+    (folder / "metadata.json").write_text(json.dumps(content | {"fps": 60}))
+    return folder
+
+
+METASHAPE_LENS = "<k1>0.05</k1><k2>-0.01</k2><k4>0.002</k4><p1>0.001</p1><p2>-0.003</p2>"
+
+
+def write_metashape(
+    folder: Path, lens: str = "", kind: str = "frame", suffix: str = "", extra: str = ""
+) -> Path:
+    """Metashape's cameras beside a folder of images, in two groups."""
+    true = true_cameras()
+    save_images(folder / "photos", view_names(), ".jpg")
+    focal = float(true.focal[0, 0])
+    cameras = ""
+    for view, name in enumerate(view_names()):
+        pose = np.asarray(true.T_world_camera[view], np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        text = " ".join(map(repr, map(float, pose.ravel())))
+        camera = f'<camera id="{view}" sensor_id="3" label="{name}{suffix}">'
+        camera += f"<transform>{text}</transform></camera>"
+        cameras += f'<group id="{view}">{camera}</group>' if view % 2 else camera
+    calibration = f'<resolution width="32" height="32"/><f>{2 * focal}</f>{lens}'
+    (folder / "block.xml").write_text(
+        '<?xml version="1.0" encoding="UTF-8"?><document version="2.0.0">'
+        '<chunk label="Chunk 1" enabled="true"><sensors next_id="4">'
+        f'<sensor id="3" label="phone" type="{kind}"><resolution width="32" height="32"/>'
+        '<calibration type="frame" class="initial"><f>9</f></calibration>'
+        f'<calibration type="frame" class="adjusted">{calibration}</calibration></sensor>'
+        f"</sensors><cameras>{cameras}{extra}</cameras></chunk></document>"
+    )
+    return folder
+
+
 def write_tiny_nerf(path: Path) -> Path:
     """The one file of NeRF's tiny example."""
     split = make_scene().splits["train"]

@@ -35,6 +35,23 @@ def look_at(
     return pose
 
 
+def rotation_from_quaternion(
+    quaternion: Float[np.ndarray, "4"], tolerance: float = 1e-3
+) -> Float[np.ndarray, "3 3"] | None:
+    """Rotation of a quaternion w, x, y, z; None if its length is not 1 within a tolerance."""
+    length = float(np.linalg.norm(quaternion))
+    if not abs(length - 1.0) <= tolerance:
+        return None
+    w, x, y, z = quaternion / length
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
 def focus_point(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, "3"]:
     """The point nearest to all optical axes, in the least-squares sense.
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxrf.cameras.lenses import Lens
+from jaxrf.cameras.poses import rotation_from_quaternion
 from jaxrf.core.errors import InputError
 
 MAX_BYTES = 1 << 31
@@ -236,17 +237,9 @@ def _make_camera(
 def _make_pose(quaternion: Sequence[float], shift: Sequence[float]) -> Float[np.ndarray, "4 4"]:
     """Camera-to-world with OpenGL axes, from world-to-camera with x right, y down, z forwards."""
     values = np.array([*quaternion, *shift], np.float64)
-    length = float(np.linalg.norm(values[:4]))
-    if not np.all(np.isfinite(values)) or np.abs(values).max() > 1e9 or abs(length - 1.0) > 1e-3:
+    rotation = rotation_from_quaternion(values[:4])
+    if rotation is None or not np.all(np.isfinite(values)) or np.abs(values).max() > 1e9:
         raise ValueError("an image's rotation is not a unit quaternion")
-    w, x, y, z = values[:4] / length
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
     pose = np.eye(4)
     pose[:3, :3] = rotation.T @ np.diag([1.0, -1.0, -1.0])
     pose[:3, 3] = -rotation.T @ values[4:]

@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxrf.core.errors import InputError, MissingSplitError
-from jaxrf.data import blender, colmap, deepvoxels, llff, loading, multiscale, tiny_nerf, transforms
+from jaxrf.data import (
+    blender,
+    colmap,
+    deepvoxels,
+    llff,
+    loading,
+    metashape,
+    multiscale,
+    polycam,
+    record3d,
+    tiny_nerf,
+    transforms,
+)
 from jaxrf.data.bricks import dataset
 from jaxrf.data.bricks.config import SyntheticSceneConfig
 from jaxrf.data.files import format_count
@@ -78,7 +90,8 @@ def find_data(data: Path) -> Path:
     if not data.is_absolute():
         candidates += [root / data for root in search_paths()]
     for folder in candidates:
-        if folder.is_file() and folder.name in LISTING_FILES:
+        is_listing = folder.name in LISTING_FILES or metashape.is_cameras(folder)
+        if is_listing and folder.is_file():
             return folder.parent
         if folder.exists():
             return folder
@@ -163,6 +176,9 @@ def _load_by(read: Callable[[Path, Sequence[str], LoadOptions], Listing]) -> Loa
 FORMATS = (
     Format("NeRF's tiny example", "*.npz", tiny_nerf.is_tiny_nerf, tiny_nerf.load_tiny_nerf),
     Format(
+        "Record3D", "metadata.json with rgb", record3d.is_record3d, _load_by(record3d.read_record3d)
+    ),
+    Format(
         "multi-scale Blender",
         multiscale.LISTING,
         multiscale.is_multiscale,
@@ -193,7 +209,28 @@ FORMATS = (
         lambda path: deepvoxels.find_deepvoxels(path) is not None,
         _load_by(deepvoxels.read_deepvoxels),
     ),
+    Format(
+        "Polycam",
+        f"{polycam.KEYFRAMES}/cameras",
+        lambda path: polycam.find_keyframes(path) is not None,
+        _load_by(polycam.read_polycam),
+    ),
+    Format(
+        "Metashape",
+        "cameras.xml",
+        lambda path: metashape.find_cameras(path) is not None,
+        _load_by(metashape.read_metashape),
+    ),
 )
+# What to do with files that other programs write, by their suffix.
+FOREIGN_FILES = {
+    ".zip": "unpack it, and give the folder",
+    ".r3d": "export the video from Record3D as EXR + RGB, and give that folder",
+    ".psx": "export the cameras from Metashape as Agisoft XML into the folder of the photos",
+    ".rcproj": "export from RealityCapture in COLMAP's format, and give that folder",
+    ".glb": "it is a mesh; give photos of it",
+    ".ply": "it is points or a mesh; give photos of it",
+}
 
 
 def detect_format(path: Path) -> Format:
@@ -207,6 +244,8 @@ def detect_format(path: Path) -> Format:
             return candidate
     if not path.exists():
         raise InputError(f"There is no folder {path}; give the path of a scene's folder.")
+    if path.is_file() and path.suffix.lower() in FOREIGN_FILES:
+        raise InputError(f"{path} cannot be trained on: {FOREIGN_FILES[path.suffix.lower()]}.")
     files = ", ".join(f"{known.sentinel_file} ({known.name})" for known in FORMATS)
     raise InputError(
         f"{path} holds no data set of a known format: it has no images nor video, and none of "

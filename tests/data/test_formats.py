@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_formats import (
+    METASHAPE_LENS,
     ORDER,
     POINTS,
     check_rays,
@@ -22,7 +23,10 @@ from data_formats import (
     write_colmap,
     write_deepvoxels,
     write_llff,
+    write_metashape,
     write_multiscale,
+    write_polycam,
+    write_record3d,
     write_tiny_nerf,
     write_transforms,
 )
@@ -40,9 +44,10 @@ from jaxrf.cameras.transforms import (
     transform_positions,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.data import colmap, colmap_files, llff, sources
+from jaxrf.data import colmap, colmap_files, llff, record3d, sources
 from jaxrf.data.frames import ALL
 from jaxrf.data.options import LoadOptions
+from jaxrf.data.photos.prepare import PhotoOptions
 from jaxrf.data.scene import Split, composite
 from jaxrf.data.tiny_nerf import divide_views
 from jaxrf.evaluation.scoring import score_split
@@ -60,6 +65,9 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "tiny_nerf": lambda path: write_tiny_nerf(path / "ball.npz"),
     "blender": lambda path: write_scene(path / "ball"),
     "multiscale": write_multiscale,
+    "polycam": write_polycam,
+    "record3d": write_record3d,
+    "metashape": write_metashape,
 }
 
 
@@ -86,6 +94,191 @@ def test_unknown_format_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
         sources.load_scene(tmp_path, ["train"])
     with pytest.raises(InputError, match="There is no folder"):
         sources.load_scene(tmp_path / "none", ["train"])
+
+
+# Exports of other programs
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_polycam_rays_equal_true_rays(corrected: bool, tmp_path: Path) -> None:
+    folder = write_polycam(tmp_path / "scan", corrected)
+    # A folder around it, as unpacking makes, and the one inside will do.
+    for path in (folder, tmp_path, folder / "keyframes"):
+        scene = sources.load_scene(path, ["train", "test"])
+        check_rays(scene, "train", true_cameras(), TRAIN)
+        check_rays(scene, "test", true_cameras(), TEST)
+    assert scene.unbounded or scene.notes
+
+
+def test_polycam_two_exports_are_listed(tmp_path: Path) -> None:
+    for name in ("scan1", "scan2"):
+        write_polycam(tmp_path / name)
+    with pytest.raises(InputError, match=r"2 data sets: give one, such as .*scan1"):
+        sources.ensure_poses(tmp_path, PhotoOptions())
+
+
+def test_polycam_cameras_without_images_and_depth_maps(tmp_path: Path) -> None:
+    folder = write_polycam(tmp_path, corrected=False)
+    (folder / "keyframes" / "images" / "p1.jpg").unlink()
+    (folder / "keyframes" / "depth").mkdir()
+    depth = np.full((8, 8), 4000, np.uint16)
+    Image.fromarray(depth).save(folder / "keyframes" / "depth" / "p2.png")
+    scene = sources.load_scene(folder, ["train", "test"], LoadOptions(depth=True))
+    assert "Not used: 1 camera without an image (p1.json)." in scene.notes
+    assert scene.splits["train"].names == ("p2", "p3", "p4", "p5")
+    known = scene.splits["train"].known_depth
+    assert known is not None and set(known.image.tolist()) == {0}
+    # Along rays beside the axis it is a little longer.
+    assert known.distance.min() == pytest.approx(4.0 * scene.frame.scale, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fx": None}, "has no fx"),
+        ({"fx": -1.0}, "focal length"),
+        ({"width": 20}, "another aspect ratio"),
+        ({"t_11": "x"}, "t_00 to t_23.* finite number"),
+        ({"t_00": 5.0}, "not a rotation"),
+    ],
+)
+def test_polycam_mistakes_are_explained(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = write_polycam(tmp_path)
+    camera = folder / "keyframes" / "corrected_cameras" / "p3.json"
+    camera.write_text(json.dumps(json.loads(camera.read_text()) | changes))
+    with pytest.raises(InputError, match=message) as caught:
+        sources.load_scene(folder, ["train"])
+    assert "\n" not in str(caught.value)
+
+
+def test_record3d_rays_equal_true_rays(tmp_path: Path) -> None:
+    folder = write_record3d(tmp_path)
+    listing = folder / "metadata.json"
+    assert sources.find_data(listing) == folder
+    for changes in ({}, {"perFrameIntrinsicCoeffs": [[20.0, 21.0, 7.0, 9.0]] * 6}):
+        listing.write_text(json.dumps(json.loads(listing.read_text()) | changes))
+        scene = sources.load_scene(folder, ["train", "test"])
+        cameras = scene.splits["train"].cameras
+        if changes:
+            np.testing.assert_allclose(cameras.focal, [[20.0, 21.0]] * 5)
+            np.testing.assert_allclose(cameras.principal_point, [[7.0, 9.0]] * 5)
+        else:
+            check_rays(scene, "train", true_cameras(), [1, 2, 3, 4, 5])
+            check_rays(scene, "test", true_cameras(), [0])
+
+
+def test_record3d_uses_some_of_many_frames_and_names_images_without_a_pose(tmp_path: Path) -> None:
+    folder = write_record3d(tmp_path, count=14)
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "rgb" / "99.jpg")
+    old = record3d.MAX_FRAMES
+    record3d.MAX_FRAMES = 5
+    try:
+        scene = sources.load_scene(folder, ["train"])
+    finally:
+        record3d.MAX_FRAMES = old
+    assert scene.splits["train"].names == ("3", "6", "9", "12")
+    assert "Used: one in 3 of the 14 frames." in scene.notes
+    assert "Not used: 1 image without a pose (99.jpg)." in scene.notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"poses": []}, "no list poses"),
+        ({"poses": [[0.0] * 7] * 6}, "unit quaternion"),
+        ({"poses": [[0.0] * 6] * 6}, "not 7 finite numbers"),
+        ({"K": [1, 2]}, "not 9 finite numbers"),
+        ({"K": [0.0] * 9}, "focal length"),
+    ],
+)
+def test_record3d_mistakes_are_explained(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    listing = write_record3d(tmp_path) / "metadata.json"
+    listing.write_text(json.dumps(json.loads(listing.read_text()) | changes))
+    with pytest.raises(InputError, match=message) as caught:
+        sources.load_scene(tmp_path, ["train"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".jpg", ".JPG"])
+def test_metashape_rays_equal_true_rays(suffix: str, tmp_path: Path) -> None:
+    folder = write_metashape(tmp_path, suffix=suffix)
+    assert sources.find_data(folder / "block.xml") == folder
+    scene = sources.load_scene(folder, ["train", "test"])
+    check_rays(scene, "train", true_cameras(), TRAIN)
+    check_rays(scene, "test", true_cameras(), TEST)
+
+
+@pytest.mark.parametrize("kind", ["frame", "fisheye"])
+def test_metashape_lens_is_that_of_its_manual(kind: str, tmp_path: Path) -> None:
+    lens = METASHAPE_LENS + "<cx>1.0</cx><cy>-2.0</cy><b1>0.5</b1>"
+    cameras = sources.load_scene(write_metashape(tmp_path, lens, kind), ["train"]).train.cameras
+    focal = 2.0 * float(true_cameras().focal[0, 0])
+    points = np.array([[0.3, -0.2, 1.0], [-0.1, 0.25, 1.0], [0.0, 0.0, 1.0]])
+    for index in range(len(cameras)):
+        # x right, y down, z forwards.
+        pose = np.asarray(cameras.T_world_camera[index], np.float64) @ np.diag([1, -1, -1, 1])
+        pixels, _ = project(cameras, index, points @ pose[:3, :3].T + pose[:3, 3])
+        x, y = points[:, 0] / points[:, 2], points[:, 1] / points[:, 2]
+        if kind == "fisheye":
+            radius = np.maximum(np.hypot(x, y), 1e-12)
+            x, y = x * np.arctan(radius) / radius, y * np.arctan(radius) / radius
+        r2 = x**2 + y**2
+        radial = 1.0 + 0.05 * r2 - 0.01 * r2**2 + 0.002 * r2**4
+        p1, p2 = 0.001, -0.003
+        bent_x = x * radial + p1 * (r2 + 2 * x**2) + 2 * p2 * x * y
+        bent_y = y * radial + p2 * (r2 + 2 * y**2) + 2 * p1 * x * y
+        u = 16.0 + 1.0 + (focal + 0.5) * bent_x
+        v = 16.0 - 2.0 + focal * bent_y
+        # Images are half as large as the calibration says.
+        np.testing.assert_allclose(pixels, np.stack([u, v], -1) / 2.0, atol=2e-3)
+
+
+def test_metashape_says_what_it_does_not_use(tmp_path: Path) -> None:
+    extra = '<camera id="9" sensor_id="3" label="lost"/>'
+    scene = sources.load_scene(write_metashape(tmp_path, "<b2>3.0</b2>", extra=extra), ["train"])
+    assert "Not used: 1 camera without a pose or disabled (lost)." in scene.notes
+    assert any(note.startswith("Left out: b2 of Sensor 3") for note in scene.notes)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("<document", "<!DOCTYPE a><document", "declares a document type"),
+        ("</document>", "", "not complete XML"),
+        ('type="frame"><res', 'type="spherical"><res', "spherical, which is not read"),
+        ('sensor_id="3"', 'sensor_id="7"', "has no sensor"),
+        ('label="p1"', 'label="p0"', "two cameras with the label p0"),
+        ("<transform>", "<transform>nine ", "not made of numbers"),
+        ("<transform>", "<transform>9 ", "not 16 numbers"),
+        ("<transform>", "<other>", "not complete XML"),
+        ('width="32"', 'width="0"', "no width and height"),
+        ("<f>", "<f>-", "focal length"),
+        ('label="p', 'label="q', "None of the images"),
+    ],
+)
+def test_metashape_mistakes_are_explained(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    listing = write_metashape(tmp_path) / "block.xml"
+    text = listing.read_text()
+    assert before in text
+    listing.write_text(text.replace(before, after))
+    with pytest.raises(InputError, match=message) as caught:
+        sources.load_scene(tmp_path, ["train"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", sorted(sources.FOREIGN_FILES))
+def test_files_of_other_programs_are_answered_with_what_to_do(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"scan{suffix}"
+    path.write_bytes(b"x")
+    with pytest.raises(InputError, match=f"scan{suffix} cannot be trained on: ") as caught:
+        sources.load_scene(sources.ensure_poses(path, PhotoOptions()), ["train"])
+    assert str(caught.value).endswith((".", "photos.", "it.")) and "\n" not in str(caught.value)
 
 
 # transforms.json

@@ -1,0 +1,243 @@
+"""Cameras of Agisoft Metashape (File > Export > Export Cameras, Agisoft XML) beside their images.
+
+Agisoft Metashape User Manual, appendix on camera models.
+"""
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxrf.cameras.lenses import COEFFICIENTS, Lens
+from jaxrf.cameras.poses import check_pose
+from jaxrf.core.errors import InputError
+from jaxrf.data.files import DataFolder, check_folder, format_count, format_names, parse_path
+from jaxrf.data.frames import ALL, CaptureRegion, Frame, Intrinsics, Listing, check_focal
+from jaxrf.data.nerf_json import FLIP_YZ
+from jaxrf.data.options import LoadOptions
+
+# Bytes of a file, and of its beginning by which it is recognized.
+MAX_BYTES, HEAD_BYTES = 1 << 28, 1 << 12
+LENSES: dict[str, Lens] = {"frame": "perspective", "fisheye": "fisheye"}
+# Shear of the image, in pixels at its corners, above which leaving it out is worth a note.
+MAX_SHEAR = 0.5
+
+
+class _Sensor(NamedTuple):
+    """A camera's intrinsics, and the numbers that are left out of them, if they matter."""
+
+    intrinsics: Intrinsics
+    note: str
+
+
+def is_cameras(path: Path) -> bool:
+    """Whether a file looks like cameras of Metashape."""
+    if path.suffix.lower() != ".xml":
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return b"<document" in head and b"<chunk" in head
+
+
+def find_cameras(folder: Path) -> Path | None:
+    """Metashape's file of cameras in a folder, the first of several by name; None without."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return None
+    return next((folder / name for name in names if is_cameras(folder / name)), None)
+
+
+def read_metashape(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:
+    """Lists the images that Metashape has aligned; every 8th, in the order of names, is held out.
+
+    Cameras are camera-to-world with x right, y down, z forwards, in the coordinates of their chunk.
+    Images are found by the cameras' labels, in any subfolder. A pixel is at
+    (w / 2 + cx + (f + b1) x + b2 y, h / 2 + cy + f y), where (x, y) is bent by k1 to k4, p1 and p2;
+    OpenCV's p1 is Metashape's p2 and the other way round.
+
+    Args:
+      folder: holds the cameras and the images.
+      splits: to read.
+      options: of reading.
+
+    Raises:
+      InputError: a file is missing, damaged or not in this format.
+    """
+    del splits
+    check_folder(folder)
+    listing = find_cameras(folder)
+    if listing is None:
+        raise InputError(f"{folder} has no cameras of Metashape; export them as Agisoft XML.")
+    chunks = [c for c in _parse(listing).iter("chunk") if c.find(".//camera/transform") is not None]
+    if not chunks:
+        raise InputError(
+            f"{listing} has no camera with a pose; align the photos, and export again."
+        )
+    chunk = max(chunks, key=lambda c: len(c.findall(".//camera/transform")))
+    notes = [f"Used: the largest of {len(chunks)} chunks of {listing.name}."] if chunks[1:] else []
+    sensors = {s.get("id", ""): s for s in chunk.iter("sensor")}
+    known: dict[str, _Sensor] = {}
+    posed: list[tuple[str, np.ndarray, Intrinsics]] = []
+    unplaced = []
+    for camera in chunk.iter("camera"):
+        label, number = camera.get("label", ""), camera.get("sensor_id", "")
+        where = f"Camera {label} of {listing}"
+        transform = camera.find("transform")
+        if transform is None or camera.get("enabled", "true").lower() in ("false", "0"):
+            unplaced.append(label)
+            continue
+        if number not in known:
+            if number not in sensors:
+                raise InputError(f"{where} has no sensor; export the cameras again.")
+            known[number] = _read_sensor(sensors[number], f"Sensor {number} of {listing}")
+        posed.append((label, _read_pose(transform, where, options), known[number].intrinsics))
+    if not posed:
+        raise InputError(f"All cameras of {listing} are disabled; enable them, and export again.")
+    if unplaced:
+        count, names = format_count(len(unplaced), "camera"), format_names(unplaced)
+        notes.append(f"Not used: {count} without a pose or disabled ({names}).")
+    lossy = [sensor.note for sensor in known.values() if sensor.note]
+    if lossy:
+        others = f" and {len(lossy) - 1} more" if lossy[1:] else ""
+        notes.append(
+            f"Left out: {lossy[0]}{others}; export undistorted images if edges come out blurred."
+        )
+    frames = _locate(posed, listing)
+    return Listing(
+        folder,
+        listing,
+        {ALL: frames},
+        CaptureRegion(),
+        stored_pixels=True,
+        notes=tuple(notes),
+    )
+
+
+def _parse(listing: Path) -> ET.Element:
+    try:
+        if listing.stat().st_size > MAX_BYTES:
+            raise InputError(f"{listing} has more than {MAX_BYTES >> 20} MiB; it must be smaller.")
+        data = listing.read_bytes()
+    except OSError as error:
+        raise InputError(f"{listing} cannot be read ({error.strerror}); check the file.") from error
+    # Entities can be made to expand without end.
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise InputError(
+            f"{listing} declares a document type, as Metashape never does; export it again."
+        )
+    try:
+        return ET.fromstring(data)
+    except (ET.ParseError, ValueError, RecursionError, LookupError) as error:
+        raise InputError(f"{listing} is not complete XML ({error}); copy it again.") from error
+
+
+def _read_pose(transform: ET.Element, where: str, options: LoadOptions) -> Float[np.ndarray, "4 4"]:
+    numbers = _to_numbers(transform.text, f"transform of {where}")
+    if len(numbers) != 16:
+        raise InputError(f"transform of {where} is not 16 numbers; export the cameras again.")
+    rows = [numbers[start : start + 4] for start in range(0, 16, 4)]
+    pose = check_pose(rows, where, "transform")
+    return pose if options.axes == "opengl" else pose @ FLIP_YZ
+
+
+def _to_numbers(text: str | None, where: str) -> list[float]:
+    try:
+        return [float(part) for part in (text or "").split()]
+    except ValueError:
+        raise InputError(f"{where} is not made of numbers; export the cameras again.") from None
+
+
+def _read_sensor(sensor: ET.Element, where: str) -> _Sensor:
+    kind = sensor.get("type", "frame")
+    if kind not in LENSES:
+        raise InputError(
+            f"{where} is {kind}, which is not read: export images of frame or fisheye cameras."
+        )
+    lens = LENSES[kind]
+    calibrations = sensor.findall("calibration")
+    calibration = next(
+        (c for c in calibrations if c.get("class") == "adjusted"),
+        calibrations[0] if calibrations else None,
+    )
+    if calibration is None:
+        raise InputError(f"{where} has no calibration; align the photos, and export again.")
+    resolution = calibration.find("resolution")
+    if resolution is None:
+        resolution = sensor.find("resolution")
+    sides = {} if resolution is None else resolution.attrib
+    width, height = (
+        (_to_numbers(sides.get(side), f"{side} of {where}") or [0.0])[0]
+        for side in ("width", "height")
+    )
+    if not all(1.0 <= side < 1e5 for side in (width, height)):
+        raise InputError(f"{where} has no width and height in pixels; export the cameras again.")
+    values = {
+        child.tag: _to_numbers(child.text, f"{child.tag} of {where}") for child in calibration
+    }
+    number = {tag: numbers[0] for tag, numbers in values.items() if len(numbers) == 1}
+    if not all(abs(value) < 1e7 for value in number.values()):
+        raise InputError(f"{where} has a number that cannot be right; export the cameras again.")
+    fx, fy, center = _read_pinhole(number, (width, height), where)
+    coefficients = {key: number.get(key, 0.0) for key in ("k1", "k2", "k3", "k4")}
+    coefficients |= {"p1": number.get("p2", 0.0), "p2": number.get("p1", 0.0)}
+    if lens == "perspective":
+        coefficients["r8"] = coefficients.pop("k4")
+    distortion = tuple(coefficients.get(key, 0.0) for key in COEFFICIENTS[lens])
+    intrinsics = Intrinsics(
+        focal=(fx, fy),
+        center=center,
+        size=(width, height),
+        lens=lens,
+        distortion=distortion if any(distortion) else (),
+    )
+    return _Sensor(intrinsics, _describe_left_out(number, fx, height, where))
+
+
+def _read_pinhole(
+    number: dict[str, float], size: tuple[float, float], where: str
+) -> tuple[float, float, tuple[float, float]]:
+    """Focal lengths and principal point; those of PhotoScan before 1.3 are as OpenCV's."""
+    if "f" not in number and {"fx", "fy", "cx", "cy"} <= number.keys():
+        fx, fy, center = number["fx"], number["fy"], (number["cx"], number["cy"])
+    else:
+        fy = number.get("f", 0.0)
+        fx = fy + number.get("b1", 0.0)
+        center = (0.5 * size[0] + number.get("cx", 0.0), 0.5 * size[1] + number.get("cy", 0.0))
+    return check_focal(fx, f"f of {where}"), check_focal(fy, f"f of {where}"), center
+
+
+def _describe_left_out(number: dict[str, float], focal: float, height: float, where: str) -> str:
+    """Names the numbers of a calibration that are left out, if they matter."""
+    left_out = [tag for tag in ("p3", "p4") if number.get(tag)]
+    if abs(number.get("b2", 0.0)) * 0.5 * height / focal > MAX_SHEAR:
+        left_out.append("b2")
+    if not left_out:
+        return ""
+    return f"{' and '.join(left_out)} of {where}"
+
+
+def _locate(posed: Sequence[tuple[str, np.ndarray, Intrinsics]], listing: Path) -> list[Frame]:
+    """Frames with their images, in the order of names, by the labels of their cameras."""
+    folder = DataFolder(listing.parent)
+    paths = [parse_path(label, f"The label of a camera in {listing}") for label, *_ in posed]
+    holders = folder.find_holders([path.name for path in paths])
+    # Of several folders, the images may be those of `images_K`; loading tells them apart.
+    parent = holders[0] if len(holders) == 1 else Path()
+    frames = {}
+    for path, (label, pose, intrinsics) in zip(paths, posed, strict=True):
+        image = folder.find(parent / path.name) or parent / path.name
+        if image in frames:
+            raise InputError(
+                f"{listing} has two cameras with the label {label}: rename the photos, so that "
+                "each name is there once."
+            )
+        frames[image] = Frame(image, listing, pose, intrinsics)
+    return [frames[path] for path in sorted(frames)]
