@@ -209,6 +209,25 @@ def write_multiscale(folder: Path, matrices: bool = False) -> Path:
     return folder
 
 
+def write_nsvf(folder: Path, matrix: bool = True, prefixes: str = "000112") -> Path:
+    """NSVF's format; `prefixes` says which split each image is of, in the order of their names."""
+    true = true_cameras()
+    names = [f"{prefixes[ORDER.index(v)]}_{n}" for v, n in enumerate(view_names())]
+    save_images(folder / "rgb", names)
+    (folder / "pose").mkdir()
+    for view, name in enumerate(names):
+        pose = np.asarray(true.T_world_camera[view], np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        np.savetxt(folder / "pose" / f"{name}.txt", pose)
+    focal = float(true.focal[0, 0])
+    if matrix:
+        rows = np.array([[focal, 0, 8, 0], [0, focal, 8, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        np.savetxt(folder / "intrinsics.txt", rows)
+    else:
+        (folder / "intrinsics.txt").write_text(f"{focal} 8.0 8.0 0.\n0. 0. 0.\n0.\n1.\n16 16\n")
+    (folder / "bbox.txt").write_text("-1 -1 -1 1 1 1 0.4\n")
+    return folder
+
+
 def write_polycam(folder: Path, corrected: bool = True) -> Path:
     """Polycam's raw export, with other numbers in what it has not corrected."""
     true = true_cameras()

@@ -3,7 +3,6 @@
 Sitzmann et al.: DeepVoxels (CVPR 2019).
 """
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +10,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras.poses import check_pose
 from jaxrf.core.errors import InputError
-from jaxrf.data.files import DataFolder, check_folder, natural_key
+from jaxrf.data.files import DataFolder, check_folder
 from jaxrf.data.frames import ALL, BoxRegion, Frame, Intrinsics, Listing
 from jaxrf.data.nerf_json import FLIP_YZ
 from jaxrf.data.options import LoadOptions
+from jaxrf.data.text_files import list_stems, read_pose, read_rows
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 INTRINSICS = "intrinsics.txt"
-MAX_TEXT_BYTES = 1 << 16
 # Half the side of the box, relative to the mean distance of the cameras from its center.
 BOX_RATIO = 0.4
 
@@ -70,7 +68,7 @@ def _read_frames(
     """The frames of a split, and the barycenter in its file."""
     subfolder = Path(FOLDERS[split], name)
     path = folder / subfolder / INTRINSICS
-    rows = _read_rows(path)
+    rows = read_rows(path)
     if len(rows) < 5 or len(rows[0]) < 3 or len(rows[1]) != 3 or len(rows[-1]) != 2:
         raise InputError(
             f"{path} must have lines of focal length and center, barycenter, near plane, scale, "
@@ -83,7 +81,7 @@ def _read_frames(
     intrinsics = Intrinsics(
         focal=(focal, focal), center=(center[0], center[1]), size=(width, height)
     )
-    stems = _list_stems(folder / subfolder / "pose")
+    stems = list_stems(folder / subfolder / "pose")
     images = DataFolder(folder).list_images(subfolder / "rgb")
     if stems != [image.stem for image in images]:
         raise InputError(
@@ -93,41 +91,7 @@ def _read_frames(
     flip = np.eye(4) if options.axes == "opengl" else FLIP_YZ
     return [
         Frame(
-            image, path, _read_pose(folder / subfolder / "pose" / f"{stem}.txt") @ flip, intrinsics
+            image, path, read_pose(folder / subfolder / "pose" / f"{stem}.txt") @ flip, intrinsics
         )
         for stem, image in zip(stems, images, strict=True)
     ], np.array(rows[1])
-
-
-def _read_pose(path: Path) -> Float[np.ndarray, "4 4"]:
-    values = [value for row in _read_rows(path) for value in row]
-    rows = [values[4 * i : 4 * i + 4] for i in range(4)] if len(values) == 16 else values
-    return check_pose(rows, str(path), "The pose")
-
-
-def _read_rows(path: Path) -> list[list[float]]:
-    """Numbers of a text file, by line, without empty lines."""
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise InputError(f"{path} is longer than {MAX_TEXT_BYTES} bytes; write it again.")
-        text = path.read_text(encoding="utf-8")
-        rows = [[float(word) for word in line.split()] for line in text.splitlines()]
-    except FileNotFoundError:
-        raise InputError(f"There is no {path}; complete the scene.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} does not hold only numbers ({error}); correct it.") from error
-    if not all(math.isfinite(value) for row in rows for value in row):
-        raise InputError(f"{path} holds a number that is not finite; correct it.")
-    return [row for row in rows if row]
-
-
-def _list_stems(folder: Path) -> list[str]:
-    """Stems of the poses in a folder, in natural order."""
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}); complete it.") from error
-    stems = [n[:-4] for n in names if n.lower().endswith(".txt") and not n.startswith(".")]
-    if not stems:
-        raise InputError(f"{folder} has no *.txt; complete it.")
-    return sorted(stems, key=natural_key)

@@ -15,6 +15,7 @@ from jaxrf.data import (
     loading,
     metashape,
     multiscale,
+    nsvf,
     polycam,
     record3d,
     tiny_nerf,
@@ -209,6 +210,7 @@ FORMATS = (
         lambda path: deepvoxels.find_deepvoxels(path) is not None,
         _load_by(deepvoxels.read_deepvoxels),
     ),
+    Format("NSVF", "intrinsics.txt with pose", nsvf.is_nsvf, _load_by(nsvf.read_nsvf)),
     Format(
         "Polycam",
         f"{polycam.KEYFRAMES}/cameras",

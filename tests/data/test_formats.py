@@ -25,6 +25,7 @@ from data_formats import (
     write_llff,
     write_metashape,
     write_multiscale,
+    write_nsvf,
     write_polycam,
     write_record3d,
     write_tiny_nerf,
@@ -65,6 +66,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "tiny_nerf": lambda path: write_tiny_nerf(path / "ball.npz"),
     "blender": lambda path: write_scene(path / "ball"),
     "multiscale": write_multiscale,
+    "nsvf": write_nsvf,
     "polycam": write_polycam,
     "record3d": write_record3d,
     "metashape": write_metashape,
@@ -148,6 +150,46 @@ def test_polycam_mistakes_are_explained(
     folder = write_polycam(tmp_path)
     camera = folder / "keyframes" / "corrected_cameras" / "p3.json"
     camera.write_text(json.dumps(json.loads(camera.read_text()) | changes))
+    with pytest.raises(InputError, match=message) as caught:
+        sources.load_scene(folder, ["train"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("matrix", [False, True])
+def test_nsvf_rays_equal_true_rays(matrix: bool, tmp_path: Path) -> None:
+    scene = sources.load_scene(write_nsvf(tmp_path, matrix), ["train", "val", "test"])
+    check_rays(scene, "train", true_cameras(), list(ORDER[:3]))
+    check_rays(scene, "val", true_cameras(), list(ORDER[3:5]))
+    check_rays(scene, "test", true_cameras(), list(ORDER[5:]))
+    assert not scene.unbounded
+    np.testing.assert_allclose(scene.aabb, [[-1.2] * 3, [1.2] * 3], rtol=1e-6)
+
+
+def test_nsvf_without_box_or_splits_holds_every_8th_out(tmp_path: Path) -> None:
+    folder = write_nsvf(tmp_path, prefixes="000000")
+    (folder / "bbox.txt").unlink()
+    (folder / "rgb" / "0_p4.png").unlink()
+    scene = sources.load_scene(folder, ["train", "test"])
+    assert scene.splits["test"].names == ("0_p0",)
+    assert scene.splits["train"].names == ("0_p1", "0_p2", "0_p3", "0_p5")
+    assert "Not used: 1 pose without an image (0_p4)." in scene.notes
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("intrinsics.txt", "1 2 3 4 5\n", "neither a matrix"),
+        ("intrinsics.txt", "-3.0\n", "focal length"),
+        ("intrinsics.txt", "9 8 8 0\n0 0\n", "height or width"),
+        ("bbox.txt", "1 1 1 0 0 0\n", "low and the high corner"),
+        ("bbox.txt", "0 0 0 1\n", "low and the high corner"),
+        ("bbox.txt", "a box", "only numbers"),
+        ("pose/0_p1.txt", "1 2 3\n", "4 rows of 4"),
+    ],
+)
+def test_nsvf_mistakes_are_explained(file: str, text: str, message: str, tmp_path: Path) -> None:
+    folder = write_nsvf(tmp_path)
+    (folder / file).write_text(text)
     with pytest.raises(InputError, match=message) as caught:
         sources.load_scene(folder, ["train"])
     assert "\n" not in str(caught.value)
