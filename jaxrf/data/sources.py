@@ -23,7 +23,7 @@ from jaxrf.data import (
 )
 from jaxrf.data.bricks import dataset
 from jaxrf.data.bricks.config import SyntheticSceneConfig
-from jaxrf.data.files import format_count
+from jaxrf.data.files import format_count, format_names
 from jaxrf.data.frames import Listing
 from jaxrf.data.loading import ChooseViews
 from jaxrf.data.options import LoadOptions, load_options
@@ -140,6 +140,12 @@ def ensure_poses(path: Path, options: PhotoOptions, notify: Callable[[str], None
     folder = prepare.cached_folder(path, options)
     if prepare.read_report(folder) is None:
         notify(f"{path} has no poses: finding them, in {folder}.")
+        foreign = gather.find_foreign_poses(path)
+        if foreign:
+            notify(
+                f"Not used: {format_names(foreign)}, as poses of its kind are not read: export "
+                "them in COLMAP's format to use them."
+            )
     report = prepare.prepare_photos(path, folder, options)
     for line in prepare.describe(report):
         notify(line)

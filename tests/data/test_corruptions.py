@@ -19,11 +19,16 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 from data_formats import (
+    METASHAPE_LENS,
     write_colmap,
     write_deepvoxels,
     write_depth_maps,
     write_llff,
+    write_metashape,
     write_multiscale,
+    write_nsvf,
+    write_polycam,
+    write_record3d,
     write_tiny_nerf,
     write_transforms,
 )
@@ -50,6 +55,10 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "tiny_nerf": lambda folder: write_tiny_nerf(folder / "ball.npz"),
     "blender": lambda folder: write_scene(folder / "ball"),
     "multiscale": write_multiscale,
+    "nsvf": write_nsvf,
+    "polycam": write_polycam,
+    "record3d": write_record3d,
+    "metashape": lambda folder: write_metashape(folder, METASHAPE_LENS),
 }
 # Corrupted sets of each kind; more are tried with JAXRF_CORRUPTIONS=100.
 EACH = int(os.environ.get("JAXRF_CORRUPTIONS", "60"))
@@ -242,6 +251,7 @@ def corrupt(folder: Path, chance: random.Random) -> str:
         by_suffix = {
             ".json": corrupt_json, ".npy": corrupt_array, ".npz": corrupt_archive,
             ".png": corrupt_image, ".jpg": corrupt_image, ".txt": corrupt_text,
+            ".xml": corrupt_text,
         }  # fmt: skip
         by_suffix.get(path.suffix, corrupt_bytes)(path, chance)
     return str(path.relative_to(folder))

@@ -1,5 +1,6 @@
 """Gathers the photos of a folder, and their masks, as upright files of one folder."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -20,6 +21,14 @@ PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PHOTOS = 5000
 # COLMAP's features do not fit into smaller photos.
 MIN_PHOTO_SIZE = 32
+# Files of other programs' poses beside photos, which are not read, and what those of tables and of
+# metadata hold.
+FOREIGN_POSES = re.compile(
+    r"bundle.*\.out|.*\.nvm|sfm_data\.(json|bin)|reconstruction\.json|.*\.(sfm|rcproj|psx|csv|xmp)",
+    re.IGNORECASE,
+)
+FOREIGN_COLUMNS = {".csv": (b"heading", b"yaw", b"omega"), ".xmp": (b"xcr:Rotation",)}
+HEAD_BYTES = 1 << 12
 # A data set that is made of photos has its sources in this file, from the beginning on.
 SOURCE = "source.json"
 # Files and folders of data sets with poses, or made of photos: their images are no further photos.
@@ -80,6 +89,28 @@ def find_data_sets(folder: Path) -> list[Path]:
     except OSError:
         return []
     return sorted(filter(_is_data_set, subfolders), key=lambda path: natural_key(path.name))
+
+
+def find_foreign_poses(folder: Path) -> list[str]:
+    """Names of files in a folder and its `opensfm` that look like poses which are not read."""
+    names: list[str] = []
+    for parent in (folder, folder / "opensfm"):
+        with contextlib.suppress(OSError):
+            listed = sorted(os.listdir(parent))
+            names += [n for n in listed if FOREIGN_POSES.fullmatch(n) and _has_poses(parent / n)]
+    return names
+
+
+def _has_poses(path: Path) -> bool:
+    columns = FOREIGN_COLUMNS.get(path.suffix.lower())
+    if columns is None:
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return any(column in head for column in columns)
 
 
 def _list_folder(folder: Path) -> list[Path]:

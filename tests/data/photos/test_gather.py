@@ -25,6 +25,22 @@ def test_photos_are_listed_naturally_without_hidden_files_and_masks(tmp_path: Pa
     assert gather.list_photos(tmp_path / "nowhere") == []
 
 
+def test_poses_of_other_programs_beside_photos_are_named(tmp_path: Path) -> None:
+    (tmp_path / "opensfm").mkdir()
+    for name, text in (
+        ("poses.csv", "#name,x,y,alt,heading,pitch,roll,f\n"),
+        ("prices.csv", "name,price\n"),
+        ("IMG_1.xmp", "<x:xmpmeta/>"),
+        ("bundle.rd.out", "# Bundle file v0.3"),
+        ("opensfm/reconstruction.json", "[]"),
+        ("notes.txt", ""),
+    ):
+        (tmp_path / name).write_text(text)
+    names = gather.find_foreign_poses(tmp_path)
+    assert names == ["bundle.rd.out", "poses.csv", "reconstruction.json"]
+    assert gather.find_foreign_poses(tmp_path / "nowhere") == []
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_copies_are_upright_and_keep_the_focal_length(orientation: int, tmp_path: Path) -> None:
     rgb = cast_image(ring_poses(3)[0], 48, 36, 42.0)
