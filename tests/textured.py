@@ -40,10 +40,8 @@ def look_up_noise(positions: np.ndarray) -> np.ndarray:
     return total
 
 
-def cast_rays(
-    pose: np.ndarray, width: int, height: int, focal: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Origin, directions and distances of the scene, infinite in the sky, of an image's rays."""
+def cast_image(pose: np.ndarray, width: int, height: int, focal: float) -> np.ndarray:
+    """(height, width, 3) 8-bit image of the scene."""
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     local = np.stack(
         [(columns - 0.5 * width) / focal, -(rows - 0.5 * height) / focal, -np.ones_like(rows)], -1
@@ -55,12 +53,7 @@ def cast_rays(
     inside = half**2 - (origin @ origin - 0.6**2)
     ball = np.where(inside > 0, -half - np.sqrt(np.maximum(inside, 0)), np.inf)
     floor = np.where(direction[..., 2] < -1e-6, (-0.6 - origin[2]) / direction[..., 2], np.inf)
-    return origin, direction, np.minimum(ball, floor)
-
-
-def cast_image(pose: np.ndarray, width: int, height: int, focal: float) -> np.ndarray:
-    """(height, width, 3) 8-bit image of the scene."""
-    origin, direction, distance = cast_rays(pose, width, height, focal)
+    distance = np.minimum(ball, floor)
     sky = ~np.isfinite(distance)
     point = origin + np.where(sky, 1.0, distance)[..., None] * direction
     # Finer grains far away would flicker from view to view.

@@ -12,9 +12,9 @@ from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.lenses import COEFFICIENTS
 from jaxrf.cameras.transforms import transform_poses
 from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError, MissingSplitError
-from jaxrf.data import images, nearest, selection
+from jaxrf.data import images, selection
 from jaxrf.data.files import DataFolder, image_names, name_scene
-from jaxrf.data.frames import ALL, CaptureRegion, Frame, Listing
+from jaxrf.data.frames import ALL, Frame, Listing
 from jaxrf.data.known_depth import collect_known_depth, describe_known_depth
 from jaxrf.data.options import LoadOptions
 from jaxrf.data.placing import Placement, box_distance_range, find_outliers, find_placement
@@ -81,9 +81,6 @@ def load_listing(
             depth_scale=placement.transform.scale if options.depth and name == "train" else None,
         )  # fmt: skip
     placement, carve_notes = _carve(placement, loaded, poses)
-    placement = _find_near(
-        placement, listing, loaded, len(chosen.get("train", ((), 1))[0]), options
-    )
     unused = selection.find_unlisted(listing, folder) if {"train", ALL} & {*splits} else []
     return Scene(
         name=name_scene(listing.folder),
@@ -291,29 +288,6 @@ def _read_depth(
             )
         target[...] = source
     return depth
-
-
-def _find_near(
-    placement: Placement,
-    listing: Listing,
-    splits: Mapping[str, Split],
-    num_train: int,
-    options: LoadOptions,
-) -> Placement:
-    """The placement of a capture with the near that its images show, if no file says it.
-
-    Only where all training images are decoded, so that each data set has one.
-    """
-    region = listing.region
-    is_known = not isinstance(region, CaptureRegion) or region.near is not None
-    if is_known or not placement.unbounded or options.near is not None or "train" not in splits:
-        return placement
-    if len(splits["train"]) < num_train:
-        return placement
-    near = nearest.find_near(splits["train"])
-    if near is None:
-        return placement
-    return dataclasses.replace(placement, near=min(max(near, placement.near), 0.1 * placement.far))
 
 
 def _carve(
