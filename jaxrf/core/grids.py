@@ -65,13 +65,24 @@ def _weighted_gather_bwd(
     grad_weights = [
         jnp.sum(gradient * rows[indices[:, k]], axis=-1) for k in range(indices.shape[1])
     ]
-    grad_table = jax.lax.platform_dependent(
-        jnp.zeros_like(table), indices, weights, gradient, cpu=_scatter_blocks, default=_scatter
-    )
+    grad_table = scatter_rows(jnp.zeros_like(table), indices, weights, gradient)
     return grad_table, None, jnp.stack(grad_weights, axis=-1)
 
 
 weighted_gather.defvjp(_weighted_gather_fwd, _weighted_gather_bwd)
+
+
+def scatter_rows(
+    table: Float[Array, "rows c"],
+    indices: Int[Array, "m k"],
+    weights: Float[Array, "m k"],
+    rows: Float[Array, "m c"],
+) -> Float[Array, "rows c"]:
+    """Adds each row to k rows of a table, weighted: the gradient of `weighted_gather`."""
+    added: Array = jax.lax.platform_dependent(
+        table, indices, weights, rows, cpu=_scatter_blocks, default=_scatter
+    )
+    return added
 
 
 def _scatter(table: Array, indices: Array, weights: Array, rows: Array) -> Array:

@@ -7,14 +7,15 @@ Müller et al.: Instant neural graphics primitives with a multiresolution hash e
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float, Int, UInt32
 
-from jaxrf.core.grids import TableDtype, cast_table, weighted_gather
+from jaxrf.core.grids import TableDtype, cast_table, scatter_rows, weighted_gather
 
 HashLayout = Literal["dense_coarse", "all_hashed", "tcnn"]
 
@@ -202,28 +203,38 @@ def _interpolate(
 
 
 def _interpolate_fwd(
-    table: Float[Array, "rows c"],
-    unit: Float[Array, "m 3"],
-    levels: HashLevels,
-    table_dtype: TableDtype,
-) -> tuple[Float[Array, "m e"], tuple[Array, Array]]:
-    return _interpolate(table, unit, levels, table_dtype), (table, unit)
+    table: CustomVJPPrimal, unit: CustomVJPPrimal, levels: HashLevels, table_dtype: TableDtype
+) -> tuple[Float[Array, "m e"], tuple[Array, Array, Any]]:
+    # Not the flag itself, which would become an array.
+    moves = True if unit.perturbed else None
+    features = _interpolate(table.value, unit.value, levels, table_dtype)
+    return features, (table.value, unit.value, moves)
 
 
 def _interpolate_bwd(
     levels: HashLevels,
     table_dtype: TableDtype,
-    residuals: tuple[Array, Array],
-    gradient: Float[Array, "m e"],
+    residuals: tuple[Array, Array, Any],
+    gradient: Float[Array, "m e"] | SymbolicZero,
 ) -> tuple[Float[Array, "rows c"], Float[Array, "m 3"]]:
-    def sample(table: Array, unit: Array) -> Array:
+    table, unit, moves = residuals
+    if isinstance(gradient, SymbolicZero):
+        return jnp.zeros_like(table), jnp.zeros_like(unit)
+    indices, weights = _stack_corners(unit, levels)
+    channels = table.shape[1]
+    by_level = gradient.reshape(len(unit), len(levels.cells), channels).transpose(1, 0, 2)
+    rows = by_level.reshape(len(indices), channels)
+    to_table = scatter_rows(jnp.zeros_like(table), indices, weights, rows)
+    if moves is None:
+        return to_table, jnp.zeros_like(unit)
+
+    def sample(unit: Array) -> Array:
         return _sample_at_once(table, unit, levels, table_dtype)
 
-    gradients: tuple[Array, Array] = jax.vjp(sample, *residuals)[1](gradient)
-    return gradients
+    return to_table, jax.vjp(sample, unit)[1](gradient)[0]
 
 
-_interpolate.defvjp(_interpolate_fwd, _interpolate_bwd)
+_interpolate.defvjp(_interpolate_fwd, _interpolate_bwd, symbolic_zeros=True)
 
 
 def _sample_by_level(
@@ -291,19 +302,30 @@ def _level_rows(
     return hash_rows(corner, levels.cells[level], rows)
 
 
+def _stack_corners(
+    unit: Float[Array, "m 3"], levels: HashLevels
+) -> tuple[Int[Array, "n 8"], Float[Array, "n 8"]]:
+    """Rows in the table and weights of the corners, of all positions in one level after the other.
+
+    All samples of one level come together, so that its rows stay in the cache.
+    """
+    is_inset = levels.hash_layout == "tcnn"
+    indices, weights = [], []
+    for level, start in enumerate(levels.starts[:-1]):
+        cells = levels.scales[level] if is_inset else levels.cells[level]
+        corner, weight = _cell_corners(unit, cells, half_cell_inset=is_inset)
+        indices.append(_level_rows(corner, levels, level) + start)
+        weights.append(weight)
+    return jnp.concatenate(indices), jnp.concatenate(weights)
+
+
 def _sample_at_once(
     table: Float[Array, "rows c"],
     unit: Float[Array, "m 3"],
     levels: HashLevels,
     table_dtype: TableDtype,
 ) -> Float[Array, "m e"]:
-    is_inset = levels.hash_layout == "tcnn"
-    corners = []
-    for level, start in enumerate(levels.starts[:-1]):
-        cells = levels.scales[level] if is_inset else levels.cells[level]
-        corner, weight = _cell_corners(unit, cells, half_cell_inset=is_inset)
-        corners.append((_level_rows(corner, levels, level) + start, weight))
-    return _gather_levels(table, corners, table_dtype)
+    return _gather_levels(table, *_stack_corners(unit, levels), len(levels.cells), table_dtype)
 
 
 def sample_hash_grids(
@@ -327,7 +349,7 @@ def sample_hash_grids(
     starts = np.array([levels.starts[:-1] for levels in grids]) + grid_starts[:, None]
     rows = np.array([np.diff(levels.starts) for levels in grids], np.int32)
     dense = (cells.astype(np.int64) + 1) ** 3 <= rows
-    unit, corners = _clamp(unit), []
+    unit, indices, weights = _clamp(unit), [], []
     for level in range(cells.shape[1]):
         level_cells, start, level_rows, is_dense = (
             jnp.asarray(numbers[:, level])[grid_index][:, None]
@@ -336,8 +358,10 @@ def sample_hash_grids(
         (x, y, z), weight = _cell_corners(unit, level_cells)
         number = (x * (level_cells + 1) + y) * (level_cells + 1) + z
         hashed = _hash_corners((x, y, z)) & (level_rows - 1).astype(jnp.uint32)
-        corners.append((jnp.where(is_dense, number, hashed.astype(jnp.int32)) + start, weight))
-    return _gather_levels(table, corners, table_dtype)
+        indices.append(jnp.where(is_dense, number, hashed.astype(jnp.int32)) + start)
+        weights.append(weight)
+    stacked = jnp.concatenate(indices), jnp.concatenate(weights)
+    return _gather_levels(table, *stacked, cells.shape[1], table_dtype)
 
 
 def mean_squares(table: Float[Array, "rows c"], levels: HashLevels) -> Float[Array, "levels"]:
@@ -396,15 +420,13 @@ def _cell_corners(
 
 def _gather_levels(
     table: Float[Array, "rows c"],
-    corners: Sequence[tuple[Int[Array, "m 8"], Float[Array, "m 8"]]],
+    indices: Int[Array, "n 8"],
+    weights: Float[Array, "n 8"],
+    num_levels: int,
     table_dtype: TableDtype,
 ) -> Float[Array, "m e"]:
-    """Features of all levels side by side, given the rows and weights of the corners in each."""
-    indices, weights = zip(*corners, strict=True)
-    # All samples of one level come together, so that its rows stay in the cache.
-    gathered = weighted_gather(
-        table, jnp.concatenate(indices), jnp.concatenate(weights), table_dtype
-    )
-    levels, count = len(corners), indices[0].shape[0]
-    gathered = gathered.reshape(levels, count, table.shape[1])
-    return gathered.transpose(1, 0, 2).reshape(count, levels * table.shape[1])
+    """Features of all levels side by side, given the corners in one level after the other."""
+    gathered = weighted_gather(table, indices, weights, table_dtype)
+    count, channels = len(indices) // num_levels, table.shape[1]
+    by_level = gathered.reshape(num_levels, count, channels)
+    return by_level.transpose(1, 0, 2).reshape(count, num_levels * channels)
