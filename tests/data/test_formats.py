@@ -112,9 +112,13 @@ def test_polycam_rays_equal_true_rays(corrected: bool, tmp_path: Path) -> None:
     assert scene.unbounded or scene.notes
 
 
-def test_polycam_two_exports_are_listed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_polycam, write_nsvf])
+def test_folders_of_two_data_sets_are_not_photos(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
     for name in ("scan1", "scan2"):
-        write_polycam(tmp_path / name)
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
     with pytest.raises(InputError, match=r"2 data sets: give one, such as .*scan1"):
         sources.ensure_poses(tmp_path, PhotoOptions())
 

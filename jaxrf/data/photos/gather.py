@@ -34,7 +34,7 @@ SOURCE = "source.json"
 # Files and folders of data sets with poses, or made of photos: their images are no further photos.
 POSE_FILES = frozenset(
     {"transforms.json", "transforms_train.json", "poses_bounds.npy", "metadata.json", "sparse"}
-    | {"keyframes", SOURCE}
+    | {"keyframes", "intrinsics.txt", SOURCE}
 )
 
 

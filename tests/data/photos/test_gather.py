@@ -8,7 +8,7 @@ from PIL import Image
 from textured import cast_image, ring_poses
 
 from jaxrf.core.errors import InputError
-from jaxrf.data import sources
+from jaxrf.data import nsvf, polycam, sources
 from jaxrf.data.images import EXIF_ORIENTATION, read_image, read_mask
 from jaxrf.data.photos import gather
 
@@ -91,7 +91,8 @@ def test_photos_of_a_folder_and_those_below_it_are_taken_but_not_data_sets(tmp_p
 
 def test_files_of_data_sets_with_poses_are_those_that_readers_know() -> None:
     splits = {"transforms_val.json", "transforms_test.json"}
-    assert (sources.LISTING_FILES - splits) | {"sparse", gather.SOURCE} == gather.POSE_FILES
+    others = {"sparse", polycam.KEYFRAMES, nsvf.INTRINSICS, gather.SOURCE}
+    assert (sources.LISTING_FILES - splits) | others == gather.POSE_FILES
 
 
 def test_photos_that_are_too_small_are_left_out(tmp_path: Path) -> None:
