@@ -171,7 +171,7 @@ def sample_hash_grid(
 
 
 def _clamp(unit: Float[Array, "m 3"]) -> Float[Array, "m 3"]:
-    """Positions clamped to [0, 1], as an array in memory.
+    """Positions clamped to [0, 1], as an array in memory on a CPU.
 
     XLA would compute them anew in each operation that reads them, with the contraction of space and
     all else before it, for every corner of every level. It keeps what a condition chooses.
@@ -181,8 +181,13 @@ def _clamp(unit: Float[Array, "m 3"]) -> Float[Array, "m 3"]:
         # Not jnp.clip, whose slope on the faces would be half of what the other branch has there.
         return jnp.where(unit > 1.0, 1.0, jnp.where(unit < 0.0, 0.0, unit))
 
-    is_inside = jnp.all((unit >= 0.0) & (unit <= 1.0))
-    clamped: Array = jax.lax.cond(is_inside, lambda unit: unit, move_inside, unit)
+    def move_if_outside(unit: Array) -> Array:
+        is_inside = jnp.all((unit >= 0.0) & (unit <= 1.0))
+        chosen: Array = jax.lax.cond(is_inside, lambda unit: unit, move_inside, unit)
+        return chosen
+
+    # An accelerator would wait for its host to read the condition.
+    clamped: Array = jax.lax.platform_dependent(unit, cpu=move_if_outside, default=move_inside)
     return clamped
 
 
