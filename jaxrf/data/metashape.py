@@ -31,7 +31,23 @@ class _Sensor(NamedTuple):
     """A camera's intrinsics, and the numbers that are left out of them, if they matter."""
 
     intrinsics: Intrinsics
-    note: str
+    left_out: str
+
+
+class _Camera(NamedTuple):
+    """A camera with its pose, camera-to-world in OpenGL's axes."""
+
+    label: str
+    pose: Float[np.ndarray, "4 4"]
+    intrinsics: Intrinsics
+
+
+class _Cameras(NamedTuple):
+    """The cameras of a chunk: those with a pose, the labels of the others, what is left out."""
+
+    posed: list[_Camera]
+    unplaced: list[str]
+    left_out: list[str]
 
 
 def is_cameras(path: Path) -> bool:
@@ -83,10 +99,31 @@ def read_metashape(folder: Path, splits: Sequence[str], options: LoadOptions) ->
         )
     chunk = max(chunks, key=lambda c: len(c.findall(".//camera/transform")))
     notes = [f"Used: the largest of {len(chunks)} chunks of {listing.name}."] if chunks[1:] else []
-    sensors = {s.get("id", ""): s for s in chunk.iter("sensor")}
+    cameras = _read_cameras(chunk, listing, options)
+    if not cameras.posed:
+        raise InputError(f"All cameras of {listing} are disabled; enable them, and export again.")
+    if cameras.unplaced:
+        count, names = format_count(len(cameras.unplaced), "camera"), format_names(cameras.unplaced)
+        notes.append(f"Not used: {count} without a pose or disabled ({names}).")
+    if cameras.left_out:
+        notes.append(
+            f"Left out: {format_names(cameras.left_out, 1)}; export undistorted images if edges "
+            "come out blurred."
+        )
+    return Listing(
+        folder,
+        listing,
+        {ALL: _locate(cameras.posed, listing)},
+        CaptureRegion(),
+        stored_pixels=True,
+        notes=tuple(notes),
+    )
+
+
+def _read_cameras(chunk: ET.Element, listing: Path, options: LoadOptions) -> _Cameras:
+    sensors = {sensor.get("id", ""): sensor for sensor in chunk.iter("sensor")}
     known: dict[str, _Sensor] = {}
-    posed: list[tuple[str, np.ndarray, Intrinsics]] = []
-    unplaced = []
+    posed, unplaced = [], []
     for camera in chunk.iter("camera"):
         label, number = camera.get("label", ""), camera.get("sensor_id", "")
         where = f"Camera {label} of {listing}"
@@ -98,27 +135,11 @@ def read_metashape(folder: Path, splits: Sequence[str], options: LoadOptions) ->
             if number not in sensors:
                 raise InputError(f"{where} has no sensor; export the cameras again.")
             known[number] = _read_sensor(sensors[number], f"Sensor {number} of {listing}")
-        posed.append((label, _read_pose(transform, where, options), known[number].intrinsics))
-    if not posed:
-        raise InputError(f"All cameras of {listing} are disabled; enable them, and export again.")
-    if unplaced:
-        count, names = format_count(len(unplaced), "camera"), format_names(unplaced)
-        notes.append(f"Not used: {count} without a pose or disabled ({names}).")
-    lossy = [sensor.note for sensor in known.values() if sensor.note]
-    if lossy:
-        others = f" and {len(lossy) - 1} more" if lossy[1:] else ""
-        notes.append(
-            f"Left out: {lossy[0]}{others}; export undistorted images if edges come out blurred."
+        posed.append(
+            _Camera(label, _read_pose(transform, where, options), known[number].intrinsics)
         )
-    frames = _locate(posed, listing)
-    return Listing(
-        folder,
-        listing,
-        {ALL: frames},
-        CaptureRegion(),
-        stored_pixels=True,
-        notes=tuple(notes),
-    )
+    left_out = [sensor.left_out for sensor in known.values() if sensor.left_out]
+    return _Cameras(posed, unplaced, left_out)
 
 
 def _parse(listing: Path) -> ET.Element:
@@ -185,7 +206,9 @@ def _read_sensor(sensor: ET.Element, where: str) -> _Sensor:
     number = {tag: numbers[0] for tag, numbers in values.items() if len(numbers) == 1}
     if not all(abs(value) < 1e7 for value in number.values()):
         raise InputError(f"{where} has a number that cannot be right; export the cameras again.")
-    fx, fy, center = _read_pinhole(number, (width, height), where)
+    number = _to_present_form(number, (width, height))
+    fy = check_focal(number.get("f", 0.0), f"f of {where}")
+    fx = check_focal(fy + number.get("b1", 0.0), f"f and b1 of {where}")
     coefficients = {key: number.get(key, 0.0) for key in ("k1", "k2", "k3", "k4")}
     coefficients |= {"p1": number.get("p2", 0.0), "p2": number.get("p1", 0.0)}
     if lens == "perspective":
@@ -193,7 +216,7 @@ def _read_sensor(sensor: ET.Element, where: str) -> _Sensor:
     distortion = tuple(coefficients.get(key, 0.0) for key in COEFFICIENTS[lens])
     intrinsics = Intrinsics(
         focal=(fx, fy),
-        center=center,
+        center=(0.5 * width + number.get("cx", 0.0), 0.5 * height + number.get("cy", 0.0)),
         size=(width, height),
         lens=lens,
         distortion=distortion if any(distortion) else (),
@@ -201,17 +224,23 @@ def _read_sensor(sensor: ET.Element, where: str) -> _Sensor:
     return _Sensor(intrinsics, _describe_left_out(number, fx, height, where))
 
 
-def _read_pinhole(
-    number: dict[str, float], size: tuple[float, float], where: str
-) -> tuple[float, float, tuple[float, float]]:
-    """Focal lengths and principal point; those of PhotoScan before 1.3 are as OpenCV's."""
-    if "f" not in number and {"fx", "fy", "cx", "cy"} <= number.keys():
-        fx, fy, center = number["fx"], number["fy"], (number["cx"], number["cy"])
-    else:
-        fy = number.get("f", 0.0)
-        fx = fy + number.get("b1", 0.0)
-        center = (0.5 * size[0] + number.get("cx", 0.0), 0.5 * size[1] + number.get("cy", 0.0))
-    return check_focal(fx, f"f of {where}"), check_focal(fy, f"f of {where}"), center
+def _to_present_form(number: dict[str, float], size: tuple[float, float]) -> dict[str, float]:
+    """The numbers of a calibration by their present names.
+
+    Those of PhotoScan's first versions are as OpenCV has them, with a skew (Agisoft Lens User
+    Manual 0.4).
+    """
+    if "f" in number or not {"fx", "fy", "cx", "cy"} <= number.keys():
+        return number
+    return number | {
+        "f": number["fy"],
+        "b1": number["fx"] - number["fy"],
+        "b2": number.get("skew", 0.0),
+        "cx": number["cx"] - 0.5 * size[0],
+        "cy": number["cy"] - 0.5 * size[1],
+        "p1": number.get("p2", 0.0),
+        "p2": number.get("p1", 0.0),
+    }
 
 
 def _describe_left_out(number: dict[str, float], focal: float, height: float, where: str) -> str:
@@ -224,7 +253,7 @@ def _describe_left_out(number: dict[str, float], focal: float, height: float, wh
     return f"{' and '.join(left_out)} of {where}"
 
 
-def _locate(posed: Sequence[tuple[str, np.ndarray, Intrinsics]], listing: Path) -> list[Frame]:
+def _locate(posed: Sequence[_Camera], listing: Path) -> list[Frame]:
     """Frames with their images, in the order of names, by the labels of their cameras."""
     folder = DataFolder(listing.parent)
     paths = [parse_path(label, f"The label of a camera in {listing}") for label, *_ in posed]

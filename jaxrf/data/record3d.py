@@ -57,7 +57,8 @@ def read_record3d(folder: Path, splits: Sequence[str], options: LoadOptions) -> 
             "Record3D wrote."
         )
     notes = []
-    others = [path.name for path in images if path not in numbered]
+    posed = set(numbered)
+    others = [path.name for path in images if path not in posed]
     if others:
         count = format_count(len(others), "image")
         notes.append(f"Not used: {count} without a pose ({format_names(others)}).")

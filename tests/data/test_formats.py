@@ -215,15 +215,13 @@ def test_record3d_rays_equal_true_rays(tmp_path: Path) -> None:
             check_rays(scene, "test", true_cameras(), [0])
 
 
-def test_record3d_uses_some_of_many_frames_and_names_images_without_a_pose(tmp_path: Path) -> None:
+def test_record3d_uses_some_of_many_frames_and_names_images_without_a_pose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_record3d(tmp_path, count=14)
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "rgb" / "99.jpg")
-    old = record3d.MAX_FRAMES
-    record3d.MAX_FRAMES = 5
-    try:
-        scene = sources.load_scene(folder, ["train"])
-    finally:
-        record3d.MAX_FRAMES = old
+    monkeypatch.setattr(record3d, "MAX_FRAMES", 5)
+    scene = sources.load_scene(folder, ["train"])
     assert scene.splits["train"].names == ("3", "6", "9", "12")
     assert "Used: one in 3 of the 14 frames." in scene.notes
     assert "Not used: 1 image without a pose (99.jpg)." in scene.notes
@@ -281,6 +279,22 @@ def test_metashape_lens_is_that_of_its_manual(kind: str, tmp_path: Path) -> None
         v = 16.0 - 2.0 + focal * bent_y
         # Images are half as large as the calibration says.
         np.testing.assert_allclose(pixels, np.stack([u, v], -1) / 2.0, atol=2e-3)
+
+
+def test_metashape_reads_calibrations_of_its_first_versions_as_opencv_has_them(
+    tmp_path: Path,
+) -> None:
+    folder = write_metashape(tmp_path, "<k1>0.05</k1><p1>0.001</p1><p2>-0.003</p2>")
+    listing = folder / "block.xml"
+    focal = 2.0 * float(true_cameras().focal[0, 0])
+    old = f"<fx>{focal + 1.0}</fx><fy>{focal}</fy><cx>17.0</cx><cy>14.0</cy>"
+    listing.write_text(listing.read_text().replace(f"<f>{focal}</f>", old))
+    cameras = sources.load_scene(folder, ["train"]).train.cameras
+    np.testing.assert_allclose(cameras.focal[0], [0.5 * focal + 0.5, 0.5 * focal], rtol=1e-6)
+    np.testing.assert_allclose(cameras.principal_point[0], [8.5, 7.0])
+    assert cameras.distortion is not None
+    by_key = dict(zip(COEFFICIENTS["perspective"], cameras.distortion[0], strict=True))
+    assert by_key["p1"] == pytest.approx(0.001) and by_key["p2"] == pytest.approx(-0.003)
 
 
 def test_metashape_says_what_it_does_not_use(tmp_path: Path) -> None:
