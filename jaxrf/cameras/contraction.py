@@ -1,8 +1,13 @@
 """Contraction of unbounded space into a box twice as large as the scene's box."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+Norm = Literal["max", "euclidean"]
+"""Norm of positions, in halves of the sides of the scene's box, by which space is contracted."""
 
 # Rays end at this multiple of their linear radius (`_ray_warp_params`) where they have no far end.
 MAX_DISTANCE_FACTOR = 1000.0
@@ -20,49 +25,50 @@ def contracted_aabb(aabb: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 3"]:
 
 
 def contract(
-    positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+    positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"], norm: Norm = "max"
 ) -> Float[Array, "*batch 3"]:
-    """Positions in contracted space, in scene units; positions in the box are unchanged.
+    """Positions in contracted space, in scene units; those within 1 half side are unchanged.
 
-    Let m be the largest coordinate relative to the center of the box, in halves of its sides. Where
-    m > 1, all coordinates are multiplied by (2 - 1/m) / m. This is Mip-NeRF 360, eq. 10, with the
-    maximum norm, so that a box remains a box.
+    Let m be the norm of a position relative to the center of the box, in halves of its sides. Where
+    m > 1, all coordinates are multiplied by (2 - 1/m) / m (Mip-NeRF 360, eq. 10). With the maximum
+    norm, as in nerfacto, the box remains as it is and all of space becomes a box; with the
+    Euclidean one, as in Mip-NeRF 360, this holds for the ellipsoid in the box, and space becomes
+    the ellipsoid in the box of twice its size.
     """
     center, half = _center_and_half_size(aabb, positions.ndim)
-    norm = jnp.maximum(_max_norm((positions - center) / half), 1.0)[..., None]
-    return center + (positions - center) * (2.0 - 1.0 / norm) / norm
+    m = jnp.maximum(_norm((positions - center) / half, norm), 1.0)[..., None]
+    return center + (positions - center) * (2.0 - 1.0 / m) / m
 
 
 def uncontract(
-    contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+    contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"], norm: Norm = "max"
 ) -> Float[Array, "*batch 3"]:
     """Inverse of `contract`; the border of contracted space maps to a far but finite distance."""
-    center, half = _center_and_half_size(aabb, contracted.ndim)
-    norm = jnp.clip(_max_norm((contracted - center) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)[
-        ..., None
-    ]
-    return center + (contracted - center) / ((2.0 - norm) * norm)
+    center, _ = _center_and_half_size(aabb, contracted.ndim)
+    m = _contracted_norm(contracted, aabb, norm)[..., None]
+    return center + (contracted - center) / ((2.0 - m) * m)
 
 
 def inverse_contraction_scale(
-    contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+    contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"], norm: Norm = "max"
 ) -> Float[Array, "*batch"]:
-    """Outward length in space per unit in contracted space: m^2 (see `contract`), 1 in the box."""
-    center, half = _center_and_half_size(aabb, contracted.ndim)
-    norm = jnp.clip(_max_norm((contracted - center) / half), 1.0, 2.0 - 1.0 / MAX_DISTANCE_FACTOR)
-    return jnp.square(1.0 / (2.0 - norm))
+    """Outward length in space per unit in contracted space: m^2 (see `contract`), at least 1."""
+    return jnp.square(1.0 / (2.0 - _contracted_norm(contracted, aabb, norm)))
 
 
 def contract_radii(
-    radii: Float[Array, "*batch"], positions: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"]
+    radii: Float[Array, "*batch"],
+    positions: Float[Array, "*batch 3"],
+    aabb: Float[Array, "2 3"],
+    norm: Norm = "max",
 ) -> Float[Array, "*batch"]:
     """Radii in contracted space of cones with given radii at given positions in space.
 
     They scale with the cube root of the volume: by (2m - 1)^(2/3) / m^2 (see `contract`).
     """
     center, half = _center_and_half_size(aabb, positions.ndim)
-    norm = jnp.maximum(_max_norm((positions - center) / half), 1.0)
-    return radii * jnp.cbrt(jnp.square(2.0 * norm - 1.0)) / jnp.square(norm)
+    m = jnp.maximum(_norm((positions - center) / half, norm), 1.0)
+    return radii * jnp.cbrt(jnp.square(2.0 * m - 1.0)) / jnp.square(m)
 
 
 def t_to_s(
@@ -123,7 +129,19 @@ def _center_and_half_size(aabb: Float[Array, "2 3"], ndim: int) -> tuple[Array, 
     return (0.5 * (aabb[0] + aabb[1])).reshape(shape), (0.5 * (aabb[1] - aabb[0])).reshape(shape)
 
 
-def _max_norm(scaled: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
+def _contracted_norm(
+    contracted: Float[Array, "*batch 3"], aabb: Float[Array, "2 3"], norm: Norm
+) -> Float[Array, "*batch"]:
+    """The norm of positions in contracted space, from 1 to short of its border at 2."""
+    center, half = _center_and_half_size(aabb, contracted.ndim)
+    farthest = 2.0 - 1.0 / MAX_DISTANCE_FACTOR
+    return jnp.clip(_norm((contracted - center) / half, norm), 1.0, farthest)
+
+
+def _norm(scaled: Float[Array, "*batch 3"], norm: Norm) -> Float[Array, "*batch"]:
+    if norm == "euclidean":
+        # The gradient of the norm itself is NaN at the center.
+        return jnp.sqrt(jnp.sum(jnp.square(scaled), axis=-1) + 1e-12)
     # Not jnp.max, whose gradient is 0 / 0 where a compiler rounds operand and maximum differently.
     x, y, z = jnp.moveaxis(jnp.abs(scaled), -1, 0)
     return jnp.maximum(jnp.maximum(x, y), z)

@@ -190,10 +190,11 @@ def _to_nerfstudio(run: Run) -> dict[str, Any]:
     _check_options(run, "nerfstudio", required)
     grid = run.state.grid
     aabb = np.asarray(grid.aabb if grid.bounds is None else grid.bounds)
-    if grid.bounds is not None and not np.array_equal(aabb, nerfstudio.CONTRACTED_AABB):
+    is_nerfacto = np.array_equal(aabb, nerfstudio.CONTRACTED_AABB)
+    if grid.bounds is not None and not (is_nerfacto and grid.contraction_norm == "max"):
         raise InputError(
-            f"The run {run.folder} contracts space around another box than -1 to 1, which "
-            "nerfstudio does not have: train without --model.contract."
+            f"The run {run.folder} contracts space around another box than -1 to 1 or by another "
+            "norm than max, which nerfacto does not have: train without --model.contract."
         )
     field_params = run.state.eval_params.field
     step, num_images = int(run.state.step), run.scene.train_views

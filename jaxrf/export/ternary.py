@@ -247,6 +247,7 @@ def _make_grid(
     if len(bits) != math.ceil(count / 8):
         raise ValueError("its occupancy grid does not match its stage")
     occupied = np.unpackbits(bits, count=count).astype(bool).reshape(stage.grid_resolution)
-    grid = OccupancyGrid(jnp.asarray(occupied), **boxes)
+    norm = config.model.contraction_norm
+    grid = OccupancyGrid(jnp.asarray(occupied), **boxes, contraction_norm=norm)
     marches = config.model.samples_per_ray() is None
     return track_density(grid, stage.dilation_cells) if marches else grid

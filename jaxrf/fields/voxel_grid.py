@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.core.pytree import as_pytree
-from jaxrf.sampling.occupancy import OccupancyGrid, cell_index
+from jaxrf.sampling.occupancy import OccupancyGrid, cell_index, set_contraction_norm
 from jaxrf.sampling.weight_tracking import WeightTrackedGrid, init_weight_memory, track_weights
 
 # The eight corners of a cell as offsets along x, y, z.
 CORNERS = np.array(list(np.ndindex(2, 2, 2)))
 
 
-@as_pytree()
+@as_pytree("contraction_norm")
 @dataclasses.dataclass(frozen=True)
 class VoxelGrid(WeightTrackedGrid):
     """Cubic cells; the occupied ones have ids, and rows of a table at their corners.
@@ -83,6 +83,7 @@ def index_cells(
         occupied=tracked.occupied,
         aabb=tracked.aabb,
         bounds=tracked.bounds,
+        contraction_norm=tracked.contraction_norm,
         coarse=tracked.coarse,
         max_weight_log=init_weight_memory(len(cells) + 1),
         step=tracked.step,
@@ -139,6 +140,7 @@ def subdivide(
     corner = aabb[0] + low * size
     new_aabb = np.stack([corner, corner + side * size / factor])
     new = index_cells(occupied, new_aabb, dilation_cells, grid.bounds)
+    new = set_contraction_norm(new, grid.contraction_norm)
 
     cells = np.argwhere(occupied)
     parent = old_ids[np.ravel_multi_index(tuple((cells // factor + low).T), (side,) * 3)]

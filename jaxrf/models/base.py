@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrf.cameras import contraction
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.cameras.refinement import CameraAdjustment
 from jaxrf.core.checks import require_non_negative, require_positive
@@ -160,6 +161,9 @@ class Model:
     """Contract the space around the scene's box into a box twice as large, for scenes without
     bounds; rays then have no end. Start emptier, with a lower density-shift or -bias: thin fog
     hides everything over such lengths. Default: where the data has no bounds."""
+    contraction_norm: contraction.Norm = "max"
+    """Norm by which space is contracted: max keeps the box as it is (nerfacto), euclidean the
+    ellipsoid in it (Mip-NeRF 360), whose border has no edges that show as kinks far away."""
     appearance_dim: int = 0
     """Numbers learned for each training image, which change colors (exposure, weather) but not
     geometry. Views are rendered with their mean. 0: none."""

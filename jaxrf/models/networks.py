@@ -55,11 +55,12 @@ def close_over_params(
             context = FieldContext(frusta.radii, grid.aabb, frusta, grid, noise, points)
             return field.density(params, positions, context)
         # Bent cones have no simple form: there a sample is as long as it is wide.
-        radii = contraction.contract_radii(frusta.radii, positions, grid.bounds)
+        space = grid.bounds, grid.contraction_norm
+        radii = contraction.contract_radii(frusta.radii, positions, *space)
         if points is not None:
-            stds = contraction.contract_radii(points.stds, points.positions, grid.bounds)
-            points = Multisamples(contraction.contract(points.positions, grid.bounds), stds)
-        positions = contraction.contract(positions, grid.bounds)
+            stds = contraction.contract_radii(points.stds, points.positions, *space)
+            points = Multisamples(contraction.contract(points.positions, *space), stds)
+        positions = contraction.contract(positions, *space)
         context = FieldContext(radii, grid.aabb, None, grid, noise, points)
         return field.density(params, positions, context)
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrf.cameras import contraction
 from jaxrf.cameras.base import Cameras, frustum_planes
 from jaxrf.core.packing import pack, rank_samples
 from jaxrf.core.pytree import as_pytree
@@ -27,6 +26,7 @@ from jaxrf.sampling.occupancy import (
     cell_centers,
     contraction_jacobian,
     max_pool_occupancy,
+    uncontract_positions,
 )
 
 # Updates after which every cell was evaluated.
@@ -37,7 +37,7 @@ UNINITIALIZED, OUTSIDE_FRUSTA = -1.0, -2.0
 DEFAULT_STEPS = 1024
 
 
-@as_pytree()
+@as_pytree("contraction_norm")
 @dataclasses.dataclass(frozen=True)
 class DensityTrackedGrid(PooledGrid):
     """An occupancy grid whose cells keep a decayed maximum of the density in them.
@@ -118,6 +118,7 @@ def track_density(grid: OccupancyGrid, dilation_cells: float) -> DensityTrackedG
         occupied=grid.occupied,
         aabb=grid.aabb,
         bounds=grid.bounds,
+        contraction_norm=grid.contraction_norm,
         coarse=max_pool_occupancy(grid, POOLING, dilation_cells),
         max_optical_depth=jnp.full((grid.occupied.size,), UNINITIALIZED),
         step=jnp.zeros((), jnp.int32),
@@ -175,9 +176,9 @@ def _bounding_balls(
     signs = [2.0 * jnp.asarray(corner)[None] - 1.0 for corner in np.ndindex(2, 2, 2)]
     balls = []
     for points in (centers, *(centers + half * sign for sign in signs)):
-        outwards = contraction.inverse_contraction_scale(points, grid.bounds)
+        outwards = contraction_jacobian(grid, points)
         across = outwards / (2.0 * jnp.sqrt(outwards) - 1.0)
-        balls.append((contraction.uncontract(points, grid.bounds), radius * across))
+        balls.append((uncontract_positions(grid, points), radius * across))
     return balls
 
 

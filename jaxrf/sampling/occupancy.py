@@ -10,7 +10,7 @@ of steps are looked up first.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ class OccupancySchedule:
     cone_scales: tuple[int, ...] = (1,)
 
 
-@as_pytree()
+@as_pytree("contraction_norm")
 @dataclasses.dataclass(frozen=True)
 class OccupancyGrid:
     """The cells of a box, and which of them may be occupied; rays skip the others.
@@ -65,11 +65,13 @@ class OccupancyGrid:
       aabb: (2, 3) the box that the cells tile, in scene units.
       bounds: (2, 3) the scene's box where space around it is contracted; `aabb` is then the box of
         contracted space, which is twice as large.
+      contraction_norm: by which space around the scene's box is contracted.
     """
 
     occupied: Bool[Array, "x y z"]
     aabb: Float[Array, "2 3"]
     bounds: Float[Array, "2 3"] | None = dataclasses.field(default=None, kw_only=True)
+    contraction_norm: contraction.Norm = dataclasses.field(default="max", kw_only=True)
 
     follows_density: ClassVar[bool] = False
     """Whether empty cells can become occupied again, so that no pixel may be excluded for good."""
@@ -205,7 +207,7 @@ class OccupancyGrid:
         return None
 
 
-@as_pytree()
+@as_pytree("contraction_norm")
 @dataclasses.dataclass(frozen=True)
 class PooledGrid(OccupancyGrid):
     """An occupancy grid with a pooled copy, in which blocks of steps are looked up first.
@@ -222,6 +224,9 @@ class PooledGrid(OccupancyGrid):
         return self.coarse
 
 
+Grid = TypeVar("Grid", bound=OccupancyGrid)
+
+
 def make_full_grid(
     resolution: tuple[int, int, int],
     aabb: Float[Array, "2 3"],
@@ -229,6 +234,14 @@ def make_full_grid(
 ) -> OccupancyGrid:
     """A grid in which every cell may be occupied."""
     return OccupancyGrid(jnp.ones(resolution, bool), jnp.asarray(aabb, jnp.float32), bounds=bounds)
+
+
+def set_contraction_norm(grid: Grid, norm: contraction.Norm) -> Grid:
+    """The grid, and its pooled copy, with space contracted by this norm."""
+    if isinstance(grid, PooledGrid):
+        coarse = dataclasses.replace(grid.coarse, contraction_norm=norm)
+        return dataclasses.replace(grid, coarse=coarse, contraction_norm=norm)
+    return dataclasses.replace(grid, contraction_norm=norm)
 
 
 def count_cells(longest: int, aabb: Float[np.ndarray | Array, "2 3"]) -> tuple[int, int, int]:
@@ -243,7 +256,18 @@ def contract_positions(
     grid: OccupancyGrid, positions: Float[Array, "*batch 3"]
 ) -> Float[Array, "*batch 3"]:
     """Positions in the grid of positions in the scene: the same unless space is contracted."""
-    return positions if grid.bounds is None else contraction.contract(positions, grid.bounds)
+    if grid.bounds is None:
+        return positions
+    return contraction.contract(positions, grid.bounds, grid.contraction_norm)
+
+
+def uncontract_positions(
+    grid: OccupancyGrid, positions: Float[Array, "*batch 3"]
+) -> Float[Array, "*batch 3"]:
+    """Positions in the scene of positions in the grid: the inverse of `contract_positions`."""
+    if grid.bounds is None:
+        return positions
+    return contraction.uncontract(positions, grid.bounds, grid.contraction_norm)
 
 
 def to_s_rays(grid: OccupancyGrid, rays: Rays) -> Rays:
@@ -274,7 +298,7 @@ def contraction_jacobian(
     """Scene length per length in the grid, outwards, at positions in the grid."""
     if grid.bounds is None:
         return jnp.ones(positions.shape[:-1])
-    return contraction.inverse_contraction_scale(positions, grid.bounds)
+    return contraction.inverse_contraction_scale(positions, grid.bounds, grid.contraction_norm)
 
 
 def cell_index(
@@ -340,7 +364,8 @@ def max_pool_occupancy(grid: OccupancyGrid, factor: int, dilation_cells: float) 
     high = grid.aabb[0] + size * jnp.asarray(padded.shape, grid.aabb.dtype)
     aabb = jnp.stack([grid.aabb[0], high])
     pooled = dilate(pooled, math.ceil(dilation_cells / factor))
-    return OccupancyGrid(pooled, aabb, bounds=grid.bounds)
+    norm = grid.contraction_norm
+    return OccupancyGrid(pooled, aabb, bounds=grid.bounds, contraction_norm=norm)
 
 
 def prune_by_alpha(
@@ -396,4 +421,5 @@ def resample_grid(
     for corner in np.ndindex(2, 2, 2):
         sign = jnp.asarray(corner, jnp.float32) * 2.0 - 1.0
         occupied |= lookup(grid, centers + (sign * half).reshape(1, 1, 1, 3))
-    return OccupancyGrid(occupied, jnp.asarray(aabb, jnp.float32), bounds=grid.bounds)
+    box, norm = jnp.asarray(aabb, jnp.float32), grid.contraction_norm
+    return OccupancyGrid(occupied, box, bounds=grid.bounds, contraction_norm=norm)

@@ -24,7 +24,7 @@ from jaxrf.sampling.occupancy import (
 WEIGHT_DECAY_PER_STEP = 0.97
 
 
-@as_pytree()
+@as_pytree("contraction_norm")
 @dataclasses.dataclass(frozen=True)
 class WeightTrackedGrid(PooledGrid):
     """An occupancy grid that records the rendering weights of the samples in its cells.
@@ -80,6 +80,7 @@ def track_weights(grid: OccupancyGrid, dilation_cells: float) -> WeightTrackedGr
         occupied=grid.occupied,
         aabb=grid.aabb,
         bounds=grid.bounds,
+        contraction_norm=grid.contraction_norm,
         coarse=max_pool_occupancy(grid, POOLING, dilation_cells),
         max_weight_log=init_weight_memory(grid.occupied.size),
         step=jnp.zeros((), jnp.int32),

@@ -18,7 +18,7 @@ from jaxrf.fields.base import Field, SceneInfo, StageTransition
 from jaxrf.fields.checks import broadcast_groups
 from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.sampling.marching import STEPS_PER_BLOCK
-from jaxrf.sampling.occupancy import OccupancyGrid
+from jaxrf.sampling.occupancy import OccupancyGrid, set_contraction_norm
 from jaxrf.training import optim, schedule
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.state import TrainState, init_state
@@ -175,7 +175,8 @@ def init_grid(
 ) -> OccupancyGrid:
     """The occupancy grid before the first step, in a scene with this box."""
     bounds = jnp.asarray(aabb, jnp.float32) if config.model.contract else None
-    return config.model.init_grid(stage, field_aabb(config, aabb), bounds)
+    grid = config.model.init_grid(stage, field_aabb(config, aabb), bounds)
+    return set_contraction_norm(grid, config.model.contraction_norm)
 
 
 def set_budgets(

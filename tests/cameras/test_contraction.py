@@ -21,12 +21,17 @@ BOXES = {
     "long": np.array([[-1.5, -1.0, 4.5], [1.5, 1.2, 6.0]], np.float32),
 }
 each_box = pytest.mark.parametrize("box", list(BOXES.values()), ids=list(BOXES))
+each_norm = pytest.mark.parametrize("norm", ["max", "euclidean"])
 
 
-def slow_contract(position: np.ndarray, box: np.ndarray) -> list[float]:
+def slow_contract(
+    position: np.ndarray, box: np.ndarray, norm: contraction.Norm = "max"
+) -> list[float]:
     center, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
     scaled = [(position[a] - center[a]) / half[a] for a in range(3)]
     m = max(abs(value) for value in scaled)
+    if norm == "euclidean":
+        m = sum(value**2 for value in scaled) ** 0.5
     if m > 1:
         scaled = [(2 - 1 / m) * value / m for value in scaled]
     return [center[a] + half[a] * scaled[a] for a in range(3)]
@@ -42,61 +47,81 @@ def positions_around(box: np.ndarray, count: int = 300, seed: int = 0) -> np.nda
 
 
 @each_box
-def test_contract_equals_loop(box: np.ndarray) -> None:
+@each_norm
+def test_contract_equals_loop(box: np.ndarray, norm: contraction.Norm) -> None:
     positions = positions_around(box)
-    expected = np.array([slow_contract(p, box.astype(np.float64)) for p in positions])
-    result = contract(jnp.asarray(positions, jnp.float32), jnp.asarray(box))
+    expected = np.array([slow_contract(p, box.astype(np.float64), norm) for p in positions])
+    result = contract(jnp.asarray(positions, jnp.float32), jnp.asarray(box), norm)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-5)
 
 
 @each_box
-def test_contract_is_identity_inside_and_stays_in_contracted_aabb(box: np.ndarray) -> None:
+@each_norm
+def test_contract_is_identity_inside_and_stays_in_contracted_space(
+    box: np.ndarray, norm: contraction.Norm
+) -> None:
     rng = np.random.default_rng(1)
-    inside = jnp.asarray(rng.uniform(box[0], box[1], (100, 3)), jnp.float32)
-    np.testing.assert_allclose(contract(inside, jnp.asarray(box)), inside, atol=1e-6)
+    order = np.inf if norm == "max" else 2
+    inside = rng.uniform(box[0], box[1], (100, 3))
+    sizes = np.linalg.norm((inside - box.mean(0)) / (box[1] - box[0]) * 2, order, axis=-1)
+    unchanged = jnp.asarray(inside[sizes < 1.0], jnp.float32)
+    np.testing.assert_allclose(contract(unchanged, jnp.asarray(box), norm), unchanged, atol=1e-6)
     far = jnp.asarray(1e6 * rng.normal(size=(100, 3)), jnp.float32)
     low, high = contraction.contracted_aabb(box)
-    contracted = np.asarray(contract(far, jnp.asarray(box)))
+    contracted = np.asarray(contract(far, jnp.asarray(box), norm))
     assert np.all(contracted >= low - 1e-5) and np.all(contracted <= high + 1e-5)
-    reaches = np.max(np.abs((contracted - (low + high) / 2) / (high - low) * 2), axis=-1)
+    reaches = np.linalg.norm((contracted - (low + high) / 2) / (high - low) * 2, order, axis=-1)
     np.testing.assert_allclose(reaches, 1.0, atol=1e-4)
 
 
 @each_box
-def test_uncontract_is_the_inverse_of_contract(box: np.ndarray) -> None:
+@each_norm
+def test_uncontract_is_the_inverse_of_contract(box: np.ndarray, norm: contraction.Norm) -> None:
     positions = jnp.asarray(positions_around(box), jnp.float32)
-    there = contract(positions, jnp.asarray(box))
+    there = contract(positions, jnp.asarray(box), norm)
     size = np.linalg.norm(np.asarray(positions) - (box[0] + box[1]) / 2, axis=-1, keepdims=True)
-    error = np.abs(np.asarray(uncontract(there, jnp.asarray(box)) - positions))
+    error = np.abs(np.asarray(uncontract(there, jnp.asarray(box), norm) - positions))
     # Far out the contracted coordinate hardly changes.
     assert np.all(error < 1e-5 * (1.0 + size) ** 2)
 
 
 @each_box
-def test_inverse_contraction_scale_equals_finite_differences(box: np.ndarray) -> None:
+@each_norm
+def test_inverse_contraction_scale_equals_finite_differences(
+    box: np.ndarray, norm: contraction.Norm
+) -> None:
     wide = box.astype(np.float64)
     for position in positions_around(box, 60):
         center = (wide[0] + wide[1]) / 2
         outwards = 1e-6 * (position - center)
-        there, beyond = (np.array(slow_contract(p, wide)) for p in (position, position + outwards))
+        there, beyond = (
+            np.array(slow_contract(p, wide, norm)) for p in (position, position + outwards)
+        )
         expected = np.linalg.norm(outwards) / np.linalg.norm(beyond - there)
-        result = inverse_contraction_scale(jnp.asarray(there, jnp.float32), jnp.asarray(box))
+        result = inverse_contraction_scale(jnp.asarray(there, jnp.float32), jnp.asarray(box), norm)
         np.testing.assert_allclose(result, expected, rtol=2e-2)
 
 
 @each_box
-def test_contract_radii_scale_with_cube_root_of_volume(box: np.ndarray) -> None:
+@each_norm
+def test_contract_radii_scale_with_cube_root_of_volume(
+    box: np.ndarray, norm: contraction.Norm
+) -> None:
     wide = box.astype(np.float64)
     positions = positions_around(box, 60)
     steps = 1e-6 * np.eye(3)
     for position in positions:
         columns = [
-            (np.array(slow_contract(position + s, wide)) - slow_contract(position - s, wide)) / 2e-6
+            (
+                np.array(slow_contract(position + s, wide, norm))
+                - slow_contract(position - s, wide, norm)
+            )
+            / 2e-6
             for s in steps
         ]
         expected = 0.1 * abs(np.linalg.det(np.array(columns))) ** (1 / 3)
         result = contraction.contract_radii(
-            jnp.asarray(0.1), jnp.asarray(position, jnp.float32), jnp.asarray(box)
+            jnp.asarray(0.1), jnp.asarray(position, jnp.float32), jnp.asarray(box), norm
         )
         np.testing.assert_allclose(result, expected, rtol=1e-3)
 
@@ -142,28 +167,34 @@ def test_t_to_s_is_linear_up_to_beyond_the_box(box: np.ndarray, away: float) -> 
 
 
 @each_box
+@each_norm
 @pytest.mark.parametrize("away", [0.0, 0.5, 1.0, 2.0, 3.0])
-def test_t_to_s_speed_is_below_its_bound(box: np.ndarray, away: float) -> None:
+def test_t_to_s_speed_is_below_its_bound(
+    box: np.ndarray, norm: contraction.Norm, away: float
+) -> None:
     origins, directions = make_lines(box, away)
     lines, where = jnp.asarray(origins, jnp.float32), jnp.asarray(box)
     end = t_to_s(contraction.far_distance(lines, where)[:, None], lines, where)
     marched = np.linspace(0.0, 1.0, 400)[None] * np.asarray(end)
     distances = s_to_t(jnp.asarray(marched, jnp.float32), lines, where)
     places = lines[:, None] + distances[..., None] * jnp.asarray(directions, jnp.float32)[:, None]
-    moved = np.abs(np.diff(contract(places, where), axis=1)).max(axis=-1)
+    moved = np.abs(np.diff(contract(places, where, norm), axis=1)).max(axis=-1)
     assert np.all(moved <= contraction.MAX_MARCH_SPEED * np.diff(marched) + 1e-4)
 
 
-@given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9), st.floats(0.0, 1e9))
-def test_contraction_gradients_are_finite_everywhere(x: float, y: float, distance: float) -> None:
+@each_norm
+@given(x=st.floats(-1e9, 1e9), y=st.floats(-1e9, 1e9), distance=st.floats(0.0, 1e9))
+def test_contraction_gradients_are_finite_everywhere(
+    norm: contraction.Norm, x: float, y: float, distance: float
+) -> None:
     box = jnp.asarray(BOXES["unit"])
     position = jnp.array([x, y, 0.0], jnp.float32)
 
     def total(position: jax.Array, distance: jax.Array) -> jax.Array:
-        there = contract(position, box)
+        there = contract(position, box, norm)
         marched = t_to_s(distance[None], position, box)
         back = s_to_t(marched, position, box)
-        radius = contraction.contract_radii(jnp.ones(()), position, box)
+        radius = contraction.contract_radii(jnp.ones(()), position, box, norm)
         return jnp.sum(there) + jnp.sum(marched) + jnp.sum(back) * 1e-9 + radius
 
     value, grads = jax.value_and_grad(total, (0, 1))(position, jnp.asarray(distance, jnp.float32))

@@ -13,6 +13,7 @@ from jaxrf.fields.base import Field, FieldContext
 from jaxrf.fields.voxel_grid import CORNERS, VoxelGrid
 from jaxrf.fields.voxels import Voxels
 from jaxrf.sampling import weight_tracking
+from jaxrf.sampling.occupancy import set_contraction_norm
 
 SIDE = 12
 BOX = np.array([[-1.0, 0.5, 2.0], [2.0, 3.5, 5.0]])
@@ -219,6 +220,14 @@ def test_subdivide_twice_preserves_the_field() -> None:
         field.density(params, positions, context_of(grid, 300))[0],
         rtol=1e-3,
     )
+
+
+def test_subdivide_keeps_how_space_is_contracted() -> None:
+    grid = voxel_grid.index_cells(make_occupied(share=0.4), BOX, 4.0, jnp.asarray(BOX))
+    grid = set_contraction_norm(grid, "euclidean")
+    new = voxel_grid.subdivide(grid, np.asarray(grid.occupied), 1, 4.0).grid
+    np.testing.assert_array_equal(new.bounds, BOX)
+    assert new.contraction_norm == new.coarse.contraction_norm == "euclidean"
 
 
 def test_weights_are_recorded_by_cell_number_and_reset_by_subdivide() -> None:

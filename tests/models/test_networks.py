@@ -45,9 +45,10 @@ def _frusta_of(radii: jax.Array) -> ConicalFrusta:
     return ConicalFrusta(jnp.stack([ones, 0 * ones, 0 * ones], axis=-1), radii, ones, ones)
 
 
+@pytest.mark.parametrize("norm", ["max", slow("euclidean")])
 @pytest.mark.parametrize("make", EVERY_MODEL)
-def test_close_over_params_contracts_positions_and_radii(make: Any) -> None:
-    config = make(contract=True)
+def test_close_over_params_contracts_positions_and_radii(make: Any, norm: contraction.Norm) -> None:
+    config = make(contract=True, contraction_norm=norm)
     stage, state = first_state(config)
     rays, network = outgoing_rays(), random_params(state.params).field
     distance = jnp.linspace(0.5, 60.0, 7)
@@ -58,8 +59,8 @@ def test_close_over_params_contracts_positions_and_radii(make: Any) -> None:
     bounded = networks.close_over_params(
         stage.field, network, dataclasses.replace(state.grid, bounds=None)
     )
-    contracted_radii = contraction.contract_radii(radii, far, box)
-    contracted = contraction.contract(far, box)
+    contracted_radii = contraction.contract_radii(radii, far, box, norm)
+    contracted = contraction.contract(far, box, norm)
     expected = bounded.density(contracted, _frusta_of(contracted_radii))[0]
     np.testing.assert_allclose(density, expected, rtol=1e-5)
     assert np.all(np.asarray(density)[-1] > 0)

@@ -32,6 +32,7 @@ from jaxrf.sampling.occupancy import (
     make_full_grid,
     max_pool_occupancy,
     prune_by_alpha,
+    set_contraction_norm,
 )
 
 SLOTS = math.prod(SHAPE)
@@ -361,15 +362,19 @@ def test_occupancy_in_contracted_space_counts_the_longer_steps_far_out() -> None
             assert np.sum(occupied[scale < 3.5]) <= 8
 
 
-def test_mark_invisible_cells_in_contracted_space_uses_positions_in_the_scene() -> None:
+@pytest.mark.parametrize("norm", ["max", "euclidean"])
+def test_mark_invisible_cells_in_contracted_space_uses_positions_in_the_scene(
+    norm: contraction.Norm,
+) -> None:
     """Looking along an axis from the middle, far cells are visible if they are in the image."""
     box = np.array([[-1.0] * 3, [1.0] * 3], np.float32)
     shape = (16, 16, 16)
     grid = make_full_grid(shape, jnp.asarray(contraction.contracted_aabb(box)), jnp.asarray(box))
+    grid = set_contraction_norm(grid, norm)
     pose = look_at(np.array([0.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0]))
     cameras = make_cameras(pose[None], 20, 20, 0.8)
     visible = np.asarray(mark_invisible_cells(track_density(grid, 1.0), cameras, 1.0).occupied)
-    positions = contraction.uncontract(cell_centers(shape, grid.aabb), jnp.asarray(box))
+    positions = contraction.uncontract(cell_centers(shape, grid.aabb), jnp.asarray(box), norm)
     pixels, depth = project(cameras, 0, np.asarray(positions, np.float64))
     within = (depth > 0) & np.all((pixels > 0) & (pixels < 20), axis=-1)
     assert np.all(visible[within]) and within.any()

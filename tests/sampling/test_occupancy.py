@@ -1,5 +1,6 @@
 """Occupancy grids against loops over their cells, and at their faces."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from occupancy_cases import BOX, CELL, SHAPE, contracted_case, look_up, random_grid, random_rays
 
+from jaxrf.cameras.contraction import Norm
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import clip_to_aabb
 from jaxrf.sampling.density_tracking import DensityTrackedGrid, track_density
@@ -27,7 +29,9 @@ from jaxrf.sampling.occupancy import (
     prune_by_alpha,
     resample_grid,
     s_to_t,
+    set_contraction_norm,
     to_s_rays,
+    uncontract_positions,
     visible_aabb,
 )
 from jaxrf.sampling.weight_tracking import track_weights
@@ -268,8 +272,9 @@ def test_to_marched_rays_without_contraction_only_clips() -> None:
     np.testing.assert_array_equal(contraction_jacobian(grid, jnp.zeros((4, 3))), 1.0)
 
 
-def test_derived_grids_keep_the_bounds() -> None:
+def test_derived_grids_keep_the_bounds_and_the_norm() -> None:
     grid, _, _, _, dilation_cells = contracted_case(1)
+    grid = set_contraction_norm(grid, "euclidean")
     wider = resample_grid(grid, (20, 20, 20), grid.aabb)
     for made in (
         max_pool_occupancy(grid, 2, 1.0),
@@ -278,7 +283,22 @@ def test_derived_grids_keep_the_bounds() -> None:
         wider,
     ):
         np.testing.assert_array_equal(made.bounds, BOX)
-    np.testing.assert_array_equal(track_weights(grid, dilation_cells).coarse.bounds, BOX)
+        assert made.contraction_norm == "euclidean"
+    tracked = track_weights(grid, dilation_cells)
+    np.testing.assert_array_equal(tracked.coarse.bounds, BOX)
+    assert tracked.coarse.contraction_norm == "euclidean"
+    other = set_contraction_norm(tracked, "max")
+    assert other.contraction_norm == other.coarse.contraction_norm == "max"
+
+
+@pytest.mark.parametrize("norm", ["max", "euclidean"])
+def test_uncontract_positions_is_the_inverse_of_contract_positions(norm: Norm) -> None:
+    grid, rays, *_ = contracted_case(40)
+    grid = set_contraction_norm(grid, norm)
+    there = contract_positions(grid, rays.origins)
+    np.testing.assert_allclose(uncontract_positions(grid, there), rays.origins, rtol=1e-4)
+    bounded = dataclasses.replace(grid, bounds=None)
+    assert uncontract_positions(bounded, rays.origins) is rays.origins
 
 
 @pytest.mark.parametrize(
