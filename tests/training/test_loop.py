@@ -40,7 +40,7 @@ from jaxrf.sampling import occupancy
 from jaxrf.sampling.density_tracking import DensityTrackedGrid
 from jaxrf.training import loop, runs, schedule, transitions
 from jaxrf.training.compile_ahead import StepCompiler
-from jaxrf.training.config import OptimizerConfig, TrainConfig
+from jaxrf.training.config import LossConfig, OptimizerConfig, TrainConfig
 from jaxrf.training.loop import DivergedError
 from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.training.state import Metrics, TrainState
@@ -97,6 +97,7 @@ def save_and_restore(
         slow(averaged_hashgrid(background="random", seed=5), [3, 14, 16, 18]),
         slow(marching_nerf(), [4, 7]),
         slow(tiny_tensorf(reset_lr=True), [12, 15]),
+        slow(tiny_hashgrid(loss=LossConfig(inlier_quantile=0.8, patch_size=4)), [5]),
     ],
     ids=[
         "tensorf",
@@ -106,6 +107,7 @@ def save_and_restore(
         "hash grid",
         "marching nerf",
         "reset lr",
+        "robust loss",
     ],
 )
 def test_stopped_and_resumed_training_gives_the_same_bits(
