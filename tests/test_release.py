@@ -95,7 +95,7 @@ def test_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> N
         for path in package.rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    assert {"jaxrf/py.typed", "jaxrf/export/page.html"} <= expected
+    assert {"jaxrf/py.typed", "jaxrf/export/pages/page.html"} <= expected
     assert {n for n in names if ".dist-info/" not in n} == expected
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert described["Name"] == "jaxrf" and described["Version"] == jaxrf.__version__
@@ -113,7 +113,7 @@ def test_sdist_builds_without_the_tree(built: tuple[Path, Path]) -> None:
     # setuptools reads both lists of requirements while it builds.
     needed = {"pyproject.toml", "LICENSE", "README.md", "requirements.txt"}
     needed |= {"requirements-dev.txt", "requirements-photos.txt"}
-    assert needed | {"jaxrf/py.typed", "jaxrf/export/page.html"} <= names
+    assert needed | {"jaxrf/py.typed", "jaxrf/export/pages/page.html"} <= names
 
 
 @pytest.mark.slow

@@ -44,12 +44,9 @@ def write_geometry(run: Run, options: ExportOptions, output: Path) -> None:
 
 
 def write_page(run: Run, output: Path) -> None:
-    """Writes a BitNeRF as one page for browsers."""
-    weights = web.write_page(run, output)
-    print(
-        f"Written to {output}: {output.stat().st_size / 1e3:.1f} kB, of which the weights are "
-        f"{weights / 1e3:.1f} kB. Open it in a browser."
-    )
+    """Writes a run as one page for browsers."""
+    size = web.write_page(run, output)
+    print(f"Written to {output}: {size / 1e6:.2f} MB. Open it in a browser.")
 
 
 def write_ternary(run: Run, output: Path, format_name: ternary.TernaryFormat) -> None:

@@ -1,191 +1,172 @@
-"""A ternary run as one HTML page that renders in any browser, without a server or other files.
+"""A run as one HTML page that renders in any browser, without a server or other files.
 
-The page holds the weights, five trits to a byte, and the occupancy grid. Its fragment shader
-marches through the grid and evaluates the network like `render.march_and_render`.
+`pages/page.html` has the camera, the hands and the frames; `pages/ternary.js` and `pages/voxels.js`
+each have a fragment shader that traces a ray.
 """
 
 import base64
+import dataclasses
 import gzip
 import html
 import importlib.resources
+import io
 import json
-import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import imageio.v3 as imageio
 import numpy as np
-from jaxtyping import Array
 
-from jaxrf.cameras.ray_convention import RayConvention
-from jaxrf.core import encodings
+from jaxrf.cameras.base import pinhole_cameras
 from jaxrf.core.errors import InputError
-from jaxrf.export.ternary import PACKINGS, check_ternary, pack_trits, quantize_layers
-from jaxrf.fields.bitnerf import MIN_SCALE, BitNeRF
-from jaxrf.models.packed import PackedModel
+from jaxrf.export.web_ternary import check_ternary_page, describe_ternary, pack_ternary
+from jaxrf.export.web_voxels import pack_voxels, shows_voxels
+from jaxrf.fields.bitnerf import BitNeRF
 from jaxrf.training import runs, scene_metadata
 from jaxrf.training.runs import Run
 from jaxrf.training.state import background_color
 
+# Training cameras of a page at most, evenly chosen.
+MAX_CAMERAS = 60
+# Longer side of the picture that is shown while a page loads, and the quality of its JPEG.
+POSTER_SIZE, POSTER_QUALITY = 480, 80
+# Radians per second that the camera swings to either side where it cannot go around the scene.
+SWING = {"unbounded": 0.12, "ndc": 0.06}
+
+
+class WebScene(NamedTuple):
+    """The part of a page that a renderer of its own draws.
+
+    renderer: file of `pages` that has it.
+    buffers: its arrays.
+    meta: the numbers from which it makes its shader.
+    caption: one line about the scene.
+    """
+
+    renderer: str
+    buffers: dict[str, bytes]
+    meta: dict[str, Any]
+    caption: str
+
 
 def write_page(run: Run, path: Path) -> int:
-    """Writes a run as an HTML page; returns the number of bytes of its packed weights.
+    """Writes a run as an HTML page, or as a folder of one; returns the number of bytes written.
 
     Args:
-      run: of a BitNeRF on an occupancy grid, in a bounded box.
-      path: of the page.
+      run: of voxels that are colored once per ray, or a ternary one on an occupancy grid.
+      path: a file that ends in .html, or the folder for index.html and scene.bin.
 
     Raises:
       InputError: a page cannot show the run, or the file cannot be written.
     """
-    _check_run(run)
-    buffers = _pack_buffers(run)
-    packed = gzip.compress(b"".join(buffers.values()), mtime=0)
+    scene = make_web_scene(run)
+    packed = gzip.compress(b"".join(scene.buffers.values()), mtime=0)
     meta = {
-        **_describe_run(run),
-        "buffers": [[name, len(buffer)] for name, buffer in buffers.items()],
+        **_describe_view(run),
+        **scene.meta,
+        "caption": f"{run.scene.name}: {scene.caption}.",
+        "buffers": [[name, len(buffer)] for name, buffer in scene.buffers.items()],
     }
+    is_file = path.suffix.lower() in (".html", ".htm")
+    if not is_file:
+        meta |= {"file": "scene.bin", "packed_size": len(packed)}
+    text = _fill_page(run, scene, meta, base64.b64encode(packed).decode() if is_file else "")
+    folder = path.absolute().parent if is_file else path.absolute()
+    runs.make_writable(folder, "--output")
+    if is_file:
+        runs.write_text(path, text)
+        return len(text.encode())
+    (folder / "scene.bin").write_bytes(packed)
+    runs.write_text(folder / "index.html", text)
+    return len(text.encode()) + len(packed)
+
+
+def make_web_scene(run: Run) -> WebScene:
+    """The run as arrays and numbers for one of the renderers of pages.
+
+    Raises:
+      InputError: neither can show it.
+    """
+    if shows_voxels(run):
+        buffers, meta = pack_voxels(run)
+        cells = int(np.asarray(run.state.grid.occupied).sum())
+        return WebScene("voxels.js", buffers, meta, f"{cells:,} voxels")
+    if BitNeRF.match(run.config.field) is None:
+        raise InputError(
+            f"The run {run.folder} has the field {run.config.field.name}, which a page cannot show."
+        )
+    check_ternary_page(run)
+    meta = describe_ternary(run)
+    weights = sum(inputs * outputs for inputs, outputs in meta["layers"])
+    return WebScene("ternary.js", pack_ternary(run), meta, f"{weights:,} ternary weights")
+
+
+def _fill_page(run: Run, scene: WebScene, meta: dict[str, Any], data: str) -> str:
+    pages = importlib.resources.files(__package__).joinpath("pages")
+    page = pages.joinpath("page.html").read_text(encoding="utf-8")
     background = np.rint(255.0 * background_color(run.config)).astype(int)
-    page = importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     placeholders = {
+        "RENDERER": pages.joinpath(scene.renderer).read_text(encoding="utf-8"),
         "NAME": html.escape(run.scene.name),
         "BACKGROUND": f"rgb({', '.join(map(str, background))})",
+        "POSTER": f"data:image/jpeg;base64,{base64.b64encode(_make_poster(run)).decode()}",
         # Escaped, so that a name in the metadata cannot end the script.
         "META": json.dumps(meta).replace("<", "\\u003c"),
-        "DATA": base64.b64encode(packed).decode(),
+        "DATA": data,
     }
     for placeholder, value in placeholders.items():
         page = page.replace(f"@{placeholder}@", value)
-    runs.make_writable(path.absolute().parent, "--output")
-    runs.write_text(path, page)
-    return len(buffers["weights"])
+    return page
 
 
-def _check_run(run: Run) -> None:
-    """Raises InputError if a page would not show the same images as the run."""
-    check_ternary(run)
-    field, model = _bitnerf(run), run.config.model
-    unsupported = {
-        "does not march through an occupancy grid": model.samples_per_ray() is not None,
-        "covers unbounded space": run.state.grid.bounds is not None,
-        "is in normalized device coordinates": run.scene.ndc is not None,
-        "encodes conical frusta": field.encoding != "fourier",
-        "evaluates colors per ray": model.colors_per_ray(field),
-        "follows the ray convention of another program": run.config.ray_convention
-        != RayConvention(),
-    }
-    for reason, holds in unsupported.items():
-        if holds:
-            raise InputError(
-                f"The run {run.folder} {reason}, which a page cannot show: train a preset like "
-                "bitnerf-small, or export with --format ternary-1.6bit."
-            )
-
-
-def _bitnerf(run: Run) -> BitNeRF:
-    """The run's field, which `check_ternary` has checked."""
-    field = BitNeRF.match(run.config.field)
-    assert field is not None
-    return field
-
-
-def _layer_names(field: BitNeRF) -> list[str]:
-    """The layers in the order of the page."""
-    view_layers = ["bottleneck", "view"] if field.use_directions else []
-    trunk = [f"trunk_{i}" for i in range(field.layers)]
-    return [*trunk, "density_head", *view_layers, "rgb_head"]
-
-
-def _list_layers(run: Run) -> list[dict[str, Array]]:
-    """Kernels and biases of the layers in the order of the page."""
-    network = run.state.eval_params.field["params"]
-    return [network[name] for name in _layer_names(_bitnerf(run))]
-
-
-def _pack_buffers(run: Run) -> dict[str, bytes]:
-    """The arrays of the page: weights, scales, biases and the occupancy grid."""
-    layers = _list_layers(run)
-    trits, scales = quantize_layers(layers)
-    biases = np.concatenate([np.asarray(layer["bias"], "<f4") for layer in layers])
-    return {
-        "weights": pack_trits(np.concatenate(trits), PACKINGS["ternary-1.6bit"]).tobytes(),
-        "scales": np.array(scales, "<f4").tobytes(),
-        "biases": biases.tobytes(),
-        "occupied": np.packbits(np.asarray(run.state.grid.occupied)).tobytes(),
-    }
-
-
-def _describe_run(run: Run) -> dict[str, Any]:
-    """The numbers from which the page makes its shader and its first view."""
-    return _describe_network(run) | _describe_marching(run) | _describe_first_view(run)
-
-
-def _describe_network(run: Run) -> dict[str, Any]:
-    field = _bitnerf(run)
-
-    def encoded_size(num_frequencies: int) -> int:
-        encoded = encodings.fourier(
-            jnp.zeros(3), num_frequencies, field.encode_input, field.frequency
-        )
-        return encoded.shape[-1]
-
-    directions = field.use_directions
-    kernels = [layer["kernel"].shape for layer in _list_layers(run)]
-    num_weights = sum(math.prod(shape) for shape in kernels)
-    return {
-        "layers": [list(shape) for shape in kernels],
-        "num_trunk_layers": field.layers,
-        "skip": field.skip,
-        "width": field.width,
-        "color_width": field.color_width,
-        "position_size": encoded_size(field.num_position_frequencies),
-        "direction_size": encoded_size(field.num_direction_frequencies) if directions else 0,
-        "num_position_frequencies": field.num_position_frequencies,
-        "num_direction_frequencies": field.num_direction_frequencies,
-        "encode_input": field.encode_input,
-        "use_directions": field.use_directions,
-        "frequency": field.frequency,
-        "density_bias": field.density_bias,
-        "activation": field.activation,
-        "norm_epsilon": field.norm_epsilon,
-        "min_scale": MIN_SCALE,
-        "caption": f"{run.scene.name}: {num_weights:,} ternary weights.",
-    }
-
-
-def _describe_marching(run: Run) -> dict[str, Any]:
-    config, grid = run.config, run.state.grid
-    model = config.model
-    assert isinstance(model, PackedModel)
-    _, occupied_aabb = model.eval_stage(run.stage, grid, config.ray_convention, crop=True)
-    step_size = float(model.step_size(run.stage.field, grid.aabb))
-    diagonal = float(np.linalg.norm(occupied_aabb[1] - occupied_aabb[0]))
-    return {
-        "aabb": np.asarray(grid.aabb, float).tolist(),
-        "occupied_aabb": np.asarray(occupied_aabb, float).tolist(),
-        "grid_resolution": list(grid.occupied.shape),
-        "step_size": step_size,
-        "max_steps": math.ceil(diagonal / step_size) + 1,
-        "transmittance_threshold": config.ray_convention.transmittance_threshold,
-        "color_threshold": model.color_threshold,
-        "background": background_color(run.config).astype(float).tolist(),
-    }
-
-
-def _describe_first_view(run: Run) -> dict[str, Any]:
+def _make_poster(run: Run) -> bytes:
+    """The first camera's view as a JPEG."""
     scene = run.scene
-    offset = np.array([1.0, 0.0, 0.5])
-    if scene.poses:
-        offset = np.array(scene.poses[0]).reshape(3, 4)[:, 3] - scene.focus
-    x, y, z = offset.astype(float)
-    return {
+    scale = min(POSTER_SIZE / max(scene.width, scene.height), 1.0)
+    width, height = (max(round(scale * side), 1) for side in (scene.width, scene.height))
+    pose = np.array(_list_cameras(run)[0]).reshape(4, 4).T
+    cameras = pinhole_cameras(pose[None], width, height, scale * scene.focal)
+    cameras = dataclasses.replace(cameras, ndc=scene.ndc)
+    image = np.clip(runs.make_render_fn(run, supersample=1)(cameras, 0).rgb, 0.0, 1.0)
+    file = io.BytesIO()
+    pixels = np.rint(255.0 * np.asarray(image)).astype(np.uint8)
+    imageio.imwrite(file, pixels, extension=".jpg", quality=POSTER_QUALITY)
+    return file.getvalue()
+
+
+def _describe_view(run: Run) -> dict[str, Any]:
+    """The cameras of a page and how they move."""
+    scene = run.scene
+    unbounded = run.state.grid.bounds is not None
+    x, y, z = np.eye(3).tolist()
+    space = "ndc" if scene.ndc is not None else "unbounded" if unbounded else "box"
+    meta = {
         "near": scene.near,
         "far": scene.far,
         "focus": list(scene.focus),
         "radius": scene.radius,
-        "camera_distance_range": list(scene_metadata.camera_distance_range(scene)),
         # Half the image height at distance 1.
         "slope": 0.5 * scene.height / scene.focal,
-        "azimuth": math.atan2(y, x),
-        "elevation": math.atan2(z, math.hypot(x, y)),
+        # In normalized device coordinates cameras look along -z.
+        "axes": [z, x, y] if space == "ndc" else [x, y, z],
+        "swing": SWING.get(space, 0.0),
+        "cameras": _list_cameras(run),
+        "background": background_color(run.config).astype(float).tolist(),
     }
+    if space == "box":
+        meta["camera_distance_range"] = list(scene_metadata.camera_distance_range(scene))
+    return meta
+
+
+def _list_cameras(run: Run) -> list[list[float]]:
+    """Poses of training cameras, column by column; one from the side where none is known."""
+    poses = np.tile(np.eye(4), (max(len(run.scene.poses), 1), 1, 1))
+    if run.scene.poses:
+        poses[:, :3] = np.array(run.scene.poses, np.float64).reshape(-1, 3, 4)
+    else:
+        back = np.array([1.0, 0.0, 0.5]) / np.hypot(1.0, 0.5)
+        right = np.array([0.0, 1.0, 0.0])
+        poses[0, :3, :3] = np.stack([right, np.cross(back, right), back], axis=1)
+        poses[0, :3, 3] = np.array(run.scene.focus) + run.scene.radius * back
+    chosen = np.linspace(0, len(poses) - 1, min(len(poses), MAX_CAMERAS)).round().astype(int)
+    return [pose.T.ravel().round(6).tolist() for pose in poses[chosen]]

@@ -1,0 +1,162 @@
+"""Any run as voxels: they learn from its renderings, in the place of photos.
+
+Renderings may be of any view, have no noise, and know their opacity, so that voxels come close to
+the run in little time. Hedman et al. (SNeRG, ICCV 2021) and Reiser et al. (MERF, SIGGRAPH 2023)
+prepare fields for browsers likewise.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxrf import presets
+from jaxrf.cameras.base import Cameras, pinhole_cameras, resize_cameras
+from jaxrf.core.errors import InputError
+from jaxrf.data.scene import Scene, Split
+from jaxrf.evaluation import metrics
+from jaxrf.evaluation.scoring import evenly_spaced_indices
+from jaxrf.export.progress import ProgressFn, no_progress
+from jaxrf.rendering.image import HostRendering
+from jaxrf.training import loop, runs, transitions
+from jaxrf.training.callbacks import TrainCallback
+from jaxrf.training.runs import Run
+from jaxrf.training.state import background_color
+
+# Views by which voxels are compared with the run; they do not learn from these.
+NUM_CHECKED_VIEWS = 8
+# Neighbors of a camera, of which one is chosen for a view between the two.
+NUM_NEIGHBORS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """How voxels learn from a run.
+
+    Attributes:
+      num_views: renderings to learn from, training cameras first, then views between them.
+      num_steps: of training.
+      max_size: of the longer side of a rendering, in pixels.
+      seed: of the views between cameras, and of training.
+    """
+
+    num_views: int = 120
+    num_steps: int = 2500
+    max_size: int = 400
+    seed: int = 0
+
+
+def distill_voxels(
+    run: Run,
+    config: DistillConfig,
+    progress: ProgressFn = no_progress,
+    callback: TrainCallback | None = None,
+) -> tuple[Run, float]:
+    """Voxels that look like a run, and how much they do.
+
+    Args:
+      run: of any field and model, with the poses of its training cameras.
+      config: how they learn.
+      progress: reports the renderings.
+      callback: reports the training.
+
+    Returns:
+      A run of voxels with the scene of the other one; and the mean PSNR, in dB, of its views
+      against those of the other one, from poses between training cameras.
+
+    Raises:
+      InputError: the run does not hold the poses of its training cameras.
+    """
+    cameras = _choose_cameras(run, config)
+    render_fn = runs.make_render_fn(run)
+    is_object = run.state.grid.bounds is None and run.scene.ndc is None
+    background = background_color(run.config)
+    renderings = [render_fn(cameras, i) for i in progress(range(len(cameras)), "render views")]
+    images = np.stack([_to_rgba(rendering, background, is_object) for rendering in renderings])
+    scene = _make_scene(run, cameras[NUM_CHECKED_VIEWS:], images[NUM_CHECKED_VIEWS:])
+    chosen = presets.voxels_small()
+    train_config = transitions.resolve_config(
+        dataclasses.replace(
+            chosen,
+            num_steps=config.num_steps,
+            seed=config.seed,
+            background="random" if is_object else run.config.background,
+        ),
+        scene,
+    )
+    stage, state = loop.fit(train_config, scene, callback)
+    shown = dataclasses.replace(train_config, background=run.config.background)
+    voxels = dataclasses.replace(run, config=shown, stage=stage, state=state)
+    render_voxels = runs.make_render_fn(voxels)
+    scores = [
+        metrics.psnr(np.asarray(render_voxels(cameras, i).rgb), np.asarray(renderings[i].rgb))
+        for i in range(NUM_CHECKED_VIEWS)
+    ]
+    return voxels, float(np.mean(scores))
+
+
+def _choose_cameras(run: Run, config: DistillConfig) -> Cameras:
+    """Cameras to compare views of, then those to learn from, without lens distortion."""
+    scene = run.scene
+    if len(scene.poses) < 2:
+        raise InputError(
+            f"{run.folder} does not hold the poses of its training images, from which voxels learn "
+            "how it looks: convert it again with --data."
+        )
+    poses = np.tile(np.eye(4), (len(scene.poses), 1, 1))
+    poses[:, :3] = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
+    trained = poses[evenly_spaced_indices(len(poses), config.num_views)]
+    others = config.num_views - len(trained) + NUM_CHECKED_VIEWS
+    between = poses_between(poses, others, np.random.default_rng(config.seed))
+    ordered = np.concatenate(
+        [between[:NUM_CHECKED_VIEWS], trained, between[NUM_CHECKED_VIEWS:]]
+    )
+    cameras = pinhole_cameras(ordered, scene.width, scene.height, scene.focal)
+    scale = min(config.max_size / max(scene.width, scene.height), 1.0)
+    width, height = (max(round(scale * side), 1) for side in (scene.width, scene.height))
+    return dataclasses.replace(resize_cameras(cameras, width, height), ndc=scene.ndc)
+
+
+def poses_between(
+    poses: Float[np.ndarray, "n 4 4"], count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "count 4 4"]:
+    """Random poses between a camera and one of those that stand next to it, of two or more."""
+    from scipy.spatial.transform import Rotation, Slerp
+
+    result = np.tile(np.eye(4), (count, 1, 1))
+    for pose in result:
+        first = poses[rng.integers(len(poses))]
+        distance = np.linalg.norm(poses[:, :3, 3] - first[:3, 3], axis=-1)
+        second = poses[rng.choice(np.argsort(distance)[1 : 1 + NUM_NEIGHBORS])]
+        share = rng.uniform(0.2, 0.8)
+        pose[:3, 3] = (1.0 - share) * first[:3, 3] + share * second[:3, 3]
+        ends = Rotation.from_matrix(np.stack([first[:3, :3], second[:3, :3]]))
+        pose[:3, :3] = Slerp([0.0, 1.0], ends)(share).as_matrix()
+    return result
+
+
+def _to_rgba(
+    rendering: HostRendering, background: Float[np.ndarray, "3"], is_object: bool
+) -> UInt8[np.ndarray, "h w 4"]:
+    """A rendering as an image: with its opacity if it is of an object, else opaque."""
+    rgb, opacity = np.asarray(rendering.rgb), np.asarray(rendering.opacity)[..., None]
+    if is_object:
+        rgb = (rgb - (1.0 - opacity) * background) / np.maximum(opacity, 1e-3)
+    else:
+        opacity = np.ones_like(opacity)
+    rgba = np.concatenate([rgb, opacity], axis=-1)
+    return np.rint(255.0 * np.clip(rgba, 0.0, 1.0)).astype(np.uint8)
+
+
+def _make_scene(run: Run, cameras: Cameras, images: UInt8[np.ndarray, "n h w 4"]) -> Scene:
+    """The renderings as a data set, in the scene's own coordinates."""
+    grid = run.state.grid
+    names = tuple(str(index) for index in range(len(images)))
+    return Scene(
+        name=run.scene.name,
+        splits={"train": Split("train", names, images, cameras)},
+        aabb=np.asarray(grid.aabb if grid.bounds is None else grid.bounds),
+        near=run.scene.near,
+        far=run.scene.far,
+        unbounded=grid.bounds is not None,
+    )
