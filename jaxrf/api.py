@@ -15,7 +15,6 @@ from jaxtyping import Float
 from jaxrf import fields, presets
 from jaxrf.cameras.base import Cameras
 from jaxrf.core.errors import InputError
-from jaxrf.core.progress import ProgressBar
 from jaxrf.data import sources
 from jaxrf.data.options import LoadOptions
 from jaxrf.data.photos.prepare import PhotoOptions
@@ -28,12 +27,12 @@ from jaxrf.models.base import ModelParams, StageSpec
 from jaxrf.parallel import devices
 from jaxrf.rendering.image import HostRendering
 from jaxrf.training import loop, runs, transitions
-from jaxrf.training.callbacks import NullCallback, TrainCallback
+from jaxrf.training.callbacks import ProgressCallback, TrainCallback
 from jaxrf.training.config import COMMAND_ONLY, TrainConfig
 from jaxrf.training.losses import RgbLossFn
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn
-from jaxrf.training.state import Metrics, TrainState, background_color
+from jaxrf.training.state import TrainState, background_color
 
 
 def load_scene(
@@ -112,7 +111,7 @@ def fit(
     )
     mesh = mesh or devices.make_mesh(config.devices or 1)
     if callback is None:
-        callback = _ProgressCallback(config, enabled=progress)
+        callback = ProgressCallback(config.num_steps, enabled=progress)
     stage, state = loop.fit(config, scene, callback, rgb_loss_fn=rgb_loss_fn, mesh=mesh)
     return Result(config, SceneMetadata.from_scene(scene, scene.folder), stage, state)
 
@@ -266,31 +265,6 @@ class Result:
                 supersample,
             )
         return self._render_fns[supersample]
-
-
-class _ProgressCallback(NullCallback):
-    """Shows a progress bar with the loss and the PSNR of the last training steps' rays."""
-
-    def __init__(self, config: TrainConfig, enabled: bool) -> None:
-        self._bar = ProgressBar(config.num_steps, "train", "step", disable=not enabled)
-        self._last_step = config.num_steps
-        self._enabled = enabled
-
-    def on_note(self, sentence: str) -> None:
-        """Prints the sentence above the bar."""
-        if self._enabled:
-            self._bar.write(sentence)
-
-    def on_dispatch(
-        self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int
-    ) -> bool:
-        """Advances the bar."""
-        psnr = -10.0 * np.log10(max(float(metrics.mse), 1e-12))
-        self._bar.set_postfix(f"loss {float(metrics.loss):.5f}, training PSNR {psnr:.2f} dB")
-        self._bar.update(steps)
-        if int(state.step) >= self._last_step:
-            self._bar.close()
-        return False
 
 
 def _describe_no_scene(scene: object) -> str:

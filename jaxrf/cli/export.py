@@ -37,13 +37,15 @@ class ExportOptions:
     run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     """Folder of the run. Default: the newest in ./runs."""
     format: ExportFormat = "ternary-2bit"
-    """ternary-2bit, ternary-1.6bit: the weights of a bitnerf, in 2 bits each or five to a byte,
-    which `jaxrf render` takes in place of a folder. web: a bitnerf as one page for any browser.
+    """web: the scene as one page for any browser, without a server. ternary-2bit, ternary-1.6bit:
+    the weights of a bitnerf, in 2 bits each or five to a byte, which `jaxrf render` takes in place
+    of a folder.
     nerf-pytorch, tensorf, nerfstudio: a checkpoint of that program, of a nerf, a tensorf or a
     hashgrid. mesh: the surface with colors. points: a colored point cloud."""
     output: Path | None = None
-    """File to write; for mesh and points its ending chooses the format: .glb, .ply or .obj.
-    Default: named after the format, in the run's folder; mesh.glb and points.ply."""
+    """File to write; for mesh and points its ending chooses the format: .glb, .ply or .obj. For
+    web a name that does not end in .html is a folder to upload, of a page and its data. Default:
+    named after the format, in the run's folder; mesh.glb and points.ply."""
     frame: Literal["data", "scene"] = "data"
     """mesh, points: coordinates of the data set's files, or of training."""
     resolution: int = 256
@@ -59,13 +61,21 @@ class ExportOptions:
     """mesh: also keep faces that no training camera sees, such as the insides of walls."""
     points: int = 200_000
     """points: maximum number."""
-    views: int = 50
-    """mesh, points: number of training cameras that are rendered to find visible surfaces."""
+    views: int | None = None
+    """mesh, points: number of training cameras that are rendered to find visible surfaces, 50 by
+    default. web: number of renderings, 120 by default, from which voxels learn a field that is not
+    one of voxels colored once per ray."""
+    bake_steps: int | None = None
+    """web: steps that these voxels are trained; by default 2500, and 5000 in unbounded space."""
+    bake: bool = False
+    """web: let voxels learn a bitnerf, too, whose own page is smaller and slower."""
+    max_size: float = 30.0
+    """web: megabytes of the page at most; coarser voxels are taught if it would be larger."""
     step: int | None = None
     """Step of the checkpoint. Default: the last."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "resolution", "points", "views")
+        require_positive(self, "resolution", "points", "views", "bake_steps", "max_size")
         if not 0.0 < self.level < 1.0:
             raise InputError(f"--level is {self.level:g}: give a number between 0 and 1.")
         if not 0.0 <= self.fragments < 1.0:
@@ -89,7 +99,7 @@ def run(options: ExportOptions) -> int:
         case "mesh" | "points":
             write_export.write_geometry(run, options, output)
         case "web":
-            write_export.write_page(run, output)
+            write_export.write_page(run, options, output)
         case "ternary-2bit" | "ternary-1.6bit":
             write_export.write_ternary(run, output, options.format)
         case _:

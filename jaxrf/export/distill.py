@@ -17,9 +17,11 @@ from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import metrics
 from jaxrf.evaluation.scoring import evenly_spaced_indices
 from jaxrf.export.progress import ProgressFn, no_progress
+from jaxrf.fields.voxels import Voxels
 from jaxrf.rendering.image import HostRendering
 from jaxrf.training import loop, runs, transitions
 from jaxrf.training.callbacks import TrainCallback
+from jaxrf.training.config import TrainConfig
 from jaxrf.training.runs import Run
 from jaxrf.training.state import background_color
 
@@ -36,12 +38,14 @@ class DistillConfig:
     Attributes:
       num_views: renderings to learn from, training cameras first, then views between them.
       num_steps: of training.
+      divisions: how often voxels are divided into eight, more or less often than is usual.
       max_size: of the longer side of a rendering, in pixels.
       seed: of the views between cameras, and of training.
     """
 
     num_views: int = 120
     num_steps: int = 2500
+    divisions: int = 0
     max_size: int = 400
     seed: int = 0
 
@@ -74,16 +78,9 @@ def distill_voxels(
     renderings = [render_fn(cameras, i) for i in progress(range(len(cameras)), "render views")]
     images = np.stack([_to_rgba(rendering, background, is_object) for rendering in renderings])
     scene = _make_scene(run, cameras[NUM_CHECKED_VIEWS:], images[NUM_CHECKED_VIEWS:])
-    chosen = presets.voxels_small()
-    train_config = transitions.resolve_config(
-        dataclasses.replace(
-            chosen,
-            num_steps=config.num_steps,
-            seed=config.seed,
-            background="random" if is_object else run.config.background,
-        ),
-        scene,
-    )
+    train_config = _choose_voxels(config, scene)
+    if not is_object:
+        train_config = dataclasses.replace(train_config, background=run.config.background)
     stage, state = loop.fit(train_config, scene, callback)
     shown = dataclasses.replace(train_config, background=run.config.background)
     voxels = dataclasses.replace(run, config=shown, stage=stage, state=state)
@@ -93,6 +90,25 @@ def distill_voxels(
         for i in range(NUM_CHECKED_VIEWS)
     ]
     return voxels, float(np.mean(scores))
+
+
+def _choose_voxels(config: DistillConfig, scene: Scene) -> TrainConfig:
+    """The preset of voxels, divided as often as `config` says."""
+    preset = dataclasses.replace(
+        presets.voxels_small(), num_steps=config.num_steps, seed=config.seed
+    )
+    resolved = transitions.resolve_config(preset, scene)
+    if not config.divisions:
+        return resolved
+    field = preset.field
+    assert isinstance(field, Voxels) and isinstance(resolved.field, Voxels)
+    divisions = max((resolved.field.num_subdivisions or 0) + config.divisions, 0)
+    # One division after the other, a tenth of the training each.
+    times = tuple(0.1 * (1 + division) for division in range(divisions))
+    field = dataclasses.replace(
+        field, upsample_at=times, num_subdivisions=divisions, prune_at=(0.04, *times, 0.45)
+    )
+    return transitions.resolve_config(dataclasses.replace(preset, field=field), scene)
 
 
 def _choose_cameras(run: Run, config: DistillConfig) -> Cameras:
@@ -108,9 +124,7 @@ def _choose_cameras(run: Run, config: DistillConfig) -> Cameras:
     trained = poses[evenly_spaced_indices(len(poses), config.num_views)]
     others = config.num_views - len(trained) + NUM_CHECKED_VIEWS
     between = poses_between(poses, others, np.random.default_rng(config.seed))
-    ordered = np.concatenate(
-        [between[:NUM_CHECKED_VIEWS], trained, between[NUM_CHECKED_VIEWS:]]
-    )
+    ordered = np.concatenate([between[:NUM_CHECKED_VIEWS], trained, between[NUM_CHECKED_VIEWS:]])
     cameras = pinhole_cameras(ordered, scene.width, scene.height, scene.focal)
     scale = min(config.max_size / max(scene.width, scene.height), 1.0)
     width, height = (max(round(scale * side), 1) for side in (scene.width, scene.height))

@@ -85,9 +85,7 @@ def split_into_blocks(grid: VoxelGrid) -> VoxelBlocks:
     )
 
 
-def _block_keys(
-    points: Int[np.ndarray, "n 3"], shape: tuple[int, ...]
-) -> Int[np.ndarray, "n"]:
+def _block_keys(points: Int[np.ndarray, "n 3"], shape: tuple[int, ...]) -> Int[np.ndarray, "n"]:
     """The flat index of each point's block, times 64, plus the point's index in it."""
     block = np.ravel_multi_index(tuple((points // BLOCK).T), shape)
     within = np.ravel_multi_index(tuple((points % BLOCK).T), (BLOCK,) * 3)
@@ -111,8 +109,8 @@ def quantize_rows(
     that the 256 values are spent where they show.
     """
     values = np.asarray(rows, np.float32).copy()
-    ends = [_raw_density(field, depth / step_size) for depth in (EMPTY_DEPTH, OPAQUE_DEPTH)]
-    values[:, 0] = np.clip(values[:, 0], *ends)
+    empty, opaque = (_raw_density(field, d / step_size) for d in (EMPTY_DEPTH, OPAQUE_DEPTH))
+    values[:, 0] = np.clip(values[:, 0], empty, opaque)
     low, high = values.min(axis=0), values.max(axis=0)
     high = np.where(high > low, high, low + 1.0).astype(np.float32)
     scaled = np.rint((values - low) / (high - low) * 255.0)

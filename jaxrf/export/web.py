@@ -18,14 +18,14 @@ import imageio.v3 as imageio
 import numpy as np
 
 from jaxrf.cameras.base import pinhole_cameras
-from jaxrf.core.errors import InputError
-from jaxrf.export.web_ternary import check_ternary_page, describe_ternary, pack_ternary
+from jaxrf.export.web_ternary import describe_ternary, pack_ternary, shows_ternary
 from jaxrf.export.web_voxels import pack_voxels, shows_voxels
-from jaxrf.fields.bitnerf import BitNeRF
 from jaxrf.training import runs, scene_metadata
 from jaxrf.training.runs import Run
 from jaxrf.training.state import background_color
 
+# The data of a page that is a folder.
+DATA_FILE = "scene.bin"
 # Training cameras of a page at most, evenly chosen.
 MAX_CAMERAS = 60
 # Longer side of the picture that is shown while a page loads, and the quality of its JPEG.
@@ -49,17 +49,35 @@ class WebScene(NamedTuple):
     caption: str
 
 
-def write_page(run: Run, path: Path) -> int:
-    """Writes a run as an HTML page, or as a folder of one; returns the number of bytes written.
+class Page(NamedTuple):
+    """A page, ready to be written.
 
-    Args:
-      run: of voxels that are colored once per ray, or a ternary one on an occupancy grid.
-      path: a file that ends in .html, or the folder for index.html and scene.bin.
-
-    Raises:
-      InputError: a page cannot show the run, or the file cannot be written.
+    text: the HTML.
+    data: what it reads from scene.bin beside it; empty if the text holds everything.
     """
-    scene = make_web_scene(run)
+
+    text: bytes
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of both."""
+        return len(self.text) + len(self.data)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a page goes into one file of this name, not into a folder."""
+    return path.suffix.lower() in (".html", ".htm")
+
+
+def shows_itself(run: Run) -> bool:
+    """Whether a page can draw the run's own field, without other voxels that look like it."""
+    return shows_voxels(run) or shows_ternary(run)
+
+
+def make_page(run: Run, in_one_file: bool = True) -> Page:
+    """A run that `shows_itself`, with at least one occupied cell, as a page."""
+    scene = _make_web_scene(run)
     packed = gzip.compress(b"".join(scene.buffers.values()), mtime=0)
     meta = {
         **_describe_view(run),
@@ -67,41 +85,39 @@ def write_page(run: Run, path: Path) -> int:
         "caption": f"{run.scene.name}: {scene.caption}.",
         "buffers": [[name, len(buffer)] for name, buffer in scene.buffers.items()],
     }
-    is_file = path.suffix.lower() in (".html", ".htm")
-    if not is_file:
-        meta |= {"file": "scene.bin", "packed_size": len(packed)}
-    text = _fill_page(run, scene, meta, base64.b64encode(packed).decode() if is_file else "")
-    folder = path.absolute().parent if is_file else path.absolute()
-    runs.make_writable(folder, "--output")
-    if is_file:
-        runs.write_text(path, text)
-        return len(text.encode())
-    (folder / "scene.bin").write_bytes(packed)
-    runs.write_text(folder / "index.html", text)
-    return len(text.encode()) + len(packed)
+    if in_one_file:
+        return Page(_fill_page(run, scene, meta, base64.b64encode(packed).decode()), b"")
+    meta |= {"file": DATA_FILE, "packed_size": len(packed)}
+    return Page(_fill_page(run, scene, meta, ""), packed)
 
 
-def make_web_scene(run: Run) -> WebScene:
-    """The run as arrays and numbers for one of the renderers of pages.
+def write_page(page: Page, path: Path) -> None:
+    """Writes a page to a file, or to index.html and its data in a folder.
 
     Raises:
-      InputError: neither can show it.
+      InputError: the folder cannot be written to.
     """
+    if is_file(path):
+        runs.make_writable(path.absolute().parent, "--output")
+        path.write_bytes(page.text)
+        return
+    runs.make_writable(path.absolute(), "--output")
+    (path / DATA_FILE).write_bytes(page.data)
+    (path / "index.html").write_bytes(page.text)
+
+
+def _make_web_scene(run: Run) -> WebScene:
+    """The run as arrays and numbers for the renderer that can draw it."""
     if shows_voxels(run):
         buffers, meta = pack_voxels(run)
         cells = int(np.asarray(run.state.grid.occupied).sum())
         return WebScene("voxels.js", buffers, meta, f"{cells:,} voxels")
-    if BitNeRF.match(run.config.field) is None:
-        raise InputError(
-            f"The run {run.folder} has the field {run.config.field.name}, which a page cannot show."
-        )
-    check_ternary_page(run)
     meta = describe_ternary(run)
     weights = sum(inputs * outputs for inputs, outputs in meta["layers"])
     return WebScene("ternary.js", pack_ternary(run), meta, f"{weights:,} ternary weights")
 
 
-def _fill_page(run: Run, scene: WebScene, meta: dict[str, Any], data: str) -> str:
+def _fill_page(run: Run, scene: WebScene, meta: dict[str, Any], data: str) -> bytes:
     pages = importlib.resources.files(__package__).joinpath("pages")
     page = pages.joinpath("page.html").read_text(encoding="utf-8")
     background = np.rint(255.0 * background_color(run.config)).astype(int)
@@ -116,7 +132,7 @@ def _fill_page(run: Run, scene: WebScene, meta: dict[str, Any], data: str) -> st
     }
     for placeholder, value in placeholders.items():
         page = page.replace(f"@{placeholder}@", value)
-    return page
+    return page.encode()
 
 
 def _make_poster(run: Run) -> bytes:

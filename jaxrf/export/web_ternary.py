@@ -20,25 +20,21 @@ from jaxrf.models.packed import PackedModel
 from jaxrf.training.runs import Run
 
 
-def check_ternary_page(run: Run) -> None:
-    """InputError if a page would not show the same images as the run."""
-    check_ternary(run)
+def shows_ternary(run: Run) -> bool:
+    """Whether a page can show the run itself: a ternary network on an occupancy grid in a box."""
+    try:
+        check_ternary(run)
+    except InputError:
+        return False
     field, model = _bitnerf(run), run.config.model
-    unsupported = {
-        "does not march through an occupancy grid": model.samples_per_ray() is not None,
-        "covers unbounded space": run.state.grid.bounds is not None,
-        "is in normalized device coordinates": run.scene.ndc is not None,
-        "encodes conical frusta": field.encoding != "fourier",
-        "evaluates colors per ray": model.colors_per_ray(field),
-        "follows the ray convention of another program": run.config.ray_convention
-        != RayConvention(),
-    }
-    for reason, holds in unsupported.items():
-        if holds:
-            raise InputError(
-                f"The run {run.folder} {reason}, which a page cannot show: train a preset like "
-                "bitnerf-small, or export with --format ternary-1.6bit."
-            )
+    return (
+        model.samples_per_ray() is None
+        and run.state.grid.bounds is None
+        and run.scene.ndc is None
+        and field.encoding == "fourier"
+        and not model.colors_per_ray(field)
+        and run.config.ray_convention == RayConvention()
+    )
 
 
 def _bitnerf(run: Run) -> BitNeRF:

@@ -82,7 +82,9 @@ def _step_size(run: Run) -> float:
 def _list_layers(run: Run) -> list[tuple[Array, Array]]:
     """Kernels and biases of the color network, the first layer first."""
     layers = run.state.eval_params.field["mlp"]["params"]
-    return [(layers[f"Dense_{i}"]["kernel"], layers[f"Dense_{i}"]["bias"]) for i in range(len(layers))]
+    return [
+        (layers[f"Dense_{i}"]["kernel"], layers[f"Dense_{i}"]["bias"]) for i in range(len(layers))
+    ]
 
 
 def _mean_appearance(run: Run) -> Float[np.ndarray, "c"]:

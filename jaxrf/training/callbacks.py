@@ -2,6 +2,9 @@
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
+from jaxrf.core.progress import ProgressBar
 from jaxrf.models.base import StageSpec
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.state import Metrics, TrainState
@@ -76,3 +79,29 @@ class NullCallback:
 
     def on_config_change(self, config: TrainConfig, step: int, reason: str) -> None:
         """Does nothing."""
+
+
+class ProgressCallback(NullCallback):
+    """Shows a progress bar with the loss and the PSNR of the last training steps' rays."""
+
+    def __init__(self, num_steps: int, title: str = "train", enabled: bool = True) -> None:
+        """Of a training of so many steps; prints nothing unless `enabled`."""
+        self._bar = ProgressBar(num_steps, title, "step", disable=not enabled)
+        self._last_step = num_steps
+        self._enabled = enabled
+
+    def on_note(self, sentence: str) -> None:
+        """Prints the sentence above the bar."""
+        if self._enabled:
+            self._bar.write(sentence)
+
+    def on_dispatch(
+        self, state: TrainState, stage: StageSpec, metrics: Metrics, steps: int
+    ) -> bool:
+        """Advances the bar."""
+        psnr = -10.0 * np.log10(max(float(metrics.mse), 1e-12))
+        self._bar.set_postfix(f"loss {float(metrics.loss):.5f}, training PSNR {psnr:.2f} dB")
+        self._bar.update(steps)
+        if int(state.step) >= self._last_step:
+            self._bar.close()
+        return False

@@ -1,6 +1,8 @@
-"""Web pages of ternary runs: refused runs, contents, and a browser's images."""
+"""Web pages: what they can draw, contents, a browser's images, hands and keys."""
 
+import base64
 import dataclasses
+import gzip
 import json
 import re
 from pathlib import Path
@@ -14,8 +16,7 @@ from scenes import first_state, make_scene, tiny_bitnerf, tiny_nerf, tiny_voxels
 
 from jaxrf.cameras.base import Cameras
 from jaxrf.cli import main as cli
-from jaxrf.core.errors import InputError
-from jaxrf.export.web import write_page
+from jaxrf.export import web
 from jaxrf.models.packed import PackedModel
 from jaxrf.sampling.density_tracking import track_density
 from jaxrf.training import runs
@@ -47,36 +48,48 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "shows"),
     [
-        (tiny_voxels(), "has the field voxels"),
-        (tiny_nerf(), "has the field nerf"),
-        (tiny_bitnerf(), "does not march"),
-        (tiny_bitnerf(**MARCHING, encoding="integrated"), "encodes conical frusta"),
-        (tiny_bitnerf(**MARCHING, coloring="per_ray"), "evaluates colors per ray"),
-        (tiny_bitnerf(**MARCHING, project=True), "full-precision layers"),
+        (tiny_voxels(), True),
+        (tiny_voxels(coloring="per_sample"), False),
+        (tiny_nerf(), False),
+        (tiny_bitnerf(**MARCHING), True),
+        (tiny_bitnerf(), False),
+        (tiny_bitnerf(**MARCHING, encoding="integrated"), False),
+        (tiny_bitnerf(**MARCHING, coloring="per_ray"), False),
+        (tiny_bitnerf(**MARCHING, project=True), False),
     ],
 )
-def test_write_page_refuses_unsupported_runs(
-    config: TrainConfig, message: str, tmp_path: Path
+def test_a_page_draws_voxels_and_ternary_networks_themselves(
+    config: TrainConfig, shows: bool
 ) -> None:
-    with pytest.raises(InputError, match=message):
-        write_page(make_run(config), tmp_path / "ball.html")
-    assert not (tmp_path / "ball.html").exists()
+    assert web.shows_itself(make_run(config)) == shows
 
 
-def test_write_page_is_complete_and_self_contained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_one_file", [True, False])
+def test_a_page_is_complete_and_self_contained(in_one_file: bool, tmp_path: Path) -> None:
     run = make_run(tiny_bitnerf(**MARCHING))
-    size = write_page(run, tmp_path / "ball.html")
-    text = (tmp_path / "ball.html").read_text(encoding="utf-8")
+    path = tmp_path / ("ball.html" if in_one_file else "ball")
+    page = web.make_page(run, in_one_file)
+    web.write_page(page, path)
+    text = (path if in_one_file else path / "index.html").read_text(encoding="utf-8")
     kernels = [layer["kernel"].size for layer in run.state.eval_params.field["params"].values()]
-    assert size == -(-sum(kernels) // 5)
-    # All placeholders are replaced, nothing is fetched, and a name does not end the script.
+    # All placeholders are replaced, nothing is fetched from elsewhere, and a name does not end the
+    # script.
     assert not re.search(r"@[A-Z]+@", text)
-    assert not re.search(r"(src|href)=", text)
+    assert not re.search(r"(src|href)=\"(?!data:)(?!\$)", text)
     assert text.count("</script>") == 1
     meta = json.loads(re.search(r"^const META = (.*);$", text, re.M)[1])  # type: ignore[index]
     assert sum(i * o for i, o in meta["layers"]) == sum(kernels)
+    assert dict(meta["buffers"])["weights"] == -(-sum(kernels) // 5)
+    if in_one_file:
+        data = base64.b64decode(re.search(r'^const DATA = "(.*)";$', text, re.M)[1])  # type: ignore[index]
+        assert page.size == path.stat().st_size and "file" not in meta
+    else:
+        data = (path / meta["file"]).read_bytes()
+        assert page.size == sum(file.stat().st_size for file in path.iterdir())
+        assert meta["packed_size"] == len(data)
+    assert len(gzip.decompress(data)) == sum(size for _, size in meta["buffers"])
 
 
 def pose_of(cameras: Cameras, index: int) -> list[float]:
@@ -98,7 +111,7 @@ def test_a_browser_renders_the_same_images(
     changes: dict[str, Any], page: Any, tmp_path: Path
 ) -> None:
     run = make_run(tiny_bitnerf(**MARCHING | changes))
-    write_page(run, tmp_path / "ball.html")
+    web.write_page(web.make_page(run), tmp_path / "ball.html")
     cameras = make_scene().splits["test"].cameras
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -120,25 +133,165 @@ def test_a_browser_renders_the_same_images(
     assert errors == []
 
 
+@pytest.fixture
+def shown(page: Any, tmp_path: Path) -> Any:
+    """A browser with a page of voxels in a small window, because there may be no graphics card."""
+    path = tmp_path / "ball.html"
+    web.write_page(web.make_page(make_run(tiny_voxels())), path)
+    page.set_viewport_size({"width": 400, "height": 200})
+    page.goto(path.as_uri() + "#camera=1")
+    wait_until_still(page)
+    return page
+
+
+def wait_until_still(page: Any) -> None:
+    page.evaluate("ready")
+    page.wait_for_function("!view.lost && !view.changed && size === 0 && job === null")
+
+
+def picture_of(page: Any) -> bytes:
+    """A screenshot without words and buttons."""
+    page.evaluate("caption.hidden = button('tools').hidden = true")
+    picture = page.screenshot()
+    page.evaluate("caption.hidden = button('tools').hidden = false")
+    return bytes(picture)
+
+
 @pytest.mark.slow
 @pytest.mark.as_used
-def test_dragging_and_scrolling_moves_the_camera(page: Any, tmp_path: Path) -> None:
-    write_page(make_run(tiny_bitnerf(**MARCHING)), tmp_path / "ball.html")
-    # Few pixels, because there may be no GPU.
-    page.set_viewport_size({"width": 160, "height": 100})
+def test_hands_move_the_camera(shown: Any) -> None:
+    before, first = shown.screenshot(), shown.evaluate("cameraPose()")
+    shown.mouse.move(60, 50)
+    shown.mouse.down()
+    shown.mouse.move(90, 60, steps=4)
+    shown.mouse.up()
+    turned, distance = shown.evaluate("cameraPose()"), shown.evaluate("view.distance")
+    assert not np.allclose(turned, first, atol=0.05)
+    np.testing.assert_allclose(np.linalg.norm(np.reshape(turned, (4, 4))[:3], axis=1), 1.0)
+    shown.mouse.wheel(0, 200)
+    wait_until_still(shown)
+    assert shown.evaluate("view.distance") == pytest.approx(distance * np.exp(0.2), rel=1e-6)
+    assert shown.screenshot() != before
+    target = shown.evaluate("view.target")
+    shown.keyboard.down("Shift")
+    shown.mouse.move(60, 50)
+    shown.mouse.down()
+    shown.mouse.move(70, 50)
+    shown.mouse.up()
+    shown.keyboard.up("Shift")
+    assert not np.allclose(shown.evaluate("view.target"), target)
+
+
+@pytest.mark.slow
+@pytest.mark.as_used
+def test_two_fingers_come_closer_and_one_turns(shown: Any) -> None:
+    touch = shown.context.new_cdp_session(shown)
+
+    def send(kind: str, *points: tuple[float, float]) -> None:
+        at = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+    send("touchStart", (60, 50))
+    send("touchMove", (80, 50))
+    send("touchEnd")
+    azimuth, distance = shown.evaluate("[view.azimuth, view.distance]")
+    send("touchStart", (60, 50), (80, 50))
+    send("touchMove", (50, 50), (90, 50))
+    send("touchEnd")
+    assert shown.evaluate("view.azimuth") == azimuth
+    assert shown.evaluate("view.distance") == pytest.approx(0.5 * distance, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.as_used
+def test_keys_and_buttons_do_the_same(shown: Any) -> None:
+    shown.keyboard.press("n")
+    assert shown.evaluate("view.camera") == 1
+    shown.click("#previous")
+    assert shown.evaluate("view.camera") == 0
+    before = shown.screenshot()
+    shown.keyboard.press("d")
+    wait_until_still(shown)
+    assert shown.screenshot() != before
+    assert shown.get_attribute("#depth", "aria-pressed") == "true"
+    shown.click("#depth")
+    wait_until_still(shown)
+    assert shown.get_attribute("#depth", "aria-pressed") == "false"
+    shown.focus("#view")
+    distance = shown.evaluate("orbitFrom(view.fixed), view.distance")
+    shown.keyboard.press("+")
+    assert shown.evaluate("view.distance") == pytest.approx(0.9 * distance)
+    azimuth = shown.evaluate("view.azimuth")
+    shown.keyboard.press("ArrowRight")
+    assert shown.evaluate("view.azimuth") == pytest.approx(azimuth + 0.08)
+    shown.keyboard.press(" ")
+    assert shown.evaluate("view.turning")
+    shown.wait_for_function(f"Math.abs(view.azimuth - {azimuth}) > 0.1")
+    shown.keyboard.press("r")
+    assert not shown.evaluate("view.turning") and shown.evaluate("view.camera") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.as_used
+def test_a_double_click_turns_around_what_is_there(shown: Any) -> None:
+    position = shown.evaluate("cameraPose().slice(12, 15)")
+    # The middle of the ball is hit, and stays in the middle.
+    shown.mouse.dblclick(200, 100)
+    target, distance = np.array(shown.evaluate("view.target")), shown.evaluate("view.distance")
+    np.testing.assert_allclose(np.linalg.norm(target - position), distance, rtol=1e-3)
+    scene = make_scene()
+    assert scene.near < distance < scene.far
+    np.testing.assert_allclose(shown.evaluate("cameraPose().slice(12, 15)"), position, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.as_used
+def test_a_link_brings_the_same_view_again(shown: Any) -> None:
+    shown.keyboard.press("ArrowUp")
+    shown.keyboard.press("-")
+    wait_until_still(shown)
+    address, pose = shown.url, shown.evaluate("cameraPose()")
+    assert "#view=" in address
+    shown.reload()
+    wait_until_still(shown)
+    np.testing.assert_allclose(shown.evaluate("cameraPose()"), pose, atol=1e-3)
+    assert address.split("#")[0] in shown.evaluate("embedCode()")
+    # What is no view is ignored.
+    for damaged in ("#view=1,2", "#view=a,b,c,d,e,f", "#view=0,0,-1,0,0,0", "#other=1"):
+        shown.evaluate(f"location.hash = '{damaged}'")
+        assert not shown.evaluate("readHash()")
+
+
+@pytest.mark.slow
+@pytest.mark.as_used
+def test_a_page_survives_resizing_and_a_lost_graphics_card(shown: Any) -> None:
+    picture = picture_of(shown)
+    shown.set_viewport_size({"width": 100, "height": 120})
+    shown.wait_for_function("canvas.width === 100 && canvas.height === 120")
+    wait_until_still(shown)
+    shown.set_viewport_size({"width": 400, "height": 200})
+    shown.wait_for_function("canvas.width === 400")
+    wait_until_still(shown)
+    assert picture_of(shown) == picture
+    shown.evaluate("window.loses = gl.getExtension('WEBGL_lose_context'); loses.loseContext()")
+    shown.wait_for_function("view.lost")
+    shown.evaluate("loses.restoreContext()")
+    shown.wait_for_function("!view.lost")
+    wait_until_still(shown)
+    assert picture_of(shown) == picture
+
+
+@pytest.mark.slow
+@pytest.mark.as_used
+def test_without_webgl_the_poster_stays_and_a_sentence_says_why(page: Any, tmp_path: Path) -> None:
+    web.write_page(web.make_page(make_run(tiny_voxels())), tmp_path / "ball.html")
+    page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null;")
     page.goto((tmp_path / "ball.html").as_uri())
-    page.wait_for_function("document.getElementById('caption').textContent.includes(' x ')")
-    before, first = page.screenshot(), page.evaluate("cameraPose()")
-    page.mouse.move(60, 50)
-    page.mouse.down()
-    page.mouse.move(90, 60, steps=4)
-    page.mouse.up()
-    page.mouse.wheel(0, 200)
-    page.wait_for_function("!view.changed && size === 0 && job === null", timeout=60_000)
-    after = page.evaluate("cameraPose()")
-    distance = [np.linalg.norm(np.array(pose[12:15])) for pose in (first, after)]
-    assert distance[1] == pytest.approx(distance[0] * np.exp(0.2), rel=1e-3)
-    assert page.screenshot() != before
+    page.wait_for_function("caption.textContent.includes('WebGL')")
+    assert page.text_content("#caption") == ("Cannot show the scene: this browser has no WebGL 2.")
+    assert page.evaluate("document.getElementById('poster').naturalWidth") > 0
+    assert page.evaluate("getComputedStyle(document.getElementById('poster')).opacity") == "1"
+    assert page.is_hidden("#tools")
 
 
 def test_export_web_reports_a_missing_run(
