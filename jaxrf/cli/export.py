@@ -66,7 +66,7 @@ class ExportOptions:
     default. web: number of renderings, 120 by default, from which voxels learn a field that is not
     one of voxels colored once per ray."""
     bake_steps: int | None = None
-    """web: steps that these voxels are trained; by default 2500, and 5000 in unbounded space."""
+    """web: steps that these voxels are trained; by default 2500, and 4000 in unbounded space."""
     bake: bool = False
     """web: let voxels learn a bitnerf, too, whose own page is smaller and slower."""
     max_size: float = 30.0

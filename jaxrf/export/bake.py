@@ -11,7 +11,7 @@ from jaxrf.training.callbacks import ProgressCallback
 from jaxrf.training.runs import Run
 
 # Captures have more to show than objects: smaller voxels, which take longer to learn.
-CAPTURE = DistillConfig(num_steps=5000, divisions=1)
+CAPTURE = DistillConfig(num_steps=4000, divisions=1)
 # Voxels that are twice as large, and twice as large again, until a page is small enough.
 MAX_COARSER = 2
 

@@ -106,7 +106,7 @@ def _choose_voxels(config: DistillConfig, scene: Scene) -> TrainConfig:
     # One division after the other, a tenth of the training each.
     times = tuple(0.1 * (1 + division) for division in range(divisions))
     field = dataclasses.replace(
-        field, upsample_at=times, num_subdivisions=divisions, prune_at=(0.04, *times, 0.45)
+        field, upsample_at=times, num_subdivisions=divisions, prune_at=(0.04, *times)
     )
     return transitions.resolve_config(dataclasses.replace(preset, field=field), scene)
 
