@@ -5,10 +5,12 @@ from pathlib import Path
 
 from jaxrf.cli.run_folder import VIEWS
 from jaxrf.core.errors import InputError
+from jaxrf.core.progress import progress
 from jaxrf.data import sources
 from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import interactive
 from jaxrf.evaluation.camera_renderer import TrainedField
+from jaxrf.export import bake
 from jaxrf.parallel import processes
 from jaxrf.training import scene_metadata
 from jaxrf.training.config import TrainConfig
@@ -16,7 +18,8 @@ from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.training.signals import catch_signals
 from jaxrf.training.state import background_color
-from jaxrf.viewer.server import Viewer
+from jaxrf.viewer.page_server import PageServer
+from jaxrf.viewer.server import Viewer, check_host
 
 POLL_SECONDS = 0.2
 
@@ -48,6 +51,22 @@ def show_until_interrupt(viewer: Viewer, run: Run) -> None:
     """Shows a trained run until Ctrl-C."""
     viewer.show(make_interactive_renderer(run), f"{int(run.state.step)} steps, done")
     print(f"Open {viewer.address} in a browser; Ctrl-C ends it.", flush=True)
+    _wait_for_interrupt()
+
+
+def show_page_until_interrupt(run: Run, host: str, port: int) -> None:
+    """Shows a trained run as a page that the browser draws by itself, until Ctrl-C."""
+    check_host(host)
+    baked = bake.bake_page(run, bake.BakeOptions(), progress, reports=True)
+    server = PageServer(baked.page.text, host, port)
+    try:
+        print(f"Open {server.address} in a browser; Ctrl-C ends it.", flush=True)
+        _wait_for_interrupt()
+    finally:
+        server.close()
+
+
+def _wait_for_interrupt() -> None:
     with catch_signals() as caught:
         while not caught:
             time.sleep(POLL_SECONDS)

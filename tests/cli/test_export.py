@@ -9,6 +9,21 @@ from jaxrf.cli import main as cli
 pytestmark = pytest.mark.as_used
 
 
+def test_export_writes_a_page_of_voxels_that_learn_from_the_run(
+    run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(run_copy), "--format", "web", "--views", "12", "--bake-steps", "30"]
+    assert cli.run_command("export", options) == 0
+    assert (run_copy / "web.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    printed = capsys.readouterr().out
+    assert "Open " in printed and "dB PSNR against the run's" in printed
+    folder = tmp_path / "page"
+    assert cli.run_command("export", [*options, "--output", str(folder)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "scene.bin"]
+    assert cli.run_command("export", [*options, "--max-size", "0"]) == 2
+    assert "--max-size is 0.0: give a number above 0" in capsys.readouterr().err
+
+
 def test_export_writes_a_mesh_and_refuses_unusable_options(
     run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

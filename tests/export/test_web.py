@@ -8,43 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from scenes import first_state, make_scene, tiny_bitnerf, tiny_nerf, tiny_voxels
+from scenes import make_scene, tiny_bitnerf, tiny_nerf, tiny_voxels
+from web_runs import MARCHING, make_web_run
 
 from jaxrf.cameras.base import Cameras
 from jaxrf.cli import main as cli
 from jaxrf.export import web
-from jaxrf.models.packed import PackedModel
-from jaxrf.sampling.density_tracking import track_density
 from jaxrf.training import runs
 from jaxrf.training.config import TrainConfig
-from jaxrf.training.scene_metadata import SceneMetadata
-
-MARCHING = {"model": PackedModel(occupancy_resolution=8, steps_per_diagonal=24)}
-
-
-def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
-    """A run with random parameters and, for a BitNeRF, holes in its occupancy grid."""
-    stage, state = first_state(config)
-    rng = np.random.default_rng(seed)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0.0, 0.4, x.shape), x.dtype), state.params
-    )
-    grid = state.grid
-    if config.field.name == "bitnerf":
-        occupied = rng.random(stage.grid_resolution) < 0.7
-        occupied[:2] = False
-        grid = dataclasses.replace(grid, occupied=jnp.asarray(occupied))
-        grid = track_density(grid, stage.dilation_cells)
-    state = dataclasses.replace(
-        state, params=params, ema_params=None, grid=grid, step=jnp.asarray(7, jnp.int32)
-    )
-    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
-    scene = dataclasses.replace(scene, name="ball </script>")
-    return runs.Run(Path("runs/ball"), config, scene, stage, state, 2.5)
 
 
 @pytest.mark.parametrize(
@@ -63,12 +36,12 @@ def make_run(config: TrainConfig, seed: int = 0) -> runs.Run:
 def test_a_page_draws_voxels_and_ternary_networks_themselves(
     config: TrainConfig, shows: bool
 ) -> None:
-    assert web.shows_itself(make_run(config)) == shows
+    assert web.shows_itself(make_web_run(config)) == shows
 
 
 @pytest.mark.parametrize("in_one_file", [True, False])
 def test_a_page_is_complete_and_self_contained(in_one_file: bool, tmp_path: Path) -> None:
-    run = make_run(tiny_bitnerf(**MARCHING))
+    run = make_web_run(tiny_bitnerf(**MARCHING))
     path = tmp_path / ("ball.html" if in_one_file else "ball")
     page = web.make_page(run, in_one_file)
     web.write_page(page, path)
@@ -110,7 +83,7 @@ def pose_of(cameras: Cameras, index: int) -> list[float]:
 def test_a_browser_renders_the_same_images(
     changes: dict[str, Any], page: Any, tmp_path: Path
 ) -> None:
-    run = make_run(tiny_bitnerf(**MARCHING | changes))
+    run = make_web_run(tiny_bitnerf(**MARCHING | changes))
     web.write_page(web.make_page(run), tmp_path / "ball.html")
     cameras = make_scene().splits["test"].cameras
     errors: list[str] = []
@@ -137,7 +110,7 @@ def test_a_browser_renders_the_same_images(
 def shown(page: Any, tmp_path: Path) -> Any:
     """A browser with a page of voxels in a small window, because there may be no graphics card."""
     path = tmp_path / "ball.html"
-    web.write_page(web.make_page(make_run(tiny_voxels())), path)
+    web.write_page(web.make_page(make_web_run(tiny_voxels())), path)
     page.set_viewport_size({"width": 400, "height": 200})
     page.goto(path.as_uri() + "#camera=1")
     wait_until_still(page)
@@ -284,7 +257,7 @@ def test_a_page_survives_resizing_and_a_lost_graphics_card(shown: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.as_used
 def test_without_webgl_the_poster_stays_and_a_sentence_says_why(page: Any, tmp_path: Path) -> None:
-    web.write_page(web.make_page(make_run(tiny_voxels())), tmp_path / "ball.html")
+    web.write_page(web.make_page(make_web_run(tiny_voxels())), tmp_path / "ball.html")
     page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null;")
     page.goto((tmp_path / "ball.html").as_uri())
     page.wait_for_function("caption.textContent.includes('WebGL')")
