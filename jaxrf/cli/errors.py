@@ -35,12 +35,18 @@ def run_and_report(command: Callable[[], int]) -> int:
 
 
 def _describe_failure(error: Exception) -> str | None:
-    """Returns a sentence for failures of training and of memory, None for bugs."""
+    """Returns a sentence for failures of training, of memory and of disks, None for bugs."""
     from jaxrf.core import memory
     from jaxrf.training.loop import DivergedError
 
     if isinstance(error, DivergedError):
         return error.for_command_line
+    if memory.disk_ran_out(error):
+        return (
+            "The disk is full, or a quota or the largest size of a file is reached: make room, or "
+            "name another folder with --run-dir or --output. Checkpoints from before are whole; "
+            "continue a training with --resume."
+        )
     if memory.ran_out(error):
         return (
             "Memory ran out: lower --batch-samples while training or --render-samples while "

@@ -1,5 +1,6 @@
 """Scores of a run on the images of a split, and the metrics that are written of them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxrf.evaluation.metrics import describe_metrics, mean_metrics
 from jaxrf.training import runs, summaries
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import EventWriter
+from jaxrf.training.loop import DivergedError
 from jaxrf.training.runs import Run
 from jaxrf.training.state import background_color
 
@@ -51,6 +53,12 @@ def score_images(
             summaries.write_view(events, split.name, item, int(run.state.step))
             if item.view == logged[0]:
                 summaries.write_rays(events, split.name, item, int(run.state.step))
+        if math.isnan(item.scores["psnr"]):
+            raise DivergedError(
+                f"The {split.name} view {item.name} has a PSNR that is not a number, as the field "
+                "has none: use an earlier checkpoint with --step, or train anew with a lower "
+                "--optimizer.grid-lr or --optimizer.mlp-lr."
+            )
         # The images of a large split would fill the memory: only the scores are stored.
         scored.append(item._replace(rendering=None, target_rgb=None))  # type: ignore[arg-type]
     return scoring.summarize(scored)

@@ -30,6 +30,7 @@ from jaxrf.training.config import TrainConfig
 from jaxrf.training.evaluator import Evaluator
 from jaxrf.training.logs import EventWriter
 from jaxrf.training.monitor import Resumption, RunOutput, TrainMonitor
+from jaxrf.training.run_lock import lock_run
 from jaxrf.training.runs import Run
 from jaxrf.training.scene_metadata import SceneMetadata
 from jaxrf.training.signals import catch_signals
@@ -95,9 +96,11 @@ def train_and_score(config: TrainConfig, preset: str) -> int:
     if mesh.size > 1:
         print(f"Devices: {mesh.size} share the rays, of {jax.process_count()} processes.")
     data = training_data.load(folder, source, config)
-    start = _resume(config, data, hardware) if config.resume else _begin(config, data, hardware)
-    print(f"Run: {start.folder} (watch it with: tensorboard --logdir {start.folder.parent})")
-    return _train_to_end(start, data, mesh)
+    begin = _resume if config.resume else _begin
+    with contextlib.ExitStack() as stack:
+        start = begin(config, data, hardware, stack)
+        print(f"Run: {start.folder} (watch it with: tensorboard --logdir {start.folder.parent})")
+        return _train_to_end(start, data, mesh)
 
 
 def _check_early(config: TrainConfig) -> None:
@@ -117,21 +120,33 @@ def _choose_devices(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, devices=None)
 
 
-def _resume(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
-    """Opens the run to resume at its last checkpoint.
+def _lock(folder: Path, stack: contextlib.ExitStack) -> None:
+    """Holds the folder of a run until the stack is closed, in the process that writes to it."""
+    if processes.is_main_process():
+        stack.enter_context(lock_run(folder))
+
+
+def _resume(
+    config: TrainConfig, data: TrainingData, hardware: str, stack: contextlib.ExitStack
+) -> Start:
+    """Opens the run to resume at its last checkpoint, and holds its folder.
 
     Raises:
-      InputError: it was trained on other images.
+      InputError: it was trained on other images, or another process trains it.
     """
     run_dir = _name_run(config, data)
+    _lock(run_dir, stack)
     restored = runs.open_run(run_dir, config=config)
     _check_same_scene(restored, data.metadata)
+    processes.main_process_first(lambda: runs.set_newer_aside(run_dir, int(restored.state.step)))
     print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.num_steps}.")
     return Start(config, run_dir, restored, hardware)
 
 
-def _begin(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
-    """Resolves the configuration and creates the run's folder."""
+def _begin(
+    config: TrainConfig, data: TrainingData, hardware: str, stack: contextlib.ExitStack
+) -> Start:
+    """Resolves the configuration, and creates the run's folder and holds it."""
     run_dir = _name_run(config, data)
     chosen = config.background
     config = transitions.resolve_config(config, data.scene)
@@ -142,6 +157,7 @@ def _begin(config: TrainConfig, data: TrainingData, hardware: str) -> Start:
     folder = None if data.is_builtin else data.folder.absolute()
     config = dataclasses.replace(config, run_dir=run_dir, data=folder)
     processes.main_process_first(lambda: _create_run(run_dir, config))
+    _lock(run_dir, stack)
     # A field of the user's is now read from the copy in the run's folder.
     config = dataclasses.replace(runs.read_config(run_dir), run_dir=run_dir)
     return Start(config, run_dir, None, hardware)

@@ -1,5 +1,7 @@
-"""Memory that is free, that was used at peak, and that a compiled program needs."""
+"""Memory that is free, that was used at peak, and that a program needs; and what ran out."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ import jax
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
+# No space left, no quota left, file too large.
+DISK_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 def free_bytes() -> int:
@@ -53,5 +57,20 @@ def needed_bytes(program: Any) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error reports that memory ran out."""
+    """Whether an error reports that memory ran out; libraries say the same of a full disk."""
+    if disk_ran_out(error):
+        return False
     return "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError)
+
+
+def disk_ran_out(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, reports a full disk, quota or largest file."""
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return True
+        if any(os.strerror(number) in str(error) for number in DISK_ERRORS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -6,14 +6,26 @@ Orbax is imported by the functions that use it, as its import would delay the st
 import contextlib
 import json
 import logging
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
 
 from jaxrf.core.errors import InputError
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
+
+
+# Key of the metadata that has the checksums of the state's arrays; key of its own checksum there.
+CHECKSUMS, META = "checksums", "metadata"
+
+
+class DamagedCheckpointError(InputError):
+    """A checkpoint is not what was written; an earlier one may be."""
 
 
 def open_checkpoints(folder: Path, keep: int) -> "ocp.CheckpointManager":
@@ -48,6 +60,7 @@ def save(
     """Starts writing a checkpoint. `meta` is stored as JSON and can be read before the state."""
     import orbax.checkpoint as ocp
 
+    meta = {**meta, CHECKSUMS: {**checksum_arrays(state), META: _checksum_meta(meta)}}
     with _allow_missing_metrics():
         manager.save(
             step,
@@ -56,6 +69,21 @@ def save(
             ),
             metrics=None if psnr is None else {"psnr": psnr},
         )
+
+
+def checksum_arrays(tree: Any) -> dict[str, int]:
+    """CRC-32 of the numbers of every array by its path; empty if another process has some."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not all(getattr(leaf, "is_fully_addressable", True) for _, leaf in leaves):
+        return {}
+    return {jax.tree_util.keystr(path): _checksum(leaf) for path, leaf in leaves}
+
+
+def _checksum(array: Any) -> int:
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    # A view as bytes, as types of 16 bits have no buffer of their own.
+    return zlib.crc32(np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8).data)
 
 
 @contextlib.contextmanager
@@ -74,23 +102,49 @@ def _allow_missing_metrics() -> Iterator[None]:
 
 
 def read_meta(manager: "ocp.CheckpointManager", step: int) -> dict[str, Any]:
-    """The metadata of a checkpoint."""
+    """The metadata of a checkpoint.
+
+    Raises:
+      DamagedCheckpointError: if it cannot be read, or has changed since it was written.
+    """
     import orbax.checkpoint as ocp
 
-    restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    return restored["meta"]
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        meta = dict(restored["meta"])
+        rest = {name: value for name, value in meta.items() if name != CHECKSUMS}
+        expected = meta.get(CHECKSUMS, {}).get(META)
+        if expected is not None and expected != _checksum_meta(rest):
+            raise ValueError("its metadata have changed")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        folder = Path(manager.directory) / str(step)
+        raise DamagedCheckpointError(
+            f"The checkpoint of step {step} in {manager.directory} is damaged: delete its folder "
+            f"{folder} to fall back on an earlier one."
+        ) from error
+    return meta
 
 
-def restore(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
+def _checksum_meta(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+def restore(
+    manager: "ocp.CheckpointManager",
+    step: int,
+    target: Any,
+    checksums: dict[str, int] | None = None,
+) -> Any:
     """The state of a checkpoint.
 
     Args:
       manager: of the checkpoints.
       step: of the checkpoint.
       target: arrays or `jax.ShapeDtypeStruct`s of the same tree structure, shapes and dtypes.
+      checksums: those of the metadata, if it has any.
 
     Raises:
-      InputError: if the checkpoint does not have these shapes or is damaged.
+      DamagedCheckpointError: if the checkpoint does not have these shapes or these numbers.
     """
     import orbax.checkpoint as ocp
 
@@ -100,9 +154,19 @@ def restore(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
         )
     except (ValueError, KeyError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
         reason = str(error).split("\n", 1)[0]
-        raise InputError(
+        raise DamagedCheckpointError(
             f"The checkpoint of step {step} in {manager.directory} does not fit its configuration "
             f"({reason}): it is damaged or of another version; resume from another checkpoint or "
             "train anew."
         ) from error
-    return restored["state"]
+    state = restored["state"]
+    expected = checksums or {}
+    actual = checksum_arrays(state) if expected else {}
+    changed = [path for path, value in actual.items() if expected.get(path, value) != value]
+    if changed:
+        raise DamagedCheckpointError(
+            f"The checkpoint of step {step} in {manager.directory} is damaged: the numbers of "
+            f"{changed[0].lstrip('.')} are not those that were written; use another step, or train "
+            "anew."
+        )
+    return state

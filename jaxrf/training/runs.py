@@ -13,9 +13,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from jaxrf.fields.base import Field
 from jaxrf.models.base import StageSpec
 from jaxrf.parallel import devices
 from jaxrf.training import checkpoint, config_json, transitions
+from jaxrf.training.checkpoint import DamagedCheckpointError
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.logs import LOG_FILE
 from jaxrf.training.scene_metadata import SceneMetadata, near_far_fn, refined_frame
@@ -321,7 +324,7 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
 
     Args:
       folder: of the run.
-      step: of the checkpoint, by default the last.
+      step: of the checkpoint, by default the last that is whole.
       config: replaces the configuration that the run has stored.
 
     Raises:
@@ -336,37 +339,71 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
         )
     manager = open_checkpoints(folder, config)
     try:
-        if step is None:
-            step = manager.latest_step()
-        if step is None or step not in manager.all_steps():
-            known = ", ".join(str(s) for s in sorted(manager.all_steps())) or "none"
+        known = sorted(manager.all_steps(), reverse=True)
+        if not known or (step is not None and step not in known):
+            listed = ", ".join(str(s) for s in reversed(known)) or "none"
             raise InputError(
                 f"The run {folder} has no checkpoint{'' if step is None else f' of step {step}'} "
-                f"(there are: {known}): choose another, or train the run anew."
+                f"(there are: {listed}): choose another, or train the run anew."
             )
-        try:
-            meta = checkpoint.read_meta(manager, step)
-            scene, stage, seconds = parse_metadata(meta, type(config.field))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise InputError(
-                f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
-                f"{folder / 'checkpoints' / str(step)} to fall back on an earlier one."
-            ) from error
-        _check_field(folder, step, stage.field, config.field)
-        # Only the shapes of the target matter, which do not depend on the box.
-        aabb = np.array([[0.0] * 3, [1.0] * 3], np.float32)
-        grid = transitions.init_grid(config, stage, aabb)
-        target = jax.eval_shape(lambda: init_state(config, stage, grid))
-        if jax.process_count() > 1:
-            # Arrays in host memory, so that every process reads all of them.
-            target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), target)
-        state = checkpoint.restore(manager, step, target)
-        if jax.process_count() == 1:
-            # A state saved by several devices is restored in host memory.
-            state = jax.tree.map(jnp.asarray, state)
+        if step is not None:
+            return _open_step(manager, folder, step, config)
+        return _open_newest(manager, folder, known, config)
     finally:
         manager.close()
+
+
+def _open_newest(manager: Any, folder: Path, steps: Sequence[int], config: TrainConfig) -> Run:
+    """The run at the first of these steps that is whole, and says so if it is not the first.
+
+    Raises:
+      DamagedCheckpointError: none is; of the first.
+    """
+    damage: list[DamagedCheckpointError] = []
+    for step in steps:
+        try:
+            run = _open_step(manager, folder, step, config)
+        except DamagedCheckpointError as error:
+            damage.append(error)
+            continue
+        for one in damage:
+            print(f"{one.for_command_line} Step {step} is used in its place.", file=sys.stderr)
+        return run
+    raise damage[0]
+
+
+def _open_step(manager: Any, folder: Path, step: int, config: TrainConfig) -> Run:
+    meta = checkpoint.read_meta(manager, step)
+    try:
+        scene, stage, seconds = parse_metadata(meta, type(config.field))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(
+            f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
+            f"{folder / 'checkpoints' / str(step)} to fall back on an earlier one."
+        ) from error
+    _check_field(folder, step, stage.field, config.field)
+    # Only the shapes of the target matter, which do not depend on the box.
+    aabb = np.array([[0.0] * 3, [1.0] * 3], np.float32)
+    grid = transitions.init_grid(config, stage, aabb)
+    target = jax.eval_shape(lambda: init_state(config, stage, grid))
+    if jax.process_count() > 1:
+        # Arrays in host memory, so that every process reads all of them.
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), target)
+    state = checkpoint.restore(manager, step, target, meta.get(checkpoint.CHECKSUMS))
+    if jax.process_count() == 1:
+        # A state saved by several devices is restored in host memory.
+        state = jax.tree.map(jnp.asarray, state)
     return Run(folder, config, scene, stage, state, seconds)
+
+
+def set_newer_aside(folder: Path, step: int) -> None:
+    """Moves checkpoints after a step, which are damaged, to where they are in nobody's way."""
+    for path in sorted((folder / "checkpoints").iterdir()):
+        if path.name.isdigit() and int(path.name) > step:
+            aside = folder / "damaged" / path.name
+            aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
 
 
 def _check_field(folder: Path, step: int, trained: Field, configured: Field) -> None:

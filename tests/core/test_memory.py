@@ -1,5 +1,7 @@
 """Memory: what is free, what was used, what a program needs."""
 
+import errno
+import os
 from pathlib import Path
 
 import jax
@@ -60,3 +62,16 @@ def test_ran_out_recognizes_memory_errors() -> None:
     assert memory.ran_out(RuntimeError("RESOURCE_EXHAUSTED: out of memory while trying"))
     assert memory.ran_out(MemoryError())
     assert not memory.ran_out(RuntimeError("INVALID_ARGUMENT"))
+
+
+def test_a_full_disk_is_not_taken_for_memory() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    told = ValueError(f"RESOURCE_EXHAUSTED: Failed to write: {os.strerror(errno.ENOSPC)}")
+    caused = RuntimeError("Checkpoint save failed.")
+    caused.__cause__ = full
+    circular = RuntimeError("a")
+    circular.__cause__ = circular
+    for error in (full, told, caused, OSError(errno.EFBIG, "File too large")):
+        assert memory.disk_ran_out(error) and not memory.ran_out(error)
+    for error in (MemoryError(), circular, OSError(errno.ENOENT, "No such file")):
+        assert not memory.disk_ran_out(error)

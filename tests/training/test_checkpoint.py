@@ -61,7 +61,9 @@ def test_restore_returns_the_saved_state_and_metadata(tmp_path: Path) -> None:
     meta = {"scene": {"near": 2.0, "name": "ä"}, "stage": {"aabb": [[0.1, 1e-9, 3.0]], "p": True}}
     checkpoint.save(manager, 7, make_state(7), meta, None)
     manager.wait_until_finished()
-    assert checkpoint.read_meta(manager, 7) == meta
+    stored = checkpoint.read_meta(manager, 7)
+    assert set(stored.pop(checkpoint.CHECKSUMS)) > {checkpoint.META}
+    assert stored == meta
     target = jax.eval_shape(lambda: make_state(0))
     assert differing_leaves(checkpoint.restore(manager, 7, target), make_state(7)) == []
     manager.close()
@@ -82,7 +84,36 @@ def test_restore_returns_the_bits_of_a_training_state(tmp_path: Path, make: Any)
     checkpoint.save(manager, 0, state, {}, None)
     manager.wait_until_finished()
     target = jax.eval_shape(lambda: state)
-    assert differing_leaves(checkpoint.restore(manager, 0, target), state) == []
+    checksums = checkpoint.read_meta(manager, 0)[checkpoint.CHECKSUMS]
+    assert differing_leaves(checkpoint.restore(manager, 0, target, checksums), state) == []
+    manager.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "bool", "bfloat16", "uint8"])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3)])
+def test_checksums_change_with_every_bit(shape: tuple[int, ...], dtype: str) -> None:
+    array = jnp.zeros(shape, dtype)
+    before = checkpoint.checksum_arrays({"a": array, "key": jax.random.key(3)})
+    assert before == checkpoint.checksum_arrays({"a": jnp.array(array), "key": jax.random.key(3)})
+    if array.size:
+        changed = array.ravel().at[-1].set(1).reshape(shape)
+        assert checkpoint.checksum_arrays({"a": changed, "key": jax.random.key(3)}) != before
+    assert checkpoint.checksum_arrays({"a": array, "key": jax.random.key(4)}) != before
+
+
+def test_changed_numbers_and_metadata_are_damage(tmp_path: Path) -> None:
+    manager = checkpoint.open_checkpoints(tmp_path, 2)
+    checkpoint.save(manager, 7, make_state(7), {"seconds": 12.5}, None)
+    manager.wait_until_finished()
+    target = jax.eval_shape(lambda: make_state(0))
+    checksums = checkpoint.read_meta(manager, 7)[checkpoint.CHECKSUMS]
+    other = {name: value ^ (name != checkpoint.META) for name, value in checksums.items()}
+    with pytest.raises(checkpoint.DamagedCheckpointError, match=r"7 in .* is damaged: the num"):
+        checkpoint.restore(manager, 7, target, other)
+    (path,) = (tmp_path / "7" / "meta").glob("metadata")
+    path.write_text(path.read_text().replace("12.5", "13.5"))
+    with pytest.raises(checkpoint.DamagedCheckpointError, match=r"7 in .* is damaged: delete"):
+        checkpoint.read_meta(manager, 7)
     manager.close()
 
 

@@ -136,6 +136,16 @@ def halve_data(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def flip_bits(folder: Path) -> None:
+    """Flips bits in the middle of the largest file."""
+    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    for index in range(middle, min(middle + 50, len(content))):
+        content[index] ^= 0x55
+    path.write_bytes(content)
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "no meta": lambda step: shutil.rmtree(step / "meta"),
     "empty meta": lambda step: empty_files(step / "meta"),
@@ -143,6 +153,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "no state": lambda step: shutil.rmtree(step / "state"),
     "empty state": lambda step: empty_files(step / "state"),
     "garbled state": lambda step: garble_files(step / "state"),
+    "flipped bits": lambda step: flip_bits(step / "state"),
     "half a state": lambda step: halve_data(step / "state"),
     "nothing": lambda step: [shutil.rmtree(p) for p in step.iterdir() if p.is_dir()] and None,
 }
@@ -150,14 +161,25 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_open_run_rejects_a_damaged_checkpoint_and_opens_the_one_before(
-    run: Path, damage: str
+    run: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     DAMAGES[damage](run / "checkpoints" / "5")
     with pytest.raises(InputError, match=r"step 5") as caught:
-        runs.open_run(run)
+        runs.open_run(run, 5)
     text = str(caught.value)
     assert "\n" not in text and str(run) in text
     assert int(runs.open_run(run, 3).state.step) == 3
+    # Without a step, the one before is used, and this is said.
+    capsys.readouterr()
+    assert int(runs.open_run(run).state.step) == 3
+    said = capsys.readouterr().err
+    assert "step 5" in said and "Step 3 is used in its place." in said and said.count("\n") == 1
+    runs.set_newer_aside(run, 3)
+    assert runs.open_run(run).state.step == 3 and capsys.readouterr().err == ""
+    assert (run / "damaged" / "5").is_dir()
+    DAMAGES[damage](run / "checkpoints" / "3")
+    with pytest.raises(InputError, match=r"step 3"):
+        runs.open_run(run)
 
 
 def test_open_run_ignores_an_unfinished_checkpoint(run: Path) -> None:
