@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from types import TracebackType
+from typing import Any
 
 from jaxrf.core.errors import InputError
 
@@ -14,6 +16,7 @@ def run_and_report(command: Callable[[], int]) -> int:
     Errors that a user can fix are printed as one sentence: an InputError ends with code 2, failures
     of training and of memory with code 1. Other exceptions are bugs and propagate.
     """
+    _hide_leftovers()
     try:
         return command()
     except InputError as error:
@@ -32,6 +35,27 @@ def run_and_report(command: Callable[[], int]) -> int:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         return 1
+
+
+def _hide_leftovers() -> None:
+    """Prints no tracebacks of what a failed checkpoint leaves in threads; its error is raised."""
+    if getattr(sys.excepthook, "hides_leftovers", False):
+        return
+    print_error, print_unraisable = sys.excepthook, sys.unraisablehook
+
+    def print_other_error(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            print_error(kind, error, trace)
+
+    def print_other_unraisable(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        if code is None or "orbax" not in code.co_filename:
+            print_unraisable(unraisable)
+
+    print_other_error.hides_leftovers = True  # type: ignore[attr-defined]
+    sys.excepthook, sys.unraisablehook = print_other_error, print_other_unraisable
 
 
 def _describe_failure(error: Exception) -> str | None:

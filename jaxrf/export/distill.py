@@ -78,7 +78,8 @@ def distill_voxels(
     renderings = [render_fn(cameras, i) for i in progress(range(len(cameras)), "render views")]
     images = np.stack([_to_rgba(rendering, background, is_object) for rendering in renderings])
     scene = _make_scene(run, cameras[NUM_CHECKED_VIEWS:], images[NUM_CHECKED_VIEWS:])
-    train_config = _choose_voxels(config, scene)
+    pixel_size = run.scene.radius / float(cameras.focal[0, 0])
+    train_config = _choose_voxels(config, scene, pixel_size)
     if not is_object:
         train_config = dataclasses.replace(train_config, background=run.config.background)
     stage, state = loop.fit(train_config, scene, callback)
@@ -92,17 +93,19 @@ def distill_voxels(
     return voxels, float(np.mean(scores))
 
 
-def _choose_voxels(config: DistillConfig, scene: Scene) -> TrainConfig:
-    """The preset of voxels, divided as often as `config` says."""
+def _choose_voxels(config: DistillConfig, scene: Scene, pixel_size: float) -> TrainConfig:
+    """The preset of voxels, divided until they are no wider than a pixel, and as `config` says."""
     preset = dataclasses.replace(
         presets.voxels_small(), num_steps=config.num_steps, seed=config.seed
     )
     resolved = transitions.resolve_config(preset, scene)
-    if not config.divisions:
+    field, usual = preset.field, resolved.field
+    assert isinstance(field, Voxels) and isinstance(usual, Voxels)
+    usual_divisions = usual.num_subdivisions or 0
+    is_wide = not scene.unbounded and usual.min_voxel_size(scene.aabb) > pixel_size
+    divisions = max(usual_divisions + is_wide + config.divisions, 0)
+    if divisions == usual_divisions:
         return resolved
-    field = preset.field
-    assert isinstance(field, Voxels) and isinstance(resolved.field, Voxels)
-    divisions = max((resolved.field.num_subdivisions or 0) + config.divisions, 0)
     # One division after the other, a tenth of the training each.
     times = tuple(0.1 * (1 + division) for division in range(divisions))
     field = dataclasses.replace(

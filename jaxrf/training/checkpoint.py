@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxrf.core import memory
 from jaxrf.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def open_checkpoints(folder: Path, keep: int) -> "ocp.CheckpointManager":
     """A manager of a folder's checkpoints that keeps the last `keep` and the best by PSNR."""
     import orbax.checkpoint as ocp
 
+    # What a thread logs with its traceback is raised, too, when the save is waited for.
+    logging.getLogger("absl").addFilter(_has_no_traceback_of_orbax)
     policy = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
             ocp.checkpoint_managers.LatestN(keep),
@@ -48,6 +51,10 @@ def open_checkpoints(folder: Path, keep: int) -> "ocp.CheckpointManager":
         preservation_policy=policy,
     )
     return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def _has_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def save(
@@ -152,8 +159,11 @@ def restore(
         restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         )
-    except (ValueError, KeyError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
-        reason = str(error).split("\n", 1)[0]
+    except Exception as error:
+        # Files that are cut off or changed raise whatever the layer that meets them does.
+        if memory.ran_out(error):
+            raise
+        reason = str(error).split("\n", 1)[0].split(". See full", 1)[0]
         raise DamagedCheckpointError(
             f"The checkpoint of step {step} in {manager.directory} does not fit its configuration "
             f"({reason}): it is damaged or of another version; resume from another checkpoint or "

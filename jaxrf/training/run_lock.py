@@ -18,18 +18,35 @@ def lock_run(folder: Path) -> Iterator[None]:
     Raises:
       InputError: another process holds it.
     """
-    with (folder / LOCK_FILE).open("a+", encoding="ascii") as file:
-        if not _try_lock(file):
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise InputError(
-                f"The run {folder} is being trained by another process (number {holder}): wait for "
-                "it to end, or stop it first."
-            )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    path = folder / LOCK_FILE
+    while True:
+        with path.open("a+", encoding="ascii") as file:
+            if not _try_lock(file):
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise InputError(
+                    f"The run {folder} is being trained by another process (number {holder}): wait "
+                    "for it to end, or stop it first."
+                )
+            if not _is_file_at(file, path):
+                # The process that held it has removed it since it was opened.
+                continue
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return
+
+
+def _is_file_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -33,6 +33,7 @@ def test_another_process_is_refused_until_the_first_is_killed(tmp_path: Path) ->
         first.wait()
     with lock_run(tmp_path):
         pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_can_be_held_again_after_an_error(tmp_path: Path) -> None:
