@@ -5,12 +5,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 from jaxrf.core.errors import InputError
+from jaxrf.viewer.origins import LOCAL_NAMES, may_ask
 
 # Ports after the one asked for that are tried if other programs use it.
 PORTS_TRIED = 100
-# Names of this machine, under which a page that listens here alone may be asked for. Others would
-# come from a web page elsewhere that points its own name here.
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class PageServer:
@@ -44,7 +42,7 @@ class PageServer:
 
 
 def _bind(host: str, port: int, page: bytes) -> ThreadingHTTPServer:
-    handler = _make_handler(page, LOCAL_NAMES if host in LOCAL_NAMES else None)
+    handler = _make_handler(page, host)
     for candidate in range(port, min(port + PORTS_TRIED, 65536)):
         try:
             return ThreadingHTTPServer((host, candidate), handler)
@@ -55,13 +53,12 @@ def _bind(host: str, port: int, page: bytes) -> ThreadingHTTPServer:
     )
 
 
-def _make_handler(page: bytes, names: tuple[str, ...] | None) -> type[BaseHTTPRequestHandler]:
-    """Answers requests for the page, from these host names alone if there are any."""
+def _make_handler(page: bytes, listens_at: str) -> type[BaseHTTPRequestHandler]:
+    """Answers requests for the page, of those who may ask."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-            if names is not None and host not in names:
+            if not may_ask(self.headers.get("Host"), self.headers.get("Origin"), listens_at):
                 self.send_error(403, "Open the page as localhost")
             elif urlsplit(self.path).path not in ("/", "/index.html"):
                 self.send_error(404)

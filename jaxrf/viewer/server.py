@@ -30,6 +30,7 @@ from jaxrf.viewer.client import (
     draw_image,
 )
 from jaxrf.viewer.crop_panel import NO_CROP, CropPanel
+from jaxrf.viewer.origins import guard_websockets
 from jaxrf.viewer.poses import View, fit_camera
 from jaxrf.viewer.training_cameras import add_frustums, list_training_cameras
 
@@ -95,7 +96,7 @@ class Viewer:
         self._offer_made, self._closed = threading.Event(), threading.Event()
         check_host(host)
         # Hide the messages that viser prints.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), guard_websockets(host):
             self.server = viser.ViserServer(host=host, port=port, label=name, verbose=False)
         self.server.gui.configure_theme(show_logo=False, show_share_button=False)
         self.server.gui.main_panel.dock_right()

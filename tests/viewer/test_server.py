@@ -1,6 +1,7 @@
 """The viewer's server, and its page in a real browser where there is one."""
 
 import dataclasses
+import http.client
 import io
 import os
 import re
@@ -65,6 +66,41 @@ def test_show_takes_effect_once_the_renderer_is_compiled(
     wait_for(lambda: viewer._status.content == "12 steps, done")
     # There is no training to pause.
     assert not viewer.is_paused() and not viewer._pause.visible
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("localhost", None, 200),
+        ("127.0.0.1", "http://localhost", 200),
+        ("evil.example", None, 403),
+        ("localhost", "http://evil.example", 403),
+    ],
+)
+def test_web_pages_from_elsewhere_reach_neither_page_nor_pictures(
+    viewer: Viewer, host: str, origin: str | None, status: int
+) -> None:
+    import viser
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    port = viewer.server.get_port()
+    headers = {"Host": f"{host}:{port}"} | ({} if origin is None else {"Origin": origin})
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/", headers=headers)
+    assert connection.getresponse().status == status
+    connection.close()
+    socket_address = f"ws://{host if status == 200 else '127.0.0.1'}:{port}"
+    if origin is None and status == 403:
+        return  # The client library writes its own Host.
+    protocol = f"viser-v{viser.__version__}"
+    options: dict[str, Any] = {"origin": origin, "subprotocols": [protocol]}
+    if status == 200:
+        with connect(socket_address, **options) as socket:
+            assert socket.recv(timeout=60)
+    else:
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(socket_address, **options)
 
 
 class RestingClient:
