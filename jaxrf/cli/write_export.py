@@ -55,14 +55,14 @@ def write_page(run: Run, options: ExportOptions, output: Path) -> None:
     bake_options = bake.BakeOptions(
         num_views=options.views,
         num_steps=options.bake_steps,
-        own_voxels=options.bake,
+        bakes_ternary=options.bake,
         max_bytes=int(1e6 * options.max_size),
         in_one_file=in_one_file,
     )
     baked = bake.bake_page(run, bake_options, progress, reports=True)
     web.write_page(baked.page, output)
-    shown = output if in_one_file else output / "index.html"
-    print(f"Written to {output}: {baked.page.size / 1e6:.1f} MB. Open {shown} in a browser.")
+    page_path = output if in_one_file else output / "index.html"
+    print(f"Written to {output}: {baked.page.size / 1e6:.1f} MB. Open {page_path} in a browser.")
     if baked.psnr is not None:
         print(f"It shows voxels, whose views have {baked.psnr:.1f} dB PSNR against the run's.")
     if not in_one_file:

@@ -18,19 +18,19 @@ MAX_COARSER = 2
 
 @dataclasses.dataclass(frozen=True)
 class BakeOptions:
-    """What a page may be; None for what is usual.
+    """Limits and choices of a page; None for what is usual.
 
     Attributes:
       num_views: renderings that voxels learn from.
       num_steps: that they are trained.
-      own_voxels: whether a ternary network is baked, too, in place of its own page.
+      bakes_ternary: whether a ternary network is baked, too, in place of its own page.
       max_bytes: of the page.
       in_one_file: whether the page holds its data.
     """
 
     num_views: int | None = None
     num_steps: int | None = None
-    own_voxels: bool = False
+    bakes_ternary: bool = False
     max_bytes: int = 30_000_000
     in_one_file: bool = True
 
@@ -61,7 +61,7 @@ def bake_page(
     Raises:
       InputError: nothing is in the scene, there are no poses, or even large voxels take more bytes.
     """
-    if web.shows_itself(run) and not (options.own_voxels and not web.shows_voxels(run)):
+    if web.shows_itself(run) and not (options.bakes_ternary and not web.shows_voxels(run)):
         page = web.make_page(run, options.in_one_file)
         if page.size <= options.max_bytes:
             return BakedPage(page, None)

@@ -83,8 +83,8 @@ def distill_voxels(
     if not is_object:
         train_config = dataclasses.replace(train_config, background=run.config.background)
     stage, state = loop.fit(train_config, scene, callback)
-    shown = dataclasses.replace(train_config, background=run.config.background)
-    voxels = dataclasses.replace(run, config=shown, stage=stage, state=state)
+    page_config = dataclasses.replace(train_config, background=run.config.background)
+    voxels = dataclasses.replace(run, config=page_config, stage=stage, state=state)
     render_voxels = runs.make_render_fn(voxels)
     scores = [
         metrics.psnr(np.asarray(render_voxels(cameras, i).rgb), np.asarray(renderings[i].rgb))

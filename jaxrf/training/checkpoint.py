@@ -119,9 +119,9 @@ def read_meta(manager: "ocp.CheckpointManager", step: int) -> dict[str, Any]:
     try:
         restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = dict(restored["meta"])
-        rest = {name: value for name, value in meta.items() if name != CHECKSUMS}
+        unsigned = {name: value for name, value in meta.items() if name != CHECKSUMS}
         expected = meta.get(CHECKSUMS, {}).get(META)
-        if expected is not None and expected != _checksum_meta(rest):
+        if expected is not None and expected != _checksum_meta(unsigned):
             raise ValueError("its metadata have changed")
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         folder = Path(manager.directory) / str(step)

@@ -35,7 +35,7 @@ def test_voxels_and_ternary_networks_are_drawn_themselves(taught: list[DistillCo
 @pytest.mark.parametrize(
     ("config", "options"),
     [
-        (tiny_bitnerf(**MARCHING), {"own_voxels": True}),
+        (tiny_bitnerf(**MARCHING), {"bakes_ternary": True}),
         (tiny_bitnerf(), {}),
         (tiny_voxels(coloring="per_sample"), {}),
     ],
