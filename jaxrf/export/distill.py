@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxrf import presets
-from jaxrf.cameras.base import Cameras, pinhole_cameras, resize_cameras
+from jaxrf.cameras.base import Cameras, pinhole_cameras
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Scene, Split
 from jaxrf.evaluation import metrics
@@ -27,6 +27,8 @@ from jaxrf.training.state import background_color
 
 # Views by which voxels are compared with the run; they do not learn from these.
 NUM_CHECKED_VIEWS = 8
+# Size of the renderings of a scene that goes on beyond them, in sizes of its images.
+BORDER = 1.2
 # Neighbors of a camera, of which one is chosen for a view between the two.
 NUM_NEIGHBORS = 4
 
@@ -73,7 +75,7 @@ def distill_voxels(
     """
     cameras = _choose_cameras(run, config)
     render_fn = runs.make_render_fn(run)
-    is_object = run.state.grid.bounds is None and run.scene.ndc is None
+    is_object = _is_object(run)
     background = background_color(run.config)
     renderings = [render_fn(cameras, i) for i in progress(range(len(cameras)), "render views")]
     images = np.stack([_to_rgba(rendering, background, is_object) for rendering in renderings])
@@ -128,10 +130,18 @@ def _choose_cameras(run: Run, config: DistillConfig) -> Cameras:
     others = config.num_views - len(trained) + NUM_CHECKED_VIEWS
     between = poses_between(poses, others, np.random.default_rng(config.seed))
     ordered = np.concatenate([between[:NUM_CHECKED_VIEWS], trained, between[NUM_CHECKED_VIEWS:]])
-    cameras = pinhole_cameras(ordered, scene.width, scene.height, scene.focal)
     scale = min(config.max_size / max(scene.width, scene.height), 1.0)
     width, height = (max(round(scale * side), 1) for side in (scene.width, scene.height))
-    return dataclasses.replace(resize_cameras(cameras, width, height), ndc=scene.ndc)
+    if not _is_object(run):
+        # Lenses and cameras between these see beyond their borders.
+        width, height = round(BORDER * width), round(BORDER * height)
+    cameras = pinhole_cameras(ordered, width, height, scale * scene.focal)
+    return dataclasses.replace(cameras, ndc=scene.ndc)
+
+
+def _is_object(run: Run) -> bool:
+    """Whether the scene ends in its box, so that images can have its opacity."""
+    return run.state.grid.bounds is None and run.scene.ndc is None
 
 
 def poses_between(
