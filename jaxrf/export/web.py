@@ -76,7 +76,7 @@ def shows_itself(run: Run) -> bool:
 
 
 def make_page(run: Run, in_one_file: bool = True) -> Page:
-    """A run that `shows_itself`, with at least one occupied cell, as a page."""
+    """A run that `shows_itself` as a page; InputError if nothing is in it."""
     scene = _make_web_scene(run)
     packed = gzip.compress(b"".join(scene.buffers.values()), mtime=0)
     meta = {

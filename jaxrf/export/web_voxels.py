@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from jaxrf.cameras import contraction
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import encodings
+from jaxrf.core.errors import InputError
 from jaxrf.export.voxel_blocks import VoxelBlocks, quantize_rows, split_into_blocks
 from jaxrf.fields.voxel_grid import VoxelGrid
 from jaxrf.fields.voxels import Voxels
@@ -36,10 +37,18 @@ def pack_voxels(run: Run) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The arrays of the page, and the numbers from which it makes its shader.
 
     Args:
-      run: one that `shows_voxels`, with at least one occupied cell.
+      run: one that `shows_voxels`.
+
+    Raises:
+      InputError: no cell is occupied.
     """
     grid = run.state.grid
     assert isinstance(grid, VoxelGrid)
+    if not np.asarray(grid.occupied).any():
+        raise InputError(
+            "No cell of the run's occupancy grid is occupied, so there is nothing to show: train the "
+            "run longer."
+        )
     blocks = split_into_blocks(grid)
     network = run.state.eval_params.field
     step_size = _step_size(run)

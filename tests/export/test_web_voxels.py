@@ -11,6 +11,7 @@ import pytest
 from scenes import first_state, make_scene, tiny_voxels
 
 from jaxrf.cameras.base import Cameras, pinhole_cameras
+from jaxrf.core.errors import InputError
 from jaxrf.export import web
 from jaxrf.export.web_voxels import pack_voxels
 from jaxrf.training import runs
@@ -93,6 +94,15 @@ def test_a_browser_renders_normalized_device_coordinates(page: Any, tmp_path: Pa
     poses[:, :3, 3] = [[0.0, 0.0, 0.0], [0.2, -0.1, 0.1], [-0.1, 0.1, -0.2]]
     cameras = dataclasses.replace(pinhole_cameras(poses, 40, 30, 30.0), ndc=slopes)
     compare_images(run, cameras, page, tmp_path)
+
+
+def test_a_run_with_nothing_in_it_is_named() -> None:
+    run = make_voxels_run(tiny_voxels())
+    grid = run.state.grid
+    empty = dataclasses.replace(grid, occupied=jnp.zeros_like(grid.occupied))
+    run = dataclasses.replace(run, state=dataclasses.replace(run.state, grid=empty))
+    with pytest.raises(InputError, match="so there is nothing to show: train the run longer"):
+        pack_voxels(run)
 
 
 def test_the_table_of_a_page_has_one_row_for_every_corner_in_use() -> None:
