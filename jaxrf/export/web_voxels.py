@@ -46,8 +46,8 @@ def pack_voxels(run: Run) -> tuple[dict[str, bytes], dict[str, Any]]:
     assert isinstance(grid, VoxelGrid)
     if not np.asarray(grid.occupied).any():
         raise InputError(
-            "No cell of the run's occupancy grid is occupied, so there is nothing to show: train the "
-            "run longer."
+            "No cell of the run's occupancy grid is occupied, so there is nothing to show: train "
+            "the run longer."
         )
     blocks = split_into_blocks(grid)
     network = run.state.eval_params.field
