@@ -18,6 +18,7 @@ import imageio.v3 as imageio
 import numpy as np
 
 from jaxrf.cameras.base import pinhole_cameras
+from jaxrf.evaluation.scoring import evenly_spaced_indices
 from jaxrf.export.web_ternary import describe_ternary, pack_ternary, shows_ternary
 from jaxrf.export.web_voxels import pack_voxels, shows_voxels
 from jaxrf.training import runs, scene_metadata
@@ -99,11 +100,13 @@ def write_page(page: Page, path: Path) -> None:
     """
     if is_file(path):
         runs.make_writable(path.absolute().parent, "--output")
-        path.write_bytes(page.text)
-        return
-    runs.make_writable(path.absolute(), "--output")
-    (path / DATA_FILE).write_bytes(page.data)
-    (path / "index.html").write_bytes(page.text)
+        files = {path: page.text}
+    else:
+        runs.make_writable(path.absolute(), "--output")
+        files = {path / DATA_FILE: page.data, path / "index.html": page.text}
+    for file, content in files.items():
+        with runs.atomic_path(file) as temporary:
+            temporary.write_bytes(content)
 
 
 def _make_web_scene(run: Run) -> WebScene:
@@ -184,5 +187,5 @@ def _list_cameras(run: Run) -> list[list[float]]:
         right = np.array([0.0, 1.0, 0.0])
         poses[0, :3, :3] = np.stack([right, np.cross(back, right), back], axis=1)
         poses[0, :3, 3] = np.array(run.scene.focus) + run.scene.radius * back
-    chosen = np.linspace(0, len(poses) - 1, min(len(poses), MAX_CAMERAS)).round().astype(int)
-    return [pose.T.ravel().round(6).tolist() for pose in poses[chosen]]
+    chosen = poses[evenly_spaced_indices(len(poses), MAX_CAMERAS)]
+    return [pose.T.ravel().round(6).tolist() for pose in chosen]
