@@ -224,16 +224,6 @@ class Field:
         del aabb
         return None
 
-    def fade_in(self, params: Params, progress: Float[Array, ""]) -> Params:
-        """The parameters of a network with fine detail faded in, while cameras are refined.
-
-        Args:
-          params: of one network.
-          progress: of the training, from 0 to 1.
-        """
-        del progress
-        return params
-
     def resolve(self, scene: SceneInfo) -> "Field":
         """The field with numbers that were left open settled for a scene."""
         del scene

@@ -5,7 +5,6 @@ encoding (SIGGRAPH 2022).
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,9 +33,6 @@ from jaxrf.fields.mlp import MLP
 from jaxrf.sampling.occupancy import OccupancyGrid
 
 Params = dict[str, Any]
-
-# Progress of a training at which all levels are in use, while cameras are refined.
-FADE_IN_FRACTION = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,23 +161,6 @@ class HashGrid(HashedField):
             scales = hash_level_scales(*sizes, self.hash_layout)
             return plan_scaled_hash_levels(scales, rows, self.hash_layout)
         return plan_hash_levels(*sizes, rows)
-
-    def fade_in(self, params: Params, progress: Float[Array, ""]) -> Params:
-        """The finer half of the levels, one after the other, over the first part of a training.
-
-        A level is multiplied by half a cosine from 0 to 1 (BARF, eq. 14, with levels in place of
-        frequencies).
-        """
-        levels, coarse = self.num_levels, self.num_levels // 2
-        open_levels = coarse + (levels - coarse) * progress / FADE_IN_FRACTION
-        share = jnp.clip(open_levels - jnp.arange(levels), 0.0, 1.0)
-        factors = 0.5 - 0.5 * jnp.cos(jnp.pi * share)
-        starts, table = self.plan().starts, params["table"]
-        faded = [
-            table[begin:end] * factors[level]
-            for level, (begin, end) in enumerate(itertools.pairwise(starts))
-        ]
-        return {**params, "table": jnp.concatenate(faded)}
 
     def _density_mlp(self) -> MLP:
         outputs = 1 + self.feature_dim

@@ -98,14 +98,17 @@ class OptimizerConfig:
     """Learning rate of grids: planes, lines, tables."""
     mlp_lr: float = 1e-3
     """Learning rate of networks."""
-    camera_lr: float = 0.03
+    camera_lr: float = 0.1
     """Learning rate of cameras, if they are refined: about the pixels by which a step may move what
     a camera shows."""
     camera_delay: float = 0.1
     """Fraction of all steps before cameras move, as an image that says nothing yet would move them
     at random."""
-    camera_lr_final_mult: float = 0.05
-    """The rate of cameras decays to this fraction over the second half of the steps."""
+    camera_lr_final_mult: float = 0.03
+    """The rate of cameras decays to this fraction over the last four fifths of the steps."""
+    camera_pull: float = 3.0
+    """Strength by which cameras are pulled back to where they began, so that right ones stay there;
+    it lets go of those that move on by more than some tenths of a pixel. 0: none."""
     lr_final_mult: float = 0.1
     """All learning rates decay to this fraction at the last step."""
     lr_schedule: Literal["exponential", "cosine", "steps"] = "exponential"
@@ -138,7 +141,7 @@ class OptimizerConfig:
             "epsilon", "clip_norm",
             prefix="optimizer.",
         )  # fmt: skip
-        require_non_negative(self, "camera_delay", prefix="optimizer.")
+        require_non_negative(self, "camera_delay", "camera_pull", prefix="optimizer.")
 
 
 @dataclasses.dataclass(frozen=True)

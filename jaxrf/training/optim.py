@@ -11,9 +11,11 @@ from jaxrf.fields.base import Params
 from jaxrf.training.config import OptimizerConfig
 from jaxrf.training.schedule import TrainSchedule
 
-# Progress of a training from which the rate of cameras decays: they have to be quiet while the
-# field takes in its last detail.
-CAMERA_DECAY_START = 0.5
+# Progress of a training from which the rate of cameras decays: they have to be right, and quiet,
+# while the field takes in its detail.
+CAMERA_DECAY_START = 0.2
+# Of the pull on cameras, in pixels: by how much a camera that is right moves at most.
+CAMERA_PULL_WIDTH = 0.2
 
 
 def make_lr_schedule(
@@ -91,11 +93,10 @@ def make_optimizer(
     """
     # Without refined cameras the state of the optimizer has no entry for them.
     refines = "camera" in jax.tree.leaves(groups)
-    rates = {
-        group: optax.scale_by_learning_rate(rate)
-        for group, rate in make_lr_schedules(config, schedule).items()
-        if group != "camera" or refines
-    }
+    schedules = make_lr_schedules(config, schedule)
+    rates = {group: optax.scale_by_learning_rate(schedules[group]) for group in ("grid", "mlp")}
+    if refines:
+        rates["camera"] = move_cameras(schedules["camera"], config.camera_pull)
     return optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(config.clip_norm),
@@ -182,6 +183,52 @@ def reset_adam_moments(opt_state: Any) -> Any:
 
 def _is_adam(node: Any) -> bool:
     return isinstance(node, optax.ScaleByAdamState)
+
+
+class CameraMoves(NamedTuple):
+    """How far cameras have moved, in the numbers that the optimizer sees.
+
+    moved: shaped like the updates.
+    step: () number of updates.
+    """
+
+    moved: Params
+    step: Int[Array, ""]
+
+
+def move_cameras(rate: optax.Schedule, pull: float) -> optax.GradientTransformation:
+    """Updates of cameras by the learning rate, which a pull back to their first poses is added to.
+
+    The pull is pull z / (1 + |z|^2 / w^2) for a camera that has moved by z, w being
+    `CAMERA_PULL_WIDTH`: the slope of a Cauchy prior, (pull w^2 / 2) log(1 + |z|^2 / w^2), beside
+    Adam as weight decay is (Loshchilov and Hutter 2019). It holds poses that were right against the
+    noise of the gradients, and lets go of those that were wrong: it is at most pull w / 2, in
+    updates of Adam, and shrinks as they move on.
+
+    Args:
+      rate: learning rate by step.
+      pull: its strength; 0 for none.
+    """
+
+    def init(params: Params) -> CameraMoves:
+        return CameraMoves(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Params, state: CameraMoves, params: Params = None
+    ) -> tuple[Params, CameraMoves]:
+        del params
+        squares = (
+            jnp.sum(jnp.square(part), axis=1, keepdims=True)
+            for part in jax.tree.leaves(state.moved)
+        )
+        strength = pull / (1.0 + sum(squares) / CAMERA_PULL_WIDTH**2)
+        moves = jax.tree.map(
+            lambda u, z: -rate(state.step) * (u + strength * z), updates, state.moved
+        )
+        moved = jax.tree.map(jnp.add, state.moved, moves)
+        return moves, CameraMoves(moved, state.step + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 class LossScale(NamedTuple):

@@ -6,7 +6,6 @@ updates the state (`apply_updates`).
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -171,33 +170,11 @@ def train_step(
         spec.mesh, (batch, split_ray_rngs(key, spec.stage.num_rays))
     )
     _, loss_scale = optim.split_loss_scale(state.opt_state)
-    faded_params, pull_back = _fade_in(spec, state.params, progress)
-    accum = compute_grads(spec, faded_params, state.grid, loss_scale, batch, keys)
-    accum = accum._replace(grads=pull_back(accum.grads))
+    accum = compute_grads(spec, state.params, state.grid, loss_scale, batch, keys)
     if spec.config.shards is not None:
         # The last addition must not be fused with the update, or it might be rounded otherwise.
         accum = jax.lax.optimization_barrier(accum)
     return apply_updates(spec, state, accum, key, schedule, progress, pixels.preconditioner)
-
-
-def _fade_in(
-    spec: StepSpec, params: ModelParams, progress: Float[Array, ""]
-) -> tuple[ModelParams, Callable[[ModelParams], ModelParams]]:
-    """The parameters to render with while cameras are refined, and how gradients go back to them.
-
-    Fine detail that is learned before the cameras are right holds them where they are, so it fades
-    in (Lin et al.: BARF, ICCV 2021, section 3.3).
-    """
-    if spec.config.refine == "none":
-        return params, lambda grads: grads
-    field = spec.stage.field
-
-    def fade_in(params: ModelParams) -> ModelParams:
-        coarse = None if params.coarse is None else field.fade_in(params.coarse, progress)
-        return params._replace(field=field.fade_in(params.field, progress), coarse=coarse)
-
-    faded, pull_back = jax.vjp(fade_in, params)
-    return faded, lambda grads: pull_back(grads)[0]
 
 
 def compute_loss(

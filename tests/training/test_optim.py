@@ -13,10 +13,12 @@ import pytest
 from jaxrf.training import optim
 from jaxrf.training.config import OptimizerConfig
 from jaxrf.training.optim import (
+    CAMERA_PULL_WIDTH,
     make_lr_schedule,
     make_lr_schedules,
     make_optimizer,
     map_moments,
+    move_cameras,
 )
 from jaxrf.training.schedule import TrainSchedule
 
@@ -150,7 +152,7 @@ def test_lr_schedules_of_zero_steps_or_one_are_finite() -> None:
         config = dataclasses.replace(CONFIG, warmup=0.5)
         for group, schedule in make_lr_schedules(config, even_schedule(steps)).items():
             rates = [float(schedule(step)) for step in (0, 1)]
-            assert all(0.0 <= rate <= 0.03 for rate in rates)
+            assert all(0.0 <= rate <= CONFIG.camera_lr for rate in rates)
             # Cameras rest at first.
             assert group == "camera" or min(rates) > 0.0
 
@@ -165,13 +167,60 @@ def test_each_group_has_a_schedule() -> None:
 def test_cameras_rest_then_move_then_calm_down() -> None:
     schedules = make_lr_schedules(CONFIG, even_schedule(1000))
     rates = np.array(
-        [float(schedules["camera"](step)) for step in (0, 99, 125, 150, 500, 750, 1000)]
+        [float(schedules["camera"](step)) for step in (0, 99, 125, 150, 200, 600, 1000)]
     )
-    shares = np.array([0.0, 0.0, 0.5, 1.0, 1.0, 0.05**0.5, 0.05])
+    shares = np.array([0.0, 0.0, 0.5, 1.0, 1.0, 0.03**0.5, 0.03])
     np.testing.assert_allclose(rates, CONFIG.camera_lr * shares, atol=1e-7)
     at_once = dataclasses.replace(CONFIG, camera_delay=0.0)
     rate = make_lr_schedules(at_once, even_schedule(1000))["camera"]
     assert float(rate(1)) == pytest.approx(CONFIG.camera_lr)
+
+
+def move_slowly(
+    updates: np.ndarray, rates: list[float], pull: float, width: float
+) -> list[np.ndarray]:
+    """How far cameras have moved after each step, camera by camera."""
+    moved = np.zeros(updates.shape[1:])
+    after = []
+    for update, rate in zip(updates, rates, strict=True):
+        for camera, z in enumerate(moved):
+            strength = pull / (1.0 + sum(number**2 for number in z) / width**2)
+            moved[camera] = [
+                number - rate * (u + strength * number)
+                for number, u in zip(z, update[camera], strict=True)
+            ]
+        after.append(moved.copy())
+    return after
+
+
+@pytest.mark.parametrize("pull", [0.0, 3.0])
+def test_cameras_move_as_in_a_loop_over_cameras(pull: float) -> None:
+    updates = np.random.default_rng(0).normal(size=(20, 4, 7)).astype(np.float32)
+    rates = [0.1 * 0.9**step for step in range(20)]
+    moving = move_cameras(lambda step: 0.1 * 0.9**step, pull)
+    params = {"pose": jnp.zeros((4, 6)), "focal": jnp.zeros((4, 1))}
+    state = moving.init(params)
+    slow = move_slowly(updates, rates, pull, CAMERA_PULL_WIDTH)
+    for update, expected in zip(updates, slow, strict=True):
+        parts = {"pose": jnp.asarray(update[:, :6]), "focal": jnp.asarray(update[:, 6:])}
+        moves, state = moving.update(parts, state)
+        params = optax.apply_updates(params, moves)
+        joined = np.concatenate([params["pose"], params["focal"]], axis=1)
+        np.testing.assert_allclose(joined, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_pull_holds_cameras_against_noise_and_lets_go_of_wrong_ones() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(500, 100, 6))
+    # A gradient a fifth as long as its noise: such a camera is off.
+    drift = np.array([0.2, 0.0, 0.0, 0.0, 0.0, 0.0])
+    ends = {}
+    for pull in (0.0, 3.0):
+        for name, updates in (("right", noise), ("wrong", noise - 4.0 * drift)):
+            moved = move_slowly(updates, [0.02] * 500, pull, CAMERA_PULL_WIDTH)[-1]
+            ends[name, pull] = np.linalg.norm(moved, axis=-1).mean()
+    assert ends["right", 3.0] < 0.5 * ends["right", 0.0]
+    assert ends["wrong", 3.0] > 0.8 * ends["wrong", 0.0] > 1.0
 
 
 def adam_slowly(gradients: list[float], rates: list[float], config: OptimizerConfig) -> list[float]:
