@@ -124,8 +124,7 @@ def _choose_cameras(run: Run, config: DistillConfig) -> Cameras:
             f"{run.folder} does not hold the poses of its training images, from which voxels learn "
             "how it looks: convert it again with --data."
         )
-    poses = np.tile(np.eye(4), (len(scene.poses), 1, 1))
-    poses[:, :3] = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
+    poses = scene.pose_matrices()
     trained = poses[evenly_spaced_indices(len(poses), config.num_views)]
     others = config.num_views - len(trained) + NUM_CHECKED_VIEWS
     between = poses_between(poses, others, np.random.default_rng(config.seed))

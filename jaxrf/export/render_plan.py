@@ -119,21 +119,15 @@ def _path_poses(run: Run, options: RenderOptions) -> Float[np.ndarray, "n 4 4"]:
             depth = 1.0 / (0.25 / (5.0 * scene.far) + 0.75 / scene.near)
             return paths.spiral_path(options.frames, np.asarray(scene.spread), depth)
         case "ellipse":
-            return paths.ellipse_path(options.frames, _training_poses(run))
+            return paths.ellipse_path(options.frames, run.scene.pose_matrices())
         case "tour":
-            return paths.tour_path(options.frames, _training_poses(run))
+            return paths.tour_path(options.frames, run.scene.pose_matrices())
         case "train":
-            return paths.interpolate_path(options.frames, _training_poses(run))
+            return paths.interpolate_path(options.frames, run.scene.pose_matrices())
     raise InputError(
         f"--path {path} is none of orbit, spiral, ellipse, tour, train, train-views, val and test, "
         "nor a .json file."
     )
-
-
-def _training_poses(run: Run) -> Float[np.ndarray, "n 4 4"]:
-    poses = np.array(run.scene.poses, np.float64).reshape(-1, 3, 4)
-    bottom_rows = np.tile(np.array([[[0.0, 0.0, 0.0, 1.0]]]), (len(poses), 1, 1))
-    return np.concatenate([poses, bottom_rows], axis=1)
 
 
 def _read_cameras(run: Run, path: Path, width: int) -> Cameras:

@@ -54,15 +54,13 @@ def render_training_views(
       InputError: the run does not hold the poses of its training cameras.
     """
     scene = run.scene
-    poses = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
+    poses = scene.pose_matrices()
     if not len(poses):
         raise InputError(
             f"{run.folder} does not hold the poses of its training images, which show where its "
             "surface is visible: convert it again with --data, or export a mesh with --keep-hidden."
         )
     poses = poses[evenly_spaced_indices(len(poses), num_views)]
-    bottom_rows = np.broadcast_to([[[0.0, 0.0, 0.0, 1.0]]], (len(poses), 1, 4))
-    poses = np.concatenate([poses, bottom_rows], axis=1)
     cameras = cams.pinhole_cameras(poses, scene.width, scene.height, scene.focal)
     width = min(max_width, scene.width)
     cameras = cams.resize_cameras(cameras, width, max(width * scene.height // scene.width, 1))

@@ -179,10 +179,9 @@ def _describe_view(run: Run) -> dict[str, Any]:
 
 def _list_cameras(run: Run) -> list[list[float]]:
     """Poses of training cameras, column by column; one from the side where none is known."""
-    poses = np.tile(np.eye(4), (max(len(run.scene.poses), 1), 1, 1))
-    if run.scene.poses:
-        poses[:, :3] = np.array(run.scene.poses, np.float64).reshape(-1, 3, 4)
-    else:
+    poses = run.scene.pose_matrices()
+    if not len(poses):
+        poses = np.eye(4)[None]
         back = np.array([1.0, 0.0, 0.5]) / np.hypot(1.0, 0.5)
         right = np.array([0.0, 1.0, 0.0])
         poses[0, :3, :3] = np.stack([right, np.cross(back, right), back], axis=1)

@@ -94,6 +94,12 @@ class SceneMetadata:
             frame=pack_transform(scene.frame),
         )
 
+    def pose_matrices(self) -> Float[np.ndarray, "n 4 4"]:
+        """`poses` as matrices, camera to scene."""
+        matrices = np.tile(np.eye(4), (len(self.poses), 1, 1))
+        matrices[:, :3] = np.array(self.poses, np.float64).reshape(-1, 3, 4)
+        return matrices
+
 
 def near_far_fn(scene: SceneMetadata, grid: OccupancyGrid) -> SceneRange:
     """Near and far of any camera, as distances along its rays.
@@ -112,8 +118,7 @@ def refined_poses(
     scene: SceneMetadata, adjustment: CameraAdjustment
 ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4 4"]]:
     """Poses of the training cameras as given and as refined, of those that the metadata lists."""
-    original = np.tile(np.eye(4), (len(scene.poses), 1, 1))
-    original[:, :3] = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
+    original = scene.pose_matrices()
     changes = np.asarray(adjustment.pose, np.float64)[:: 1 + scene.train_views // MAX_POSES]
     cameras = pinhole_cameras(original, scene.width, scene.height, scene.focal)
     cameras = dataclasses.replace(cameras, T_world_camera=original)
@@ -134,7 +139,7 @@ def refined_frame(scene: SceneMetadata, params: ModelParams) -> SimilarityTransf
 
 def camera_distance_range(scene: SceneMetadata) -> tuple[float, float]:
     """Distances from the focus point between which a camera uses the scene's near and far."""
-    positions = np.array(scene.poses, np.float64).reshape(-1, 3, 4)[:, :, 3]
+    positions = scene.pose_matrices()[:, :3, 3]
     distances = np.linalg.norm(positions - np.array(scene.focus), axis=-1)
     # Without poses only the mean distance is known.
     distances = np.append(distances, scene.radius)

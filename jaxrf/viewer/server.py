@@ -199,10 +199,9 @@ class Viewer:
     def _set_initial_camera(self) -> View:
         """Starts browsers at the first training camera, in NDC at the origin."""
         scene = self._scene
-        poses = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
         pose = np.eye(4)
-        if len(poses) and scene.ndc is None:
-            pose[:3] = poses[0]
+        if scene.poses and scene.ndc is None:
+            pose = scene.pose_matrices()[0]
         fov = float(2.0 * np.arctan(0.5 * scene.height / scene.focal))
         forward = -pose[:3, 2]
         distance = scene.radius if scene.ndc is None else 2.0 * scene.near

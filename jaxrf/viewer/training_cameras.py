@@ -35,10 +35,9 @@ def list_training_cameras(
       background: (3,) color behind transparent pixels.
     """
     if split is None:
-        poses = np.array(scene.poses, np.float64).reshape(-1, 3, 4)
+        poses = scene.pose_matrices()
         every = -(-len(poses) // MAX_CAMERAS) or 1
-        square = [np.vstack([pose, [0.0, 0.0, 0.0, 1.0]]) for pose in poses[::every]]
-        views = [View(pose, default_view.fov, default_view.aspect) for pose in square]
+        views = [View(pose, default_view.fov, default_view.aspect) for pose in poses[::every]]
         return views, [None] * len(views)
     every = max(-(-len(split) // MAX_CAMERAS), 1)
     indices = range(0, len(split), every)

@@ -27,6 +27,15 @@ def test_scene_metadata_describes_the_scene() -> None:
     assert SceneMetadata.from_scene(other, Path("ball")).checksum != metadata.checksum
 
 
+def test_pose_matrices_are_the_poses_of_the_training_cameras() -> None:
+    scene = make_scene()
+    metadata = SceneMetadata.from_scene(scene, None)
+    poses = np.asarray(scene.splits["train"].cameras.T_world_camera)
+    np.testing.assert_array_equal(metadata.pose_matrices(), poses)
+    without = dataclasses.replace(metadata, poses=())
+    assert without.pose_matrices().shape == (0, 4, 4)
+
+
 def test_near_far_fn_follows_cameras_that_leave_the_training_cameras() -> None:
     scene = make_scene()
     metadata = SceneMetadata.from_scene(scene, Path("/data/ball"))
