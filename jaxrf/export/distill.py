@@ -6,6 +6,7 @@ prepare fields for browsers likewise.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -13,10 +14,11 @@ from jaxtyping import Float, UInt8
 from jaxrf import presets
 from jaxrf.cameras.base import Cameras, pinhole_cameras
 from jaxrf.core.errors import InputError
-from jaxrf.data.scene import Scene, Split
+from jaxrf.data.scene import KnownDepth, Scene, Split
 from jaxrf.evaluation import metrics
 from jaxrf.evaluation.scoring import evenly_spaced_indices
 from jaxrf.export.progress import ProgressFn, no_progress
+from jaxrf.export.training_views import distances_in_space
 from jaxrf.fields.voxels import Voxels
 from jaxrf.rendering.image import HostRendering
 from jaxrf.training import loop, runs, transitions
@@ -29,6 +31,11 @@ from jaxrf.training.state import background_color
 NUM_CHECKED_VIEWS = 8
 # Size of the renderings of a scene that goes on beyond them, in sizes of its images.
 BORDER = 1.2
+# Weight of the renderings' depth (`LossConfig.depth_weight`), from which voxels learn where
+# surfaces are, and the pixels that it is known of at most.
+DEPTH_WEIGHT, MAX_KNOWN_DEPTHS = 0.01, 2_000_000
+# Pixels of less opacity show no surface.
+MIN_SURFACE_OPACITY = 0.9
 # Neighbors of a camera, of which one is chosen for a view between the two.
 NUM_NEIGHBORS = 4
 
@@ -79,11 +86,16 @@ def distill_voxels(
     background = background_color(run.config)
     renderings = [render_fn(cameras, i) for i in progress(range(len(cameras)), "render views")]
     images = np.stack([_to_rgba(rendering, background, is_object) for rendering in renderings])
-    scene = _make_scene(run, cameras[NUM_CHECKED_VIEWS:], images[NUM_CHECKED_VIEWS:])
+    learned = slice(NUM_CHECKED_VIEWS, None)
+    known_depth = _list_surface(run, cameras[learned], renderings[learned], config.seed)
+    scene = _make_scene(run, cameras[learned], images[learned], known_depth)
     pixel_size = run.scene.radius / float(cameras.focal[0, 0])
     train_config = _choose_voxels(config, scene, pixel_size)
     if not is_object:
         train_config = dataclasses.replace(train_config, background=run.config.background)
+    if known_depth is not None:
+        loss = dataclasses.replace(train_config.loss, depth_weight=DEPTH_WEIGHT)
+        train_config = dataclasses.replace(train_config, loss=loss)
     stage, state = loop.fit(train_config, scene, callback)
     page_config = dataclasses.replace(train_config, background=run.config.background)
     voxels = dataclasses.replace(run, config=page_config, stage=stage, state=state)
@@ -174,13 +186,37 @@ def _to_rgba(
     return np.rint(255.0 * np.clip(rgba, 0.0, 1.0)).astype(np.uint8)
 
 
-def _make_scene(run: Run, cameras: Cameras, images: UInt8[np.ndarray, "n h w 4"]) -> Scene:
+def _list_surface(
+    run: Run, cameras: Cameras, renderings: Sequence[HostRendering], seed: int
+) -> KnownDepth | None:
+    """Median depths of pixels that show a surface, `MAX_KNOWN_DEPTHS` at most; None without any."""
+    scene, parts = run.scene, []
+    for image, rendering in enumerate(renderings):
+        opacity, median = np.asarray(rendering.opacity), np.asarray(rendering.median_depth)
+        # The median of what reaches to the end of rays is no surface.
+        row, column = np.nonzero((opacity > MIN_SURFACE_OPACITY) & (median < 0.95 * scene.far))
+        distance = distances_in_space(scene, cameras, image, median)[row, column]
+        parts.append(KnownDepth(np.full_like(row, image), row, column, distance))
+    known = KnownDepth(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    count = len(known.distance)
+    if count > MAX_KNOWN_DEPTHS:
+        chosen = np.random.default_rng(seed).choice(count, MAX_KNOWN_DEPTHS, replace=False)
+        known = KnownDepth(*(numbers[np.sort(chosen)] for numbers in known))
+    return known if count else None
+
+
+def _make_scene(
+    run: Run,
+    cameras: Cameras,
+    images: UInt8[np.ndarray, "n h w 4"],
+    known_depth: KnownDepth | None,
+) -> Scene:
     """The renderings as a data set, in the scene's own coordinates."""
     grid = run.state.grid
     names = tuple(str(index) for index in range(len(images)))
     return Scene(
         name=run.scene.name,
-        splits={"train": Split("train", names, images, cameras)},
+        splits={"train": Split("train", names, images, cameras, known_depth=known_depth)},
         aabb=np.asarray(grid.aabb if grid.bounds is None else grid.bounds),
         near=run.scene.near,
         far=run.scene.far,

@@ -3,17 +3,16 @@
 import dataclasses
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras import base as cams
-from jaxrf.cameras.ndc import ndc_to_distance
 from jaxrf.cameras.transforms import SimilarityTransform, transform_positions
 from jaxrf.core.errors import InputError
 from jaxrf.export.progress import ProgressFn, no_progress
 from jaxrf.export.training_views import (
     TrainingView,
+    distances_in_space,
     normalize_vectors,
     render_training_views,
     unpremultiply,
@@ -73,11 +72,7 @@ def surface_points(run: Run, view: TrainingView) -> Points:
     scene, (cameras, rendering) = run.scene, view
     euclidean = dataclasses.replace(cameras, ndc=None)
     rays = cams.image_rays(euclidean, 0, scene.near, scene.far)
-    distance = rendering.median_depth
-    if scene.ndc is not None:
-        ndc_rays = cams.image_rays(cameras, 0, scene.near, scene.far)
-        near_plane = scene.ndc[2]
-        distance = np.asarray(ndc_to_distance(rays, ndc_rays, jnp.asarray(distance), near_plane))
+    distance = distances_in_space(scene, cameras, 0, rendering.median_depth)
     origins, directions = (np.asarray(x, np.float64) for x in (rays.origins, rays.directions))
     positions = origins + distance[..., None] * directions
     hit = rendering.opacity > 0.5

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxrf.cameras import base as cams
 from jaxrf.cameras.base import Cameras
+from jaxrf.cameras.ndc import ndc_to_distance
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.evaluation.scoring import evenly_spaced_indices
@@ -21,6 +22,7 @@ from jaxrf.rendering.image import HostRendering, render_image
 from jaxrf.rendering.volume import Rendering
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.runs import Run
+from jaxrf.training.scene_metadata import SceneMetadata
 
 # Maximum width of the rendered views, in pixels.
 MAX_VIEW_WIDTH = 400
@@ -72,6 +74,26 @@ def render_training_views(
         rays = cams.image_rays(camera, 0, scene.near, scene.far)
         views.append(TrainingView(camera, render(rays)))
     return views
+
+
+def distances_in_space(
+    scene: SceneMetadata, cameras: Cameras, index: int, distances: Float[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w"]:
+    """Distances along the rays of a camera in space, of those that were rendered.
+
+    Args:
+      scene: of the run that was rendered.
+      cameras: with the normalized device coordinates of the scene, if it has any.
+      index: of the camera.
+      distances: of a rendering; in normalized device coordinates if the scene has them.
+    """
+    if scene.ndc is None:
+        return distances
+    in_space = dataclasses.replace(cameras, ndc=None)
+    rays, ndc_rays = (
+        cams.image_rays(both, index, scene.near, scene.far) for both in (in_space, cameras)
+    )
+    return np.asarray(ndc_to_distance(rays, ndc_rays, jnp.asarray(distances), scene.ndc[2]))
 
 
 def make_render_rays(run: Run) -> Callable[[Rays], HostRendering]:

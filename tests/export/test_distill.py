@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scenes import ball_poses
 
+from jaxrf.cameras.base import pinhole_cameras
 from jaxrf.core.errors import InputError
 from jaxrf.export import distill
 from jaxrf.export.distill import DistillConfig, distill_voxels, poses_between
@@ -48,6 +49,34 @@ def test_images_of_objects_have_their_own_color_and_opacity(background: float) -
     opaque = distill._to_rgba(rendering, behind, False)
     np.testing.assert_array_equal(opaque[..., 3], 255)
     np.testing.assert_allclose(opaque[..., :3], np.rint(255 * rgb), atol=1)
+
+
+def test_known_depths_are_the_median_depths_of_opaque_pixels(
+    ball: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    renderings = []
+    for _ in range(3):
+        opacity, median = rng.uniform(0.8, 1.0, (5, 7)), rng.uniform(2.0, 6.0, (5, 7))
+        renderings.append(HostRendering(np.zeros((5, 7, 3)), opacity, median, median))
+    cameras = pinhole_cameras(ball_poses("train", 3), 7, 5, 4.0)
+    known = distill._list_surface(ball, cameras, renderings, 0)
+    assert known is not None
+    expected = {
+        (image, row, column): rendering.median_depth[row, column]
+        for image, rendering in enumerate(renderings)
+        for row in range(5)
+        for column in range(7)
+        if rendering.opacity[row, column] > 0.9 and rendering.median_depth[row, column] < 5.7
+    }
+    assert ball.scene.far == 6.0 and 0 < len(expected) < 105
+    pixels = zip(known.image.tolist(), known.row.tolist(), known.column.tolist(), strict=True)
+    assert dict(zip(pixels, known.distance.tolist(), strict=True)) == expected
+    monkeypatch.setattr(distill, "MAX_KNOWN_DEPTHS", 10)
+    fewer = distill._list_surface(ball, cameras, renderings, 0)
+    assert fewer is not None and fewer.distance.shape == (10,)
+    nothing = [r._replace(opacity=np.zeros((5, 7))) for r in renderings]
+    assert distill._list_surface(ball, cameras, nothing, 0) is None
 
 
 @pytest.mark.slow

@@ -1,10 +1,18 @@
 """Visibility of surfaces from training cameras."""
 
-import numpy as np
+import dataclasses
 
-from jaxrf.cameras.base import make_cameras
-from jaxrf.export.training_views import TrainingView, visibility_and_view_dirs
+import numpy as np
+from scenes import make_scene
+
+from jaxrf.cameras.base import image_rays, make_cameras
+from jaxrf.export.training_views import (
+    TrainingView,
+    distances_in_space,
+    visibility_and_view_dirs,
+)
 from jaxrf.rendering.image import HostRendering
+from jaxrf.training.scene_metadata import SceneMetadata
 
 
 def test_visibility_needs_a_facing_surface_that_is_not_occluded() -> None:
@@ -24,3 +32,26 @@ def test_visibility_needs_a_facing_surface_that_is_not_occluded() -> None:
     view_dirs = visibility_and_view_dirs(positions, normals, views, tolerance=0.1)
     visible = np.any(view_dirs != 0, axis=-1)
     np.testing.assert_array_equal(visible, [True, False, True, False, False])
+
+
+def test_distances_are_those_in_space_of_positions_in_ndc() -> None:
+    """By the equations of NeRF, appendix C: x' = -x / (s_x z), z' = 1 + 2 n / z."""
+    slopes, plane = np.array([0.4, 0.3]), 1.5
+    scene = dataclasses.replace(
+        SceneMetadata.from_scene(make_scene(), None), ndc=(0.4, 0.3, plane), near=0.0, far=1.0
+    )
+    pose = np.eye(4)[None]
+    pose[0, :3, 3] = [0.1, -0.2, 0.3]
+    cameras = dataclasses.replace(make_cameras(pose, 8, 6, 0.7), ndc=scene.ndc)
+    distances = np.random.default_rng(0).uniform(0.05, 0.9, (6, 8)).astype(np.float32)
+    found = distances_in_space(scene, cameras, 0, distances)
+    ndc_rays = image_rays(cameras, 0, 0.0, 1.0)
+    rays = image_rays(dataclasses.replace(cameras, ndc=None), 0, 0.0, 1.0)
+    in_space = np.asarray(rays.origins) + found[..., None] * np.asarray(rays.directions)
+    x, y, z = np.moveaxis(in_space.astype(np.float64), -1, 0)
+    expected = np.stack([-x / (slopes[0] * z), -y / (slopes[1] * z), 1.0 + 2.0 * plane / z], -1)
+    directions = np.asarray(ndc_rays.directions)
+    positions = np.asarray(ndc_rays.origins) + distances[..., None] * directions
+    np.testing.assert_allclose(positions, expected, atol=1e-4)
+    without = dataclasses.replace(scene, ndc=None)
+    assert distances_in_space(without, cameras, 0, distances) is distances
