@@ -208,6 +208,7 @@ def write_tensorf(
     mask: bool = True,
     activation: str = "softplus",
     shading: str = "MLP_Fea",
+    mask_aabb: np.ndarray | None = None,
 ) -> Path:
     """Writes a field with three different resolutions, occupied in a ball."""
     rng, state = np.random.default_rng(9), {}
@@ -257,16 +258,56 @@ def write_tensorf(
     }
     content: dict[str, Any] = {"kwargs": kwargs, "state_dict": as_tensors(state)}
     if mask:
-        axes = [np.linspace(low, high, n) for low, high, n in zip(*aabb, grid, strict=True)]
+        mask_aabb = aabb if mask_aabb is None else mask_aabb
+        axes = [np.linspace(low, high, n) for low, high, n in zip(*mask_aabb, grid, strict=True)]
         z, y, x = np.meshgrid(axes[2], axes[1], axes[0], indexing="ij")
         inside = x**2 + y**2 + z**2 < 0.6**2
         content |= {
             "alphaMask.shape": torch.Size([1, 1, *inside.shape]),
             "alphaMask.mask": np.packbits(inside.reshape(-1)),
-            "alphaMask.aabb": torch.tensor(aabb),
+            "alphaMask.aabb": torch.tensor(mask_aabb),
         }
     torch.save(content, path)
     return path
+
+
+def tensorf_fog(
+    points: np.ndarray, mask_aabb: np.ndarray, density: float = 0.06, grid: int = 9
+) -> dict[str, Any]:
+    """Returns the tree of a TensoRF of constant density in a box of -1.5 to 1.5, with a mask.
+
+    `points` of the mask are flags (x, y, z).
+    """
+    rng, state = np.random.default_rng(12), {}
+    for name in ("density", "app"):
+        for index in range(3):
+            level = density if name == "density" and index == 0 else 0.0
+            state[f"{name}_line.{index}"] = np.full((1, 1, grid, 1), level, np.float32)
+            state[f"{name}_plane.{index}"] = np.ones((1, 1, grid, grid), np.float32)
+    state["basis_mat.weight"] = rng.normal(0.0, 0.5, (3, 3)).astype(np.float32)
+    for number, sizes in ((0, (6, WIDTH)), (2, (WIDTH, WIDTH)), (4, (WIDTH, 3))):
+        add_layer(state, rng, f"renderModule.mlp.{number}", *sizes)
+    kwargs = {
+        "aabb": np.array([[-1.5] * 3, [1.5] * 3], np.float32),
+        "gridSize": [grid] * 3,
+        "density_shift": 0.0,
+        "alphaMask_thres": 1e-4,
+        "distance_scale": 25,
+        "rayMarch_weight_thres": 1e-4,
+        "fea2denseAct": "relu",
+        "near_far": [2.0, 6.0],
+        "step_ratio": 0.5,
+        "shadingMode": "MLP_Fea",
+        "view_pe": 0,
+        "fea_pe": 0,
+    }
+    return {
+        "kwargs": kwargs,
+        "state_dict": state,
+        "alphaMask.shape": [1, 1, *points.T.shape],
+        "alphaMask.mask": np.packbits(points.T.reshape(-1)),
+        "alphaMask.aabb": mask_aabb,
+    }
 
 
 def write_nerfstudio(path: Path, tcnn: bool = False, appearance: int = 5) -> Path:

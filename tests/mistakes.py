@@ -17,7 +17,8 @@ from foreign import write_nerf_pytorch, write_tensorf
 from jaxrf.convert import check, formats
 from jaxrf.convert.files.read import Content, read_file
 from jaxrf.convert.formats import FormatOptions
-from jaxrf.convert.networks import Converted
+from jaxrf.convert.networks import AlphaMask, Converted, ConvertedGrid
+from jaxrf.convert.tensorf_mask import touching_cells
 from jaxrf.fields.base import Params
 
 NUM_POINTS = 4096
@@ -115,9 +116,13 @@ def change_factor(part: str, kind: str, index: int, change: Any) -> Change:
 
 
 def change_mask(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """Returns a change of the alpha mask's points, and of the cells that cover them."""
+
     def apply(converted: Converted) -> Converted:
-        assert converted.grid is not None
-        grid = converted.grid._replace(occupied=change(converted.grid.occupied))
+        assert converted.grid is not None and converted.grid.alpha_mask is not None
+        points, aabb = converted.grid.alpha_mask
+        mask = AlphaMask(change(points), aabb)
+        grid = ConvertedGrid(aabb, touching_cells(mask.points), mask)
         return converted._replace(grid=grid)
 
     return apply
@@ -149,7 +154,7 @@ TENSORF_MISTAKES: dict[str, Change] = {
     "rays that stop early": change_ray_convention(transmittance_threshold=0.5),
     "half a pixel off": change_ray_convention(pixel_center=0.0),
     "no mask": change_mask(np.ones_like),
-    "a mask of other axes": change_mask(lambda occupied: occupied[::-1, :, ::-1] & occupied),
+    "a mask of other axes": change_mask(lambda points: points[::-1, :, ::-1] & points),
 }
 
 

@@ -46,15 +46,28 @@ class Network(NamedTuple):
     projection: Linear | None = None
 
 
+class AlphaMask(NamedTuple):
+    """The mask of TensoRF (`jaxrf.sampling.alpha_mask`).
+
+    points: the first and last ones lie on the faces of its box.
+    aabb: its box.
+    """
+
+    points: Bool[np.ndarray, "px py pz"]
+    aabb: Float[np.ndarray, "2 3"]
+
+
 class ConvertedGrid(NamedTuple):
     """The grid of a file.
 
     aabb: its box.
     occupied: False in cells that are known to be empty; None if the file has no cells.
+    alpha_mask: by which images are rendered instead of by cells, if the file has one.
     """
 
     aabb: Float[np.ndarray, "2 3"]
     occupied: Bool[np.ndarray, "x y z"] | None = None
+    alpha_mask: AlphaMask | None = None
 
 
 class Converted(NamedTuple):

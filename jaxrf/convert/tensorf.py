@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from jaxrf.convert import ray_conventions
 from jaxrf.convert.files.arrays import read_number
 from jaxrf.convert.files.read import Content
 from jaxrf.convert.networks import (
     Converted,
-    ConvertedGrid,
     Linear,
     float32,
     from_mlp_params,
@@ -22,8 +21,8 @@ from jaxrf.convert.networks import (
     to_mlp_params,
 )
 from jaxrf.convert.row_order import Label, find_permutation
+from jaxrf.convert.tensorf_mask import MAX_RESOLUTION, read_aabb, read_grid
 from jaxrf.core.errors import InputError
-from jaxrf.fields.tensor_factors import fit_resolution
 from jaxrf.fields.tensorf import TensoRF
 from jaxrf.models.base import ModelParams
 from jaxrf.models.packed import PackedModel
@@ -42,8 +41,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     "alphaMask_thres": (0, 1),
     "rayMarch_weight_thres": (0, 1),
 }
-# Points along a side of a grid; cells of the occupancy grid for a file without a mask.
-MAX_RESOLUTION, MAX_DEFAULT_CELLS = 4096, 256**3
 
 
 def convert(content: Content) -> Converted | None:
@@ -70,7 +67,7 @@ def _convert(content: Content, state: Mapping[str, Any], kwargs: Mapping[str, An
     _check_supported(kwargs, content)
     numbers = {key: read_number(kwargs, key, *ends, content.path) for key, ends in LIMITS.items()}
     resolution = tuple(int(n) for n in kwargs["gridSize"])
-    aabb = _read_aabb(kwargs["aabb"], "aabb", content)
+    aabb = read_aabb(kwargs["aabb"], "aabb", content)
     if len(resolution) != 3 or not all(2 <= n <= MAX_RESOLUTION for n in resolution):
         raise InputError(
             f"gridSize in {content.path} is {resolution}, not three numbers from 2 to "
@@ -80,7 +77,8 @@ def _convert(content: Content, state: Mapping[str, Any], kwargs: Mapping[str, An
         numbers["fea_pe"] = 0.0
     params = make_field_params(state, int(numbers["fea_pe"]), int(numbers["view_pe"]))
     _check_line_sizes(params, resolution, content)
-    occupied, notes = _read_mask(content, aabb, resolution)
+    grid = read_grid(content, aabb, resolution)
+    assert grid.occupied is not None
     near, far = (float(v) for v in kwargs["near_far"])
     if not 0.0 <= near < far < np.inf:
         raise InputError(
@@ -89,9 +87,10 @@ def _convert(content: Content, state: Mapping[str, Any], kwargs: Mapping[str, An
         )
     activation = str(kwargs["fea2denseAct"])
     x, y, z = resolution
-    config = make_config(params, numbers, activation, (x, y, z), occupied.shape)
-    if "alphaMask.mask" in content.tree:
-        field = dataclasses.replace(config.field, pruned=True)  # type: ignore[call-arg]
+    config = make_config(params, numbers, activation, (x, y, z), grid.occupied.shape)
+    if grid.alpha_mask is not None:
+        shape = grid.alpha_mask.points.shape
+        field = dataclasses.replace(config.field, pruned=True, mask_shape=shape)  # type: ignore[call-arg]
         config = dataclasses.replace(config, field=field)
     return Converted(
         FORMAT,
@@ -99,8 +98,7 @@ def _convert(content: Content, state: Mapping[str, Any], kwargs: Mapping[str, An
         ModelParams(params),
         near=near,
         far=far,
-        notes=notes,
-        grid=ConvertedGrid(aabb, occupied),
+        grid=grid,
     )
 
 
@@ -277,72 +275,3 @@ def _check_line_sizes(params: dict[str, Any], resolution: Sequence[int], content
             f"The lines in {content.path} have {line_sizes} points (z, y, x), but gridSize is "
             f"{list(resolution)} (x, y, z): the file is damaged."
         )
-
-
-def _read_aabb(value: Any, key: str, content: Content) -> Float[np.ndarray, "2 3"]:
-    """Returns a box of a file; InputError if it is none."""
-    aabb = float32(np.asarray(value, np.float64).reshape(-1))
-    if aabb.size != 6 or not np.all(np.isfinite(aabb)) or not np.all(aabb[:3] < aabb[3:]):
-        raise InputError(f"{key} in {content.path} is no box: the file is damaged.")
-    return aabb.reshape(2, 3)
-
-
-def _read_mask(
-    content: Content, aabb: Float[np.ndarray, "2 3"], resolution: Sequence[int]
-) -> tuple[Bool[np.ndarray, "x y z"], tuple[str, ...]]:
-    """Returns the occupied cells between the mask's points, and notes for the user.
-
-    TensoRF interpolates the mask and takes what is above 0 as occupied. That is the case if any of
-    the eight points around a position is set, so all positions in a cell agree.
-    """
-    tree = content.tree
-    if "alphaMask.mask" not in tree:
-        num_cells = min(math.prod(resolution), MAX_DEFAULT_CELLS)
-        return np.ones(fit_resolution(num_cells, aabb), bool), ()
-    shape = [int(n) for n in tree["alphaMask.shape"]][-3:]
-    count = math.prod(shape)
-    bits = np.unpackbits(np.asarray(tree["alphaMask.mask"], np.uint8).ravel())[:count]
-    if len(bits) != count or min(shape) < 2:
-        raise KeyError("alpha mask of its shape")
-    points = bits.astype(bool).reshape(shape).transpose(2, 1, 0)
-    sides = [slice(None, -1), slice(1, None)]
-    occupied = np.zeros([n - 1 for n in points.shape], bool)
-    for x in sides:
-        for y in sides:
-            for z in sides:
-                occupied |= points[x, y, z]
-    mask_aabb = _read_aabb(tree["alphaMask.aabb"], "alphaMask.aabb", content)
-    cells_per_side = (aabb[1] - aabb[0]) / (mask_aabb[1] - mask_aabb[0]) * occupied.shape
-    if np.any(cells_per_side > MAX_RESOLUTION):
-        raise InputError(
-            f"alphaMask.aabb in {content.path} is far smaller than the field's box: the file is "
-            "damaged."
-        )
-    if np.allclose(mask_aabb, aabb, rtol=0.0, atol=1e-5 * float(np.max(aabb[1] - aabb[0]))):
-        return occupied, ()
-    note = "The alpha mask and the field have different boxes; cells at its borders may differ."
-    return _resample_mask(occupied, mask_aabb, aabb), (note,)
-
-
-def _resample_mask(
-    occupied: Bool[np.ndarray, "x y z"],
-    source_aabb: Float[np.ndarray, "2 3"],
-    target_aabb: Float[np.ndarray, "2 3"],
-) -> Bool[np.ndarray, "mx my mz"]:
-    """Returns the cells of another box, of at most the same size, that touch an occupied cell."""
-    for axis in range(3):
-        num_cells = occupied.shape[axis]
-        cell_size = (source_aabb[1, axis] - source_aabb[0, axis]) / num_cells
-        length = float(target_aabb[1, axis] - target_aabb[0, axis])
-        count = max(math.ceil(length / cell_size), 1)
-        positions = target_aabb[0, axis] + np.arange(count + 1) * length / count
-        # In cells of the source.
-        edges = (positions - source_aabb[0, axis]) / cell_size
-        first = np.clip(np.floor(edges[:-1] + 1e-6).astype(int), 0, num_cells - 1)
-        last = np.clip(np.ceil(edges[1:] - 1e-6).astype(int) - 1, 0, num_cells - 1)
-        outside = (edges[1:] <= 0) | (edges[:-1] >= num_cells)
-        resampled = np.take(occupied, first, axis) | np.take(occupied, last, axis)
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        occupied = resampled & ~outside.reshape(shape)
-    return occupied

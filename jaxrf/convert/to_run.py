@@ -12,6 +12,7 @@ from jaxrf.convert.networks import Converted
 from jaxrf.data.scene import Scene
 from jaxrf.models.base import StageSpec
 from jaxrf.models.packed import PackedModel
+from jaxrf.sampling.alpha_mask import attach_mask
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.sampling.weight_tracking import track_weights
 from jaxrf.training import transitions
@@ -74,7 +75,10 @@ def init_stage(
     stage = StageSpec(config.field, (x, y, z), config.batch_rays, 1)
     stage = transitions.set_budgets(config, stage, file_grid.aabb)
     grid = OccupancyGrid(jnp.asarray(file_grid.occupied), jnp.asarray(file_grid.aabb))
-    return stage, track_weights(grid, model.dilation_cells(stage, file_grid.aabb))
+    tracked = track_weights(grid, model.dilation_cells(stage, file_grid.aabb))
+    if file_grid.alpha_mask is None:
+        return stage, tracked
+    return stage, attach_mask(tracked, *file_grid.alpha_mask)
 
 
 def make_finetune_config(

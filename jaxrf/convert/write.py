@@ -14,6 +14,7 @@ from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.fields.nerf import NeRF
 from jaxrf.fields.tensorf import TensoRF
 from jaxrf.models.packed import PackedModel
+from jaxrf.sampling.alpha_mask import AlphaMaskedGrid
 from jaxrf.training import runs, summaries
 from jaxrf.training.runs import Run
 
@@ -165,11 +166,14 @@ def _to_tensorf(run: Run) -> dict[str, Any]:
         (run.scene.near, run.scene.far),
         model.color_threshold,
     )
-    mask = make_alpha_mask(np.asarray(grid.occupied))
+    if isinstance(grid, AlphaMaskedGrid):
+        mask, mask_aabb = np.asarray(grid.mask_points), np.asarray(grid.mask_aabb)
+    else:
+        mask, mask_aabb = make_alpha_mask(np.asarray(grid.occupied)), np.asarray(grid.aabb)
     return checkpoint | {
         "alphaMask.shape": [1, 1, *mask.T.shape],
         "alphaMask.mask": np.packbits(mask.T.reshape(-1)),
-        "alphaMask.aabb": np.asarray(grid.aabb),
+        "alphaMask.aabb": mask_aabb,
     }
 
 

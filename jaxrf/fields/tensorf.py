@@ -29,6 +29,7 @@ from jaxrf.fields.tensor_factors import (
     resample,
     total_variation,
 )
+from jaxrf.sampling.alpha_mask import attach_mask
 from jaxrf.sampling.marching import block_dilation
 from jaxrf.sampling.occupancy import (
     OccupancyGrid,
@@ -114,6 +115,8 @@ class TensoRF(base.Field):
     """Cells of the occupancy grid; set while training."""
     pruned: Annotated[bool, tyro.conf.Suppress] = False
     """Whether empty cells have been dropped; set while training."""
+    mask_shape: Annotated[tuple[int, int, int], tyro.conf.Suppress] = (0, 0, 0)
+    """Points of the alpha mask of a converted field, up to its next pruning or upsampling."""
 
     prunes_grid: ClassVar[bool] = True
 
@@ -289,7 +292,10 @@ class TensoRF(base.Field):
     def _with_voxels(self, count: int, aabb: Float[np.ndarray, "2 3"]) -> "TensoRF":
         cells = min(count, self.occupancy_voxels)
         return dataclasses.replace(
-            self, resolution=fit_resolution(count, aabb), cells=fit_resolution(cells, aabb)
+            self,
+            resolution=fit_resolution(count, aabb),
+            cells=fit_resolution(cells, aabb),
+            mask_shape=(0, 0, 0),
         )
 
     def grid_resolution(self, aabb: Float[np.ndarray, "2 3"]) -> tuple[int, int, int]:
@@ -305,7 +311,11 @@ class TensoRF(base.Field):
         bounds: Float[Array, "2 3"] | None,
     ) -> WeightTrackedGrid:
         """All cells of the box, no weights recorded."""
-        return _track_weights(make_full_grid(resolution, jnp.asarray(aabb), bounds), dilation_cells)
+        full = make_full_grid(resolution, jnp.asarray(aabb), bounds)
+        tracked = _track_weights(full, dilation_cells)
+        if not any(self.mask_shape):
+            return tracked
+        return attach_mask(tracked, np.ones(self.mask_shape, bool), aabb)
 
     def plan_transitions(self, step_at: Callable[[float], int]) -> list[StageTransition]:
         """Upsamplings, far enough apart to compile each ahead of time, and prunings."""
@@ -336,7 +346,11 @@ class TensoRF(base.Field):
         self, transition: StageTransition, grid: OccupancyGrid
     ) -> tuple["TensoRF", Float[np.ndarray, "2 3"]]:
         """Field and box after a transition: upsampling shrinks the box to the occupied cells."""
-        field = dataclasses.replace(self, pruned=self.pruned or transition.prune)
+        if not transition.prune and transition.num_voxels is None:
+            return self, np.asarray(grid.aabb)
+        field = dataclasses.replace(
+            self, pruned=self.pruned or transition.prune, mask_shape=(0, 0, 0)
+        )
         if transition.num_voxels is None:
             return field, np.asarray(grid.aabb)
         # All of contracted space is one box, which does not shrink.
@@ -398,8 +412,8 @@ class TensoRF(base.Field):
         return dataclasses.replace(self, pruned=False)
 
     def shape_key(self) -> tuple[Any, ...]:
-        """Grid points and cells."""
-        return self.resolution, self.cells
+        """Grid points, cells, and points of an alpha mask."""
+        return self.resolution, self.cells, self.mask_shape
 
     def describe_grid(self, grid: OccupancyGrid) -> str:
         """Grid points and the share of occupied cells."""

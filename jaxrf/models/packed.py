@@ -39,7 +39,6 @@ from jaxrf.sampling.occupancy import (
     OccupancySchedule,
     contract_positions,
     count_cells,
-    lookup,
     occupied_aabb,
     s_to_t,
     to_s_rays,
@@ -278,7 +277,7 @@ class PackedModel(Model):
             if at_start:
                 # The border itself is in no cell.
                 positions = clamp_to_aabb(positions, grid.aabb, AABB_EPS)
-            inside = lookup(grid, contract_positions(grid, positions))
+            inside = grid.lookup_for_images(contract_positions(grid, positions))
             return inside if crop_aabb is None else inside & in_aabb(positions, crop_aabb)
 
         samples_per_wave = max(3 * num_samples // 8, STEPS_PER_BLOCK)

@@ -189,6 +189,10 @@ class OccupancyGrid:
         del positions, weights
         return self
 
+    def lookup_for_images(self, positions: Float[Array, "*batch 3"]) -> Bool[Array, "*batch"]:
+        """Whether images evaluate the density at each position in the grid: where `lookup` says."""
+        return lookup(self, positions)
+
     @property
     def weight_memory(self) -> Float[Array, "slots"] | None:
         """The recorded weights, if it tracks them; two memories combine by their maximum."""

@@ -25,7 +25,7 @@ from mistakes import CAMERA, MISTAKES, TENSORF_MISTAKES, change_ray_convention, 
 from scenes import first_state, make_scene, mostly_slow, slow, write_scene
 
 from jaxrf.cli import main as cli
-from jaxrf.convert import check, formats, tensorf, write
+from jaxrf.convert import check, formats, tensorf_mask, write
 from jaxrf.convert.files.arrays import list_leaves
 from jaxrf.convert.files.read import Content, read_file
 from jaxrf.convert.formats import FormatOptions
@@ -255,23 +255,6 @@ def test_check_finds_every_mistake_in_tensorf(
     assert not check.passes(rows), check.format_rows(rows)
 
 
-def test_resample_mask_covers_occupied_cells_in_a_smaller_box() -> None:
-    occupied = np.zeros((8, 6, 4), bool)
-    occupied[3:5, 2:4, 1:3] = True
-    box = np.array([[0.0, 0.0, 0.0], [8.0, 6.0, 4.0]], np.float32)
-    same = tensorf._resample_mask(occupied, box, box)
-    np.testing.assert_array_equal(same, occupied)
-    part = np.array([[2.0, 1.0, 0.5], [7.0, 5.0, 3.5]], np.float32)
-    moved = tensorf._resample_mask(occupied, box, part)
-    assert moved.shape == (5, 4, 3)
-    # All occupied points of the smaller box stay occupied.
-    points = np.random.default_rng(0).uniform(part[0], part[1], (1000, 3))
-    before = occupied[tuple(np.floor(points).astype(int).T)]
-    size = (part[1] - part[0]) / moved.shape
-    after = moved[tuple(np.floor((points - part[0]) / size).astype(int).T)]
-    assert np.all(after[before]) and after.mean() < 0.6
-
-
 # ---------------------------------------------------------------------------------------------
 # Export
 # ---------------------------------------------------------------------------------------------
@@ -334,7 +317,8 @@ def test_make_alpha_mask_is_positive_in_occupied_cells_alone(fraction: float) ->
             "alphaMask.aabb": box,
         }
         content = Content(Path("lego.th"), "torch", tree)
-        occupied_in_file = tensorf._read_mask(content, box, cells.shape)[0]
+        occupied_in_file = tensorf_mask.read_grid(content, box, cells.shape).occupied
+        assert occupied_in_file is not None
         factor = occupied_in_file.shape[0] // cells.shape[0]
         for axis in range(3):
             shape = occupied_in_file.shape

@@ -40,8 +40,8 @@ class TensoRF:
         if "alphaMask.mask" in tree:
             shape = [int(n) for n in tree["alphaMask.shape"]][-3:]
             bits = np.unpackbits(np.asarray(tree["alphaMask.mask"]).ravel())
-            volume = bits[: math.prod(shape)].reshape(1, 1, *shape)
-            self.mask = torch.as_tensor(volume, dtype=dtype)
+            volume = bits[: math.prod(shape)].reshape(shape)
+            self.mask = torch.as_tensor(volume, dtype=torch.bool)
             self.mask_aabb = to_tensor(tree["alphaMask.aabb"], dtype)
 
     def __call__(self, points: Tensor, directions: Tensor) -> Outputs:
@@ -127,9 +127,7 @@ class TensoRF:
         valid = (points >= self.aabb[0] - tolerance) & (points <= self.aabb[1] + tolerance)
         valid = valid.all(dim=-1)
         if self.mask is not None:
-            at = _normalize(points[valid], self.mask_aabb).view(1, -1, 1, 1, 3)
-            alpha = nn.functional.grid_sample(self.mask, at, align_corners=True).view(-1)
-            valid[valid.clone()] = alpha > 0
+            valid[valid.clone()] = self._is_unmasked(points[valid])
         density = torch.zeros(points.shape[:-1], dtype=points.dtype)
         if valid.any():
             raw = self.raw_density(points[valid])
@@ -137,6 +135,23 @@ class TensoRF:
                 raw = nn.functional.softplus(raw + float(self.kwargs["density_shift"]))
             density[valid] = torch.relu(raw)
         return density
+
+    def _is_unmasked(self, points: Tensor) -> Tensor:
+        """Returns whether the interpolated mask is above 0 at points (n, 3)."""
+        assert self.mask is not None
+        last = torch.tensor(self.mask.shape[::-1]) - 1
+        scaled = (_normalize(points, self.mask_aabb) + 1.0) * 0.5 * last
+        # As on the border of the box, rounding would decide in TensoRF on planes of the mask.
+        nearest = scaled.round()
+        scaled = torch.where((scaled - nearest).abs() <= 6e-6 * last, nearest, scaled)
+        unmasked = torch.zeros(len(points), dtype=torch.bool)
+        # The points of nonzero weight; beyond the mask there are none.
+        for corner in np.ndindex(2, 2, 2):
+            index = torch.where(torch.tensor(corner) == 1, scaled.ceil(), scaled.floor()).long()
+            exists = ((index >= 0) & (index <= last)).all(dim=-1)
+            x, y, z = index.clamp(min=torch.zeros_like(last), max=last).unbind(dim=-1)
+            unmasked |= exists & self.mask[z, y, x]
+        return unmasked
 
     def _products(self, part: str, unit: Tensor) -> list[Tensor]:
         """Returns (components, points) of planes times lines, or of three lines."""
