@@ -18,6 +18,7 @@ from jaxrf.convert import (
 )
 from jaxrf.convert.files.arrays import check_finite
 from jaxrf.convert.files.read import Content
+from jaxrf.convert.files.unreadable import READ_PROGRAMS, name_tree
 from jaxrf.convert.networks import Converted, list_arrays
 from jaxrf.convert.to_run import DEFAULT_AABB, init_stage
 from jaxrf.core.errors import InputError
@@ -88,9 +89,10 @@ def convert(content: Content, options: FormatOptions) -> Converted:
 def detect_format(candidates: Sequence[Converted], content: Content) -> Converted:
     """Returns the only candidate; InputError if no format or several fit the file."""
     if not candidates:
+        description = name_tree(content.tree) or "of no known program"
         raise InputError(
-            f"{content.path} is of no known program; its content is listed above: name a "
-            "file of one of the programs in docs/convert.md."
+            f"{content.path} is {description}; its content is listed above: name weights of "
+            f"{READ_PROGRAMS}."
         )
     if len(candidates) > 1:
         names = ", ".join(converted.format for converted in candidates)

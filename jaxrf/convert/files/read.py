@@ -9,6 +9,7 @@ from jaxrf.convert.files.limits import MAX_BYTES
 from jaxrf.convert.files.npy import read_array_list
 from jaxrf.convert.files.npz import check_zip, read_npz
 from jaxrf.convert.files.torch_file import read_torch
+from jaxrf.convert.files.unreadable import HEAD_BYTES, READ_PROGRAMS, name_unreadable
 from jaxrf.core.errors import InputError
 
 FileFormat = Literal["torch", "npy", "msgpack", "npz"]
@@ -36,7 +37,7 @@ def read_file(path: Path) -> Content:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            head = file.read(HEAD_BYTES)
         file_size = path.stat().st_size
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): name another file.") from error
@@ -45,6 +46,8 @@ def read_file(path: Path) -> Content:
             f"{path} has {file_size >> 30} GiB, more than the weights of a field: name another "
             "file."
         )
+    if (sentence := name_unreadable(path, head)) is not None:
+        raise InputError(sentence)
     readers: dict[FileFormat, Callable[[Path], Any]] = {
         "torch": read_torch,
         "npy": read_array_list,
@@ -52,7 +55,7 @@ def read_file(path: Path) -> Content:
         "npz": read_npz,
     }
     try:
-        file_format = detect_file_format(path, start)
+        file_format = detect_file_format(path, head)
         return Content(path, file_format, readers[file_format](path))
     except InputError:
         raise
@@ -63,7 +66,8 @@ def read_file(path: Path) -> Content:
     except Exception as error:
         reason = str(error).strip().split("\n", 1)[0][:200] or type(error).__name__
         raise InputError(
-            f"{path} is damaged, or of an unknown program ({reason}): copy it again."
+            f"{path} is damaged, or of an unknown program ({reason}): copy it again, or name "
+            f"weights of {READ_PROGRAMS}."
         ) from error
 
 
