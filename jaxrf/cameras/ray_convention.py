@@ -21,6 +21,10 @@ class RayConvention:
     transmittance: Literal["exclusive", "inclusive"] = "exclusive"
     """hierarchical: whether the light that reaches a sample has passed only the samples before it,
     or this sample too."""
+    fine_samples: Literal["padded", "unpadded"] = "padded"
+    """hierarchical, of points: whether the distribution of fine samples is padded by 1e-5 in every
+    interval and inverted from 0 to 1, as in NeRF's code, or padded only where it sums to less than
+    1e-5 and inverted up to just below 1, as in jaxnerf."""
     samples_at: Literal["middle", "start"] = "middle"
     """Marching: whether images are rendered with the field evaluated in the middle or at the start
     of steps."""

@@ -52,7 +52,7 @@ def convert(content: Content, legacy_order: bool = False) -> Converted | None:
         num_direction_frequencies,
         num_coarse_samples=NUM_COARSE_SAMPLES,
         num_fine_samples=NUM_FINE_SAMPLES if len(networks) == 2 else 0,
-        ray_convention=ray_conventions.NERF,
+        ray_convention=ray_conventions.JAXNERF,
     )
     note = "Encodings are taken to be in jaxnerf's legacy order."
     if not legacy_order:

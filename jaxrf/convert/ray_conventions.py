@@ -4,9 +4,11 @@ import dataclasses
 
 from jaxrf.cameras.ray_convention import RayConvention
 
-# NeRF, nerf-pytorch, nerfmlp, jaxnerf: rays pass the pixels' corners; near and far are depths along
+# NeRF, nerf-pytorch, nerfmlp: rays pass the pixels' corners; near and far are depths along
 # the camera's axis.
 NERF = RayConvention(pixel_center=0.0, range_along="axis")
+# jaxnerf, since 2021.
+JAXNERF = dataclasses.replace(NERF, fine_samples="unpadded")
 # NeRF-experiments: interval lengths are depths, too, as directions are not of unit length.
 NERF_EXPERIMENTS = dataclasses.replace(NERF, lengths_along="axis")
 # Its own training included each sample's absorption in the transmittance.

@@ -153,7 +153,9 @@ class HierarchicalModel(FixedSamplesModel):
             return [coarse]
         drawn = (coarse.weights, self.num_fine_samples)
         if points:
-            fine = intervals.hierarchical_legacy(key_fine, sdist[:, :-1], *drawn)
+            fine = intervals.hierarchical_legacy(
+                key_fine, sdist[:, :-1], *drawn, padded=convention.fine_samples == "padded"
+            )
             sdist = _append_end(s_rays, fine)
         else:
             sdist = intervals.hierarchical_sample(key_fine, sdist, *drawn)

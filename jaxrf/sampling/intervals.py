@@ -220,32 +220,54 @@ def hierarchical_legacy(
     points: Float[Array, "*batch n"],
     weights: Float[Array, "*batch n"],
     count: int,
+    padded: bool = True,
 ) -> Float[Array, "*batch m"]:
     """The points and `count` more drawn by the weights, sorted, as in NeRF's original code.
 
     The weight of a point extends between the midpoints to its neighbors and is padded by 1e-5; the
     first and the last weight are not used. Without a key the new points are evenly spaced in the
-    distribution. No gradient flows through.
+    distribution, from 0 to 1. No gradient flows through.
 
     Args:
       key: PRNG key, one for all rays or one for each; None for a deterministic result.
       points: (..., n) ascending distances, n at least 3.
       weights: (..., n) of the points, not negative.
       count: number of points to draw.
+      padded: False draws as jaxnerf does since 2021: weights are padded only where they sum to less
+        than 1e-5, and evenly spaced numbers end at 1 minus the epsilon of float32.
     """
     points, weights = jax.lax.stop_gradient((points, weights))
-    interior = weights[..., 1:-1] + 1e-5
-    cdf = jnp.cumsum(interior / jnp.sum(interior, axis=-1, keepdims=True), axis=-1)
-    cdf = jnp.concatenate([jnp.zeros_like(cdf[..., :1]), cdf], axis=-1)
     shape = (*weights.shape[:-1], count)
     if key is None:
-        even = jnp.linspace(0.0, 1.0, count, dtype=weights.dtype)
+        last = 1.0 if padded else 1.0 - float(jnp.finfo(jnp.float32).eps)
+        even = jnp.linspace(0.0, last, count, dtype=weights.dtype)
         uniforms = jnp.broadcast_to(even.reshape((1,) * (weights.ndim - 1) + (-1,)), shape)
     else:
         uniforms = rngs.uniform(key, shape, weights.dtype)
-    invert = jnp.vectorize(_invert_cdf_legacy, signature="(m),(n),(n)->(m)")
-    drawn = invert(uniforms, midpoints(points), cdf)
+    interior = weights[..., 1:-1]
+    if padded:
+        invert = jnp.vectorize(_invert_cdf_legacy, signature="(m),(n),(n)->(m)")
+        drawn = invert(uniforms, midpoints(points), _integrate_padded(interior))
+    else:
+        drawn = invert_cdf(uniforms, midpoints(points), _integrate_unpadded(interior))
     return jax.lax.stop_gradient(jnp.sort(jnp.concatenate([points, drawn], axis=-1), axis=-1))
+
+
+def _integrate_padded(weights: Float[Array, "*batch n"]) -> Float[Array, "*batch n_plus_1"]:
+    """The CDF at the edges of intervals whose weights are padded by 1e-5 each."""
+    padded = weights + 1e-5
+    cdf = jnp.cumsum(padded / jnp.sum(padded, axis=-1, keepdims=True), axis=-1)
+    return jnp.concatenate([jnp.zeros_like(cdf[..., :1]), cdf], axis=-1)
+
+
+def _integrate_unpadded(weights: Float[Array, "*batch n"]) -> Float[Array, "*batch n_plus_1"]:
+    """The CDF, from exactly 0 to exactly 1, of weights whose sum is raised to 1e-5 if below."""
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    missing = jnp.maximum(1e-5 - total, 0.0)
+    probability = (weights + missing / weights.shape[-1]) / (total + missing)
+    cdf = jnp.minimum(jnp.cumsum(probability[..., :-1], axis=-1), 1.0)
+    first = jnp.zeros_like(weights[..., :1])
+    return jnp.concatenate([first, cdf, jnp.ones_like(first)], axis=-1)
 
 
 def _invert_cdf_legacy(

@@ -453,6 +453,60 @@ def test_hierarchical_legacy_draws_points_by_the_weights(seed: int | None) -> No
     assert min(drawn) >= middles[0] and max(drawn) <= middles[-1]
 
 
+def draw_like_jaxnerf(points: np.ndarray, weights: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """The points and those at which jaxnerf inverts the CDF, one number after the other."""
+    edges, interior = 0.5 * (points[1:] + points[:-1]), weights[1:-1].astype(np.float64)
+    interior = interior + max(0.0, 1e-5 - interior.sum()) / len(interior)
+    cdf = [min(1.0, interior[:i].sum() / interior.sum()) for i in range(len(interior))] + [1.0]
+    drawn = []
+    for u in uniforms:
+        before = [i for i in range(len(cdf)) if u >= cdf[i]]
+        after = [i for i in range(len(cdf)) if u < cdf[i]]
+        low, high = max(before, key=lambda i: edges[i]), min(after, key=lambda i: edges[i])
+        fraction = (u - cdf[low]) / (cdf[high] - cdf[low])
+        drawn.append(edges[low] + fraction * (edges[high] - edges[low]))
+    return np.sort(np.concatenate([points, drawn]))
+
+
+NEARLY_EMPTY = np.array([0.0, 1e-7, 0.0, 3e-7, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.array([9.0, 0.2, 0.0, 0.5, 0.1, 9.0]),
+        np.array([0.0, 0.0, 0.7, 0.0, 0.0, 0.0]),
+        np.array([0.0, 3e-5, 0.0, 0.0, 1e-5, 0.9]),
+        NEARLY_EMPTY,
+        np.zeros(6),
+    ],
+)
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_hierarchical_legacy_without_padding_draws_as_jaxnerf(
+    weights: np.ndarray, batch: tuple[int, ...]
+) -> None:
+    points = np.array([2.0, 2.5, 3.5, 4.0, 5.0, 5.5])
+    uniforms = np.linspace(0.0, 1.0 - np.finfo(np.float32).eps, 33)
+    expected = draw_like_jaxnerf(points, weights, uniforms)
+    with jax.enable_x64(True):
+        inputs = (jnp.asarray(np.broadcast_to(x, (*batch, 6))) for x in (points, weights))
+        actual = np.asarray(hierarchical_legacy(None, *inputs, 33, padded=False))
+    assert actual.shape == (*batch, 39)
+    np.testing.assert_allclose(actual, np.broadcast_to(expected, actual.shape), atol=1e-9)
+
+
+def test_hierarchical_legacy_pads_only_if_told() -> None:
+    points = jnp.array([2.0, 2.5, 3.5, 4.0, 5.0, 5.5])
+    weights = jnp.array([0.0, 0.0, 0.7, 0.0, 0.0, 0.0])
+    padded, unpadded = (
+        np.asarray(hierarchical_legacy(None, points, weights, 9, padded=padded))
+        for padded in (True, False)
+    )
+    # Only with padding does the last interval, which ends at 5.25, have a probability.
+    assert np.any(np.isclose(padded, 5.25)) and not np.any(np.isclose(unpadded, 5.25))
+    assert np.sum((unpadded >= 3.0) & (unpadded <= 3.75)) == 9 + 1
+
+
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 8), (2, 3, 64)])
 @pytest.mark.parametrize("with_key", [False, True])
 def test_stratified_uniforms_have_one_number_in_each_stratum(

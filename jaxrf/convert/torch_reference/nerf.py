@@ -35,7 +35,7 @@ RENDER_RULES = {
     "nerfmlp": _NERF,
     "nerfmlp (older)": _NERF,
     "TensorFlow NeRF": _NERF,
-    "jaxnerf": _NERF,
+    "jaxnerf": _NERF._replace(padded_distribution=False),
     "NeRF-experiments NeRF": _SMALL_NERF._replace(num_coarse_samples=32, white_background=True),
     "NeRF-experiments BitNeRF": _SMALL_NERF._replace(num_coarse_samples=32, white_background=True),
     "NeRF-from-scratch": _SMALL_NERF._replace(white_background=True),

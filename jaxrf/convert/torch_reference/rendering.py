@@ -32,6 +32,8 @@ class RenderRules(NamedTuple):
     unit_directions: whether networks see directions of unit length.
     lengths_along_ray: whether interval lengths are measured along rays, or along the camera's axis.
     inclusive_transmittance: whether the transmittance includes a sample's own absorption.
+    padded_distribution: whether each weight is padded by 1e-5 before fine samples are drawn; or
+      weights are padded only where they sum to less, and samples end just before the end.
     white_background: or black.
     """
 
@@ -42,6 +44,7 @@ class RenderRules(NamedTuple):
     lengths_along_ray: bool
     inclusive_transmittance: bool
     white_background: bool
+    padded_distribution: bool = True
 
 
 def make_rays(
@@ -105,25 +108,48 @@ def shift_right(transmittance: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(transmittance[:, :1]), transmittance[:, :-1]], dim=-1)
 
 
-def add_fine_samples(depths: Tensor, weights: Tensor, count: int) -> Tensor:
+def add_fine_samples(depths: Tensor, weights: Tensor, count: int, padded: bool = True) -> Tensor:
     """Returns the depths and `count` more, sorted.
 
     The new ones are evenly spaced quantiles of the distribution of the weights.
     """
     middles = 0.5 * (depths[:, 1:] + depths[:, :-1])
+    fine = (_padded_quantiles if padded else _unpadded_quantiles)(middles, weights, count)
+    return torch.sort(torch.cat([depths, fine], dim=-1), dim=-1).values
+
+
+def _unpadded_quantiles(middles: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Returns quantiles as jaxnerf computes them since 2021."""
+    interior = weights[:, 1:-1]
+    missing = (1e-5 - interior.sum(dim=-1, keepdim=True)).clamp(min=0.0)
+    interior = interior + missing / interior.shape[-1]
+    pdf = interior / interior.sum(dim=-1, keepdim=True)
+    inner_edges = torch.cumsum(pdf[:, :-1], dim=-1).clamp(max=1.0)
+    zero = torch.zeros_like(pdf[:, :1])
+    cdf = torch.cat([zero, inner_edges, zero + 1.0], dim=-1)
+    last = 1.0 - torch.finfo(torch.float32).eps
+    u = torch.linspace(0.0, last, count, dtype=cdf.dtype).expand(len(cdf), count).contiguous()
+    stop = torch.searchsorted(cdf.contiguous(), u, right=True).clamp(min=1, max=cdf.shape[-1] - 1)
+    low, high = cdf.gather(1, stop - 1), cdf.gather(1, stop)
+    fraction = torch.nan_to_num((u - low) / (high - low), 0.0).clamp(0.0, 1.0)
+    start_depth, stop_depth = middles.gather(1, stop - 1), middles.gather(1, stop)
+    return start_depth + fraction * (stop_depth - start_depth)
+
+
+def _padded_quantiles(middles: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Returns quantiles as NeRF's code computes them."""
     interior = weights[:, 1:-1] + 1e-5
     pdf = interior / interior.sum(dim=-1, keepdim=True)
     cdf = torch.cumsum(pdf, dim=-1)
     cdf = torch.cat([torch.zeros_like(cdf[:, :1]), cdf], dim=-1)
-    u = torch.linspace(0.0, 1.0, count, dtype=depths.dtype).expand(len(depths), count).contiguous()
+    u = torch.linspace(0.0, 1.0, count, dtype=cdf.dtype).expand(len(cdf), count).contiguous()
     above = torch.searchsorted(cdf.contiguous(), u, right=True)
     below = (above - 1).clamp(min=0)
     above = above.clamp(max=cdf.shape[-1] - 1)
     low, high = cdf.gather(1, below), cdf.gather(1, above)
     span = torch.where(high - low < 1e-5, torch.ones_like(low), high - low)
     start, stop = middles.gather(1, below), middles.gather(1, above)
-    fine = start + (u - low) / span * (stop - start)
-    return torch.sort(torch.cat([depths, fine], dim=-1), dim=-1).values
+    return start + (u - low) / span * (stop - start)
 
 
 @torch.no_grad()
@@ -186,7 +212,9 @@ def _render_rays(
         outputs = network(points, view_directions[:, None].expand(points.shape))
         weights, rendering = composite(outputs, depths, direction_lengths, rules)
         if index + 1 < len(networks):
-            depths = add_fine_samples(depths, weights, rules.num_fine_samples)
+            depths = add_fine_samples(
+                depths, weights, rules.num_fine_samples, rules.padded_distribution
+            )
             if fine_distances is not None:
                 distances = torch.as_tensor(np.array(fine_distances), dtype=dtype)
                 depths = distances / direction_lengths[:, None]
