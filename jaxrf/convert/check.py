@@ -25,23 +25,22 @@ from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays
 from jaxrf.evaluation import scoring
 from jaxrf.evaluation.camera_renderer import TrainedField
-from jaxrf.models.base import StageSpec
 from jaxrf.models.hierarchical import HierarchicalModel
 from jaxrf.sampling import occupancy
-from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.training.config import TrainConfig
 from jaxrf.training.state import background_color
 
-NUM_POINTS = 1 << 17
-POINTS_PER_CHUNK, RAYS_PER_CHUNK = 8192, 1024
+# In float32; in float64, and of the program in both to measure its rounding.
+NUM_POINTS, NUM_EXACT_POINTS = 1 << 17, 1 << 13
+POINTS_PER_CHUNK, RAYS_PER_CHUNK = 8192, 256
 # Of raw outputs, relative to the largest value of their kind.
 RAW_TOLERANCE = 1e-5
 # Of pixels, absolute: of the mean error and of its 99.9th percentile.
 MEAN_TOLERANCE, QUANTILE_TOLERANCE = 1e-5, 1e-4
 QUANTILE = 0.999
-# Above this frequency of encodings, images in float32 are not judged: float32 stores positions to
-# 5e-7, which is then a large fraction of a period.
-MAX_JUDGED_FREQUENCY = 1024.0
+# In float32, this multiple of the program's own rounding is allowed in addition: both programs
+# round, and the rounding of the two is not known to be of the same sign or exactly as large.
+ROUNDING_FACTOR = 3.0
 
 
 class Comparison(NamedTuple):
@@ -51,6 +50,7 @@ class Comparison(NamedTuple):
     max_error, mean_error, quantile_error: of absolute differences; the last is the 99.9th
       percentile.
     scale: the largest absolute value of the program.
+    rounding: the 99.9th percentile of the program's own rounding; 0 where it is not measured.
     passed: None if the stage is not judged.
     """
 
@@ -59,6 +59,7 @@ class Comparison(NamedTuple):
     mean_error: float
     quantile_error: float
     scale: float
+    rounding: float
     passed: bool | None
 
 
@@ -67,6 +68,7 @@ def compare(
     array: np.ndarray,
     reference: np.ndarray,
     judge: Literal["raw", "pixels"] | None = None,
+    rounding: np.ndarray | None = None,
 ) -> Comparison:
     """Compares an array with that of the program.
 
@@ -75,22 +77,41 @@ def compare(
       array: of jaxrf.
       reference: of the program. Differences that are not finite count as infinite.
       judge: the tolerances to apply.
+      rounding: differences between the program in float32 and in float64, by which the tolerances
+        grow (`ROUNDING_FACTOR`).
     """
-    array, reference = (np.asarray(x, np.float64) for x in (array, reference))
     if array.shape != reference.shape:
-        return Comparison(stage, math.inf, math.inf, math.inf, 0.0, False)
-    with np.errstate(invalid="ignore"):
-        errors = np.abs(array - reference)
-    errors = np.where(np.isfinite(errors), errors, np.inf)
-    scale = float(np.abs(reference).max(initial=0.0))
+        return Comparison(stage, math.inf, math.inf, math.inf, 0.0, 0.0, False)
+    errors = _differences(array, reference)
+    rounding = np.zeros(1) if rounding is None else rounding
+    rounding = np.where(np.isfinite(rounding), rounding, 0.0)
+    scale = float(np.abs(np.asarray(reference, np.float64)).max(initial=0.0))
     max_error, mean_error = float(errors.max(initial=0.0)), float(errors.mean())
-    quantile_error = float(np.quantile(errors, QUANTILE, method="higher"))
+    quantile_error, quantile_rounding = _quantile(errors), _quantile(rounding)
     passed = None
     if judge == "raw":
-        passed = max_error <= RAW_TOLERANCE * max(scale, 1e-30)
+        allowed = RAW_TOLERANCE * max(scale, 1e-30)
+        passed = max_error <= allowed + ROUNDING_FACTOR * float(rounding.max(initial=0.0))
     elif judge == "pixels":
-        passed = mean_error <= MEAN_TOLERANCE and quantile_error <= QUANTILE_TOLERANCE
-    return Comparison(stage, max_error, mean_error, quantile_error, scale, passed)
+        passed = (
+            mean_error <= MEAN_TOLERANCE + ROUNDING_FACTOR * float(rounding.mean())
+            and quantile_error <= QUANTILE_TOLERANCE + ROUNDING_FACTOR * quantile_rounding
+        )
+    return Comparison(
+        stage, max_error, mean_error, quantile_error, scale, quantile_rounding, passed
+    )
+
+
+def _differences(array: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Returns absolute differences in float64, infinite where they are not finite."""
+    array, reference = (np.asarray(x, np.float64) for x in (array, reference))
+    with np.errstate(invalid="ignore"):
+        errors = np.abs(array - reference)
+    return np.where(np.isfinite(errors), errors, np.inf)
+
+
+def _quantile(errors: np.ndarray) -> float:
+    return float(np.quantile(errors, QUANTILE, method="higher")) if errors.size else 0.0
 
 
 def passes(rows: Sequence[Comparison]) -> bool:
@@ -100,10 +121,11 @@ def passes(rows: Sequence[Comparison]) -> bool:
 
 def format_rows(rows: Sequence[Comparison]) -> str:
     """Returns comparisons as a table."""
-    lines = [f"{'stage':<24}{'max error':>12}{'99.9 %':>12}{'mean':>12}{'max value':>12}"]
+    titles = ("max error", "99.9 %", "mean", "max value", "rounding")
+    lines = [f"{'stage':<24}{''.join(f'{title:>12}' for title in titles)}"]
     for row in rows:
         verdict = {None: "", True: "  same", False: "  DIFFERENT"}[row.passed]
-        values = (row.max_error, row.quantile_error, row.mean_error, row.scale)
+        values = (row.max_error, row.quantile_error, row.mean_error, row.scale, row.rounding)
         lines.append(f"{row.stage:<24}{''.join(f'{v:>12.2e}' for v in values)}{verdict}")
     return "\n".join(lines)
 
@@ -124,8 +146,8 @@ def check_points(
 ) -> list[Comparison]:
     """Compares raw outputs of each network at random points, stage by stage.
 
-    BitNeRFs are not judged in float32: where an activation lies between two of its 8-bit levels,
-    rounding decides.
+    In float32 the program's own rounding is measured at the first `NUM_EXACT_POINTS`. BitNeRFs are
+    not judged there: where an activation lies between two of its 8-bit levels, rounding decides.
 
     Args:
       converted: the weights to check.
@@ -139,25 +161,57 @@ def check_points(
     """
     programs = import_programs()
     networks = programs.make_networks(converted.format, content, options, double)
+    exact_networks = programs.make_networks(converted.format, content, options, True)
     is_judged = double or not converted.config.field.quantizes_activations()
     rows = []
     with jax.enable_x64(double):
         points, directions = _random_points(converted, num_points, double)
-        for (name, outputs), network in zip(
-            _raw_outputs(converted, points, directions, double), networks, strict=True
+        for (name, outputs), network, exact_network in zip(
+            _raw_outputs(converted, points, directions, double),
+            networks,
+            exact_networks,
+            strict=True,
         ):
             references = programs.evaluate(network, points, directions)
-            if converted.encoding_order:
-                encoding = references["encoding"]
-                references["encoding"] = encoding[:, list(converted.encoding_order)]
-            for stage in ("encoding", "trunk", "features", "density", "color"):
-                if stage in outputs:
-                    judge: Literal["raw"] | None = None
-                    if is_judged and stage in ("density", "color"):
-                        judge = "raw"
-                    rows.append(
-                        compare(f"{name} {stage}", outputs[stage], references[stage], judge)
-                    )
+            exact = {}
+            if not double:
+                first = (np.asarray(x[:NUM_EXACT_POINTS], np.float64) for x in (points, directions))
+                exact = programs.evaluate(exact_network, *first)
+            rows += _compare_outputs(converted, name, outputs, references, exact, is_judged)
+    return rows
+
+
+def _compare_outputs(
+    converted: Converted,
+    name: str,
+    outputs: dict[str, np.ndarray],
+    references: dict[str, np.ndarray],
+    exact: dict[str, np.ndarray],
+    is_judged: bool,
+) -> list[Comparison]:
+    """Compares the outputs of one network.
+
+    Args:
+      converted: the weights to check.
+      name: of the network.
+      outputs: of jaxrf.
+      references: of the program.
+      exact: of the program in float64 at the first points; empty to measure no rounding.
+      is_judged: whether raw density and color are judged.
+    """
+    rows = []
+    for stage in ("encoding", "trunk", "features", "density", "color"):
+        if stage not in outputs:
+            continue
+        judge: Literal["raw"] | None = None
+        if is_judged and stage in ("density", "color"):
+            judge = "raw"
+        reference, rounding = references[stage], None
+        if stage in exact:
+            rounding = _differences(reference[: len(exact[stage])], exact[stage])
+        if stage == "encoding" and converted.encoding_order:
+            reference = reference[:, list(converted.encoding_order)]
+        rows.append(compare(f"{name} {stage}", outputs[stage], reference, judge, rounding))
     return rows
 
 
@@ -223,7 +277,9 @@ def check_images(
     """Compares the pixels of the first camera's image, and the weights of its samples.
 
     Weights are compared if all rays have the same number of samples. Depth is divided by `far`, so
-    that it lies between 0 and 1 as color and opacity do.
+    that it lies between 0 and 1 as color and opacity do. In float32 the program is rendered in
+    float64 as well, from the same samples, to measure its own rounding. BitNeRFs are not judged
+    there, as in `check_points`.
 
     Args:
       converted: the weights to check.
@@ -236,33 +292,50 @@ def check_images(
       InputError: without PyTorch.
     """
     programs = import_programs()
-    networks = programs.make_networks(converted.format, content, options, double)
     with jax.enable_x64(double):
         image = _render(converted, cameras, double)
-    near_far = (converted.near, converted.far)
-    reference = programs.render(
-        converted.format, networks, cameras, near_far, image.get("edges"), options, double
-    )
-    judge: Literal["pixels"] | None = None
-    if double or not _amplifies_rounding(converted):
-        judge = "pixels"
-    far = converted.far
+    near_far, edges = (converted.near, converted.far), image.get("edges")
+
+    def render_original(in_float64: bool) -> dict[str, np.ndarray]:
+        # In float64 it places fine samples itself; to measure its rounding they stay the same.
+        return programs.render(
+            converted.format,
+            programs.make_networks(converted.format, content, options, in_float64),
+            cameras,
+            near_far,
+            edges,
+            options,
+            double=in_float64,
+            places_samples=double,
+        )
+
+    reference = render_original(double)
+    exact = None if double else render_original(True)
     # Depth of jaxrf is normalized by opacity.
-    depth = image["depth"] * image["opacity"] / far
-    rows = [
-        compare("rgb", image["rgb"], reference["rgb"], judge),
-        compare("opacity", image["opacity"], reference["opacity"], judge),
-        compare("depth / far", depth, reference["depth"] / far, judge),
-    ]
-    if "weights" in image:
-        rows.insert(0, compare("weights", image["weights"], reference["weights"]))
+    image = image | {"depth": image["depth"] * image["opacity"]}
+    judge: Literal["pixels"] | None = None
+    if double or not converted.config.field.quantizes_activations():
+        judge = "pixels"
+    rows = []
+    for stage, key, unit in (
+        ("weights", "weights", 1.0),
+        ("rgb", "rgb", 1.0),
+        ("opacity", "opacity", 1.0),
+        ("depth / far", "depth", converted.far),
+    ):
+        if key not in image:
+            continue
+        rounding = None if exact is None else _differences(reference[key], exact[key]) / unit
+        rows.append(
+            compare(
+                stage,
+                image[key] / unit,
+                reference[key] / unit,
+                None if key == "weights" else judge,
+                rounding,
+            )
+        )
     return rows
-
-
-def _amplifies_rounding(converted: Converted) -> bool:
-    """Whether rounding shows in a float32 image: high frequencies, or 8-bit activations."""
-    field = converted.config.field
-    return field.quantizes_activations() or field.max_frequency() > MAX_JUDGED_FREQUENCY
 
 
 def _cast(tree: Any, double: bool) -> Any:
@@ -288,43 +361,44 @@ def _render(converted: Converted, cameras: Cameras, double: bool) -> dict[str, n
     params, grid, cameras = (_cast(tree, double) for tree in (converted.params, grid, cameras))
     near_far = (converted.near, converted.far)
     background = background_color(config).astype(np.float64 if double else np.float32)
-    render = scoring.make_render_fn(TrainedField(config, stage, params, grid, near_far, background))
-    rendering = render(cameras, 0)
-    image = {"rgb": rendering.rgb, "opacity": rendering.opacity, "depth": rendering.depth}
-    if config.model.samples_per_ray() is None:
-        return image
-    weights, edges = _sample_weights(config, stage, params, grid, cameras, near_far)
-    return image | {"weights": weights, "edges": edges}
+    trained = TrainedField(config, stage, params, grid, near_far, background)
+    if config.model.samples_per_ray() is not None:
+        return _render_levels(config, trained, near_far, cameras)
+    rendering = scoring.make_render_fn(trained)(cameras, 0)
+    return {"rgb": rendering.rgb, "opacity": rendering.opacity, "depth": rendering.depth}
 
 
-def _sample_weights(
-    config: TrainConfig,
-    stage: StageSpec,
-    params: Any,
-    grid: OccupancyGrid,
-    cameras: Cameras,
-    near_far: tuple[float, float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns weights (height, width, n) and edges (height, width, n + 1) of the last network."""
+def _render_levels(
+    config: TrainConfig, trained: TrainedField, near_far: tuple[float, float], cameras: Cameras
+) -> dict[str, np.ndarray]:
+    """Returns rgb, opacity, depth, weights (height, width, n) and edges (height, width, n + 1).
+
+    They are those of the last network, from one pass that also gives what images do not show.
+    """
+    grid, model = trained.grid, config.model
     cameras = apply_ray_convention(cameras, config.ray_convention)
     image_of_rays = jax.jit(image_rays)(cameras, jnp.asarray(0), *near_far)
     rays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), image_of_rays)
-    dtype, model = jnp.asarray(grid.aabb).dtype, config.model
     assert isinstance(model, HierarchicalModel)
 
     @jax.jit
-    def render_chunk(chunk: Rays) -> tuple[Array, Array]:
-        background = jnp.zeros((*chunk.near.shape, 3), dtype)
-        levels = model.render_levels(
-            stage, params, grid, None, chunk, background, config.ray_convention
-        )
-        distances = occupancy.s_to_t(grid, levels[-1].sdist, chunk.origins)
-        return levels[-1].weights, distances
+    def render_chunk(chunk: Rays) -> dict[str, Array]:
+        background = jnp.broadcast_to(jnp.asarray(trained.background), (*chunk.near.shape, 3))
+        level = model.render_levels(
+            trained.stage, trained.params, grid, None, chunk, background, config.ray_convention
+        )[-1]
+        return {
+            "rgb": level.rendering.rgb,
+            "opacity": level.rendering.opacity,
+            "depth": level.rendering.depth,
+            "weights": level.weights,
+            "edges": occupancy.s_to_t(grid, level.sdist, chunk.origins),
+        }
 
     chunks = []
     for start in range(0, cameras.width * cameras.height, RAYS_PER_CHUNK):
         chunk = jax.tree.map(lambda x, start=start: x[start : start + RAYS_PER_CHUNK], rays)
         chunks.append(jax.device_get(render_chunk(chunk)))
-    shape = (cameras.height, cameras.width, -1)
-    weights, edges = (np.concatenate(parts).reshape(shape) for parts in zip(*chunks, strict=True))
-    return weights, edges
+    shape = (cameras.height, cameras.width)
+    joined = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return {name: value.reshape(*shape, *value.shape[1:]) for name, value in joined.items()}

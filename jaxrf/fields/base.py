@@ -186,10 +186,6 @@ class Field:
         """Whether a sample has to stand for an interval of the ray, not for a point."""
         return False
 
-    def max_frequency(self) -> float:
-        """The highest frequency of its encodings, per scene unit; 0 if it has none."""
-        return 0.0
-
     def quantizes_activations(self) -> bool:
         """Whether activations are rounded to few levels, which amplifies rounding errors."""
         return False

@@ -181,10 +181,6 @@ class NeRF(base.Field):
         """Standard deviation of the noise on the raw density."""
         return self.density_noise
 
-    def max_frequency(self) -> float:
-        """The highest frequency of the positions' encoding."""
-        return self.frequency * 2.0 ** (self.num_position_frequencies - 1)
-
     def needs_intervals(self) -> bool:
         """The integrated encoding is over intervals."""
         return self.encoding == "integrated"

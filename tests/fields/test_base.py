@@ -76,7 +76,7 @@ def test_field_defaults_leave_everything_to_the_model() -> None:
     assert fog.name == "fog" and fog.compute_dtype == "float32" and hash(fog) == hash(Fog())
     assert not fog.prunes_grid and fog.default_coloring == "per_sample"
     assert fog.param_groups(params) == {"raw": "mlp"}
-    assert fog.noise_std() == 0.0 and fog.max_frequency() == 0.0
+    assert fog.noise_std() == 0.0
     assert fog.composites_features() and not fog.needs_intervals()
     assert not fog.quantizes_activations()
     assert fog.step_size(BOX) is None and fog.grid_resolution(BOX) is None

@@ -93,6 +93,7 @@ def render(
     edges: np.ndarray | None,
     options: FormatOptions,
     double: bool,
+    places_samples: bool,
 ) -> dict[str, np.ndarray]:
     """Renders the first camera's image as the program does.
 
@@ -105,6 +106,7 @@ def render(
         different numbers of them.
       options: of the conversion.
       double: computes in float64 instead of float32.
+      places_samples: places fine samples by the coarse network's weights; False takes jaxrf's.
 
     Returns:
       rgb, opacity, depth and, with edges, the weights of samples; (height, width, ...).
@@ -119,10 +121,9 @@ def render(
     rules = nerf.RENDER_RULES[file_format]
     if file_format in nerf_experiments.FORMATS:
         rules = rules._replace(inclusive_transmittance=options.inclusive)
-    # Fine samples follow from the inverse of a distribution, whose slopes amplify rounding. In
-    # float64 the program computes them; in float32 it uses ours.
+    # Fine samples follow from the inverse of a distribution, whose slopes amplify rounding.
     fine_distances = None
-    if len(networks) > 1 and not double:
+    if len(networks) > 1 and not places_samples:
         assert edges is not None
         fine_distances = edges[..., :-1]
     dtype = torch.float64 if double else torch.float32
