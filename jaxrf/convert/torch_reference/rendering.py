@@ -124,9 +124,9 @@ def _unpadded_quantiles(middles: Tensor, weights: Tensor, count: int) -> Tensor:
     missing = (1e-5 - interior.sum(dim=-1, keepdim=True)).clamp(min=0.0)
     interior = interior + missing / interior.shape[-1]
     pdf = interior / interior.sum(dim=-1, keepdim=True)
-    inner_edges = torch.cumsum(pdf[:, :-1], dim=-1).clamp(max=1.0)
+    interior_edges = torch.cumsum(pdf[:, :-1], dim=-1).clamp(max=1.0)
     zero = torch.zeros_like(pdf[:, :1])
-    cdf = torch.cat([zero, inner_edges, zero + 1.0], dim=-1)
+    cdf = torch.cat([zero, interior_edges, zero + 1.0], dim=-1)
     last = 1.0 - torch.finfo(torch.float32).eps
     u = torch.linspace(0.0, last, count, dtype=cdf.dtype).expand(len(cdf), count).contiguous()
     stop = torch.searchsorted(cdf.contiguous(), u, right=True).clamp(min=1, max=cdf.shape[-1] - 1)
