@@ -1,7 +1,8 @@
 """Detects the program that wrote a file by its content, never by its name, and converts it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -111,6 +112,7 @@ def _try_converter(
         converted = converter(content, options)
         if converted is not None:
             check_finite(list_arrays(converted.params), content.path)
+            _check_same_networks(converted, content)
             _check_shapes(converted, content)
         return converted
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -119,6 +121,31 @@ def _try_converter(
             f"{content.path} looks like weights of a known program, but is incomplete ({reason}): "
             "copy it again."
         ) from error
+
+
+def _check_same_networks(converted: Converted, content: Content) -> None:
+    """InputError that says how the coarse network differs in shape from the fine one, if it does.
+
+    A field of jaxrf has one shape, which both of its networks are of.
+    """
+    fine, coarse = (
+        {name: np.shape(leaf) for name, leaf in list_arrays(params).items()}
+        for params in (converted.params.field, converted.params.coarse)
+    )
+    if not coarse or coarse == fine:
+        return
+    name = next(n for n in sorted(coarse | fine) if coarse.get(n) != fine.get(n))
+    raise InputError(
+        f"{content.path} cannot be loaded, as its coarse network ({_describe_layers(coarse)}) and "
+        f"its fine one ({_describe_layers(fine)}) differ in shape, first in {name}, and jaxrf has "
+        "one shape for both: save one of the two networks, and convert it alone."
+    )
+
+
+def _describe_layers(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Returns the number and the width of a network's layers before its heads, in words."""
+    biases = [shape for name, shape in shapes.items() if re.search(r"trunk_\d+\.bias$", name)]
+    return f"{len(biases)} layers of {max(biases, default=(0,))[0]}"
 
 
 def _check_shapes(converted: Converted, content: Content) -> None:

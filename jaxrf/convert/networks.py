@@ -95,8 +95,8 @@ class Converted(NamedTuple):
     encoding_order: tuple[int, ...] = ()
 
 
-def list_arrays(params: ModelParams) -> dict[str, Any]:
-    """Returns the arrays of a model's parameters, or their shapes, by their paths."""
+def list_arrays(params: Any) -> dict[str, Any]:
+    """Returns the arrays of a model's or a field's parameters, or their shapes, by their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 

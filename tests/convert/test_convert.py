@@ -131,6 +131,32 @@ def test_convert_describes_an_unknown_file(
     assert "weight: float32 3x4" in output.out and "is of no known program" in output.err
 
 
+def resize_network(state: dict[str, torch.Tensor], depth: int, width: int) -> None:
+    """Leaves so many layers of a network of nerf-pytorch, and so many units of each."""
+    for index in range(depth, 8):
+        for part in ("weight", "bias"):
+            del state[f"pts_linears.{index}.{part}"]
+    old = state["feature_linear.weight"].shape[0]
+    for name, array in state.items():
+        rows = width if len(array) == old else len(array)
+        columns = array.shape[1] - (old - width) if array.ndim == 2 and array.shape[1] >= old else 0
+        if name in ("pts_linears.0.weight", "rgb_linear.weight"):
+            columns = array.shape[1]
+        state[name] = array[:rows, :columns] if array.ndim == 2 else array[:rows]
+
+
+@pytest.mark.parametrize(("depth", "width"), [(4, 24), (8, 20), (3, 16)])
+def test_convert_says_how_the_networks_of_a_file_differ(
+    depth: int, width: int, tmp_path: Path
+) -> None:
+    file = torch.load(write_nerf_pytorch(tmp_path / "x.tar"), weights_only=True)
+    resize_network(file["network_fn_state_dict"], depth, width)
+    torch.save(file, tmp_path / "x.tar")
+    message = rf"coarse network \({depth} layers of {width}\) and its fine one \(8 layers of 24\)"
+    with pytest.raises(InputError, match=message):
+        convert(tmp_path / "x.tar")
+
+
 # ---------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------
@@ -145,6 +171,7 @@ def test_converted_run_is_scored_rendered_and_fine_tuned(
     run = tmp_path / "run"
     options = ["--data", str(scene), "--run-dir", str(run), "--steps", "4"]
     assert cli.main(["convert", str(file), *options]) == 0
+    assert f"jaxrf eval {run}; fine-tune" in capsys.readouterr().out
     assert json.loads((run / "converted.json").read_text())["format"] == "nerf-pytorch"
     config = runs.read_config(run)
     assert NeRF.match(config.field) is not None
@@ -172,6 +199,7 @@ def test_converted_run_remembers_its_data_set_or_asks_for_it(
     assert cli.run_command("train", ["--resume", *half, *brief]) == 0
     capsys.readouterr()
     assert cli.main(["convert", str(file), *none]) == 0
+    assert f"jaxrf eval {tmp_path / 'none'} --data PATH; fine-tune" in capsys.readouterr().out
     for command in (
         lambda: cli.run_command("train", ["--resume", *none, *brief]),
         lambda: cli.main(["eval", str(tmp_path / "none")]),
