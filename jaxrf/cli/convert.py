@@ -26,7 +26,7 @@ class ConvertOptions:
     """Steps of fine-tuning with train_lego.py --resume, at a fifth of the original rate."""
     check: bool = False
     """Compare with the program itself, rebuilt in PyTorch; the exit code is 1 if they differ."""
-    size: int = 64
+    size: int = 32
     """Width of the image that is compared."""
     legacy_order: bool = False
     """jaxnerf: the weights were trained with its option legacy_posenc_order."""

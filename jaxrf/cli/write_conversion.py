@@ -106,7 +106,8 @@ def write_run(
         manager.wait_until_finished()
     finally:
         manager.close()
+    data_option = " --data PATH" if data is None else ""
     print(
-        f"Run: {run_dir}. Score it with: jaxrf eval {run_dir} --data PATH; fine-tune it with: "
-        f"train_lego.py --resume --run-dir {run_dir} --data PATH"
+        f"Run: {run_dir}. Score it with: jaxrf eval {run_dir}{data_option}; fine-tune it with: "
+        f"train_lego.py --resume --run-dir {run_dir}{data_option}"
     )

@@ -178,7 +178,7 @@ def march_and_render(
     finished = jax.lax.while_loop(
         lambda finish: jnp.any(finish.waiting),
         lambda finish: _finish_wave(inputs, state.accumulated, median_blocks, finish),
-        _FinishState(hit, miss_depth, jnp.zeros((len(blocks), 3))),
+        _FinishState(hit, miss_depth.astype(opacity.dtype), jnp.zeros((len(blocks), 3))),
     )
     return Rendering(
         rgb=finished.rgb + (1.0 - opacity)[:, None] * background,

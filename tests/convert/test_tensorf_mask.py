@@ -75,6 +75,7 @@ def opacity_slowly(
     return 1.0 - transmittance
 
 
+@pytest.mark.filterwarnings("error:scatter inputs:FutureWarning")
 @pytest.mark.parametrize("double", [slow(False), True])
 def test_the_points_of_a_face_alone_decide_where_rays_enter_the_box(double: bool) -> None:
     points = np.ones((5, 5, 5), bool)
