@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 # Byte-compiling every installed file takes longer than compiling the few that a run really imports.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: help train bench test test-slow docs docs-serve format clean
+.PHONY: help train bench test test-slow torture docs docs-serve format clean
 
 help:
 	@echo 'make train       install into $(VENV) and train, on data/nerf_synthetic/lego or the built-in scene (ARGS="..." is passed on)'
 	@echo 'make bench       measure this machine and every field on it (ARGS="..." is passed on)'
 	@echo 'make test        lint, types, imports and the quick tests; with Python 3.12 or newer also their coverage'
 	@echo 'make test-slow   the slow tests'
+	@echo 'make torture     kills trainings at random moments (KILLS=100) and resumes them'
 	@echo 'make docs        build the documentation into site/; make docs-serve shows it'
 	@echo 'make format      format the code and mend what the linter can mend'
 	@echo 'make clean       remove $(VENV) and all caches; runs/ and data/ are kept'
@@ -49,6 +50,11 @@ SLOW ?= slow
 test-slow: $(VENV)/.installed-dev
 	$(QUICK_COMPILING) --dist load -m "$(SLOW) and not as_used" $(ARGS)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "$(SLOW) and as_used" $(ARGS)
+
+KILLS ?= 100
+
+torture: $(VENV)/.installed-dev
+	JAXRF_KILLS=$(KILLS) $(BIN)/python -m pytest tests/torture $(ARGS)
 
 # Warnings are errors, a link that leads nowhere among them.
 docs: $(VENV)/.installed-dev
