@@ -87,7 +87,10 @@ def distill_voxels(
     renderings = [render_fn(cameras, i) for i in progress(range(len(cameras)), "render views")]
     images = np.stack([_to_rgba(rendering, background, is_object) for rendering in renderings])
     learned = slice(NUM_CHECKED_VIEWS, None)
-    known_depth = _list_surface(run, cameras[learned], renderings[learned], config.seed)
+    known_depth = None
+    if not is_object:
+        # Opacity shows where an object is; depths of pixels half on an edge would blur it.
+        known_depth = _list_surface(run, cameras[learned], renderings[learned], config.seed)
     scene = _make_scene(run, cameras[learned], images[learned], known_depth)
     pixel_size = run.scene.radius / float(cameras.focal[0, 0])
     train_config = _choose_voxels(config, scene, pixel_size)
