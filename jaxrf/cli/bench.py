@@ -13,11 +13,14 @@ def run(options: BenchOptions) -> int:
     """Measures the machine and every preset; returns the exit code.
 
     Raises:
-      InputError: a preset is unknown or its options are invalid, before anything is measured.
+      InputError: a preset or a device to compile for is unknown, or options of a preset are
+        invalid, before anything is measured.
     """
-    from jaxrf.studies import bench
+    from jaxrf.studies import bench, compile_report
 
     configs = parse_presets(options)
+    if options.compile_for:
+        return compile_report.run(options, configs)
     return bench.run_profiles(options, configs) if options.profile else bench.run(options)
 
 
@@ -31,5 +34,5 @@ def parse_presets(options: BenchOptions) -> "list[TrainConfig]":
 
     return [
         parse_training(["--preset", *shlex.split(preset)], "jaxrf bench").config
-        for preset in options.presets
+        for preset in options.preset_names
     ]

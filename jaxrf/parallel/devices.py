@@ -86,8 +86,13 @@ def constrain_replicated(mesh: Mesh, tree: Tree) -> Tree:
 
 
 def replicated_shapes(mesh: Mesh, tree: Any) -> Any:
-    """Shapes and dtypes of replicated arrays, to compile ahead of time for."""
-    sharding = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
+    """Shapes and dtypes of replicated arrays, to compile ahead of time for.
+
+    The devices may be absent, as those of a topology are.
+    """
+    # Without a sharding, JAX compiles for a device that it has.
+    is_plain = mesh.size == 1 and mesh.devices.item() in jax.local_devices()
+    sharding = None if is_plain else NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 

@@ -30,7 +30,7 @@ def run(options: BenchOptions) -> int:
     results = bench_report.read_results(stem) if options.resume else []
     done = {tuple(result[key] for key in RUN_KEY) for result in results}
     seeds = range(options.seeds)
-    grid = itertools.product(options.downscale, options.presets, options.budget, seeds)
+    grid = itertools.product(options.downscale, options.preset_names, options.budget, seeds)
     plan = [run_key for run_key in grid if run_key not in done]
     print("Measuring what the machine can do ...", flush=True)
     rates = roofline.measure_roofline()
@@ -69,7 +69,7 @@ def run_profiles(options: BenchOptions, configs: Sequence[TrainConfig]) -> int:
     path = stem.with_name(f"{stem.name}-profile.md")
     page = bench_report.format_profile_heading(rates, folder.name, options.profile_steps)
     for downscale, (preset, config) in itertools.product(
-        options.downscale, zip(options.presets, configs, strict=True)
+        options.downscale, zip(options.preset_names, configs, strict=True)
     ):
         config = dataclasses.replace(config, downscale=downscale, num_steps=options.profile_steps)
         scene = sources.load_scene(folder, ["train"], config)

@@ -31,11 +31,16 @@ MIN_RAYS = 64
 SUPERSAMPLED_VOXEL = 1.25
 
 
-def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
+def resolve_config(config: TrainConfig, scene: Scene, platform: str | None = None) -> TrainConfig:
     """The configuration with everything that it leaves open settled for a scene.
 
     Random backgrounds are for images that are transparent there: in front of a plain color that all
     images show, that color is the background.
+
+    Args:
+      config: of the training.
+      scene: to train on.
+      platform: of the devices to train on, such as "cpu"; by default of those that JAX has.
     """
     cameras = scene.splits["train"].cameras
     if config.background == "random" and not scene.unbounded and cameras.ndc is None:
@@ -55,7 +60,7 @@ def resolve_config(config: TrainConfig, scene: Scene) -> TrainConfig:
     microbatch_samples = config.microbatch_samples
     # Each microbatch has a gradient of its own, which is as large as a table is; and its own
     # quantile of residuals, which says little for a patch alone.
-    cuts = jax.default_backend() == "cpu" and not config.loss.inlier_quantile
+    cuts = (platform or jax.default_backend()) == "cpu" and not config.loss.inlier_quantile
     if microbatch_samples is None and cuts and not _has_tables(field):
         microbatch_samples = CACHED_SAMPLES
     scale_schedule = tuple(
