@@ -47,6 +47,7 @@ def run(options: BenchOptions, configs: Sequence[TrainConfig]) -> int:
     stem = bench_report.report_stem(options)
     rows = read_rows(stem) if options.resume else []
     done = {tuple(row[key] for key in KEY) for row in rows}
+    page = write_rows(stem, rows)
     for devices in slices:
         for preset, config in zip(options.preset_names, configs, strict=True):
             if (preset, devices.name) in done:
@@ -56,7 +57,7 @@ def run(options: BenchOptions, configs: Sequence[TrainConfig]) -> int:
             rows.append({"preset": preset, "devices": devices.name, **counts})
             # Written after every step, so that an interruption loses only one.
             page = write_rows(stem, rows)
-    print(f"{page if rows else ''}\nWritten to {stem}.json and .md")
+    print(f"{page}\nWritten to {stem}.json and .md")
     return 0
 
 

@@ -183,7 +183,7 @@ def _size(program: Program, name: str) -> int:
 def measure_kernel(
     program: Program, computation: Computation, instruction: Instruction, repeats: float = 1.0
 ) -> Kernel:
-    """What an instruction of a computation reads, writes and computes."""
+    """The kernel that an instruction of a computation is: bytes, rows and operations."""
     opcode = instruction.opcode.removesuffix("-start")
     called = instruction.called("calls") if opcode == "fusion" else None
     if called is None:
@@ -294,8 +294,8 @@ def _move_fused(
             row_bytes += sum(lookup[1] for lookup in known)
         else:
             read += _large(outer.operand(fusion, int(parameter.operands[0])))
-    in_place = [i for i in _roots(fused) if i.opcode in ("scatter", "dynamic-update-slice")]
-    written = _large(fusion) - sum(_large(root) for root in in_place)
+    updated = [i for i in _roots(fused) if i.opcode in ("scatter", "dynamic-update-slice")]
+    written = _large(fusion) - sum(_large(root) for root in updated)
     return read, max(written, 0.0), rows, row_bytes
 
 

@@ -1,4 +1,4 @@
-"""Accelerators to compile for that need not be there: what they can do, and their topologies.
+"""Accelerators to compile for that need not be there: their rates and their topologies.
 
 Rates are those of data sheets (NVIDIA: H100, H200 and A100 SXM and Ada architecture; Google: system
 architecture of TPU v5e, v5p and v6e), for which no program is made; times of launches and reads are
@@ -17,7 +17,7 @@ from jaxrf.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What one device of a kind can do.
+    """Rates and sizes of one device of a kind.
 
     Attributes:
       name: on the command line, such as "h200".

@@ -79,6 +79,15 @@ def test_plan_transitions_scales_with_the_steps_and_is_in_order(preset: Any, ste
         assert plan == []
 
 
+@pytest.mark.parametrize(("platform", "samples"), [("cpu", 2048), ("cuda", None), ("tpu", None)])
+def test_resolve_config_cuts_batches_for_the_devices_that_train(
+    platform: str, samples: int | None
+) -> None:
+    """On a CPU activations stay in its cache; an accelerator takes a batch at once."""
+    config = transitions.resolve_config(presets.nerf_original(), make_scene(8), platform)
+    assert config.microbatch_samples == samples
+
+
 def test_resolve_config_takes_the_exposures_of_the_images_if_they_differ() -> None:
     def resolve(exposures: Sequence[float] | None, **changes: Any) -> Any:
         scene = make_scene()
