@@ -29,8 +29,14 @@ class DamagedCheckpointError(InputError):
     """A checkpoint is not what was written; an earlier one may be."""
 
 
-def open_checkpoints(folder: Path, keep: int) -> "ocp.CheckpointManager":
-    """A manager of a folder's checkpoints that keeps the last `keep` and the best by PSNR."""
+def open_checkpoints(folder: Path, keep: int, cleans_up: bool = False) -> "ocp.CheckpointManager":
+    """A manager of a folder's checkpoints that keeps the last `keep` and the best by PSNR.
+
+    Args:
+      folder: of the checkpoints.
+      keep: number of the last ones.
+      cleans_up: removes what a killed process had begun to write; for the only process that writes.
+    """
     import orbax.checkpoint as ocp
 
     # What a thread logs with its traceback is raised, too, when the save is waited for.
@@ -49,6 +55,7 @@ def open_checkpoints(folder: Path, keep: int) -> "ocp.CheckpointManager":
         # Without `best_fn` orbax stores no metrics, and a resumed run could not tell its best.
         best_fn=lambda metrics: metrics["psnr"],
         preservation_policy=policy,
+        cleanup_tmp_directories=cleans_up,
     )
     return ocp.CheckpointManager(folder.absolute(), options=options)
 

@@ -253,13 +253,13 @@ def _use_copies(folder: Path, content: Any) -> Any:
     return content
 
 
-def open_checkpoints(folder: Path, config: TrainConfig) -> Any:
-    """The manager of a run's checkpoints."""
-    return checkpoint.open_checkpoints(folder / "checkpoints", config.keep_checkpoints)
+def open_checkpoints(folder: Path, config: TrainConfig, cleans_up: bool = False) -> Any:
+    """The manager of a run's checkpoints; `cleans_up` as in `checkpoint.open_checkpoints`."""
+    return checkpoint.open_checkpoints(folder / "checkpoints", config.keep_checkpoints, cleans_up)
 
 
 class LazyCheckpointManager:
-    """The manager of a run's checkpoints, opened when the first checkpoint is saved."""
+    """The manager of the checkpoints of a run in training, opened when the first is saved."""
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self._folder, self._config = folder, config
@@ -267,7 +267,9 @@ class LazyCheckpointManager:
 
     def save(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the manager's `save`."""
-        self._manager = self._manager or open_checkpoints(self._folder, self._config)
+        self._manager = self._manager or open_checkpoints(
+            self._folder, self._config, cleans_up=True
+        )
         return self._manager.save(*args, **kwargs)
 
     def wait_until_finished(self) -> None:

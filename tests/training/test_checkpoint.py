@@ -135,3 +135,21 @@ def test_restore_rejects_a_state_of_another_shape(tmp_path: Path, target: Any) -
     with pytest.raises(InputError, match=f"step 7 in {tmp_path}"):
         checkpoint.restore(manager, 7, jax.eval_shape(lambda: target))
     manager.close()
+
+
+@pytest.mark.parametrize("cleans_up", [False, True])
+def test_what_a_killed_process_began_to_write_is_removed_by_the_next_that_writes(
+    tmp_path: Path, cleans_up: bool
+) -> None:
+    save_all(tmp_path, 2, {1: None})
+    begun = tmp_path / "2.orbax-checkpoint-tmp"
+    begun.mkdir()
+    (begun / "array").write_bytes(b"half")
+    manager = checkpoint.open_checkpoints(tmp_path, 2, cleans_up)
+    assert manager.latest_step() == 1
+    checkpoint.save(manager, 3, make_state(3), {"number": 3}, None)
+    manager.wait_until_finished()
+    manager.close()
+    # Another process may be writing it, unless this one is the only one.
+    assert begun.exists() != cleans_up
+    assert (tmp_path / "3").is_dir()
