@@ -44,14 +44,16 @@ class Start(NamedTuple):
     Attributes:
       config: complete: everything that depends on the data is resolved.
       folder: of the run.
-      restored: the run at its last checkpoint, if it is resumed.
+      restored: the run at its last checkpoint, if it is resumed and has one.
       hardware: of `describe_hardware`.
+      resumed: whether an earlier process has written to the folder.
     """
 
     config: TrainConfig
     folder: Path
     restored: Run | None
     hardware: str
+    resumed: bool = False
 
     @property
     def step(self) -> int:
@@ -136,11 +138,14 @@ def _resume(
     """
     run_dir = _name_run(config, data)
     _lock(run_dir, stack)
+    if not processes.broadcast_from_main(runs.has_checkpoints(run_dir)):
+        print(f"{run_dir} was stopped before its first checkpoint: it begins again.")
+        return Start(config, run_dir, None, hardware, resumed=True)
     restored = runs.open_run(run_dir, config=config)
     _check_same_scene(restored, data.metadata)
     processes.main_process_first(lambda: runs.set_newer_aside(run_dir, int(restored.state.step)))
     print(f"Resuming {run_dir} at step {int(restored.state.step)} of {config.num_steps}.")
-    return Start(config, run_dir, restored, hardware)
+    return Start(config, run_dir, restored, hardware, resumed=True)
 
 
 def _begin(
@@ -188,11 +193,9 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
     """Trains, scores and shows a run, and closes everything, whatever happens; the exit code."""
     config, folder = start.config, start.folder
     viewer = viewing.open_viewer(config, data.scene, data.metadata, folder)
-    events = EventWriter(
-        folder, processes.is_main_process(), start.step if start.restored else None
-    )
+    events = EventWriter(folder, processes.is_main_process(), start.step if start.resumed else None)
     events.note(
-        f"{'resumed' if start.restored else 'begun'} at step {start.step} of {config.num_steps}: "
+        f"{'resumed' if start.resumed else 'begun'} at step {start.step} of {config.num_steps}: "
         f"{config.field.name} on {data.scene.name}; {start.hardware}"
     )
     manager = runs.LazyCheckpointManager(folder, config)

@@ -336,8 +336,8 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
     config = config or read_config(folder)
     if not (folder / "checkpoints").is_dir():
         raise InputError(
-            f"The run {folder} has no checkpoint yet: nothing can be rendered or resumed; train it "
-            "anew under another name."
+            f"The run {folder} has no checkpoint yet: nothing can be rendered; train it with "
+            f"--resume --run-dir {folder}."
         )
     manager = open_checkpoints(folder, config)
     try:
@@ -353,6 +353,11 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
         return _open_newest(manager, folder, known, config)
     finally:
         manager.close()
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run has a checkpoint that was written to its end."""
+    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
 
 
 def _open_newest(manager: Any, folder: Path, steps: Sequence[int], config: TrainConfig) -> Run:

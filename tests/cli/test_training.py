@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,24 @@ def test_run_folder_has_exactly_the_documented_files(trained: Path) -> None:
     validations = json.loads((trained / "metrics.json").read_text())["validations"]
     assert steps <= {"24", *(str(v["step"]) for v in validations)}
     assert "24" in steps and len(steps) >= 2
+
+
+def test_resume_of_a_run_without_a_checkpoint_begins_it_again(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((run_copy / "metrics.json").read_text())
+    shutil.rmtree(run_copy / "checkpoints")
+    half_written = run_copy / "checkpoints" / "4.orbax-checkpoint-tmp"
+    half_written.mkdir(parents=True)
+    arguments = ["--resume", "--run-dir", str(run_copy), "--video.frames", "0"]
+    assert cli.run_command("train", arguments) == 0
+    assert "was stopped before its first checkpoint: it begins again." in capsys.readouterr().out
+    assert json.loads((run_copy / "metrics.json").read_text())["test"] == before["test"]
+    assert not half_written.exists()
+    events = EventAccumulator(str(run_copy), size_guidance={"scalars": 0})
+    events.Reload()
+    steps = [scalar.step for scalar in events.Scalars("train/loss")]
+    assert steps == sorted(set(steps))
 
 
 def test_resume_of_a_finished_run_scores_it_again(
