@@ -14,7 +14,7 @@ from jaxrf.training.schedule import TrainSchedule
 # Progress of a training from which the rate of cameras decays: they have to be right, and quiet,
 # while the field takes in its detail.
 CAMERA_DECAY_START = 0.2
-# Of the pull on cameras, in pixels: by how much a camera that is right moves at most.
+# Distance in pixels from its first pose at which a camera is pulled back most; it shrinks beyond.
 CAMERA_PULL_WIDTH = 0.2
 
 
