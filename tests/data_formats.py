@@ -2,12 +2,14 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from scenes import ANGLE, make_scene
+from scipy.spatial.transform import Rotation
 
 from jaxrf.cameras.base import Cameras, image_rays
 from jaxrf.cameras.transforms import invert_transform, transform_positions
@@ -294,6 +296,109 @@ def write_metashape(
         f'<calibration type="frame" class="adjusted">{calibration}</calibration></sensor>'
         f"</sensors><cameras>{cameras}{extra}</cameras></chunk></document>"
     )
+    return folder
+
+
+def write_rig(folder: Path, scale: float = 2.0) -> Path:
+    """Metashape's cameras of a rig of two: the second has no pose but an offset, in meters."""
+    write_metashape(folder)
+    listing = folder / "block.xml"
+    poses = [
+        np.asarray(pose, np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        for pose in true_cameras().T_world_camera[:2]
+    ]
+    offset = np.linalg.inv(poses[0]) @ poses[1]
+    rotation, location = (
+        " ".join(map(repr, map(float, part.ravel())))
+        for part in (offset[:3, :3], offset[:3, 3] * scale)
+    )
+    text = listing.read_text()
+    sensor = text[text.index("<sensor id") : text.index("</sensors>")]
+    slave = sensor.replace('id="3"', 'id="4" master_id="3"', 1).replace(
+        "</sensor>", f"<rotation>{rotation}</rotation><location>{location}</location></sensor>"
+    )
+    text = text.replace("</sensors>", f"{slave}</sensors>")
+    begin = text.index('<camera id="1"')
+    end = text.index("</camera>", begin)
+    camera = f'<camera id="1" sensor_id="4" master_id="0" label="{view_names()[1]}">'
+    text = text[:begin] + camera + text[end:]
+    listing.write_text(
+        text.replace("</cameras>", f"</cameras><transform><scale>{scale}</scale></transform>")
+    )
+    return folder
+
+
+ALICEVISION_VERSION = ("1", "2", "6")
+
+
+def write_alicevision(folder: Path, version: Sequence[str] = ALICEVISION_VERSION) -> Path:
+    """Meshroom's cameras, as text, with paths from before the images moved."""
+    true = true_cameras()
+    save_images(folder / "photos", view_names(), ".jpg")
+    focal = float(true.focal[0, 0])
+    views, poses = [], []
+    for view, name in enumerate(view_names()):
+        pose = np.asarray(true.T_world_camera[view], np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        number = str(1000 + view)
+        views.append(
+            {"viewId": number, "poseId": number, "intrinsicId": "7", "path": f"D:/in/{name}.jpg"}
+        )
+        # World-to-camera, column by column.
+        rotation = [str(entry) for entry in pose[:3, :3].T.ravel(order="F")]
+        transform = {"rotation": rotation, "center": [str(entry) for entry in pose[:3, 3]]}
+        poses.append({"poseId": number, "pose": {"transform": transform, "locked": "0"}})
+    views.append({"viewId": "9", "poseId": "9", "intrinsicId": "7", "path": "D:/in/lost.jpg"})
+    # Of images that are twice as large, on a sensor of 8 mm, with pixels that are half as high.
+    intrinsic: dict[str, Any] = {"intrinsicId": "7", "width": "32", "height": "32"}
+    if tuple(map(int, version)) < (1, 2, 1):
+        intrinsic |= {"pxFocalLength": str(2 * focal), "principalPoint": ["17", "14"]}
+    else:
+        length = str(2 * focal / 32 * 8)
+        intrinsic |= {"focalLength": length, "sensorWidth": "8", "principalPoint": ["1", "-2"]}
+        intrinsic["pixelRatio"] = "2" if tuple(map(int, version)) >= (1, 2, 5) else "0.5"
+    intrinsic |= {"type": "radial3", "distortionParams": ["0.05", "-0.01", "0.002"]}
+    content = {"version": version, "views": views, "intrinsics": [intrinsic], "poses": poses}
+    (folder / "cameras.sfm").write_text(json.dumps(content))
+    return folder
+
+
+def write_opensfm(folder: Path, camera: dict[str, Any] | None = None) -> Path:
+    """OpenSfM's reconstruction in the project of OpenDroneMap, and a small one of other shots."""
+    true = true_cameras()
+    save_images(folder / "images", view_names(), ".jpg")
+    # OpenDroneMap keeps undistorted copies, with the same names.
+    save_images(folder / "opensfm" / "undistorted" / "images", view_names(), ".jpg")
+    shots = {}
+    for view, name in enumerate(view_names()):
+        pose = np.asarray(true.T_world_camera[view], np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        inverse = np.linalg.inv(pose)
+        vector = Rotation.from_matrix(inverse[:3, :3]).as_rotvec()
+        shots[f"{name}.jpg"] = {
+            "rotation": vector.tolist(), "translation": inverse[:3, 3].tolist(), "camera": "phone",
+        }  # fmt: skip
+    focal = float(true.focal[0, 0]) / 16
+    model = {"projection_type": "perspective", "width": 32, "height": 32, "focal": focal}
+    cameras = {"phone": camera or model}
+    small = {"cameras": cameras, "shots": {"lost.jpg": shots[f"{view_names()[0]}.jpg"]}}
+    content = [small, {"cameras": cameras, "shots": shots, "points": {}}]
+    (folder / "opensfm" / "reconstruction.json").write_text(json.dumps(content))
+    return folder
+
+
+def write_reality_capture(folder: Path, header: str = "px,py,k1,k2,k3,k4,t1,t2") -> Path:
+    """RealityCapture's table of cameras beside a folder of images."""
+    true = true_cameras()
+    save_images(folder / "photos", view_names(), ".jpg")
+    focal = float(true.focal[0, 0]) / 16 * 36
+    lines = ["#cameras 6", f"#name,x,y,alt,heading,pitch,roll,f,{header}".rstrip(",")]
+    others = "".join(",0" for name in header.split(",") if name)
+    for view, name in enumerate(view_names()):
+        pose = np.asarray(true.T_world_camera[view], np.float64)
+        # Intrinsic: around z, then x, then y.
+        yaw, pitch, roll = Rotation.from_matrix(pose[:3, :3]).as_euler("ZXY", degrees=True)
+        numbers = [*pose[:3, 3], -yaw, pitch, roll, focal]
+        lines.append(",".join([f"{name}.jpg", *map(repr, map(float, numbers))]) + others)
+    (folder / "cameras.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
     return folder
 
 

@@ -11,8 +11,15 @@ from jaxrf.core.json_files import shorten
 
 # Near and far: the same for all cameras, or a function of the cameras and the index of one of them.
 SceneRange = tuple[float, float] | Callable[[Cameras, int], tuple[float, float]]
-# Files carry 6 or more digits; a scaled or sheared pose deviates by far more.
+# Of the last row. Files carry 6 or more digits.
 POSE_TOLERANCE = 1e-3
+# Of the products of axes, and of a scale that is none: axes of two digits deviate by 0.01, sheared
+# ones by far more.
+AXES_TOLERANCE, SCALE_TOLERANCE = 0.02, 0.01
+# Below which axes are left as they are.
+EXACT_TOLERANCE = 1e-5
+# Of axes of a scaled pose.
+MIN_SCALE = 1e-6
 
 
 def look_at(
@@ -50,6 +57,15 @@ def rotation_from_quaternion(
             [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
         ]
     )
+
+
+def rotation_from_vector(vector: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    """Rotation around a vector by its length in radians."""
+    half = 0.5 * float(np.linalg.norm(vector))
+    axis = 0.5 * np.sinc(half / np.pi) * vector
+    rotation = rotation_from_quaternion(np.array([np.cos(half), *axis]))
+    assert rotation is not None
+    return rotation
 
 
 def focus_point(T_world_camera: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, "3"]:
@@ -112,6 +128,32 @@ def check_pose(
     Raises:
       InputError: it is not a rotation and a translation.
     """
+    pose, scale = split_scale(value, where, key)
+    if scale != 1.0:
+        raise InputError(
+            f"{key} in {where} is a rotation times {scale:.4g}; take the scale out of it."
+        )
+    return pose
+
+
+def split_scale(
+    value: object, where: str, key: str = "transform_matrix"
+) -> tuple[Float[np.ndarray, "4 4"], float]:
+    """A camera-to-world matrix as a rigid pose in float64, and the scale of its axes.
+
+    Axes are scaled where the camera of a scene is, as in Blender, or where the whole matrix is, its
+    last entry too. Neither changes an image, so that the position stays as it is. Axes that were
+    rounded are replaced by the nearest ones that are orthogonal (polar decomposition).
+
+    Args:
+      value: parsed JSON.
+      where: file or entry that holds it, for messages.
+      key: name of the matrix, for messages.
+
+    Raises:
+      InputError: it is not 4 rows of 4 finite numbers, or not a rotation, a scale and a
+        translation.
+    """
     rows = value if isinstance(value, list) else []
     if len(rows) != 4 or not all(isinstance(row, list) and len(row) == 4 for row in rows):
         raise InputError(f"{key} in {where} is not 4 rows of 4 numbers; correct it.")
@@ -120,14 +162,24 @@ def check_pose(
         if not isinstance(entry, float) or not abs(entry) <= limit:  # False for NaN.
             raise InputError(f"{key} in {where} holds {shorten(entry)}; make it a finite number.")
     pose = np.array(rows)
-    rotation = pose[:3, :3]
+    scale = float(np.cbrt(np.linalg.det(pose[:3, :3])))
+    in_range = MIN_SCALE <= scale <= 1.0 / MIN_SCALE
+    axes = pose[:3, :3] / (scale if in_range else 1.0)
+    deviation = np.abs(axes @ axes.T - np.eye(3)).max()
+    last = np.append(pose[3, :3], np.abs(pose[3, 3] - np.array([1.0, scale])).min())
     if (
-        np.abs(rotation @ rotation.T - np.eye(3)).max() > POSE_TOLERANCE
-        or np.linalg.det(rotation) < 0.0
-        or np.abs(pose[3] - np.array([0.0, 0.0, 0.0, 1.0])).max() > POSE_TOLERANCE
+        not in_range
+        or deviation > AXES_TOLERANCE
+        or np.abs(last).max() > POSE_TOLERANCE * min(scale, 1.0)
     ):
         raise InputError(
             f"{key} in {where} is not a rotation and a translation"
-            " (orthonormal, determinant +1, last row 0 0 0 1); take scale and mirroring out of it."
+            " (orthogonal axes of one length, determinant above 0, last row 0 0 0 1); take shear "
+            "and mirroring out of it."
         )
-    return pose
+    if deviation > EXACT_TOLERANCE:
+        left, _, right = np.linalg.svd(axes)
+        axes = left @ right
+    pose[:3, :3] = axes
+    pose[3] = (0.0, 0.0, 0.0, 1.0)
+    return pose, 1.0 if abs(scale - 1.0) < SCALE_TOLERANCE else scale

@@ -193,6 +193,7 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
     """Trains, scores and shows a run, and closes everything, whatever happens; the exit code."""
     config, folder = start.config, start.folder
     viewer = viewing.open_viewer(config, data.scene, data.metadata, folder)
+    page = viewing.open_page(config, folder)
     events = EventWriter(folder, processes.is_main_process(), start.step if start.resumed else None)
     events.note(
         f"{'resumed' if start.resumed else 'begun'} at step {start.step} of {config.num_steps}: "
@@ -229,8 +230,9 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
     finally:
         manager.close()
         events.close()
-        if viewer is not None:
-            viewer.close()
+        for shown in (viewer, page):
+            if shown is not None:
+                shown.close()
     return 0
 
 

@@ -24,7 +24,8 @@ class ViewOptions:
     """Port to listen at, or the next free one."""
     bake: bool = False
     """Serve the page that `jaxrf export --format web` writes: the browser's graphics card draws it,
-    many times faster; without crops, paths and videos."""
+    many times faster; without crops, paths and videos. Voxels and ternary networks are shown anew
+    whenever a training saves a checkpoint."""
 
     def __post_init__(self) -> None:
         require_port(self, "port")
@@ -41,7 +42,8 @@ def run(options: ViewOptions) -> int:
     run = run_folder.open_run_or_file(source, options.step)
     set_up_jax(run.config.matmul_precision)
     if options.bake:
-        viewing.show_page_until_interrupt(run, options.host, options.port)
+        follows = source.is_dir() and options.step is None
+        viewing.show_page_until_interrupt(run, options.host, options.port, follows)
         return 0
     folder = run_folder.folder_beside(source, run_folder.VIEWS)
     background = background_color(run.config)

@@ -20,22 +20,34 @@ def read_json(path: Path, must_hold: str) -> dict[str, Any]:
     Raises:
       InputError: the file cannot be read, is too large, or is not a JSON object.
     """
+    value = _parse(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object; it must hold {must_hold}.")
+    return value
+
+
+def read_json_array(path: Path, must_hold: str) -> list[Any]:
+    """The JSON array of a file; arguments and errors as of `read_json`."""
+    value = _parse(path)
+    if not isinstance(value, list):
+        raise InputError(f"{path} is not a JSON array; it must hold {must_hold}.")
+    return value
+
+
+def _parse(path: Path) -> object:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise InputError(
                 f"{path} has more than {MAX_JSON_BYTES >> 20} MiB; it must be smaller."
             )
         # As floats, integers of any length are numbers (or inf).
-        value = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=float)
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_int=float)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the file.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; save or copy it again.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not complete JSON ({error}); copy it again.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object; it must hold {must_hold}.")
-    return value
 
 
 def shorten(value: object) -> str:

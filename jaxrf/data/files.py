@@ -46,7 +46,7 @@ class DataFolder:
         """The path of a file that a listing names, relative to the folder.
 
         Of a path that is absolute or leads out of the folder, the longest part at its end that
-        exists inside is taken. A path inside need not exist.
+        exists inside is taken, or its name, for `find_holders`. A path inside need not exist.
 
         Args:
           value: parsed from the listing.
@@ -54,7 +54,7 @@ class DataFolder:
           key: of the entry, for messages.
 
         Raises:
-          InputError: the value is not a path, or means nothing inside the folder.
+          InputError: the value is not the path of a file.
         """
         described = f"{key} {shorten(value)} in {where}"
         path = parse_path(value, described)
@@ -65,7 +65,9 @@ class DataFolder:
             file = self.find(PurePath(*names[start:]))
             if file is not None:
                 return file
-        raise InputError(f"{described} is not inside the data folder; give a path relative to it.")
+        if not names:
+            raise InputError(f"{described} names no file; give a path relative to the data folder.")
+        return Path(names[-1])
 
     def list_images(self, folder: PurePath) -> list[Path]:
         """Images in a subfolder, in natural order, without hidden files."""
@@ -172,9 +174,9 @@ def format_names(names: Sequence[str], limit: int = 3) -> str:
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
 
 
-def format_count(count: int, noun: str) -> str:
+def format_count(count: int, noun: str, plural: str = "") -> str:
     """A number with its noun, as "1 image" or "3 images"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
 
 
 def _drives(path: PurePath) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ class Intrinsics:
         either, pixels are square.
       center: (x, y) principal point in pixels; None is the middle of the image.
       size: (width, height) of the image that they are for; None is the size of the file.
+      relative: whether focal lengths and the principal point are in units of the longer side, the
+        latter from the middle of the image; then `size` is None.
       lens, distortion: as in `Cameras`, no coefficients for a pinhole.
     """
 
@@ -34,6 +36,7 @@ class Intrinsics:
     angles: tuple[float | None, float | None] = (None, None)
     center: tuple[float | None, float | None] = (None, None)
     size: tuple[float, float] | None = None
+    relative: bool = False
     lens: Lens = "perspective"
     distortion: tuple[float, ...] = ()
 
@@ -45,6 +48,10 @@ class Intrinsics:
             for focal, angle, side in zip(self.focal, self.angles, size, strict=True)
         ]
         across, down = lengths[0] or lengths[1] or 0.0, lengths[1] or lengths[0] or 0.0
+        if self.relative:
+            longer, (x, y) = max(size), self.center
+            middle = 0.5 * size[0] + (x or 0.0) * longer, 0.5 * size[1] + (y or 0.0) * longer
+            return across * longer, down * longer, *middle
         center = [
             0.5 * side if middle is None else middle
             for middle, side in zip(self.center, size, strict=True)
@@ -91,6 +98,7 @@ class Frame:
       depth_map: measured depth of its pixels.
       points: (q, 3) points of a reconstruction that it shows: across and down as fractions of the
         width and height, and the distance from its camera in the files' units.
+      scale: of the axes of its pose in the file, which `pose` is without.
     """
 
     path: Path
@@ -101,6 +109,7 @@ class Frame:
     depth: Path | None = None
     depth_map: DepthMap | None = None
     points: Float[np.ndarray, "q 3"] | None = None
+    scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,6 +95,7 @@ def load_listing(
         notes=(
             *listing.notes,
             *notes,
+            *selection.describe_scales(frames),
             *outlier_notes,
             *mask_notes,
             *carve_notes,

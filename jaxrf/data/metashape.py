@@ -75,7 +75,9 @@ def read_metashape(folder: Path, splits: Sequence[str], options: LoadOptions) ->
     """Lists the images that Metashape has aligned; every 8th, in the order of names, is held out.
 
     Cameras are camera-to-world with x right, y down, z forwards, in the coordinates of their chunk.
-    Images are found by the cameras' labels, in any subfolder. A pixel is at
+    Those of a rig that have no pose of their own are placed by their master's pose, and the
+    rotation and location of their sensor, which are slave-to-master and in meters. Images are found
+    by the cameras' labels, in any subfolder. A pixel is at
     (w / 2 + cx + (f + b1) x + b2 y, h / 2 + cy + f y), where (x, y) is bent by k1 to k4, p1 and p2;
     OpenCV's p1 is Metashape's p2 and the other way round.
 
@@ -123,23 +125,62 @@ def read_metashape(folder: Path, splits: Sequence[str], options: LoadOptions) ->
 def _read_cameras(chunk: ET.Element, listing: Path, options: LoadOptions) -> _Cameras:
     sensors = {sensor.get("id", ""): sensor for sensor in chunk.iter("sensor")}
     known: dict[str, _Sensor] = {}
+    poses = _read_poses(chunk, sensors, listing)
     posed, unplaced = [], []
-    for camera in chunk.iter("camera"):
+    for index, camera in enumerate(chunk.iter("camera")):
         label, number = camera.get("label", ""), camera.get("sensor_id", "")
-        where = f"Camera {label} of {listing}"
-        transform = camera.find("transform")
-        if transform is None or camera.get("enabled", "true").lower() in ("false", "0"):
+        if index not in poses or camera.get("enabled", "true").lower() in ("false", "0"):
             unplaced.append(label)
             continue
         if number not in known:
             if number not in sensors:
-                raise InputError(f"{where} has no sensor; export the cameras again.")
+                raise InputError(f"Camera {label} of {listing} has no sensor; export it again.")
             known[number] = _read_sensor(sensors[number], f"Sensor {number} of {listing}")
-        posed.append(
-            _Camera(label, _read_pose(transform, where, options), known[number].intrinsics)
-        )
+        pose = poses[index] if options.axes == "opengl" else poses[index] @ FLIP_YZ
+        posed.append(_Camera(label, pose, known[number].intrinsics))
     left_out = [sensor.left_out for sensor in known.values() if sensor.left_out]
     return _Cameras(posed, unplaced, left_out)
+
+
+def _read_poses(
+    chunk: ET.Element, sensors: dict[str, ET.Element], listing: Path
+) -> dict[int, Float[np.ndarray, "4 4"]]:
+    """Poses of cameras by their place in a chunk, in the axes of the file, without those unplaced.
+
+    Of a rig, often only the master has a transform.
+    """
+    cameras = list(chunk.iter("camera"))
+    poses = {
+        index: _read_pose(transform, f"Camera {camera.get('label', '')} of {listing}")
+        for index, camera in enumerate(cameras)
+        if (transform := camera.find("transform")) is not None
+    }
+    by_id = {cameras[index].get("id", ""): pose for index, pose in poses.items()}
+    for index, camera in enumerate(cameras):
+        master = by_id.get(camera.get("master_id", ""))
+        sensor = sensors.get(camera.get("sensor_id", ""))
+        if index in poses or master is None or sensor is None:
+            continue
+        where = f"Sensor {sensor.get('id', '')} of {listing}"
+        offset = np.eye(4)
+        for tag, size in (("rotation", 9), ("location", 3)):
+            numbers = _to_numbers(sensor.findtext(tag), f"{tag} of {where}")
+            if len(numbers) != size:
+                raise InputError(f"{where} has no {tag} in its rig; export the cameras again.")
+            target = offset[:3, :3] if tag == "rotation" else offset[:3, 3]
+            target[...] = np.reshape(numbers, target.shape)
+        offset[:3, 3] /= _read_scale(chunk, listing)
+        poses[index] = master @ check_pose(offset.tolist(), where, "rotation")
+    return poses
+
+
+def _read_scale(chunk: ET.Element, listing: Path) -> float:
+    """Meters per unit of a chunk's coordinates, which are arbitrary without references."""
+    where = f"The scale of the transform of {listing}"
+    scale = (_to_numbers(chunk.findtext("transform/scale"), where) or [1.0])[0]
+    if not 1e-9 < scale < 1e9:
+        raise InputError(f"{where} is {scale:g}; export the cameras again.")
+    return scale
 
 
 def _parse(listing: Path) -> ET.Element:
@@ -160,13 +201,12 @@ def _parse(listing: Path) -> ET.Element:
         raise InputError(f"{listing} is not complete XML ({error}); copy it again.") from error
 
 
-def _read_pose(transform: ET.Element, where: str, options: LoadOptions) -> Float[np.ndarray, "4 4"]:
+def _read_pose(transform: ET.Element, where: str) -> Float[np.ndarray, "4 4"]:
     numbers = _to_numbers(transform.text, f"transform of {where}")
     if len(numbers) != 16:
         raise InputError(f"transform of {where} is not 16 numbers; export the cameras again.")
     rows = [numbers[start : start + 4] for start in range(0, 16, 4)]
-    pose = check_pose(rows, where, "transform")
-    return pose if options.axes == "opengl" else pose @ FLIP_YZ
+    return check_pose(rows, where, "transform")
 
 
 def _to_numbers(text: str | None, where: str) -> list[float]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras.lenses import COEFFICIENTS, Lens
-from jaxrf.cameras.poses import check_pose
+from jaxrf.cameras.poses import split_scale
 from jaxrf.core.errors import InputError
 from jaxrf.core.json_files import shorten
 from jaxrf.data.files import DataFolder
@@ -60,7 +60,7 @@ def read_frames(
         for key in ("file_path", "transform_matrix"):
             if key not in frame:
                 raise InputError(f"{where} has no {key}; add it or take the frame out.")
-        pose = check_pose(frame["transform_matrix"], where)
+        pose, scale = split_scale(frame["transform_matrix"], where)
         if options.axes == "opencv":
             pose = pose @ FLIP_YZ
         path = _add_suffix(folder, folder.find_listed(frame["file_path"], where))
@@ -74,7 +74,9 @@ def read_frames(
             mask = Mask(folder.find_listed(frame["mask_path"], where, "mask_path"))
         intrinsics = read_intrinsics({**shared, **frame}, where, str(listing))
         depth_map = _find_depth_map({**shared, **frame}, where, folder, options)
-        result.append(Frame(path, listing, pose, intrinsics, mask, depth_map=depth_map))
+        result.append(
+            Frame(path, listing, pose, intrinsics, mask, depth_map=depth_map, scale=scale)
+        )
     return result
 
 

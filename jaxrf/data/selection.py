@@ -87,6 +87,19 @@ def keep_existing(
     return usable, notes
 
 
+def describe_scales(frames: Frames) -> list[str]:
+    """A note on poses whose axes are scaled."""
+    every = {id(f): f for group in frames.values() for f in group}.values()
+    scaled = [frame for frame in every if frame.scale != 1.0]
+    if not scaled:
+        return []
+    return [
+        f"Poses: the axes of {len(scaled)} of {format_count(len(every), 'matrix', 'matrices')} in "
+        f"{scaled[0].listing.name} are scaled, by {scaled[0].scale:.4g} for {scaled[0].path.name}, "
+        "which changes no image and is taken out; positions are read as they are."
+    ]
+
+
 def leave_out_outliers(frames: Frames, listing: Listing) -> tuple[Frames, list[str]]:
     """Frames without those whose poses cannot be right, and notes on them."""
     every = [frame for group in frames.values() for frame in group]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from jaxrf.core.errors import InputError, MissingSplitError
 from jaxrf.data import (
+    alicevision,
     blender,
     colmap,
     deepvoxels,
@@ -16,7 +17,9 @@ from jaxrf.data import (
     metashape,
     multiscale,
     nsvf,
+    opensfm,
     polycam,
+    reality_capture,
     record3d,
     tiny_nerf,
     transforms,
@@ -34,7 +37,7 @@ from jaxrf.data.scene import Scene
 DEFAULT_PATH = Path("nerf_synthetic/lego")
 # Files that stand for the folder in which they are.
 LISTING_FILES = frozenset(
-    {transforms.LISTING, llff.LISTING, multiscale.LISTING}
+    {transforms.LISTING, llff.LISTING, multiscale.LISTING, opensfm.LISTING}
     | {f"transforms_{split}.json" for split in ("train", "val", "test")}
 )
 
@@ -91,8 +94,7 @@ def find_data(data: Path) -> Path:
     if not data.is_absolute():
         candidates += [root / data for root in search_paths()]
     for folder in candidates:
-        is_listing = folder.name in LISTING_FILES or metashape.is_cameras(folder)
-        if is_listing and folder.is_file():
+        if folder.is_file() and _is_listing(folder):
             return folder.parent
         if folder.exists():
             return folder
@@ -100,6 +102,12 @@ def find_data(data: Path) -> Path:
         f"{data} does not exist: give the folder that holds transforms_train.json or another list "
         "of images, a folder of photos or a video (training without --data takes the built-in "
         "scene)."
+    )
+
+
+def _is_listing(path: Path) -> bool:
+    return path.name in LISTING_FILES or any(
+        reader.is_cameras(path) for reader in (metashape, alicevision, reality_capture)
     )
 
 
@@ -229,13 +237,34 @@ FORMATS = (
         lambda path: metashape.find_cameras(path) is not None,
         _load_by(metashape.read_metashape),
     ),
+    Format(
+        "Meshroom",
+        "cameras.sfm",
+        lambda path: alicevision.find_cameras(path) is not None,
+        _load_by(alicevision.read_alicevision),
+    ),
+    Format(
+        "OpenSfM",
+        opensfm.LISTING,
+        lambda path: opensfm.find_reconstruction(path) is not None,
+        _load_by(opensfm.read_opensfm),
+    ),
+    Format(
+        "RealityCapture",
+        "a table (.csv) of cameras",
+        lambda path: reality_capture.find_cameras(path) is not None,
+        _load_by(reality_capture.read_reality_capture),
+    ),
 )
 # What to do with files that other programs write, by their suffix.
 FOREIGN_FILES = {
     ".zip": "unpack it, and give the folder",
     ".r3d": "export the video from Record3D as EXR + RGB, and give that folder",
     ".psx": "export the cameras from Metashape as Agisoft XML into the folder of the photos",
-    ".rcproj": "export from RealityCapture in COLMAP's format, and give that folder",
+    ".rcproj": "export Internal/External camera parameters from RealityCapture into the folder of "
+    "the images, or all in COLMAP's format, and give that folder",
+    ".mg": "add cameras.sfm of Meshroom's StructureFromMotion to the folder of the images, and give "
+    "that folder",
     ".glb": "it is a mesh; give photos of it",
     ".ply": "it is points or a mesh; give photos of it",
 }

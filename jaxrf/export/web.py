@@ -76,9 +76,19 @@ def shows_itself(run: Run) -> bool:
     return shows_voxels(run) or shows_ternary(run)
 
 
-def make_page(run: Run, in_one_file: bool = True) -> Page:
-    """A run that `shows_itself` as a page; InputError if nothing is in it."""
+def make_page(run: Run, in_one_file: bool = True, poster: bytes | None = None) -> Page:
+    """A run that `shows_itself` as a page.
+
+    Args:
+      run: shown.
+      in_one_file: whether the page holds its data.
+      poster: JPEG that is shown while the page loads; None renders it.
+
+    Raises:
+      InputError: nothing is in the scene.
+    """
     scene = _make_web_scene(run)
+    poster = poster or make_poster(run)
     packed = gzip.compress(b"".join(scene.buffers.values()), mtime=0)
     meta = {
         **_describe_view(run),
@@ -87,9 +97,25 @@ def make_page(run: Run, in_one_file: bool = True) -> Page:
         "buffers": [[name, len(buffer)] for name, buffer in scene.buffers.items()],
     }
     if in_one_file:
-        return Page(_fill_page(run, scene, meta, base64.b64encode(packed).decode()), b"")
+        data = base64.b64encode(packed).decode()
+        return Page(_fill_page(run, scene, meta, poster, data), b"")
     meta |= {"file": DATA_FILE, "packed_size": len(packed)}
-    return Page(_fill_page(run, scene, meta, ""), packed)
+    return Page(_fill_page(run, scene, meta, poster, ""), packed)
+
+
+def make_poster(run: Run) -> bytes:
+    """The first camera's view as a JPEG."""
+    scene = run.scene
+    scale = min(POSTER_SIZE / max(scene.width, scene.height), 1.0)
+    width, height = (max(round(scale * side), 1) for side in (scene.width, scene.height))
+    pose = np.array(_list_cameras(run)[0]).reshape(4, 4).T
+    cameras = pinhole_cameras(pose[None], width, height, scale * scene.focal)
+    cameras = dataclasses.replace(cameras, ndc=scene.ndc)
+    image = np.clip(runs.make_render_fn(run, supersample=1)(cameras, 0).rgb, 0.0, 1.0)
+    file = io.BytesIO()
+    pixels = np.rint(255.0 * np.asarray(image)).astype(np.uint8)
+    imageio.imwrite(file, pixels, extension=".jpg", quality=POSTER_QUALITY)
+    return file.getvalue()
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -120,7 +146,7 @@ def _make_web_scene(run: Run) -> WebScene:
     return WebScene("ternary.js", pack_ternary(run), meta, f"{weights:,} ternary weights")
 
 
-def _fill_page(run: Run, scene: WebScene, meta: dict[str, Any], data: str) -> bytes:
+def _fill_page(run: Run, scene: WebScene, meta: dict[str, Any], poster: bytes, data: str) -> bytes:
     pages = importlib.resources.files(__package__).joinpath("pages")
     page = pages.joinpath("page.html").read_text(encoding="utf-8")
     background = np.rint(255.0 * background_color(run.config)).astype(int)
@@ -128,7 +154,7 @@ def _fill_page(run: Run, scene: WebScene, meta: dict[str, Any], data: str) -> by
         "RENDERER": pages.joinpath(scene.renderer).read_text(encoding="utf-8"),
         "NAME": html.escape(run.scene.name),
         "BACKGROUND": f"rgb({', '.join(map(str, background))})",
-        "POSTER": f"data:image/jpeg;base64,{base64.b64encode(_make_poster(run)).decode()}",
+        "POSTER": f"data:image/jpeg;base64,{base64.b64encode(poster).decode()}",
         # Escaped, so that a name in the metadata cannot end the script.
         "META": json.dumps(meta).replace("<", "\\u003c"),
         "DATA": data,
@@ -136,21 +162,6 @@ def _fill_page(run: Run, scene: WebScene, meta: dict[str, Any], data: str) -> by
     for placeholder, value in placeholders.items():
         page = page.replace(f"@{placeholder}@", value)
     return page.encode()
-
-
-def _make_poster(run: Run) -> bytes:
-    """The first camera's view as a JPEG."""
-    scene = run.scene
-    scale = min(POSTER_SIZE / max(scene.width, scene.height), 1.0)
-    width, height = (max(round(scale * side), 1) for side in (scene.width, scene.height))
-    pose = np.array(_list_cameras(run)[0]).reshape(4, 4).T
-    cameras = pinhole_cameras(pose[None], width, height, scale * scene.focal)
-    cameras = dataclasses.replace(cameras, ndc=scene.ndc)
-    image = np.clip(runs.make_render_fn(run, supersample=1)(cameras, 0).rgb, 0.0, 1.0)
-    file = io.BytesIO()
-    pixels = np.rint(255.0 * np.asarray(image)).astype(np.uint8)
-    imageio.imwrite(file, pixels, extension=".jpg", quality=POSTER_QUALITY)
-    return file.getvalue()
 
 
 def _describe_view(run: Run) -> dict[str, Any]:

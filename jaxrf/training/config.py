@@ -171,6 +171,9 @@ class ViewerConfig:
     """Address to listen at: this machine's own, or 0.0.0.0 for everybody who can reach it."""
     port: int = 8080
     """Port to listen at, or the next that is free."""
+    bake: bool = False
+    """With --view, serve another page at the next port that the browser's graphics card draws:
+    voxels with a color per ray or a ternary network, as the last checkpoint has them."""
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""

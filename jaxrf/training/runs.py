@@ -357,7 +357,13 @@ def open_run(folder: Path, step: int | None = None, config: TrainConfig | None =
 
 def has_checkpoints(folder: Path) -> bool:
     """Whether a run has a checkpoint that was written to its end."""
-    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    return last_step(folder) >= 0
+
+
+def last_step(folder: Path) -> int:
+    """Step of the last checkpoint of a run that was written to its end; -1 without."""
+    names = (path.name for path in (folder / "checkpoints").glob("*"))
+    return max((int(name) for name in names if name.isdigit()), default=-1)
 
 
 def _open_newest(manager: Any, folder: Path, steps: Sequence[int], config: TrainConfig) -> Run:

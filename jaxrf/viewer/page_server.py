@@ -9,10 +9,27 @@ from jaxrf.viewer.origins import LOCAL_NAMES, may_ask
 
 # Ports after the one asked for that are tried if other programs use it.
 PORTS_TRIED = 100
+# Asks for the page's number every few seconds, and loads the page again if it has another. The
+# address holds the view unless the camera turns by itself.
+RELOAD = b"""<script>
+{
+  let first = null;
+  setInterval(async () => {
+    const number = await fetch("number", {cache: "no-store"}).then(r => r.text(), () => first);
+    first ??= number;
+    if (number !== first) location.reload();
+  }, 2000);
+}
+</script>
+"""
+WAITING = b"""<!doctype html>
+<title>Waiting for a checkpoint</title>
+<p style="font: 1em sans-serif; margin: 2em">The training has not saved a checkpoint yet.</p>
+"""
 
 
 class PageServer:
-    """Serves a page until it is closed.
+    """Serves a page until it is closed; the page may be replaced, and browsers load it again.
 
     Attributes:
       address: of the page.
@@ -28,11 +45,18 @@ class PageServer:
         Raises:
           InputError: none of the ports is free.
         """
-        self._server = _bind(host, port, page)
+        self._pages = [page]
+        self._server = _bind(host, port, self._pages)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         name = "localhost" if host in (*LOCAL_NAMES, "0.0.0.0") else host
         self.address = f"http://{name}:{self._server.server_address[1]}"
+
+    def replace(self, page: bytes) -> None:
+        """Serves another page; browsers that show the one before load it within seconds."""
+        # Earlier ones count, but need not be kept.
+        self._pages.append(page)
+        self._pages[-2] = b""
 
     def close(self) -> None:
         """Stops listening."""
@@ -41,8 +65,8 @@ class PageServer:
         self._thread.join()
 
 
-def _bind(host: str, port: int, page: bytes) -> ThreadingHTTPServer:
-    handler = _make_handler(page, host)
+def _bind(host: str, port: int, pages: list[bytes]) -> ThreadingHTTPServer:
+    handler = _make_handler(pages, host)
     for candidate in range(port, min(port + PORTS_TRIED, 65536)):
         try:
             return ThreadingHTTPServer((host, candidate), handler)
@@ -53,21 +77,28 @@ def _bind(host: str, port: int, page: bytes) -> ThreadingHTTPServer:
     )
 
 
-def _make_handler(page: bytes, listens_at: str) -> type[BaseHTTPRequestHandler]:
-    """Answers requests for the page, of those who may ask."""
+def _make_handler(pages: list[bytes], listens_at: str) -> type[BaseHTTPRequestHandler]:
+    """Answers requests for the last of some pages and for its number, of those who may ask."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            path = urlsplit(self.path).path
             if not may_ask(self.headers.get("Host"), self.headers.get("Origin"), listens_at):
                 self.send_error(403, "Open the page as localhost")
-            elif urlsplit(self.path).path not in ("/", "/index.html"):
-                self.send_error(404)
+            elif path in ("/", "/index.html"):
+                self._answer(pages[-1] + RELOAD, "text/html")
+            elif path == "/number":
+                self._answer(str(len(pages)).encode(), "text/plain")
             else:
-                self.send_response(200)
-                self.send_header("Content-Type", "text/html; charset=utf-8")
-                self.send_header("Content-Length", str(len(page)))
-                self.end_headers()
-                self.wfile.write(page)
+                self.send_error(404)
+
+        def _answer(self, content: bytes, kind: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

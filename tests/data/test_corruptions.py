@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from data_formats import (
     METASHAPE_LENS,
+    write_alicevision,
     write_colmap,
     write_deepvoxels,
     write_depth_maps,
@@ -27,7 +28,9 @@ from data_formats import (
     write_metashape,
     write_multiscale,
     write_nsvf,
+    write_opensfm,
     write_polycam,
+    write_reality_capture,
     write_record3d,
     write_tiny_nerf,
     write_transforms,
@@ -59,6 +62,9 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "polycam": write_polycam,
     "record3d": write_record3d,
     "metashape": lambda folder: write_metashape(folder, METASHAPE_LENS),
+    "alicevision": write_alicevision,
+    "opensfm": write_opensfm,
+    "reality_capture": write_reality_capture,
 }
 # Corrupted sets of each kind; more are tried with JAXRF_CORRUPTIONS=100.
 EACH = int(os.environ.get("JAXRF_CORRUPTIONS", "60"))
@@ -199,13 +205,14 @@ def corrupt_image(path: Path, chance: random.Random) -> None:
 
 
 def corrupt_text(path: Path, chance: random.Random) -> None:
-    words = path.read_text().split(" ")
+    separator = "," if path.suffix == ".csv" else " "
+    words = path.read_text().split(separator)
     for _ in range(chance.choice((1, 3))):
         place = chance.randrange(len(words))
         words[place] = chance.choice(
             ["nan", "inf", "-1e400", "x", "", "1e30", "0", "-3", "9" * 5000]
         )
-    path.write_text(" ".join(words))
+    path.write_text(separator.join(words))
 
 
 def corrupt_bytes(path: Path, chance: random.Random) -> None:
@@ -251,7 +258,7 @@ def corrupt(folder: Path, chance: random.Random) -> str:
         by_suffix = {
             ".json": corrupt_json, ".npy": corrupt_array, ".npz": corrupt_archive,
             ".png": corrupt_image, ".jpg": corrupt_image, ".txt": corrupt_text,
-            ".xml": corrupt_text,
+            ".xml": corrupt_text, ".csv": corrupt_text, ".sfm": corrupt_json,
         }  # fmt: skip
         by_suffix.get(path.suffix, corrupt_bytes)(path, chance)
     return str(path.relative_to(folder))

@@ -32,11 +32,24 @@ def status(address: str, host: str | None = None) -> int:
 
 def test_it_serves_the_page_and_nothing_else(server: PageServer) -> None:
     with urllib.request.urlopen(server.address) as response:
-        assert response.read() == PAGE
+        assert response.read() == PAGE + page_server.RELOAD
         assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     assert status(server.address + "/index.html?x=1") == 200
     for path in ("/other", "/../etc/passwd", "/index.html/.."):
         assert status(server.address + path) == 404
+
+
+def read(address: str) -> bytes:
+    with urllib.request.urlopen(address) as response:
+        return bytes(response.read())
+
+
+def test_a_page_that_is_replaced_has_another_number(server: PageServer) -> None:
+    first = read(server.address + "/number")
+    assert read(server.address + "/number") == first
+    server.replace(b"<!doctype html><title>later</title>")
+    assert read(server.address + "/number") != first
+    assert b"later" in read(server.address) and b"ball" not in read(server.address)
 
 
 def test_it_is_not_served_under_the_name_of_another_machine(server: PageServer) -> None:

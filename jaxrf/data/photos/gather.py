@@ -1,6 +1,5 @@
 """Gathers the photos of a folder, and their masks, as upright files of one folder."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ MIN_PHOTO_SIZE = 32
 # Files of other programs' poses beside photos, which are not read, and what those of tables and of
 # metadata hold.
 FOREIGN_POSES = re.compile(
-    r"bundle.*\.out|.*\.nvm|sfm_data\.(json|bin)|reconstruction\.json|.*\.(sfm|rcproj|psx|csv|xmp)",
+    r"bundle.*\.out|.*\.nvm|sfm_data\.(json|bin)|.*\.(mg|rcproj|psx|csv|xmp)",
     re.IGNORECASE,
 )
 FOREIGN_COLUMNS = {".csv": (b"heading", b"yaw", b"omega"), ".xmp": (b"xcr:Rotation",)}
@@ -34,7 +33,7 @@ SOURCE = "source.json"
 # Files and folders of data sets with poses, or made of photos: their images are no further photos.
 POSE_FILES = frozenset(
     {"transforms.json", "transforms_train.json", "poses_bounds.npy", "metadata.json", "sparse"}
-    | {"keyframes", "intrinsics.txt", SOURCE}
+    | {"keyframes", "intrinsics.txt", "reconstruction.json", "opensfm", "cameras.sfm", SOURCE}
 )
 
 
@@ -92,13 +91,12 @@ def find_data_sets(folder: Path) -> list[Path]:
 
 
 def find_foreign_poses(folder: Path) -> list[str]:
-    """Names of files in a folder and its `opensfm` that look like poses which are not read."""
-    names: list[str] = []
-    for parent in (folder, folder / "opensfm"):
-        with contextlib.suppress(OSError):
-            listed = sorted(os.listdir(parent))
-            names += [n for n in listed if FOREIGN_POSES.fullmatch(n) and _has_poses(parent / n)]
-    return names
+    """Names of files in a folder that look like poses which are not read."""
+    try:
+        listed = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [n for n in listed if FOREIGN_POSES.fullmatch(n) and _has_poses(folder / n)]
 
 
 def _has_poses(path: Path) -> bool:

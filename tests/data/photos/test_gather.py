@@ -26,18 +26,17 @@ def test_photos_are_listed_naturally_without_hidden_files_and_masks(tmp_path: Pa
 
 
 def test_poses_of_other_programs_beside_photos_are_named(tmp_path: Path) -> None:
-    (tmp_path / "opensfm").mkdir()
     for name, text in (
-        ("poses.csv", "#name,x,y,alt,heading,pitch,roll,f\n"),
+        ("poses.csv", "Label,Longitude,Latitude,Yaw,Pitch,Roll,heading\n"),
         ("prices.csv", "name,price\n"),
         ("IMG_1.xmp", "<x:xmpmeta/>"),
         ("bundle.rd.out", "# Bundle file v0.3"),
-        ("opensfm/reconstruction.json", "[]"),
+        ("scan.mg", "{}"),
         ("notes.txt", ""),
     ):
         (tmp_path / name).write_text(text)
     names = gather.find_foreign_poses(tmp_path)
-    assert names == ["bundle.rd.out", "poses.csv", "reconstruction.json"]
+    assert names == ["bundle.rd.out", "poses.csv", "scan.mg"]
     assert gather.find_foreign_poses(tmp_path / "nowhere") == []
 
 
@@ -91,7 +90,7 @@ def test_photos_of_a_folder_and_those_below_it_are_taken_but_not_data_sets(tmp_p
 
 def test_files_of_data_sets_with_poses_are_those_that_readers_know() -> None:
     splits = {"transforms_val.json", "transforms_test.json"}
-    others = {"sparse", polycam.KEYFRAMES, nsvf.INTRINSICS, gather.SOURCE}
+    others = {"sparse", polycam.KEYFRAMES, nsvf.INTRINSICS, "opensfm", "cameras.sfm", gather.SOURCE}
     assert (sources.LISTING_FILES - splits) | others == gather.POSE_FILES
 
 
