@@ -135,7 +135,7 @@ def _by_id(
 
 def _to_numbers(value: object, count: int, where: str) -> list[float]:
     """Numbers, each as such or as text."""
-    numbers = value if isinstance(value, list) else [value]
+    numbers: list[Any] = value if isinstance(value, list) else [value]
     try:
         result = [float(number) for number in numbers]
     except (TypeError, ValueError):

@@ -82,7 +82,8 @@ def read_image_size(path: Path, listing: Path) -> ImageSize:
             header = file.read(32)
     except FileNotFoundError:
         raise InputError(
-            f"The image {path} is missing; add it or take its frame out of {listing}."
+            f"The image {path} is missing; add it, take its frame out of {listing}, or leave out "
+            "whatever is missing (--skip-missing)."
         ) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the file.") from error

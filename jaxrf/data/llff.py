@@ -63,11 +63,16 @@ def read_llff(folder: Path, splits: Sequence[str], options: LoadOptions) -> List
             names, poses, hwf.tolist(), _find_points(folder, poses), strict=True
         )
     ]
-    nearest = float(bounds.min())
-    region = CaptureRegion(0.9 * nearest, float(bounds.max()), nearest)
+    region, notes = CaptureRegion(), ()
+    if bounds.any():
+        nearest = float(bounds.min())
+        region = CaptureRegion(0.9 * nearest, float(bounds.max()), nearest)
+    else:
+        notes = (f"Not used: the depths in {LISTING}, as all are 0; near and far are assumed.",)
     return Listing(
-        folder, folder / LISTING, {ALL: frames}, region, downscale=factor, stored_pixels=True
-    )
+        folder, folder / LISTING, {ALL: frames}, region, downscale=factor, stored_pixels=True,
+        notes=notes,
+    )  # fmt: skip
 
 
 def read_poses_bounds(
@@ -75,7 +80,7 @@ def read_poses_bounds(
 ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 3"], Float[np.ndarray, "n 2"]]:
     """Poses with OpenGL axes, (height, width, focal length), (nearest, farthest) of each view.
 
-    The columns of the rotations in the file are down, right, back.
+    Depths that are all 0 were not known to the program that wrote them. The columns of the rotations in the file are down, right, back.
 
     Raises:
       InputError: the file is missing, damaged or not in this format.
@@ -106,7 +111,7 @@ def read_poses_bounds(
         raise InputError(f"The pose of view {worst} in {path} is not a rotation; write it again.")
     if hwf.min() < 1.0 or hwf[:, :2].max() > 1e5:
         raise InputError(f"{path} has a height, width or focal length below 1; write it again.")
-    if np.any(bounds[:, 0] <= 0) or np.any(bounds[:, 1] <= bounds[:, 0]):
+    if bounds.any() and (np.any(bounds[:, 0] <= 0) or np.any(bounds[:, 1] <= bounds[:, 0])):
         raise InputError(
             f"{path} has a view whose nearest depth is not below its farthest; write it again."
         )

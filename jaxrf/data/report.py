@@ -12,6 +12,9 @@ from jaxrf.data import consistency
 from jaxrf.data.known_depth import find_wrong_unit
 from jaxrf.data.scene import Scene, Split
 
+# In place of the name of a split, which no name of an image can hold.
+SPLIT = "\0"
+
 
 def dataset_report(scene: Scene) -> list[str]:
     """Counts, sizes, lenses and distances of a scene, as lines of text."""
@@ -58,7 +61,7 @@ def find_warnings(scene: Scene) -> list[str]:
 def _check_scene(scene: Scene) -> Iterator[str]:
     for name, split in scene.splits.items():
         yield from _check_images(name, split)
-        yield from _check_cameras(name, split)
+    yield from _check_all_cameras(scene)
     yield from _check_geometry(scene)
     better = consistency.find_better_cameras(scene)
     if better is not None:
@@ -95,6 +98,18 @@ def _check_images(name: str, split: Split) -> Iterator[str]:
     ]
     if transparent:
         yield f"{len(transparent)} images of {name} are fully transparent ({transparent[0]})."
+
+
+def _check_all_cameras(scene: Scene) -> Iterator[str]:
+    """Sentences on the cameras of each split; one for all splits of which it is true."""
+    names: dict[str, list[str]] = {}
+    for name, split in scene.splits.items():
+        for sentence in _check_cameras(SPLIT, split):
+            names.setdefault(sentence, []).append(name)
+    for sentence, splits in names.items():
+        *others, last = splits
+        listed = f"{', '.join(others)} and {last}" if others else last
+        yield sentence.replace(SPLIT, listed)
 
 
 def _check_cameras(name: str, split: Split) -> Iterator[str]:

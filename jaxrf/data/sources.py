@@ -263,8 +263,8 @@ FOREIGN_FILES = {
     ".psx": "export the cameras from Metashape as Agisoft XML into the folder of the photos",
     ".rcproj": "export Internal/External camera parameters from RealityCapture into the folder of "
     "the images, or all in COLMAP's format, and give that folder",
-    ".mg": "add cameras.sfm of Meshroom's StructureFromMotion to the folder of the images, and give "
-    "that folder",
+    ".mg": "add cameras.sfm of Meshroom's StructureFromMotion to the folder of the images, and "
+    "give that folder",
     ".glb": "it is a mesh; give photos of it",
     ".ply": "it is points or a mesh; give photos of it",
 }

@@ -756,6 +756,17 @@ def test_llff_rays_equal_true_rays(tmp_path: Path) -> None:
     assert not scene.unbounded and scene.splits["train"].cameras.ndc is None
 
 
+def test_llff_depths_that_are_all_zero_are_not_known(tmp_path: Path) -> None:
+    folder = write_llff(tmp_path)
+    table = np.load(folder / "poses_bounds.npy")
+    table[:, 15:] = 0.0
+    np.save(folder / "poses_bounds.npy", table)
+    scene = sources.load_scene(folder, ["train"])
+    check_rays(scene, "train", true_cameras(), TRAIN)
+    assert any(note.startswith("Not used: the depths") for note in scene.notes)
+    assert 0.0 < scene.near < scene.far
+
+
 def forward_poses() -> np.ndarray:
     rng = np.random.default_rng(5)
     target = np.array([1.0, 8.0, 0.5])
