@@ -83,7 +83,7 @@ def read_colmap(folder: Path, splits: Sequence[str], options: LoadOptions) -> Li
     model = read_reconstruction(path)
     files, listing = DataFolder(folder), path / ("images.bin" if _is_binary(path) else "images.txt")
     listed = [files.find_listed(image.name, str(listing), "The name") for image in model.images]
-    image_folder, factor = find_image_folder(folder, listed, options.downscale)
+    image_folder, factor = find_image_folder(folder, listed, options.downscale or 1)
     frames = [
         Frame(
             Path(image_folder, name),

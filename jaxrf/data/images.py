@@ -40,6 +40,8 @@ DECODE_ERRORS = (
     OverflowError, AttributeError, ZeroDivisionError, MemoryError, Image.DecompressionBombError,
 )  # fmt: skip
 MAX_HDR_BYTES = 1 << 30
+# Pixels that are averaged at a time.
+STRIP_PIXELS = 1 << 20
 
 
 class HeifError(InputError):
@@ -170,21 +172,53 @@ def read_image(path: Path, upright: bool = True) -> UInt8[np.ndarray, "h w 4"]:
 
 
 def read_images(
-    paths: Sequence[Path], width: int, height: int, upright: Sequence[bool] | None = None
-) -> UInt8[np.ndarray, "n h w 4"]:
+    paths: Sequence[Path],
+    width: int,
+    height: int,
+    upright: Sequence[bool] | None = None,
+    factor: int = 1,
+) -> UInt8[np.ndarray, "n h_small w_small 4"]:
     """Straight RGBA of images that fit into a size, decoded in threads, as Pillow releases the GIL.
 
-    Smaller images are at the top left, transparent black beside and below.
+    Smaller images are at the top left, transparent black beside and below. Each is shrunk by a
+    factor as soon as it is decoded.
     """
-    images = np.zeros((len(paths), height, width, 4), np.uint8)
+    images = np.zeros((len(paths), height // factor, width // factor, 4), np.uint8)
 
     def decode(index: int) -> None:
         rgba = read_image(paths[index], upright is None or upright[index])
-        images[index, : rgba.shape[0], : rgba.shape[1]] = rgba
+        if factor > 1:
+            full = np.zeros((height, width, 4), np.uint8)
+            full[: rgba.shape[0], : rgba.shape[1]] = rgba
+            shrink_image(full, factor, images[index])
+        else:
+            images[index, : rgba.shape[0], : rgba.shape[1]] = rgba
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(decode, range(len(paths))))  # The list raises the first error.
     return images
+
+
+def shrink_image(
+    rgba: UInt8[np.ndarray, "h w 4"], factor: int, small: UInt8[np.ndarray, "h_small w_small 4"]
+) -> None:
+    """Writes the area means of factor x factor blocks, with colors weighted by alpha, to `small`.
+
+    Averages premultiplied color and alpha, as a larger pixel would integrate light; the result is
+    straight RGBA. Rows and columns that do not fill a block are cropped.
+    """
+    height, width = small.shape[:2]
+    # In strips, as floats take four times as much memory.
+    rows = max(STRIP_PIXELS // (width * factor**2), 1)
+    for top in range(0, height, rows):
+        target = small[top : top + rows]
+        count = len(target)
+        part = rgba[top * factor : (top + count) * factor, : width * factor].astype(np.float32)
+        part[..., :3] *= part[..., 3:]
+        sums = part.reshape(count, factor, -1).sum(axis=1)
+        total = sums.reshape(count, width, factor, 4).sum(axis=2)
+        target[..., :3] = np.rint(total[..., :3] / np.maximum(total[..., 3:], 1.0))
+        target[..., 3] = np.rint(total[..., 3] / factor**2)
 
 
 def read_mask(

@@ -49,7 +49,7 @@ def read_llff(folder: Path, splits: Sequence[str], options: LoadOptions) -> List
     factors = list_image_folders(folder)
     if not factors:
         raise InputError(f"{folder} has no images, nor images_K; add the images.")
-    image_folder, factor = choose_factor(folder, factors, options.downscale)
+    image_folder, factor = choose_factor(folder, factors, options.downscale or 1)
     names = _list_images(folder, image_folder, len(poses))
     frames = [
         Frame(
@@ -63,7 +63,8 @@ def read_llff(folder: Path, splits: Sequence[str], options: LoadOptions) -> List
             names, poses, hwf.tolist(), _find_points(folder, poses), strict=True
         )
     ]
-    region, notes = CaptureRegion(), ()
+    region = CaptureRegion()
+    notes: tuple[str, ...] = ()
     if bounds.any():
         nearest = float(bounds.min())
         region = CaptureRegion(0.9 * nearest, float(bounds.max()), nearest)
@@ -80,7 +81,8 @@ def read_poses_bounds(
 ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 3"], Float[np.ndarray, "n 2"]]:
     """Poses with OpenGL axes, (height, width, focal length), (nearest, farthest) of each view.
 
-    Depths that are all 0 were not known to the program that wrote them. The columns of the rotations in the file are down, right, back.
+    The columns of the rotations in the file are down, right, back. Depths that are all 0 were not
+    known to the program that wrote them.
 
     Raises:
       InputError: the file is missing, damaged or not in this format.

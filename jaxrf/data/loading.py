@@ -15,13 +15,23 @@ from jaxrf.core.errors import NUMPY_LOAD_ERRORS, InputError, MissingSplitError
 from jaxrf.data import images, selection
 from jaxrf.data.files import DataFolder, image_names, name_scene
 from jaxrf.data.frames import ALL, Frame, Listing
+from jaxrf.data.image_folders import list_image_folders
 from jaxrf.data.known_depth import collect_known_depth, describe_known_depth
 from jaxrf.data.options import LoadOptions
 from jaxrf.data.placing import Placement, box_distance_range, find_outliers, find_placement
-from jaxrf.data.scene import Scene, Split, downscale_split, find_split_background
+from jaxrf.data.scene import (
+    Scene,
+    Split,
+    downscale_cameras,
+    downscale_depth,
+    find_split_background,
+    shrink_masks,
+)
 from jaxrf.data.silhouettes import object_aabb
 
 ChooseViews = Callable[[int], Sequence[int]]
+# Pixels along the longer side of images from which on they are shrunk unless told otherwise.
+MAX_SIDE = 1600
 # Relative difference of the aspect ratios of an image and its camera that rounding explains.
 ASPECT_TOLERANCE = 0.01
 
@@ -57,7 +67,7 @@ def load_listing(
     frames, outlier_notes = selection.leave_out_outliers(frames, listing)
     frames, mask_notes = selection.add_masks(frames, folder, options)
     by_split = selection.split_frames(frames, listing, options)
-    factor = options.downscale if listing.downscale is None else listing.downscale
+    factor = (options.downscale or 1) if listing.downscale is None else listing.downscale
     chosen = {
         name: selection.select_size(by_split.get(name, ()), folder, factor) for name in splits
     }
@@ -102,6 +112,34 @@ def load_listing(
             *describe_known_depth(frames, options.depth),
             *unused,
         ),
+    )
+
+
+def choose_downscale(listing: Listing) -> tuple[int, str]:
+    """The factor that makes the longer side of a data set's images `MAX_SIDE` pixels at most.
+
+    Of folders `images_K` that are that small already, the largest of up to twice the factor.
+
+    Returns:
+      The factor, 1 where images are small enough or missing, and a sentence on it.
+    """
+    folder = DataFolder(listing.folder)
+    listing = selection.follow_images(listing, folder)
+    frames = (frame for group in listing.frames.values() for frame in group)
+    existing = ((frame, folder.find(frame.path)) for frame in frames)
+    frame, path = next(((f, p) for f, p in existing if p is not None), (None, None))
+    # Folders images_K have sizes that somebody chose.
+    if frame is None or path is None or path.parent.name.startswith("images_"):
+        return 1, ""
+    width, height, _, _ = images.read_image_size(listing.folder / path, frame.listing)
+    smallest = -(-max(width, height) // MAX_SIDE)
+    if smallest == 1:
+        return 1, ""
+    factors = sorted(k for k in list_image_folders(listing.folder) if smallest <= k < 2 * smallest)
+    factor = factors[0] if factors else smallest
+    return factor, (
+        f"Images of {width}x{height} pixels are used at {width // factor}x{height // factor}: "
+        f"--downscale {factor}; --downscale 1 would keep their size."
     )
 
 
@@ -223,25 +261,27 @@ def _load_split(
     width, height = cameras.width, cameras.height
     paths = [listing.folder / frame.path for frame in usable]
     upright = [size.upright for size in usable_sizes]
-    pixels = np.array([size[:2] for size in sizes])
+    all_sizes = np.array([size[:2] for size in sizes])
     known = None
     if depth_scale is not None:
         known = collect_known_depth(
             usable, [s[:2] for s in usable_sizes], cameras[chosen], depth_scale, listing.folder
         )
-    split = Split(
+    masks = _read_masks(usable, usable_sizes, (width, height), listing.folder)
+    several_sizes = all_sizes[chosen] // factor if np.ptp(all_sizes, axis=0).any() else None
+    return Split(
         name=name,
         names=tuple(names[index] for index in chosen),
-        images=images.read_images(paths, width, height, upright),
-        cameras=cameras[chosen],
-        depth=_read_depth(usable, usable_sizes, listing.folder),
-        masks=_read_masks(usable, usable_sizes, (width, height), listing.folder),
-        sizes=pixels[chosen] if np.ptp(pixels, axis=0).any() else None,
-        known_depth=known,
+        # Shrunk one by one, as all at their full size may not fit into memory.
+        images=images.read_images(paths, width, height, upright, factor),
+        cameras=downscale_cameras(cameras[chosen], factor),
+        depth=_read_depth(usable, usable_sizes, listing.folder) if factor == 1 else None,
+        masks=None if masks is None else shrink_masks(masks, factor),
+        sizes=several_sizes,
+        known_depth=downscale_depth(known, factor, cameras),
         exposures=_list_exposures(usable_sizes),
         paths=tuple(frame.path.as_posix() for frame in usable),
     )
-    return downscale_split(split, factor)
 
 
 def _list_exposures(sizes: Sequence[_Image]) -> Float[np.ndarray, "n"] | None:

@@ -13,8 +13,9 @@ from jaxrf.core.errors import InputError
 class LoadOptions:
     """How a data set is read and where its scene is placed; distances are in the files' units."""
 
-    downscale: int = 1
-    """Shrink the images by this whole factor, averaging areas."""
+    downscale: int | None = None
+    """Shrink the images by this whole factor, averaging areas. Default: 1, and for larger images
+    what makes their longer side 1600 pixels at most."""
     skip_missing: bool = False
     """Leave out images that the data set lists but that do not exist."""
     hold_out: int = 8

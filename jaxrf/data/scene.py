@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from jaxrf.cameras.base import Cameras, resize_cameras
 from jaxrf.cameras.transforms import SimilarityTransform, identity_transform
 from jaxrf.core.errors import MissingSplitError
+from jaxrf.data.images import shrink_image
 from jaxrf.data.options import LoadOptions
 
 # Levels by which compression changes pixels of a plain color.
@@ -181,26 +182,11 @@ def find_background(images: UInt8[np.ndarray, "n h w 4"]) -> Literal["white", "b
 def downscale_images(
     images: UInt8[np.ndarray, "n h w 4"], factor: int
 ) -> UInt8[np.ndarray, "n h_small w_small 4"]:
-    """Area means of factor x factor blocks, with colors weighted by alpha.
-
-    Averages premultiplied color and alpha, as a larger pixel would integrate light, and returns
-    straight RGBA. Rows and columns that do not fill a block are cropped.
-    """
+    """Images shrunk by a factor (`images.shrink_image`)."""
     count, height, width, _ = images.shape
-    small_h, small_w = height // factor, width // factor
-    result = np.empty((count, small_h, small_w, 4), np.uint8)
-
-    def shrink(index: int) -> None:
-        pixels = images[index, : small_h * factor, : small_w * factor].astype(np.float32)
-        pixels[..., :3] *= pixels[..., 3:]
-        rows = pixels.reshape(small_h, factor, -1).sum(axis=1)
-        total = rows.reshape(small_h, small_w, factor, 4).sum(axis=2)
-        small = result[index]
-        small[..., :3] = np.rint(total[..., :3] / np.maximum(total[..., 3:], 1.0))
-        small[..., 3] = np.rint(total[..., 3] / factor**2)
-
+    result = np.empty((count, height // factor, width // factor, 4), np.uint8)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(shrink, range(count)))
+        list(pool.map(lambda rgba, small: shrink_image(rgba, factor, small), images, result))
     return result
 
 
@@ -212,31 +198,30 @@ def downscale_split(split: Split, factor: int) -> Split:
     """
     if factor == 1:
         return split
-    images = downscale_images(split.images, factor)
-    height, width = images.shape[1:3]
-    covered = dataclasses.replace(split.cameras, width=width * factor, height=height * factor)
-    cameras = resize_cameras(covered, width, height)
-    masks = None if split.masks is None else shrink_masks(split.masks, factor)
-    sizes = None if split.sizes is None else split.sizes // factor
     return dataclasses.replace(
         split,
-        images=images,
-        cameras=cameras,
+        images=downscale_images(split.images, factor),
+        cameras=downscale_cameras(split.cameras, factor),
         depth=None,
-        masks=masks,
-        sizes=sizes,
-        known_depth=_downscale_depth(split.known_depth, factor, (height, width)),
+        masks=None if split.masks is None else shrink_masks(split.masks, factor),
+        sizes=None if split.sizes is None else split.sizes // factor,
+        known_depth=downscale_depth(split.known_depth, factor, split.cameras),
     )
 
 
-def _downscale_depth(
-    known: KnownDepth | None, factor: int, size: tuple[int, int]
-) -> KnownDepth | None:
+def downscale_cameras(cameras: Cameras, factor: int) -> Cameras:
+    """Cameras with the same rays for images shrunk by a factor, cropped to whole blocks."""
+    width, height = cameras.width // factor, cameras.height // factor
+    covered = dataclasses.replace(cameras, width=width * factor, height=height * factor)
+    return resize_cameras(covered, width, height)
+
+
+def downscale_depth(known: KnownDepth | None, factor: int, cameras: Cameras) -> KnownDepth | None:
     """The larger pixels that the pixels of known depth are in; several may be in one."""
     if known is None:
         return None
     row, column = known.row // factor, known.column // factor
-    inside = (row < size[0]) & (column < size[1])
+    inside = (row < cameras.height // factor) & (column < cameras.width // factor)
     return KnownDepth(known.image[inside], row[inside], column[inside], known.distance[inside])
 
 

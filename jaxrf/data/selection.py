@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from jaxrf.core.errors import InputError
-from jaxrf.data import masks
+from jaxrf.data import images, masks
 from jaxrf.data.files import DataFolder, format_count, format_names, natural_key, strip_suffix
 from jaxrf.data.frames import ALL, Frame, Listing, Mask
 from jaxrf.data.image_folders import IMAGE_FOLDER
@@ -27,7 +27,8 @@ def follow_images(listing: Listing, folder: DataFolder) -> Listing:
 
     They are looked for by their names, in all subfolders, unless several have the same name, as
     those of several splits or cameras may. The folders `images_K` have the same images in several
-    sizes, of which the largest is taken.
+    sizes, of which the largest is taken; of other folders, the one whose images are as large as
+    their cameras say.
 
     Raises:
       InputError: several folders have them.
@@ -43,6 +44,9 @@ def follow_images(listing: Listing, folder: DataFolder) -> Listing:
     if not holders:
         return listing
     first = next(iter(paths.values()))
+    if len(holders) > 1:
+        fitting = [holder for holder in holders if _is_as_declared(first, holder, folder)]
+        holders = fitting if len(fitting) == 1 else holders
     if len(holders) > 1:
         folders = format_names([str(holder) for holder in holders])
         raise InputError(
@@ -61,6 +65,19 @@ def follow_images(listing: Listing, folder: DataFolder) -> Listing:
         f"are not where it says ({first.path})."
     )
     return dataclasses.replace(listing, frames=frames, notes=(*listing.notes, note))
+
+
+def _is_as_declared(frame: Frame, parent: Path, folder: DataFolder) -> bool:
+    """Whether a frame's image in another folder is exactly as large as its camera says."""
+    path = folder.find(parent / frame.path.name)
+    if path is None or frame.intrinsics.size is None:
+        return False
+    try:
+        image = images.read_image_size(folder.root / path, frame.listing)
+    except InputError:
+        return False
+    sizes = {(image.width, image.height), (image.height, image.width)}
+    return tuple(map(round, frame.intrinsics.size)) in sizes
 
 
 def keep_existing(

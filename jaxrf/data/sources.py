@@ -182,7 +182,14 @@ def _load_by(read: Callable[[Path, Sequence[str], LoadOptions], Listing]) -> Loa
     """A loader of the data sets that a reader lists."""
 
     def load(path: Path, splits: Sequence[str], options: LoadOptions, choose: ChooseViews) -> Scene:
-        return loading.load_listing(read(path, splits, options), splits, options, choose)
+        listing = read(path, splits, options)
+        if options.downscale is None:
+            factor, note = loading.choose_downscale(listing)
+            options = dataclasses.replace(options, downscale=factor)
+            if factor > 1:
+                listing = read(path, splits, options)
+                listing = dataclasses.replace(listing, notes=(*listing.notes, note))
+        return loading.load_listing(listing, splits, options, choose)
 
     return load
 

@@ -64,7 +64,7 @@ def load_tiny_nerf(
         check_pose(np.asarray(pose, np.float64).tolist(), str(path), f"poses[{index}]")
         for index, pose in enumerate(poses)
     ]
-    factor = options.downscale
+    factor = options.downscale or 1
     if factor > min(width, height):
         raise InputError(
             f"The downscale factor {factor} is larger than the {width}x{height} pixels of {path}; "

@@ -17,13 +17,19 @@ from jaxrf.core import rngs
 from jaxrf.core.checks import option_name, require_non_negative, require_positive
 from jaxrf.core.errors import InputError
 from jaxrf.core.rays import Rays, mean_rays
+from jaxrf.core.stepfun import midpoints
 from jaxrf.fields.base import Field, Params
 from jaxrf.fields.hashgrid import HashGrid
 from jaxrf.models.base import DepthTarget, ModelParams, StageSpec, TrainRendering
 from jaxrf.models.fixed import FixedSamplesModel, SamplingLevel, to_train_rendering
 from jaxrf.models.networks import bind_network, close_over_params, draw_noise, mask_outside_aabb
 from jaxrf.rendering.ray_losses import antialiased_interlevel_loss, interlevel_loss
-from jaxrf.rendering.volume import Rendering, compute_proposal_weights, render_samples
+from jaxrf.rendering.volume import (
+    Rendering,
+    compute_proposal_weights,
+    near_gradient_scale,
+    render_samples,
+)
 from jaxrf.sampling import intervals
 from jaxrf.sampling.occupancy import OccupancyGrid, s_to_t, to_s_rays
 
@@ -55,6 +61,10 @@ class ProposalModel(FixedSamplesModel):
     spacing: Literal["linear", "disparity", "power"] | None = None
     """Quantity that the first samples are spread evenly in: distance, its inverse, or Zip-NeRF's
     power of it, in between. Default: its inverse where space is contracted."""
+    gradient_radius: float = 0.0
+    """In contracted space, the distance from a camera, in half sides of the box, within which the
+    field learns with the square of the distance, so that no fog forms before cameras (Floaters no
+    more). 0: everywhere alike."""
 
     def __post_init__(self) -> None:
         """Checks the numbers; InputError names the one that cannot be used."""
@@ -63,7 +73,7 @@ class ProposalModel(FixedSamplesModel):
             self, "num_proposal_samples", "num_nerf_samples", "proposal_resolutions",
             "proposal_levels", "pulse_widths", "proposal_block", prefix="model.",
         )  # fmt: skip
-        require_non_negative(self, "interlevel_weight", prefix="model.")
+        require_non_negative(self, "interlevel_weight", "gradient_radius", prefix="model.")
         if self.proposal_block & (self.proposal_block - 1):
             raise InputError(
                 f"{option_name('proposal_block', 'model.')} is {self.proposal_block}: give a power "
@@ -211,9 +221,13 @@ class ProposalModel(FixedSamplesModel):
             trains=key is not None, noise=noise, crop_aabb=crop_aabb,
         )  # fmt: skip
         tdist = s_to_t(grid, sdist, fixed_rays.origins)
+        scales = key is not None and grid.bounds is not None and self.gradient_radius > 0.0
+        radius = self.gradient_radius * box_radius(grid)
         rendering, weights = render_samples(
-            fns, rays, tdist, background, color_per_ray=self.colors_per_ray(field)
-        )
+            fns, rays, tdist, background,
+            color_per_ray=self.colors_per_ray(field),
+            gradient_scale=near_gradient_scale(midpoints(tdist), radius) if scales else None,
+        )  # fmt: skip
         return SamplingLevel(rendering, sdist, weights), proposed
 
     def _propose(

@@ -25,6 +25,7 @@ def capture_small() -> TrainConfig:
             proposal_levels=3,
             proposal_block=4,
             coloring="per_ray",
+            gradient_radius=0.5,
         ),
         background="random",
         num_steps=4000,
@@ -33,7 +34,6 @@ def capture_small() -> TrainConfig:
         validate_every=0.5,
         validation_views=2,
         optimizer=OptimizerConfig(grid_lr=0.04, mlp_lr=0.01, lr_final_mult=0.05, epsilon=1e-15),
-        loss=LossConfig(distortion_weight=0.001),
     )
 
 

@@ -19,7 +19,7 @@ from data_formats import (
     write_transforms,
 )
 from PIL import Image
-from scenes import write_scene
+from scenes import make_scene, write_scene
 
 from jaxrf.cameras.base import image_rays
 from jaxrf.core.errors import InputError
@@ -408,6 +408,18 @@ def test_images_of_the_same_names_in_several_folders_are_ambiguous(tmp_path: Pat
         sources.load_scene(folder, ("train",))
 
 
+def test_of_several_folders_the_one_with_images_of_the_declared_size_is_taken(
+    tmp_path: Path,
+) -> None:
+    folder = write_transforms(tmp_path / "scene", ".png")
+    (folder / "images").rename(folder / "photos")
+    (folder / "undistorted").mkdir()
+    for path in (folder / "photos").iterdir():
+        Image.open(path).resize((17, 17)).save(folder / "undistorted" / path.name)
+    scene = sources.load_scene(folder, ("train",))
+    assert scene.train.paths[0].startswith("photos/")
+
+
 def test_a_few_images_of_the_same_names_are_no_substitute(tmp_path: Path) -> None:
     folder = write_transforms(tmp_path / "scene", ".png")
     images = sorted((folder / "images").iterdir())
@@ -431,3 +443,31 @@ def test_images_of_another_split_or_camera_are_no_substitute(tmp_path: Path) -> 
     edit(folder, rename)
     with pytest.raises(InputError, match="None of the images"):
         sources.load_scene(folder, ("train",))
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [((1600, 900), 1), ((1601, 900), 2), ((900, 4900), 4), ((64, 48), 1)]
+)
+def test_large_images_are_shrunk_unless_told_otherwise(
+    size: tuple[int, int], factor: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    poses = make_scene().train.cameras.T_world_camera
+    frames = []
+    for index in range(3):
+        Image.fromarray(coarse + index).resize(size).save(tmp_path / f"images/{index}.png")
+        pose = np.asarray(poses[index], np.float64).tolist()
+        frames.append({"file_path": f"images/{index}.png", "transform_matrix": pose})
+    content = {"fl_x": 1000.0, "w": size[0], "h": size[1], "frames": frames}
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    scene = sources.load_scene(tmp_path, ("train",))
+    asked = sources.load_scene(tmp_path, ("train",), LoadOptions(downscale=factor))
+    np.testing.assert_array_equal(scene.train.images, asked.train.images)
+    np.testing.assert_array_equal(scene.train.cameras.focal, asked.train.cameras.focal)
+    assert scene.train.images.shape[1:3] == (size[1] // factor, size[0] // factor)
+    said = [note for note in scene.notes if f"--downscale {factor};" in note]
+    assert len(said) == (factor > 1)
+    whole = sources.load_scene(tmp_path, ("train",), LoadOptions(downscale=1))
+    assert whole.train.images.shape[1:3] == (size[1], size[0])

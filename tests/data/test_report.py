@@ -131,7 +131,9 @@ def test_one_sentence_is_of_all_splits_of_which_it_is_true() -> None:
     scene = change_cameras(aim((20.0, 23.0)))(make_scene())
     (train,) = (w for w in report.find_warnings(scene) if "differ by more" in w)
     assert train.startswith("The focal lengths of train differ")
-    both = dataclasses.replace(scene, splits={name: scene.train for name in ("train", "val", "test")})
+    both = dataclasses.replace(
+        scene, splits={name: scene.train for name in ("train", "val", "test")}
+    )
     (every,) = (w for w in report.find_warnings(both) if "differ by more" in w)
     assert every.startswith("The focal lengths of train, val and test differ")
 

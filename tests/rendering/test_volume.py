@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from jaxtyping import Array
 from slow_rendering import (
     DENSITIES,
     EMPTY,
@@ -35,10 +36,12 @@ from slow_rendering import (
 
 from jaxrf.rendering.volume import (
     LegacyRenderOptions,
+    RadianceFns,
     Rendering,
     compute_weights,
     expected_depth,
     median_depth,
+    near_gradient_scale,
     render_samples,
 )
 
@@ -413,3 +416,41 @@ def test_rendering_is_a_pytree_that_jit_and_vmap_accept() -> None:
     through_vmap = jax.vmap(lambda r: dataclasses.replace(r, depth=r.depth + 1.0))(rendering)
     assert isinstance(through_jit, Rendering)
     np.testing.assert_array_equal(through_vmap.depth, 2.0)
+
+
+@pytest.mark.parametrize("color_per_ray", [False, True])
+def test_scaled_gradients_are_those_of_each_sample_times_its_factor(color_per_ray: bool) -> None:
+    rng = np.random.default_rng(3)
+    rays, tdist = make_rays(2), jnp.sort(jnp.asarray(rng.uniform(1.0, 2.0, (2, 6))))
+    density = jnp.asarray(rng.uniform(0.1, 3.0, 10), jnp.float32)
+    features = jnp.asarray(rng.uniform(0.0, 1.0, (10, 3)), jnp.float32)
+    scale = jnp.asarray(rng.uniform(0.0, 1.0, (2, 5)), jnp.float32).at[0, 0].set(0.0)
+
+    def render(arrays: tuple[Array, Array], factors: Array | None) -> tuple[Array, Array]:
+        fns = RadianceFns(
+            density=lambda positions, frusta: (arrays[0], arrays[1]),
+            features=lambda latent: latent,
+            color=lambda values, directions, camera_index: values,
+        )
+        rendering, weights = render_samples(
+            fns, rays, tdist, jnp.zeros((2, 3)),
+            color_per_ray=color_per_ray, gradient_scale=factors,
+        )  # fmt: skip
+        return jnp.sum(rendering.rgb**2) + jnp.sum(weights**2), rendering.rgb
+
+    arrays = (density, features)
+    (plain, rgb), (scaled, same) = render(arrays, None), render(arrays, scale)
+    assert plain == scaled
+    np.testing.assert_array_equal(rgb, same)
+    gradients = jax.grad(lambda a: render(a, None)[0])(arrays)
+    reduced = jax.grad(lambda a: render(a, scale)[0])(arrays)
+    np.testing.assert_allclose(reduced[0], gradients[0] * scale.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(reduced[1], gradients[1] * scale.reshape(-1, 1), rtol=1e-6)
+    assert np.abs(gradients[0]).min() > 0.0
+
+
+def test_gradients_near_cameras_grow_with_the_square_of_the_distance() -> None:
+    distances = jnp.array([[0.0, 0.1, 0.25, 0.5, 4.0]])
+    np.testing.assert_allclose(
+        near_gradient_scale(distances, 0.5), [[0.0, 0.04, 0.25, 1.0, 1.0]], rtol=1e-6
+    )

@@ -322,7 +322,7 @@ def _explain(num_features: int, num_matches: int, elsewhere: bool) -> str:
     if num_features < 50:
         return "too little detail, or blurred"
     if elsewhere:
-        return "they overlap with each other, but too little with the others, as those of another place do"
+        return "they overlap with each other, but hardly with the others, as of another place"
     if num_matches < MIN_MATCHES:
         return "too little overlap with every other photo"
     return "the overlap with the others does not fit one rigid scene"
