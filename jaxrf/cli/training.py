@@ -230,9 +230,9 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
     finally:
         manager.close()
         events.close()
-        for shown in (viewer, page):
-            if shown is not None:
-                shown.close()
+        for server in (viewer, page):
+            if server is not None:
+                server.close()
     return 0
 
 

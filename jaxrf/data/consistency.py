@@ -24,6 +24,9 @@ MAX_PAIRS = 8
 SPARSE_NEIGHBORS, MAX_SPARSE_PAIRS = 4, 100
 # Fewer matches of all pairs say nothing.
 MIN_TOTAL = 100
+# With so few in at least so many pairs, of images that have on average so many corners at each
+# scale, images show different things.
+MIN_PAIRS, MIN_CORNERS = 24, 80
 # The errors that follow are in pixels of the reduced images, in which points are found to about
 # half a pixel. Each match counts up to the first: one that is further off may be a wrong match.
 MAX_ERROR = 3.0
@@ -41,7 +44,8 @@ FOCAL_FACTORS = np.geomspace(0.2, 5.0, 41)
 def find_better_cameras(scene: Scene) -> str | None:
     """A sentence on what the cameras of a scene seem to be instead; None if they fit the images.
 
-    Says nothing about scenes of fewer than four images or of too little texture.
+    Says nothing about scenes of fewer than four images or of too little texture, but a word about
+    many images of enough texture of which hardly two show the same.
     """
     split = scene.splits.get("train") or next(iter(scene.splits.values()))
     if len(split) < 4:
@@ -66,7 +70,9 @@ def find_better_cameras(scene: Scene) -> str | None:
             matches = match_pairs(split, list(dict.fromkeys(pairs)), features)
         error = epipolar_error(cameras, matches)
     cost = _truncated_mean(scale * error)
-    if len(matches.first) < MIN_TOTAL or cost < GOOD_ERROR:
+    if len(matches.first) < MIN_TOTAL:
+        return _describe_strangers(len(matches.first), len(set(pairs)), features)
+    if cost < GOOD_ERROR:
         return None
     better = {}
     for text, other in _alternatives(cameras):
@@ -85,6 +91,21 @@ def find_better_cameras(scene: Scene) -> str | None:
             "or find all of it from the images (jaxrf data photos)."
         )
     return None
+
+
+def _describe_strangers(
+    num_matches: int, num_pairs: int, features: dict[int, list[Features]]
+) -> str | None:
+    """A sentence on images full of corners that have hardly one in common with their neighbors."""
+    counts = [len(scale.points) for scales in features.values() for scale in scales]
+    if num_pairs < MIN_PAIRS or np.mean(counts) < MIN_CORNERS:
+        return None
+    return (
+        f"The cameras could not be checked: {num_pairs} pairs of neighboring images have only "
+        f"{num_matches} matched points. Where images show as little in common as that, their poses "
+        "are those of other images, or the photos are too far apart: find the poses again (jaxrf "
+        "data photos)."
+    )
 
 
 def _alternatives(cameras: Cameras) -> Iterator[tuple[str, Cameras]]:

@@ -21,8 +21,8 @@ from jaxrf.data.nerf_json import FLIP_YZ, read_number
 from jaxrf.data.options import LoadOptions
 
 LISTING = "reconstruction.json"
-# Where it is: in the data set of OpenSfM, or in the project of OpenDroneMap.
-PLACES = (Path(LISTING), Path("opensfm", LISTING))
+# In the data set of OpenSfM, or in the project of OpenDroneMap.
+PATHS = (Path(LISTING), Path("opensfm", LISTING))
 IMAGES = Path("images")
 # The lens and its coefficients, by the type of projection.
 PROJECTIONS: dict[str, tuple[Lens, tuple[str, ...]]] = {
@@ -37,7 +37,7 @@ PROJECTIONS: dict[str, tuple[Lens, tuple[str, ...]]] = {
 
 def find_reconstruction(folder: Path) -> Path | None:
     """The file of reconstructions in a folder or in its `opensfm`; None without."""
-    return next((folder / place for place in PLACES if os.path.isfile(folder / place)), None)
+    return next((folder / path for path in PATHS if os.path.isfile(folder / path)), None)
 
 
 def read_opensfm(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:

@@ -1,7 +1,8 @@
 """Presets of captures: rooms, gardens and all that has no box, photographed by hand.
 
 nerfacto's ingredients (Tancik et al.: Nerfstudio, SIGGRAPH 2023): a hash grid in contracted space
-whose samples are proposed by smaller ones, with Mip-NeRF 360's distortion and interlevel losses.
+whose samples are proposed by smaller ones, with Mip-NeRF 360's interlevel loss. Its distortion loss
+keeps fog before cameras on a CPU's few steps (docs/fields/hashgrid.md).
 """
 
 from jaxrf.fields.hashgrid import HashGrid

@@ -124,6 +124,17 @@ def test_images_of_a_turned_frame_are_judged_in_the_axes_of_the_files(scene: Sce
     assert warning is not None and "world-to-camera: invert them" in warning
 
 
+def test_images_full_of_corners_of_which_no_two_match_are_named(scene: Scene) -> None:
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 255, (len(scene.train), 18, 24, 3), dtype=np.uint8)
+    strangers = np.repeat(np.repeat(blocks, 10, axis=1), 10, axis=2)
+    images = np.concatenate([strangers, np.full((*strangers.shape[:3], 1), 255, np.uint8)], axis=-1)
+    assert images.shape == scene.train.images.shape
+    split = dataclasses.replace(scene.train, images=images)
+    warning = consistency.find_better_cameras(dataclasses.replace(scene, splits={"train": split}))
+    assert warning is not None and warning.startswith("The cameras could not be checked: ")
+
+
 def test_little_texture_few_images_and_masked_pixels_say_nothing(scene: Scene) -> None:
     broken = with_cameras(scene, T_world_camera=poses_of(scene) @ FLIP_YZ)
     flat = dataclasses.replace(broken.train, images=np.full_like(broken.train.images, 200))
