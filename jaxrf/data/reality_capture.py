@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from jaxrf.cameras.lenses import COEFFICIENTS
 from jaxrf.core.errors import InputError
+from jaxrf.core.json_files import shorten
 from jaxrf.data.files import DataFolder, check_folder
 from jaxrf.data.frames import ALL, CaptureRegion, Frame, Intrinsics, Listing, check_focal
 from jaxrf.data.nerf_json import FLIP_YZ
@@ -143,7 +144,7 @@ def _to_number(text: str | None, column: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not abs(value) < 1e9:
-        raise InputError(f"{column} of {where} is {text!r}; make it a finite number.")
+        raise InputError(f"{column} of {where} is {shorten(text)}; make it a finite number.")
     return value
 
 
