@@ -213,9 +213,10 @@ def _train_to_end(start: Start, data: TrainingData, mesh: Mesh) -> int:
             return 128 + trained.interrupted
         if (cameras := training_results.write_cameras(run, data.scene)) is not None:
             training_results.tell(events, f"Refined cameras: {cameras}")
-        training_results.finish(
-            run, trained.watcher, data.folder, events, startup, mesh.size, start.hardware
-        )
+        with processes.abort_on_peer_failure():
+            training_results.finish(
+                run, trained.watcher, data.folder, events, startup, mesh.size, start.hardware
+            )
         if viewer is not None:
             viewing.show_until_interrupt(viewer, run)
     except KeyboardInterrupt:

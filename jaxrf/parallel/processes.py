@@ -153,6 +153,11 @@ def abort_on_peer_failure() -> Iterator[None]:
             raise
         print(f"error: {error.for_command_line}", file=sys.stderr, flush=True)
         os._exit(2)
+    except KeyboardInterrupt:
+        if jax.process_count() == 1:
+            raise
+        print("Interrupted: the other processes end, too.", file=sys.stderr, flush=True)
+        os._exit(130)
     # A connection that breaks while a program is dispatched raises ValueError.
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         if jax.process_count() == 1 or memory.ran_out(error):

@@ -30,10 +30,12 @@ def find_port() -> int:
 def start_training(
     data: Path, run_dir: Path, *more: str, name: str = "single", **environment: str
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "jaxrf", "train", "--run-dir", str(run_dir), *more]
+    command = [sys.executable, "-m", "jaxrf", "train", "--run-dir", str(run_dir)]
     if "--resume" not in more:
         command += [] if "--preset" in more else TINY
         command += ["--data", str(data), "--background", "random", "--video.frames", "0"]
+    # Last, as they may say otherwise.
+    command += more
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent)} | environment
     # Files, as a pipe that is not read would block the process.
     paths = (run_dir.with_name(f"{run_dir.name}-{name}{end}") for end in (".out", ".err"))
@@ -159,6 +161,22 @@ def test_training_resumes_after_one_process_is_lost_and_the_other_ended(
         process.wait(timeout=120)
     assert resumed in read(tmp_path / "run-0.out"), read(tmp_path / "run-0.err")
     assert int(runs.open_run(run_dir).state.step) > step
+
+
+def test_an_interrupt_ends_one_of_several_processes_without_waiting_for_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once training is over, no signal is shared: another process would wait in its scoring."""
+    exit_codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", exit_codes.append)
+    with pytest.raises(KeyboardInterrupt), processes.abort_on_peer_failure():
+        raise KeyboardInterrupt
+    assert not exit_codes
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with processes.abort_on_peer_failure():
+        raise KeyboardInterrupt
+    assert exit_codes == [130]
+    assert "Interrupted" in capsys.readouterr().err
 
 
 def test_functions_of_a_single_process_return_its_values() -> None:
