@@ -24,6 +24,7 @@ from jaxrf.viewer.page_server import WAITING, PageServer
 from jaxrf.viewer.server import Viewer, check_host
 
 POLL_SECONDS = 0.2
+MAX_PORT = 65535
 # Between two looks for a new checkpoint.
 CHECKPOINT_POLL_SECONDS = 2.0
 
@@ -88,7 +89,8 @@ def open_page(config: TrainConfig, run_dir: Path) -> "PageFollower | None":
     """
     if not (config.view and config.viewer.bake and processes.is_main_process()):
         return None
-    server = PageServer(WAITING, config.viewer.host, config.viewer.port + 1)
+    port = min(config.viewer.port + 1, MAX_PORT)
+    server = PageServer(WAITING, config.viewer.host, port)
     print(f"Open {server.address} in a browser: it draws the last checkpoint by itself.")
     return PageFollower(server, run_dir)
 

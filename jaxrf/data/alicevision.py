@@ -3,7 +3,6 @@
 Written by its nodes StructureFromMotion and ConvertSfMFormat; numbers may be text.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,14 @@ from jaxrf.cameras.lenses import COEFFICIENTS, Lens
 from jaxrf.cameras.poses import check_pose
 from jaxrf.core.errors import InputError
 from jaxrf.core.json_files import read_json, shorten
-from jaxrf.data.files import DataFolder, check_folder, format_count, format_names
+from jaxrf.data.files import (
+    DataFolder,
+    check_folder,
+    find_file,
+    format_count,
+    format_names,
+    read_head,
+)
 from jaxrf.data.frames import ALL, CaptureRegion, Frame, Intrinsics, Listing, check_focal
 from jaxrf.data.nerf_json import FLIP_YZ
 from jaxrf.data.options import LoadOptions
@@ -43,30 +49,21 @@ def is_cameras(path: Path) -> bool:
     name = path.name.lower()
     if not name.endswith(SUFFIX) and name not in NAMES:
         return False
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:
-        return False
+    head = read_head(path, HEAD_BYTES)
     return b'"version"' in head and b'"views"' in head
 
 
 def find_cameras(folder: Path) -> Path | None:
-    """Meshroom's file of cameras in a folder or a folder in it, the first by name; or None."""
+    """Meshroom's file of cameras in a folder, or in the only folder in it that has one; or None."""
+    file = find_file(folder, is_cameras)
+    if file is not None:
+        return file
     try:
-        names = sorted(os.listdir(folder))
+        subfolders = [path for path in folder.iterdir() if path.is_dir()]
     except OSError:
         return None
-    parents = [folder, *(folder / name for name in names if os.path.isdir(folder / name))]
-    for parent in parents:
-        try:
-            paths = [parent / name for name in sorted(os.listdir(parent))]
-        except OSError:
-            continue
-        file = next((path for path in paths if is_cameras(path)), None)
-        if file is not None:
-            return file
-    return None
+    files = [file for path in subfolders if (file := find_file(path, is_cameras)) is not None]
+    return files[0] if len(files) == 1 else None
 
 
 def read_alicevision(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
 from jaxrf.core.errors import InputError
@@ -153,6 +153,24 @@ def image_names(paths: Sequence[PurePath]) -> tuple[str, ...]:
     if len(set(stems)) == len(stems):
         return stems
     return tuple(path.as_posix() for path in bare)
+
+
+def read_head(path: Path, count: int) -> bytes:
+    """The first bytes of a file; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+def find_file(folder: Path, matches: Callable[[Path], bool]) -> Path | None:
+    """The first file of a folder, by name, that is of a kind; None without."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return None
+    return next((folder / name for name in names if matches(folder / name)), None)
 
 
 def check_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 Agisoft Metashape User Manual, appendix on camera models.
 """
 
-import os
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,15 @@ from jaxtyping import Float
 from jaxrf.cameras.lenses import COEFFICIENTS, Lens
 from jaxrf.cameras.poses import check_pose
 from jaxrf.core.errors import InputError
-from jaxrf.data.files import DataFolder, check_folder, format_count, format_names, parse_path
+from jaxrf.data.files import (
+    DataFolder,
+    check_folder,
+    find_file,
+    format_count,
+    format_names,
+    parse_path,
+    read_head,
+)
 from jaxrf.data.frames import ALL, CaptureRegion, Frame, Intrinsics, Listing, check_focal
 from jaxrf.data.nerf_json import FLIP_YZ
 from jaxrf.data.options import LoadOptions
@@ -54,21 +61,13 @@ def is_cameras(path: Path) -> bool:
     """Whether a file looks like cameras of Metashape."""
     if path.suffix.lower() != ".xml":
         return False
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:
-        return False
+    head = read_head(path, HEAD_BYTES)
     return b"<document" in head and b"<chunk" in head
 
 
 def find_cameras(folder: Path) -> Path | None:
     """Metashape's file of cameras in a folder, the first of several by name; None without."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return None
-    return next((folder / name for name in names if is_cameras(folder / name)), None)
+    return find_file(folder, is_cameras)
 
 
 def read_metashape(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:

@@ -5,7 +5,6 @@ The columns are those of its export template, in which heading, pitch and roll a
 
 import csv
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from jaxrf.cameras.lenses import COEFFICIENTS
 from jaxrf.core.errors import InputError
 from jaxrf.core.json_files import shorten
-from jaxrf.data.files import DataFolder, check_folder
+from jaxrf.data.files import DataFolder, check_folder, find_file, read_head
 from jaxrf.data.frames import ALL, CaptureRegion, Frame, Intrinsics, Listing, check_focal
 from jaxrf.data.nerf_json import FLIP_YZ
 from jaxrf.data.options import LoadOptions
@@ -33,21 +32,13 @@ def is_cameras(path: Path) -> bool:
     """Whether a file looks like a table of RealityCapture's cameras."""
     if path.suffix.lower() != ".csv":
         return False
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace")
-    except OSError:
-        return False
+    head = read_head(path, HEAD_BYTES).decode("utf-8-sig", errors="replace")
     return any(_is_header(line.split(",")) for line in head.splitlines()[:3])
 
 
 def find_cameras(folder: Path) -> Path | None:
     """RealityCapture's table of cameras in a folder, the first of several by name; or None."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return None
-    return next((folder / name for name in names if is_cameras(folder / name)), None)
+    return find_file(folder, is_cameras)
 
 
 def read_reality_capture(folder: Path, splits: Sequence[str], options: LoadOptions) -> Listing:

@@ -270,7 +270,7 @@ def render_samples(
 
 def scale_gradient(x: Float[Array, "*s"], scale: Float[Array, "*#s"]) -> Float[Array, "*s"]:
     """The same values, whose gradients are multiplied by a factor."""
-    # Exact: x - x is 0, and so is its gradient.
+    # The difference is 0, so that values keep their bits.
     return jax.lax.stop_gradient(x) + scale * (x - jax.lax.stop_gradient(x))
 
 

@@ -49,7 +49,7 @@ from jaxrf.cameras.transforms import (
     transform_positions,
 )
 from jaxrf.core.errors import InputError
-from jaxrf.data import colmap, colmap_files, llff, record3d, sources
+from jaxrf.data import alicevision, colmap, colmap_files, llff, record3d, sources
 from jaxrf.data.frames import ALL
 from jaxrf.data.options import LoadOptions
 from jaxrf.data.photos.prepare import PhotoOptions
@@ -413,6 +413,16 @@ def test_meshroom_mistakes_are_explained(
     with pytest.raises(InputError, match=message) as caught:
         sources.load_scene(tmp_path, ["train"])
     assert "\n" not in str(caught.value)
+
+
+def test_cameras_of_meshroom_in_several_folders_are_not_chosen_from(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_alicevision(tmp_path / name)
+    assert alicevision.find_cameras(tmp_path) is None
+    assert alicevision.find_cameras(tmp_path / "a") == tmp_path / "a" / "cameras.sfm"
+    (tmp_path / "b" / "cameras.sfm").unlink()
+    assert alicevision.find_cameras(tmp_path) == tmp_path / "a" / "cameras.sfm"
 
 
 def test_opensfm_rays_equal_true_rays(tmp_path: Path) -> None:
