@@ -22,9 +22,12 @@ from jaxrf.viewer.camera_path import (
     interpolate_keyframes,
     read_camera_path,
 )
-from jaxrf.viewer.poses import View, read_view, set_camera, to_browser
+from jaxrf.viewer.poses import View, clamp_value, read_view, set_camera, to_browser
 
 LINE_COLOR = (230, 80, 40)
+# Limits of a path, its video and the file that it is read from.
+SECONDS, FRAME_RATES, VIDEO_SIZES = (1.0, 60.0), (1, 60), (16, 4096)
+MAX_KEYFRAMES, MAX_PATH_BYTES = 1000, 16 << 20
 # Renders one frame of a path, or returns None as soon as its second argument asks to stop.
 RenderFrame = Callable[[Cameras, Callable[[], bool]], UInt8[np.ndarray, "h w 3"] | None]
 
@@ -65,12 +68,15 @@ class CameraPathPanel:
             self._summary = gui.add_markdown("")
             edit = gui.add_button_group("Keyframes", ("Add", "Remove last", "Clear"))
             self._seconds = gui.add_slider(
-                "Seconds", min=1.0, max=60.0, step=0.5, initial_value=4.0
+                "Seconds", min=SECONDS[0], max=SECONDS[1], step=0.5, initial_value=4.0
             )
-            self._fps = gui.add_slider("Frames/s", min=1, max=60, step=1, initial_value=24)
+            self._fps = gui.add_slider(
+                "Frames/s", min=FRAME_RATES[0], max=FRAME_RATES[1], step=1, initial_value=24
+            )
             self._loops = gui.add_checkbox("Loop", False)
-            self._width = gui.add_number("Width", size[0], min=16, max=4096, step=2)
-            self._height = gui.add_number("Height", size[1], min=16, max=4096, step=2)
+            low, high = VIDEO_SIZES
+            self._width = gui.add_number("Width", size[0], min=low, max=high, step=2)
+            self._height = gui.add_number("Height", size[1], min=low, max=high, step=2)
             play = gui.add_button("Play")
             save = gui.add_button("Save path", hint="Into the run's folder, and as a download.")
             load = gui.add_upload_button("Load path", mime_type="application/json")
@@ -89,9 +95,9 @@ class CameraPathPanel:
         """The path as edited so far."""
         return CameraPath(
             tuple(self._keyframes),
-            float(self._seconds.value),
-            float(self._fps.value),
-            self._loops.value,
+            clamp_value(self._seconds.value, *SECONDS),
+            clamp_value(self._fps.value, *FRAME_RATES),
+            bool(self._loops.value),
         )
 
     def close(self) -> None:
@@ -103,12 +109,17 @@ class CameraPathPanel:
     def _edit(self, event: Any) -> None:
         match event.target.value:
             case "Add":
-                self._keyframes.append(read_view(event.client.camera))
+                self._report_errors(self._add, event.client)
             case "Remove last":
                 self._keyframes = self._keyframes[:-1]
             case "Clear":
                 self._keyframes = []
         self._draw_path()
+
+    def _add(self, client: Any) -> None:
+        if len(self._keyframes) >= MAX_KEYFRAMES:
+            raise InputError(f"A path has {MAX_KEYFRAMES} keyframes at most: remove some.")
+        self._keyframes.append(read_view(client.camera))
 
     def _draw_path(self) -> None:
         """Draws the keyframes and the path between them into the scene."""
@@ -156,8 +167,10 @@ class CameraPathPanel:
         """The cameras of all frames; InputError if there are too few keyframes."""
         if len(self._keyframes) < 2:
             raise InputError("A path needs two keyframes: move the camera and press Add.")
-        size = int(self._width.value), int(self._height.value)
-        return interpolate_keyframes(self.camera_path, *size)
+        width, height = (
+            int(clamp_value(side.value, *VIDEO_SIZES)) for side in (self._width, self._height)
+        )
+        return interpolate_keyframes(self.camera_path, width, height)
 
     def _play(self, client: Any) -> None:
         cameras, fps = self._make_cameras(), self.camera_path.fps
@@ -178,6 +191,8 @@ class CameraPathPanel:
         client.add_notification("Saved", f"{file}", auto_close_seconds=8.0)
 
     def _load(self, client: Any, upload: Any) -> None:
+        if len(upload.content) > MAX_PATH_BYTES:
+            raise InputError(f"{upload.name} is too large for a camera path: give another file.")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "path.json")
             file.write_bytes(upload.content)
@@ -187,8 +202,8 @@ class CameraPathPanel:
                 sentence = error.for_command_line.replace(str(file), upload.name)
                 raise InputError(sentence) from error
         self._keyframes = list(path.keyframes)
-        self._seconds.value = float(np.clip(path.seconds, 1.0, 60.0))
-        self._fps.value = int(np.clip(path.fps, 1, 60))
+        self._seconds.value = clamp_value(path.seconds, *SECONDS)
+        self._fps.value = int(clamp_value(path.fps, *FRAME_RATES))
         self._draw_path()
         set_camera(client, self._keyframes[0])
 

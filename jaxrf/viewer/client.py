@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 
 from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.poses import near_far_for_box
+from jaxrf.core.errors import InputError
 from jaxrf.evaluation import images
 from jaxrf.evaluation.channels import Channel
 from jaxrf.evaluation.interactive import FrameTimer, InteractiveRenderer, render_progressively
@@ -117,6 +118,8 @@ class BrowserClient:
                 continue
             try:
                 self._render(state)
+            except InputError as error:
+                self._client.add_notification("Cannot render", str(error)[:300], color="red")
             except Exception as error:
                 if self._closed.is_set():
                     return

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 from jaxrf.core.errors import InputError
-from jaxrf.viewer.origins import LOCAL_NAMES, may_ask
+from jaxrf.viewer.origins import LOCAL_NAMES, Gate
 
 # Ports after the one asked for that are tried if other programs use it.
 PORTS_TRIED = 100
@@ -32,7 +32,7 @@ class PageServer:
     """Serves a page until it is closed; the page may be replaced, and browsers load it again.
 
     Attributes:
-      address: of the page.
+      address: of the page, with a token if others can reach it.
     """
 
     def __init__(self, page: bytes, host: str, port: int) -> None:
@@ -45,12 +45,12 @@ class PageServer:
         Raises:
           InputError: none of the ports is free.
         """
-        self._pages = [page]
-        self._server = _bind(host, port, self._pages)
+        self._pages, gate = [page], Gate.of(host)
+        self._server = _bind(host, port, self._pages, gate)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         name = "localhost" if host in (*LOCAL_NAMES, "0.0.0.0") else host
-        self.address = f"http://{name}:{self._server.server_address[1]}"
+        self.address = f"http://{name}:{self._server.server_address[1]}{gate.query}"
 
     def replace(self, page: bytes) -> None:
         """Serves another page; browsers that show the one before load it within seconds."""
@@ -65,8 +65,8 @@ class PageServer:
         self._thread.join()
 
 
-def _bind(host: str, port: int, pages: list[bytes]) -> ThreadingHTTPServer:
-    handler = _make_handler(pages, host)
+def _bind(host: str, port: int, pages: list[bytes], gate: Gate) -> ThreadingHTTPServer:
+    handler = _make_handler(pages, gate)
     for candidate in range(port, min(port + PORTS_TRIED, 65536)):
         try:
             return ThreadingHTTPServer((host, candidate), handler)
@@ -77,14 +77,15 @@ def _bind(host: str, port: int, pages: list[bytes]) -> ThreadingHTTPServer:
     )
 
 
-def _make_handler(pages: list[bytes], listens_at: str) -> type[BaseHTTPRequestHandler]:
-    """Answers requests for the last of some pages and for its number, of those who may ask."""
+def _make_handler(pages: list[bytes], gate: Gate) -> type[BaseHTTPRequestHandler]:
+    """Answers those whom a gate lets in with the last of some pages, or with its number."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
-            if not may_ask(self.headers.get("Host"), self.headers.get("Origin"), listens_at):
-                self.send_error(403, "Open the page as localhost")
+            asked = (self.headers.get(name) for name in ("Host", "Origin", "Cookie"))
+            if (sentence := gate.refusal(self.path, *asked)) is not None:
+                self.send_error(403, sentence)
             elif path in ("/", "/index.html"):
                 self._answer(pages[-1] + RELOAD, "text/html")
             elif path == "/number":
@@ -97,6 +98,8 @@ def _make_handler(pages: list[bytes], listens_at: str) -> type[BaseHTTPRequestHa
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Cache-Control", "no-store")
+            if gate.brings_token(self.path):
+                self.send_header("Set-Cookie", gate.cookie)
             self.end_headers()
             self.wfile.write(content)
 

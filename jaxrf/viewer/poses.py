@@ -9,9 +9,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrf.cameras.base import Cameras, make_cameras
+from jaxrf.core.errors import InputError
 
 # The browser's cameras look along +z with y down, jaxrf's along -z with y up.
 FLIP = np.diag([1.0, -1.0, -1.0])
+
+
+# Limits of what browsers send: fields of view in radians, width over height, scene units.
+FOVS, ASPECTS, MAX_POSITION = (1e-3, 3.1), (1.0 / 32.0, 32.0), 1e9
 
 
 class View(NamedTuple):
@@ -28,8 +33,25 @@ class View(NamedTuple):
 
 
 def read_view(camera: Any) -> View:
-    """The view of a browser's camera, a `viser.CameraHandle`."""
-    return View(from_browser(camera.wxyz, camera.position), float(camera.fov), float(camera.aspect))
+    """The view of a browser's camera, a `viser.CameraHandle`.
+
+    Raises:
+      InputError: the numbers that the browser has sent are no camera.
+    """
+    wxyz, position = (np.asarray(v, np.float64) for v in (camera.wxyz, camera.position))
+    fov, aspect = float(camera.fov), float(camera.aspect)
+    is_finite = np.all(np.isfinite([*wxyz, *position, fov, aspect]))
+    if not is_finite or not np.any(wxyz) or np.abs(position).max() > MAX_POSITION:
+        raise InputError("The browser's camera is nowhere: reload the page.")
+    return View(
+        from_browser(wxyz, position), clamp_value(fov, *FOVS), clamp_value(aspect, *ASPECTS)
+    )
+
+
+def clamp_value(value: Any, low: float | int, high: float | int) -> float:
+    """A number that a browser has sent, within limits; the low one if it is none."""
+    number = float(value if isinstance(value, int | float | np.number) else low)
+    return float(min(max(number, low), high) if math.isfinite(number) else low)
 
 
 def set_camera(client: Any, view: View) -> None:

@@ -30,8 +30,8 @@ from jaxrf.viewer.client import (
     draw_image,
 )
 from jaxrf.viewer.crop_panel import NO_CROP, CropPanel
-from jaxrf.viewer.origins import guard_websockets
-from jaxrf.viewer.poses import View, fit_camera
+from jaxrf.viewer.origins import Gate, guard_websockets
+from jaxrf.viewer.poses import View, clamp_value, fit_camera
 from jaxrf.viewer.training_cameras import add_frustums, list_training_cameras
 
 CHANNELS: tuple[Channel, ...] = ("rgb", "depth", "opacity")
@@ -39,6 +39,8 @@ CHANNELS: tuple[Channel, ...] = ("rgb", "depth", "opacity")
 STATE_INTERVAL_SECONDS = 1.5
 # Minimum default width of videos, in pixels.
 MIN_VIDEO_WIDTH = 400
+# Pixels along the longer side of a sharp image, and frames per second while the camera moves.
+IMAGE_SIZES, FRAME_RATES = (128, 1920), (2, 60)
 
 
 def check_host(host: str) -> None:
@@ -95,8 +97,9 @@ class Viewer:
         self._offered: tuple[InteractiveRenderer, str] | None = None
         self._offer_made, self._closed = threading.Event(), threading.Event()
         check_host(host)
+        self._gate = Gate.of(host)
         # Hide the messages that viser prints.
-        with contextlib.redirect_stdout(io.StringIO()), guard_websockets(host):
+        with contextlib.redirect_stdout(io.StringIO()), guard_websockets(self._gate):
             self.server = viser.ViserServer(host=host, port=port, label=name, verbose=False)
         self.server.gui.configure_theme(show_logo=False, show_share_button=False)
         self.server.gui.main_panel.dock_right()
@@ -112,10 +115,10 @@ class Viewer:
 
     @property
     def address(self) -> str:
-        """The address of the page for a browser on this machine."""
+        """The address of the page on this machine, with a token if others reach it."""
         host = self.server.get_host()
         name = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::") else host
-        return f"http://{name}:{self.server.get_port()}"
+        return f"http://{name}:{self.server.get_port()}{self._gate.query}"
 
     # -- State --------------------------------------------------------------------------------
 
@@ -219,11 +222,12 @@ class Viewer:
         self._pause = gui.add_checkbox("Pause training", False) if self._training else None
         self._channel = gui.add_dropdown("Show", CHANNELS, initial_value="rgb")
         self._max_size = gui.add_slider(
-            "Resolution", min=128, max=1920, step=64, initial_value=768,
+            "Resolution", min=IMAGE_SIZES[0], max=IMAGE_SIZES[1], step=64, initial_value=768,
             hint="Pixels along the longer side once the camera is at rest.",
         )  # fmt: skip
         self._frame_rate = gui.add_slider(
-            "Frames/s", min=2, max=60, step=1, initial_value=round(1.0 / MOVING_FRAME_SECONDS),
+            "Frames/s", min=FRAME_RATES[0], max=FRAME_RATES[1], step=1,
+            initial_value=round(1.0 / MOVING_FRAME_SECONDS),
             hint="Target while the camera moves. Higher rates give coarser images.",
         )  # fmt: skip
         for handle in (self._channel, self._max_size):
@@ -269,10 +273,12 @@ class Viewer:
             threading.Thread(target=disconnected.close, daemon=True).start()
 
     def _get_settings(self) -> RenderSettings:
+        # Browsers send what they like, also beyond the ends of a slider.
+        channel = self._channel.value
         return RenderSettings(
-            channel=self._channel.value,
-            max_size=int(self._max_size.value),
-            moving_frame_seconds=1.0 / float(self._frame_rate.value),
+            channel=channel if channel in CHANNELS else "rgb",
+            max_size=int(clamp_value(self._max_size.value, *IMAGE_SIZES)),
+            moving_frame_seconds=1.0 / clamp_value(self._frame_rate.value, *FRAME_RATES),
             crop=self.crop,
             ndc=self._scene.ndc,
             is_training=self._training,

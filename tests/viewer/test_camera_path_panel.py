@@ -45,6 +45,19 @@ def run_in_foreground(panel: CameraPathPanel, action: Any, client: SimulatedClie
     panel._worker.join()
 
 
+def test_a_path_stays_within_its_limits_whatever_a_browser_sends(panel: CameraPathPanel) -> None:
+    click(panel, "Add", VIEWS[0])
+    click(panel, "Add", VIEWS[1])
+    panel._seconds.value, panel._fps.value = 1e9, 1e9
+    panel._width.value, panel._height.value = 10**7, -4
+    cameras = panel._make_cameras()
+    assert len(cameras) == 60 * 60 and (cameras.width, cameras.height) == (4096, 16)
+    client = SimulatedClient(VIEWS[0])
+    upload = SimpleNamespace(name="path.json", content=b" " * (17 << 20))
+    panel._report_errors(panel._load, client, upload)
+    assert "too large for a camera path" in client.notifications[-1][1]
+
+
 def test_buttons_edit_the_keyframes(panel: CameraPathPanel) -> None:
     assert panel._summary.content.startswith("0 keyframes. Move the camera")
     click(panel, "Add", VIEWS[0])

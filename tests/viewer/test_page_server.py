@@ -77,3 +77,18 @@ def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=rf"at 127.0.0.1:{port} .*give another"):
             PageServer(PAGE, "127.0.0.1", port)
+
+
+def test_a_page_that_others_reach_is_served_with_its_token_alone() -> None:
+    server = PageServer(PAGE, "0.0.0.0", 18180)
+    try:
+        address, _, query = server.address.partition("/?")
+        assert address.startswith("http://localhost:") and query.startswith("jaxrf_token=")
+        assert status(address) == 403 and status(address + "/number") == 403
+        with urllib.request.urlopen(server.address) as response:
+            cookie = response.headers["Set-Cookie"].partition(";")[0]
+        request = urllib.request.Request(address + "/number", headers={"Cookie": cookie})
+        with urllib.request.urlopen(request) as response:
+            assert response.status == 200 and "Set-Cookie" not in response.headers
+    finally:
+        server.close()

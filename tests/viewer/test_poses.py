@@ -1,17 +1,22 @@
 """Conversions between the browser's cameras and jaxrf's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scenes import make_scene
+from simulated_browser import SimulatedClient
 
 from jaxrf.cameras.base import image_rays, project
 from jaxrf.cameras.poses import look_at
+from jaxrf.core.errors import InputError
 from jaxrf.viewer.poses import (
     View,
     fit_camera,
     from_browser,
     list_views,
     ray_distance_to_z_depth,
+    read_view,
     to_browser,
 )
 
@@ -21,6 +26,32 @@ def test_from_browser_looks_along_z_with_y_down() -> None:
     np.testing.assert_allclose(pose[:3, 3], [1, 2, 3])
     np.testing.assert_allclose(-pose[:3, 2], [0, 0, 1])  # forward
     np.testing.assert_allclose(pose[:3, 1], [0, -1, 0])  # up
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fov": np.nan},
+        {"aspect": np.inf},
+        {"wxyz": np.zeros(4)},
+        {"position": np.array([0.0, np.nan, 0.0])},
+        {"position": np.array([0.0, 1e300, 0.0])},
+    ],
+)
+def test_read_view_refuses_what_is_no_camera(changes: dict[str, Any]) -> None:
+    client = SimulatedClient(View(np.eye(4), 0.8, 1.5))
+    for name, value in changes.items():
+        setattr(client.camera, name, value)
+    with pytest.raises(InputError, match="reload the page"):
+        read_view(client.camera)
+
+
+def test_images_of_any_view_are_of_the_size_that_is_asked_for() -> None:
+    for fov, aspect in ((1e9, 1e9), (0.0, 0.0), (-3.0, -1.0), (np.pi, 1e-12)):
+        client = SimulatedClient(View(np.eye(4), fov, aspect))
+        camera = fit_camera(read_view(client.camera), 256)
+        assert max(camera.width, camera.height) == 256 and min(camera.width, camera.height) >= 8
+        assert np.all(np.isfinite(camera.focal)) and np.all(camera.focal > 0.0)
 
 
 def test_to_browser_inverts_from_browser() -> None:

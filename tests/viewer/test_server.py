@@ -103,6 +103,44 @@ def test_web_pages_from_elsewhere_reach_neither_page_nor_pictures(
             connect(socket_address, **options)
 
 
+def test_others_reach_page_and_pictures_with_the_token_alone(tmp_path: Path) -> None:
+    import viser
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    scene = SceneMetadata.from_scene(make_scene(), Path("/data/ball"))
+    viewer = Viewer("ball", scene, tmp_path, "0.0.0.0", 8491, BACKGROUND)
+    try:
+        port, query = viewer.server.get_port(), viewer.address.partition("/?")[2]
+        assert viewer.address.startswith(f"http://localhost:{port}/?jaxrf_token=")
+
+        def ask(path: str) -> http.client.HTTPResponse:
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("GET", path)
+            return connection.getresponse()
+
+        assert ask("/").status == 403 and ask("/?jaxrf_token=guess").status == 403
+        page = ask(f"/?{query}")
+        assert page.status == 200
+        cookie = str(page.headers["Set-Cookie"]).partition(";")[0]
+        options: dict[str, Any] = {"subprotocols": [f"viser-v{viser.__version__}"]}
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(f"ws://127.0.0.1:{port}", **options)
+        options["additional_headers"] = {"Cookie": cookie}
+        with connect(f"ws://127.0.0.1:{port}", **options) as socket:
+            assert socket.recv(timeout=60)
+    finally:
+        viewer.close()
+
+
+def test_settings_stay_within_their_limits_whatever_a_browser_sends(viewer: Viewer) -> None:
+    viewer._max_size.value, viewer._frame_rate.value = 10**6, 0
+    settings = viewer._get_settings()
+    assert settings.max_size == 1920 and settings.moving_frame_seconds == 0.5
+    viewer._max_size.value = -5
+    assert viewer._get_settings().max_size == 128
+
+
 class RestingClient:
     """A browser that renders nothing."""
 
