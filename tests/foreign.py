@@ -1,11 +1,15 @@
 """Writes files as other programs do, with random weights, for the tests of converters."""
 
+import gzip
 import itertools
+import math
 import pickle
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import torch
 from flax import serialization
@@ -354,6 +358,84 @@ def write_nerfstudio(path: Path, tcnn: bool = False, appearance: int = 5) -> Pat
     return path
 
 
+def write_instant_ngp(
+    path: Path,
+    aabb_scale: int = 1,
+    packing: Callable[[bytes], bytes] = gzip.compress,
+    changes: Mapping[str, Any] | None = None,
+    half: bool = True,
+) -> Path:
+    """Writes a snapshot of 4 levels of 2 features, whose cells in a ball are occupied.
+
+    `changes` are of entries, by their keys joined with dots.
+    """
+    rng, width, levels, log2_rows, growth = np.random.default_rng(12), 16, 4, 12, 1.5
+    sides = [math.ceil(16 * growth**level - 1) + 1 for level in range(levels)]
+    rows = sum(min(-(-(n**3) // 8) * 8, 1 << log2_rows) for n in sides)
+    shapes = [(width, 16), (16, width), (width, 32), (width, width), (16, width)]
+    layers = [rng.normal(0, (2.0 / i) ** 0.5, (o, i)).ravel() for o, i in shapes]
+    params = np.concatenate([*layers, rng.normal(0.0, 1.0, rows * 2)])
+    params = params.astype(np.float16 if half else np.float32)
+    cascades, number = [], np.arange(128**3)
+    cell = [sum(((number >> (3 * bit + axis)) & 1) << bit for bit in range(7)) for axis in range(3)]
+    for level in range(1 + int(np.log2(aabb_scale))):
+        x, y, z = ((c + 0.5) / 128 * 2**level - 2**level / 2 for c in cell)
+        # Not the same along any two axes, nor on the two sides of the middle.
+        inside = (x - 0.1) ** 2 + (1.3 * y) ** 2 + (1.6 * (z + 0.05)) ** 2 < 0.16
+        cascades.append(np.where(inside | ((x > 0.9) & (y > 0.3)), 0.5, -1.0).astype(np.float16))
+    half_side = 0.5 * aabb_scale
+    box = {"min": [0.5 - half_side] * 3, "max": [0.5 + half_side] * 3}
+    pose = [[0.8, 0.0, 0.6, 0.1], [0.0, 1.0, 0.0, 0.4], [-0.6, 0.0, 0.8, -0.9]]
+    mlp = {"otype": "FullyFusedMLP", "activation": "ReLU", "output_activation": "None"}
+    harmonics = {"otype": "SphericalHarmonics", "degree": 4, "n_dims_to_encode": 3}
+    dataset = {
+        "n_images": 1,
+        "paths": ["images/0001.jpg"],
+        "metadata": [{"resolution": [40, 30], "focal_length": [50.0, 50.0]}],
+        "xforms": [{"start": pose, "end": pose}],
+        "scale": 0.33,
+        "offset": [0.5, 0.45, 0.55],
+        "aabb_scale": aabb_scale,
+        "n_extra_learnable_dims": 0,
+        "is_hdr": False,
+        "from_mitsuba": False,
+    }
+    tree: dict[str, Any] = {
+        "dir_encoding": {"otype": "Composite", "nested": [harmonics, {"otype": "Identity"}]},
+        "encoding": {
+            "otype": "HashGrid",
+            "n_levels": levels,
+            "n_features_per_level": 2,
+            "log2_hashmap_size": log2_rows,
+            "base_resolution": 16,
+            "per_level_scale": growth,
+        },
+        "network": {**mlp, "n_neurons": width, "n_hidden_layers": 1},
+        "rgb_network": {**mlp, "n_neurons": width, "n_hidden_layers": 2},
+        "snapshot": {
+            "version": 1,
+            "mode": "nerf",
+            "aabb": box,
+            "render_aabb": box,
+            "density_grid_size": 128,
+            "density_grid_binary": np.concatenate(cascades).tobytes(),
+            "n_params": len(params),
+            "params_type": "__half" if half else "float",
+            "params_binary": params.tobytes(),
+            "training_step": 35_000,
+            "nerf": {"aabb_scale": aabb_scale, "dataset": dataset},
+        },
+    }
+    for name, value in (changes or {}).items():
+        *parents, key = name.split(".")
+        part = tree
+        for parent in parents:
+            part = part[parent]
+        part[key] = value
+    path.write_bytes(packing(msgpack.packb(tree)))
+    return path
+
+
 WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "nerf-pytorch": ("nerf-pytorch", write_nerf_pytorch),
     "nerf-pytorch without directions": (
@@ -394,6 +476,11 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "nerfstudio, tiny-cuda-nn": (
         "nerfstudio (tiny-cuda-nn)",
         lambda path: write_nerfstudio(path, tcnn=True),
+    ),
+    "instant-ngp": ("instant-ngp", write_instant_ngp),
+    "instant-ngp, large": (
+        "instant-ngp",
+        lambda path: write_instant_ngp(path, aabb_scale=4, packing=zlib.compress, half=False),
     ),
     "tensorf, fog": ("TensoRF", lambda path: write_tensorf(path, mask=False)),
     "tensorf cp": (

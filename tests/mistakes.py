@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from foreign import write_nerf_pytorch, write_tensorf
+from foreign import write_instant_ngp, write_nerf_pytorch, write_tensorf
 
-from jaxrf.convert import check, formats
+from jaxrf.convert import check, formats, instant_ngp
 from jaxrf.convert.files.read import Content, read_file
 from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import AlphaMask, Converted, ConvertedGrid
@@ -138,6 +138,27 @@ def change_mlp(change: Callable[[np.ndarray], np.ndarray]) -> Change:
     return apply
 
 
+def write_snapshot(path: Path) -> Path:
+    """A snapshot of two cascades of cells."""
+    return write_instant_ngp(path, aabb_scale=2)
+
+
+def turn_directions(params: Params) -> Params:
+    """The field as if directions were in the axes of the unit cube."""
+    layers = dict(params["color_mlp"]["params"])
+    features, harmonics = np.split(layers["Dense_0"]["kernel"], [instant_ngp.NUM_DENSITY_OUTPUTS])
+    turned = (instant_ngp.cycle_harmonics() @ harmonics).astype(np.float32)
+    layers["Dense_0"] = {"kernel": np.concatenate([features, turned])}
+    return params | {"color_mlp": {"params": layers}}
+
+
+def change_cells(converted: Converted, change: Callable[[np.ndarray], np.ndarray]) -> Converted:
+    assert converted.grid is not None and converted.grid.occupied is not None
+    return converted._replace(
+        grid=converted.grid._replace(occupied=change(converted.grid.occupied))
+    )
+
+
 TENSORF_MISTAKES: dict[str, Change] = {
     "a plane upside down": change_factor("density", "planes", 0, lambda p: p[::-1]),
     "a line reversed": change_factor("features", "lines", 1, lambda line: line[::-1]),
@@ -158,6 +179,23 @@ TENSORF_MISTAKES: dict[str, Change] = {
 }
 
 
+INSTANT_NGP_MISTAKES: dict[str, Change] = {
+    "axes that are not cycled": change_field(axis_order=(0, 1, 2)),
+    "axes cycled the other way": change_field(axis_order=(2, 0, 1)),
+    "directions that are not cycled": lambda c: replace_field_params(
+        c, turn_directions(c.params.field)
+    ),
+    "growth of levels by the last resolution": change_field(level_growth=None, max_resolution=53),
+    "levels of another layout": change_field(hash_layout="all_hashed"),
+    "density per unit of the cube": change_field(density_scale=1.0),
+    "another shift": change_field(density_shift=-1.0),
+    "half as many steps": change_model(steps_per_diagonal=1024),
+    "half a pixel off": change_ray_convention(pixel_center=0.0),
+    "cells of other axes": lambda c: change_cells(c, lambda cells: cells.transpose(1, 2, 0)),
+    "no cells": lambda c: change_cells(c, np.ones_like),
+}
+
+
 def find_differences(wrong: Converted, content: Content) -> list[check.Comparison]:
     """Returns the comparisons of raw outputs and, if these do not differ, of images."""
     rows = check.check_points(wrong, content, FormatOptions(), NUM_POINTS, double=True)
@@ -174,6 +212,7 @@ def write_table() -> bool:
     for program, writer, mistakes in (
         ("nerf-pytorch", write_nerf_pytorch, MISTAKES),
         ("TensoRF", write_tensorf, TENSORF_MISTAKES),
+        ("instant-ngp", write_snapshot, INSTANT_NGP_MISTAKES),
     ):
         with tempfile.TemporaryDirectory() as folder:
             content = read_file(writer(Path(folder) / "weights"))

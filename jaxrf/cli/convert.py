@@ -48,7 +48,7 @@ def run(options: ConvertOptions) -> int:
     Returns the exit code: 1 if the comparison found a difference.
     """
     from jaxrf.cli import write_conversion
-    from jaxrf.convert import formats
+    from jaxrf.convert import formats, to_run
     from jaxrf.convert.files.read import read_file
     from jaxrf.core.jax_setup import set_up_jax
     from jaxrf.data import sources
@@ -60,21 +60,23 @@ def run(options: ConvertOptions) -> int:
         options.legacy_order, options.inclusive, options.bounded, options.density_factor
     )
     converted = write_conversion.convert(content, format_options, options.file)
-    scene = folder = None
+    scene, folder, box = None, None, to_run.file_box(converted)
     if options.data is not None:
         folder = sources.find_data(options.data)
         splits = ["train", "test"] if options.check else ["train"]
-        scene = sources.load_scene(folder, splits, LoadOptions(downscale=options.downscale))
+        load = LoadOptions(downscale=options.downscale, box=box)
+        scene = sources.load_scene(folder, splits, load)
         if scene.splits["train"].cameras.ndc is not None:
             raise InputError(
                 f"{folder} uses normalized device coordinates, where other programs define view "
                 "directions differently: convert without --data."
             )
-        converted = converted._replace(near=scene.near, far=scene.far)
+    placed = converted if scene is None else to_run.move_to_scene(converted, scene)
     if options.check:
-        cameras = write_conversion.comparison_cameras(scene, options.size)
-        same = write_conversion.compare(converted, content, format_options, cameras)
+        cameras = write_conversion.comparison_cameras(converted, scene, options.size)
+        checked = converted if converted.in_file_coordinates else placed
+        same = write_conversion.compare(checked, content, format_options, cameras)
         if options.run_dir is None or not same:
             return 0 if same else 1
-    write_conversion.write_run(converted, options, scene, folder)
+    write_conversion.write_run(placed, options, scene, folder, box)
     return 0

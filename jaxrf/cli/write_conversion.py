@@ -1,15 +1,19 @@
 """Steps of a conversion: detect the format, compare with the other program, write the run."""
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from jaxrf.cameras import base as cams
+from jaxrf.cameras.transforms import invert_transform, transform_poses
 from jaxrf.cli.convert import ConvertOptions
 from jaxrf.cli.run_folder import CONVERTED_FILE
 from jaxrf.convert import check, formats
 from jaxrf.convert.files.arrays import describe
 from jaxrf.convert.files.read import Content
 from jaxrf.convert.networks import Converted
-from jaxrf.convert.to_run import to_run
+from jaxrf.convert.to_run import FileBox, to_run
 from jaxrf.core.errors import InputError
 from jaxrf.data.scene import Scene
 from jaxrf.export import ternary
@@ -33,10 +37,10 @@ def convert(content: Content, format_options: formats.FormatOptions, file: Path)
     return converted
 
 
-def comparison_cameras(scene: Scene | None, size: int) -> cams.Cameras:
+def comparison_cameras(converted: Converted, scene: Scene | None, size: int) -> cams.Cameras:
     """Returns the camera whose image is compared: the scene's first test view, `size` wide.
 
-    Without a scene it is a default camera.
+    It is in the coordinates of the program. Without a scene it is a default camera.
 
     Raises:
       InputError: the scene's cameras have lens distortion, which the other programs do not know.
@@ -50,7 +54,12 @@ def comparison_cameras(scene: Scene | None, size: int) -> cams.Cameras:
             "leave out --data."
         )
     height = max(size * cameras.height // cameras.width, 1)
-    return cams.resize_cameras(cameras[0], size, height)
+    camera = cams.resize_cameras(cameras[0], size, height)
+    if not converted.in_file_coordinates:
+        return camera
+    poses = np.asarray(camera.T_world_camera, np.float64)
+    poses = transform_poses(invert_transform(scene.frame), poses)
+    return dataclasses.replace(camera, T_world_camera=poses.astype(np.float32))
 
 
 def compare(
@@ -82,16 +91,21 @@ def compare(
 
 
 def write_run(
-    converted: Converted, options: ConvertOptions, scene: Scene | None, data: Path | None
+    converted: Converted,
+    options: ConvertOptions,
+    scene: Scene | None,
+    data: Path | None,
+    box: FileBox | None,
 ) -> None:
     """Writes a converted field as a run at step 0 of fine-tuning.
 
     Args:
       scene, data: the data set that the weights were trained on and its folder, if known.
+      box: that it was read with.
     """
     name = options.file.stem
     run_dir = options.run_dir or runs.name_run(converted.config, name)
-    run = to_run(converted, name, run_dir, scene, data, options.downscale, options.steps)
+    run = to_run(converted, name, run_dir, scene, data, options.downscale, options.steps, box)
     runs.create_folder(run_dir)
     runs.write_config(run_dir, run.config)
     source = {

@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from jaxrf.cameras.base import Cameras, apply_ray_convention, image_rays
 from jaxrf.cameras.poses import look_at
+from jaxrf.convert import instant_ngp
 from jaxrf.convert.files.read import Content
 from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.networks import Converted
@@ -357,6 +358,10 @@ def _render(converted: Converted, cameras: Cameras, double: bool) -> dict[str, n
     """
     # Few samples at once, as the image is small.
     config = dataclasses.replace(converted.config, render_samples=1 << 14)
+    if converted.format == instant_ngp.FORMAT:
+        # Its rays stop earlier than ours, and stretch the light they have then; both go on here.
+        convention = dataclasses.replace(config.ray_convention, transmittance_threshold=0.0)
+        config = dataclasses.replace(config, ray_convention=convention)
     stage, grid = init_stage(converted, config, DEFAULT_AABB)
     params, grid, cameras = (_cast(tree, double) for tree in (converted.params, grid, cameras))
     near_far = (converted.near, converted.far)
@@ -364,7 +369,7 @@ def _render(converted: Converted, cameras: Cameras, double: bool) -> dict[str, n
     trained = TrainedField(config, stage, params, grid, near_far, background)
     if config.model.samples_per_ray() is not None:
         return _render_levels(config, trained, near_far, cameras)
-    rendering = scoring.make_render_fn(trained)(cameras, 0)
+    rendering = scoring.make_render_fn(trained, crop_to_occupied=False)(cameras, 0)
     return {"rgb": rendering.rgb, "opacity": rendering.opacity, "depth": rendering.depth}
 
 

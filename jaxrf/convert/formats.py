@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxrf.convert import (
+    instant_ngp,
     jaxnerf,
     nerf_experiments,
     nerf_plain,
@@ -52,6 +53,7 @@ CONVERTERS: tuple[Converter, ...] = (
     lambda content, options: nerfstudio.convert(
         content, not options.bounded, options.density_factor
     ),
+    lambda content, _: instant_ngp.convert(content),
 )
 # The formats that each option is for.
 OPTION_FORMATS = {

@@ -344,10 +344,10 @@ def _split_head(
 
 
 def padded_shapes(
-    num_inputs: int, width: int, num_hidden: int, num_outputs: int
+    num_inputs: int, width: int, num_hidden: int, num_outputs: int, alignment: int = TCNN_ALIGNMENT
 ) -> list[tuple[int, int]]:
     """Returns (out, in) of each layer of a network of tiny-cuda-nn, whose inputs are padded."""
-    padded_inputs = -(-num_inputs // TCNN_ALIGNMENT) * TCNN_ALIGNMENT
+    padded_inputs = -(-num_inputs // alignment) * alignment
     widths = [padded_inputs, *[width] * num_hidden, num_outputs]
     return [(outputs, inputs) for inputs, outputs in itertools.pairwise(widths)]
 

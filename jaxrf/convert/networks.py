@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxrf import presets
+from jaxrf.cameras.base import Cameras
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.fields.bitnerf import BitNeRF
 from jaxrf.fields.nerf import NeRF
@@ -82,6 +83,9 @@ class Converted(NamedTuple):
     grid: of the field, if the file has one.
     encoding_order: the program's index of each element of our encoding of a position; empty if the
       orders are the same.
+    in_file_coordinates: the field is in the coordinates of the data set's files, and not where
+      training has placed the scene.
+    cameras: of the training images, if the file lists them.
     """
 
     format: str
@@ -93,6 +97,8 @@ class Converted(NamedTuple):
     notes: tuple[str, ...] = ()
     grid: ConvertedGrid | None = None
     encoding_order: tuple[int, ...] = ()
+    in_file_coordinates: bool = False
+    cameras: Cameras | None = None
 
 
 def list_arrays(params: Any) -> dict[str, Any]:

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxrf.convert import instant_ngp
 from jaxrf.convert.networks import Converted
 from jaxrf.data.scene import Scene
 from jaxrf.models.base import StageSpec
 from jaxrf.models.packed import PackedModel
 from jaxrf.sampling.alpha_mask import attach_mask
+from jaxrf.sampling.density_tracking import track_density
 from jaxrf.sampling.occupancy import OccupancyGrid
 from jaxrf.sampling.weight_tracking import track_weights
 from jaxrf.training import transitions
@@ -25,7 +27,26 @@ from jaxrf.training.state import init_state
 UNKNOWN_CHECKSUM = -1
 # Fine-tuning uses smaller learning rates, so that trained weights are not thrown off.
 FINETUNE_LR_MULT = 0.2
+# Low and high corner in the coordinates of a data set's files, as `LoadOptions.box`.
+FileBox = tuple[float, float, float, float, float, float]
 DEFAULT_AABB = np.array([[-1.5] * 3, [1.5] * 3], np.float32)
+
+
+def file_box(converted: Converted) -> FileBox | None:
+    """Returns the box to read the data set with; None to leave it to the data set."""
+    if not converted.in_file_coordinates:
+        return None
+    assert converted.grid is not None
+    low_x, low_y, low_z, high_x, high_y, high_z = map(float, converted.grid.aabb.ravel())
+    return low_x, low_y, low_z, high_x, high_y, high_z
+
+
+def move_to_scene(converted: Converted, scene: Scene) -> Converted:
+    """Returns a field where a scene is, which was read with `file_box`."""
+    if not converted.in_file_coordinates:
+        return converted._replace(near=scene.near, far=scene.far)
+    placed = instant_ngp.move_to_scene(converted, scene.frame)
+    return placed._replace(near=max(placed.near, scene.near), far=scene.far)
 
 
 def to_run(
@@ -36,19 +57,22 @@ def to_run(
     data: Path | None,
     downscale: int,
     steps: int,
+    box: FileBox | None = None,
 ) -> Run:
     """Returns a run at step 0 of fine-tuning.
 
     Args:
-      converted: the weights.
+      converted: the weights, as `move_to_scene` returns them.
       name: of the scene, if there is no data set.
       folder: of the run.
       scene, data, downscale: the data set, its path and the factor it was shrunk by, if any.
       steps: of fine-tuning.
+      box: that the data set was read with.
     """
     config = make_finetune_config(converted.config, folder, data, steps)
     config = dataclasses.replace(config, downscale=downscale)
     if scene is not None:
+        config = dataclasses.replace(config, box=box)
         config = transitions.resolve_config(config, scene)
     stage, grid = init_stage(converted, config, DEFAULT_AABB if scene is None else scene.aabb)
     state = init_state(config, stage, grid)
@@ -75,7 +99,10 @@ def init_stage(
     stage = StageSpec(config.field, (x, y, z), config.batch_rays, 1)
     stage = transitions.set_budgets(config, stage, file_grid.aabb)
     grid = OccupancyGrid(jnp.asarray(file_grid.occupied), jnp.asarray(file_grid.aabb))
-    tracked = track_weights(grid, model.dilation_cells(stage, file_grid.aabb))
+    dilation = model.dilation_cells(stage, file_grid.aabb)
+    if not config.field.prunes_grid:
+        return stage, track_density(grid, dilation)
+    tracked = track_weights(grid, dilation)
     if file_grid.alpha_mask is None:
         return stage, tracked
     return stage, attach_mask(tracked, *file_grid.alpha_mask)
@@ -97,7 +124,19 @@ def make_finetune_config(
 
 
 def default_scene_metadata(converted: Converted, name: str) -> SceneMetadata:
-    """Returns the metadata of an object at the origin, seen by cameras as in NeRF-synthetic."""
+    """Returns the metadata of the cameras that the file lists.
+
+    Without them, of an object at the origin, seen by cameras as in NeRF-synthetic.
+    """
+    if converted.cameras is not None:
+        return SceneMetadata.from_cameras(
+            converted.cameras,
+            name=name,
+            data="",
+            near=converted.near,
+            far=converted.far,
+            checksum=UNKNOWN_CHECKSUM,
+        )
     return SceneMetadata(
         name=name,
         data="",

@@ -31,12 +31,14 @@ class HashLevels(NamedTuple):
       "all_hashed": every level is hashed, as in nerfstudio's PyTorch code.
       "tcnn": the faces of the box lie half a cell inside the grid, as in tiny-cuda-nn.
     scales: cells from face to face, per level; for "all_hashed" and "tcnn".
+    axis_order: axes of positions that are x, y and z of the grid.
     """
 
     cells: tuple[int, ...]
     starts: tuple[int, ...]
     hash_layout: HashLayout = "dense_coarse"
     scales: tuple[float, ...] = ()
+    axis_order: tuple[int, int, int] = (0, 1, 2)
 
 
 def plan_hash_levels(
@@ -62,6 +64,7 @@ def hash_level_scales(
     base_resolution: int,
     max_resolution: int,
     hash_layout: Literal["all_hashed", "tcnn"],
+    level_growth: float | None = None,
 ) -> tuple[float, ...]:
     """Cells from face to face of each level, rounded in float32 as nerfstudio and tiny-cuda-nn do.
 
@@ -69,10 +72,14 @@ def hash_level_scales(
       num_levels: number of levels.
       base_resolution, max_resolution: cells along a side of the first and of the last level.
       hash_layout: see `HashLevels`.
+      level_growth: ratio of a level's resolution to that of the level before; by default what leads
+        from the first to the last.
     """
     index = np.arange(num_levels).astype(np.float32)
-    log_ratio = np.log(max_resolution) - np.log(base_resolution)
-    growth = np.float32(np.exp(log_ratio / max(num_levels - 1, 1)))
+    if level_growth is None:
+        log_ratio = np.log(max_resolution) - np.log(base_resolution)
+        level_growth = float(np.exp(log_ratio / max(num_levels - 1, 1)))
+    growth = np.float32(level_growth)
     if hash_layout == "all_hashed":
         scales = np.floor(np.float32(base_resolution) * np.power(growth, index))
         return tuple(float(v) for v in scales)
@@ -167,6 +174,8 @@ def sample_hash_grid(
     Returns:
       (m, levels c), the coarsest level first.
     """
+    if levels.axis_order != (0, 1, 2):
+        unit = unit[:, list(levels.axis_order)]
     return _interpolate(table, _clamp(unit), levels, table_dtype)
 
 

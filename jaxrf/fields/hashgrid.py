@@ -148,6 +148,11 @@ class HashGrid(HashedField):
     hash_layout: HashLayout = "dense_coarse"
     """Corners on the box's faces and a row for each where they fit (dense_coarse); all of them
     hashed, as nerfstudio's PyTorch code has it (all_hashed); or as tiny-cuda-nn has it (tcnn)."""
+    level_growth: float | None = None
+    """Ratio of a level's resolution to that of the level before; by default what leads from
+    base-resolution to max-resolution. Not with dense_coarse."""
+    axis_order: tuple[int, int, int] = (0, 1, 2)
+    """Axes of the scene that are x, y and z of the grid. Not with dense_coarse."""
     bias: bool = False
     """Whether the MLPs' layers add one."""
     normalize_dirs_01: bool = False
@@ -158,8 +163,9 @@ class HashGrid(HashedField):
         sizes = (self.num_levels, self.base_resolution, self.max_resolution)
         rows = 1 << self.log2_hashmap_size
         if self.hash_layout != "dense_coarse":
-            scales = hash_level_scales(*sizes, self.hash_layout)
-            return plan_scaled_hash_levels(scales, rows, self.hash_layout)
+            scales = hash_level_scales(*sizes, self.hash_layout, self.level_growth)
+            plan = plan_scaled_hash_levels(scales, rows, self.hash_layout)
+            return plan._replace(axis_order=self.axis_order)
         return plan_hash_levels(*sizes, rows)
 
     def _density_mlp(self) -> MLP:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxrf.cameras.base import pinhole_cameras
+from jaxrf.cameras.base import Cameras, pinhole_cameras
 from jaxrf.cameras.poses import SceneRange, focus_point, shift_near_far
 from jaxrf.cameras.refinement import CameraAdjustment, adjust_cameras
 from jaxrf.cameras.transforms import (
@@ -68,30 +68,53 @@ class SceneMetadata:
     def from_scene(cls, scene: Scene, data: Path | None) -> "SceneMetadata":
         """The metadata of a scene that was read from the folder `data`, if from any."""
         split = scene.splits["train"]
-        poses = np.asarray(split.cameras.T_world_camera)
+        return cls.from_cameras(
+            split.cameras,
+            name=scene.name,
+            data="" if data is None else str(data.absolute()),
+            near=scene.near,
+            far=scene.far,
+            checksum=zlib.crc32(split.images.tobytes()),
+            frame=scene.frame,
+        )
+
+    @classmethod
+    def from_cameras(
+        cls,
+        cameras: Cameras,
+        *,
+        name: str,
+        data: str,
+        near: float,
+        far: float,
+        checksum: int,
+        frame: SimilarityTransform | None = None,
+    ) -> "SceneMetadata":
+        """The metadata of training cameras; see the attributes."""
+        poses = np.asarray(cameras.T_world_camera)
         x, y, z = (float(v) for v in focus_point(poses))
         positions = poses[:, :3, 3]
         distances = np.linalg.norm(positions - np.array([x, y, z]), axis=-1)
         spread = np.percentile(np.abs(positions - positions.mean(axis=0)), 90, axis=0)
         return cls(
-            name=scene.name,
-            data="" if data is None else str(data.absolute()),
-            near=scene.near,
-            far=scene.far,
-            width=split.cameras.width,
-            height=split.cameras.height,
-            focal=float(split.cameras.focal[0, 0]),
+            name=name,
+            data=data,
+            near=near,
+            far=far,
+            width=cameras.width,
+            height=cameras.height,
+            focal=float(cameras.focal[0, 0]),
             focus=(x, y, z),
             radius=float(distances.mean()),
-            train_views=len(split),
-            checksum=zlib.crc32(split.images.tobytes()),
-            ndc=split.cameras.ndc,
+            train_views=len(poses),
+            checksum=checksum,
+            ndc=cameras.ndc,
             spread=(float(spread[0]), float(spread[1]), float(spread[2])),
             poses=tuple(
                 tuple(float(v) for v in pose[:3].ravel())
                 for pose in poses[:: 1 + len(poses) // MAX_POSES]
             ),
-            frame=pack_transform(scene.frame),
+            frame=pack_transform(frame or identity_transform()),
         )
 
     def pose_matrices(self) -> Float[np.ndarray, "n 4 4"]:

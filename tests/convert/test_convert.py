@@ -21,7 +21,15 @@ from foreign import (
     write_nerfstudio,
     write_tensorf,
 )
-from mistakes import CAMERA, MISTAKES, TENSORF_MISTAKES, change_ray_convention, find_differences
+from mistakes import (
+    CAMERA,
+    INSTANT_NGP_MISTAKES,
+    MISTAKES,
+    TENSORF_MISTAKES,
+    change_ray_convention,
+    find_differences,
+    write_snapshot,
+)
 from scenes import first_state, make_scene, mostly_slow, slow, write_scene
 
 from jaxrf.cli import main as cli
@@ -46,7 +54,10 @@ def convert(path: Path) -> tuple[Converted, Content]:
 
 
 # The other programs are compared in the slow tests.
-QUICK_PROGRAMS = {"nerf-pytorch", "jaxnerf", "experiments, ternary", "tensorf", "nerfstudio"}
+QUICK_PROGRAMS = {
+    "nerf-pytorch", "jaxnerf", "experiments, ternary", "tensorf", "nerfstudio", "instant-ngp, large"
+}  # fmt: skip
+TCNN_PROGRAMS = {"nerfstudio (tiny-cuda-nn)", "instant-ngp"}
 
 
 @pytest.fixture(
@@ -83,7 +94,7 @@ def test_check_points_finds_the_raw_outputs_of_the_program(
     assert check.passes(rows), check.format_rows(rows)
     for row in exact:
         # tiny-cuda-nn computes scales as powers in float32, which libraries round differently.
-        tolerance = 1e-4 if "tiny-cuda-nn" in program else 1e-6
+        tolerance = 1e-4 if program in TCNN_PROGRAMS else 1e-6
         assert row.max_error <= tolerance * max(row.scale, 1.0), check.format_rows(exact)
 
 
@@ -280,6 +291,20 @@ def test_check_finds_every_mistake_in_tensorf(
     converted, content = tensorf_file
     wrong = TENSORF_MISTAKES[mistake](converted)
     rows = find_differences(wrong, content)
+    assert not check.passes(rows), check.format_rows(rows)
+
+
+@pytest.fixture(scope="module")
+def snapshot_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Converted, Content]:
+    return convert(write_snapshot(tmp_path_factory.mktemp("foreign") / "x.ingp"))
+
+
+@pytest.mark.parametrize("mistake", mostly_slow(list(INSTANT_NGP_MISTAKES), 3))
+def test_check_finds_every_mistake_in_instant_ngp(
+    mistake: str, snapshot_file: tuple[Converted, Content]
+) -> None:
+    converted, content = snapshot_file
+    rows = find_differences(INSTANT_NGP_MISTAKES[mistake](converted), content)
     assert not check.passes(rows), check.format_rows(rows)
 
 

@@ -3,11 +3,9 @@
 import gzip
 import io
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import pytest
 import torch
@@ -28,13 +26,6 @@ def to_torch(data: Any) -> bytes:
     return file.getvalue()
 
 
-SNAPSHOT = msgpack.packb(
-    {
-        "encoding": {"otype": "HashGrid", "n_levels": 16},
-        "network": {"otype": "FullyFusedMLP"},
-        "snapshot": {"params_binary": bytes(100), "nerf": {"aabb_scale": 1}},
-    }
-)
 SPLATS = b"ply\nformat binary_little_endian 1.0\nelement vertex 2\n" + b"".join(
     f"property float {name}\n".encode() for name in ("x", "y", "z", "f_dc_0", "opacity", "scale_0")
 )
@@ -46,9 +37,6 @@ FILES: dict[str, tuple[bytes, str]] = {
     "a pointer": (POINTER, "pointer of Git LFS and not the file itself: fetch.*git lfs pull"),
     "a web page": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is a web page"),
     "a page in capitals": (b"<HTML><head></head></HTML>", "is a web page"),
-    "a snapshot": (SNAPSHOT, "a snapshot of instant-ngp, which jaxrf does not read"),
-    "a gzipped snapshot": (gzip.compress(SNAPSHOT), "a snapshot of instant-ngp"),
-    "a zlib snapshot": (zlib.compress(SNAPSHOT), "a snapshot of instant-ngp"),
     "another gzip file": (gzip.compress(b"weights"), r"is compressed \(gzip or zlib\): unpack"),
     "splats": (SPLATS + b"end_header\n" + bytes(48), r"is Gaussian splats \(PLY\)"),
     "points": (b"ply\nformat ascii 1.0\nend_header\n", r"a mesh or points \(PLY\)"),

@@ -8,11 +8,17 @@ from jaxrf.convert.files.flax_msgpack import read_msgpack
 from jaxrf.convert.files.limits import MAX_BYTES
 from jaxrf.convert.files.npy import read_array_list
 from jaxrf.convert.files.npz import check_zip, read_npz
+from jaxrf.convert.files.snapshot import read_snapshot
 from jaxrf.convert.files.torch_file import read_torch
-from jaxrf.convert.files.unreadable import HEAD_BYTES, READ_PROGRAMS, name_unreadable
+from jaxrf.convert.files.unreadable import (
+    HEAD_BYTES,
+    READ_PROGRAMS,
+    is_snapshot,
+    name_unreadable,
+)
 from jaxrf.core.errors import InputError
 
-FileFormat = Literal["torch", "npy", "msgpack", "npz"]
+FileFormat = Literal["torch", "npy", "msgpack", "npz", "instant-ngp"]
 
 
 class Content(NamedTuple):
@@ -53,6 +59,7 @@ def read_file(path: Path) -> Content:
         "npy": read_array_list,
         "msgpack": read_msgpack,
         "npz": read_npz,
+        "instant-ngp": read_snapshot,
     }
     try:
         file_format = detect_file_format(path, head)
@@ -80,6 +87,8 @@ def detect_file_format(path: Path, start: bytes) -> FileFormat:
     """
     if start.startswith(b"\x93NUMPY"):
         return "npy"
+    if is_snapshot(start):
+        return "instant-ngp"
     if start.startswith(b"PK"):
         return "npz" if all(name.endswith(".npy") for name in check_zip(path)) else "torch"
     # A bare pickle, as torch wrote before 1.6.

@@ -8,7 +8,7 @@ from typing import Any
 
 READ_PROGRAMS = (
     "nerf-pytorch, NeRF (TensorFlow), jaxnerf, nerfmlp, NeRF-experiments, NeRF-from-scratch, "
-    "TensoRF or nerfstudio's nerfacto"
+    "TensoRF, nerfstudio's nerfacto or instant-ngp"
 )
 _NAME_OTHER = f"name weights of {READ_PROGRAMS}"
 _UNPACK = f"unpack it and {_NAME_OTHER}"
@@ -71,10 +71,9 @@ def _name_content(path: Path, head: bytes) -> tuple[str, str]:
         return _name_zip(path), _NAME_OTHER
     if head[257:262] == b"ustar":
         return "an archive (tar)", _UNPACK
-    unpacked = _decompress(head)
-    if _is_instant_ngp(unpacked or head):
-        return "a snapshot of instant-ngp, which jaxrf does not read", _NAME_OTHER
-    if unpacked:
+    if is_snapshot(head):
+        return "", ""
+    if _decompress(head):
         return "compressed (gzip or zlib)", _UNPACK
     if b"\0" not in head and _is_text(head):
         return "text", _NAME_OTHER
@@ -102,8 +101,12 @@ def _decompress(head: bytes) -> bytes:
         return b""
 
 
-def _is_instant_ngp(head: bytes) -> bool:
-    """Whether a msgpack map has the keys of a configuration with a snapshot."""
+def is_snapshot(head: bytes) -> bool:
+    """Whether a file that starts with these bytes is a snapshot of instant-ngp.
+
+    That is a msgpack map, packed or not, with the keys of a configuration and of a snapshot.
+    """
+    head = _decompress(head) or head
     is_map = head[:1] in (b"\xde", b"\xdf") or 0x80 <= head[0] < 0x90
     # Lengths of strings come before them.
     return is_map and b"\xa8snapshot" in head and b"\xa8encoding" in head

@@ -161,12 +161,12 @@ class Nerfacto:
         for corner in np.ndindex(2, 2, 2):
             offset = torch.tensor(corner)
             at = low.long() + offset
-            weight = _trilinear_weight(scaled - low, offset)
+            weight = trilinear_weight(scaled - low, offset)
             if points_per_side**3 <= rows:
                 x, y, z = at.unbind(dim=-1)
                 index = (x + points_per_side * (y + points_per_side * z)) % rows
             else:
-                index = _hash(at, rows)
+                index = hash_vertices(at, rows)
             features = features + weight[:, None] * self.table[first_row + index]
         return features
 
@@ -178,8 +178,8 @@ class Nerfacto:
             offset = torch.tensor(corner)
             # The upper vertex of an integer coordinate is that coordinate.
             at = torch.where(offset == 1, torch.ceil(scaled), low).long()
-            weight = _trilinear_weight(scaled - low, offset)
-            index = _hash(at, self.rows_per_level)
+            weight = trilinear_weight(scaled - low, offset)
+            index = hash_vertices(at, self.rows_per_level)
             features = features + weight[:, None] * self.table[first_row + index]
         return features
 
@@ -189,29 +189,9 @@ class Nerfacto:
         nerfstudio halves directions to coordinates from 0 to 1. tiny-cuda-nn undoes that, while the
         PyTorch code does not, and leaves out the Condon-Shortley sign.
         """
-        unit = directions if self.is_tcnn else 0.5 * (directions + 1.0)
-        x, y, z = unit.unbind(dim=-1)
-        sign = -1.0 if self.is_tcnn else 1.0
-        xx, yy, zz = x * x, y * y, z * z
-        values = [
-            0.28209479177387814 * torch.ones_like(x),
-            sign * 0.4886025119029199 * y,
-            0.4886025119029199 * z,
-            sign * 0.4886025119029199 * x,
-            1.0925484305920792 * x * y,
-            sign * 1.0925484305920792 * y * z,
-            0.9461746957575601 * zz - 0.31539156525252005,
-            sign * 1.0925484305920792 * x * z,
-            0.5462742152960396 * (xx - yy),
-            sign * 0.5900435899266435 * y * (3 * xx - yy),
-            2.890611442640554 * x * y * z,
-            sign * 0.4570457994644658 * y * (5 * zz - 1),
-            0.3731763325901154 * z * (5 * zz - 3),
-            sign * 0.4570457994644658 * x * (5 * zz - 1),
-            1.445305721320277 * z * (xx - yy),
-            sign * 0.5900435899266435 * x * (xx - 3 * yy),
-        ]
-        return torch.stack(values, dim=-1)
+        if self.is_tcnn:
+            return tcnn_harmonics(directions)
+        return tcnn_harmonics(0.5 * (directions + 1.0), sign=1.0)
 
     @torch.no_grad()
     def render(self, camera: PinholeCamera, edges: np.ndarray) -> dict[str, np.ndarray]:
@@ -252,17 +232,42 @@ class Nerfacto:
         }
 
 
+def tcnn_harmonics(directions: Tensor, sign: float = -1.0) -> Tensor:
+    """Returns 16 spherical harmonics of directions (n, 3), with the Condon-Shortley sign."""
+    x, y, z = directions.unbind(dim=-1)
+    xx, yy, zz = x * x, y * y, z * z
+    values = [
+        0.28209479177387814 * torch.ones_like(x),
+        sign * 0.4886025119029199 * y,
+        0.4886025119029199 * z,
+        sign * 0.4886025119029199 * x,
+        1.0925484305920792 * x * y,
+        sign * 1.0925484305920792 * y * z,
+        0.9461746957575601 * zz - 0.31539156525252005,
+        sign * 1.0925484305920792 * x * z,
+        0.5462742152960396 * (xx - yy),
+        sign * 0.5900435899266435 * y * (3 * xx - yy),
+        2.890611442640554 * x * y * z,
+        sign * 0.4570457994644658 * y * (5 * zz - 1),
+        0.3731763325901154 * z * (5 * zz - 3),
+        sign * 0.4570457994644658 * x * (5 * zz - 1),
+        1.445305721320277 * z * (xx - yy),
+        sign * 0.5900435899266435 * x * (xx - 3 * yy),
+    ]
+    return torch.stack(values, dim=-1)
+
+
 def _pad_to_16(size: int) -> int:
     """Returns the next multiple of 16, as tiny-cuda-nn pads inputs."""
     return -(-size // 16) * 16
 
 
-def _trilinear_weight(fraction: Tensor, offset: Tensor) -> Tensor:
+def trilinear_weight(fraction: Tensor, offset: Tensor) -> Tensor:
     """Returns the weight (n,) of the vertex at an offset of zeros and ones in each cell."""
     return torch.where(offset == 1, fraction, 1.0 - fraction).prod(dim=-1)
 
 
-def _hash(vertices: Tensor, rows: int) -> Tensor:
+def hash_vertices(vertices: Tensor, rows: int) -> Tensor:
     """Returns the row of each vertex (n, 3)."""
     mixed = vertices * torch.tensor(HASH_PRIMES)
     return (mixed[:, 0] ^ mixed[:, 1] ^ mixed[:, 2]) % rows

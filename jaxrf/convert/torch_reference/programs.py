@@ -9,6 +9,7 @@ import torch
 
 from jaxrf.cameras.base import Cameras
 from jaxrf.convert import (
+    instant_ngp,
     jaxnerf,
     nerf_experiments,
     nerf_plain,
@@ -20,6 +21,7 @@ from jaxrf.convert import (
 from jaxrf.convert.files.read import Content
 from jaxrf.convert.formats import FormatOptions
 from jaxrf.convert.torch_reference import nerf, rendering
+from jaxrf.convert.torch_reference.instant_ngp import InstantNGP
 from jaxrf.convert.torch_reference.layers import Network
 from jaxrf.convert.torch_reference.nerfacto import Nerfacto
 from jaxrf.convert.torch_reference.rendering import PinholeCamera
@@ -52,6 +54,8 @@ def make_networks(
             return [nerf.nerf_tensorflow(file.tree, dtype) for file in contents]
         case tensorf.FORMAT:
             return [TensoRF(content.tree, dtype)]
+        case instant_ngp.FORMAT:
+            return [InstantNGP(content.tree, dtype)]
         case nerfstudio.TORCH | nerfstudio.TCNN:
             field = nerfstudio.find_field(content)
             assert field is not None
@@ -116,6 +120,8 @@ def render(
         # Its samples depend on proposal networks, which are not rebuilt.
         assert edges is not None
         return cast(Nerfacto, networks[0]).render(camera, edges)
+    if file_format == instant_ngp.FORMAT:
+        return cast(InstantNGP, networks[0]).render(camera, near_far)
     if file_format == tensorf.FORMAT:
         return cast(TensoRF, networks[0]).render(camera, near_far, white_background=True)
     rules = nerf.RENDER_RULES[file_format]
