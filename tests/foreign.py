@@ -369,8 +369,10 @@ def write_instant_ngp(
 
     `changes` are of entries, by their keys joined with dots.
     """
-    rng, width, levels, log2_rows, growth = np.random.default_rng(12), 16, 4, 12, 1.5
-    sides = [math.ceil(16 * growth**level - 1) + 1 for level in range(levels)]
+    rng, width, levels, log2_rows = np.random.default_rng(12), 16, 4, 12
+    # The finest level of a snapshot has 2048 cells along a side of the unit cube.
+    growth = (2048 * aabb_scale / 16) ** (1.0 / (levels - 1))
+    sides = [math.ceil(16 * growth**level - 1 - 1e-4) + 1 for level in range(levels)]
     rows = sum(min(-(-(n**3) // 8) * 8, 1 << log2_rows) for n in sides)
     shapes = [(width, 16), (16, width), (width, 32), (width, width), (16, width)]
     layers = [rng.normal(0, (2.0 / i) ** 0.5, (o, i)).ravel() for o, i in shapes]
@@ -408,7 +410,6 @@ def write_instant_ngp(
             "n_features_per_level": 2,
             "log2_hashmap_size": log2_rows,
             "base_resolution": 16,
-            "per_level_scale": growth,
         },
         "network": {**mlp, "n_neurons": width, "n_hidden_layers": 1},
         "rgb_network": {**mlp, "n_neurons": width, "n_hidden_layers": 2},

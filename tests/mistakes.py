@@ -185,7 +185,7 @@ INSTANT_NGP_MISTAKES: dict[str, Change] = {
     "directions that are not cycled": lambda c: replace_field_params(
         c, turn_directions(c.params.field)
     ),
-    "growth of levels by the last resolution": change_field(level_growth=None, max_resolution=53),
+    "another growth of levels": change_field(level_growth=6.3),
     "levels of another layout": change_field(hash_layout="all_hashed"),
     "density per unit of the cube": change_field(density_scale=1.0),
     "another shift": change_field(density_shift=-1.0),

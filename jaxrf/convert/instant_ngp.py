@@ -7,6 +7,7 @@ that reads them.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -42,18 +43,22 @@ MAX_CASCADES = 8
 MIN_OPTICAL_DEPTH = 0.01
 # Cells along a side of one grid in place of all cascades.
 MAX_GRID_CELLS = 256
+# Largest numbers of pixels of an image, and distances.
+MAX_PIXELS, MAX_DISTANCE = 1e6, 1e6
 # Nearest distance that is trained on, in the cube.
 NEAR = 0.1
 PARAM_TYPES = {"__half": np.float16, "float": np.float32}
-# Widths are padded to multiples of these: FullyFusedMLP's, and CutlassMLP's.
-ALIGNMENTS = 16, 8
+# Networks whose inputs are padded to a multiple of 16; of others, of 8.
+FUSED_NETWORKS = ("fullyfusedmlp", "megakernelmlp")
+# Cells along a side of the cube of the finest level, where the file does not say.
+FINEST_CELLS = 2048
 GRID_LIMITS: dict[str, tuple[float, float]] = {
     "n_levels": (1, 64),
     "n_features_per_level": (1, 8),
     "log2_hashmap_size": (1, 26),
     "base_resolution": (1, 1 << 16),
-    "per_level_scale": (1.0, 64.0),
 }
+MAX_GROWTH = float(1 << 20)
 # Of tiny-cuda-nn, for what the file leaves out.
 GRID_DEFAULTS = {"n_levels": 16, "n_features_per_level": 2, "log2_hashmap_size": 19}
 NETWORK_LIMITS = {"n_neurons": (1, 1024), "n_hidden_layers": (1, 16)}
@@ -87,25 +92,30 @@ def convert(content: Content) -> Converted | None:
     _check_variant(tree, snapshot, content)
     nerf = snapshot["nerf"]
     dataset = nerf.get("dataset", {})
-    aabb_scale = read_number({**dataset, **nerf}, "aabb_scale", 1, 128, content.path)
-    num_cascades = 1 + math.ceil(math.log2(aabb_scale))
+    aabb_scale = int(read_number({**dataset, **nerf}, "aabb_scale", 1, 128, content.path))
+    if aabb_scale & (aabb_scale - 1):
+        raise InputError(
+            f"aabb_scale in {content.path} is {aabb_scale}, no power of two: train with one."
+        )
     placement = read_placement(dataset, content)
-    field, params = read_field(tree, snapshot, placement, content)
-    aabb = _read_box(snapshot["aabb"], placement)
-    if not np.all(aabb[0] < aabb[1]):
-        raise InputError(f"aabb in {content.path} is no box: the file is damaged.")
-    cascades = read_cascades(snapshot, num_cascades, content)
+    field, params = read_field(tree, aabb_scale, placement, content)
+    # Around the middle of the cube; instant-ngp ignores the box that the file has as well.
+    half_side = 0.5 * aabb_scale
+    cube_aabb = np.array([[0.5 - half_side] * 3, [0.5 + half_side] * 3])
+    aabb = placement.to_files(cube_aabb)
+    cascades = read_cascades(snapshot, aabb_scale.bit_length(), content)
     occupied = merge_cascades(cascades).transpose(FILE_AXES)
     notes = [
         "Its coordinates are those of the data set's transforms.json.",
         f"Rays march in steps of 1/{STEPS_PER_DIAGONAL} of the unit cube's diagonal"
         + ("." if aabb_scale == 1 else ", which do not grow with the distance as there."),
     ]
-    if "render_aabb" in snapshot:
-        crop = _read_box(snapshot["render_aabb"], placement)
-        if np.any(crop[0] > aabb[0] + 1e-4) or np.any(crop[1] < aabb[1] - 1e-4):
-            occupied = occupied & cells_in_box(occupied.shape, aabb, crop)
-            notes.append("It is cropped to the box that the snapshot is rendered in.")
+    crop = read_crop(snapshot, cube_aabb)
+    if crop is not None and not is_upright(snapshot):
+        notes.append("The box that it is cropped to there is turned, and is not used.")
+    elif crop is not None:
+        occupied = occupied & cells_in_box(occupied.shape, aabb, placement.to_files(crop))
+        notes.append("It is cropped to the box that the snapshot is rendered in.")
     side = float(np.max(aabb[1] - aabb[0]))
     return Converted(
         FORMAT,
@@ -150,8 +160,50 @@ def read_placement(dataset: Mapping[str, Any], content: Content) -> Placement:
     return Placement(scale, offset)
 
 
+def read_crop(
+    snapshot: Mapping[str, Any], aabb: Float[np.ndarray, "2 3"]
+) -> Float[np.ndarray, "2 3"] | None:
+    """Returns the box of the cube outside of which a snapshot shows nothing, within `aabb`.
+
+    None if it shows everything. Older ones have the data set's box alone, which is empty if unset.
+    """
+    box = snapshot.get("render_aabb", snapshot["nerf"]["dataset"].get("render_aabb"))
+    if box is None:
+        return None
+    corners = np.array([box["min"], box["max"]], np.float64).reshape(2, 3)
+    crop = np.stack([np.maximum(corners[0], aabb[0]), np.minimum(corners[1], aabb[1])])
+    if not np.all(crop[0] < crop[1]) or np.allclose(crop, aabb, rtol=0.0, atol=1e-4):
+        return None
+    return crop
+
+
+def is_upright(snapshot: Mapping[str, Any]) -> bool:
+    """Whether the box that a snapshot is cropped to has the axes of the cube."""
+    rotation = np.array(snapshot.get("render_aabb_to_local", np.eye(3)), np.float64)
+    return rotation.shape == (3, 3) and np.allclose(rotation, np.eye(3), rtol=0.0, atol=1e-4)
+
+
+def find_growths(grid: Mapping[str, Any], aabb_scale: int, content: Content) -> list[float]:
+    """Returns the ratio of the resolutions of two levels, and what it may be after rounding.
+
+    Most files leave it out: the finest level then has 2048 cells along a side of the cube, and
+    instant-ngp computes the ratio in float32. Where a level is about to have one more row of cells,
+    the last bit decides, and the number of parameters says which way.
+    """
+    if grid.get("per_level_scale"):
+        return [read_number(grid, "per_level_scale", 1.0, MAX_GROWTH, content.path)]
+    num_levels = int(grid["n_levels"])
+    if num_levels == 1:
+        return [2.0]
+    ratio = np.float32(FINEST_CELLS) * np.float32(aabb_scale) / np.float32(grid["base_resolution"])
+    exponent = np.float32(math.log(float(ratio))) / np.float32(num_levels - 1)
+    growth = np.float32(math.exp(float(exponent)))
+    below, above = (np.nextafter(growth, np.float32(end)) for end in (0.0, np.inf))
+    return [float(growth), float(below), float(above)]
+
+
 def read_field(
-    tree: Mapping[str, Any], snapshot: Mapping[str, Any], placement: Placement, content: Content
+    tree: Mapping[str, Any], aabb_scale: int, placement: Placement, content: Content
 ) -> tuple[HashGrid, ModelParams]:
     """Returns the field of a snapshot and its parameters.
 
@@ -159,9 +211,10 @@ def read_field(
     biases, then the rows of the grid's levels.
     """
     grid = {**GRID_DEFAULTS, **tree["encoding"]}
-    levels, features, log2_rows, base_resolution, growth = (
+    levels, features, log2_rows, base_resolution = (
         read_number(grid, name, *limits, content.path) for name, limits in GRID_LIMITS.items()
     )
+    growths = find_growths(grid, aabb_scale, content)
     width, density_layers = _read_network(tree["network"], content)
     color_width, color_layers = _read_network(tree["rgb_network"], content)
     if width != color_width:
@@ -174,9 +227,9 @@ def read_field(
         features_per_level=int(features),
         base_resolution=int(base_resolution),
         # Not read where the growth is given, but shown.
-        max_resolution=round(base_resolution * growth ** (levels - 1)),
+        max_resolution=round(base_resolution * growths[0] ** (levels - 1)),
         log2_hashmap_size=int(log2_rows),
-        level_growth=growth,
+        level_growth=growths[0],
         axis_order=CUBE_AXES,
         width=width,
         density_layers=density_layers,
@@ -187,14 +240,15 @@ def read_field(
         density_scale=placement.scale,
         hash_layout="tcnn",
     )
-    vector = read_params(snapshot, content)
-    num_encoded, num_rows = field.num_encoded(), field.plan().starts[-1]
-    num_inputs = NUM_DENSITY_OUTPUTS + NUM_HARMONICS
-    for in_align, out_align in ((16, 16), (8, 16), (16, 8), (8, 8)):
-        density_shapes = padded_shapes(
-            num_encoded, width, density_layers, NUM_DENSITY_OUTPUTS, in_align
-        )
-        color_outputs = -(-3 // out_align) * out_align
+    vector = read_params(tree["snapshot"], content)
+    num_encoded, num_inputs = field.num_encoded(), NUM_DENSITY_OUTPUTS + NUM_HARMONICS
+    is_fused = str(tree["network"].get("otype")).lower() in FUSED_NETWORKS
+    density_shapes = padded_shapes(
+        num_encoded, width, density_layers, NUM_DENSITY_OUTPUTS, 16 if is_fused else 8
+    )
+    for growth, color_outputs in itertools.product(growths, (16, 8)):
+        field = dataclasses.replace(field, level_growth=growth)
+        num_rows = field.plan().starts[-1]
         color_shapes = padded_shapes(num_inputs, width, color_layers, color_outputs)
         num_weights = sum(map(math.prod, [*density_shapes, *color_shapes]))
         if num_weights + num_rows * field.features_per_level == len(vector):
@@ -203,7 +257,7 @@ def read_field(
         raise InputError(
             f"{content.path} has {len(vector)} parameters, which are not those of {int(levels)} "
             f"levels of 2^{int(log2_rows)} rows and networks {width} wide: the file is damaged, "
-            "or of an unknown version."
+            "of an unknown version, or its images have latent codes."
         )
     density, later = split_layers(vector, density_shapes)
     color, table = split_layers(later, color_shapes)
@@ -225,15 +279,17 @@ def read_field(
 
 def read_params(snapshot: Mapping[str, Any], content: Content) -> Float[np.ndarray, "n"]:
     """Returns all parameters of a snapshot; InputError if they are not as many as it says."""
-    type_name = snapshot.get("params_type", "__half")
-    dtype = PARAM_TYPES.get(type_name)
+    data = snapshot["params_binary"]
+    num_params = read_number(snapshot, "n_params", 1, 1 << 32, content.path)
+    # Older files leave it out.
+    default = "float" if data.nbytes == 4 * num_params else "__half"
+    type_name = snapshot.get("params_type", default)
+    dtype = PARAM_TYPES.get(str(type_name))
     if dtype is None:
         raise InputError(
             f"params_type in {content.path} is {str(type_name)[:40]}, not "
             f"{' or '.join(PARAM_TYPES)}: the file is damaged."
         )
-    data = snapshot["params_binary"]
-    num_params = read_number(snapshot, "n_params", 1, 1 << 32, content.path)
     if data.nbytes != num_params * np.dtype(dtype).itemsize:
         raise InputError(
             f"params_binary in {content.path} has {data.nbytes} bytes for {int(num_params)} "
@@ -262,7 +318,7 @@ def cycle_harmonics() -> Float[np.ndarray, "16 16"]:
 def read_cascades(
     snapshot: Mapping[str, Any], num_cascades: int, content: Content
 ) -> Bool[np.ndarray, "k 128 128 128"]:
-    """Returns the occupied cells of each cascade, by the cube's x, y and z.
+    """Returns the occupied cells of each cascade, by the cube's x, y and z; all if it has none.
 
     Cascade k is a box of side 2^k around the middle of the cube. Cells are in Morton order. A cell
     is occupied if the optical depth of a step in it is above 0.01, or above the mean of the first
@@ -275,6 +331,9 @@ def read_cascades(
         )
     depths = snapshot["density_grid_binary"].view(np.float16)
     num_cells = CASCADE_CELLS**3
+    if not len(depths):
+        # Nothing was trained.
+        return np.ones((num_cascades, *[CASCADE_CELLS] * 3), bool)
     if len(depths) % num_cells or len(depths) < num_cascades * num_cells:
         raise InputError(
             f"density_grid_binary in {content.path} has {len(depths)} cells, not "
@@ -346,7 +405,9 @@ def read_cameras(dataset: Mapping[str, Any], placement: Placement) -> Cameras | 
         cube = np.array(matrices, np.float64)[:, :3, :4]
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
-    if len(cube) == 0 or min(width, height, focal) <= 0 or not np.all(np.isfinite(cube)):
+    is_size = all(0 < n <= MAX_PIXELS for n in (width, height, focal))
+    # False where a number is none.
+    if not is_size or not len(cube) or not np.abs(cube).max() < MAX_DISTANCE:
         return None
     poses = np.tile(np.eye(4), (len(cube), 1, 1))
     # From axes that point right, down and forwards to right, up and backwards.
@@ -355,7 +416,7 @@ def read_cameras(dataset: Mapping[str, Any], placement: Placement) -> Cameras | 
     return pinhole_cameras(poses, width, height, focal)
 
 
-def make_config(field: HashGrid, aabb_scale: float, grid_cells: int) -> TrainConfig:
+def make_config(field: HashGrid, aabb_scale: int, grid_cells: int) -> TrainConfig:
     """Returns the configuration that renders a snapshot.
 
     Args:
@@ -364,7 +425,7 @@ def make_config(field: HashGrid, aabb_scale: float, grid_cells: int) -> TrainCon
       grid_cells: of the occupancy grid, along a side.
     """
     model = PackedModel(
-        steps_per_diagonal=round(STEPS_PER_DIAGONAL * aabb_scale), occupancy_resolution=grid_cells
+        steps_per_diagonal=STEPS_PER_DIAGONAL * aabb_scale, occupancy_resolution=grid_cells
     )
     return dataclasses.replace(
         presets.hashgrid_ngp(), field=field, model=model, supersample=1, background="black"
@@ -374,6 +435,11 @@ def make_config(field: HashGrid, aabb_scale: float, grid_cells: int) -> TrainCon
 def _check_variant(tree: Mapping[str, Any], snapshot: Mapping[str, Any], content: Content) -> None:
     """InputError if a snapshot is not of a radiance field that jaxrf has."""
     path, mode = content.path, str(snapshot.get("mode", "nerf")).lower()
+    if "nerf" in snapshot and not read_step(snapshot.get("version", 0)) >= 1:
+        raise InputError(
+            f"{path} was saved before July 2022, in a format that instant-ngp does not read any "
+            "more either: train it again with a newer version."
+        )
     if mode != "nerf" or "nerf" not in snapshot:
         raise InputError(
             f"{path} is a snapshot of instant-ngp in mode {mode[:20]}, not of a radiance field: "
@@ -382,8 +448,8 @@ def _check_variant(tree: Mapping[str, Any], snapshot: Mapping[str, Any], content
     dataset = snapshot["nerf"].get("dataset")
     if not isinstance(dataset, Mapping):
         raise InputError(
-            f"{path} does not say where its scene is (snapshot.nerf.dataset): save it again with a "
-            "version of instant-ngp since 2022."
+            f"{path} does not say where its scene is (snapshot.nerf.dataset): train it again with "
+            "a newer version of instant-ngp."
         )
     encoding = tree["encoding"]
     directions = tree["dir_encoding"]
@@ -394,12 +460,19 @@ def _check_variant(tree: Mapping[str, Any], snapshot: Mapping[str, Any], content
             and str(encoding.get("type", "Hash")).lower() == "hash"
             and str(encoding.get("interpolation", "Linear")).lower() == "linear"
             and str(encoding.get("hash", "CoherentPrime")).lower() == "coherentprime"
+            and not encoding.get("fixed_point_pos")
         ),
         "directions are not encoded by spherical harmonics of degree 4": not (
             str(parts[0].get("otype")).lower() == "sphericalharmonics"
             and parts[0].get("degree", HARMONIC_BANDS) == HARMONIC_BANDS
-            and all(str(part.get("otype")).lower() == "identity" for part in parts[1:])
+            # Nothing is left for the others, if the first takes all three dimensions.
+            and (
+                parts[0].get("n_dims_to_encode") == 3
+                or all(str(part.get("otype")).lower() == "identity" for part in parts[1:])
+            )
         ),
+        "networks have no hidden layer": 0
+        in [tree[name].get("n_hidden_layers") for name in ("network", "rgb_network")],
         "networks have other activations than ReLU": not (
             _is_relu(tree["network"]) and _is_relu(tree["rgb_network"])
         ),
@@ -428,11 +501,6 @@ def _read_network(network: Mapping[str, Any], content: Content) -> tuple[int, in
         for name, limits in NETWORK_LIMITS.items()
     )
     return width, layers
-
-
-def _read_box(box: Mapping[str, Any], placement: Placement) -> Float[np.ndarray, "2 3"]:
-    corners = np.array([box["min"], box["max"]], np.float64).reshape(2, 3)
-    return placement.to_files(corners)
 
 
 def _without_bias(kernel: Float[np.ndarray, "i o"]) -> Linear:

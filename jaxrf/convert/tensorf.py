@@ -57,7 +57,7 @@ def convert(content: Content) -> Converted | None:
         return None
     try:
         return _convert(content, state, kwargs)
-    except (KeyError, TypeError, IndexError) as error:
+    except KeyError as error:
         raise InputError(
             f"{content.path} looks like {FORMAT}, but is incomplete: it has no {error}."
         ) from error
@@ -70,7 +70,7 @@ def _convert(content: Content, state: Mapping[str, Any], kwargs: Mapping[str, An
     aabb = read_aabb(kwargs["aabb"], "aabb", content)
     if len(resolution) != 3 or not all(2 <= n <= MAX_RESOLUTION for n in resolution):
         raise InputError(
-            f"gridSize in {content.path} is {resolution}, not three numbers from 2 to "
+            f"gridSize in {content.path} is {str(resolution)[:40]}, not three numbers from 2 to "
             f"{MAX_RESOLUTION}: the file is damaged."
         )
     if kwargs["shadingMode"] != "MLP_Fea":
@@ -166,16 +166,16 @@ def make_config(
 
 def _check_supported(kwargs: Mapping[str, Any], content: Content) -> None:
     """InputError if the field's shading or activation has no counterpart in jaxrf."""
-    shading_mode = str(kwargs["shadingMode"])
-    if shading_mode not in ("MLP_Fea", "MLP"):
+    coloring, activation = (str(kwargs[key])[:40] for key in ("shadingMode", "fea2denseAct"))
+    if coloring not in ("MLP_Fea", "MLP"):
         raise InputError(
-            f"shadingMode in {content.path} is {shading_mode}, and jaxrf has TensoRF's MLP_Fea and "
+            f"shadingMode in {content.path} is {coloring}, and jaxrf has TensoRF's MLP_Fea and "
             "MLP: train with one of these."
         )
-    if kwargs["fea2denseAct"] not in ("softplus", "relu"):
+    if activation not in ("softplus", "relu"):
         raise InputError(
-            f"fea2denseAct in {content.path} is {kwargs['fea2denseAct']!r}, and jaxrf has softplus "
-            "and relu: train with one of these."
+            f"fea2denseAct in {content.path} is {activation!r}, and jaxrf has softplus and relu: "
+            "train with one of these."
         )
 
 

@@ -83,7 +83,9 @@ def hash_level_scales(
     if hash_layout == "all_hashed":
         scales = np.floor(np.float32(base_resolution) * np.power(growth, index))
         return tuple(float(v) for v in scales)
-    powers = np.exp2(index * np.log2(growth))
+    # Each step rounded once to float32, as libraries round their float32 functions differently.
+    octaves = index * np.float32(math.log2(float(growth)))
+    powers = np.exp2(octaves.astype(np.float64)).astype(np.float32)
     return tuple(float(v) for v in powers * np.float32(base_resolution) - np.float32(1.0))
 
 

@@ -148,6 +148,70 @@ def test_a_cropped_snapshot_is_cropped(tmp_path: Path) -> None:
     assert any("cropped" in note for note in converted.notes)
 
 
+def test_a_turned_crop_is_left_out_and_said(tmp_path: Path) -> None:
+    crop = {"min": [0.5, 0.0, 0.0], "max": [1.0, 1.0, 1.0]}
+    turn = [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    changes = {"snapshot.render_aabb": crop, "snapshot.render_aabb_to_local": turn}
+    converted = convert(write_instant_ngp(tmp_path / "x.ingp", changes=changes))
+    whole = convert(write_instant_ngp(tmp_path / "y.ingp"))
+    assert converted.grid is not None and whole.grid is not None
+    np.testing.assert_array_equal(converted.grid.occupied, whole.grid.occupied)
+    assert any("turned" in note for note in converted.notes)
+
+
+def test_older_snapshots_are_cropped_to_the_box_of_the_data_set() -> None:
+    aabb = np.array([[-0.5] * 3, [1.5] * 3])
+    box = {"min": [0.0, -9.0, 0.25], "max": [1.0, 9.0, 0.75]}
+    snapshot: dict[str, Any] = {"nerf": {"dataset": {"render_aabb": box}}}
+    crop = instant_ngp.read_crop(snapshot, aabb)
+    np.testing.assert_allclose(crop, [[0.0, -0.5, 0.25], [1.0, 1.5, 0.75]])
+    # Instant-ngp's box of nothing.
+    snapshot["nerf"]["dataset"]["render_aabb"] = {"min": [1e30] * 3, "max": [-1e30] * 3}
+    assert instant_ngp.read_crop(snapshot, aabb) is None
+    assert instant_ngp.read_crop({"nerf": {"dataset": {}}}, aabb) is None
+
+
+@pytest.mark.parametrize(
+    ("levels", "aabb_scale", "growth"), [(8, 1, 2.0), (8, 128, 4.0), (16, 1, 1.38191288)]
+)
+def test_the_growth_of_levels_follows_from_the_finest(
+    levels: int, aabb_scale: int, growth: float, tmp_path: Path
+) -> None:
+    content = read_file(write_instant_ngp(tmp_path / "x.ingp"))
+    encoding = {"n_levels": levels, "base_resolution": 16}
+    first, below, above = instant_ngp.find_growths(encoding, aabb_scale, content)
+    assert first == pytest.approx(growth, rel=1e-7) and below < first < above
+    if growth in (2.0, 4.0):
+        # Exactly, as otherwise a level had one row of cells more.
+        assert first == growth
+    given = encoding | {"per_level_scale": 1.7}
+    assert instant_ngp.find_growths(given, aabb_scale, content) == [1.7]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoding.per_level_scale": 5.0396842},
+        {"snapshot.aabb": {"min": [7, 7, 7], "max": [7, 7, 7]}},
+        {"dir_encoding.nested": [
+            {"otype": "SphericalHarmonics", "n_dims_to_encode": 3}, {"otype": "SphericalHarmonics"}
+        ]},
+        {"dir_encoding": {"otype": "SphericalHarmonics", "degree": 4}},
+        {"snapshot.density_grid_binary": b""},
+        {"snapshot.nerf.dataset.metadata": []},
+    ],
+)  # fmt: skip
+def test_what_instant_ngp_loads_as_well_is_converted(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = convert(write_instant_ngp(tmp_path / "x.ingp"))
+    converted = convert(write_instant_ngp(tmp_path / "y.ingp", changes=changes))
+    for leaf, other in zip(
+        jax.tree.leaves(whole.params), jax.tree.leaves(converted.params), strict=True
+    ):
+        np.testing.assert_array_equal(leaf, other)
+
+
 @pytest.mark.parametrize("packing", [gzip.compress, zlib.compress, bytes])
 def test_snapshots_are_read_however_they_are_packed(packing: Any, tmp_path: Path) -> None:
     converted = convert(write_instant_ngp(tmp_path / "x", packing=packing))
@@ -173,7 +237,10 @@ def test_snapshots_are_read_however_they_are_packed(packing: Any, tmp_path: Path
         ({"snapshot.params_type": "int"}, "params_type in "),
         ({"snapshot.density_grid_size": 64}, "density_grid_size in "),
         ({"snapshot.density_grid_binary": b"\0" * 64}, "has 32 cells"),
-        ({"snapshot.aabb": {"min": [1, 1, 1], "max": [0, 0, 0]}}, "aabb in "),
+        ({"snapshot.version": 0}, "before July 2022"),
+        ({"network.n_hidden_layers": 0}, "no hidden layer"),
+        ({"encoding.fixed_point_pos": True}, "is no hash grid"),
+        ({"snapshot.nerf.aabb_scale": 3}, "no power of two"),
         ({"snapshot.params_binary": 3}, "incomplete"),
         ({"encoding.per_level_scale": "fast"}, "per_level_scale in "),
         ({"snapshot.nerf.aabb_scale": 1000}, "aabb_scale in "),

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from jaxrf.convert.torch_reference.layers import Outputs, apply_mlp, make_linear
-from jaxrf.convert.torch_reference.nerfacto import hash_vertices, tcnn_harmonics, trilinear_weight
+from jaxrf.convert.torch_reference.nerfacto import (
+    hash_vertices,
+    tcnn_harmonics,
+    tcnn_scales,
+    trilinear_weight,
+)
 from jaxrf.convert.torch_reference.rendering import PinholeCamera, assemble_image, make_unit_rays
 
 CELLS = 128
@@ -24,41 +29,85 @@ class InstantNGP:
     def __init__(self, tree: Mapping[str, Any], dtype: torch.dtype) -> None:
         self.dtype, snapshot = dtype, tree["snapshot"]
         dataset = snapshot["nerf"]["dataset"]
-        self.scale, self.offset = float(dataset["scale"]), torch.tensor(dataset["offset"])
-        self.aabb = torch.tensor([snapshot["aabb"][key] for key in ("min", "max")], dtype=dtype)
-        crop = snapshot.get("render_aabb", snapshot["aabb"])
-        self.crop = torch.tensor([crop[key] for key in ("min", "max")], dtype=dtype)
+        self.scale, self.offset = (
+            float(dataset["scale"]),
+            torch.tensor(dataset["offset"], dtype=torch.float64),
+        )
+        self.aabb_scale = int(snapshot["nerf"].get("aabb_scale", dataset.get("aabb_scale", 1)))
+        side = torch.full((3,), 0.5 * self.aabb_scale, dtype=dtype)
+        self.aabb = torch.stack([0.5 - side, 0.5 + side])
+        corners = (self.aabb.double()[:, [2, 0, 1]] - self.offset.double()) / self.scale
+        # Rounded as in jaxrf: the finest cells may be as small as some bits of it.
+        self.corners = corners.float().to(dtype)
+        self._read_crop(snapshot)
         self._read_params(tree, snapshot)
         self._read_bits(snapshot)
+
+    def _read_crop(self, snapshot: Mapping[str, Any]) -> None:
+        box = snapshot.get("render_aabb", snapshot["nerf"]["dataset"].get("render_aabb"))
+        self.crop = self.aabb
+        turn = torch.tensor(snapshot.get("render_aabb_to_local", np.eye(3).tolist()))
+        if box is None or not torch.allclose(turn.double(), torch.eye(3).double(), atol=1e-4):
+            return
+        low, high = (torch.tensor(box[key], dtype=self.dtype) for key in ("min", "max"))
+        if bool((low < high).all()):
+            self.crop = torch.stack([low, high])
 
     def _read_params(self, tree: Mapping[str, Any], snapshot: Mapping[str, Any]) -> None:
         is_half = snapshot.get("params_type", "__half") == "__half"
         numbers = snapshot["params_binary"].tobytes()
         vector = np.frombuffer(numbers, np.float16 if is_half else np.float32).astype(np.float64)
         encoding = tree["encoding"]
-        growth = torch.log2(torch.tensor(encoding["per_level_scale"], dtype=torch.float32))
-        level = torch.arange(encoding["n_levels"], dtype=torch.float32)
-        scales = torch.exp2(level * growth) * float(encoding["base_resolution"]) - 1.0
-        self.scales = [float(v) for v in scales]
-        self.max_rows = 1 << encoding["log2_hashmap_size"]
-        channels = encoding["n_features_per_level"]
-        inputs = -(-len(self.scales) * channels // 16) * 16
+        self.max_rows = 1 << encoding.get("log2_hashmap_size", 19)
+        num_levels, channels = encoding.get("n_levels", 16), encoding.get("n_features_per_level", 2)
+        multiple = 8 if tree["network"].get("otype") == "CutlassMLP" else 16
+        inputs = -(-num_levels * channels // multiple) * multiple
+
+        def count(network: Mapping[str, Any], inputs: int, outputs: int) -> int:
+            width, hidden = network["n_neurons"], network["n_hidden_layers"]
+            return int(width * (inputs + outputs) + (hidden - 1) * width * width)
+
+        num_weights = count(tree["network"], inputs, 16)
+        for growth, color_outputs in itertools.product(self._growths(encoding), (16, 8)):
+            self.scales = tcnn_scales(growth, num_levels, encoding["base_resolution"])
+            num_rows = sum(self._rows(scale) for scale in self.scales)
+            num_color = count(tree["rgb_network"], 32, color_outputs)
+            if num_weights + num_color + num_rows * channels == len(vector):
+                break
         start = 0
 
-        def read_layers(network: Mapping[str, Any], inputs: int) -> list[nn.Linear]:
+        def read_layers(network: Mapping[str, Any], inputs: int, outputs: int) -> list[nn.Linear]:
             nonlocal start
             layers = []
             hidden = [network["n_neurons"]] * network["n_hidden_layers"]
-            widths = [inputs, *hidden, 16]
+            widths = [inputs, *hidden, outputs]
             for fan_in, fan_out in itertools.pairwise(widths):
                 weight = vector[start : start + fan_in * fan_out].reshape(fan_out, fan_in)
                 layers.append(make_linear(weight, np.zeros(fan_out), self.dtype))
                 start += fan_in * fan_out
             return layers
 
-        self.density_layers = read_layers(tree["network"], inputs)
-        self.color_layers = read_layers(tree["rgb_network"], 32)
+        self.density_layers = read_layers(tree["network"], inputs, 16)
+        self.color_layers = read_layers(tree["rgb_network"], 32, color_outputs)
         self.table = torch.as_tensor(vector[start:].reshape(-1, channels), dtype=self.dtype)
+
+    def _growths(self, encoding: Mapping[str, Any]) -> list[Tensor]:
+        """Returns what the ratio of two levels' resolutions may be: where it is left out, rounded.
+
+        The finest level then has 2048 cells along a side of the unit cube.
+        """
+        if encoding.get("per_level_scale"):
+            return [torch.tensor(encoding["per_level_scale"], dtype=torch.float32)]
+        ratio = 2048.0 * self.aabb_scale / encoding["base_resolution"]
+        log = torch.tensor(math.log(ratio), dtype=torch.float32)
+        exponent = log / max(encoding.get("n_levels", 16) - 1, 1)
+        growth = torch.tensor(math.exp(float(exponent)), dtype=torch.float32)
+        ends = torch.tensor([0.0, math.inf])
+        return [growth, *torch.nextafter(growth.expand(2), ends)]
+
+    def _rows(self, scale: float) -> int:
+        """Returns the rows of a level: a multiple of 8 that holds its vertices, or the maximum."""
+        return min(-(-((math.ceil(scale) + 1) ** 3) // 8) * 8, self.max_rows)
 
     def _read_bits(self, snapshot: Mapping[str, Any]) -> None:
         depths = np.frombuffer(snapshot["density_grid_binary"].tobytes(), np.float16)
@@ -66,7 +115,7 @@ class InstantNGP:
         threshold = min(0.01, np.maximum(by_cascade[0], 0.0).mean())
         bits = torch.as_tensor(by_cascade > threshold)
         self.last_cascade = 0
-        while 1 << self.last_cascade < snapshot["nerf"]["aabb_scale"]:
+        while 1 << self.last_cascade < self.aabb_scale:
             self.last_cascade += 1
         side = torch.arange(CELLS)
         cells = bits[:, _morton(torch.stack(torch.meshgrid(side, side, side, indexing="ij"), -1))]
@@ -90,8 +139,8 @@ class InstantNGP:
 
     def __call__(self, points: Tensor, directions: Tensor) -> Outputs:
         """Returns raw outputs at points and directions (n, 3)."""
-        cube = self._to_cube(points.to(self.dtype))
-        unit = (cube - self.aabb[0]) / (self.aabb[1] - self.aabb[0])
+        size = self.corners[1] - self.corners[0]
+        unit = ((points.to(self.dtype) - self.corners[0]) / size)[:, [1, 2, 0]]
         x, y, z = directions.to(self.dtype).unbind(dim=-1)
         encoded = self._look_up(unit)
         padding = self.density_layers[0].in_features - encoded.shape[-1]
@@ -109,7 +158,7 @@ class InstantNGP:
         levels, first_row = [], 0
         for scale in self.scales:
             side = math.ceil(scale) + 1
-            rows = min(-(-(side**3) // 8) * 8, self.max_rows)
+            rows = self._rows(scale)
             scaled = unit * scale + 0.5
             low = torch.floor(scaled)
             features = torch.zeros(len(unit), self.table.shape[1], dtype=self.dtype)
@@ -136,7 +185,13 @@ class InstantNGP:
         exists = ((cell >= 0) & (cell < CELLS)).all(dim=-1)
         x, y, z = cell.clamp(0, CELLS - 1).unbind(dim=-1)
         occupied = torch.stack([cells[x, y, z] for cells in self.cells], dim=-1)
-        inside = ((cube >= self.crop[0]) & (cube <= self.crop[1])).all(dim=-1)
+        # jaxrf crops by the cells of its one grid.
+        size = 2.0**self.last_cascade / min(CELLS << self.last_cascade, 256)
+        low_face = self.aabb[0] + ((cube - self.aabb[0]) / size).floor() * size
+        inside = (low_face + size > self.crop[0] + 1e-3 * size) & (
+            low_face < self.crop[1] - 1e-3 * size
+        )
+        inside = inside.all(dim=-1)
         return occupied.gather(-1, cascade[..., None])[..., 0] & exists & inside
 
     @torch.no_grad()
@@ -151,20 +206,19 @@ class InstantNGP:
           rgb, opacity and depth, (height, width, ...).
         """
         origins, directions = make_unit_rays(camera, self.dtype)
-        corners = (self.aabb[:, [2, 0, 1]] - self.offset.to(self.dtype)) / self.scale
         chunks = []
         for start in range(0, len(origins), RAYS_PER_CHUNK):
             o = origins[start : start + RAYS_PER_CHUNK]
             d = directions[start : start + RAYS_PER_CHUNK]
-            chunks.append(self._render_rays(o, d, corners, near_far))
+            chunks.append(self._render_rays(o, d, near_far))
         return assemble_image(chunks, camera)
 
     def _render_rays(
-        self, origins: Tensor, directions: Tensor, corners: Tensor, near_far: tuple[float, float]
+        self, origins: Tensor, directions: Tensor, near_far: tuple[float, float]
     ) -> Outputs:
         step = STEP / self.scale
         nonzero = torch.where(directions == 0, torch.full_like(directions, 1e-6), directions)
-        crossings = (corners[:, None] - origins) / nonzero
+        crossings = (self.corners[:, None] - origins) / nonzero
         enter = crossings.amin(dim=0).amax(dim=-1).clamp(min=near_far[0])
         leave = crossings.amax(dim=0).amin(dim=-1).clamp(max=near_far[1])
         num_steps = max(int(((leave - enter) / step).max().ceil().item()), 1)

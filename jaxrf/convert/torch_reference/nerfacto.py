@@ -100,9 +100,7 @@ class Nerfacto:
             (np.log(self.max_resolution) - np.log(BASE_RESOLUTION)) / max(self.num_levels - 1, 1)
         )
         if self.is_tcnn:
-            level = torch.arange(self.num_levels, dtype=torch.float32)
-            octaves = torch.exp2(level * torch.log2(torch.tensor(growth, dtype=torch.float32)))
-            return [float(v) for v in octaves * float(BASE_RESOLUTION) - 1.0]
+            return tcnn_scales(torch.tensor(growth), self.num_levels, BASE_RESOLUTION)
         levels = torch.arange(self.num_levels)
         return [float(v) for v in torch.floor(BASE_RESOLUTION * growth**levels)]
 
@@ -230,6 +228,17 @@ class Nerfacto:
             "depth": (weights * middle).sum(dim=-1),
             "weights": weights,
         }
+
+
+def tcnn_scales(growth: Tensor, num_levels: int, base_resolution: int) -> list[float]:
+    """Returns the number that unit coordinates are multiplied with on each level, in float32.
+
+    exp2(level * log2(growth)) * base_resolution - 1, each step computed in float64 and rounded.
+    """
+    octave = torch.log2(growth.float().double()).float()
+    octaves = torch.arange(num_levels, dtype=torch.float32) * octave
+    powers = torch.exp2(octaves.double()).float()
+    return [float(v) for v in powers * float(base_resolution) - 1.0]
 
 
 def tcnn_harmonics(directions: Tensor, sign: float = -1.0) -> Tensor:
