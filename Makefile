@@ -15,7 +15,7 @@ help:
 	@echo 'make bench       measure this machine and every field on it (ARGS="..." is passed on)'
 	@echo 'make test        lint, types, imports and the quick tests; with Python 3.12 or newer also their coverage'
 	@echo 'make test-slow   the slow tests'
-	@echo 'make torture     kills trainings at random moments (KILLS=100) and resumes them'
+	@echo 'make torture     corrupts files of every kind (CORRUPTIONS=100 each), and kills trainings at random moments (KILLS=100)'
 	@echo 'make docs        build the documentation into site/; make docs-serve shows it'
 	@echo 'make format      format the code and mend what the linter can mend'
 	@echo 'make clean       remove $(VENV) and all caches; runs/ and data/ are kept'
@@ -52,8 +52,11 @@ test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "$(SLOW) and as_used" $(ARGS)
 
 KILLS ?= 100
+CORRUPTIONS ?= 100
+CORRUPTED := tests/data/test_corruptions.py tests/convert/test_corrupted_weights.py tests/cli/test_corrupted_runs.py
 
 torture: $(VENV)/.installed-dev
+	JAXRF_CORRUPTIONS=$(CORRUPTIONS) $(QUICK_COMPILING) --dist load $(CORRUPTED) $(ARGS)
 	JAXRF_KILLS=$(KILLS) $(BIN)/python -m pytest tests/torture $(ARGS)
 
 # Warnings are errors, a link that leads nowhere among them.

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 
+# Raised by orbax where its files hold something else than it wrote.
+UNREADABLE = (
+    ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError
+)  # fmt: skip
 # Key of the metadata that has the checksums of the state's arrays; key of its own checksum there.
 CHECKSUMS, META = "checksums", "metadata"
 
@@ -36,6 +40,9 @@ def open_checkpoints(folder: Path, keep: int, cleans_up: bool = False) -> "ocp.C
       folder: of the checkpoints.
       keep: number of the last ones.
       cleans_up: removes what a killed process had begun to write; for the only process that writes.
+
+    Raises:
+      DamagedCheckpointError: if what orbax keeps about a checkpoint cannot be read.
     """
     import orbax.checkpoint as ocp
 
@@ -57,7 +64,27 @@ def open_checkpoints(folder: Path, keep: int, cleans_up: bool = False) -> "ocp.C
         preservation_policy=policy,
         cleanup_tmp_directories=cleans_up,
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    try:
+        return ocp.CheckpointManager(folder.absolute(), options=options)
+    except UNREADABLE as error:
+        step = _find_unreadable(folder)
+        raise DamagedCheckpointError(
+            f"The checkpoint of step {step} in {folder} is damaged: delete its folder "
+            f"{folder / step} to fall back on an earlier one."
+        ) from error
+
+
+def _find_unreadable(folder: Path) -> str:
+    """Name of the last step whose file of orbax is no JSON object, else of the last step."""
+    steps = sorted((p.name for p in folder.glob("*") if p.name.isdigit()), key=int, reverse=True)
+    for step in steps:
+        try:
+            content = json.loads((folder / step / "_CHECKPOINT_METADATA").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return step
+        if not isinstance(content, dict):
+            return step
+    return steps[0]
 
 
 def _has_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
@@ -130,7 +157,7 @@ def read_meta(manager: "ocp.CheckpointManager", step: int) -> dict[str, Any]:
         expected = meta.get(CHECKSUMS, {}).get(META)
         if expected is not None and expected != _checksum_meta(unsigned):
             raise ValueError("its metadata have changed")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (OSError, *UNREADABLE) as error:
         folder = Path(manager.directory) / str(step)
         raise DamagedCheckpointError(
             f"The checkpoint of step {step} in {manager.directory} is damaged: delete its folder "

@@ -214,8 +214,8 @@ def read_config(folder: Path, field_class: type[Field] | None = None) -> TrainCo
         raise InputError(
             f"{folder} is not a run: it has no {CONFIG_FILE}; name a folder that training wrote."
         ) from error
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).split("\n", 1)[0]
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        reason = str(error).split("\n", 1)[0][:300]
         raise InputError(
             f"{path} cannot be used ({reason}): restore it, or train the run anew."
         ) from error

@@ -18,6 +18,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from corruptions import corrupt_bytes, corrupt_json
 from data_formats import (
     METASHAPE_LENS,
     write_alicevision,
@@ -82,49 +83,6 @@ def with_masks(folder: Path) -> Path:
         Image.fromarray(mask).save(folder / frame["mask_path"])
     listing.write_text(json.dumps(content))
     return folder
-
-
-# Values that replace those in files.
-HOSTILE: list[Any] = [
-    None, True, "", "x", [], {}, [[]], -1, 0, 1, 3, 10**30, 10**400, -(10**30), 1e-300, 1e300,
-    1e38, math.nan, math.inf, -math.inf, "NaN", "../../secret/secret.png", "/etc/passwd", "a\0b",
-    "\ud800", "images", ".", "~", "x" * 10_000, [1] * 1000, [[0] * 4] * 4, {"a": {"b": []}},
-    "C:\\x.png",
-]  # fmt: skip
-
-
-def corrupt_json(path: Path, chance: random.Random) -> None:
-    """Replaces, removes or repeats values."""
-    tree = json.loads(path.read_text())
-    places: list[tuple[Any, Any]] = []
-
-    def walk(node: Any) -> None:
-        keys = node.keys() if isinstance(node, dict) else range(len(node))
-        for key in list(keys):
-            places.append((node, key))
-            if isinstance(node[key], dict | list):
-                walk(node[key])
-
-    walk(tree)
-    for _ in range(chance.choice((1, 1, 2, 5))):
-        node, key = chance.choice(places)
-        kind = chance.random()
-        if kind < 0.15 and isinstance(node, dict):
-            node.pop(key, None)
-        elif kind < 0.25 and isinstance(node, list):
-            node[:] = node[: len(node) // 2]
-        elif key in (node if isinstance(node, dict) else range(len(node))):
-            node[key] = chance.choice(HOSTILE)
-    text = json.dumps(tree)
-    bombs = [
-        "[" * 200_000,
-        '{"frames": ' * 50_000,
-        "9" * 1_000_000,
-        '{"frames": [' + "{}," * 99_999,
-    ]
-    path.write_text(
-        chance.choice(bombs) if chance.random() < 0.05 else text, errors="surrogatepass"
-    )
 
 
 def corrupt_array(path: Path, chance: random.Random) -> None:
@@ -213,29 +171,6 @@ def corrupt_text(path: Path, chance: random.Random) -> None:
             ["nan", "inf", "-1e400", "x", "", "1e30", "0", "-3", "9" * 5000]
         )
     path.write_text(separator.join(words))
-
-
-def corrupt_bytes(path: Path, chance: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    kind = chance.randrange(7)
-    if kind == 0:
-        data = data[: chance.randrange(len(data) + 1)]
-    elif kind == 1:
-        data = bytearray()
-    elif kind == 2:
-        data = bytearray(chance.randbytes(len(data)))
-    elif kind == 3:
-        for _ in range(chance.choice((1, 4, 64))):
-            data[chance.randrange(len(data))] = chance.randrange(256)
-    elif kind == 4:
-        place = chance.randrange(max(len(data) - 8, 1))
-        data[place : place + 8] = chance.choice([b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7])
-    elif kind == 5:
-        data = data + data
-    else:
-        place = chance.randrange(len(data) + 1)
-        data[place:place] = chance.randbytes(chance.choice((1, 8, 1000)))
-    path.write_bytes(bytes(data))
 
 
 def corrupt(folder: Path, chance: random.Random) -> str:
