@@ -57,7 +57,7 @@ class Gate:
 
     @property
     def query(self) -> str:
-        """What follows the address of the page."""
+        """The end of the page's address, with the token; empty without one."""
         return "" if self.token is None else f"/?{TOKEN}={self.token}"
 
     def refusal(
