@@ -93,6 +93,8 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
     for option in CHOICES:
         first.add_argument(option, default=None)
     first.add_argument("--data", nargs="?", type=Path, default=None)
+    first.add_argument("--budget", nargs="?", type=float, default=None)
+    first.add_argument("--downscale", nargs="?", type=int, default=None)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--run-dir", "--run_dir", type=Path, default=None)
     try:
@@ -112,7 +114,10 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
         return TrainOptions(_parse_resumed(remaining, prog, known.run_dir), "the run's own")
     # A capture in a box is an object.
     data = None if "--box" in arguments else known.data
-    default, name = _choose(known.preset, known.field, known.model, data)
+    preset = known.preset
+    if preset is None and known.field is None:
+        preset = _choose_preset(data, known.budget, known.downscale)
+    default, name = _choose(preset, known.field, known.model)
     description = _describe_presets(name)
     config = tyro.cli(
         TrainConfig, prog=prog, args=remaining, default=default, description=description
@@ -120,9 +125,7 @@ def parse_training(arguments: Sequence[str], prog: str) -> TrainOptions:
     return TrainOptions(config, name)
 
 
-def _choose(
-    preset: str | None, field: str | None, model: str | None, data: Path | None
-) -> tuple[TrainConfig, str]:
+def _choose(preset: str | None, field: str | None, model: str | None) -> tuple[TrainConfig, str]:
     """The configuration whose numbers are the defaults, and the name of its preset."""
     if field is not None:
         if preset is not None:
@@ -130,20 +133,27 @@ def _choose(
         config, name = presets.for_field(make_user_field(field)), field
         config = dataclasses.replace(config, field_source=field)
     else:
-        name = preset or presets.default_preset(data is not None and _is_capture(data))
+        assert preset is not None, "a preset is chosen where there is no field"
+        name = preset
         config = presets.make_preset(name, (*presets.PRESETS, *STUDY))
     if model is not None and model != config.model.name:
         config = dataclasses.replace(config, model=_make_model(model, config.model))
     return config, name
 
 
-def _is_capture(data: Path) -> bool:
+def _choose_preset(data: Path | None, budget: float | None, downscale: int | None) -> str:
+    """The preset that fits a data set, whose images are shrunk, and a budget of seconds."""
     from jaxrf.data import sources
 
+    if data is None:
+        return presets.default_preset()
     try:
-        return sources.is_capture(sources.find_data(data))
+        preview = sources.preview(sources.find_data(data))
     except InputError:
-        return False
+        return presets.default_preset()
+    # What cannot be a factor is refused later.
+    factor = max(downscale or 1, 1)
+    return presets.default_preset(preview.is_capture, budget, preview.num_pixels // factor**2)
 
 
 def _make_model(name: str, model: Model) -> Model:
@@ -206,7 +216,7 @@ def _describe_presets(chosen: str) -> str:
     return (
         "Train a radiance field from images with known cameras.\n\n"
         "--preset NAME chooses the field and all defaults below (those shown are of "
-        f"{chosen}); without it, the choice fits the data and this machine:\n"
+        f"{chosen}); without it, the choice fits data, machine and --budget:\n"
         + "\n".join(lines)
         + "\n\n--field FILE:CLASS trains a field of your own in place of a preset, and --model "
         "packed, hierarchical or proposal renders any field by another model, with its options."

@@ -332,20 +332,37 @@ def has_split(path: Path, split: str, options: LoadOptions | None = None) -> boo
     return True
 
 
-def is_capture(path: Path, options: LoadOptions | None = None) -> bool:
-    """Whether a path holds a capture: photos, a video, or a scene without bounds or facing forward.
+class Preview(NamedTuple):
+    """Facts about a data set by which a preset is chosen, from a few of its images.
 
-    False for what cannot be read; reading it says why.
+    is_capture: whether it is photos, a video, or a scene without bounds or facing forward.
+    num_pixels: of all training images; 0 if not known.
     """
+
+    is_capture: bool
+    num_pixels: int = 0
+
+
+def preview(path: Path, options: LoadOptions | None = None) -> Preview:
+    """Looks at a data set; one that cannot be read is no capture, and reading it says why."""
     options = dataclasses.replace(load_options(options or LoadOptions()), skip_missing=True)
+    num_images = 0
+
+    def choose(count: int) -> range:
+        nonlocal num_images
+        num_images = count
+        # Some images, as transparent ones have a box.
+        return range(0, count, 1 + count // 4)
+
     try:
         if not any(known.matches(path) for known in FORMATS):
-            return prepare.is_photos(path)
-        # Some images, as transparent ones have a box.
-        scene = load_scene(path, ["train"], options, lambda count: range(0, count, 1 + count // 4))
+            return Preview(prepare.is_photos(path))
+        scene = load_scene(path, ["train"], options, choose)
     except InputError:
-        return False
-    return scene.unbounded or scene.train.cameras.ndc is not None
+        return Preview(False)
+    cameras = scene.train.cameras
+    is_capture = scene.unbounded or cameras.ndc is not None
+    return Preview(is_capture, num_images * cameras.width * cameras.height)
 
 
 def describe_scene(path: Path, scene: Scene) -> str:

@@ -22,13 +22,18 @@ from jaxrf.presets.tensorf import (
     tensorf_vm48,
     tensorf_vm192,
 )
-from jaxrf.presets.voxels import voxels_small
+from jaxrf.presets.voxels import voxels_large, voxels_small
 from jaxrf.training.config import TrainConfig
 
 Preset = Callable[[], TrainConfig]
 
+# Seconds of training on two cores, for each pixel, from which on small voxels learn the pictures by
+# heart and large ones do better (docs/fields/voxels.md).
+SECONDS_PER_PIXEL = 240e-6
+
 PRESETS: tuple[Preset, ...] = (
     voxels_small,
+    voxels_large,
     tensorf_small,
     tensorf_cp_small,
     tensorf_vm48,
@@ -73,13 +78,19 @@ def make_preset(name: str, presets: Sequence[Preset] = PRESETS) -> TrainConfig:
     raise InputError(f"--preset {name} is unknown: choose one of {known}.")
 
 
-def default_preset(is_capture: bool = False) -> str:
-    """The preset that fits the data and the machine.
+def default_preset(
+    is_capture: bool = False, budget: float | None = None, num_pixels: int = 0
+) -> str:
+    """The preset that fits the data, the machine and the time.
 
     The full recipe on an accelerator, and a small one without.
 
     Args:
-      is_capture: whether the scene has no bounds or faces forward (`sources.is_capture`).
+      is_capture: whether the scene has no bounds or faces forward.
+      budget: seconds of the training, if they are limited.
+      num_pixels: of all training images; 0 if not known.
     """
-    full, small = (capture, capture_small) if is_capture else (tensorf_vm192, voxels_small)
+    is_long = 0.0 < SECONDS_PER_PIXEL * num_pixels <= (budget or 0.0)
+    small = voxels_large if is_long else voxels_small
+    full, small = (capture, capture_small) if is_capture else (tensorf_vm192, small)
     return preset_name(full if expects_accelerator() else small)

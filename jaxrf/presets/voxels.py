@@ -1,5 +1,7 @@
 """Presets of packed voxels."""
 
+import dataclasses
+
 from jaxrf.fields.voxels import Voxels
 from jaxrf.models.packed import PackedModel
 from jaxrf.training.config import OptimizerConfig, TrainConfig
@@ -17,4 +19,21 @@ def voxels_small() -> TrainConfig:
         render_samples=1 << 15,
         validate_every=0.25,
         optimizer=OptimizerConfig(grid_lr=0.05, mlp_lr=4e-3, lr_final_mult=0.05),
+    )
+
+
+def voxels_large() -> TrainConfig:
+    """Packed voxels of half the size, with twice the features: better from three minutes on."""
+    small = voxels_small()
+    return dataclasses.replace(
+        small,
+        field=Voxels(
+            layers=2,
+            width=128,
+            feature_dim=15,
+            num_subdivisions=2,
+            density_tv_weight=1e-5,
+            feature_tv_weight=1e-4,
+        ),
+        num_steps=6000,
     )

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from PIL import Image
 from programs import error_line
-from scenes import tiny_nerf
+from scenes import make_scene, tiny_nerf, write_scene
 
 from jaxrf import presets
 from jaxrf.cli import main as cli
 from jaxrf.cli.train import parse_training
 from jaxrf.core.errors import InputError
+from jaxrf.data import sources
 from jaxrf.fields.nerf import NeRF
 from jaxrf.models.base import Model
 from jaxrf.models.hierarchical import HierarchicalModel
@@ -127,6 +128,30 @@ def test_the_default_preset_depends_on_the_machine(monkeypatch: pytest.MonkeyPat
     assert parse_training([], "") == (presets.tensorf_vm192(), "tensorf-vm192")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert parse_training([], "") == (presets.voxels_small(), "voxels-small")
+
+
+def test_the_default_preset_depends_on_the_budget_for_a_pixel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    # 24 images of 32x32 pixels.
+    data = ["--data", str(write_scene(tmp_path / "ball", size=32))]
+    count = sources.preview(tmp_path / "ball").num_pixels
+    assert count == len(make_scene().splits["train"]) * 32**2
+    seconds = presets.SECONDS_PER_PIXEL * count
+    for options, name in (
+        (["--budget", str(0.9 * seconds)], "voxels-small"),
+        ([f"--budget={1.1 * seconds}"], "voxels-large"),
+        (["--budget", str(0.3 * seconds), "--downscale", "2"], "voxels-large"),
+        (["--budget", str(0.2 * seconds), "--downscale", "2"], "voxels-small"),
+        ([], "voxels-small"),
+    ):
+        assert parse_training([*data, *options], "").preset == name
+    assert parse_training(["--budget", "600", "--preset", "nerf-tiny"], "").preset == "nerf-tiny"
+    assert parse_training(["--budget", "600"], "").preset == "voxels-small"
+    for option in ("budget", "downscale"):
+        with pytest.raises(InputError, match=option):
+            parse_training([f"--{option}", "soon"], "")
 
 
 def test_the_default_preset_depends_on_the_data(tmp_path: Path) -> None:

@@ -116,10 +116,10 @@ def test_captures_are_scenes_without_bounds_facing_forward_or_without_poses(
         "tiny_nerf_lego.npz": False,
     }
     known = {name: is_one for name, is_one in expected.items() if (real_data / name).exists()}
-    assert {name: sources.is_capture(real_data / name) for name in known} == known
-    assert not sources.is_capture(tmp_path)
+    assert {name: sources.preview(real_data / name).is_capture for name in known} == known
+    assert not sources.preview(tmp_path).is_capture
     (tmp_path / "transforms.json").write_text("{}")
-    assert not sources.is_capture(tmp_path)
+    assert not sources.preview(tmp_path).is_capture
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     (tmp_path / "transforms.json").unlink()
-    assert sources.is_capture(tmp_path)
+    assert sources.preview(tmp_path).is_capture

@@ -17,6 +17,7 @@ from jaxrf.training.config import TrainConfig
 
 NAMES = [
     "voxels-small",
+    "voxels-large",
     "tensorf-small",
     "tensorf-cp-small",
     "tensorf-vm48",
@@ -70,7 +71,7 @@ def test_every_preset_begins_with_a_stage_of_its_field(preset: presets.Preset) -
 
 @pytest.mark.parametrize("name", ["nope", "tensorf_small", ""])
 def test_make_preset_lists_the_known_presets_if_there_is_none_of_the_name(name: str) -> None:
-    with pytest.raises(InputError, match=r"voxels-small, tensorf-small.*nerf-original"):
+    with pytest.raises(InputError, match=r"voxels-small, voxels-large.*nerf-original"):
         presets.make_preset(name)
 
 
