@@ -91,6 +91,8 @@ class Voxels(base.Field):
     """The same of the features."""
     tv_cells: int = 8192
     """Cells drawn per step for the total variation."""
+    pixel_size: Annotated[float, tyro.conf.Suppress] = 0.0
+    """Size of a pixel at the scene, in scene units; 0 before training."""
     table_rows: Annotated[int, tyro.conf.Suppress] = 0
     """Rows of the table, in use or not; set while training."""
     table_cells: Annotated[int, tyro.conf.Suppress] = 0
@@ -215,6 +217,7 @@ class Voxels(base.Field):
             self,
             num_subdivisions=subdivisions,
             prune_threshold=threshold,
+            pixel_size=scene.pixel_size,
             min_steps_before_prune=self.min_steps_before_prune or steps,
         )
 
@@ -305,9 +308,15 @@ class Voxels(base.Field):
     def _cells_with_weight(
         self, grid: VoxelGrid, keep: Bool[np.ndarray, "n n n"]
     ) -> Bool[np.ndarray, "n n n"]:
-        """The occupied cells in or next to which a ray gave enough weight; all if there is none."""
+        """The occupied cells in or next to which a ray gave enough weight; all if there is none.
+
+        Weights fade with every step, and the fewer rays meet a voxel, the longer ago was the last:
+        where voxels are smaller than pixels, what shows in few images would be lost.
+        """
         assert self.prune_threshold is not None, "resolve settles the threshold"
-        above_threshold = np.asarray(decayed_max_weights(grid)) > self.prune_threshold
+        voxel = float(grid.aabb[1, 0] - grid.aabb[0, 0]) / keep.shape[0]
+        threshold = self.prune_threshold ** max(1.0, 0.5 * (self.pixel_size / voxel) ** 2)
+        above_threshold = np.asarray(decayed_max_weights(grid)) > threshold
         above_threshold = above_threshold[np.asarray(grid.cell_ids)].reshape(keep.shape)
         remaining = np.asarray(jax.jit(dilate)(jnp.asarray(above_threshold & keep))) & keep
         return remaining if remaining.any() else keep

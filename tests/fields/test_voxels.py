@@ -307,3 +307,20 @@ def test_gradients_are_finite_and_nonzero_only_at_corners_of_sampled_cells(scale
     assert not np.any(np.delete(gradient, touched, axis=0))
     if scale == 1.0:
         assert np.all(np.any(gradient[touched] != 0, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("voxels_per_pixel", "survives"), [(1.0, False), (0.7, False), (0.4, True)]
+)
+def test_small_voxels_are_remembered_longer(voxels_per_pixel: float, survives: bool) -> None:
+    """A cell that had a weight of 1 some 150 steps ago, and others that have it now."""
+    occupied = np.zeros((SIDE,) * 3, bool)
+    occupied[1, 1, 1] = occupied[4, 4, 4] = True
+    grid = voxel_grid.index_cells(occupied, BOX, 4.0)
+    old, new = (jnp.asarray(BOX[:1] + (np.array([[i] * 3]) + 0.5) * CELL) for i in (1, 4))
+    grid = grid.record(old, jnp.ones(1))
+    for _ in range(150):
+        grid = grid.record(new, jnp.ones(1))
+    field = Voxels(prune_threshold=0.05, pixel_size=CELL / voxels_per_pixel)
+    kept = field._cells_with_weight(grid, occupied)
+    assert kept[4, 4, 4] and kept[1, 1, 1] == survives and kept.sum() == 1 + survives
