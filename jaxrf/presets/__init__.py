@@ -27,8 +27,8 @@ from jaxrf.training.config import TrainConfig
 
 Preset = Callable[[], TrainConfig]
 
-# Seconds of training on two cores, for each pixel, from which on small voxels learn the pictures by
-# heart and large ones do better (docs/fields/voxels.md).
+# Seconds of training on two cores, for each pixel, from which on voxels-small learns the pictures by
+# heart and voxels-large does better (docs/fields/voxels.md).
 SECONDS_PER_PIXEL = 240e-6
 
 PRESETS: tuple[Preset, ...] = (
