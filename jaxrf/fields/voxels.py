@@ -67,8 +67,10 @@ class Voxels(base.Field):
     initial_resolution: int = 64
     """Voxels along the longest side of the box at the start."""
     num_subdivisions: int | None = None
-    """How often voxels are divided into eight. Default: until they are about as small as a pixel at
-    the scene's distance, as far as upsample_at allows."""
+    """How often voxels are divided into eight. Default: until they are about as small as
+    finest-pixels says, as far as upsample_at allows."""
+    finest_pixels: float = 1.0
+    """Side of the smallest voxels, in pixels at the scene's distance."""
     upsample_at: tuple[float, ...] = (0.1, 0.2)
     """When voxels are divided, the first `num_subdivisions` of these."""
     prune_at: tuple[float, ...] = (0.04, 0.1, 0.2, 0.3)
@@ -105,7 +107,7 @@ class Voxels(base.Field):
         """Checks the numbers; InputError names the one that cannot be used."""
         require_positive(
             self, "width", "feature_dim", "density_scale", "initial_resolution", "step_ratio",
-            prefix="field.",
+            "finest_pixels", prefix="field.",
         )  # fmt: skip
         times = len(self.upsample_at)
         if self.num_subdivisions is not None and not 0 <= self.num_subdivisions <= times:
@@ -205,7 +207,8 @@ class Voxels(base.Field):
         voxel = self._initial_voxel_size(scene.aabb)
         subdivisions = self.num_subdivisions
         if subdivisions is None:
-            halvings = round(math.log2(max(voxel / scene.pixel_size, 1.0)))
+            finest = self.finest_pixels * scene.pixel_size
+            halvings = round(math.log2(max(voxel / finest, 1.0)))
             # In NDC, surfaces fill the whole box.
             limit = 1 if scene.is_ndc else len(self.upsample_at)
             subdivisions = min(halvings, limit, len(self.upsample_at))

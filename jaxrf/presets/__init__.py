@@ -27,9 +27,11 @@ from jaxrf.training.config import TrainConfig
 
 Preset = Callable[[], TrainConfig]
 
-# Seconds of training on two cores, for each pixel, from which on voxels-small learns the pictures by
-# heart and voxels-large does better (docs/fields/voxels.md).
+# Seconds of training on two cores, for each pixel, from which on voxels-small learns the pictures
+# by heart and voxels-large does better (docs/fields/voxels.md).
 SECONDS_PER_PIXEL = 240e-6
+# However few pixels there are, the steps of a larger field take this time to pay.
+LONG_SECONDS = 240.0
 
 PRESETS: tuple[Preset, ...] = (
     voxels_small,
@@ -90,7 +92,9 @@ def default_preset(
       budget: seconds of the training, if they are limited.
       num_pixels: of all training images; 0 if not known.
     """
-    is_long = 0.0 < SECONDS_PER_PIXEL * num_pixels <= (budget or 0.0)
+    is_long = num_pixels > 0 and (budget or 0.0) >= max(
+        LONG_SECONDS, SECONDS_PER_PIXEL * num_pixels
+    )
     small = voxels_large if is_long else voxels_small
     full, small = (capture, capture_small) if is_capture else (tensorf_vm192, small)
     return preset_name(full if expects_accelerator() else small)

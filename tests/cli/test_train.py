@@ -138,13 +138,17 @@ def test_the_default_preset_depends_on_the_budget_for_a_pixel(
     data = ["--data", str(write_scene(tmp_path / "ball", size=32))]
     count = sources.preview(tmp_path / "ball").num_pixels
     assert count == len(make_scene().splits["train"]) * 32**2
-    seconds = presets.SECONDS_PER_PIXEL * count
+    # As if there were more of them.
+    monkeypatch.setattr(presets, "SECONDS_PER_PIXEL", 1000.0 / count)
+    seconds = 1000.0
     for options, name in (
         (["--budget", str(0.9 * seconds)], "voxels-small"),
         ([f"--budget={1.1 * seconds}"], "voxels-large"),
         (["--budget", str(0.3 * seconds), "--downscale", "2"], "voxels-large"),
         (["--budget", str(0.2 * seconds), "--downscale", "2"], "voxels-small"),
         ([], "voxels-small"),
+        # Too short for any number of pixels.
+        (["--budget", "239", "--downscale", "8"], "voxels-small"),
     ):
         assert parse_training([*data, *options], "").preset == name
     assert parse_training(["--budget", "600", "--preset", "nerf-tiny"], "").preset == "nerf-tiny"
