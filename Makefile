@@ -85,8 +85,8 @@ $(VENV)/.created:
 	touch $@
 
 # Only what training imports is compiled to bytecode, once, even where Python is told to write none:
-# every start would else take two seconds longer.
-WARM_UP := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import jaxrf.studies.bench, orbax.checkpoint, tensorboardX, imageio.v3, matplotlib.pyplot'
+# every start would else take two seconds longer. The kernels for CPUs are compiled too.
+WARM_UP := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import jaxrf.studies.bench, orbax.checkpoint, tensorboardX, imageio.v3, matplotlib.pyplot; from jaxrf.core.kernels import calls; calls.compile_all()'
 
 $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/.created
 	$(INSTALL) --editable .

@@ -200,7 +200,7 @@ def tiny_voxels(**changes: Any) -> TrainConfig:
     """8^3 voxels, divided once in 24 steps."""
     config = TrainConfig(
         field=Voxels(
-            feature_dim=3,
+            feature_dim=7,
             width=8,
             density_shift=-2.0,
             initial_resolution=8,

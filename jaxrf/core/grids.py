@@ -1,4 +1,4 @@
-"""Interpolation in lines and planes of feature rows, and the weighted gather that it is made of.
+"""Interpolation in lines and planes of feature rows, and the weighted gather of rows.
 
 A table is row-major: a row holds the features of one grid point, so that a look-up reads contiguous
 memory. The first and last rows lie on the faces of the box (align_corners).
@@ -7,12 +7,15 @@ memory. The first and last rows lie on the faces of the box (align_corners).
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxrf.core.kernels import calls
 
 # Bytes of gradient rows that a CPU scatters per block, so that a block stays in its cache.
 SCATTER_BLOCK_BYTES = 1 << 22
@@ -124,12 +127,18 @@ def sample_lines(
 ) -> list[Float[Array, "m c"]]:
     """Features of several lines, linearly interpolated at coordinates in [0, 1].
 
-    Coordinates 0 and 1 are the end rows of a line. One gather reads all lines.
+    Coordinates 0 and 1 are the end rows of a line.
 
     Args:
       lines: each (size, c), of any size.
       coordinates: (m,) for each line, clamped to [0, 1].
     """
+    if not _have_kernel(lines, coordinates):
+        return _sample_lines_at_once(lines, coordinates)
+    return _sample_tables([line[None] for line in lines], list(coordinates), None)
+
+
+def _sample_lines_at_once(lines: Sequence[Array], coordinates: Sequence[Array]) -> list[Array]:
     corners = []
     for line, coordinate in zip(lines, coordinates, strict=True):
         size = line.shape[0]
@@ -137,6 +146,12 @@ def sample_lines(
         indices = jnp.stack([cell, jnp.minimum(cell + 1, size - 1)], axis=-1)
         corners.append((indices, jnp.stack([1.0 - fraction, fraction], axis=-1)))
     return _gather_tables(lines, corners)
+
+
+def _have_kernel(tables: Sequence[Array], coordinates: Sequence[Array]) -> bool:
+    """Whether a kernel can look these tables up on a CPU."""
+    rows_fit = all(table.shape[-1] % calls.LANES == 0 for table in tables)
+    return rows_fit and calls.can_call(*tables, *coordinates)
 
 
 def sample_line(
@@ -153,13 +168,19 @@ def sample_planes(
 ) -> list[Float[Array, "m c"]]:
     """Features of several planes, bilinearly interpolated at coordinates in [0, 1].
 
-    One gather reads all planes.
-
     Args:
       planes: each (height, width, c), of any height and width.
       across, down: for each plane, (m,) coordinates along its width and its height, clamped to
         [0, 1].
     """
+    if not _have_kernel(planes, [*across, *down]):
+        return _sample_planes_at_once(planes, across, down)
+    return _sample_tables(list(planes), list(across), list(down))
+
+
+def _sample_planes_at_once(
+    planes: Sequence[Array], across: Sequence[Array], down: Sequence[Array]
+) -> list[Array]:
     corners = []
     for plane, horizontal, vertical in zip(planes, across, down, strict=True):
         height, width = plane.shape[:2]
@@ -173,6 +194,79 @@ def sample_planes(
         corners.append((indices, jnp.stack(weights, axis=-1)))
     tables = [plane.reshape(-1, plane.shape[-1]) for plane in planes]
     return _gather_tables(tables, corners)
+
+
+@jax.custom_vjp
+def _sample_tables(
+    planes: list[Array], across: list[Array], down: list[Array] | None
+) -> list[Array]:
+    """Features of planes, or of lines, which are planes of height 1 and have no `down`.
+
+    On a CPU a kernel reads one after the other; elsewhere one gather reads all.
+    """
+    features: list[Array] = jax.lax.platform_dependent(
+        planes, across, down, cpu=_sample_with_kernel, default=_sample_at_once
+    )
+    return features
+
+
+def _sample_at_once(
+    planes: list[Array], across: list[Array], down: list[Array] | None
+) -> list[Array]:
+    if down is None:
+        return _sample_lines_at_once([plane[0] for plane in planes], across)
+    return _sample_planes_at_once(planes, across, down)
+
+
+def _sample_with_kernel(
+    planes: list[Array], across: list[Array], down: list[Array] | None
+) -> list[Array]:
+    down = [jnp.zeros_like(x) for x in across] if down is None else down
+    return [calls.interpolate_plane(*table) for table in zip(planes, across, down, strict=True)]
+
+
+def _sample_tables_fwd(planes: Any, across: Any, down: Any) -> tuple[list[Array], Any]:
+    primals = [planes, across, down]
+    values = jax.tree.map(lambda x: x.value, primals, is_leaf=_is_primal)
+    coordinates = jax.tree.leaves(primals[1:], is_leaf=_is_primal)
+    # Not the flag itself, which would become an array.
+    moves = True if any(primal.perturbed for primal in coordinates) else None
+    return _sample_tables(*values), (*values, moves)
+
+
+def _is_primal(node: Any) -> bool:
+    return isinstance(node, CustomVJPPrimal)
+
+
+def _sample_tables_bwd(residuals: Any, gradients: Any) -> tuple[Any, Any, Any]:
+    planes, across, down, moves = residuals
+    upstream = [
+        jnp.zeros(gradient.shape, gradient.dtype)
+        if isinstance(gradient, SymbolicZero)
+        else gradient
+        for gradient in gradients
+    ]
+
+    def with_kernel(planes: list[Array], upstream: list[Array]) -> list[Array]:
+        lower = [jnp.zeros_like(x) for x in across] if down is None else down
+        return [
+            calls.scatter_plane(plane.shape, *samples)
+            for plane, *samples in zip(planes, across, lower, upstream, strict=True)
+        ]
+
+    def with_xla(planes: list[Array], upstream: list[Array]) -> list[Array]:
+        _, pull_back = jax.vjp(lambda planes: _sample_at_once(planes, across, down), planes)
+        of_planes: list[Array] = pull_back(upstream)[0]
+        return of_planes
+
+    of_planes = jax.lax.platform_dependent(planes, upstream, cpu=with_kernel, default=with_xla)
+    if moves is None:
+        return of_planes, *jax.tree.map(jnp.zeros_like, (across, down))
+    _, pull_back = jax.vjp(lambda *at: _sample_at_once(planes, *at), across, down)
+    return of_planes, *pull_back(upstream)
+
+
+_sample_tables.defvjp(_sample_tables_fwd, _sample_tables_bwd, symbolic_zeros=True)
 
 
 def sample_plane(

@@ -16,6 +16,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float, Int, UInt32
 
 from jaxrf.core.grids import TableDtype, cast_table, scatter_rows, weighted_gather
+from jaxrf.core.kernels import calls
 
 HashLayout = Literal["dense_coarse", "all_hashed", "tcnn"]
 
@@ -209,13 +210,24 @@ def _interpolate(
     levels: HashLevels,
     table_dtype: TableDtype,
 ) -> Float[Array, "m e"]:
+    def on_cpu(table: Array, unit: Array) -> Array:
+        if _has_kernel(table, unit, levels, table_dtype):
+            return calls.interpolate_hashed(table, unit, levels.cells, levels.starts)
+        return _sample_by_level(table, unit, levels, table_dtype)
+
     features: Array = jax.lax.platform_dependent(
         table,
         unit,
-        cpu=lambda table, unit: _sample_by_level(table, unit, levels, table_dtype),
+        cpu=on_cpu,
         default=lambda table, unit: _sample_at_once(table, unit, levels, table_dtype),
     )
     return features
+
+
+def _has_kernel(table: Array, unit: Array, levels: HashLevels, table_dtype: TableDtype) -> bool:
+    """Whether a kernel can look this table up on a CPU."""
+    is_plain = levels.hash_layout == "dense_coarse" and table_dtype == "float32"
+    return is_plain and table.shape[1] == calls.FEW_LANES and calls.can_call(table, unit)
 
 
 def _interpolate_fwd(
@@ -236,11 +248,20 @@ def _interpolate_bwd(
     table, unit, moves = residuals
     if isinstance(gradient, SymbolicZero):
         return jnp.zeros_like(table), jnp.zeros_like(unit)
-    indices, weights = _stack_corners(unit, levels)
-    channels = table.shape[1]
-    by_level = gradient.reshape(len(unit), len(levels.cells), channels).transpose(1, 0, 2)
-    rows = by_level.reshape(len(indices), channels)
-    to_table = scatter_rows(jnp.zeros_like(table), indices, weights, rows)
+
+    def with_xla(unit: Array, gradient: Array) -> Array:
+        indices, weights = _stack_corners(unit, levels)
+        channels = table.shape[1]
+        by_level = gradient.reshape(len(unit), len(levels.cells), channels).transpose(1, 0, 2)
+        rows = by_level.reshape(len(indices), channels)
+        return scatter_rows(jnp.zeros_like(table), indices, weights, rows)
+
+    def on_cpu(unit: Array, gradient: Array) -> Array:
+        if _has_kernel(table, unit, levels, table_dtype):
+            return calls.scatter_hashed(unit, levels.cells, levels.starts, gradient)
+        return with_xla(unit, gradient)
+
+    to_table: Array = jax.lax.platform_dependent(unit, gradient, cpu=on_cpu, default=with_xla)
     if moves is None:
         return to_table, jnp.zeros_like(unit)
 

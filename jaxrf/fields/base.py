@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrf.core.errors import InputError
-from jaxrf.core.rays import ConicalFrusta, Multisamples
+from jaxrf.core.rays import ConicalFrusta, Multisamples, Rays
 from jaxrf.fields.mlp import ComputeType
+from jaxrf.rendering.volume import RaySums
 from jaxrf.sampling.density_tracking import track_density
 from jaxrf.sampling.occupancy import OccupancyGrid, make_full_grid
 
@@ -214,6 +215,32 @@ class Field:
         """
         del params, grid, key, tv_decay
         return jnp.zeros(())
+
+    def add_regularization(
+        self,
+        params: Params,
+        grads: Params,
+        grid: OccupancyGrid,
+        key: jax.Array,
+        tv_decay: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], Params]:
+        """The penalty, and the gradients of one network with its gradient added.
+
+        A field whose penalty touches few rows of a table adds to those alone. See `regularization`.
+        """
+        penalty, added = jax.value_and_grad(self.regularization)(params, grid, key, tv_decay)
+        return penalty, jax.tree.map(jnp.add, grads, added)
+
+    def ray_compositor(
+        self, params: Params, grid: OccupancyGrid
+    ) -> Callable[[Rays, Float[Array, ""], int, float], RaySums] | None:
+        """A kernel for CPUs that composites whole rays for an image; None if the field has none.
+
+        It takes rays clipped to the grid's box, the length of a step, the blocks of steps of a ray
+        and the transmittance at which it is finished.
+        """
+        del params, grid
+        return None
 
     def step_size(self, aabb: Float[Array | np.ndarray, "2 3"]) -> Float[Array, ""] | None:
         """Length of a marching step in a box, in scene units; None leaves it to the model."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrf.core.kernels import calls
 from jaxrf.core.pytree import as_pytree
 from jaxrf.sampling.occupancy import OccupancyGrid, cell_index, set_contraction_norm
 from jaxrf.sampling.weight_tracking import WeightTrackedGrid, init_weight_memory, track_weights
@@ -38,7 +39,18 @@ class VoxelGrid(WeightTrackedGrid):
 
     def slots_of(self, positions: Float[Array, "m 3"]) -> Int[Array, "m"]:
         """Id of the cell of each position in the grid."""
-        return find_cells(self, positions)[0]
+
+        def find(positions: Array) -> Array:
+            return find_cells(self, positions)[0]
+
+        if not calls.can_call(positions):
+            return find(positions)
+        slots: Array = jax.lax.platform_dependent(
+            positions,
+            cpu=lambda positions: calls.find_voxels(positions, self.cell_ids, self.aabb),
+            default=find,
+        )
+        return slots
 
 
 def find_cells(

@@ -19,18 +19,19 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrf.core import encodings
 from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
-from jaxrf.core.grids import weighted_gather
+from jaxrf.core.kernels import calls
+from jaxrf.core.rays import Rays
 from jaxrf.fields import base
 from jaxrf.fields.base import FieldContext, SampleCost, SceneInfo, StageTransition, Transitioned
 from jaxrf.fields.mlp import MLP
 from jaxrf.fields.voxel_grid import (
     VoxelGrid,
-    corner_weights,
-    find_cells,
     index_cells,
     pad_grid,
     subdivide,
 )
+from jaxrf.fields.voxel_lookup import look_up
+from jaxrf.rendering.volume import RaySums
 from jaxrf.sampling.marching import block_dilation
 from jaxrf.sampling.occupancy import OccupancyGrid, count_cells, dilate
 from jaxrf.sampling.weight_tracking import (
@@ -145,11 +146,10 @@ class Voxels(base.Field):
         Takes its cells from `context.grid`, a `VoxelGrid`.
         """
         grid = cast(VoxelGrid, context.grid)
-        cell, fraction = find_cells(grid, positions)
-        values = interpolate(params["table"], grid.corner_rows[cell], fraction)
-        raw = self.density_gain * values[:, 0] + self.density_shift
+        cells, first, features = look_up(grid, params["table"], positions)
+        raw = self.density_gain * first + self.density_shift
         density = self.density_scale * jax.nn.softplus(raw)
-        return jnp.where(cell > 0, density, 0.0), values[:, 1:]
+        return jnp.where(cells > 0, density, 0.0), features
 
     def color(
         self, params: Params, features: Float[Array, "m c"], directions: Float[Array, "m 3"]
@@ -174,11 +174,59 @@ class Voxels(base.Field):
         """Total variation within randomly drawn cells."""
         if not (self.density_tv_weight or self.feature_tv_weight):
             return jnp.zeros(())
+        rows = self._draw_rows(grid, key)
+        return tv_decay * self._weighted_variation(params["table"][rows])
+
+    def add_regularization(
+        self,
+        params: Params,
+        grads: Params,
+        grid: OccupancyGrid,
+        key: jax.Array,
+        tv_decay: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], Params]:
+        """Adds to the rows of the drawn cells alone; see `regularization`."""
+        if not (self.density_tv_weight or self.feature_tv_weight):
+            return jnp.zeros(()), grads
+        rows = self._draw_rows(grid, key)
+        values = params["table"][rows]
+        penalty, added = jax.value_and_grad(self._weighted_variation)(values)
+        table = grads["table"].at[rows].add(tv_decay * added)
+        return tv_decay * penalty, grads | {"table": table}
+
+    def _draw_rows(self, grid: OccupancyGrid, key: jax.Array) -> Int[Array, "m 8"]:
+        """Rows at the corners of randomly drawn cells."""
         voxel_grid = cast(VoxelGrid, grid)
         cells = jax.random.randint(key, (self.tv_cells,), 1, voxel_grid.num_cells)
-        density, features = total_variation(params["table"], voxel_grid.corner_rows[cells])
-        total = self.density_tv_weight * density + self.feature_tv_weight * features
-        return tv_decay * total
+        return voxel_grid.corner_rows[cells]
+
+    def _weighted_variation(self, values: Float[Array, "m 8 c"]) -> Float[Array, ""]:
+        density, features = total_variation(values)
+        return self.density_tv_weight * density + self.feature_tv_weight * features
+
+    def ray_compositor(
+        self, params: Params, grid: OccupancyGrid
+    ) -> Callable[[Rays, Float[Array, ""], int, float], RaySums] | None:
+        """One kernel for all of a ray, where it can read the rows of the table."""
+        voxel_grid, table = cast(VoxelGrid, grid), params["table"]
+        if table.shape[1] % calls.LANES or not calls.can_call(table, voxel_grid.aabb):
+            return None
+
+        def composite(rays: Rays, step: Array, max_blocks: int, threshold: float) -> RaySums:
+            arrays = calls.VoxelArrays(
+                table,
+                voxel_grid.corner_rows,
+                voxel_grid.cell_ids,
+                voxel_grid.aabb,
+                voxel_grid.block_grid.occupied,
+                voxel_grid.block_grid.aabb,
+            )
+            density = self.density_gain, self.density_shift, self.density_scale
+            settings = *density, step, threshold, float(max_blocks)
+            lines = rays.origins, rays.directions, rays.near, rays.far
+            return RaySums(*calls.render_voxels(arrays, lines, settings))
+
+        return composite
 
     # -- the grid and how it grows ------------------------------------------------------------
 
@@ -339,21 +387,14 @@ class Voxels(base.Field):
         return SampleCost(0.0, 8 * (1 + self.feature_dim) / base.ROW_CHANNELS)
 
 
-def interpolate(
-    table: Float[Array, "rows c"], corners: Int[Array, "m 8"], fraction: Float[Array, "m 3"]
-) -> Float[Array, "m c"]:
-    """Trilinear mixture of the rows at eight corners, ordered as `CORNERS`."""
-    return weighted_gather(table, corners, corner_weights(fraction))
-
-
 def total_variation(
-    table: Float[Array, "rows c"], rows: Int[Array, "m 8"]
+    corners: Float[Array, "m 8 c"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Squared differences of cells' corners along the edges, for density and for features.
 
     Means over cells; sums over the 12 edges and over channels.
     """
-    values = table[rows].reshape(-1, 2, 2, 2, table.shape[-1])
+    values = corners.reshape(-1, 2, 2, 2, corners.shape[-1])
     squares = [jnp.square(jnp.diff(values, axis=axis)) for axis in (1, 2, 3)]
     channels = jnp.stack([jnp.mean(jnp.sum(s, axis=(1, 2, 3)), axis=0) for s in squares]).sum(0)
     return channels[0], jnp.sum(channels[1:])

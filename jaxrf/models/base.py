@@ -404,18 +404,26 @@ class Model:
         """The optimizer groups of the proposal networks."""
         return proposals
 
-    def regularization(
+    def add_regularization(
         self,
         field: Field,
         params: ModelParams,
+        grads: ModelParams,
         grid: OccupancyGrid,
         key: jax.Array,
         tv_decay: Float[Array, ""],
-    ) -> Float[Array, ""]:
-        """The field's penalty on the parameters of each network (`Field.regularization`)."""
-        networks = [network for network in (params.coarse, params.field) if network is not None]
-        terms = [field.regularization(network, grid, key, tv_decay) for network in networks]
-        return sum(terms[1:], terms[0])
+    ) -> tuple[Float[Array, ""], ModelParams]:
+        """The field's penalty on each network, and the gradients with those of it added."""
+        total = jnp.zeros(())
+        for name in ("coarse", "field"):
+            network = getattr(params, name)
+            if network is None:
+                continue
+            penalty, added = field.add_regularization(
+                network, getattr(grads, name), grid, key, tv_decay
+            )
+            total, grads = total + penalty, grads._replace(**{name: added})
+        return total, grads
 
     def rays_per_chunk(self, num_samples: int) -> int:
         """Rays rendered together, such that their samples fit into memory."""

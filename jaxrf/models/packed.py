@@ -18,11 +18,12 @@ from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core import rngs
 from jaxrf.core.checks import require_positive
 from jaxrf.core.errors import InputError
+from jaxrf.core.kernels import calls
 from jaxrf.core.rays import ConicalFrusta, Rays, clip_to_aabb, normalize_distances
 from jaxrf.fields.base import Field, FieldContext
 from jaxrf.models.base import DepthTarget, Model, ModelParams, StageSpec, TrainRendering
 from jaxrf.models.networks import AABB_EPS, bind_network, clamp_to_aabb, in_aabb
-from jaxrf.rendering.march import MarchRenderConfig, march_and_render
+from jaxrf.rendering.march import MarchRenderConfig, color_sums, march_and_render
 from jaxrf.rendering.packed import render_packed_samples, sample_points
 from jaxrf.rendering.ray_losses import packed_depth_loss, packed_distortion_loss
 from jaxrf.rendering.volume import Rendering
@@ -281,25 +282,43 @@ class PackedModel(Model):
             return inside if crop_aabb is None else inside & in_aabb(positions, crop_aabb)
 
         samples_per_wave = max(3 * num_samples // 8, STEPS_PER_BLOCK)
-        return march_and_render(
-            fns._replace(density=density_at_border) if at_start else fns,
-            s_rays,
-            occupied_blocks(grid.block_grid, s_rays, STEPS_PER_BLOCK * step, stage.max_blocks),
-            step,
-            occupied,
-            background,
-            rays.far,
-            config=MarchRenderConfig(
-                steps_per_block=STEPS_PER_BLOCK,
-                rays_per_wave=max(num_samples // 8, 1),
-                samples_per_wave=samples_per_wave,
-                color_per_ray=self.colors_per_ray(field),
-                color_budget=max(samples_per_wave // 3, 1) if stage.color_budget else None,
-                color_threshold=self.color_threshold,
-                transmittance_threshold=convention.transmittance_threshold,
-            ),
-            s_to_t=lambda sdist, origins: s_to_t(grid, sdist, origins),
+
+        def march(s_rays: Rays, background: Array, far: Array) -> Rendering:
+            return march_and_render(
+                fns._replace(density=density_at_border) if at_start else fns,
+                s_rays,
+                occupied_blocks(grid.block_grid, s_rays, STEPS_PER_BLOCK * step, stage.max_blocks),
+                step,
+                occupied,
+                background,
+                far,
+                config=MarchRenderConfig(
+                    steps_per_block=STEPS_PER_BLOCK,
+                    rays_per_wave=max(num_samples // 8, 1),
+                    samples_per_wave=samples_per_wave,
+                    color_per_ray=self.colors_per_ray(field),
+                    color_budget=max(samples_per_wave // 3, 1) if stage.color_budget else None,
+                    color_threshold=self.color_threshold,
+                    transmittance_threshold=convention.transmittance_threshold,
+                ),
+                s_to_t=lambda sdist, origins: s_to_t(grid, sdist, origins),
+            )
+
+        composite = None
+        if self.colors_per_ray(field) and not at_start and crop_aabb is None:
+            is_plain = grid.bounds is None and not stage.color_budget
+            composite = field.ray_compositor(params.field, grid) if is_plain else None
+        if composite is None or not calls.can_call(rays.origins):
+            return march(s_rays, background, rays.far)
+
+        def with_kernel(s_rays: Rays, background: Array, far: Array) -> Rendering:
+            sums = composite(s_rays, step, stage.max_blocks, convention.transmittance_threshold)
+            return color_sums(fns.color, sums, s_rays, background, far)
+
+        rendering: Rendering = jax.lax.platform_dependent(
+            s_rays, background, rays.far, cpu=with_kernel, default=march
         )
+        return rendering
 
 
 def _march_within(rays: Rays, grid: OccupancyGrid, aabb: Float[Array, "2 3"] | None) -> Rays:

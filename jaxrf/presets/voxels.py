@@ -18,7 +18,9 @@ def voxels_small() -> TrainConfig:
         batch_rays=4096,
         render_samples=1 << 15,
         validate_every=0.25,
-        optimizer=OptimizerConfig(grid_lr=0.05, mlp_lr=4e-3, lr_final_mult=0.05),
+        optimizer=OptimizerConfig(
+            grid_lr=0.05, mlp_lr=4e-3, lr_final_mult=0.05, skip_zero_gradients=True
+        ),
     )
 
 

@@ -17,12 +17,17 @@ from jaxrf.core.rays import ConicalFrusta, Rays
 from jaxrf.core.stepfun import midpoints
 from jaxrf.rendering.volume import (
     MIN_OPACITY,
+    ColorFn,
     RadianceFns,
+    RaySums,
     Rendering,
     color_ray,
     compute_weights,
     find_distance,
 )
+
+# Rays that are colored together.
+RAYS_PER_CHUNK = 2048
 
 IsOccupied = Callable[[Float[Array, "w s 3"]], Bool[Array, "w s"]]
 SToTFn = Callable[[Float[Array, "w n"], Float[Array, "w 3"]], Float[Array, "w n"]]
@@ -185,6 +190,49 @@ def march_and_render(
         opacity=opacity,
         depth=jnp.where(hit, distance / jnp.where(hit, opacity, 1.0), miss_depth),
         median_depth=finished.median_depth,
+    )
+
+
+def color_sums(
+    color_fn: ColorFn,
+    sums: RaySums,
+    rays: Rays,
+    background: Float[Array, "r 3"],
+    miss_depth: Float[Array, "r"],
+) -> Rendering:
+    """A rendering of rays whose samples were composited: colors each ray once.
+
+    Args:
+      color_fn: see `RadianceFns`.
+      sums: of the rays.
+      rays: batch shape (r,).
+      background: (r, 3) color behind each ray.
+      miss_depth: (r,) depth of rays that hit nothing.
+    """
+    hit = sums.opacity > MIN_OPACITY
+    chunks = -(-len(hit) // RAYS_PER_CHUNK)
+
+    def split(x: Array) -> Array:
+        padding = ((0, chunks * RAYS_PER_CHUNK - len(x)), *((0, 0),) * (x.ndim - 1))
+        return jnp.pad(x, padding).reshape(chunks, RAYS_PER_CHUNK, *x.shape[1:])
+
+    def color_chunk(chunk: tuple[Array, Array, Rays]) -> Float[Array, "r 3"]:
+        features, opacity, rays = chunk
+        # Whole rows of a picture may show nothing.
+        color: Array = jax.lax.cond(
+            jnp.any(opacity > MIN_OPACITY),
+            lambda: color_ray(color_fn, features, opacity, rays),
+            lambda: jnp.zeros((RAYS_PER_CHUNK, 3)),
+        )
+        return color
+
+    chunked = jax.tree.map(split, (sums.features, sums.opacity, rays))
+    rgb = jax.lax.map(color_chunk, chunked).reshape(-1, 3)[: len(hit)]
+    return Rendering(
+        rgb=jnp.where(hit[:, None], rgb, 0.0) + (1.0 - sums.opacity)[:, None] * background,
+        opacity=sums.opacity,
+        depth=jnp.where(hit, sums.distance / jnp.where(hit, sums.opacity, 1.0), miss_depth),
+        median_depth=jnp.where(hit, sums.median_depth, miss_depth),
     )
 
 

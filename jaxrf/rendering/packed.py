@@ -3,12 +3,14 @@
 Letters in shapes: r rays, m packed samples, c channels.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxrf.core.kernels import calls
 from jaxrf.core.packing import pack, rank_samples, sum_before
 from jaxrf.core.rays import ConicalFrusta, Rays
 from jaxrf.rendering.volume import RadianceFns, color_ray, optical_depth
@@ -47,6 +49,94 @@ def compute_packed_weights(
     depths = jnp.where(samples.mask, depths, 0.0)
     transmittance = jnp.exp(-sum_before(depths, samples.ray_indices))
     return transmittance * -jnp.expm1(-depths), transmittance
+
+
+def sum_by_ray(
+    values: Float[Array, "m c"], rays: Int[Array, "m"], num_rays: int
+) -> Float[Array, "r c"]:
+    """Sums of the values of packed samples along each ray; `rays` ascends."""
+    sums = jnp.zeros((num_rays, values.shape[-1]), values.dtype)
+    return sums.at[rays].add(values, indices_are_sorted=True)
+
+
+def composite_packed(
+    density: Float[Array, "m"], samples: PackedSamples, values: Float[Array, "m c"], num_rays: int
+) -> tuple[Float[Array, "m"], Float[Array, "r"], Float[Array, "r c"]]:
+    """Weights of packed samples, and their sums and weighted sums of values along each ray.
+
+    On a CPU a kernel does it in one pass (`core.kernels`).
+
+    Args:
+      density: (m,) per scene unit.
+      samples: m packed samples.
+      values: (m, c) colors or features of the samples, in any precision; they are summed in that of
+        the weights.
+      num_rays: r.
+    """
+    if not calls.can_call(density, samples.t_starts, values):
+        weights, _ = compute_packed_weights(density, samples)
+        weighted = values * weights[:, None]
+        opacity = sum_by_ray(weights[:, None], samples.ray_indices, num_rays)[:, 0]
+        return weights, opacity, sum_by_ray(weighted, samples.ray_indices, num_rays)
+    depths = optical_depth(density, samples.t_ends - samples.t_starts)
+    depths = jnp.where(samples.mask, depths, 0.0)
+    return _composite(depths, samples.ray_indices, values, num_rays)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _composite(
+    depths: Float[Array, "m"], rays: Int[Array, "m"], values: Float[Array, "m c"], num_rays: int
+) -> tuple[Float[Array, "m"], Float[Array, "r"], Float[Array, "r c"]]:
+    weights, _, opacity, sums = _composite_once(depths, rays, values, num_rays)
+    return weights, opacity, sums
+
+
+def _composite_once(depths: Array, rays: Array, values: Array, num_rays: int) -> Any:
+    return jax.lax.platform_dependent(
+        depths,
+        rays,
+        values,
+        cpu=partial(calls.composite, num_rays=num_rays),
+        default=partial(_composite_with_xla, num_rays=num_rays),
+    )
+
+
+def _composite_with_xla(depths: Array, rays: Array, values: Array, num_rays: int) -> Any:
+    before = sum_before(depths, rays)
+    weights = jnp.exp(-before) * -jnp.expm1(-depths)
+    opacity = sum_by_ray(weights[:, None], rays, num_rays)[:, 0]
+    sums = sum_by_ray(values * weights[:, None], rays, num_rays)
+    return weights, jnp.exp(-before - depths), opacity, sums
+
+
+def _composite_fwd(depths: Array, rays: Array, values: Array, num_rays: int) -> Any:
+    weights, transmittance_after, opacity, sums = _composite_once(depths, rays, values, num_rays)
+    return (weights, opacity, sums), (depths, rays, values, weights, transmittance_after)
+
+
+def _composite_bwd(num_rays: int, residuals: Any, gradients: Any) -> tuple[Array, None, Array]:
+    depths, rays, values, weights, transmittance_after = residuals
+
+    def with_xla(depths: Array, values: Array, gradients: Any) -> Any:
+        def forward(depths: Array, values: Array) -> Any:
+            weights, _, opacity, sums = _composite_with_xla(depths, rays, values, num_rays)
+            return weights, opacity, sums
+
+        return jax.vjp(forward, depths, values)[1](gradients)
+
+    of_depths, of_values = jax.lax.platform_dependent(
+        depths,
+        values,
+        gradients,
+        cpu=lambda depths, values, gradients: calls.composite_gradient(
+            weights, transmittance_after, rays, values, gradients
+        ),
+        default=with_xla,
+    )
+    return of_depths, None, of_values
+
+
+_composite.defvjp(_composite_fwd, _composite_bwd)
 
 
 def sample_points(
@@ -111,20 +201,22 @@ def render_packed_samples(
     positions, _ = sample_points(rays, samples)
     frusta = ConicalFrusta(rays.directions[ray], rays.radii[ray], samples.t_starts, samples.t_ends)
     density, latent = fns.density(positions, frusta)
-    weights, _ = compute_packed_weights(density, samples)
-    opacity = jnp.zeros((num_rays,), weights.dtype).at[ray].add(weights, indices_are_sorted=True)
-    color_weights, num_complete_rays = weights, jnp.asarray(num_rays, jnp.int32)
-    if color_budget is not None:
+    num_complete_rays = jnp.asarray(num_rays, jnp.int32)
+    if color_budget is None:
+        values = fns.features(latent)
+        if not color_per_ray:
+            values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
+        weights, opacity, rgb = composite_packed(density, samples, values, num_rays)
+    else:
+        weights, _ = compute_packed_weights(density, samples)
+        opacity = sum_by_ray(weights[:, None], ray, num_rays)[:, 0]
         ray, latent, color_weights, num_complete_rays = _select_colored(
             samples, weights, latent, num_rays, color_budget, color_threshold
         )
-    values = fns.features(latent)
-    if not color_per_ray:
-        values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
-    # Features in half precision are accumulated in the precision of the weights.
-    dtype = jnp.promote_types(values.dtype, weights.dtype)
-    rgb = jnp.zeros((num_rays, values.shape[-1]), dtype)
-    rgb = rgb.at[ray].add(values * color_weights[:, None], indices_are_sorted=True)
+        values = fns.features(latent)
+        if not color_per_ray:
+            values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
+        rgb = sum_by_ray(values * color_weights[:, None], ray, num_rays)
     if color_per_ray:
         rgb = color_ray(fns.color, rgb, opacity, rays)
     rgb = rgb + (1.0 - opacity)[:, None] * background

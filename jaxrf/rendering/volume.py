@@ -60,6 +60,21 @@ class Rendering:
     median_depth: Float[Array, "*batch"]
 
 
+class RaySums(NamedTuple):
+    """Samples of rays, composited.
+
+    features: (r, c) sums of weight times features.
+    opacity: (r,) sum of the weights.
+    distance: (r,) sum of weight times distance along the ray.
+    median_depth: (r,) distance at which half of the opacity is reached.
+    """
+
+    features: Float[Array, "r c"]
+    opacity: Float[Array, "r"]
+    distance: Float[Array, "r"]
+    median_depth: Float[Array, "r"]
+
+
 @as_pytree("legacy_transmittance", "left_endpoint")
 @dataclasses.dataclass(frozen=True)
 class LegacyRenderOptions:

@@ -1,6 +1,7 @@
 """Marching: steps of one length through the occupied cells of a grid, packed."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrf.cameras import contraction
 from jaxrf.core.errors import InputError
+from jaxrf.core.kernels import calls
 from jaxrf.core.packing import pack, rank_samples
 from jaxrf.core.rays import Rays, clip_to_aabb, points_along
 from jaxrf.sampling.occupancy import (
@@ -28,7 +30,7 @@ PROBES = 8
 
 
 class MarchConfig(NamedTuple):
-    """How rays are marched through an occupancy grid; static numbers.
+    """How rays are packed through an occupancy grid; static numbers.
 
     max_blocks: per ray; together they must reach across the box.
     steps_per_block: a block is skipped as a whole if no cell near it is occupied.
@@ -112,8 +114,52 @@ def march_to_samples(
 
     Returns:
       The samples, with distances along the rays, and the number of rays that fit into the budgets:
-      of that many first rays all samples are there, the others must not be used.
+      of that many first rays all samples are there, the others must not be used. On a CPU a kernel
+      marches (`core.kernels`), which has no budget of blocks.
     """
+    has_kernel = grid.bounds is None and march.steps_per_block == calls.STEPS_PER_BLOCK
+    if not has_kernel or not calls.can_call(rays.origins, rays.near, offset, grid.aabb):
+        return _march_with_xla(grid, coarse, rays, offset, step_size, march)
+    packed: tuple[PackedSamples, Array] = jax.lax.platform_dependent(
+        grid,
+        coarse,
+        rays,
+        offset,
+        jnp.asarray(step_size, jnp.float32),
+        cpu=partial(_march_with_kernel, march),
+        default=partial(_march_with_xla, march=march),
+    )
+    return packed
+
+
+def _march_with_kernel(
+    march: MarchConfig,
+    grid: OccupancyGrid,
+    coarse: OccupancyGrid,
+    rays: Rays,
+    offset: Float[Array, "r"],
+    step_size: Float[Array, ""],
+) -> tuple[PackedSamples, Int[Array, ""]]:
+    *samples, num_complete_rays = calls.march(
+        (grid.occupied, grid.aabb),
+        (coarse.occupied, coarse.aabb),
+        (rays.origins, rays.directions, rays.near, rays.far),
+        rays.near - offset * step_size,
+        step_size,
+        march.max_blocks,
+        march.sample_budget,
+    )
+    return PackedSamples(*samples), num_complete_rays
+
+
+def _march_with_xla(
+    grid: OccupancyGrid,
+    coarse: OccupancyGrid,
+    rays: Rays,
+    offset: Float[Array, "r"],
+    step_size: Float[Array, ""] | float,
+    march: MarchConfig,
+) -> tuple[PackedSamples, Int[Array, ""]]:
     steps = march.steps_per_block
     near = rays.near - offset * step_size
     block_mask = occupied_blocks(coarse, rays, steps * step_size, march.max_blocks, near)

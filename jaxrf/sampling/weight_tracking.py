@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxrf.core.kernels import calls
 from jaxrf.core.pytree import as_pytree
 from jaxrf.sampling.occupancy import (
     POOLING,
@@ -96,8 +97,19 @@ def record_weights(grid: Grid, slots: Int[Array, "m"], weights: Float[Array, "m"
     """Records these weights for the cells in these slots."""
     now = grid.step.astype(jnp.float32)
     values = now + jnp.log(jnp.maximum(weights, 1e-30)) / -math.log(WEIGHT_DECAY_PER_STEP)
-    memory = grid.max_weight_log.at[slots].max(values)
+    if calls.can_call(values):
+        memory = jax.lax.platform_dependent(
+            grid.max_weight_log, slots, values, cpu=calls.update_maxima, default=_update_maxima
+        )
+    else:
+        memory = _update_maxima(grid.max_weight_log, slots, values)
     return dataclasses.replace(grid, max_weight_log=memory, step=grid.step + 1)
+
+
+def _update_maxima(
+    memory: Float[Array, "slots"], slots: Int[Array, "m"], values: Float[Array, "m"]
+) -> Float[Array, "slots"]:
+    return memory.at[slots].max(values)
 
 
 def decayed_max_weights(grid: WeightTrackedGrid) -> Float[Array, "slots"]:

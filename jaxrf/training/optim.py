@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrf.core.kernels import calls
 from jaxrf.fields.base import Params
 from jaxrf.training.config import OptimizerConfig
 from jaxrf.training.schedule import TrainSchedule
@@ -99,13 +100,31 @@ def make_optimizer(
         rates["camera"] = move_cameras(schedules["camera"], config.camera_pull)
     return optax.with_extra_args_support(
         optax.chain(
-            optax.clip_by_global_norm(config.clip_norm),
+            _clip_by_norm(config),
             _add_decayed_weights(config.l2, groups),
             _scale_by_adam(config),
             _add_decayed_weights(config.weight_decay, groups),
             optax.partition(rates, groups),
         )
     )
+
+
+def _clip_by_norm(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, which may be told the norm where it is known."""
+
+    def update(
+        grads: Params, state: Any, params: Params = None, *, norm: Array | None = None, **_: Any
+    ) -> tuple[Params, Any]:
+        del params
+        factor = clip_factor(config, optax.tree.norm(grads) if norm is None else norm)
+        return jax.tree.map(lambda g: (factor * g).astype(g.dtype), grads), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def clip_factor(config: OptimizerConfig, norm: Float[Array, ""]) -> Float[Array, ""]:
+    """Factor that gradients of this global norm are scaled down by."""
+    return jnp.where(norm < config.clip_norm, 1.0, config.clip_norm / norm)
 
 
 def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -144,11 +163,26 @@ def _mark_matrices(group: str, params: Params) -> Params:
     return jax.tree.map(lambda leaf: group == "mlp" and leaf.ndim > 1, params)
 
 
-def group_norm(grads: Params, groups: Params, group: str) -> Float[Array, ""]:
-    """Norm of the gradients of one group."""
-    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(groups), strict=True)
-    # optax gives a plain 0 for no leaves.
-    return jnp.asarray(optax.tree.norm([leaf for leaf, label in pairs if label == group]) * 1.0)
+def square_norms(grads: Params) -> Params:
+    """Squared norm of each gradient, shaped like them."""
+    return jax.tree.map(_square_norm, grads)
+
+
+def _square_norm(grad: Float[Array, "*shape"]) -> Float[Array, ""]:
+    def add_squares(grad: Array) -> Array:
+        return jnp.sum(jnp.square(grad))
+
+    if not calls.can_call(grad):
+        return add_squares(grad)
+    total: Array = jax.lax.platform_dependent(grad, cpu=calls.sum_squares, default=add_squares)
+    return total
+
+
+def group_norm(squares: Params, groups: Params, group: str | None = None) -> Float[Array, ""]:
+    """Norm of the gradients of one group, or of all, given their squared norms."""
+    pairs = zip(jax.tree.leaves(squares), jax.tree.leaves(groups), strict=True)
+    chosen = [square for square, label in pairs if group in (label, None)]
+    return jnp.sqrt(sum(chosen, jnp.zeros(())))
 
 
 def update_ema(
@@ -179,6 +213,24 @@ def reset_adam_moments(opt_state: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, node) if _is_adam(node) else node
 
     return jax.tree.map(forget, opt_state, is_leaf=_is_adam)
+
+
+def find_adam(opt_state: Any) -> optax.ScaleByAdamState:
+    """Adam's state in that of `make_optimizer`."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_adam)
+    (adam,) = (node for node in nodes if _is_adam(node))
+    return adam
+
+
+def count_updates(opt_state: Any) -> Int[Array, ""]:
+    """Number of updates that the schedules of `make_optimizer` have counted."""
+
+    def counts(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=counts)
+    count: Array = next(node for node in nodes if counts(node)).count
+    return count
 
 
 def _is_adam(node: Any) -> bool:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
@@ -43,10 +42,10 @@ from jaxrf.training.schedule import TrainSchedule
 from jaxrf.training.state import (
     Metrics,
     TrainState,
-    make_stage_optimizer,
     split_ray_rngs,
     step_rngs,
 )
+from jaxrf.training.table_updates import update_params
 
 
 class GradAccum(NamedTuple):
@@ -294,19 +293,6 @@ def _split_leading_axis(tree: Any, parts: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
 
 
-def regularization_loss(
-    params: ModelParams,
-    spec: StepSpec,
-    grid: OccupancyGrid,
-    key: Key[Array, ""],
-    progress: Float[Array, ""],
-) -> Float[Array, ""]:
-    """The field's penalty on its parameters."""
-    # Total variation falls as the learning rates do (the authors' code of TensoRF).
-    tv_decay = spec.config.optimizer.lr_final_mult**progress
-    return spec.config.model.regularization(spec.stage.field, params, grid, key, tv_decay)
-
-
 def apply_updates(
     spec: StepSpec,
     state: TrainState,
@@ -324,28 +310,37 @@ def apply_updates(
     config, model = spec.config, spec.config.model
     key_penalty, key_grid = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     opt_state, loss_scale = optim.split_loss_scale(state.opt_state)
-    penalty, penalty_grads = jax.value_and_grad(regularization_loss)(
-        state.params, spec, state.grid, key_penalty, progress
+    grads = accum.grads
+    if isinstance(state.opt_state, LossScaledState):
+        grads = jax.tree.map(lambda g: g / loss_scale, grads)
+    # Total variation falls as the learning rates do (the authors' code of TensoRF).
+    tv_decay = config.optimizer.lr_final_mult**progress
+    penalty, grads = model.add_regularization(
+        spec.stage.field, state.params, grads, state.grid, key_penalty, tv_decay
     )
-    grads = jax.tree.map(lambda g, m: g / loss_scale + m, accum.grads, penalty_grads)
-    if preconditioner is not None:
-        grads = grads._replace(cameras=precondition(preconditioner, grads.cameras))
-    optimizer = make_stage_optimizer(config, spec.stage, state.params, schedule)
-    updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
-    if preconditioner is not None:
-        updates = updates._replace(cameras=precondition(preconditioner, updates.cameras))
-    params = optax.apply_updates(state.params, updates)
+
+    def condition(tree: ModelParams) -> ModelParams:
+        if preconditioner is None or tree.cameras is None:
+            return tree
+        return tree._replace(cameras=precondition(preconditioner, tree.cameras))
+
+    grads = condition(grads)
+    groups = model.param_groups(spec.stage.field, grads)
+    squares = optim.square_norms(grads)
+    norm = optim.group_norm(squares, groups)
+    params, new_opt_state = update_params(
+        config.optimizer, schedule, groups, state.params, opt_state, grads, norm, condition
+    )
     grid = state.grid.with_weight_memory(accum.weight_memory)
     grid = model.update_grid(spec.stage, params, grid, key_grid, config.image_scales())
     ema_params = state.ema_params
     if ema_params is not None:
         ema_params = optim.update_ema(config.optimizer, ema_params, params, state.step)
-    groups = model.param_groups(spec.stage.field, grads)
     metrics = accum.metrics._replace(
         loss=accum.metrics.loss + penalty,
-        grad_norm=optax.tree.norm(grads),
-        grid_grad_norm=optim.group_norm(grads, groups, "grid"),
-        mlp_grad_norm=optim.group_norm(grads, groups, "mlp"),
+        grad_norm=norm,
+        grid_grad_norm=optim.group_norm(squares, groups, "grid"),
+        mlp_grad_norm=optim.group_norm(squares, groups, "mlp"),
     )
     updated = TrainState(params, new_opt_state, state.step + 1, grid, ema_params)
     if not isinstance(state.opt_state, LossScaledState):

@@ -20,6 +20,7 @@ from jaxrf.core.grids import (
     sample_plane,
     weighted_gather,
 )
+from jaxrf.core.kernels import calls
 
 line_at = jax.jit(sample_line)
 plane_at = jax.jit(sample_plane)
@@ -301,3 +302,36 @@ def test_weighted_gather_gives_unread_rows_zero_gradient() -> None:
     indices = jnp.asarray(np.random.default_rng(0).choice([2, 5, 6], (20, 4)), jnp.int32)
     slope = np.asarray(pull_back(weighted_gather, (table, indices, weights, gradient))[1])
     assert np.flatnonzero(np.any(slope != 0, axis=1)).tolist() == [2, 5, 6]
+
+
+@pytest.mark.parametrize("channels", [8, 16, 5])
+@pytest.mark.parametrize("kind", ["lines", "planes"])
+def test_tables_of_several_sizes_look_the_same_with_and_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, kind: str, channels: int
+) -> None:
+    rng, count = np.random.default_rng(3), 200
+    shapes = [(7, 9), (1, 4), (20, 3)]
+    at = [
+        [jnp.asarray(rng.uniform(-0.1, 1.1, count), jnp.float32) for _ in shapes] for _ in range(2)
+    ]
+    tables = [
+        jnp.asarray(random_grid(*shape[-1 if kind == "lines" else 0 :], channels))
+        for shape in shapes
+    ]
+    factors = jnp.asarray(rng.normal(size=(3, count, channels)), jnp.float32)
+
+    def total(tables: Any, across: Any, down: Any) -> Any:
+        if kind == "lines":
+            features = grids.sample_lines(tables, across)
+        else:
+            features = grids.sample_planes(tables, across, down)
+        return jnp.sum(jnp.square(jnp.stack(features[:2])) * factors[:2]), features
+
+    results = []
+    for switch in ("on", "off"):
+        monkeypatch.setenv(calls.SWITCH, switch)
+        both = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(tables, *at)
+        of_tables, _ = jax.grad(total, has_aux=True)(tables, *at)
+        results.append(jax.tree.leaves((both, of_tables)))
+    for on, off in zip(*results, strict=True):
+        np.testing.assert_allclose(on, off, rtol=1e-4, atol=1e-3)

@@ -20,6 +20,7 @@ from jaxrf.core.hash_grids import (
     plan_scaled_hash_levels,
     sample_hash_grid,
 )
+from jaxrf.core.kernels import calls
 
 
 def hat(distance: float) -> float:
@@ -309,3 +310,29 @@ def test_level_downweights_are_1_for_points_and_0_for_everything_with_finite_gra
     assert np.all(np.asarray(level_weights[2]) < 1e-6)
     gradient = jax.grad(lambda s: jnp.sum(level_downweights(s, plan)))(stds)
     assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("max_rows", [64, 1 << 12])
+@pytest.mark.parametrize("channels", [4, 2])
+def test_hash_grids_look_the_same_with_and_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, channels: int, max_rows: int
+) -> None:
+    plan, rng = plan_hash_levels(4, 3, 40, max_rows), np.random.default_rng(1)
+    table = jnp.asarray(random_table(plan.starts[-1], channels))
+    unit = np.concatenate([rng.uniform(-0.2, 1.2, (300, 3)), [[0, 0, 0], [1, 1, 1], [1, 0, 0.5]]])
+    unit = jnp.asarray(unit, jnp.float32)
+    factors = jnp.asarray(rng.normal(size=(len(unit), 4 * channels)), jnp.float32)
+    factors = factors.at[::3].set(0.0)
+
+    def total(table: Any, unit: Any) -> Any:
+        features = sample_hash_grid(table, unit, plan)
+        return jnp.sum(jnp.square(features) * factors), features
+
+    results = []
+    for switch in ("on", "off"):
+        monkeypatch.setenv(calls.SWITCH, switch)
+        both = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(table, unit)
+        of_table, _ = jax.grad(total, has_aux=True)(table, unit)
+        results.append(jax.tree.leaves((both, of_table)))
+    for on, off in zip(*results, strict=True):
+        np.testing.assert_allclose(on, off, rtol=1e-4, atol=2e-3)

@@ -37,6 +37,7 @@ from jaxrf import presets
 from jaxrf.cameras.ray_convention import RayConvention
 from jaxrf.core.errors import InputError
 from jaxrf.fields import tensor_factors, voxels
+from jaxrf.fields.base import Field
 from jaxrf.fields.nerf import NeRF
 from jaxrf.fields.pynerf import PyNeRF
 from jaxrf.fields.tensorf import TensoRF
@@ -174,6 +175,21 @@ def test_param_groups_put_factors_and_tables_into_grid_and_all_else_into_mlp() -
     assert set(jax.tree.leaves([p | {"table": "mlp"} for p in proposals])) == {"mlp"}
 
 
+def penalty_of(config: TrainConfig, field: Field, params: ModelParams, *arguments: Any) -> Any:
+    """The penalty, whose gradient the model must add to those it is given."""
+    ones = jax.tree.map(jnp.ones_like, params)
+    penalty, grads = config.model.add_regularization(field, params, ones, *arguments)
+
+    def total(params: ModelParams) -> Any:
+        networks = (params.coarse, params.field)
+        return sum(field.regularization(p, *arguments) for p in networks if p is not None)
+
+    expected = jax.grad(total)(params)
+    for actual, added in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(actual - 1.0, added, rtol=1e-4, atol=1e-5)
+    return penalty
+
+
 def test_regularization_of_factors_is_the_weighted_sum_of_its_terms() -> None:
     config = tiny_tensorf()
     stage, state = first_state(config)
@@ -190,7 +206,7 @@ def test_regularization_of_factors_is_the_weighted_sum_of_its_terms() -> None:
     variation = 2.0 * tensor_factors.total_variation(params.field["density"])
     variation += 3.0 * tensor_factors.total_variation(params.field["features"])
     grid_and_key = (state.grid, jax.random.key(0))
-    regularization = config.model.regularization
+    regularization = functools.partial(penalty_of, config)
     np.testing.assert_allclose(
         regularization(field, params, *grid_and_key, ONE), 0.5 * l1 + variation, rtol=1e-6
     )
@@ -202,7 +218,7 @@ def test_regularization_of_factors_is_the_weighted_sum_of_its_terms() -> None:
     )
     nerf_config = tiny_nerf()
     nerf_stage, nerf = first_state(nerf_config)
-    penalty = nerf_config.model.regularization(nerf_stage.field, nerf.params, *grid_and_key, ONE)
+    penalty = penalty_of(nerf_config, nerf_stage.field, nerf.params, *grid_and_key, ONE)
     assert float(penalty) == 0.0
 
 
@@ -210,7 +226,7 @@ def test_regularization_of_lines_has_orthogonality_and_variation() -> None:
     config = cp_config(orthogonality_weight=0.7, l1_weight=0.0, density_tv_weight=3.0)
     stage, state = first_state(config)
     arguments = (state.grid, jax.random.key(0), ONE)
-    penalty = config.model.regularization(stage.field, state.params, *arguments)
+    penalty = penalty_of(config, stage.field, state.params, *arguments)
     expected = 0.7 * tensor_factors.ortho_loss(state.params.field)
     expected += 3.0 * tensor_factors.total_variation(state.params.field["density"])
     np.testing.assert_allclose(penalty, expected, rtol=1e-6)
@@ -226,14 +242,13 @@ def test_regularization_of_voxels_estimates_their_variation_in_drawn_cells() -> 
     )
     table = jax.random.normal(jax.random.key(2), state.params.field["table"].shape)
     params = state.params._replace(field=state.params.field | {"table": table})
-    density, features = voxels.total_variation(
-        table, state.grid.corner_rows[1 : int(state.grid.num_cells)]
-    )
+    corner_rows = state.grid.corner_rows[1 : int(state.grid.num_cells)]
+    density, features = voxels.total_variation(table[corner_rows])
     arguments = (params, state.grid, jax.random.key(0), ONE)
-    penalty = config.model.regularization(field, *arguments)
+    penalty = penalty_of(config, field, *arguments)
     np.testing.assert_allclose(penalty, 2.0 * density + 3.0 * features, rtol=0.03)
     unweighted = dataclasses.replace(field, density_tv_weight=0.0, feature_tv_weight=0.0)
-    assert float(config.model.regularization(unweighted, *arguments)) == 0.0
+    assert float(penalty_of(config, unweighted, *arguments)) == 0.0
 
 
 # -- rendering ---------------------------------------------------------------------------------
@@ -331,7 +346,7 @@ def test_gradients_of_every_field_and_model_are_finite_at_the_extremes(
         loss = sum(jnp.sum(rgb) for rgb in rendering.rgb) + jnp.sum(rendering.distortion_loss)
         if rendering.interlevel_loss is not None:
             loss += jnp.sum(rendering.interlevel_loss)
-        penalty = config.model.regularization(stage.field, params, state.grid, key, ONE)
+        penalty = stage.field.regularization(params.field, state.grid, key, ONE)
         return loss + penalty, rendering
 
     for scale in (1.0, 1e3):

@@ -35,6 +35,7 @@ from scenes import (
 )
 
 from jaxrf.core.errors import InputError
+from jaxrf.core.kernels import calls
 from jaxrf.core.rays import Rays, clip_to_aabb
 from jaxrf.fields import voxel_grid
 from jaxrf.fields.base import FieldContext
@@ -126,8 +127,11 @@ BUDGETS = [
 @pytest.mark.parametrize("coloring", ["per_ray", slow("per_sample")])
 @pytest.mark.parametrize(("make", "limited", "budget"), BUDGETS)
 def test_rays_past_a_budget_overflow_and_the_others_are_as_with_ample_ones(
-    make: Any, limited: str, budget: int, coloring: str
+    monkeypatch: pytest.MonkeyPatch, make: Any, limited: str, budget: int, coloring: str
 ) -> None:
+    if limited == "block_budget":
+        # The kernel that marches has none.
+        monkeypatch.setenv(calls.SWITCH, "off")
     config = make(coloring=coloring)
     stage, state = first_state(config)
     batch = (state.params, state.grid, jax.random.key(3), train_rays(200), jnp.ones((200, 3)))
@@ -472,3 +476,30 @@ def test_update_grid_leaves_grids_that_do_not_follow_the_density(make: Any) -> N
     stage, state = first_state(config)
     arguments = (state.params, state.grid, jax.random.key(0), (1,))
     assert config.model.update_grid(stage, *arguments) is state.grid
+
+
+@pytest.mark.parametrize("feature_dim", [7, 15])
+def test_images_of_voxels_are_the_same_with_and_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, feature_dim: int
+) -> None:
+    config = tiny_voxels()
+    config = dataclasses.replace(
+        config, field=dataclasses.replace(config.field, feature_dim=feature_dim, density_scale=2.0)
+    )
+    stage, state = first_state(config)
+    params = random_params(state.params)
+    view = (params, state.grid, train_rays(300), jnp.asarray([0.2, 0.5, 1.0]))
+    images = []
+    for switch in ("on", "off"):
+        monkeypatch.setenv(calls.SWITCH, switch)
+        jax.clear_caches()
+        images.append(render_image(config, stage, 1 << 12, *view, jnp.asarray(BOX)))
+    with_kernel, without = images
+    assert 0.1 < np.mean(without.opacity) < 0.95
+    np.testing.assert_allclose(with_kernel.rgb, without.rgb, atol=3e-3)
+    np.testing.assert_allclose(with_kernel.opacity, without.opacity, atol=2e-3)
+    step = _step_size(config, stage, state.grid.aabb)
+    for name in ("depth", "median_depth"):
+        a, b = (np.asarray(getattr(image, name)) for image in images)
+        assert np.quantile(np.abs(a - b), 0.98) < 0.02 * step
+        assert np.max(np.abs(a - b)) < 2 * step

@@ -457,8 +457,12 @@ def test_group_norms_equal_the_norms_of_their_leaves() -> None:
     rng = np.random.default_rng(0)
     grads = {"a": jnp.asarray(rng.normal(size=(3, 4))), "b": [jnp.asarray(rng.normal(size=5))] * 2}
     groups = {"a": "grid", "b": ["mlp", "mlp"]}
-    grid, mlp = (optim.group_norm(grads, groups, group) for group in ("grid", "mlp"))
+    squares = optim.square_norms(grads)
+    grid, mlp = (optim.group_norm(squares, groups, group) for group in ("grid", "mlp"))
     assert float(grid) == pytest.approx(np.linalg.norm(grads["a"]), rel=1e-5)
     assert float(mlp) == pytest.approx(np.sqrt(2) * np.linalg.norm(grads["b"][0]), rel=1e-5)
-    empty = optim.group_norm(grads, groups, "none")
+    assert float(optim.group_norm(squares, groups)) == pytest.approx(
+        np.hypot(float(grid), float(mlp)), rel=1e-5
+    )
+    empty = optim.group_norm(squares, groups, "none")
     assert float(empty) == 0.0 and empty.shape == ()
