@@ -20,10 +20,12 @@ from jaxrf.convert.to_run import UNKNOWN_CHECKSUM
 from jaxrf.core.environment import describe_hardware
 from jaxrf.core.errors import InputError, describe_for_command_line
 from jaxrf.core.jax_setup import set_up_jax
+from jaxrf.core.kernels import calls
 from jaxrf.data import sources
 from jaxrf.evaluation import lpips
 from jaxrf.export import render_plan
 from jaxrf.export.render_options import RenderOptions
+from jaxrf.models.packed import PackedModel
 from jaxrf.parallel import devices, processes
 from jaxrf.training import loop, runs, transitions
 from jaxrf.training.config import TrainConfig
@@ -85,6 +87,8 @@ def train_and_score(config: TrainConfig, preset: str) -> int:
     hardware = describe_hardware()
     print(f"Hardware: {hardware}. Preset: {preset} (--preset names another).")
     _check_early(config)
+    if isinstance(config.model, PackedModel):
+        calls.compile_in_background()
     started = time.monotonic()
     folder = training_data.locate(source, config)
     if folder != source.folder and source.folder is not None and config.budget is not None:

@@ -43,7 +43,7 @@ class VoxelGrid(WeightTrackedGrid):
         def find(positions: Array) -> Array:
             return find_cells(self, positions)[0]
 
-        if not calls.can_call(positions):
+        if not calls.can_call(positions, self.aabb):
             return find(positions)
         slots: Array = jax.lax.platform_dependent(
             positions,

@@ -37,7 +37,7 @@ def look_up(
       table: a row for each corner of a cell.
       positions: in the grid.
     """
-    if table.shape[1] % calls.LANES or not calls.can_call(table, positions):
+    if table.shape[1] % calls.LANES or not calls.can_call(table, positions, grid.aabb):
         return look_up_with_xla(grid, table, positions)
     return _look_up(grid, table, positions)
 

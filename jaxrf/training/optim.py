@@ -12,6 +12,8 @@ from jaxrf.fields.base import Params
 from jaxrf.training.config import OptimizerConfig
 from jaxrf.training.schedule import TrainSchedule
 
+# Numbers of an array from which on a kernel is worth its call.
+LARGE_TABLE = 1 << 12
 # Progress of a training from which the rate of cameras decays: they have to be right, and quiet,
 # while the field takes in its detail.
 CAMERA_DECAY_START = 0.2
@@ -172,7 +174,7 @@ def _square_norm(grad: Float[Array, "*shape"]) -> Float[Array, ""]:
     def add_squares(grad: Array) -> Array:
         return jnp.sum(jnp.square(grad))
 
-    if not calls.can_call(grad):
+    if grad.size < LARGE_TABLE or not calls.can_call(grad):
         return add_squares(grad)
     total: Array = jax.lax.platform_dependent(grad, cpu=calls.sum_squares, default=add_squares)
     return total

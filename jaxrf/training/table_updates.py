@@ -19,9 +19,6 @@ from jaxrf.training import optim
 from jaxrf.training.config import OptimizerConfig
 from jaxrf.training.schedule import TrainSchedule
 
-# Numbers from which on the grid's parameters are updated on their own.
-LARGE = 1 << 12
-
 
 def find_tables(groups: Params, params: Params) -> Params:
     """Which parameters are large tables of the group "grid"; False for all where XLA updates all.
@@ -32,7 +29,7 @@ def find_tables(groups: Params, params: Params) -> Params:
     """
 
     def is_table(group: str, leaf: Array) -> bool:
-        return group == "grid" and leaf.size >= LARGE and calls.can_call(leaf)
+        return group == "grid" and leaf.size >= optim.LARGE_TABLE and calls.can_call(leaf)
 
     return jax.tree.map(
         lambda group, below: jax.tree.map(partial(is_table, group), below), groups, params

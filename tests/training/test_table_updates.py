@@ -12,8 +12,9 @@ import pytest
 from jaxrf.core.kernels import calls
 from jaxrf.training import optim, table_updates
 from jaxrf.training.config import OptimizerConfig
+from jaxrf.training.optim import LARGE_TABLE
 from jaxrf.training.schedule import TrainSchedule
-from jaxrf.training.table_updates import LARGE, find_tables, update_params
+from jaxrf.training.table_updates import find_tables, update_params
 
 CONFIG = OptimizerConfig(clip_norm=20.0, l2=1e-3, weight_decay=0.1)
 # Ten steps at an even pace.
@@ -24,7 +25,7 @@ GROUPS = {"table": "grid", "planes": "grid", "mlp": "mlp"}
 def make_params() -> Any:
     rng = np.random.default_rng(0)
     shapes = {
-        "table": (LARGE // 8, 8),
+        "table": (LARGE_TABLE // 8 + 3, 8),
         "planes": (3, 4, 4),
         "mlp": {"kernel": (5, 6), "bias": (6,)},
     }
@@ -36,7 +37,7 @@ def make_params() -> Any:
 
 
 def test_find_tables_finds_large_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = make_params() | {"large": {"kernel": jnp.zeros(LARGE)}}
+    params = make_params() | {"large": {"kernel": jnp.zeros(LARGE_TABLE)}}
     found = find_tables(GROUPS | {"large": "mlp"}, params)
     has_kernels = calls.can_call()
     assert found["table"] is has_kernels and not found["planes"] and not found["large"]["kernel"]

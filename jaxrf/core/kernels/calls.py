@@ -35,32 +35,34 @@ SUM_PARTS = 64
 
 _COMPILING = threading.RLock()
 
+# Those that any field's samples pass through first: they are compiled in this order.
 _MODULES = {
+    "march": "march",
     "find_voxels": "voxels",
     "interpolate_voxels": "voxels",
     "scatter_voxels": "voxels",
-    "interpolate_plane": "planes",
-    "scatter_plane": "planes",
-    "interpolate_hashed": "hashed",
-    "scatter_hashed": "hashed",
-    "march": "march",
-    "render_voxels": "rays",
     "composite": "composite",
     "composite_gradient": "composite",
     "update_maxima": "maxima",
     "adam": "adam",
     "sum_squares": "adam",
+    "render_voxels": "rays",
+    "interpolate_plane": "planes",
+    "scatter_plane": "planes",
+    "interpolate_hashed": "hashed",
+    "scatter_hashed": "hashed",
 }
 
 
 def can_call(*arrays: Array) -> bool:
-    """Whether kernels can be called with these arrays: numba is there, and floats are float32.
+    """Whether kernels can be called with these arrays: on a CPU, with numba, if floats are float32.
 
     Raises:
       InputError: if the environment variable JAXRF_KERNELS is neither "on" nor "off".
     """
     floats = (x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating))
-    return _is_switched_on() and _has_numba() and all(dtype == jnp.float32 for dtype in floats)
+    can_run = _is_switched_on() and _has_numba() and jax.default_backend() == "cpu"
+    return can_run and all(dtype == jnp.float32 for dtype in floats)
 
 
 def _is_switched_on() -> bool:
@@ -72,12 +74,9 @@ def _is_switched_on() -> bool:
 
 @functools.cache
 def _has_numba() -> bool:
-    # Offsets in call frames are those of 64-bit little-endian machines.
-    return (
-        importlib.util.find_spec("numba") is not None
-        and sys.byteorder == "little"
-        and sys.maxsize > 2**32
-    )
+    # Offsets in call frames are those of 64-bit little-endian machines; Windows was not tried.
+    fits = sys.byteorder == "little" and sys.maxsize > 2**32 and sys.platform != "win32"
+    return fits and importlib.util.find_spec("numba") is not None
 
 
 def compile_kernel(name: str) -> str:
@@ -96,6 +95,12 @@ def compile_all() -> None:
     if can_call():
         for name in _MODULES:
             compile_kernel(name)
+
+
+def compile_in_background() -> None:
+    """Begins to compile all kernels, beside whatever the caller does next."""
+    if can_call():
+        threading.Thread(target=compile_all).start()
 
 
 @functools.cache
@@ -153,6 +158,14 @@ def _like(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDtypeStru
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+def _narrow(*arrays: Any) -> list[Array]:
+    """Arrays as kernels read them: integers are wider where 64 bits are enabled."""
+    return [
+        x.astype(np.int32) if jnp.issubdtype(x.dtype, jnp.integer) else x
+        for x in map(jnp.asarray, arrays)
+    ]
+
+
 def find_voxels(
     positions: Float[Array, "m 3"], cell_ids: Int[Array, "n3"], aabb: Float[Array, "2 3"]
 ) -> Int[Array, "m"]:
@@ -164,7 +177,7 @@ def find_voxels(
       aabb: the box of these cells.
     """
     find = _kernel("find_voxels", _like(positions.shape[:1], np.int32))
-    cells: Array = find(positions, _cube(cell_ids), aabb)
+    cells: Array = find(*_narrow(positions, _cube(cell_ids), aabb))
     return cells
 
 
@@ -194,7 +207,7 @@ def interpolate_voxels(
     count, channels = len(positions), table.shape[1]
     results = _like((count,)), _like((count, channels - 1))
     operands = table, positions, cells, corner_rows, aabb, _cube(cell_ids)
-    first, others = _kernel("interpolate_voxels", results)(*operands)
+    first, others = _kernel("interpolate_voxels", results)(*_narrow(*operands))
     return first, others
 
 
@@ -220,7 +233,7 @@ def scatter_voxels(
     first, others = gradients
     result = _like((num_rows, others.shape[1] + 1))
     operands = positions, cells, corner_rows, num_cells.reshape(1), aabb, _cube(cell_ids)
-    gradient: Array = _kernel("scatter_voxels", result)(*operands, first, others)
+    gradient: Array = _kernel("scatter_voxels", result)(*_narrow(*operands, first, others))
     return gradient
 
 
@@ -265,12 +278,8 @@ def interpolate_hashed(
       starts: first row of each level, and the total number of rows.
     """
     interpolate = _kernel("interpolate_hashed", _like((len(unit), FEW_LANES * len(cells))))
-    features: Array = interpolate(table, unit, *_as_ints(cells, starts))
+    features: Array = interpolate(*_narrow(table, unit, np.array(cells), np.array(starts)))
     return features
-
-
-def _as_ints(*numbers: tuple[int, ...]) -> list[Int[np.ndarray, "_"]]:
-    return [np.asarray(number, np.int32) for number in numbers]
 
 
 def scatter_hashed(
@@ -281,7 +290,7 @@ def scatter_hashed(
 ) -> Float[Array, "rows 4"]:
     """Gradient of the table of `interpolate_hashed`, given that of the features."""
     scatter = _kernel("scatter_hashed", _like((starts[-1], FEW_LANES)))
-    of_table: Array = scatter(unit, *_as_ints(cells, starts), gradient)
+    of_table: Array = scatter(*_narrow(unit, np.array(cells), np.array(starts), gradient))
     return of_table
 
 
@@ -362,7 +371,7 @@ def render_voxels(
     numbers = jnp.stack([jnp.asarray(number, jnp.float32) for number in settings])
     table, corner_rows, cell_ids, *boxes = voxels
     operands = table, corner_rows, _cube(cell_ids), *boxes, *rays, numbers
-    sums, opacity, distance, median = _kernel("render_voxels", results)(*operands)
+    sums, opacity, distance, median = _kernel("render_voxels", results)(*_narrow(*operands))
     return sums[:, 1:], opacity, distance, median
 
 
@@ -383,7 +392,7 @@ def composite(
     count, channels = values.shape
     results = _like((count,)), _like((count,)), _like((num_rays,)), _like((num_rays, channels))
     weights, transmittance_after, opacity, sums = _kernel("composite", results)(
-        depths, rays, values
+        *_narrow(depths, rays, values)
     )
     return weights, transmittance_after, opacity, sums
 
@@ -401,7 +410,7 @@ def composite_gradient(
     """
     results = _like(weights.shape), _like(values.shape)
     of_depths, of_values = _kernel("composite_gradient", results)(
-        weights, transmittance_after, rays, values, *gradients
+        *_narrow(weights, transmittance_after, rays, values, *gradients)
     )
     return of_depths, of_values
 
@@ -411,7 +420,7 @@ def update_maxima(
 ) -> Float[Array, "slots"]:
     """The memory with the maximum of what is in each slot and the values for it."""
     update = _kernel("update_maxima", _like(memory.shape), aliases={0: 0})
-    updated: Array = update(memory, slots, values)
+    updated: Array = update(*_narrow(memory, slots, values))
     return updated
 
 

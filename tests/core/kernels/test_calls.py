@@ -408,3 +408,11 @@ def test_results_depend_on_no_number_of_threads_and_need_no_cache(tmp_path: Path
         results.append(finished.stdout.split()[-1])
     assert results[0] == results[1]
     assert list((tmp_path / "cache").rglob("*.nbi"))
+
+
+def test_integers_of_64_bits_are_narrowed() -> None:
+    memory, slots, values = np.zeros(5, np.float32), [1, 4], np.ones(2, np.float32)
+    with jax.enable_x64(True):
+        wide = jnp.asarray(slots, jnp.int64)
+        updated = calls.update_maxima(jnp.asarray(memory), wide, jnp.asarray(values))
+    np.testing.assert_array_equal(updated, [0.0, 1.0, 0.0, 0.0, 1.0])
