@@ -38,7 +38,7 @@ from jaxrf.core.kernels.native.vectors import (
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 # Numbers by which memory is asked for before it is read, where most is skipped.
-AHEAD = 2048
+AHEAD = 1024
 
 
 @no_type_check
