@@ -87,8 +87,8 @@ def train_and_score(config: TrainConfig, preset: str) -> int:
     hardware = describe_hardware()
     print(f"Hardware: {hardware}. Preset: {preset} (--preset names another).")
     _check_early(config)
-    if isinstance(config.model, PackedModel):
-        calls.compile_in_background()
+    if isinstance(config.model, PackedModel) and calls.compile_in_background():
+        print("Kernels for this CPU are compiled, which takes some ten seconds, once.")
     started = time.monotonic()
     folder = training_data.locate(source, config)
     if folder != source.folder and source.folder is not None and config.budget is not None:

@@ -104,11 +104,20 @@ def test_gradients_of_microbatches_add_up_to_that_of_the_batch(
 
 
 @pytest.mark.parametrize(
-    ("tiny", "wide"), [slow(tiny_nerf, {"width": 128, "layers": 4}), (tiny_voxels, {})]
+    ("tiny", "wide", "kernels"),
+    [
+        slow(tiny_nerf, {"width": 128, "layers": 4}, "off"),
+        (tiny_voxels, {}, "off"),
+        (tiny_voxels, {}, "on"),
+    ],
 )
 def test_checkpointed_chunks_give_the_same_training_with_less_memory(
-    tiny: Callable[..., TrainConfig], wide: dict[str, int]
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: Callable[..., TrainConfig],
+    wide: dict[str, int],
+    kernels: str,
 ) -> None:
+    monkeypatch.setenv("JAXRF_KERNELS", kernels)
     results, needed = [], []
     for chunks in (1, 7):
         config = tiny(batch_samples=1 << 14, batch_rays=512)
@@ -119,7 +128,8 @@ def test_checkpointed_chunks_give_the_same_training_with_less_memory(
         needed.append(memory.needed_bytes(run))
         results.append(run(state, dataset, *step_inputs(config, 3)))
     assert_same_training(*results)
-    assert needed[1] < needed[0]
+    # The look-ups of kernels store nothing that could be computed again.
+    assert kernels == "on" or needed[1] < needed[0]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", slow("float16")])

@@ -353,7 +353,7 @@ def test_a_table_that_gets_too_small_is_made_larger() -> None:
     assert rows >= 17**3 + 1 and cells >= 16**3 + 1
     assert rows % 4096 == 0
     assert new.grid.corner_rows.shape == (cells, 8)
-    assert new.params.field["table"].shape == (rows, 4)
+    assert new.params.field["table"].shape == (rows, 8)
 
 
 # -- stages ------------------------------------------------------------------------------------

@@ -97,10 +97,16 @@ def compile_all() -> None:
             compile_kernel(name)
 
 
-def compile_in_background() -> None:
-    """Begins to compile all kernels, beside whatever the caller does next."""
-    if can_call():
-        threading.Thread(target=compile_all).start()
+def compile_in_background() -> bool:
+    """Begins to compile all kernels, beside whatever the caller does next.
+
+    Returns:
+      Whether that takes a while, as they are not in the user's cache yet.
+    """
+    if not can_call():
+        return False
+    threading.Thread(target=compile_all).start()
+    return len(list(_folder().rglob("*.nbi"))) < len(_MODULES)
 
 
 @functools.cache
@@ -123,19 +129,25 @@ def _make_capsule(address: int) -> Any:
     return new_capsule(address, None, None)
 
 
-@contextmanager
-def _cache_of_numba() -> Iterator[None]:
-    """While it is entered, numba keeps what it compiles in the user's cache folder, if it can.
+@functools.cache
+def _folder() -> Path:
+    """Where numba keeps the kernels.
 
     Numba notices that the file of a function changed, but not the other files that it calls: so the
     folder is named by the contents of all.
     """
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    contents = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    return cache_folder() / "kernels" / contents[:16]
+
+
+@contextmanager
+def _cache_of_numba() -> Iterator[None]:
+    """While it is entered, numba keeps what it compiles in the user's cache folder, if it can."""
     from numba.core import config as numba_config
 
     config: Any = numba_config
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
-    contents = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    folder, before = cache_folder() / "kernels" / contents[:16], config.CACHE_DIR
+    folder, before = _folder(), config.CACHE_DIR
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config.CACHE_DIR = str(folder) if os.access(folder, os.W_OK) else ""

@@ -410,6 +410,30 @@ def test_results_depend_on_no_number_of_threads_and_need_no_cache(tmp_path: Path
     assert list((tmp_path / "cache").rglob("*.nbi"))
 
 
+def test_compiling_in_the_background_tells_whether_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started = []
+    monkeypatch.setattr(calls.threading, "Thread", lambda target: Started(target, started))
+    monkeypatch.setattr(calls, "_folder", lambda: tmp_path)
+    assert calls.compile_in_background() and started == [calls.compile_all]
+    for name in calls._MODULES:
+        (tmp_path / f"{name}.nbi").touch()
+    assert not calls.compile_in_background() and len(started) == 2
+    monkeypatch.setenv(calls.SWITCH, "off")
+    assert not calls.compile_in_background() and len(started) == 2
+
+
+class Started:
+    """In place of a thread: notes what it was started for."""
+
+    def __init__(self, target: Any, started: list[Any]) -> None:
+        self.target, self.started = target, started
+
+    def start(self) -> None:
+        self.started.append(self.target)
+
+
 def test_integers_of_64_bits_are_narrowed() -> None:
     memory, slots, values = np.zeros(5, np.float32), [1, 4], np.ones(2, np.float32)
     with jax.enable_x64(True):
