@@ -93,10 +93,11 @@ def render_image(
     rays: Rays,
     background: jax.Array,
     aabb: jax.Array | None = None,
+    crop_aabb: jax.Array | None = None,
 ) -> Rendering:
     """Rays rendered as those of images are."""
     spec = RenderSpec(config.model, stage, config.ray_convention, num_samples)
-    return _render_rays(spec, params, grid, rays, background, aabb)
+    return _render_rays(spec, params, grid, rays, background, aabb, crop_aabb)
 
 
 def ample(stage: StageSpec) -> StageSpec:

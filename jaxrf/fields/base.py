@@ -232,14 +232,16 @@ class Field:
         return penalty, jax.tree.map(jnp.add, grads, added)
 
     def ray_compositor(
-        self, params: Params, grid: OccupancyGrid
+        self, params: Params, grid: OccupancyGrid, crop_aabb: Float[Array, "2 3"] | None = None
     ) -> Callable[[Rays, Float[Array, ""], int, float], RaySums] | None:
         """A kernel for CPUs that composites whole rays for an image; None if the field has none.
+
+        Nothing is rendered outside of `crop_aabb`, if there is one.
 
         It takes rays clipped to the grid's box, the length of a step, the blocks of steps of a ray
         and the transmittance at which it is finished.
         """
-        del params, grid
+        del params, grid, crop_aabb
         return None
 
     def step_size(self, aabb: Float[Array | np.ndarray, "2 3"]) -> Float[Array, ""] | None:

@@ -205,7 +205,7 @@ class Voxels(base.Field):
         return self.density_tv_weight * density + self.feature_tv_weight * features
 
     def ray_compositor(
-        self, params: Params, grid: OccupancyGrid
+        self, params: Params, grid: OccupancyGrid, crop_aabb: Float[Array, "2 3"] | None = None
     ) -> Callable[[Rays, Float[Array, ""], int, float], RaySums] | None:
         """One kernel for all of a ray, where it can read the rows of the table."""
         voxel_grid, table = cast(VoxelGrid, grid), params["table"]
@@ -224,7 +224,7 @@ class Voxels(base.Field):
             density = self.density_gain, self.density_shift, self.density_scale
             settings = *density, step, threshold, float(max_blocks)
             lines = rays.origins, rays.directions, rays.near, rays.far
-            return RaySums(*calls.render_voxels(arrays, lines, settings))
+            return RaySums(*calls.render_voxels(arrays, lines, settings, crop_aabb))
 
         return composite
 

@@ -305,9 +305,9 @@ class PackedModel(Model):
             )
 
         composite = None
-        if self.colors_per_ray(field) and not at_start and crop_aabb is None:
+        if self.colors_per_ray(field) and not at_start:
             is_plain = grid.bounds is None and not stage.color_budget
-            composite = field.ray_compositor(params.field, grid) if is_plain else None
+            composite = field.ray_compositor(params.field, grid, crop_aabb) if is_plain else None
         if composite is None or not calls.can_call(rays.origins):
             return march(s_rays, background, rays.far)
 

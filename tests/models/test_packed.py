@@ -479,8 +479,9 @@ def test_update_grid_leaves_grids_that_do_not_follow_the_density(make: Any) -> N
 
 
 @pytest.mark.parametrize("feature_dim", [7, 15])
+@pytest.mark.parametrize("crops", [False, True])
 def test_images_of_voxels_are_the_same_with_and_without_kernels(
-    monkeypatch: pytest.MonkeyPatch, feature_dim: int
+    monkeypatch: pytest.MonkeyPatch, crops: bool, feature_dim: int
 ) -> None:
     config = tiny_voxels()
     config = dataclasses.replace(
@@ -493,7 +494,8 @@ def test_images_of_voxels_are_the_same_with_and_without_kernels(
     for switch in ("on", "off"):
         monkeypatch.setenv(calls.SWITCH, switch)
         jax.clear_caches()
-        images.append(render_image(config, stage, 1 << 12, *view, jnp.asarray(BOX)))
+        crop = jnp.asarray([[-0.5, -0.3, -9.0], [0.6, 9.0, 0.4]]) if crops else None
+        images.append(render_image(config, stage, 1 << 12, *view, jnp.asarray(BOX), crop))
     with_kernel, without = images
     assert 0.1 < np.mean(without.opacity) < 0.95
     np.testing.assert_allclose(with_kernel.rgb, without.rgb, atol=3e-3)

@@ -364,6 +364,7 @@ def render_voxels(
     voxels: VoxelArrays,
     rays: tuple[Float[Array, "r 3"], Float[Array, "r 3"], Float[Array, "r"], Float[Array, "r"]],
     settings: tuple[Float[Array, ""] | float, ...],
+    crop_aabb: Float[Array, "2 3"] | None = None,
 ) -> tuple[Float[Array, "r k"], Float[Array, "r"], Float[Array, "r"], Float[Array, "r"]]:
     """Rays rendered front to back through voxels, until they are opaque.
 
@@ -373,6 +374,7 @@ def render_voxels(
       settings: factor, offset and scale of the softplus that makes the density of the first
         channel, length of a step, transmittance at which a ray is finished, blocks of
         `STEPS_PER_BLOCK` steps of a ray.
+      crop_aabb: box outside of which nothing is rendered; None for all.
 
     Returns:
       By ray the weighted sums of the other channels, the sum of weights, the weighted sum of
@@ -382,7 +384,9 @@ def render_voxels(
     results = _like((count, channels)), *(_like((count,)) for _ in range(3))
     numbers = jnp.stack([jnp.asarray(number, jnp.float32) for number in settings])
     table, corner_rows, cell_ids, *boxes = voxels
-    operands = table, corner_rows, _cube(cell_ids), *boxes, *rays, numbers
+    everything = jnp.asarray([[-jnp.inf] * 3, [jnp.inf] * 3], jnp.float32)
+    crop = everything if crop_aabb is None else crop_aabb.astype(jnp.float32)
+    operands = table, corner_rows, _cube(cell_ids), *boxes, *rays, numbers, crop
     sums, opacity, distance, median = _kernel("render_voxels", results)(*_narrow(*operands))
     return sums[:, 1:], opacity, distance, median
 

@@ -72,7 +72,7 @@ def _find_distance(samples, count, opacity):
 @njit(error_model="numpy")
 def _render(frame, part, parts):
     """Operands: table (rows, c), corner_rows (cells, 8), cell_ids (n, n, n), aabb, coarse cells,
-    their aabb, origins (r, 3), directions, near (r,), far, settings (6,).
+    their aabb, origins (r, 3), directions, near (r,), far, settings (6,), crop (2, 3).
 
     The settings: gain, shift and scale of the density, length of a step, transmittance at which a
     ray is finished, blocks of steps of a ray. Results: features (r, c), whose first channel means
@@ -83,7 +83,7 @@ def _render(frame, part, parts):
     coarse, coarse_aabb = bytes_at(operand(frame, 4)), floats_at(operand(frame, 5))
     origins, directions = floats_at(operand(frame, 6)), floats_at(operand(frame, 7))
     nears, fars = floats_at(operand(frame, 8)), floats_at(operand(frame, 9))
-    settings = floats_at(operand(frame, 10))
+    settings, crop = floats_at(operand(frame, 10)), floats_at(operand(frame, 11))
     gain, shift, scale, step = settings[0], settings[1], settings[2], settings[3]
     threshold, blocks = settings[4], np.intp(settings[5])
     features, opacities = floats_at(result(frame, 0)), floats_at(result(frame, 1))
@@ -125,7 +125,11 @@ def _render(frame, part, parts):
                 stop = min(start + step, far)
                 t = HALF * (start + stop)
                 cell = cell_of(x + t * along_x, y + t * along_y, z + t * along_z, side, side, side)
-                cells[index] = ids[cell] if cell >= 0 and stop > start else np.int32(0)
+                shows = cell >= 0 and stop > start
+                shows = shows and crop[0] <= ox + t * dx <= crop[3]
+                shows = shows and crop[1] <= oy + t * dy <= crop[4]
+                shows = shows and crop[2] <= oz + t * dz <= crop[5]
+                cells[index] = ids[cell] if shows else np.int32(0)
                 prefetch(rows, CORNERS * np.intp(cells[index]))
             for index in range(STEPS):
                 corner_rows = CORNERS * np.intp(cells[index])
