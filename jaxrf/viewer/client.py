@@ -19,7 +19,7 @@ from jaxrf.rendering.image import HostRendering
 from jaxrf.viewer.poses import View, fit_camera, ray_distance_to_z_depth, read_view, view_equals
 
 # Frame-time target while the camera moves, in seconds.
-MOVING_FRAME_SECONDS = 1.0 / 15.0
+MOVING_FRAME_SECONDS = 1.0 / 20.0
 # Frame-time target of an image that shows a new state to a camera at rest, in seconds.
 NEW_STATE_FRAME_SECONDS = 0.4
 # A camera that has not moved for this many seconds is at rest.
