@@ -87,7 +87,7 @@ def train_and_score(config: TrainConfig, preset: str) -> int:
     hardware = describe_hardware()
     print(f"Hardware: {hardware}. Preset: {preset} (--preset names another).")
     _check_early(config)
-    if isinstance(config.model, PackedModel) and calls.compile_in_background():
+    if isinstance(config.model, PackedModel) and calls.load_in_background():
         print("Kernels for this CPU are compiled, which takes some ten seconds, once.")
     started = time.monotonic()
     folder = training_data.locate(source, config)

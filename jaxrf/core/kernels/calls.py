@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,16 +97,27 @@ def compile_all() -> None:
             compile_kernel(name)
 
 
-def compile_in_background() -> bool:
-    """Begins to compile all kernels, beside whatever the caller does next.
+def load_in_background() -> bool:
+    """Begins to load the kernels of the user's cache, beside whatever the caller does next.
+
+    Those that are not there are compiled when they are needed: beside other Python code, it would
+    take as long and hold that up.
 
     Returns:
-      Whether that takes a while, as they are not in the user's cache yet.
+      Whether marching, which is needed first, is among those.
     """
     if not can_call():
         return False
-    threading.Thread(target=compile_all).start()
-    return len(list(_folder().rglob("*.nbi"))) < len(_MODULES)
+    cached = [
+        name for name, module in _MODULES.items() if any(_folder().rglob(f"{module}.{name}-*.nbi"))
+    ]
+    threading.Thread(target=_load, args=(cached,)).start()
+    return "march" not in cached
+
+
+def _load(names: Sequence[str]) -> None:
+    for name in names:
+        compile_kernel(name)
 
 
 @functools.cache

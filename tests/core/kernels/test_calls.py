@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -410,28 +411,23 @@ def test_results_depend_on_no_number_of_threads_and_need_no_cache(tmp_path: Path
     assert list((tmp_path / "cache").rglob("*.nbi"))
 
 
-def test_compiling_in_the_background_tells_whether_it_takes_long(
+def test_loading_in_the_background_tells_whether_kernels_must_be_compiled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    started = []
-    monkeypatch.setattr(calls.threading, "Thread", lambda target: Started(target, started))
+    loaded: list[str] = []
+    monkeypatch.setattr(calls, "compile_kernel", loaded.append)
     monkeypatch.setattr(calls, "_folder", lambda: tmp_path)
-    assert calls.compile_in_background() and started == [calls.compile_all]
-    for name in calls._MODULES:
-        (tmp_path / f"{name}.nbi").touch()
-    assert not calls.compile_in_background() and len(started) == 2
+    assert calls.load_in_background()
+    (tmp_path / "native").mkdir()
+    for name in ("march.march", "adam.sum_squares"):
+        (tmp_path / "native" / f"{name}-12.py311.nbi").touch()
+    assert not calls.load_in_background()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(timeout=10)
+    assert loaded == ["march", "sum_squares"]
     monkeypatch.setenv(calls.SWITCH, "off")
-    assert not calls.compile_in_background() and len(started) == 2
-
-
-class Started:
-    """In place of a thread: notes what it was started for."""
-
-    def __init__(self, target: Any, started: list[Any]) -> None:
-        self.target, self.started = target, started
-
-    def start(self) -> None:
-        self.started.append(self.target)
+    assert not calls.load_in_background()
 
 
 def test_integers_of_64_bits_are_narrowed() -> None:
