@@ -202,10 +202,15 @@ def render_packed_samples(
     frusta = ConicalFrusta(rays.directions[ray], rays.radii[ray], samples.t_starts, samples.t_ends)
     density, latent = fns.density(positions, frusta)
     num_complete_rays = jnp.asarray(num_rays, jnp.int32)
-    if color_budget is None:
+
+    def evaluate(latent: Any, ray: Int[Array, "k"]) -> Float[Array, "k c"]:
         values = fns.features(latent)
-        if not color_per_ray:
-            values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
+        if color_per_ray:
+            return values
+        return fns.color(values, rays.directions[ray], rays.camera_index[ray])
+
+    if color_budget is None:
+        values = evaluate(latent, ray)
         weights, opacity, rgb = composite_packed(density, samples, values, num_rays)
     else:
         weights, _ = compute_packed_weights(density, samples)
@@ -213,10 +218,8 @@ def render_packed_samples(
         ray, latent, color_weights, num_complete_rays = _select_colored(
             samples, weights, latent, num_rays, color_budget, color_threshold
         )
-        values = fns.features(latent)
-        if not color_per_ray:
-            values = fns.color(values, rays.directions[ray], rays.camera_index[ray])
-        rgb = sum_by_ray(values * color_weights[:, None], ray, num_rays)
+        # Features in half precision are summed in the precision of the weights.
+        rgb = sum_by_ray(evaluate(latent, ray) * color_weights[:, None], ray, num_rays)
     if color_per_ray:
         rgb = color_ray(fns.color, rgb, opacity, rays)
     rgb = rgb + (1.0 - opacity)[:, None] * background

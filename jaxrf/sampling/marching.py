@@ -30,7 +30,7 @@ PROBES = 8
 
 
 class MarchConfig(NamedTuple):
-    """How rays are packed through an occupancy grid; static numbers.
+    """How rays are marched through an occupancy grid; static numbers.
 
     max_blocks: per ray; together they must reach across the box.
     steps_per_block: a block is skipped as a whole if no cell near it is occupied.

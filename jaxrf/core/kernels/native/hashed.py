@@ -9,6 +9,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
+from jaxrf.core.kernels.native.cells import CORNERS, corner_weight
 from jaxrf.core.kernels.native.frames import (
     address_of_body,
     asks_for_version,
@@ -32,7 +33,6 @@ from jaxrf.core.kernels.native.vectors import (
 )
 
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
-CORNERS = 8
 PRIME_Y, PRIME_Z = np.uint32(2654435761), np.uint32(805459861)
 
 
@@ -76,9 +76,7 @@ def _interpolate(frame, part, parts):
             total = few_zeros()
             for corner in range(CORNERS):
                 i, j, k = (corner >> 2) & 1, (corner >> 1) & 1, corner & 1
-                weight = fx if i else ONE - fx
-                weight *= fy if j else ONE - fy
-                weight *= fz if k else ONE - fz
+                weight = corner_weight(fx, fy, fz, corner)
                 row = first + _row(x + i, y + j, z + k, cells, rows)
                 total = add_scaled(total, weight, load_few(table, FEW_LANES * row))
             store(features, FEW_LANES * (sample * levels + level), total)
@@ -120,9 +118,7 @@ def _scatter(frame, part, parts):
             z, fz = _cell_and_fraction(unit[3 * sample + 2], cells)
             for corner in range(CORNERS):
                 i, j, k = (corner >> 2) & 1, (corner >> 1) & 1, corner & 1
-                weight = fx if i else ONE - fx
-                weight *= fy if j else ONE - fy
-                weight *= fz if k else ONE - fz
+                weight = corner_weight(fx, fy, fz, corner)
                 row = first + _row(x + i, y + j, z + k, cells, rows)
                 if start <= row < stop:
                     total = add_scaled(load_few(table, FEW_LANES * row), weight, vector)

@@ -10,6 +10,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
+from jaxrf.core.kernels.native.cells import cell_of, in_cells
 from jaxrf.core.kernels.native.frames import (
     address_of_body,
     asks_for_version,
@@ -28,24 +29,6 @@ from jaxrf.core.kernels.native.vectors import prefetch
 
 HALF, ZERO = np.float32(0.5), np.float32(0.0)
 STEPS = 8  # of a block
-
-
-@no_type_check
-@njit(error_model="numpy")
-def in_cells(aabb, axis, count, origin, direction):
-    """A coordinate of a ray's points, in cells: where the ray begins, and by how much it grows."""
-    cells = np.float32(count) / (aabb[axis + 3] - aabb[axis])
-    return (origin - aabb[axis]) * cells, direction * cells
-
-
-@no_type_check
-@njit(error_model="numpy")
-def cell_of(x, y, z, nx, ny, nz):
-    """Index of the cell that holds a point given in cells; -1 if none does."""
-    # Also false where a coordinate is not a number.
-    if ZERO <= x < np.float32(nx) and ZERO <= y < np.float32(ny) and ZERO <= z < np.float32(nz):
-        return (np.intp(x) * ny + np.intp(y)) * nz + np.intp(z)
-    return -1
 
 
 @no_type_check

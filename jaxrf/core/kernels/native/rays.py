@@ -9,6 +9,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
+from jaxrf.core.kernels.native.cells import CORNERS, cell_of, corner_weight, in_cells
 from jaxrf.core.kernels.native.frames import (
     address_of_body,
     allocate,
@@ -25,7 +26,6 @@ from jaxrf.core.kernels.native.frames import (
     result_size,
     run_parts,
 )
-from jaxrf.core.kernels.native.march import cell_of, in_cells
 from jaxrf.core.kernels.native.vectors import (
     LANES,
     add_scaled,
@@ -37,7 +37,7 @@ from jaxrf.core.kernels.native.vectors import (
 )
 
 ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
-CORNERS, STEPS = 8, 8
+STEPS = 8
 LARGEST = np.float32(1e10)
 
 
@@ -152,9 +152,7 @@ def _render(frame, part, parts):
                 for channel in range(0, channels, LANES):
                     total = zeros()
                     for corner in range(CORNERS):
-                        share = fx if corner & 4 else ONE - fx
-                        share *= fy if corner & 2 else ONE - fy
-                        share *= fz if corner & 1 else ONE - fz
+                        share = corner_weight(fx, fy, fz, corner)
                         row = np.intp(rows[corner_rows + corner]) * channels + channel
                         total = add_scaled(total, share, load(table, row))
                     if channel == 0:

@@ -10,6 +10,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
+from jaxrf.core.kernels.native.cells import CORNERS, corner_weight
 from jaxrf.core.kernels.native.frames import (
     address_of_body,
     asks_for_version,
@@ -36,7 +37,6 @@ from jaxrf.core.kernels.native.vectors import (
 )
 
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
-CORNERS = 8
 # Samples by which memory is asked for before it is read.
 AHEAD = 8
 # Samples whose cells are looked up together.
@@ -55,15 +55,6 @@ def _scaled(positions, sample, axis, low, high, count):
 @njit(error_model="numpy")
 def _fraction(scaled):
     return min(max(scaled - np.floor(scaled), ZERO), ONE)
-
-
-@no_type_check
-@njit(error_model="numpy")
-def _corner_weight(fx, fy, fz, corner):
-    x = fx if corner & 4 else ONE - fx
-    y = fy if corner & 2 else ONE - fy
-    z = fz if corner & 1 else ONE - fz
-    return x * y * z
 
 
 @no_type_check
@@ -144,7 +135,7 @@ def _interpolate(frame, part, parts):
             total = zeros()
             for corner in range(CORNERS):
                 row = np.intp(rows[corner_rows + corner]) * channels + channel
-                total = add_scaled(total, _corner_weight(fx, fy, fz, corner), load(table, row))
+                total = add_scaled(total, corner_weight(fx, fy, fz, corner), load(table, row))
             _write_split(first, others, sample, channels, channel, total)
 
 
@@ -236,7 +227,7 @@ def _scatter(frame, part, parts):
                 row = np.intp(rows[CORNERS * cell + corner])
                 if start <= row < stop:
                     offset = row * channels + channel
-                    weight = _corner_weight(fx, fy, fz, corner)
+                    weight = corner_weight(fx, fy, fz, corner)
                     store(table, offset, add_scaled(load(table, offset), weight, gradient))
 
 
